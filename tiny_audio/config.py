@@ -1,0 +1,25 @@
+"""The strict pydantic base of every recipe section and every part's config, and the user's mistakes."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Frozen, knows all its keys, and converts nothing: what the file says is what runs.
+
+    Field docstrings become the field descriptions of the JSON schema and of the generated docs.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class UserError(ValueError):
+    """A mistake of the user's: what was given, what is allowed, what to do. Shown without a traceback, exit 2."""

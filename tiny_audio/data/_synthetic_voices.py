@@ -1,0 +1,64 @@
+"""espeak-ng's English accents and voice variants, split by ear and by parameters into training and held-out voices.
+
+A family (variants that differ in pitch, echo or roughness only) stands on one side as a whole, so that no held-out
+voice is a training voice in disguise.
+"""
+
+from __future__ import annotations
+
+ACCENTS: dict[str, str] = {
+    "en-us": "gmw/en-US",
+    "en-us-nyc": "gmw/en-US-nyc",
+    "en-gb": "gmw/en",
+    "en-gb-scotland": "gmw/en-GB-scotland",
+    "en-gb-x-rp": "gmw/en-GB-x-rp",
+    "en-gb-x-gbclan": "gmw/en-GB-x-gbclan",
+    "en-gb-x-gbcwmd": "gmw/en-GB-x-gbcwmd",
+    "en-029": "gmw/en-029",
+}
+"""Accent -> espeak-ng's voice file. Naming the file spares the search through all languages."""
+
+HELD_OUT_VOICES: tuple[str, ...] = (
+    # female
+    *("aunty", "belinda", "f4", "linda"),
+    "f1",
+    # male
+    *("Gene", "Gene2"),
+    *("Mario", "Michael", "gustave", "marcelo"),
+    "antonio",
+    "ed",
+    "m2",
+    "m5",
+)
+"""Never heard in training; for measuring generalisation to new speakers."""
+
+TRAINING_VOICES: tuple[str, ...] = (
+    # female
+    *("Alicia", "Andrea", "Annie", "anika", "f2", "f3", "f5", "grandma", "shelby", "steph", "steph2", "steph3"),
+    # child
+    "zac",
+    # male, Klatt synthesiser
+    *("adam", "announcer", "benjamin", "david", "edward", "edward2", "mike2", "Reed"),
+    *("klatt", "klatt2", "klatt3", "klatt4", "klatt5", "klatt6"),
+    # male, near the default voice
+    *("Alex", "Mike", "croak", "fast", "grandpa", "john", "m1", "m3", "m4", "m6", "norbert", "pedro"),
+    *("Nguyen", "m7", "m8"),
+    *("max", "RicishayMax", "RicishayMax2", "RicishayMax3"),
+    # male, families
+    *("Diogo", "Henrique", "Hugo", "michel", "miguel"),
+    *("Andy", "AnxiousAndy", "Lee"),
+    *("Denis", "Storm", "victor"),
+    *("iven", "iven2", "iven3", "iven4"),
+    *("pablo", "paul", "quincy", "rob", "robert"),
+    # male, alone
+    *("Jacky", "Marco", "boris", "ian", "kaukovalta", "sandro", "travis"),
+)
+"""The voices to train on."""
+
+UNNATURAL_VOICES: tuple[str, ...] = (
+    *("Demonic", "UniRobot", "anikaRobot", "Tweaky"),
+    *(f"robosoft{number}" for number in ("", 2, 3, 4, 5, 6, 7, 8)),
+    *("caleb", "whisper", "whisperf"),
+    "Mr serious",
+)
+"""Robots, effects and whispers: on neither side, but may be asked for by name."""

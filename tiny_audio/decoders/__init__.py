@@ -1,0 +1,111 @@
+"""The Decoder contract: embeddings in, text tokens out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, load_tokenizer, train_tokenizer
+from tiny_audio.pretrained import TransformersPartConfig
+from tiny_audio.registry import Registry
+
+_TOKENIZERS_OWN = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class DecoderConfig(TransformersPartConfig, ABC):
+    """Base of every decoder's config."""
+
+    tokenizer: TrainedTokenizerConfig | None = None
+    """A small tokenizer to train on the transcripts; None takes the one that comes with ``pretrained``."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> DecoderConfig:
+        if self.tokenizer and self.init == "pretrained":
+            raise ValueError(
+                "a pretrained decoder knows only its own tokenizer's ids; remove tokenizer, or set init: random"
+            )
+        for name in _TOKENIZERS_OWN:
+            if name in self.overrides:
+                raise ValueError(f"overrides.{name} is the tokenizer's to say (pad and end must differ); remove it")
+        return self
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> Self:
+        """A config of some 10,000 random parameters and a character tokenizer, for tests."""
+
+
+@dataclass(frozen=True)
+class DecoderContext:
+    """What surrounds a decoder."""
+
+    tokenizer: Any
+    """The tokenizer whose ids it reads and writes; a random decoder takes its vocabulary size from it.
+    None where ``architecture`` is given."""
+    architecture: dict[str, Any] | None = None
+    """:meth:`Decoder.architecture` of an earlier build; the decoder is then built so, with no weights read."""
+
+
+def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
+    """The decoder's tokenizer: the checkpoint's own, or one trained on ``transcripts``.
+
+    Raises:
+        UserError: the checkpoint's tokenizer cannot be read.
+    """
+    if config.tokenizer is None:
+        return load_tokenizer(config.pretrained, config.revision)
+    return train_tokenizer(config.tokenizer, transcripts)
+
+
+class Decoder(nn.Module, ABC):
+    """A causal language model that reads embeddings.
+
+    B rows · L positions · H channels · V token ids
+    """
+
+    dim: int
+    """H."""
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids ``[...]`` -> embeddings ``[..., H]``, scaled as the model itself would."""
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        """Logits at chosen positions only, in row-major order.
+
+        Args:
+            embeddings: ``[B, L, H]``, right-padded.
+            mask: ``[B, L]`` bool, True on real positions.
+            keep: ``[B, L]`` bool, positions whose logits are wanted; full-sequence logits would cost gigabytes.
+
+        Returns:
+            ``[keep.sum(), V]``.
+        """
+
+    @abstractmethod
+    def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
+        """New token ids after left-padded ``embeddings [B, L, H]``; ``settings`` are those of transformers' generate.
+
+        Returns:
+            ids ``[B, new tokens]``, or transformers' output object where ``return_dict_in_generate`` is set.
+        """
+
+    @abstractmethod
+    def embedding_rms(self) -> float:
+        """Root mean square over the token embeddings."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """JSON from which :class:`DecoderContext` rebuilds this decoder without its checkpoint."""
+
+
+DECODERS: Registry[DecoderConfig, Decoder] = Registry(
+    "decoder", DecoderConfig, package=__name__, entry_points="tiny_audio.decoders"
+)
+"""Registered decoders; builders take ``(config, context: DecoderContext)``."""

@@ -1,0 +1,83 @@
+"""A small tokenizer from transcripts, for decoders that start from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from tiny_audio.config import Config, UserError
+
+PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
+
+# The same shape of conversation as the big models', so that one prompt builder serves both.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class TrainedTokenizerConfig(Config):
+    """A byte-pair tokenizer trained on the training transcripts."""
+
+    kind: Literal["characters", "bpe"] = "bpe"
+    vocab_size: PositiveInt = 256
+    """Upper bound for ``bpe``, special tokens included; ``characters`` has as many as there are."""
+
+
+def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) -> Any:
+    """Train on ``transcripts``; the same transcripts in any order give the same tokenizer.
+
+    Returns:
+        a ``transformers.PreTrainedTokenizerFast`` with pad and end tokens of their own and a chat template.
+
+    Raises:
+        UserError: there are no transcripts.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = sorted(transcripts)
+    alphabet = sorted({character for text in texts for character in text} | {" "})
+    if not any(texts):
+        raise UserError("decoder.tokenizer: there is no transcript to train a tokenizer on; check data.train")
+    special = [PAD, UNKNOWN, END, USER, ASSISTANT]
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    # A word's leading space belongs to it, so that joining tokens gives back the text to the letter.
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size if config.kind == "bpe" else len(alphabet) + len(special),
+        special_tokens=special,
+        initial_alphabet=[character.replace(" ", "▁") for character in alphabet],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
+    """A checkpoint's tokenizer.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder_or_id, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the tokenizer of {folder_or_id!r}: {str(error).strip().splitlines()[0]} "
+            "Give a hub id or a folder with tokenizer files, or set decoder.tokenizer to train a small one."
+        ) from error

@@ -1,0 +1,157 @@
+"""Whisper's encoder on clips of any length up to 30 s (Radford et al. 2022, arXiv 2212.04356)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.frames import Frames
+from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+
+SAMPLE_RATE = 16_000
+WINDOW = 400
+"""Samples of the analysis window, 25 ms."""
+HOP = 160
+"""Samples between mel frames, 10 ms."""
+
+
+class WhisperConfig(EncoderConfig):
+    """Whisper: log-mel front end, 50 frames a second, runs on the clip's own length."""
+
+    name: Literal["whisper"] = "whisper"
+    pretrained: str = "openai/whisper-large-v3-turbo"
+
+    def num_frames(self, num_samples: int) -> int:
+        """Half the mel frames, rounded up."""
+        return -(-max(1, -(-num_samples // HOP)) // 2)
+
+    def max_duration_s(self) -> float | None:
+        """Whisper has a position for each of 1,500 frames: 30 s."""
+        positions = self.overrides.get("max_source_positions", 1500)
+        return positions * 2 * HOP / SAMPLE_RATE if isinstance(positions, int) else None
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two layers of 32 channels."""
+        overrides: dict[str, Any] = {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "num_mel_bins": 40,
+            "max_source_positions": 750,
+        }
+        return cls(init="random", overrides=overrides, freeze=False)
+
+
+@ENCODERS.register
+def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
+    """Take the encoder out of a whole Whisper checkpoint, or make a random one."""
+    from transformers import WhisperConfig as Architecture
+    from transformers import WhisperModel
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder as Layers
+
+    architecture = transformers_config(
+        Architecture,
+        config,
+        context.architecture,
+        dropout=config.dropout,
+        attention_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        encoder_layerdrop=0.0,
+    )
+    architecture._attn_implementation = attention_for(config)
+    if context.architecture is not None or config.init == "random":
+        model = Layers._from_config(architecture)
+    else:
+        # WhisperEncoder.from_pretrained would match no key of a whole checkpoint, and load nothing.
+        model = load_weights(WhisperModel, architecture, config, ignored=[r"proj_out\.weight"]).encoder
+    prepare_training(model, config)
+    return WhisperEncoder(model)
+
+
+class WhisperEncoder(Encoder):
+    """transformers' Whisper layers behind a front end that computes one mel frame per 10 ms of the clip itself."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.dim: int = model.config.d_model
+        self.frame_rate = SAMPLE_RATE / HOP / 2
+        self.max_frames: int = model.config.max_source_positions
+        # Sinusoids by construction: they never train, from scratch neither.
+        model.embed_positions.requires_grad_(False)
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Half the mel frames, rounded up."""
+        return (self._num_mel_frames(num_samples) + 1) // 2
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
+        """Log-mel ``[B, F, mels]``, each clip normalised by its own maximum, as Whisper's feature extractor does.
+
+        Silence follows the clip, as in Whisper's 30 s window, so a clip's last frames see zeros and not the padding's
+        neighbours; the clip's start is reflected, as there.
+        """
+        num_mel_frames = self._num_mel_frames(lengths)
+        size = int(num_mel_frames.max()) * HOP
+        audio = waveforms.float() * (torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None])
+        audio = F.pad(audio, (0, max(0, size + WINDOW // 2 - audio.shape[1])))[:, : size + WINDOW // 2]
+        audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio], dim=1)
+        window = torch.hann_window(WINDOW, device=audio.device)
+        spectrum = torch.stft(audio, WINDOW, HOP, window=window, center=False, return_complex=True)
+        power = spectrum[..., : size // HOP].abs() ** 2
+        filters = _mel_filters(self.model.config.num_mel_bins).to(power)
+        # [B, bins, F] -> [B, F, mels]
+        mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=1e-10).log10()
+        frames = Frames(mel, num_mel_frames, SAMPLE_RATE / HOP)
+        loudest = mel.masked_fill(~frames.mask()[..., None], -10.0).amax(dim=(1, 2), keepdim=True)
+        return Frames((torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0, num_mel_frames, frames.rate)
+
+    def encode(self, features: Frames) -> Frames:
+        """Two convolutions (stride 1 and 2), then the layers with padded frames masked."""
+        from transformers.masking_utils import create_bidirectional_mask
+
+        model = self.model
+        lengths = (features.lengths + 1) // 2
+        if int(lengths.max()) > self.max_frames:
+            raise ValueError(
+                f"a clip of {int(lengths.max()) / self.frame_rate:.1f} s is longer than this encoder's "
+                f"{self.max_frames / self.frame_rate:.0f} s; split it"
+            )
+        # A convolution reads over the edge of a clip; alone it would read zeros there.
+        hidden = features.zeroed().values.to(model.conv1.weight.dtype).transpose(1, 2)
+        hidden = F.gelu(model.conv1(hidden)) * features.mask()[:, None]
+        # [B, D, F] -> [B, F/2, D]
+        hidden = F.gelu(model.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
+        hidden = F.dropout(hidden, p=model.dropout, training=model.training)
+        frames = Frames(hidden, lengths, self.frame_rate)
+        mask = create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=frames.mask())
+        for layer in model.layers:
+            hidden = layer(hidden, mask)
+        return Frames(model.layer_norm(hidden), lengths, self.frame_rate)
+
+    def architecture(self) -> dict[str, Any]:
+        """The transformers config."""
+        return architecture_of(self.model.config)
+
+    @staticmethod
+    def _num_mel_frames(num_samples: Tensor) -> Tensor:
+        return ((num_samples + HOP - 1) // HOP).clamp(min=1)
+
+
+@lru_cache(maxsize=4)
+def _mel_filters(num_mels: int) -> Tensor:
+    """``[bins, mels]``. A constant and no buffer: a checkpoint need not hold it, and loading cannot lose it."""
+    import torchaudio
+
+    with torch.device("cpu"):  # also while a model is being built on the meta device
+        filters: Tensor = torchaudio.functional.melscale_fbanks(
+            WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+    return filters

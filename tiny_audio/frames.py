@@ -1,0 +1,38 @@
+"""Frames: the value that flows from waveform features through the encoder to the projector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """True where a position is real: ``lengths [B]`` -> bool ``[B, size]``."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A padded batch of vectors in time.
+
+    B clips · T frames of the longest clip · D channels · V CTC labels
+    """
+
+    values: Tensor
+    """``[B, T, D]``; what lies beyond a clip's length means nothing and must not be read."""
+    lengths: Tensor
+    """``[B]`` int64, frames of each clip."""
+    rate: float
+    """Frames per second."""
+    ctc_logits: Tensor | None = None
+    """``[B, T, V]`` where the model has a CTC head."""
+
+    def mask(self) -> Tensor:
+        """Bool ``[B, T]``, True on real frames."""
+        return length_mask(self.lengths, self.values.shape[1])
+
+    def zeroed(self) -> Frames:
+        """The same, with zeros beyond each length: what a convolution or a stack may read over the edge."""
+        return replace(self, values=self.values * self.mask()[..., None].to(self.values.dtype))

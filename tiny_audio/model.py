@@ -1,0 +1,313 @@
+"""TinyAudioModel: encode, project, splice, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from tiny_audio import ctc
+from tiny_audio.ctc import CtcConfig, CtcVocabulary
+from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
+from tiny_audio.decoding import GenerationConfig, Transcript
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
+from tiny_audio.frames import Frames, length_mask
+from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.prompt import Prompt
+
+
+class TinyAudioConfig(PreTrainedConfig):
+    """All that rebuilds a model without its base checkpoints: the parts' configs, architectures and the prompt's ids.
+
+    Args:
+        encoder, projector, decoder: the parts' configs as plain mappings, each with its ``name``.
+        encoder_architecture, decoder_architecture: see ``Encoder.architecture``.
+        embedding_rms: of the decoder's token embeddings, measured when the model was assembled.
+        ctc_characters: labels of the CTC head, None without one.
+        prompt_prefix_ids, prompt_suffix_ids, end_token_id: see :class:`tiny_audio.prompt.Prompt`.
+        generation: :class:`tiny_audio.decoding.GenerationConfig` as a mapping.
+    """
+
+    model_type = "tiny_audio"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        projector: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        encoder_architecture: dict[str, Any] | None = None,
+        decoder_architecture: dict[str, Any] | None = None,
+        embedding_rms: float = 1.0,
+        ctc_characters: Sequence[str] | None = None,
+        prompt_prefix_ids: Sequence[int] = (),
+        prompt_suffix_ids: Sequence[int] = (),
+        end_token_id: int = 0,
+        generation: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = encoder
+        self.projector = projector
+        self.decoder = decoder
+        self.encoder_architecture = encoder_architecture
+        self.decoder_architecture = decoder_architecture
+        self.embedding_rms = embedding_rms
+        self.ctc_characters = None if ctc_characters is None else list(ctc_characters)
+        self.prompt_prefix_ids = list(prompt_prefix_ids)
+        self.prompt_suffix_ids = list(prompt_suffix_ids)
+        self.end_token_id = end_token_id
+        self.generation = generation or {}
+        super().__init__(**kwargs)
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """Teacher-forced negative log-likelihoods, as sums, so that any grouping of rows can be averaged exactly."""
+
+    decoder_loss: Tensor
+    """``[B]``, nats over each row's tokens, its end token included."""
+    ctc_loss: Tensor | None
+    """``[B]``, nats over each row's labels."""
+
+
+class TinyAudioModel(PreTrainedModel):
+    """An encoder, a projector and a decoder as one transformers model.
+
+    B clips · S samples · N audio embeddings · L positions · H decoder channels · V token ids
+    """
+
+    config_class = TinyAudioConfig
+    base_model_prefix = ""
+    main_input_name = "waveforms"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(
+        self, config: TinyAudioConfig, parts: tuple[Encoder, Projector, Decoder] | None = None
+    ) -> None:
+        super().__init__(config)
+        self.encoder, self.projector, self.decoder = parts or self._rebuild(config)
+        self.ctc_vocabulary = None
+        self.ctc_head: nn.Linear | None = None
+        if config.ctc_characters is not None:
+            self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
+            self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
+        # Every part has initialised itself; transformers' generic initialisation would undo it.
+        with no_init_weights():
+            self.post_init()
+        # post_init asks direct children only, and the tied embeddings are a level below.
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    @classmethod
+    def assemble(
+        cls,
+        encoder: EncoderConfig,
+        projector: ProjectorConfig,
+        decoder: DecoderConfig,
+        *,
+        tokenizer: Any,
+        prompt: Prompt,
+        ctc_vocabulary: CtcVocabulary | None = None,
+        generation: GenerationConfig | None = None,
+    ) -> TinyAudioModel:
+        """Build the parts from their configs, reading pretrained weights where those say so.
+
+        Raises:
+            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained`.
+        """
+        built_encoder = ENCODERS.build(encoder, EncoderContext())
+        built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer))
+        rms = built_decoder.embedding_rms()
+        context = ProjectorContext(built_encoder.dim, built_decoder.dim, built_encoder.frame_rate, rms)
+        config = TinyAudioConfig(
+            encoder=encoder.model_dump(mode="json"),
+            projector=projector.model_dump(mode="json"),
+            decoder=decoder.model_dump(mode="json"),
+            encoder_architecture=built_encoder.architecture(),
+            decoder_architecture=built_decoder.architecture(),
+            embedding_rms=rms,
+            ctc_characters=ctc_vocabulary.characters if ctc_vocabulary else None,
+            prompt_prefix_ids=prompt.prefix_ids,
+            prompt_suffix_ids=prompt.suffix_ids,
+            end_token_id=prompt.end_id,
+            generation=(generation or GenerationConfig()).model_dump(mode="json"),
+        )
+        return cls(config, (built_encoder, PROJECTORS.build(projector, context), built_decoder))
+
+    @staticmethod
+    def _rebuild(config: TinyAudioConfig) -> tuple[Encoder, Projector, Decoder]:
+        encoder = ENCODERS.build(ENCODERS.parse(config.encoder), EncoderContext(config.encoder_architecture))
+        decoder = DECODERS.build(DECODERS.parse(config.decoder), DecoderContext(None, config.decoder_architecture))
+        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, config.embedding_rms)
+        return encoder, PROJECTORS.build(PROJECTORS.parse(config.projector), context), decoder
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: parts initialise themselves, and a loaded model must hold every key."""
+
+    def encode(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
+        """Waveforms ``[B, S]``, float32 at 16 kHz, with ``lengths [B]`` in samples -> frames, CTC logits included."""
+        frames = self.encoder(waveforms, lengths, transform)
+        return frames if self.ctc_head is None else replace(frames, ctc_logits=self.ctc_head(frames.values))
+
+    def splice(
+        self, audio: Tensor, audio_lengths: Tensor, ids: Sequence[Tensor], *, padding_side: str
+    ) -> tuple[Tensor, Tensor]:
+        """Prompt prefix, each row's own length of audio embeddings, prompt suffix, text.
+
+        Args:
+            audio: ``[B, N, H]``.
+            audio_lengths: ``[B]``.
+            ids: B rows of token ids that follow the prompt; empty rows at inference.
+            padding_side: ``right`` to train, ``left`` to generate.
+
+        Returns:
+            embeddings ``[B, L, H]`` and their bool mask ``[B, L]``.
+        """
+        prefix, suffix = (
+            self.decoder.embed(torch.tensor(part, dtype=torch.long, device=audio.device)).to(audio.dtype)
+            for part in (self.config.prompt_prefix_ids, self.config.prompt_suffix_ids)
+        )
+        rows = [
+            torch.cat([prefix, row[: int(length)], suffix, self.decoder.embed(text).to(audio.dtype)])
+            for row, length, text in zip(audio, audio_lengths, ids, strict=True)
+        ]
+        embeddings = pad_sequence(rows, batch_first=True, padding_side=padding_side)
+        sizes = torch.tensor([len(row) for row in rows], device=audio.device)
+        mask = length_mask(sizes, embeddings.shape[1])
+        return embeddings, mask if padding_side == "right" else mask.flip(1)
+
+    def score_targets(self, frames: Frames, targets: Sequence[Tensor]) -> Tensor:
+        """Negative log-likelihood ``[B]`` of B rows of token ids, each with its end token, given the frames."""
+        return self._score_spliced(*self.projector(frames), targets)
+
+    def _score_spliced(self, audio: Tensor, audio_lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        embeddings, mask = self.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
+        sizes = torch.tensor([len(row) for row in targets], device=audio.device)
+        # Positions that predict a target: from the last one before the text to the one before the end token.
+        ends = mask.sum(1)
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])
+        logits = self.decoder(embeddings, mask, keep)
+        losses = F.cross_entropy(logits.float(), torch.cat(list(targets)), reduction="none")
+        rows = torch.arange(len(targets), device=audio.device).repeat_interleave(sizes)
+        return torch.zeros(len(targets), dtype=losses.dtype, device=audio.device).index_add(0, rows, losses)
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        waveform_lengths: Tensor,
+        targets: Sequence[Tensor],
+        ctc_targets: Sequence[Sequence[int]] | None = None,
+        transform: FeatureTransform | None = None,
+    ) -> TargetScores:
+        """Teacher-forced losses.
+
+        Args:
+            waveforms: ``[B, S]`` float32 at 16 kHz.
+            waveform_lengths: ``[B]`` in samples.
+            targets: B rows of token ids, each ending in the end token.
+            ctc_targets: B rows of CTC labels; needed where the model has a CTC head.
+            transform: SpecAugment or the like, between front end and layers.
+        """
+        frames = self.encode(waveforms, waveform_lengths, transform)
+        ctc_loss = None
+        if frames.ctc_logits is not None:
+            assert ctc_targets is not None, "a model with a CTC head trains on CTC targets"
+            ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
+        return TargetScores(self.score_targets(frames, targets), ctc_loss)
+
+    @torch.no_grad()
+    def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
+        """Token ids of the transcripts, ``[B, new tokens]``, each row padded after its end token.
+
+        Args:
+            waveforms: ``[B, S]`` float32 at 16 kHz.
+            waveform_lengths: ``[B]`` in samples; None where no row is padded.
+            settings: as for transformers' ``generate``; they go before the model's own.
+        """
+        if waveform_lengths is None:
+            waveform_lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        audio, audio_lengths = self.projector(self.encode(waveforms, waveform_lengths))
+        return self._generate_spliced(audio, audio_lengths, **settings)
+
+    def _generate_spliced(self, audio: Tensor, audio_lengths: Tensor, **settings: Any) -> Any:
+        nothing = torch.empty(0, dtype=torch.long, device=audio.device)
+        embeddings, mask = self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left")
+        own = GenerationConfig(**self.config.generation)
+        defaults = {
+            "max_new_tokens": own.max_new_tokens,
+            "num_beams": own.num_beams,
+            "do_sample": False,
+            "eos_token_id": self.config.end_token_id,
+            "pad_token_id": self.config.end_token_id,
+        }
+        return self.decoder.generate(embeddings, mask, **(defaults | settings))
+
+    @torch.no_grad()
+    def transcribe(self, waveforms: Tensor, waveform_lengths: Tensor, tokenizer: Any) -> list[Transcript]:
+        """Texts of a batch, by the model's own generation settings: greedy, beam or joint with the CTC head."""
+        frames = self.encode(waveforms, waveform_lengths)
+        audio, audio_lengths = self.projector(frames)
+        settings = GenerationConfig(**self.config.generation)
+        num_candidates = settings.num_beams if settings.ctc_weight else 1
+        sequences = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates)
+        rows = [self._until_end(row.tolist()) for row in sequences]
+        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
+        ctc_texts = self._ctc_texts(frames)
+        transcripts = []
+        for clip, ctc_text in enumerate(ctc_texts):
+            mine = range(clip * num_candidates, (clip + 1) * num_candidates)
+            candidates = {texts[row]: not rows[row][1] for row in mine}
+            best = texts[mine[0]]
+            if settings.ctc_weight and self.ctc_vocabulary is not None:
+                candidates.setdefault(ctc_text or "", False)
+                one = slice(clip, clip + 1)
+                clip_frames = Frames(frames.values[one], frames.lengths[one], frames.rate, frames.ctc_logits[one])
+                best = self._best(list(candidates), clip_frames, (audio[one], audio_lengths[one]), tokenizer, settings)
+            transcripts.append(Transcript(best, ctc_text, candidates[best]))
+        return transcripts
+
+    def _best(
+        self,
+        texts: list[str],
+        frames: Frames,
+        audio: tuple[Tensor, Tensor],
+        tokenizer: Any,
+        settings: GenerationConfig,
+    ) -> str:
+        """The text that decoder and CTC head together find likeliest in one clip."""
+        assert self.ctc_vocabulary is not None
+        assert frames.ctc_logits is not None
+        device, number = frames.values.device, len(texts)
+        targets = [
+            torch.tensor([*tokenizer.encode(text, add_special_tokens=False), self.config.end_token_id], device=device)
+            for text in texts
+        ]
+        embeddings, lengths = audio
+        by_decoder = -self._score_spliced(embeddings.expand(number, -1, -1), lengths.expand(number), targets)
+        labels = [self.ctc_vocabulary.encode(text) for text in texts]
+        by_ctc = ctc.log_likelihood(
+            frames.ctc_logits.expand(number, -1, -1), frames.lengths.expand(number), [row or [] for row in labels]
+        )
+        for index, row in enumerate(labels):
+            if row is None:  # a character that the head cannot spell
+                by_ctc[index] = -torch.inf
+        scores = (1 - settings.ctc_weight) * by_decoder + settings.ctc_weight * by_ctc
+        return texts[int(scores.argmax())]
+
+    def _ctc_texts(self, frames: Frames) -> list[str | None]:
+        if frames.ctc_logits is None or self.ctc_vocabulary is None:
+            return [None] * len(frames.lengths)
+        labels = ctc.greedy(frames.ctc_logits, frames.lengths)
+        return [self.ctc_vocabulary.decode(row).strip() for row in labels]
+
+    def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
+        """Ids before the end token, and whether there was one."""
+        end = self.config.end_token_id
+        return (ids[: ids.index(end)], True) if end in ids else (ids, False)

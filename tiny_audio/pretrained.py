@@ -1,0 +1,203 @@
+"""Parts that wrap a transformers model: where weights come from, what trains, and that every tensor is accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from torch import nn
+
+from tiny_audio.config import Config, UserError
+from tiny_audio.registry import did_you_mean
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on frozen linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Names of the linear layers, such as ``q_proj``; every layer whose path ends in one is adapted."""
+
+
+class TransformersPartConfig(Config):
+    """Fields shared by the parts that wrap a transformers model."""
+
+    name: str
+    pretrained: str
+    """Hub id or local folder of the checkpoint."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; None is the newest commit of the main branch."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """``random`` builds the architecture of ``overrides`` and reads nothing of ``pretrained``."""
+    overrides: dict[str, JsonValue] = {}
+    """Fields of the transformers config, on top of its defaults; for ``init: random`` only."""
+    freeze: bool = True
+    """Keep the weights as they are. With ``lora``, only the adapters train."""
+    lora: LoraConfig | None = None
+    attention: Attention = "auto"
+    """``auto`` is Flash Attention 2 where it is installed and the weights are in half precision, else SDPA."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of every dropout in the part; checkpoints' own settings are not used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformersPartConfig:
+        if self.overrides and self.init == "pretrained":
+            raise ValueError(
+                "overrides change the architecture, which pretrained weights fix; "
+                "set init: random, or remove the overrides"
+            )
+        if self.lora and not self.freeze:
+            raise ValueError("lora adapts frozen weights; set freeze: true, or remove lora to train all of the part")
+        return self
+
+
+def transformers_config(
+    config_class: Any, part: TransformersPartConfig, architecture: dict[str, Any] | None, **settings: Any
+) -> Any:
+    """The transformers config of a part.
+
+    Args:
+        config_class: a ``transformers`` config class.
+        part: what the recipe says.
+        architecture: ``to_dict()`` of an earlier build, which then decides alone; nothing is fetched.
+        settings: fields that the part decides itself, such as dropouts.
+
+    Raises:
+        UserError: an override that the class has no field for, or a checkpoint that cannot be read.
+    """
+    if architecture is not None:
+        config = config_class.from_dict(architecture)
+    elif part.init == "random":
+        known = {name for name in vars(config_class()) if not name.startswith("_")}
+        for name in part.overrides:
+            if name not in known:
+                raise UserError(f"overrides: {config_class.__name__} has no field {name!r}; {did_you_mean(name, known)}")
+        try:
+            config = config_class(**part.overrides)
+        except (ValueError, TypeError) as error:  # transformers' own checks of the values
+            raise UserError(f"overrides do not make a valid {config_class.__name__}: {error}") from error
+    else:
+        config = _reading(part, config_class.from_pretrained, part.pretrained, revision=part.revision)
+        if config_class.model_type != config.to_dict().get("model_type"):
+            raise UserError(
+                f"{part.pretrained} is a {config.to_dict().get('model_type')!r} checkpoint, not "
+                f"{config_class.model_type!r}; choose the part of that family, or another checkpoint"
+            )
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def attention_for(part: TransformersPartConfig) -> str:
+    """The attention implementation in transformers' terms.
+
+    Raises:
+        UserError: Flash Attention 2 was asked for and is not installed.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    available = bool(is_flash_attn_2_available())
+    if part.attention == "flash_attention_2" and not available:
+        raise UserError(
+            "attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; "
+            "pip install 'tiny-audio[flash-attn]', or set attention: auto"
+        )
+    if part.attention == "auto":
+        return "flash_attention_2" if available and part.freeze else "sdpa"
+    return part.attention
+
+
+def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str] = ()) -> Any:
+    """A transformers model with the weights that ``part`` names, or random ones.
+
+    Args:
+        model_class: a ``transformers`` model class.
+        config: its config, from :func:`transformers_config`.
+        part: what the recipe says.
+        ignored: regular expressions of whole keys that a legitimate checkpoint may have more or less of.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
+    """
+    if part.init == "random":
+        return model_class._from_config(config)
+    model, info = _reading(
+        part,
+        model_class.from_pretrained,
+        part.pretrained,
+        config=config,
+        revision=part.revision,
+        dtype="auto" if part.freeze else torch.float32,
+        output_loading_info=True,
+    )
+    problems = [
+        f"{kind}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
+        for kind, keys in (
+            (kind, [str(key) for key in info[kind] if not any(re.fullmatch(p, str(key)) for p in ignored)])
+            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        )
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"{part.pretrained} does not hold exactly the weights of {model_class.__name__}; "
+            f"{'; '.join(problems)}; choose a checkpoint of this family"
+        )
+    return model
+
+
+def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
+    """Freeze what does not train, and put the adapters in.
+
+    Adapters are part of the structure, so this runs before any weights of ours are loaded, once per build.
+
+    Raises:
+        UserError: a LoRA target that no linear layer's path ends in.
+    """
+    if part.freeze:
+        model.requires_grad_(False)
+    if part.lora is None:
+        return
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for target in part.lora.targets:
+        if target.rsplit(".", 1)[-1] not in linear:
+            raise UserError(f"lora.targets: no linear layer is called {target!r}; {did_you_mean(target, linear)}")
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=part.lora.rank,
+        lora_alpha=part.lora.alpha,
+        lora_dropout=part.lora.dropout,
+        target_modules=list(part.lora.targets),
+    )
+    # In place, without peft's wrapper: the keys of the wrapped model stay what transformers calls them.
+    peft.inject_adapter_in_model(adapters, model)
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """The JSON form of a transformers config, from which :func:`transformers_config` rebuilds without a checkpoint."""
+    architecture: dict[str, Any] = config.to_diff_dict()
+    # Where it came from is provenance, and would make transformers look for it.
+    architecture.pop("_name_or_path", None)
+    architecture.pop("transformers_version", None)
+    return architecture
+
+
+def _reading(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return read(*args, **kwargs)
+    except (OSError, ValueError) as error:  # what transformers and the hub raise for what is not there
+        reason = str(error).strip().split("\n")[0]
+        at = f" at revision {part.revision}" if part.revision else ""
+        raise UserError(
+            f"{part.name}: cannot read {part.pretrained!r}{at}: {reason} "
+            "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."
+        ) from error

@@ -1,0 +1,320 @@
+"""Recipe: YAML in, validated settings out; every mistake of a file is named at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from tiny_audio.augmentation import AugmentationConfig
+from tiny_audio.config import Config, UserError
+from tiny_audio.ctc import CtcConfig
+from tiny_audio.data import SOURCES, SourceConfig
+from tiny_audio.data.order import BatchingConfig
+from tiny_audio.decoders import DECODERS, DecoderConfig
+from tiny_audio.decoding import GenerationConfig
+from tiny_audio.encoders import ENCODERS, EncoderConfig
+from tiny_audio.projectors import PROJECTORS, ProjectorConfig
+from tiny_audio.prompt import PromptConfig
+from tiny_audio.registry import Registry, did_you_mean
+from tiny_audio.scoring import NormalizerName
+from tiny_audio.yaml_file import apply_overrides, read_yaml
+
+SAMPLE_RATE = 16_000
+_Source = Annotated[SourceConfig, SOURCES]
+_SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class DataConfig(Config):
+    """Where clips come from, and which are used."""
+
+    train: dict[_SetName, _Source] = Field(min_length=1)
+    """Sources to train on, by a name of your choice; their clips are joined."""
+    evaluation: dict[_SetName, _Source] = {}
+    """Sources to score the trained model on; the names appear in the report."""
+    min_duration_s: PositiveFloat = 0.3
+    """Shorter clips are dropped, and listed."""
+    max_duration_s: PositiveFloat = 20.0
+    """Longer clips are dropped, and listed; audio is never cut under a whole transcript."""
+    max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
+    """Stop where a larger share of the training clips turns out unusable."""
+
+
+class InitFrom(Config):
+    """Weights to start from, instead of the parts' own."""
+
+    path: str = Field(json_schema_extra={"identity": False})
+    """A run folder, or an exported model's. With the decoder comes its tokenizer, with the CTC head its characters."""
+    parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
+    """Which parts to take; None takes all."""
+
+
+class TrainingConfig(Config):
+    """Optimisation: AdamW and one learning-rate schedule."""
+
+    steps: PositiveInt
+    """Optimiser steps."""
+    learning_rate: PositiveFloat
+    """At its highest, after the warmup."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear rise from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of ``learning_rate``; ``constant`` does not read it and wants 0."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled; on matrices only, never on norms, biases and embeddings of positions."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: PositiveFloat = 1e-8
+    max_gradient_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    accumulation: PositiveInt = 1
+    """Batches of one optimiser step."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the decoder's target probability spread over the vocabulary."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; what trains is always kept in fp32."""
+    tf32: bool = False
+    """Let a GPU multiply fp32 matrices in TF32."""
+    seed: int = Field(default=0, ge=0)
+    max_skipped_steps: NonNegativeInt = 10
+    """A step with a loss or gradient that is not finite is skipped; more than this in a row stop the run."""
+    init_from: InitFrom | None = None
+
+
+class EvaluationConfig(Config):
+    """How hypotheses are scored."""
+
+    normalizer: NormalizerName = "whisper_english"
+    """Applied to references and hypotheses alike before words are counted."""
+    num_bootstrap: PositiveInt = 1000
+    """Resamples behind each interval."""
+    group_by: str | None = None
+    """Metadata column, such as ``speaker``, whose groups are resampled whole; None resamples utterances."""
+
+
+class ExecutionConfig(Config):
+    """How a run is carried out. None of it decides the weights, so none of it is part of the run's identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_workers: NonNegativeInt = 0
+    """Processes that load clips; 0 loads in the main one."""
+    log_every: PositiveInt = 10
+    """Steps between lines of ``metrics.jsonl``."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 2
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations while training; None evaluates at the end only."""
+    evaluate_set: str | None = None
+    """Which of ``data.evaluation`` to use while training."""
+    evaluate_utterances: PositiveInt = 100
+    """How many of its clips, from its start."""
+    evaluate_max_padded_s: PositiveFloat = 120.0
+    """Seconds of audio, padding included, that are decoded together."""
+
+
+class Recipe(Config):
+    """Everything that makes a recogniser: the parts, the data, and how to train and score them."""
+
+    encoder: Annotated[EncoderConfig, ENCODERS]
+    projector: Annotated[ProjectorConfig, PROJECTORS]
+    decoder: Annotated[DecoderConfig, DECODERS]
+    ctc: CtcConfig | None = None
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig
+    augmentation: AugmentationConfig = AugmentationConfig()
+    batching: BatchingConfig = BatchingConfig()
+    training: TrainingConfig
+    generation: GenerationConfig = GenerationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def run_id(self) -> str:
+        """Eight hex digits over all that decides the weights; paths and execution are no part of it."""
+        return content_hash(self.training_identity())[:8]
+
+    def training_identity(self) -> dict[str, Any]:
+        """What decides the weights."""
+        identity = _identity(self)
+        for section in ("generation", "evaluation", "execution"):
+            identity.pop(section)
+        identity["data"].pop("evaluation")
+        return identity
+
+    def evaluation_identity(self) -> dict[str, Any]:
+        """What decides the scores, given the weights."""
+        identity = _identity(self)
+        return {key: identity[key] for key in ("generation", "evaluation")} | {"data": identity["data"]["evaluation"]}
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, extend, override, validate.
+
+    Args:
+        path: the YAML file.
+        overrides: ``training.steps=100`` sets a field, ``projector=conv`` replaces a section by that part.
+
+    Raises:
+        UserError: names every mistake with its place and what is allowed there.
+    """
+    data = apply_overrides(read_yaml(Path(path)), overrides)
+    try:
+        # Through JSON: there, strict validation takes lists for tuples, and nothing else for anything.
+        recipe = Recipe.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise _mistakes(path, [_explain(entry) for entry in error.errors(include_url=False)]) from None
+    problems = [f"{place}: {message}" for place, message in _contradictions(recipe)]
+    if problems:
+        raise _mistakes(path, problems)
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema, with every registered part's fields, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "Path of a recipe that this one starts from."}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def content_hash(content: object) -> str:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _mistakes(path: Path | str, problems: list[str]) -> UserError:
+    count = f"{len(problems)} mistake{'s' if len(problems) > 1 else ''}"
+    return UserError("\n".join([f"{path} is not a valid recipe ({count}):", *(f"  {problem}" for problem in problems)]))
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Rules that cross sections: every pair that would fail later, or silently disable work."""
+    data, training, execution = recipe.data, recipe.training, recipe.execution
+    if data.min_duration_s >= data.max_duration_s:
+        yield (
+            "data.min_duration_s",
+            f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower it",
+        )
+    frames = recipe.encoder.num_frames(int(data.min_duration_s * SAMPLE_RATE))
+    if frames < recipe.projector.min_frames():
+        yield (
+            f"projector.{recipe.projector.name}",
+            f"needs {recipe.projector.min_frames()} encoder frames, and a clip of data.min_duration_s "
+            f"{data.min_duration_s} s has {frames}; shrink the projector's window or raise data.min_duration_s",
+        )
+    slowest = min(recipe.augmentation.speed or (1.0,))
+    longest, limit = data.max_duration_s / slowest, recipe.encoder.max_duration_s()
+    if limit is not None and longest > limit:
+        slowed = f", slowed down by augmentation.speed to {longest:.1f} s," if slowest < 1 else ""
+        yield (
+            "data.max_duration_s",
+            f"{data.max_duration_s} s{slowed} is more than the {limit:g} s that encoder {recipe.encoder.name!r} "
+            f"takes; set at most {limit * min(slowest, 1.0):g}",
+        )
+    if recipe.batching.max_padded_s is not None and recipe.batching.max_padded_s < data.max_duration_s:
+        yield (
+            "batching.max_padded_s",
+            f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
+            "raise it, or lower that",
+        )
+    if training.warmup_steps >= training.steps:
+        yield "training.warmup_steps", f"{training.warmup_steps} leaves nothing of {training.steps} steps; lower it"
+    if training.schedule == "constant" and training.final_learning_rate_ratio:
+        yield "training.final_learning_rate_ratio", "has no effect under schedule: constant; set it to 0"
+    for beta in training.adam_betas:
+        if not 0 <= beta < 1:
+            yield "training.adam_betas", f"each must be at least 0 and below 1, not {beta}"
+    if execution.evaluate_every is not None and execution.evaluate_every > training.steps:
+        yield (
+            "execution.evaluate_every",
+            f"{execution.evaluate_every} is past the last of {training.steps} steps; lower it, or leave it out",
+        )
+    if (execution.evaluate_every is None) != (execution.evaluate_set is None):
+        yield "execution.evaluate_set", "and evaluate_every go together; give both or neither"
+    elif execution.evaluate_set is not None and execution.evaluate_set not in data.evaluation:
+        yield (
+            "execution.evaluate_set",
+            f"there is no set {execution.evaluate_set!r} in data.evaluation; "
+            f"{did_you_mean(execution.evaluate_set, data.evaluation)}",
+        )
+    if recipe.generation.ctc_weight and recipe.ctc is None:
+        yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set it to 0"
+    taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
+    for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
+        if part.init == "random" and part.freeze and kind not in taken:
+            yield (
+                f"{kind}.{part.name}.freeze",
+                "random weights that do not train stay random; set freeze: false, init: pretrained, or take the "
+                f"{kind} from another run with training.init_from",
+            )
+    if training.init_from and "ctc_head" in (training.init_from.parts or ()) and recipe.ctc is None:
+        yield "training.init_from.parts", "ctc_head has no place to go; add a `ctc` section, or leave it out"
+    if training.tf32 and execution.device == "cpu":
+        yield "training.tf32", "has no effect on execution.device: cpu; set it to false"
+
+
+def _explain(entry: Any) -> str:
+    """One pydantic error as one line: where, what was given, what is allowed."""
+    place = ".".join(str(step) for step in entry["loc"] if step != "[key]") or "(the file)"
+    match entry["type"]:
+        case "extra_forbidden":
+            *parents, given = entry["loc"]
+            fields = [*_fields_at(parents), *(["extends"] if not parents else [])]
+            return f"{place}: unknown field; {did_you_mean(given, fields)}"
+        case "missing":
+            return f"{place}: is missing, and has no default"
+        case "part_name" | "value_error":
+            return f"{place}: {entry['msg'].removeprefix('Value error, ')}"
+    message = entry["msg"].removeprefix("Input ")
+    given = json.dumps(entry["input"], default=str)
+    return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}"
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    """Names of the fields at a place of the recipe, following registries by the part's name."""
+    annotations: list[Any] = [Recipe]
+    metadata: Sequence[Any] = ()
+    for step in location:
+        registry = next((item for item in metadata if isinstance(item, Registry)), None)
+        if registry is not None:
+            annotations, metadata = [registry.entry(step).config], ()
+            continue
+        models = [item for item in _flatten(annotations) if isinstance(item, type) and issubclass(item, BaseModel)]
+        field = next((model.model_fields[str(step)] for model in models if str(step) in model.model_fields), None)
+        if field is not None:
+            annotations, metadata = [field.annotation], field.metadata
+        else:  # the value of a dict, or an item of a tuple
+            inner = [arg for item in annotations for arg in getattr(item, "__args__", ())]
+            annotations, metadata = inner, [m for arg in inner for m in getattr(arg, "__metadata__", ())]
+    models = [item for item in _flatten(annotations) if isinstance(item, type) and issubclass(item, BaseModel)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _flatten(annotations: Sequence[Any]) -> Iterator[Any]:
+    for annotation in annotations:
+        yield annotation
+        yield from _flatten(getattr(annotation, "__args__", ()))
+
+
+def _identity(config: BaseModel) -> dict[str, Any]:
+    """The dump without the fields that are marked as no part of the identity, such as paths."""
+    identity: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        identity[name] = _identity_of(getattr(config, name))
+    return identity
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _identity(value)
+    if isinstance(value, dict):
+        return {key: _identity_of(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_identity_of(item) for item in value]
+    return value
