@@ -23,3 +23,11 @@ class Config(BaseModel):
 
 class UserError(ValueError):
     """A mistake of the user's: what was given, what is allowed, what to do. Shown without a traceback, exit 2."""
+
+
+class RunFailed(Exception):  # noqa: N818  # what it says, not what it is
+    """A run that cannot go on for no mistake in its recipe, such as a diverged loss; shown as a message, exit 1."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal asked the run to stop, and what it had is saved; exit 3."""

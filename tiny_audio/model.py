@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from tiny_audio import ctc
-from tiny_audio.ctc import CtcConfig, CtcVocabulary
+from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
@@ -65,6 +65,10 @@ class TinyAudioConfig(PreTrainedConfig):
         self.generation = generation or {}
         super().__init__(**kwargs)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> TinyAudioConfig:
+        """This config; transformers would take the mapping under ``decoder`` for a config of its own."""
+        return self
+
 
 @dataclass(frozen=True)
 class TargetScores:
@@ -88,9 +92,7 @@ class TinyAudioModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
 
-    def __init__(
-        self, config: TinyAudioConfig, parts: tuple[Encoder, Projector, Decoder] | None = None
-    ) -> None:
+    def __init__(self, config: TinyAudioConfig, parts: tuple[Encoder, Projector, Decoder] | None = None) -> None:
         super().__init__(config)
         self.encoder, self.projector, self.decoder = parts or self._rebuild(config)
         self.ctc_vocabulary = None
@@ -182,11 +184,10 @@ class TinyAudioModel(PreTrainedModel):
         mask = length_mask(sizes, embeddings.shape[1])
         return embeddings, mask if padding_side == "right" else mask.flip(1)
 
-    def score_targets(self, frames: Frames, targets: Sequence[Tensor]) -> Tensor:
-        """Negative log-likelihood ``[B]`` of B rows of token ids, each with its end token, given the frames."""
-        return self._score_spliced(*self.projector(frames), targets)
-
-    def _score_spliced(self, audio: Tensor, audio_lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    def _score_spliced(
+        self, audio: Tensor, audio_lengths: Tensor, targets: Sequence[Tensor], label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Negative log-likelihood ``[B]`` of B rows of token ids, each with its end token."""
         embeddings, mask = self.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
         sizes = torch.tensor([len(row) for row in targets], device=audio.device)
         # Positions that predict a target: from the last one before the text to the one before the end token.
@@ -194,7 +195,9 @@ class TinyAudioModel(PreTrainedModel):
         positions = torch.arange(mask.shape[1], device=mask.device)
         keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])
         logits = self.decoder(embeddings, mask, keep)
-        losses = F.cross_entropy(logits.float(), torch.cat(list(targets)), reduction="none")
+        losses = F.cross_entropy(
+            logits.float(), torch.cat(list(targets)), reduction="none", label_smoothing=label_smoothing
+        )
         rows = torch.arange(len(targets), device=audio.device).repeat_interleave(sizes)
         return torch.zeros(len(targets), dtype=losses.dtype, device=audio.device).index_add(0, rows, losses)
 
@@ -205,6 +208,7 @@ class TinyAudioModel(PreTrainedModel):
         targets: Sequence[Tensor],
         ctc_targets: Sequence[Sequence[int]] | None = None,
         transform: FeatureTransform | None = None,
+        label_smoothing: float = 0.0,
     ) -> TargetScores:
         """Teacher-forced losses.
 
@@ -214,13 +218,15 @@ class TinyAudioModel(PreTrainedModel):
             targets: B rows of token ids, each ending in the end token.
             ctc_targets: B rows of CTC labels; needed where the model has a CTC head.
             transform: SpecAugment or the like, between front end and layers.
+            label_smoothing: share of each target's probability that is spread over the vocabulary.
         """
         frames = self.encode(waveforms, waveform_lengths, transform)
         ctc_loss = None
         if frames.ctc_logits is not None:
             assert ctc_targets is not None, "a model with a CTC head trains on CTC targets"
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
-        return TargetScores(self.score_targets(frames, targets), ctc_loss)
+        audio, audio_lengths = self.projector(frames)
+        return TargetScores(self._score_spliced(audio, audio_lengths, targets, label_smoothing), ctc_loss)
 
     @torch.no_grad()
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
@@ -311,3 +317,40 @@ class TinyAudioModel(PreTrainedModel):
         """Ids before the end token, and whether there was one."""
         end = self.config.end_token_id
         return (ids[: ids.index(end)], True) if end in ids else (ids, False)
+
+
+def describe_parts(model: TinyAudioModel) -> list[dict[str, Any]]:
+    """A row for each part: class, parameters, trainable ones, width and rate of what it puts out."""
+    rows = []
+    for part in ("encoder", "projector", "decoder", "ctc_head"):
+        module = getattr(model, part)
+        if module is None:
+            continue
+        parameters = list(module.parameters())  # tied tensors come once
+        rows.append(
+            {
+                "part": part,
+                "name": (getattr(model.config, part, None) or {}).get("name"),
+                "class": type(module).__name__,
+                "total": sum(tensor.numel() for tensor in parameters),
+                "trainable": sum(tensor.numel() for tensor in parameters if tensor.requires_grad),
+                "dim": {
+                    "encoder": model.encoder.dim,
+                    "projector": model.decoder.dim,
+                    "decoder": model.decoder.dim,
+                    "ctc_head": len(model.ctc_vocabulary or ()),
+                }[part],
+                "frame_rate_hz": _frame_rate(model, part),
+            }
+        )
+    return rows
+
+
+def _frame_rate(model: TinyAudioModel, part: str) -> float | None:
+    if part == "decoder":
+        return None
+    if part == "projector":
+        # Over a minute, so that what rounding adds to a clip does not count.
+        frames = torch.tensor([round(60 * model.encoder.frame_rate)])
+        return int(model.projector.max_embeddings(frames)) / 60
+    return model.encoder.frame_rate

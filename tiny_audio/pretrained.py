@@ -79,7 +79,9 @@ def transformers_config(
         known = {name for name in vars(config_class()) if not name.startswith("_")}
         for name in part.overrides:
             if name not in known:
-                raise UserError(f"overrides: {config_class.__name__} has no field {name!r}; {did_you_mean(name, known)}")
+                raise UserError(
+                    f"overrides: {config_class.__name__} has no field {name!r}; {did_you_mean(name, known)}"
+                )
         try:
             config = config_class(**part.overrides)
         except (ValueError, TypeError) as error:  # transformers' own checks of the values
@@ -188,6 +190,24 @@ def architecture_of(config: Any) -> dict[str, Any]:
     # Where it came from is provenance, and would make transformers look for it.
     architecture.pop("_name_or_path", None)
     architecture.pop("transformers_version", None)
+    # A rebuilt part takes the type that the whole model is loaded in.
+    architecture.pop("dtype", None)
+    return architecture
+
+
+def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+    """The architecture of the part's checkpoint, read without its weights; None for a random part, which has none.
+
+    Raises:
+        UserError: the checkpoint's config cannot be read.
+    """
+    if part.init == "random":
+        return None
+    from transformers import AutoConfig
+
+    architecture: dict[str, Any] = _reading(
+        part, AutoConfig.from_pretrained, part.pretrained, revision=part.revision
+    ).to_dict()
     return architecture
 
 

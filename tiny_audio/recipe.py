@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,6 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 from tiny_audio.augmentation import AugmentationConfig
 from tiny_audio.config import Config, UserError
 from tiny_audio.ctc import CtcConfig
-from tiny_audio.data import SOURCES, SourceConfig
 from tiny_audio.data.order import BatchingConfig
 from tiny_audio.decoders import DECODERS, DecoderConfig
 from tiny_audio.decoding import GenerationConfig
@@ -22,9 +22,14 @@ from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.prompt import PromptConfig
 from tiny_audio.registry import Registry, did_you_mean
 from tiny_audio.scoring import NormalizerName
+from tiny_audio.sources import SOURCES, SourceConfig
 from tiny_audio.yaml_file import apply_overrides, read_yaml
 
 SAMPLE_RATE = 16_000
+_MAX_DURATION_S = 86_400
+"""A day; nobody trains on longer clips, and the arithmetic of frames stays within 64 bits."""
+_MAX_MISTAKES = 50
+_MAX_MESSAGE = 1000
 _Source = Annotated[SourceConfig, SOURCES]
 _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -34,11 +39,11 @@ class DataConfig(Config):
 
     train: dict[_SetName, _Source] = Field(min_length=1)
     """Sources to train on, by a name of your choice; their clips are joined."""
-    evaluation: dict[_SetName, _Source] = {}
+    evaluation: dict[_SetName, _Source] = Field(default={})
     """Sources to score the trained model on; the names appear in the report."""
-    min_duration_s: PositiveFloat = 0.3
+    min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
     """Shorter clips are dropped, and listed."""
-    max_duration_s: PositiveFloat = 20.0
+    max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
     """Longer clips are dropped, and listed; audio is never cut under a whole transcript."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
     """Stop where a larger share of the training clips turns out unusable."""
@@ -63,12 +68,15 @@ class TrainingConfig(Config):
     warmup_steps: NonNegativeInt = 0
     """Steps of linear rise from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The way down from there, over the remaining steps."""
     final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     """Where the schedule ends, as a share of ``learning_rate``; ``constant`` does not read it and wants 0."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled; on matrices only, never on norms, biases and embeddings of positions."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay per step of the averages of the gradient and of its square."""
     adam_epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second average, which it keeps from being 0."""
     max_gradient_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     accumulation: PositiveInt = 1
@@ -79,10 +87,12 @@ class TrainingConfig(Config):
     """Of the forward pass; what trains is always kept in fp32."""
     tf32: bool = False
     """Let a GPU multiply fp32 matrices in TF32."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides initial weights, the order of clips, augmentation and dropout."""
     max_skipped_steps: NonNegativeInt = 10
     """A step with a loss or gradient that is not finite is skipped; more than this in a row stop the run."""
     init_from: InitFrom | None = None
+    """Start from another run's weights; None starts from the parts' own."""
 
 
 class EvaluationConfig(Config):
@@ -90,7 +100,7 @@ class EvaluationConfig(Config):
 
     normalizer: NormalizerName = "whisper_english"
     """Applied to references and hypotheses alike before words are counted."""
-    num_bootstrap: PositiveInt = 1000
+    num_bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind each interval."""
     group_by: str | None = None
     """Metadata column, such as ``speaker``, whose groups are resampled whole; None resamples utterances."""
@@ -100,6 +110,7 @@ class ExecutionConfig(Config):
     """How a run is carried out. None of it decides the weights, so none of it is part of the run's identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is a GPU where there is one."""
     num_workers: NonNegativeInt = 0
     """Processes that load clips; 0 loads in the main one."""
     log_every: PositiveInt = 10
@@ -107,6 +118,7 @@ class ExecutionConfig(Config):
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 2
+    """How many of the newest to keep."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations while training; None evaluates at the end only."""
     evaluate_set: str | None = None
@@ -187,7 +199,10 @@ def content_hash(content: object) -> str:
 
 def _mistakes(path: Path | str, problems: list[str]) -> UserError:
     count = f"{len(problems)} mistake{'s' if len(problems) > 1 else ''}"
-    return UserError("\n".join([f"{path} is not a valid recipe ({count}):", *(f"  {problem}" for problem in problems)]))
+    lines = [line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} ..." for line in problems[:_MAX_MISTAKES]]
+    if len(problems) > len(lines):
+        lines.append(f"... and {len(problems) - len(lines)} more")
+    return UserError("\n".join([f"{path} is not a valid recipe ({count}):", *(f"  {line}" for line in lines)]))
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -198,7 +213,18 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "data.min_duration_s",
             f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower it",
         )
-    frames = recipe.encoder.num_frames(int(data.min_duration_s * SAMPLE_RATE))
+    try:
+        frames = recipe.encoder.num_frames(int(data.min_duration_s * SAMPLE_RATE))
+        limit = recipe.encoder.max_duration_s()
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        if not recipe.encoder.overrides:
+            raise
+        # Overrides are free-form: only the architecture knows what they mean, and it is not loaded here.
+        yield (
+            f"encoder.{recipe.encoder.name}.overrides",
+            f"the frames of a clip cannot be counted with them: {str(error).splitlines()[0]}; correct or remove them",
+        )
+        return
     if frames < recipe.projector.min_frames():
         yield (
             f"projector.{recipe.projector.name}",
@@ -206,7 +232,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"{data.min_duration_s} s has {frames}; shrink the projector's window or raise data.min_duration_s",
         )
     slowest = min(recipe.augmentation.speed or (1.0,))
-    longest, limit = data.max_duration_s / slowest, recipe.encoder.max_duration_s()
+    longest = data.max_duration_s / slowest
     if limit is not None and longest > limit:
         slowed = f", slowed down by augmentation.speed to {longest:.1f} s," if slowest < 1 else ""
         yield (
@@ -258,19 +284,36 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _explain(entry: Any) -> str:
     """One pydantic error as one line: where, what was given, what is allowed."""
-    place = ".".join(str(step) for step in entry["loc"] if step != "[key]") or "(the file)"
+    # In brackets are pydantic's word for a key, and the registry's for a part that is given by its name alone.
+    location = [step for step in entry["loc"] if step not in ("[key]", "[name]")]
+    place = ".".join(_shown_step(step) for step in location) or "(the file)"
+    hint = ""
     match entry["type"]:
         case "extra_forbidden":
-            *parents, given = entry["loc"]
+            *parents, given = location
             fields = [*_fields_at(parents), *(["extends"] if not parents else [])]
             return f"{place}: unknown field; {did_you_mean(given, fields)}"
         case "missing":
             return f"{place}: is missing, and has no default"
         case "part_name" | "value_error":
             return f"{place}: {entry['msg'].removeprefix('Value error, ')}"
-    message = entry["msg"].removeprefix("Input ")
+        case "too_short" | "too_long":
+            return f"{place}: should {entry['msg'].partition(' should ')[2].replace(' after validation', '')}"
+        case "string_type" if entry["input"] is not None:
+            hint = "; write it in quotes"
+    message = entry["msg"].removeprefix("Input ").removeprefix("String ")
+    for theirs, yaml in (
+        ("a valid dictionary or object to extract fields from", "a mapping"),
+        ("an object", "a mapping"),
+        ("a valid array", "a list"),
+    ):
+        message = message.replace(theirs, yaml)
     given = json.dumps(entry["input"], default=str)
-    return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}"
+    return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
+
+
+def _shown_step(step: int | str) -> str:
+    return str(step) if isinstance(step, int) or re.fullmatch(r"[\w-]{1,80}", step) else repr(step)
 
 
 def _fields_at(location: Sequence[int | str]) -> list[str]:

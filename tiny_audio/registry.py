@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
@@ -32,6 +33,9 @@ from tiny_audio.config import UserError
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
+
+# Stands in pydantic's error locations where a value names no part; in brackets like pydantic's own "[key]".
+_BY_NAME = "[name]"
 
 
 class RegistryError(Exception):
@@ -137,9 +141,9 @@ class Registry(Generic[ConfigT, PartT]):
         Raises:
             UnknownPartError: names the nearest and all that there are.
         """
-        if name not in self._entries:
+        if not self._knows(name):
             self.discover()
-        if name not in self._entries:
+        if not self._knows(name):
             raise UnknownPartError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self._entries)}")
         return self._entries[str(name)]
 
@@ -149,14 +153,14 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(name).build(config, *context)
 
     def parse(self, data: object) -> ConfigT:
-        """The typed config of a plain mapping, such as one read back from a saved model.
+        """The typed config of a plain mapping, such as one read back from a saved model, or of a name alone.
 
         Raises:
             UnknownPartError: its ``name`` is not registered.
             pydantic.ValidationError: a field does not fit.
         """
-        name = data.get("name") if isinstance(data, dict) else data
-        return self.entry(name).config.model_validate(data, strict=False)
+        fields = data if isinstance(data, dict) else {"name": data}
+        return self.entry(fields.get("name")).config.model_validate(fields, strict=False)
 
     def discover(self) -> None:
         """Import the package's modules, then the installed plugins; at most once.
@@ -166,14 +170,22 @@ class Registry(Generic[ConfigT, PartT]):
         """
         if self._discovered:
             return
-        self._discovered = True
+        self._discovered = True  # at once, since a part may ask its registry while it is imported
+        try:
+            self._import_package()
+            self._load_plugins()
+        except BaseException:
+            self._discovered = False  # asked again, it must fail again, and not pass for whole
+            raise
+
+    def _import_package(self) -> None:
         # A module that is no package is the flat bundle of an export: its parts are imported by name.
-        path = getattr(sys.modules.get(self._package or ""), "__path__", None)
-        if path is None:
-            return
+        path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self._package}.{module.name}")
+
+    def _load_plugins(self) -> None:
         if self._entry_point_group is None:
             return
         for point in importlib.metadata.entry_points(group=self._entry_point_group):
@@ -188,15 +200,25 @@ class Registry(Generic[ConfigT, PartT]):
                     f"{type(error).__name__}: {error}; fix it or uninstall {package}"
                 ) from error
 
+    def _knows(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._entries
+
     def _config_type(self, builder: Callable[..., Any]) -> type[ConfigT]:
-        hints = get_type_hints(builder)
-        hints.pop("return", None)
-        config = next(iter(hints.values()), None)
+        where = f"{builder.__module__}.{builder.__qualname__}"
+        try:
+            hints = get_type_hints(builder)
+        except (NameError, TypeError, SyntaxError, AttributeError) as error:
+            raise RegistryError(f"the annotations of {where} cannot be read: {error}") from error
+        first = next(iter(inspect.signature(builder).parameters), "")
+        config = hints.get(first)
         if not (isinstance(config, type) and issubclass(config, self.config)):
             raise RegistryError(
-                f"{builder.__module__}.{builder.__qualname__}: the first argument of a {self.kind} builder must be "
-                f"annotated with a subclass of {self.config.__name__}, not {config!r}"
+                f"{where}: the first argument of a {self.kind} builder must be annotated with a subclass of "
+                f"{self.config.__name__}, not {config!r}"
             )
+        missing = sorted(getattr(config, "__abstractmethods__", ()))
+        if missing:
+            raise RegistryError(f"{config.__module__}.{config.__qualname__} must define {', '.join(missing)}")
         return config
 
     def _part_name(self, config: type[ConfigT]) -> str:
@@ -210,37 +232,46 @@ class Registry(Generic[ConfigT, PartT]):
         return str(names[0])
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices: dict[Any, CoreSchema] = {
-            entry.name: handler.generate_schema(entry.config) for entry in self.entries()
-        }
+        choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        return core_schema.no_info_before_validator_function(
-            self._named, core_schema.tagged_union_schema(choices, discriminator="name")
-        )
+        # A validator in front of the union would hand it Python objects, for which strict means another thing than for
+        # JSON: it would refuse every list that stands for a tuple. So what has no part is a choice of its own.
+        choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
+        return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        alone = {"type": "string", "enum": self.names(), "description": f"A {self.kind} with its defaults."}
-        return {"anyOf": [alone, handler(schema)]}
+        assert schema["type"] == "tagged-union"
+        choices = {name: choice for name, choice in schema["choices"].items() if name != _BY_NAME}
+        alone = {"type": "string", "enum": self.names(), "description": f"Name of the {self.kind}, with its defaults."}
+        parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
+        for part in parts["oneOf"]:
+            # With its default, the name would look optional; it is what tells the parts apart.
+            fields = handler.resolve_ref_schema(part)
+            fields["required"] = sorted({*fields.get("required", ()), "name"})
+        return {"anyOf": [alone, parts]}
 
-    def _named(self, value: object) -> object:
+    def _tag(self, value: object) -> str:
+        name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+        return name if isinstance(name, str) and name in self._entries else _BY_NAME
+
+    def _by_name(self, value: object) -> ConfigT:
         """``projector: conv`` is short for ``projector: {name: conv}``; a bad name is refused with the nearest."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if isinstance(value, dict):
-            if "name" not in value:
-                raise PydanticCustomError(
-                    "part_name",
-                    "{kind}: `name` is missing; {hint}",
-                    {"kind": self.kind, "hint": did_you_mean("", self._entries)},
-                )
-            if value["name"] not in list(self._entries):
-                raise PydanticCustomError(
-                    "part_name",
-                    "unknown {kind} {given}; {hint}",
-                    {
-                        "kind": self.kind,
-                        "given": repr(value["name"]),
-                        "hint": did_you_mean(value["name"], self._entries),
-                    },
-                )
-        return value
+        if isinstance(value, str) and value in self._entries:
+            return self._entries[value].config.model_validate({"name": value})
+        if isinstance(value, dict) and value.get("name") is not None:
+            value = value["name"]
+        elif isinstance(value, dict):
+            raise PydanticCustomError(
+                "part_name",
+                "{kind}: `name` is missing; {hint}",
+                {"kind": self.kind, "hint": did_you_mean("", self._entries)},
+            )
+        raise PydanticCustomError(
+            "part_name",
+            "unknown {kind} {given}; {hint}",
+            {
+                "kind": self.kind,
+                "given": "null" if value is None else repr(value),
+                "hint": did_you_mean(value, self._entries),
+            },
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,45 +23,31 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core scalars instead of 1.1's, no aliases (they allow bombs, and `extends` serves), bounded depth."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own protocol
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not supported; write the value out, or use `extends`",
-                problem_mark=event.start_mark,
-            )
-        self.depth = getattr(self, "depth", 0) + 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=self.peek_event().start_mark
-            )
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _problem("aliases are not supported; write the value out, or use `extends`", event.start_mark)
+        if event.tag is not None:
+            raise _problem(f"tags such as {_shown(event.tag)} are not supported; remove it", event.start_mark)
+        if self.depth >= MAX_DEPTH:
+            raise _problem(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+        self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
-    def construct_document_mapping(self, node: yaml.MappingNode) -> Document:
-        mapping: Document = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"keys must be names, not {key!r}", problem_mark=key_node.start_mark
-                )
-            if key in mapping:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}; remove one of them", problem_mark=key_node.start_mark
-                )
-            mapping[key] = self.construct_object(value_node, deep=True)
-        return mapping
 
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_document_mapping)
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    ("int", r"[-+]?[0-9]+(_[0-9]+)*", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
@@ -68,7 +55,7 @@ for _tag, _pattern, _first in (
 def read_yaml(path: Path) -> Document:
     """A mapping from a file, with what it ``extends`` merged under it.
 
-    Mappings merge key by key; anything else replaces. A mapping that names another part than the one it extends
+    Mappings merge key by key; ``null`` takes back what the base says; anything else replaces. A mapping that names another part than the one it extends
     replaces it whole, since the fields of one part mean nothing to another.
 
     Raises:
@@ -78,55 +65,110 @@ def read_yaml(path: Path) -> Document:
 
 
 def _read(path: Path, children: list[Path]) -> Document:
-    where = path.resolve()
+    said = f"{children[-1]}: extends: " if children else ""
+    document = parse_mapping(_text(path, said), str(path))
+    where = Path(os.path.realpath(path))
     if where in children or len(children) >= MAX_EXTENDS:
         chain = " -> ".join(str(child) for child in [*children, where])
         raise UserError(f"extends: {chain} goes in a circle, or is longer than {MAX_EXTENDS} files")
-    document = parse_mapping(_text(path), str(path))
-    base = document.pop("extends", None)
-    if base is None:
+    if "extends" not in document:
         return document
-    if not isinstance(base, str):
-        raise UserError(f"{path}: extends must be the path of a recipe, not {base!r}")
+    base = document.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}: extends must be the path of a recipe, not {_shown(base)}")
     return _merge(_read(path.parent / base, [*children, where]), document)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, said: str) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give the recipe file in it") from None
+        raise UserError(f"{said}{path} is a folder; give the recipe file in it") from None
     except FileNotFoundError:
-        raise UserError(f"there is no recipe at {path}; recipes that ship with the project are in recipes/") from None
+        raise UserError(
+            f"{said}there is no recipe at {path}; recipes that ship with the project are in recipes/"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"{said}cannot read {path}: {error}") from None
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES // 1024} KiB; a recipe is a small file, is this one?")
+        raise UserError(f"{said}{path} is larger than {MAX_BYTES // 1024} KiB; a recipe is a small file, is this one?")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 (byte {error.start}); is it a recipe?") from None
+        raise UserError(f"{said}{path} is no text in UTF-8 (byte {error.start}); is it a recipe?") from None
 
 
 def parse_mapping(text: str, name: str) -> Document:
-    """A YAML mapping from text; ``name`` is what errors call it."""
+    """A YAML mapping from text; ``name`` is what errors call it.
+
+    Raises:
+        UserError: no YAML, or no mapping.
+    """
     document = _parse(text, name)
     if not isinstance(document, dict):
-        kind = "empty" if document is None else f"a {type(document).__name__}"
+        kind = "empty" if document is None else _shown(document)
         raise UserError(f"{name} must be a mapping of sections such as `encoder:`, and is {kind}")
     return document
 
 
 def _parse(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        node = yaml.compose(text, _Loader)
+        return None if node is None else _value(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{name}{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{name} is no valid YAML: {str(error).splitlines()[0] if str(error) else 'too deep'}") from None
+        message = ": ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{name}{line}: {message}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: escapes beyond Unicode
+        raise UserError(f"{name} is no valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _value(node: yaml.Node) -> Any:
+    """Plain Python values of a composed node; PyYAML's own constructors read ``010`` as 8, and fail as they like."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    if not isinstance(node, yaml.MappingNode):
+        return _scalar(node)
+    mapping: Document = {}
+    for key_node, value_node in node.value:
+        key = _value(key_node)
+        if not isinstance(key, str):
+            raise _problem(f"keys must be names, not {_shown(key)}", key_node.start_mark)
+        if key in mapping:
+            raise _problem(f"duplicate key {_shown(key)}; remove one of them", key_node.start_mark)
+        mapping[key] = _value(value_node)
+    return mapping
+
+
+def _scalar(node: yaml.Node) -> str | int | float | bool | None:
+    text: str = node.value
+    match node.tag.rpartition(":")[2]:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            if len(text) > 20 or abs(int(text)) >= 2**63:
+                raise _problem(f"{_shown(text)} is too large a number", node.start_mark)
+            return int(text)
+        case "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    try:
+        # JSON writes a character beyond 16 bits as two escapes, which PyYAML leaves apart.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _problem("half of a surrogate pair is no character", node.start_mark) from None
+
+
+def _problem(message: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=message, problem_mark=mark)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _merge(base: Document, extension: Document) -> Document:
@@ -135,12 +177,17 @@ def _merge(base: Document, extension: Document) -> Document:
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, str) and "name" not in value:
             below = {"name": below}
-        mergeable = isinstance(below, dict) and isinstance(value, dict)
-        if mergeable and value.get("name", below.get("name")) == below.get("name"):
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(below, dict) and _same_part(value, below):
             merged[key] = _merge(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def _same_part(extension: Document, base: Document) -> bool:
+    return "name" not in extension or extension["name"] == base.get("name")
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
@@ -152,8 +199,12 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")
-        if not equals or not all(keys):
-            raise UserError(f"override {override!r} is not of the form section.field=value, such as training.steps=100")
+        if not equals or len(keys) > MAX_DEPTH or not all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys):
+            raise UserError(
+                f"override {_shown(override)} is not of the form section.field=value, such as training.steps=100"
+            )
+        if keys == ["extends"]:
+            raise UserError(f"override {_shown(override)}: only a file can extend another; write it there")
         value = _parse(text, f"override {path}")
         document = _set(document, keys, value, override)
     return document
@@ -169,5 +220,5 @@ def _set(document: Document, keys: Sequence[str], value: Any, override: str) -> 
     if below is None:
         below = {}
     if not isinstance(below, dict):
-        raise UserError(f"override {override!r}: {key} is {below!r}, which has no field {rest[0]!r}")
+        raise UserError(f"override {_shown(override)}: {key} is {_shown(below)}, which has no field {rest[0]!r}")
     return document | {key: _set(below, rest, value, override)}

@@ -17,6 +17,8 @@ def build_causal_lm(model_class: Any, config: DecoderConfig, context: DecoderCon
     Raises:
         UserError: see :mod:`tiny_audio.pretrained`.
     """
+    from transformers import GenerationConfig
+
     tokenizer = context.tokenizer
     if context.architecture is None and config.init == "random":
         settings |= {
@@ -31,6 +33,8 @@ def build_causal_lm(model_class: Any, config: DecoderConfig, context: DecoderCon
         model = model_class._from_config(architecture)
     else:
         model = load_weights(model_class, architecture, config, ignored=[r"lm_head\.weight"])
+    # A checkpoint's own sampling habits (temperature, penalties) are not the recipe's, and an export would lose them.
+    model.generation_config = GenerationConfig()
     prepare_training(model, config)
     return CausalLMDecoder(model)
 

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from tiny_audio.config import Config, UserError
 
 PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
+SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
 
 # The same shape of conversation as the big models', so that one prompt builder serves both.
 CHAT_TEMPLATE = (
@@ -43,14 +44,13 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
     alphabet = sorted({character for text in texts for character in text} | {" "})
     if not any(texts):
         raise UserError("decoder.tokenizer: there is no transcript to train a tokenizer on; check data.train")
-    special = [PAD, UNKNOWN, END, USER, ASSISTANT]
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     # A word's leading space belongs to it, so that joining tokens gives back the text to the letter.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size if config.kind == "bpe" else len(alphabet) + len(special),
-        special_tokens=special,
+        vocab_size=config.vocab_size if config.kind == "bpe" else len(alphabet) + len(SPECIAL_TOKENS),
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=[character.replace(" ", "▁") for character in alphabet],
         show_progress=False,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -15,7 +16,6 @@ from tiny_audio.report._html import (
     count,
     duration,
     interval,
-    join,
     number,
     percent,
     table,
@@ -99,13 +99,13 @@ def _headline(report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
     tiles = [
         ("parameters trained", f"{compact(trainable)} of {compact(total)}" if sizes else None),
         ("steps", count(training["steps"]) if "steps" in training else None),
-        ("hours of audio", compact(training["audio_hours"]) if "audio_hours" in training else None),
+        ("hours of audio", count(training["audio_hours"]) if "audio_hours" in training else None),
         ("training time", duration(training["wall_s"]) if "wall_s" in training else None),
-        ("hours of audio per hour", compact(speed) if speed is not None else None),
+        ("hours of audio per hour", count(speed) if speed is not None else None),
     ]
     shown = (tag("div", tag("b", value), tag("span", name), class_="tile") for name, value in tiles if value)
     rows = [
-        IntervalRow(name, wer, _pair(entry.get("wer_interval")), number((entry.get("ctc") or {}).get("wer")))
+        IntervalRow(name, wer, _ends(entry.get("wer_interval")), number((entry.get("ctc") or {}).get("wer")))
         for name, entry in evaluation.items()
         if (wer := number(entry.get("wer"))) is not None
     ]
@@ -123,15 +123,19 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
         loss = loss[:1]  # without a CTC head the decoder's loss is the loss
     wer = [Series(name, _points([row for row in scores if str(row.get("set")) == name], "wer")) for name in sets]
     charts = [
-        line_chart("Training loss", loss),
-        line_chart("Word error rate while training", wer, lambda value: percent(value)),
+        line_chart("Training loss", loss, may_be_log=True),
+        line_chart("Word error rate while training", wer, _share),
         line_chart("Learning rate", [Series("learning rate", _points(train, "learning_rate"))]),
-        line_chart("Gradient norm", [Series("gradient norm", _points(train, "gradient_norm"))]),
+        line_chart("Gradient norm", [Series("gradient norm", _points(train, "gradient_norm"))], may_be_log=True),
         line_chart("Hours of audio per hour", [Series("throughput", _points(train, "audio_hours_per_hour"))]),
-        line_chart("Padding share", [Series("padding", _points(train, "padding_share"))], lambda value: percent(value)),
+        line_chart("Padding share", [Series("padding", _points(train, "padding_share"))], _share),
     ]
     drawn = [chart for chart in charts if chart]
     return [tag("div", *drawn, class_="charts")] if drawn else []
+
+
+def _share(value: object) -> str:
+    return f"{100 * (number(value) or 0):.3g} %"
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
@@ -146,30 +150,145 @@ def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
 def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
     if not evaluation:
         return []
+    kinds = {"unnormalized": "in lower case only", "ctc": "CTC head alone, greedy"}
+    scores = [
+        (name, label, values)
+        for name, entry in evaluation.items()
+        for label, values in [(None, entry), *((label, entry.get(key)) for key, label in kinds.items())]
+        if values
+    ]
     head = ["Set", "WER", "95 % interval", "CER", "Sub.", "Del.", "Ins.", "Utterances", "Words", "Empty", "Looping"]
-    rows, stamps, differences = [], {}, []
-    for name, entry in evaluation.items():
-        kinds = [(tag("b", name), entry)]
-        nested = {"unnormalized": "in lower case only", "ctc": "CTC head alone, greedy"}
-        kinds += [(tag("span", label, class_="nest"), entry[key]) for key, label in nested.items() if entry.get(key)]
-        for label, values in kinds:
-            numbers = ("substitutions", "deletions", "insertions", "num_utterances", "num_reference_words")
-            failures = ("empty_hypotheses", "looping_hypotheses")
-            wer = percent(values.get("wer"))
-            bounds = interval(values.get("wer_interval"))
-            row = [label, tag("b", wer), bounds, percent(values.get("cer"))]
-            rows.append(row + [count(values.get(key)) for key in (*numbers, *failures)])
-            keys = ("normalizer", "normalizer_version", "scorer", "scorer_version")
-            stamp = tuple(str(values.get(key) or DASH) for key in keys) + (_resampled(values),)
-            stamps.setdefault(stamp, []).append(name if values is entry else f"{name}, {label_text(values, entry)}")
-        if entry.get("difference"):
-            differences.append(_difference(name, entry["difference"]))
+    keys = ["substitutions", "deletions", "insertions", "num_utterances", "num_reference_words"]
+    keys += ["empty_hypotheses", "looping_hypotheses"]
+    rows = []
+    used: dict[tuple[str, ...], list[str]] = {}
+    for name, label, values in scores:
+        title = tag("span", label, class_="nest") if label else tag("b", name)
+        rates = [tag("b", percent(values.get("wer"))), interval(values.get("wer_interval")), percent(values.get("cer"))]
+        rows.append([title, *rates, *(count(values.get(key)) for key in keys)])
+        stamp = (values.get(key) for key in ("normalizer", "normalizer_version", "scorer", "scorer_version"))
+        by = tuple(str(value or DASH) for value in (*stamp, _resampled(values)))
+        used.setdefault(by, []).append(f"{name} ({label})" if label else name)
     stamp_head = ["Normaliser", "Version", "Scorer", "Version", "Interval resamples", "Used for"]
-    parts = [table(head, rows, numbers=range(1, len(head)))]
-    if differences:
-        parts += [_h3("Decoder against CTC head, paired")]
-        head = ["Set", "WER difference", "95 % interval", "Chance that the CTC head is better"]
-        parts += [table(head, differences, numbers=(1, 2, 3))]
-        parts += [tag("p", "Below zero, the decoder is better; significant where the interval leaves zero out.")]
-    parts += [_h3("How it was scored"), table(stamp_head, [(*key, "; ".join(used)) for key, used in stamps.items()])]
-    return parts
+    differences = [
+        _difference(name, entry["difference"]) for name, entry in evaluation.items() if "difference" in entry
+    ]
+    difference_head = ["Set", "WER of decoder − CTC head", "95 % interval", "Chance that the CTC head is better"]
+    paired = [
+        _h3("Decoder against CTC head, on the same utterances"),
+        table(difference_head, differences, numbers=(1, 2, 3)),
+        tag("p", "Below zero, the decoder is better; significant where the interval leaves out zero.", class_="muted"),
+    ]
+    return [
+        table(head, rows, numbers=range(1, len(head))),
+        *(paired if differences else []),
+        _h3("How they were scored"),
+        table(stamp_head, [(*by, "; ".join(names)) for by, names in used.items()]),
+    ]
+
+
+def _difference(name: str, values: Mapping[str, Any]) -> list[object]:
+    bounds = interval(values.get("interval"), sign="+")
+    chance = number(values.get("probability_b_better"))
+    share = DASH if chance is None else f"{100 * chance:.1f}\N{NO-BREAK SPACE}%"
+    return [tag("b", name), tag("b", percent(values.get("difference"), sign="+")), bounds, share]
+
+
+def _resampled(values: Mapping[str, Any]) -> str:
+    groups = values.get("num_groups")
+    return "utterances" if groups is None else f"{count(groups)} groups (speakers)"
+
+
+def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per part: from ``parts``, then what only ``parameters`` knows, such as a CTC head."""
+    rows = [
+        {**part, "total": part.get("parameters"), "trainable": part.get("trainable")}
+        for part in report.get("parts") or ()
+    ]
+    known = {row.get("part") for row in rows}
+    for name, sizes in (report.get("parameters") or {}).items():
+        if name not in known:
+            rows.append({"part": name, **sizes, "total": sizes.get("total"), "trainable": sizes.get("trainable")})
+    return rows
+
+
+def _parts(report: Mapping[str, Any]) -> list[Markup]:
+    sizes = _sizes(report)
+    if not sizes:
+        return []
+    head = ["Part", "Class", "Parameters", "Trained", "Dimension", "Frames per second"]
+    rows: list[Sequence[object]] = [
+        (
+            tag("b", row["part"]),
+            tag("code", row.get("class") or DASH),
+            *(count(row.get(key)) for key in ("total", "trainable", "dim")),
+            compact(row.get("frame_rate_hz")),
+        )
+        for row in sizes
+    ]
+    sums = (tag("b", count(sum(number(row[key]) or 0 for row in sizes))) for key in ("total", "trainable"))
+    return [table(head, [*rows, (tag("b", "all"), "", *sums, "", "")], numbers=(2, 3, 4, 5))]
+
+
+def _training(training: Mapping[str, Any]) -> list[Markup]:
+    def shown(key: str, value: object) -> str:
+        if key.endswith("_s"):
+            return duration(value)
+        if key.endswith("_share"):
+            return percent(value)
+        finite = number(value)
+        if finite is None:
+            return DASH if value is None else str(value)
+        return count(finite) if finite.is_integer() else f"{finite:,.1f}" if abs(finite) >= 100 else compact(finite)
+
+    rows = [(re.sub("_s$", " time", key).replace("_", " "), shown(key, value)) for key, value in _flat(training)]
+    return [table(("What", "Value"), rows, numbers=(1,))] if rows else []
+
+
+def _dropped(dropped: Mapping[str, Any] | None) -> list[Markup]:
+    if dropped is None:
+        return []
+    ordered = sorted(dropped.items(), key=lambda item: (-(number(item[1]) or 0), item[0]))
+    if not ordered:
+        return [tag("p", "None.")]
+    total = tag("b", count(sum(number(times) or 0 for _, times in ordered)))
+    rows = [*((reason, count(times)) for reason, times in ordered), (tag("b", "all"), total)]
+    return [table(("Reason", "Clips"), rows, numbers=(1,))]
+
+
+def _provenance(provenance: Mapping[str, Any]) -> list[Markup]:
+    rows = [(key, tag("code", DASH if value is None else value)) for key, value in _flat(provenance)]
+    return [table(("What", "Value"), rows)] if rows else []
+
+
+def _recipe(recipe: object) -> list[Markup]:
+    if not recipe:
+        return []
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110)
+    return [tag("details", tag("summary", "The resolved recipe"), tag("pre", tag("code", text)))]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{prefix}{key}", " ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _ends(value: object) -> tuple[float, float] | None:
+    if not isinstance(value, Sequence) or len(value) != 2:
+        return None
+    low, high = map(number, value)
+    return None if low is None or high is None else (low, high)
+
+
+def _h3(title: str) -> Markup:
+    return tag("h3", title)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")

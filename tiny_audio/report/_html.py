@@ -107,15 +107,15 @@ font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:1.9rem;line-height:1.2;margin:0;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.8rem 0 .8rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
 h3{font-size:1.02rem;margin:1.6rem 0 .5rem}h4{font-size:.9rem;margin:1.1rem 0 .4rem}
-p{margin:.5rem 0;max-width:75ch}.muted,figcaption small{color:var(--muted)}small{font-size:.85em}
+p{margin:.5rem 0;max-width:75ch}.muted,figcaption small{color:var(--muted);font-weight:400}small{font-size:.85em}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.87em}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow:auto}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin-top:1rem;font-size:.9rem}a{color:var(--s1)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.7rem;margin:1.4rem 0 .6rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(185px,1fr));gap:.7rem;margin:1.4rem 0 .6rem}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:.6rem .85rem}
-.tile b{display:block;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
+.tile b{display:block;font-size:1.2rem;white-space:nowrap;font-weight:600;font-variant-numeric:tabular-nums}
 .tile span{color:var(--muted);font-size:.85rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(430px,1fr));gap:1.1rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(430px,100%),1fr));gap:1.1rem}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(250px,1fr));gap:0 1.6rem;align-items:start}
 figure{margin:0;padding:.8rem .9rem .5rem;border:1px solid var(--line);border-radius:8px;background:var(--panel);
 break-inside:avoid}
@@ -130,14 +130,15 @@ svg text.l{fill:var(--ink);font-size:13px}svg text.v{font-size:13px;font-weight:
 .s4{stroke:var(--s4);stroke-dasharray:10 3 2 3}.s5{stroke:var(--s5);stroke-dasharray:4 2}.s6{stroke:var(--s6)}
 .f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}.f6{fill:var(--s6)}
 .second{fill:none;stroke:var(--s2);stroke-width:1.8}
-.scroll{overflow-x:auto;margin:.5rem 0}
+.scroll{overflow-x:auto;margin:.5rem 0}figure .scroll{margin:0}.scroll svg{min-width:660px}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:40%}
 th{text-align:left;font-weight:600;color:var(--muted);border-bottom:1px solid var(--line);vertical-align:bottom}
-th,td{padding:.3rem .9rem .3rem 0}td{border-bottom:1px solid var(--grid);vertical-align:top;overflow-wrap:anywhere}
-.n{text-align:right;white-space:nowrap}.nest{padding-left:1.1rem;color:var(--muted)}td b,td .nest,td.w{white-space:nowrap}
+th,td{padding:.3rem .9rem .3rem 0}td{border-bottom:1px solid var(--grid);vertical-align:top;overflow-wrap:break-word}
+.n{text-align:right;white-space:nowrap}.nest{padding-left:1.1rem;color:var(--muted)}td b,.nest{white-space:nowrap}
 article{border:1px solid var(--line);border-radius:8px;padding:.65rem .9rem .75rem;margin:.7rem 0;break-inside:avoid}
 article header{display:flex;flex-wrap:wrap;gap:.1rem .9rem;align-items:baseline;font-size:.86rem;color:var(--muted)}
-article header b{color:var(--ink);overflow-wrap:anywhere}audio{display:block;margin:.5rem 0 .2rem;height:36px;width:100%}
+article header b{color:var(--ink);overflow-wrap:anywhere}
+audio{display:block;margin:.5rem 0 .2rem;height:36px;width:100%}
 .flag{border:1px solid var(--del);color:var(--del);border-radius:4px;padding:0 .35rem;font-size:.8rem}
 .words{display:flex;flex-wrap:wrap;gap:.35rem .28rem;margin-top:.5rem;line-height:1.35}
 .pair{display:inline-flex;flex-direction:column;min-width:1ch;border-radius:4px;padding:0 .14rem;overflow-wrap:anywhere}
@@ -146,7 +147,9 @@ article header b{color:var(--ink);overflow-wrap:anywhere}audio{display:block;mar
 .sub{background:var(--sub-bg)}.sub i+i{color:var(--sub);font-weight:600;text-decoration:underline wavy 1px}
 .del{background:var(--del-bg)}.del i:first-child{color:var(--del);text-decoration:line-through}
 .del i+i{color:var(--del)}.ins{background:var(--ins-bg)}.ins i+i{color:var(--ins);font-weight:600}
-.ins i+i:before{content:"+"}.legend .pair{margin-right:.9rem;vertical-align:middle}
+.ins i+i:before{content:"+"}
+.legend{max-width:none;display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;align-items:center;font-size:.9rem}
+.legend>span{display:inline-flex;gap:.45rem;align-items:center;white-space:nowrap}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--s1)}
 @media print{body{padding:0;max-width:none;font-size:11px}audio,nav{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3,h4{break-after:avoid}

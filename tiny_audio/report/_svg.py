@@ -35,11 +35,13 @@ class IntervalRow:
     second: float | None = None
 
 
-def line_chart(title: str, series: Sequence[Series], show: Callable[[object], str] = compact) -> Markup | None:
+def line_chart(
+    title: str, series: Sequence[Series], show: Callable[[object], str] = compact, *, may_be_log: bool = False
+) -> Markup | None:
     """Curves over steps; ``None`` where there is nothing to draw.
 
     Long curves are drawn as the mean of neighbouring points, with a band from their least to their greatest. The axis
-    starts at 0, or is logarithmic where the values span more than a factor of 30.
+    starts at 0, or, where it may be, is logarithmic if the values span more than a factor of 30.
     """
     series = [curve for curve in series if curve.points]
     if not series:
@@ -47,17 +49,21 @@ def line_chart(title: str, series: Sequence[Series], show: Callable[[object], st
     binned = [_bins(curve.points) for curve in series]
     lows = [low for bins in binned for _, _, low, _ in bins]
     highs = [high for bins in binned for _, _, _, high in bins]
-    log = min(lows) > 0 and max(highs) / min(lows) > _LOG_RATIO
+    log = may_be_log and min(lows) > 0 and max(highs) / min(lows) > _LOG_RATIO
     y_ticks = _log_ticks(min(lows), max(highs)) if log else _linear_ticks(min(0.0, *lows), max(highs))
     bottom, top = min(*lows, *y_ticks) if log else y_ticks[0], max(*highs, *y_ticks)
-    first, last = (f(x for bins in binned for x, *_ in bins) for f in (min, max))
+    first, last = (f(x for curve in series for x, _ in curve.points) for f in (min, max))
     width, height, left, right, above, below = 520.0, 230.0, 54.0, 12.0, 12.0, 36.0
 
     def x_at(x: float) -> float:
         return left + (width - left - right) * ((x - first) / (last - first) if last > first else 0.5)
 
     def y_at(y: float) -> float:
-        share = math.log(y / bottom) / math.log(top / bottom) if log else (y - bottom) / (top - bottom)
+        if log:
+            y, low, high = math.log(y), math.log(bottom), math.log(top)
+        else:
+            low, high = bottom, top
+        share = (y - low) / (high - low)
         return height - below - (height - below - above) * share
 
     parts: list[object] = []
@@ -116,12 +122,14 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str) -> Marku
             points = f"{x - 5:.1f},{y} {x:.1f},{y - 5} {x + 5:.1f},{y} {x:.1f},{y + 5}"
             marks.append(tag("polygon", points=points, class_="second"))
         marks.append(tag("circle", cx=x_at(row.value), cy=y, r=5, class_="f1"))
-        text = tag("text", percent(row.value), tag("tspan", f" {ends_text}"), x=width - right + 20, y=y + 4.5, class_="v")
+        text = tag(
+            "text", percent(row.value), tag("tspan", f" {ends_text}"), x=width - right + 20, y=y + 4.5, class_="v"
+        )
         parts.append(tag("g", *marks, text))
     label = f"{title}: " + "; ".join(f"{row.name} {percent(row.value)}" for row in rows)
     svg = tag("svg", *parts, viewBox=f"0 0 {width:g} {bottom + 22:g}", role="img", aria_label=label)
     note = f"● estimate with its 95 % interval{f'   ◇ {second}' if any(r.second is not None for r in rows) else ''}"
-    return tag("figure", tag("figcaption", title, tag("small", note)), svg)
+    return tag("figure", tag("figcaption", title, tag("small", note)), tag("div", svg, class_="scroll"))
 
 
 def _hits(
@@ -158,9 +166,7 @@ def _bins(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, flo
     return bins
 
 
-def _path(
-    points: Sequence[tuple[float, float]], x_at: Callable[[float], float], y_at: Callable[[float], float]
-) -> str:
+def _path(points: Sequence[tuple[float, float]], x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:
     return " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in points)
 
 

@@ -53,12 +53,10 @@ def confusion_tables(scored: Scored) -> Markup:
 
 def legend() -> Markup:
     """How an alignment is to be read."""
-    samples = (("", "right", "right"), ("sub", "said", "heard"), ("del", "said", None), ("ins", None, "heard"))
+    samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (struck through)", "inserted (+)")
-    parts = (
-        part for (_, *pair), name in zip(samples, names, strict=True) for part in (_pair(*pair), tag("span", f"{name} "))
-    )
-    return tag("p", "Reference above, hypothesis below, both normalised: ", *parts, class_="legend muted")
+    keys = (tag("span", _pair(*pair), name) for pair, name in zip(samples, names, strict=True))
+    return tag("p", tag("span", "Reference above, hypothesis below, both normalised:"), *keys, class_="legend muted")
 
 
 def utterances(scored: Scored, read_audio: ReadAudio) -> Markup:
@@ -77,7 +75,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
     seconds = number(row.get("duration"))
     facts = [f"{seconds:.1f} s"] if seconds is not None else []
     words = alignment.num_reference_words
-    facts.append(f"{count(alignment.errors)} of {count(words)} words wrong" if words else "no reference word")
+    facts.append(f"{count(alignment.errors)} errors, {count(words)} reference words")
     facts += [f"WER {percent(alignment.errors / words)}"] if words else []
     facts += [f"{key}: {value}" for key, value in (row.get("metadata") or {}).items() if value is not None]
     flags = ["truncated"] if row.get("truncated") else []
@@ -123,4 +121,4 @@ def _audio(data: bytes | None) -> Markup:
         reason = "no audio at hand" if data is None else "the audio is in no format that browsers play"
         return tag("small", reason, class_="muted")
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return tag("audio", controls="", preload="none", src=source)
+    return tag("audio", controls="", preload="metadata", src=source)

@@ -1,0 +1,231 @@
+"""Decode, down-mix, resample: any audio file to a mono float32 waveform at 16 kHz, within bounds on hostile files."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tiny_audio.config import UserError
+
+if TYPE_CHECKING:
+    import soundfile
+
+SAMPLE_RATE = 16_000
+"""Hz of every waveform in this package."""
+
+MIN_DURATION_S = 0.025
+"""One analysis window of the usual front ends; less is no speech."""
+MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_CHANNELS = 64
+MAX_AMPLITUDE = 65_536.0
+"""Some float files hold samples on the 16-bit scale; more than that overflows further on."""
+
+_BLOCK_SAMPLES = 1 << 20
+"""Samples over all channels that are decoded at a time: what a header promises is never allocated."""
+_UNKNOWN_FRAMES = 1 << 60
+"""libsndfile reports at least this for a stream whose header does not tell its length."""
+_SHORT_DATA_CHUNK = re.compile(r"data : (\d+) \(should be (\d+)\)")
+_MP3_HEAD_BYTES = 65_536
+_MP3_TRAILER_BYTES = 1_024
+"""Tags at the end."""
+_STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
+
+
+class AudioError(UserError):
+    """A clip that cannot be used.
+
+    Attributes:
+        reason: a short code to count by: ``missing``, ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``,
+            ``empty``, ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
+            ``unknown_length``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None = None) -> torch.Tensor:
+    """The clip as a float32 waveform ``[samples]``, mono, at 16 kHz.
+
+    The channels are averaged, then the result is resampled. Sampling rates in an awkward ratio to 16 kHz (44,101 Hz)
+    are resampled by a ratio that is less than 0.1 % off.
+
+    Args:
+        source: a file, or the bytes of one: WAV, FLAC, Ogg, MP3 and whatever else libsndfile reads.
+        max_duration_s: a longer clip is refused, never cut.
+        name: what messages call it; a file's own path without one.
+
+    Raises:
+        AudioError: the clip cannot be used, whatever is wrong with it.
+    """
+    name = _name(source, name)
+    with _opened(source, name) as (file, stream):
+        rate, expected = file.samplerate, file.frames
+        if expected > max_duration_s * rate:
+            raise AudioError(
+                "too_long",
+                f"{name}: {expected / rate:.2f} s of audio; at most {max_duration_s:g} s is allowed, "
+                "and a clip is never cut",
+            )
+        channel_means = [_mean_of_channels(block, name) for block in _blocks(file, name)]
+        frames = sum(map(len, channel_means))
+        if file.format == "MP3":
+            _check_mp3(stream, frames, expected, name)
+        elif frames < expected:
+            raise _truncated(name, expected, frames, "samples")
+    if frames < MIN_DURATION_S * rate:
+        raise AudioError(
+            "too_short", f"{name}: {frames:,} samples at {rate:,} Hz; at least {MIN_DURATION_S} s is needed"
+        )
+    return _resampled(torch.cat(channel_means), rate)
+
+
+def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
+    """Seconds of audio, by the header alone.
+
+    Raises:
+        AudioError: not an audio file that can be opened, or its header does not tell.
+    """
+    name = _name(source, name)
+    with _opened(source, name) as (file, _):
+        return float(file.frames / file.samplerate)
+
+
+def _name(source: Path | bytes, name: str | None) -> str:
+    if name is not None:
+        return name
+    return f"audio of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
+    """The open file, its header checked, and what it reads from: a stream or a descriptor."""
+    import soundfile
+
+    # A descriptor, not a path: by a path, libsndfile would take "x.raw" for headerless audio.
+    stream = io.BytesIO(source) if isinstance(source, bytes) else _descriptor(source, name)
+    if _size(stream) == 0:
+        if isinstance(stream, int):
+            os.close(stream)
+        raise AudioError("empty", f"{name}: a file of 0 bytes")
+    try:
+        file = soundfile.SoundFile(stream)
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
+        raise AudioError("undecodable", f"{name}: not an audio file that can be decoded: {_words(error)}") from error
+    with file:
+        if not 1 <= file.channels <= MAX_CHANNELS:
+            raise AudioError("channels", f"{name}: {file.channels} channels; 1 to {MAX_CHANNELS} are allowed")
+        if not MIN_RATE <= file.samplerate <= MAX_RATE:
+            raise AudioError(
+                "sample_rate", f"{name}: {file.samplerate:,} samples a second; {MIN_RATE:,} to {MAX_RATE:,} are allowed"
+            )
+        # libsndfile quietly shortens a WAV to what is there; only its log tells.
+        short = _SHORT_DATA_CHUNK.search(file.extra_info)
+        if short and int(short[1]) not in _STREAMED_SIZES:
+            raise _truncated(name, int(short[1]), int(short[2]), "bytes of audio")
+        if file.frames >= _UNKNOWN_FRAMES:
+            raise AudioError("unknown_length", f"{name}: its header does not tell its length; write the file anew")
+        if file.frames == 0:
+            raise AudioError("empty", f"{name}: holds no samples")
+        yield file, stream
+
+
+def _descriptor(path: Path, name: str) -> int:
+    try:
+        # Opening a pipe for reading would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        raise AudioError("missing", f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise AudioError("not_a_file", f"{name}: a folder, not an audio file") from error
+    except (OSError, ValueError) as error:
+        raise AudioError("unreadable", f"{name}: cannot be opened: {getattr(error, 'strerror', error)}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise AudioError("not_a_file", f"{name}: {what}, not an audio file")
+    return descriptor
+
+
+def _size(stream: io.BytesIO | int) -> int:
+    return os.fstat(stream).st_size if isinstance(stream, int) else len(stream.getbuffer())
+
+
+def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
+    """Decoded pieces ``[frames, channels]``, no more of them than the header promises."""
+    import soundfile
+
+    size = _BLOCK_SAMPLES // file.channels
+    while True:
+        try:
+            block = file.read(size, dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, ValueError, AssertionError) as error:
+            raise AudioError(
+                "undecodable", f"{name}: decoding failed, the file is damaged or cut off: {_words(error)}"
+            ) from error
+        if len(block) == 0:
+            return
+        yield torch.from_numpy(block)
+
+
+def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
+    # Checked before anything is computed: one such sample poisons the mean and the resampling filter.
+    if not torch.isfinite(block).all():
+        raise AudioError("non_finite", f"{name}: holds NaN or infinite samples")
+    if block.abs().max() > MAX_AMPLITUDE:
+        raise AudioError("out_of_range", f"{name}: holds samples above {MAX_AMPLITUDE:,.0f} times full scale")
+    return block.mean(dim=1)  # [frames, channels] -> [frames]
+
+
+def _check_mp3(stream: io.BytesIO | int, frames: int, expected: int, name: str) -> None:
+    """An MP3 without a length tag has a guessed length: too high a guess is harmless, too low a one cuts the clip."""
+    position = os.lseek(stream, 0, os.SEEK_CUR) if isinstance(stream, int) else stream.tell()
+    unread = _size(stream) - position
+    if unread > max(_MP3_TRAILER_BYTES, _size(stream) // 20):
+        raise AudioError(
+            "unknown_length",
+            f"{name}: an MP3 of variable bit rate without a length tag, of which {unread:,} bytes would be left out; "
+            "convert it to FLAC",
+        )
+    if frames < expected:
+        if isinstance(stream, int):
+            os.lseek(stream, 0, os.SEEK_SET)
+            head = os.read(stream, _MP3_HEAD_BYTES)
+        else:
+            head = stream.getvalue()[:_MP3_HEAD_BYTES]
+        if b"Xing" in head or b"Info" in head:
+            raise _truncated(name, expected, frames, "samples")
+
+
+def _truncated(name: str, promised: int, found: int, what: str) -> AudioError:
+    return AudioError("truncated", f"{name}: cut off: the header promises {promised:,} {what}, {found:,} are there")
+
+
+def _words(error: Exception) -> str:
+    # libsndfile's own words; str() of it puts the address of our stream before them.
+    return str(getattr(error, "error_string", error)).strip()
+
+
+def _resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
+    if rate == SAMPLE_RATE:
+        return waveform
+    import torchaudio
+
+    # The filter holds one phase per output sample of a period: 44,101 Hz taken exactly would need gigabytes.
+    ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
+    resampled: torch.Tensor = torchaudio.functional.resample(waveform, ratio.denominator, ratio.numerator)
+    return resampled

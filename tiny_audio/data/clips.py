@@ -1,0 +1,240 @@
+"""Clips ready to train on: gathered from sources, checked, loaded, batched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from tiny_audio.audio import SAMPLE_RATE, AudioError, load_audio
+from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_seed
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.encoders import EncoderConfig
+from tiny_audio.sources import Dropped, Source, Utterance
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """An utterance and the source that reads it."""
+
+    source: Source
+    utterance: Utterance
+    id: str
+    """``set/utterance``, unique over all sets of a recipe."""
+
+    def load(self, max_duration_s: float) -> Tensor:
+        """Waveform ``[S]``.
+
+        Raises:
+            AudioError: the clip is unusable, or lasts nothing like what its index says.
+        """
+        utterance = self.utterance
+        waveform = load_audio(self.source.encoded(utterance), max_duration_s=max_duration_s, name=utterance.id)
+        duration_s = len(waveform) / SAMPLE_RATE
+        if abs(duration_s - utterance.duration_s) > max(0.5, 0.1 * utterance.duration_s):
+            raise AudioError(
+                "duration_differs",
+                f"{utterance.id} lasts {duration_s:.2f} s, and its index says {utterance.duration_s:.2f} s; "
+                "correct the index, since batches are planned by it",
+            )
+        return waveform
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The usable clips of some sources, what was left out, and one hash of it all."""
+
+    clips: tuple[Clip, ...]
+    dropped: tuple[Dropped, ...]
+    fingerprint: str
+
+    @classmethod
+    def gather(cls, sources: Mapping[str, Source], min_duration_s: float, max_duration_s: float) -> ClipSet:
+        """Index every source and keep what is inside the bounds; no audio is decoded."""
+        clips, dropped, digest = [], [], hashlib.sha256()
+        for name, source in sources.items():
+            index = source.index()
+            digest.update(f"{name}={index.fingerprint};".encode())
+            dropped += [Dropped(f"{name}/{drop.id}", drop.reason, drop.detail) for drop in index.dropped]
+            for utterance in index.utterances:
+                clip = Clip(source, utterance, f"{name}/{utterance.id}")
+                if min_duration_s <= utterance.duration_s <= max_duration_s:
+                    clips.append(clip)
+                    continue
+                reason = "too_short" if utterance.duration_s < min_duration_s else "too_long"
+                bounds = f"{min_duration_s:g} to {max_duration_s:g} s"
+                detail = f"lasts {utterance.duration_s:.2f} s, and data allows {bounds}"
+                dropped.append(Dropped(clip.id, reason, detail))
+        return cls(tuple(clips), tuple(dropped), digest.hexdigest())
+
+    @property
+    def texts(self) -> list[str]:
+        """All transcripts."""
+        return [clip.utterance.text for clip in self.clips]
+
+
+def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
+    """Stop where too much is unusable.
+
+    Raises:
+        UserError: counts by reason, and an example of each.
+    """
+    if num_clips and len(dropped) <= max_share * num_clips:
+        return
+    examples = {drop.reason: drop for drop in dropped}
+    reasons = "\n".join(
+        f"  {reason}: {count}, such as {examples[reason].id}: {examples[reason].detail}"
+        for reason, count in Counter(drop.reason for drop in dropped).most_common()
+    )
+    share = len(dropped) / num_clips if num_clips else 1.0
+    raise UserError(
+        f"{len(dropped)} of {num_clips} training clips are unusable ({share:.1%}; data.max_dropped_share is "
+        f"{max_share:.1%}):\n{reasons}\nMend the data, or raise data.max_dropped_share."
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch.
+
+    B clips · S samples of the longest
+    """
+
+    waveforms: Tensor
+    """``[B, S]`` float32 at 16 kHz, zero beyond each length."""
+    lengths: Tensor
+    """``[B]`` int64, samples."""
+    targets: list[Tensor]
+    """B rows of token ids, each ending in the end token."""
+    ctc_targets: list[list[int]] | None
+    """B rows of CTC labels; None without a CTC head."""
+    seeds: list[int]
+    """One for each clip's augmentation."""
+    dropped: list[Dropped] = field(default_factory=list)
+    """Clips of the plan that turned out unusable."""
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio, without padding."""
+        return int(self.lengths.sum()) / SAMPLE_RATE
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of audio, padding included."""
+        return self.waveforms.numel() / SAMPLE_RATE
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        targets = [row.to(device) for row in self.targets]
+        return Batch(
+            self.waveforms.to(device),
+            self.lengths.to(device),
+            targets,
+            self.ctc_targets,
+            self.seeds,
+            self.dropped,
+        )
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """Turns transcripts into targets, and says which clips cannot be learned from."""
+
+    tokenizer: Any
+    end_id: int
+    ctc: CtcVocabulary | None
+    encoder: EncoderConfig
+
+    def targets(self, text: str) -> Tensor:
+        """Token ids, the end token last."""
+        return torch.tensor([*self.tokenizer.encode(text, add_special_tokens=False), self.end_id])
+
+    def problem(self, text: str, num_samples: int) -> tuple[str, str] | None:
+        """A reason and its detail where text and clip cannot go together."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+            return "unknown_token", f"the tokenizer has no token for a character of {text!r}"
+        if self.ctc is None:
+            return None
+        labels = self.ctc.encode(text)
+        if labels is None:
+            strange = "".join(sorted(set(text) - set(self.ctc.characters)))
+            return "unknown_character", f"the CTC head has no label for {strange!r}"
+        frames = self.encoder.num_frames(num_samples)
+        if min_frames(labels) > frames:
+            return "text_too_long", f"{len(labels)} characters do not fit {frames} frames"
+        return None
+
+
+class PlannedBatches(Dataset[Batch]):
+    """The batches of one epoch's plan; item k is a pure function of the plan, so workers and restarts change nothing."""
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        plan: Sequence[Sequence[int]],
+        labeler: Labeler,
+        augmentation: AugmentationConfig,
+        max_duration_s: float,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self.clips = clips
+        self.plan = plan
+        self.labeler = labeler
+        self.augmentation = augmentation
+        self.max_duration_s = max_duration_s
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, k: int) -> Batch:
+        waveforms, targets, ctc_targets, seeds, dropped = [], [], [], [], []
+        for clip in (self.clips[index] for index in self.plan[k]):
+            seed, text = clip_seed(self.seed, self.epoch, clip.id), clip.utterance.text
+            try:
+                waveform = augment_waveform(self.augmentation, clip.load(self.max_duration_s), seed)
+            except AudioError as error:
+                dropped.append(Dropped(clip.id, error.reason, str(error)))
+                continue
+            problem = self.labeler.problem(text, len(waveform))
+            if problem:
+                dropped.append(Dropped(clip.id, *problem))
+                continue
+            waveforms.append(waveform)
+            targets.append(self.labeler.targets(text))
+            seeds.append(seed)
+            if self.labeler.ctc is not None:
+                ctc_targets.append(self.labeler.ctc.encode(text) or [])
+        return Batch(
+            waveforms=pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0),
+            lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
+            targets=targets,
+            ctc_targets=ctc_targets if self.labeler.ctc is not None else None,
+            seeds=seeds,
+            dropped=dropped,
+        )
+
+
+def write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
+    """Append to ``dropped.jsonl``, each clip once."""
+    import json
+
+    known = set()
+    if path.exists():
+        known = {json.loads(line)["id"] for line in path.read_text().splitlines()}
+    fresh = {drop.id: drop for drop in dropped if drop.id not in known}
+    with path.open("a") as file:
+        for drop in fresh.values():
+            file.write(json.dumps({"id": drop.id, "reason": drop.reason, "detail": drop.detail}) + "\n")

@@ -1,0 +1,139 @@
+"""What this machine has, and whether a recipe's real data and checkpoints are there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from tiny_audio.audio import SAMPLE_RATE, AudioError
+from tiny_audio.config import UserError
+from tiny_audio.ctc import min_frames
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.decoders import load_tokenizer
+from tiny_audio.files import cache_dir
+from tiny_audio.pretrained import TransformersPartConfig, attention_for, published_architecture
+from tiny_audio.prompt import AUDIO, build_prompt
+from tiny_audio.recipe import Recipe
+from tiny_audio.sources import SOURCES, SourceContext
+
+_SAMPLES = 3
+_LITTLE_DISK_GB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    detail: str
+    is_problem: bool = False
+
+    def __str__(self) -> str:
+        return f"{'✗' if self.is_problem else '✓'} {self.what}: {self.detail}"
+
+
+def examine(recipe: Recipe | None) -> Iterator[Finding]:
+    """Look at the machine, then at what ``recipe`` needs; every problem says what to do."""
+    yield from _machine()
+    if recipe is None:
+        return
+    yield from _device(recipe)
+    yield from _part("encoder", recipe.encoder)
+    yield from _part("decoder", recipe.decoder)
+    yield from _prompt(recipe)
+    for name, source in recipe.data.train.items():
+        yield from _source(recipe, f"data.train.{name}", source)
+    for name, source in recipe.data.evaluation.items():
+        yield from _source(recipe, f"data.evaluation.{name}", source)
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Finding("CPU", f"{os.cpu_count()} cores, {memory:.0f} GiB of memory")
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        yield Finding("GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; torch {torch.__version__}")
+    else:
+        yield Finding("GPU", f"none that torch {torch.__version__} can use; the CPU trains small models")
+    flash = "installed" if find_spec("flash_attn") else "not installed (pip install 'tiny-audio[flash-attn]')"
+    yield Finding("Flash Attention 2", flash)
+    espeak = find_spec("espeakng_loader") is not None
+    yield Finding("espeak-ng", "installed" if espeak else "not installed (pip install 'tiny-audio[synthetic]')")
+    folder = cache_dir()
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    yield Finding("disk", f"{free:.0f} GB free for the cache in {folder}", is_problem=free < _LITTLE_DISK_GB)
+
+
+def _device(recipe: Recipe) -> Iterator[Finding]:
+    wanted = recipe.execution.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        yield Finding("execution.device", "cuda is asked for, and there is no GPU; set it to auto or cpu", True)
+    for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
+        try:
+            yield Finding(f"{kind}.attention", attention_for(part))
+        except UserError as error:
+            yield Finding(f"{kind}.attention", str(error), True)
+
+
+def _part(kind: str, part: TransformersPartConfig) -> Iterator[Finding]:
+    if part.init == "random":
+        yield Finding(kind, f"{part.name} with random weights; nothing to fetch")
+        return
+    try:
+        architecture = published_architecture(part)
+    except UserError as error:
+        yield Finding(kind, str(error), True)
+        return
+    assert architecture is not None
+    yield Finding(kind, f"{part.pretrained} can be read ({architecture.get('model_type')})")
+
+
+def _prompt(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.decoder.tokenizer is not None:
+        yield Finding("tokenizer", "a small one will be trained on the transcripts")
+        return
+    try:
+        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
+        prompt = build_prompt(recipe.prompt, tokenizer)
+    except UserError as error:
+        yield Finding("tokenizer", str(error), True)
+        return
+    yield Finding("end token", f"{tokenizer.convert_ids_to_tokens(prompt.end_id)!r}")
+    rendered = tokenizer.decode(prompt.prefix_ids) + AUDIO + tokenizer.decode(prompt.suffix_ids)
+    yield Finding("prompt", repr(rendered))
+
+
+def _source(recipe: Recipe, place: str, config: Any) -> Iterator[Finding]:
+    data = recipe.data
+    try:
+        source = SOURCES.build(config, SourceContext(cache_dir()))
+        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, data.min_duration_s, data.max_duration_s)
+    except UserError as error:
+        yield Finding(place, str(error), True)
+        return
+    hours = sum(clip.utterance.duration_s for clip in gathered.clips) / 3600
+    dropped = f", {len(gathered.dropped)} dropped" if gathered.dropped else ""
+    yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
+    for drop in gathered.dropped[:_SAMPLES]:
+        yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
+    for clip in gathered.clips[:_SAMPLES]:
+        try:
+            waveform = clip.load(data.max_duration_s)
+        except AudioError as error:
+            yield Finding(clip.id, str(error), True)
+            continue
+        text, frames = clip.utterance.text, recipe.encoder.num_frames(len(waveform))
+        detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {text!r}"
+        crowded = recipe.ctc is not None and min_frames([ord(character) for character in text]) > frames
+        if crowded:
+            detail += "; the text has more characters than CTC can put on the frames: is it this clip's?"
+        yield Finding(clip.id, detail, crowded)

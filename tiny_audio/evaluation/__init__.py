@@ -1,0 +1,112 @@
+"""A model and clips -> raw hypotheses and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.audio import AudioError
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import Clip
+from tiny_audio.model import TinyAudioModel
+from tiny_audio.scoring import NormalizerName, normalizer, score_set
+from tiny_audio.sources import Dropped
+
+Hypothesis = dict[str, Any]
+"""One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,
+metadata``. Raw: nothing is normalised, so that any scorer can be run over it later."""
+
+
+def transcribe_clips(
+    model: TinyAudioModel,
+    tokenizer: Any,
+    clips: Sequence[Clip],
+    *,
+    max_duration_s: float,
+    max_padded_s: float,
+) -> Iterator[Hypothesis | Dropped]:
+    """Decode clips in batches of similar length; what cannot be read is said, never taken for an empty hypothesis.
+
+    Yields in the order of decoding: longest first, so that what does not fit fails at once.
+    """
+    waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
+    while waiting:
+        size = max(1, int(max_padded_s / max(0.1, waiting[0].utterance.duration_s)))
+        batch, waiting = waiting[:size], waiting[size:]
+        loaded = []
+        for clip in batch:
+            try:
+                loaded.append((clip, clip.load(max_duration_s)))
+            except AudioError as error:
+                yield Dropped(clip.id, error.reason, str(error))
+        if not loaded:
+            continue
+        waveforms = pad_sequence([waveform for _, waveform in loaded], batch_first=True).to(model.device)
+        lengths = torch.tensor([len(waveform) for _, waveform in loaded], device=model.device)
+        for (clip, _), transcript in zip(loaded, model.transcribe(waveforms, lengths, tokenizer), strict=True):
+            utterance = clip.utterance
+            yield {
+                "id": clip.id,
+                "audio_filepath": utterance.audio,
+                "duration": utterance.duration_s,
+                "text": utterance.text,
+                "pred_text": transcript.text,
+                "ctc_text": transcript.ctc_text,
+                "truncated": transcript.truncated,
+                "metadata": dict(utterance.metadata),
+            }
+
+
+def evaluate_clips(
+    model: TinyAudioModel,
+    tokenizer: Any,
+    clips: Sequence[Clip],
+    *,
+    normalizer_name: NormalizerName,
+    num_bootstrap: int,
+    group_by: str | None,
+    max_duration_s: float,
+    max_padded_s: float,
+) -> tuple[dict[str, Any], list[Hypothesis], list[Dropped]]:
+    """Decode and score.
+
+    Args:
+        group_by: metadata column whose groups the bootstrap resamples whole; None resamples utterances.
+
+    Returns:
+        the scores as JSON (see :func:`tiny_audio.scoring.score_set`), the raw hypotheses in the order of ``clips``,
+        and the clips that could not be read.
+
+    Raises:
+        UserError: nothing could be scored, or no clip has the column ``group_by``.
+    """
+    results = transcribe_clips(model, tokenizer, clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s)
+    dropped, by_id = [], {}
+    for result in results:
+        if isinstance(result, Dropped):
+            dropped.append(result)
+        else:
+            by_id[result["id"]] = result
+    hypotheses = [by_id[clip.id] for clip in clips if clip.id in by_id]
+    groups = None
+    if group_by is not None:
+        groups = [row["metadata"].get(group_by) for row in hypotheses]
+        if hypotheses and not any(groups):
+            columns = ", ".join(sorted(hypotheses[0]["metadata"])) or "none"
+            raise UserError(
+                f"evaluation.group_by: no clip has a column {group_by!r} (columns: {columns}); "
+                "name one of them, or leave it out"
+            )
+    scores = score_set(
+        [row["text"] for row in hypotheses],
+        [row["pred_text"] for row in hypotheses],
+        normalizer(normalizer_name),
+        ctc_hypotheses=[row["ctc_text"] for row in hypotheses] if model.ctc_head is not None else None,
+        num_bootstrap=num_bootstrap,
+        groups=groups,
+    )
+    scores["truncated_hypotheses"] = sum(row["truncated"] for row in hypotheses)
+    return scores, hypotheses, dropped

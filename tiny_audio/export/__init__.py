@@ -1,0 +1,204 @@
+"""A model -> a Hugging Face folder that loads without this package; and such a folder -> a model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from tiny_audio import __version__
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.export._bundle import MODEL, PROCESSOR, bundle, flat_name
+from tiny_audio.export._quiet import quiet_transformers
+from tiny_audio.files import commit_folder
+from tiny_audio.model import TinyAudioConfig, TinyAudioModel
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.registry import UnknownPartError
+
+_TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def export_model(model: TinyAudioModel, tokenizer: Any, folder: Path) -> None:
+    """Write a flat folder with all weights, frozen ones too, the tokenizer, and the code that runs them.
+
+    ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True`` where torch,
+    torchaudio, transformers and pydantic are installed, and peft for a model with adapters or one on the hub. Tensors
+    keep their type in the file; loading takes the widest of them for all, unless it is told another ``dtype``.
+
+    How a text is searched for is in ``config.json``, under ``generation``; the model would not read a
+    ``generation_config.json``.
+
+    Raises:
+        UserError: ``folder`` holds something that is not an exported model, or a part cannot be bundled.
+    """
+    _check_replaceable(folder)
+    files = bundle([_used(model.config)[kind].module for kind in ("encoder", "projector", "decoder")])
+    folder = folder.absolute()
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        with quiet_transformers():
+            _write_model(model, aside)
+            tokenizer.save_pretrained(aside)
+        processor = {
+            "processor_class": "TinyAudioProcessor",
+            "auto_map": {"AutoProcessor": f"{flat_name(PROCESSOR)}.TinyAudioProcessor"},
+        }
+        (aside / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        for name, text in files.items():
+            (aside / name).write_text(text, encoding="utf-8")
+        _check_found(aside, files)
+        commit_folder(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_model(folder: str | Path) -> tuple[TinyAudioModel, Any]:
+    """An exported model, to evaluate, and its tokenizer; by this package's code and not by the folder's.
+
+    Nothing in it is set to train: to train on from an export, see ``training.init_from``.
+
+    Raises:
+        UserError: it is no exported model, is damaged or incomplete, or has parts that are not installed.
+    """
+    folder = Path(folder).expanduser()
+    version = _check_exported(folder).get("tiny_audio_version", "unknown")
+    with quiet_transformers():
+        try:
+            model, info = TinyAudioModel.from_pretrained(
+                str(folder), local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except UnknownPartError as error:
+            raise UserError(f"{folder}: {error}; install the package that offers it") from error
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise UserError(
+                f"{folder}: config.json does not fit the parts of tiny-audio {__version__}: {problems}; it was "
+                f"exported by tiny-audio {version}: install that"
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{folder}: the weights cannot be read, the folder is damaged or incomplete: "
+                f"{str(error).strip().splitlines()[0]}; copy or export it again"
+            ) from error
+        _check_complete(folder, info)
+        # transformers forgets what was frozen while it loads.
+        return model.eval().requires_grad_(False), _tokenizer(folder)
+
+
+def _used(config: TinyAudioConfig) -> dict[str, Any]:
+    """Registry entries of the model's parts."""
+    registries = (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS))
+    return {kind: registry.entry(getattr(config, kind)["name"]) for kind, registry in registries}
+
+
+def _write_model(model: TinyAudioModel, folder: Path) -> None:
+    """Weights and ``config.json``; the model's own config stays as it is."""
+    own = model.config
+    config = copy.deepcopy(own)
+    model.config = config
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config = own
+    # Parts of several types run together only under autocast, which whoever loads this need not know of.
+    config.dtype = functools.reduce(
+        torch.promote_types, {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    )
+    for kind in ("encoder", "decoder"):
+        # Which kernel is fastest depends on the machine: SDPA runs everywhere.
+        setattr(config, kind, {**getattr(config, kind), "attention": "sdpa"})
+    main = flat_name(MODEL)
+    config.auto_map = {
+        "AutoConfig": f"{main}.TinyAudioConfig",
+        "AutoModel": f"{main}.TinyAudioModel",
+        "AutoModelForSpeechSeq2Seq": f"{main}.TinyAudioModel",
+    }
+    config.tiny_audio_version = __version__
+    config.save_pretrained(folder)
+
+
+def _check_found(folder: Path, files: dict[str, str]) -> None:
+    """That transformers, which looks for imports by a regular expression, will copy all of the bundle."""
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    for name in files:
+        for needed in get_relative_imports(folder / name):
+            if f"{needed}.py" not in files:
+                raise UserError(
+                    f"{name}: transformers takes a line of this module for an import of {needed!r}, which is not "
+                    "there; reword the line (it may be in a docstring) that begins with `from .` or `import .`"
+                )
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        ours = json.loads((folder / "config.json").read_text()).get("model_type") == TinyAudioConfig.model_type
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{folder} is there already and holds something else than an exported model, which would be lost; give "
+            "another folder, or remove it"
+        )
+
+
+def _check_exported(folder: Path) -> dict[str, Any]:
+    """The folder's config.json."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of an exported model")
+    path = folder / "config.json"
+    if not path.is_file():
+        is_run = (folder / "model" / "config.json").is_file()
+        hint = "this is a run's folder: give its `model` folder" if is_run else "give the folder of an exported model"
+        raise UserError(f"{folder}: there is no config.json; {hint}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != TinyAudioConfig.model_type:
+        raise UserError(
+            f"{folder}: a model folder of another kind: model_type is {kind!r} in its config.json, and "
+            f"{TinyAudioConfig.model_type!r} is needed; give the folder of a model that tiny-audio exported"
+        )
+    return dict(config)
+
+
+def _check_complete(folder: Path, info: dict[str, Any]) -> None:
+    problems = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        # A mismatched key comes with its two shapes.
+        keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info[f"{kind}_keys"])
+        if keys:
+            problems.append(f"{kind}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})")
+    if problems:
+        raise UserError(
+            f"{folder}: the weights are not exactly those of the model that config.json describes; "
+            f"{'; '.join(problems)}; copy or export it again"
+        )
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not (folder / _TOKENIZER_FILE).is_file():
+        raise UserError(f"{folder}: the tokenizer is missing, there is no {_TOKENIZER_FILE}; copy or export it again")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises no type of its own
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}; copy or export it again"
+        ) from error

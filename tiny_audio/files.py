@@ -1,0 +1,49 @@
+"""Files and folders that appear under their name only when they are whole, and are then on the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where made and fetched data is kept: ``$TINY_AUDIO_CACHE``, else ``tiny-audio`` in the user's cache folder."""
+    chosen = os.environ.get("TINY_AUDIO_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tiny-audio"
+
+
+def commit_folder(aside: Path, final: Path) -> None:
+    """Make a finished folder appear under its name at once, contents on the disk before the name.
+
+    A folder that has the name already is replaced; ``aside`` must lie on the same file system.
+    """
+    for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
+        _sync(path)
+    # Renamed away, not deleted in place: a kill at any moment leaves the old or the new content whole.
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    aside.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader finds the old or the new content, never half of it."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(text)
+    _sync(aside)
+    aside.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""TinyAudioProcessor: waveforms into a padded batch, token ids back into text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature, ProcessorMixin
+
+from tiny_audio.config import UserError
+
+SAMPLE_RATE = 16_000
+"""Hz that every model takes."""
+
+Waveform = np.ndarray[Any, Any] | Tensor
+
+
+class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
+    """What goes into ``TinyAudioModel.generate``, and its token ids back into text by ``batch_decode``.
+
+    Encoders have their own front ends, so audio needs no more than padding.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+
+    def __call__(
+        self, audio: Waveform | Sequence[Waveform], sampling_rate: int = SAMPLE_RATE, return_tensors: str = "pt"
+    ) -> BatchFeature:
+        """Pad clips to the longest.
+
+        Args:
+            audio: one mono clip ``[S]`` of floating-point samples between -1 and 1, or a list of such clips.
+            sampling_rate: of all clips; only 16,000 Hz is taken, so that nothing is resampled unseen.
+            return_tensors: only ``"pt"``.
+
+        Returns:
+            ``waveforms [B, S]``, float32 and zero beyond each clip, and ``waveform_lengths [B]`` in samples.
+
+        Raises:
+            UserError: another rate or kind of tensor, no clip, or a clip that is not mono, floating-point, finite.
+        """
+        if sampling_rate != SAMPLE_RATE:
+            raise UserError(
+                f"audio at {sampling_rate:,} Hz was given, and {SAMPLE_RATE:,} Hz is needed; resample it first, such "
+                f"as with torchaudio.functional.resample(audio, {sampling_rate}, {SAMPLE_RATE})"
+            )
+        if return_tensors != "pt":
+            raise UserError(f"return_tensors={return_tensors!r} was given, and only 'pt' (PyTorch) is there")
+        clips = [audio] if isinstance(audio, np.ndarray | Tensor) else audio
+        if len(clips) == 0:
+            raise UserError("no clip was given; pass one array of samples, or a list of arrays")
+        rows = [_mono(clip, index) for index, clip in enumerate(clips)]
+        return BatchFeature(
+            {
+                "waveforms": pad_sequence(rows, batch_first=True),
+                "waveform_lengths": torch.tensor([len(row) for row in rows]),
+            }
+        )
+
+
+def _mono(clip: Waveform, index: int) -> Tensor:
+    """The clip as float32 ``[S]``."""
+    if not isinstance(clip, np.ndarray | Tensor):
+        raise UserError(
+            f"clip {index} is a {type(clip).__name__}; pass NumPy arrays or tensors of samples "
+            "(read a file with soundfile.read)"
+        )
+    waveform = torch.as_tensor(clip)
+    if waveform.ndim != 1:
+        raise UserError(
+            f"clip {index} has the shape {tuple(waveform.shape)}, and one channel of samples is needed; average the "
+            "channels of stereo audio, take the only row of [1, samples], and pass a batch as a list of clips"
+        )
+    if not waveform.is_floating_point():
+        raise UserError(
+            f"clip {index} holds {str(waveform.dtype).removeprefix('torch.')}, and floating-point samples between "
+            "-1 and 1 are needed; divide 16-bit samples by 32768"
+        )
+    if len(waveform) == 0:
+        raise UserError(f"clip {index} is empty; leave it out")
+    if not torch.isfinite(waveform).all():
+        raise UserError(f"clip {index} holds NaN or infinite samples; leave it out")
+    return waveform.float()

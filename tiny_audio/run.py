@@ -1,0 +1,345 @@
+"""The whole of ``tiny-audio run``: prepare, train, export, evaluate, report; idempotent and resumable.
+
+A run folder's ``state.json`` says which stage is done under which identity. The same command continues what is
+unfinished, redoes only what its identity makes stale, and does nothing where all is done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.data.clips import Clip, ClipSet, Labeler, write_dropped
+from tiny_audio.decoders import build_tokenizer
+from tiny_audio.evaluation import evaluate_clips
+from tiny_audio.export import export_model, load_model
+from tiny_audio.files import cache_dir, write_atomically
+from tiny_audio.model import TinyAudioModel, describe_parts
+from tiny_audio.prompt import build_prompt
+from tiny_audio.recipe import Recipe, content_hash
+from tiny_audio.report import render_report
+from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
+from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.loop import Trainer, Watcher, summary
+from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.signals import StopSignal
+
+_PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "accelerate", "numpy", "jiwer")
+_MAX_LISTENABLE_BYTES = 1 << 20
+
+
+class Run:
+    """One execution of a recipe in its own folder.
+
+    Args:
+        recipe: what to do.
+        name: what the report calls it, such as the recipe file's stem.
+        folder: where everything goes; made if missing.
+        watcher: told about progress.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, folder: Path, watcher: Watcher) -> None:
+        self.recipe, self.name, self.folder, self.watcher = recipe, name, folder, watcher
+        self._context = SourceContext(cache_dir())
+        self._state: dict[str, Any] = {}
+
+    def complete(self) -> dict[str, Any]:
+        """Do whatever is not done yet.
+
+        Returns:
+            the report, as in ``report.json``.
+
+        Raises:
+            UserError: the folder holds another recipe's run, is in use, or the data is not usable.
+            Stopped: a signal came; what was done is saved.
+            RunFailed: training diverged.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / ".lock"), StopSignal() as stop:
+            self._open_state()
+            if not self._state.get("training", {}).get("finished"):
+                self._train(stop)
+            self._export()
+            stale = [name for name in self.recipe.data.evaluation if not self._is_scored(name)]
+            if stale:
+                self._evaluate(stale)
+            if stale or not (self.folder / "report.json").exists() or not (self.folder / "report.html").exists():
+                self._report()
+            report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+            return report
+
+    def _open_state(self) -> None:
+        path = self.folder / "state.json"
+        identity = self.recipe.training_identity()
+        if path.exists():
+            self._state = json.loads(path.read_text())
+            differences = sorted(_differences(self._state["recipe"], identity))
+            if differences:
+                raise UserError(
+                    f"{self.folder} holds a run of another recipe; it differs in:\n  "
+                    + "\n  ".join(differences[:8])
+                    + "\nGive another --output-dir, or delete that folder to start over."
+                )
+        else:
+            self._state = {"recipe": identity, "started": _now()}
+        resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_atomically(self.folder / "recipe.yaml", resolved)
+        self._save_state()
+
+    def _save_state(self) -> None:
+        write_atomically(self.folder / "state.json", json.dumps(self._state, indent=1))
+
+    def _build(self, sources: Mapping[str, SourceConfig]) -> dict[str, Source]:
+        return {name: SOURCES.build(config, self._context) for name, config in sources.items()}
+
+    def _gather(self, sources: Mapping[str, SourceConfig]) -> ClipSet:
+        data = self.recipe.data
+        return ClipSet.gather(self._build(sources), data.min_duration_s, data.max_duration_s)
+
+    def _train(self, stop: StopSignal) -> None:
+        recipe = self.recipe
+        self.watcher.note("reading the training data")
+        clips = self._gather(recipe.data.train)
+        start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
+        inputs = {"data": clips.fingerprint, "init_from": start.fingerprint() if start else None}
+        recorded = self._state.setdefault("training", {"inputs": inputs})
+        for what in inputs:
+            if recorded["inputs"][what] != inputs[what]:
+                raise UserError(
+                    f"{self.folder} was started with another {'set of training clips' if what == 'data' else what}; "
+                    "put that back, or give another --output-dir"
+                )
+        self._save_state()
+        seconds = sum(clip.utterance.duration_s for clip in clips.clips)
+        self.watcher.note(f"{len(clips.clips)} training clips, {seconds / 3600:.2f} hours")
+        model, tokenizer, labeler = assemble(recipe, clips, start)
+        trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, self._monitor(tokenizer))
+        progress = trainer.run()
+        recorded |= {"summary": summary(progress), "parts": describe_parts(model), "finished": True}
+        self._export_from(model, tokenizer)
+        self._save_state()
+
+    def _monitor(self, tokenizer: Any) -> Any:
+        """Scores the model on a part of one set while it trains."""
+        execution = self.recipe.execution
+        if execution.evaluate_set is None:
+            return None
+        name = execution.evaluate_set
+        clips = self._gather({name: self.recipe.data.evaluation[name]}).clips[: execution.evaluate_utterances]
+
+        def evaluate(model: TinyAudioModel) -> dict[str, Any]:
+            scores = self._score(model, tokenizer, clips)[0]
+            return {"set": name, "utterances": len(clips), "wer": scores["wer"], "cer": scores["cer"]}
+
+        return evaluate
+
+    def _score(
+        self, model: TinyAudioModel, tokenizer: Any, clips: tuple[Clip, ...]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], list[Dropped]]:
+        recipe = self.recipe
+        return evaluate_clips(
+            model,
+            tokenizer,
+            clips,
+            normalizer_name=recipe.evaluation.normalizer,
+            num_bootstrap=recipe.evaluation.num_bootstrap,
+            group_by=recipe.evaluation.group_by,
+            max_duration_s=recipe.data.max_duration_s,
+            max_padded_s=recipe.execution.evaluate_max_padded_s,
+        )
+
+    def _export_from(self, model: TinyAudioModel, tokenizer: Any) -> None:
+        model.config.generation = self.recipe.generation.model_dump(mode="json")
+        export_model(model, tokenizer, self.folder / "model")
+        self._state["export"] = {"generation": model.config.generation}
+
+    def _export(self) -> None:
+        """Generation settings travel with the model: where they changed, it is written again."""
+        if self._state["export"]["generation"] != self.recipe.generation.model_dump(mode="json"):
+            self._export_from(*load_model(self.folder / "model"))
+            self._save_state()
+
+    def _evaluation_identity(self, name: str) -> str:
+        identity = self.recipe.evaluation_identity()
+        return content_hash(identity | {"data": identity["data"][name]})
+
+    def _is_scored(self, name: str) -> bool:
+        done = self._state.get("evaluation", {}).get(name, {})
+        return bool(done.get("identity") == self._evaluation_identity(name))
+
+    def _evaluate(self, names: list[str]) -> None:
+        model, tokenizer = load_model(self.folder / "model")
+        model.to(device_of(self.recipe.execution.device))
+        (self.folder / "evaluation").mkdir(exist_ok=True)
+        for name in names:
+            gathered = self._gather({name: self.recipe.data.evaluation[name]})
+            self.watcher.note(f"scoring {name}: {len(gathered.clips)} utterances")
+            scores, hypotheses, dropped = self._score(model, tokenizer, gathered.clips)
+            write_dropped(self.folder / "dropped.jsonl", [*gathered.dropped, *dropped])
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses)
+            write_atomically(self.folder / "evaluation" / f"{name}.jsonl", lines)
+            scores["dropped"] = len(gathered.dropped) + len(dropped)
+            self._state.setdefault("evaluation", {})[name] = {
+                "identity": self._evaluation_identity(name),
+                "data": gathered.fingerprint,
+                "scores": scores,
+            }
+            self._save_state()
+            low, high = scores["wer_interval"]
+            self.watcher.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+
+    def _report(self) -> None:
+        recipe, training = self.recipe, self._state["training"]
+        dropped = [json.loads(line) for line in (self.folder / "dropped.jsonl").read_text().splitlines()]
+        report = {
+            "run_id": recipe.run_id(),
+            "name": self.name,
+            "parameters": {row["part"]: {k: row[k] for k in ("total", "trainable")} for row in training["parts"]},
+            "parts": training["parts"],
+            "training": training["summary"],
+            "evaluation": {name: self._state["evaluation"][name]["scores"] for name in recipe.data.evaluation},
+            "dropped": dict(Counter(row["reason"] for row in dropped)),
+            "provenance": self._provenance(),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        hypotheses = {
+            name: [json.loads(line) for line in (self.folder / "evaluation" / f"{name}.jsonl").open()]
+            for name in recipe.data.evaluation
+        }
+        sources = self._build(recipe.data.evaluation)
+        clips: dict[str, Clip] = {}
+
+        def read_audio(row: Mapping[str, Any]) -> bytes | None:
+            name = row["id"].split("/")[0]
+            if not clips.keys() & {row["id"]}:
+                clips.update({clip.id: clip for clip in self._gather({name: recipe.data.evaluation[name]}).clips})
+            clip = clips.get(row["id"])
+            audio = sources[name].encoded(clip.utterance) if clip else None
+            content = audio.read_bytes() if isinstance(audio, Path) else audio
+            return content if content and len(content) <= _MAX_LISTENABLE_BYTES else None
+
+        page = render_report(report, read_metrics(self.folder / "metrics.jsonl"), hypotheses, read_audio)
+        write_atomically(self.folder / "report.html", page)
+        write_atomically(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+    def _provenance(self) -> dict[str, Any]:
+        training = self._state["training"]
+        return {
+            "command": " ".join(["tiny-audio", *sys.argv[1:]]),
+            "started": self._state["started"],
+            "finished": _now(),
+            "git_commit": _git_commit(),
+            "seed": self.recipe.training.seed,
+            "training_data": training["inputs"]["data"],
+            "init_from": training["inputs"]["init_from"],
+            "evaluation_data": {name: done["data"] for name, done in self._state.get("evaluation", {}).items()},
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "device": str(device_of(self.recipe.execution.device)),
+            "threads": torch.get_num_threads(),
+            **{package: version(package) for package in _PACKAGES},
+        }
+
+
+def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tuple[TinyAudioModel, Any, Labeler]:
+    """The model as training begins with it, its tokenizer, and what turns transcripts into its targets.
+
+    Raises:
+        UserError: a part cannot be built, or ``start`` does not fit.
+    """
+    if not clips.clips:
+        raise UserError(
+            f"data.train has no usable clip ({len(clips.dropped)} dropped"
+            + (f", the first for {clips.dropped[0].reason}: {clips.dropped[0].detail}" if clips.dropped else "")
+            + "); check the sources and data.min_duration_s, data.max_duration_s"
+        )
+    # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
+    own_tokenizer = start is None or not start.takes("decoder")
+    tokenizer = build_tokenizer(recipe.decoder, clips.texts) if own_tokenizer else start.tokenizer()  # type: ignore[union-attr]
+    vocabulary = None
+    if recipe.ctc is not None:
+        own_head = start is None or not start.takes("ctc_head")
+        vocabulary = CtcVocabulary.of(clips.texts) if own_head else start.ctc_vocabulary()  # type: ignore[union-attr]
+    prompt = build_prompt(recipe.prompt, tokenizer)
+    # Weights that start at random start the same in every run of a seed.
+    torch.manual_seed(recipe.training.seed)
+    model = TinyAudioModel.assemble(
+        recipe.encoder,
+        recipe.projector,
+        recipe.decoder,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        ctc_vocabulary=vocabulary,
+        generation=recipe.generation,
+    )
+    if start is not None:
+        start.load_into(model)
+    return model, tokenizer, Labeler(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
+
+
+def device_of(setting: str) -> torch.device:
+    """The device that ``execution.device`` means on this machine.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise UserError("execution.device is cuda, and this machine has no CUDA GPU; set it to auto or cpu")
+    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """Hold a run folder for this process; the lock goes with the process, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path.parent} is in use by another run; wait for it, stop it, or give another --output-dir"
+            ) from None
+        yield file
+
+
+def _differences(recorded: Any, wanted: Any, place: str = "") -> Iterator[str]:
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        for key in recorded.keys() | wanted.keys():
+            below = f"{place}.{key}" if place else str(key)
+            yield from _differences(recorded.get(key), wanted.get(key), below)
+    elif recorded != wanted:
+        yield f"{place}: {json.dumps(recorded)} there, {json.dumps(wanted)} here"
+
+
+def _git_commit() -> str | None:
+    """Commit of the code that runs, where it runs from a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,140 @@
+"""What a recipe builds, from models on the meta device: no weights, and no network where the parts are random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.recipe import Recipe
+from tiny_audio.registry import Registry, did_you_mean
+from tiny_audio.sources import SOURCES
+
+REGISTRIES: dict[str, Registry[Any, Any]] = {
+    "encoders": ENCODERS,
+    "projectors": PROJECTORS,
+    "decoders": DECODERS,
+    "sources": SOURCES,
+}
+
+_LETTERS = 28
+"""a to z, space, apostrophe: what is assumed of transcripts that have not been read."""
+
+
+@dataclass(frozen=True)
+class _StandInTokenizer:
+    """The size of a tokenizer that is yet to be trained."""
+
+    size: int
+    pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int = 2
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with all defaults, its run id, and a row for each part.
+
+    Raises:
+        UserError: a part cannot be built, or its checkpoint's config cannot be read.
+    """
+    from tiny_audio.decoders import DecoderContext
+    from tiny_audio.decoders._tokenizer import SPECIAL_TOKENS
+    from tiny_audio.encoders import EncoderContext
+    from tiny_audio.model import TinyAudioConfig, TinyAudioModel, describe_parts
+    from tiny_audio.pretrained import published_architecture
+    from tiny_audio.projectors import ProjectorContext
+
+    trained = recipe.decoder.tokenizer
+    approximate = recipe.ctc is not None or trained is not None
+    if trained is None:
+        tokenizer = None if recipe.decoder.init == "pretrained" else _pretrained_tokenizer(recipe)
+    elif trained.kind == "bpe":
+        tokenizer = _StandInTokenizer(trained.vocab_size)
+    else:
+        tokenizer = _StandInTokenizer(_LETTERS + len(SPECIAL_TOKENS))
+    with torch.device("meta"):
+        encoder = ENCODERS.build(recipe.encoder, EncoderContext(published_architecture(recipe.encoder)))
+        decoder = DECODERS.build(recipe.decoder, DecoderContext(tokenizer, published_architecture(recipe.decoder)))
+        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, embedding_rms=1.0)
+        projector = PROJECTORS.build(recipe.projector, context)
+        config = TinyAudioConfig(
+            encoder={"name": recipe.encoder.name},
+            projector={"name": recipe.projector.name},
+            decoder={"name": recipe.decoder.name},
+            ctc_characters=[chr(97 + number) for number in range(_LETTERS)] if recipe.ctc else None,
+        )
+        model = TinyAudioModel(config, (encoder, projector, decoder))
+    rows = describe_parts(model)
+    return {
+        "run_id": recipe.run_id(),
+        "recipe": recipe.model_dump(mode="json"),
+        "parts": rows,
+        "parameters": {row["part"]: {"total": row["total"], "trainable": row["trainable"]} for row in rows}
+        | {"total": {key: sum(row[key] for row in rows) for key in ("total", "trainable")}},
+        "approximate": approximate,
+    }
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """YAML, then the table."""
+    print(yaml.safe_dump(description["recipe"], sort_keys=False, allow_unicode=True), end="")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("part", "name", "class", "parameters", "trainable", "dim", "frames/s"):
+        table.add_column(column, justify="left" if column in ("part", "name", "class") else "right")
+    for row in description["parts"]:
+        rate = "" if row["frame_rate_hz"] is None else f"{row['frame_rate_hz']:g}"
+        counts = (f"{row['total']:,}", f"{row['trainable']:,}", str(row["dim"]), rate)
+        table.add_row(row["part"], row["name"] or "", row["class"], *counts)
+    total = description["parameters"]["total"]
+    table.add_row("total", "", "", f"{total['total']:,}", f"{total['trainable']:,}", "", "", style="bold")
+    console = Console(highlight=False)
+    console.print()
+    console.print(table)
+    if description["approximate"]:
+        console.print(
+            "The vocabularies come from the transcripts, so the counts of what depends on them are estimates."
+        )
+    console.print(f"run id {description['run_id']}")
+
+
+def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
+    """Names, summaries and modules of the registered parts, by kind.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind is not None and kind not in REGISTRIES:
+        raise UserError(f"there is no kind of part called {kind!r}; {did_you_mean(kind, REGISTRIES)}")
+    return {
+        name: [{"name": entry.name, "summary": entry.summary, "module": entry.module} for entry in registry.entries()]
+        for name, registry in REGISTRIES.items()
+        if kind in (None, name)
+    }
+
+
+def print_registered(registered: dict[str, list[dict[str, str]]]) -> None:
+    """A table for each kind."""
+    console = Console(highlight=False)
+    for kind, parts in registered.items():
+        console.print(f"[bold]{kind}[/bold]")
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+        for part in parts:
+            table.add_row(part["name"], part["summary"])
+        console.print(table)
+
+
+def _pretrained_tokenizer(recipe: Recipe) -> Any:
+    from tiny_audio.decoders import load_tokenizer
+
+    return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -1,0 +1,81 @@
+"""The Source contract: something that yields utterances, indexed without decoding a single clip."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tiny_audio.config import Config
+from tiny_audio.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One clip and what is said in it, as the index knows it."""
+
+    id: str
+    """Unique within its source and the same on every machine; seeds the clip's augmentation."""
+    duration_s: float
+    text: str
+    audio: str
+    """Where the source finds the clip: a path for files."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Further columns, such as ``speaker`` and ``sex``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A clip that is not used, and why; every one ends up in ``dropped.jsonl``."""
+
+    id: str
+    reason: str
+    """A short code to count by, such as ``undecodable`` or ``text_missing``."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All that a source has, and what it had to leave out."""
+
+    utterances: tuple[Utterance, ...]
+    dropped: tuple[Dropped, ...]
+    fingerprint: str
+    """Hash of ids, durations, texts: equal where the same training data would be seen."""
+
+
+class SourceConfig(Config):
+    """Base of every source's config."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """What surrounds a source."""
+
+    cache_dir: Path
+    """Where a source may keep what it made or fetched; safe to delete between runs."""
+
+
+class Source(ABC):
+    """Utterances, and the way to their audio."""
+
+    @abstractmethod
+    def index(self) -> Index:
+        """List everything without decoding audio.
+
+        Raises:
+            UserError: the data is not there, or is not what the config says.
+        """
+
+    @abstractmethod
+    def encoded(self, utterance: Utterance) -> Path | bytes:
+        """The clip's encoded audio: a file, or its bytes. Called in loader processes: must pickle."""
+
+
+SOURCES: Registry[SourceConfig, Source] = Registry(
+    "source", SourceConfig, package=__name__, entry_points="tiny_audio.sources"
+)
+"""Registered sources; builders take ``(config, context: SourceContext)``."""

@@ -1,0 +1,220 @@
+"""Reading JSON-lines manifests, for every source whose clips are files on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tiny_audio.audio import AudioError, audio_duration
+from tiny_audio.config import UserError
+from tiny_audio.sources import Dropped, Index, Source, Utterance
+
+_MAX_LINE_BYTES = 1_000_000
+_HOPELESS_AFTER = 100
+"""This many lines that are no JSON object, and none that is: the file is something else."""
+
+_EXPECTED = 'expected one JSON object a line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the manifest calls its columns."""
+
+    audio: str = "audio_filepath"
+    duration: str = "duration"
+    text: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSource(Source):
+    """The utterances of one manifest."""
+
+    path: Path
+    columns: Columns
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`."""
+        return read_manifest(self.path, self.columns)
+
+    def encoded(self, utterance: Utterance) -> Path:
+        """The clip's file."""
+        return Path(utterance.audio)
+
+
+class _BadRowError(Exception):
+    """A row that cannot be used."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def read_manifest(path: Path, columns: Columns) -> Index:
+    """The index of the manifest at ``path``; relative audio paths are relative to its folder.
+
+    Raises:
+        UserError: no readable manifest, or not one usable row.
+    """
+    utterances: list[Utterance] = []
+    dropped: list[Dropped] = []
+    ids: set[str] = set()
+    exists = _FileCheck()
+    objects = 0
+    for number, line in _lines(path):
+        where = f"{path.name}:{number}"
+        try:
+            row = _object(line)
+            objects += 1
+            utterance = _utterance(row, columns, path.parent, exists)
+        except _BadRowError as bad:
+            dropped.append(Dropped(where, bad.reason, f"{path}, line {number}: {bad.detail}"))
+            if objects == 0 and len(dropped) >= _HOPELESS_AFTER:
+                raise UserError(
+                    f"{path} is not a manifest: none of its first {len(dropped)} lines is a JSON object; {_EXPECTED}"
+                ) from None
+            continue
+        if utterance.id in ids:
+            utterance = _renamed(utterance, number, ids)
+        ids.add(utterance.id)
+        utterances.append(utterance)
+    if not utterances and not dropped:
+        raise UserError(f"the manifest {path} is empty; {_EXPECTED}")
+    if not utterances:
+        first = dropped[0]
+        raise UserError(
+            f"no row of the manifest {path} can be used ({len(dropped)} read); the first: {first.reason}, "
+            f"{first.detail}; {_EXPECTED}"
+        )
+    return Index(tuple(utterances), tuple(dropped), fingerprint(utterances))
+
+
+def fingerprint(utterances: Iterable[Utterance]) -> str:
+    """SHA-256 of ids, durations and texts, in order: a plan names utterances by their place."""
+    digest = hashlib.sha256()
+    for utterance in utterances:
+        row = json.dumps([utterance.id, utterance.duration_s, utterance.text])
+        digest.update(row.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank; of a line without end, no more than a bounded piece at a time."""
+    try:
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+            raise UserError(f"the manifest {path} {found}; {_EXPECTED}")
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(_MAX_LINE_BYTES):
+                number += 1
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, line
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the manifest {path} cannot be read: {error}") from error
+
+
+def _object(line: bytes) -> Mapping[str, object]:
+    if len(line) >= _MAX_LINE_BYTES:
+        raise _BadRowError("not_json", f"a line of {_MAX_LINE_BYTES:,} bytes or more")
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _BadRowError("not_json", f"not JSON ({error}): {_shown(line.decode('utf-8', 'replace'))}") from error
+    if not isinstance(row, dict):
+        raise _BadRowError("not_an_object", f"not a JSON object: {_shown(row)}")
+    return row
+
+
+def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists: _FileCheck) -> Utterance:
+    text = row.get(columns.text)
+    if not isinstance(text, str) or not text.strip():
+        raise _BadRowError("text_missing", f"{columns.text!r} must be a text that is not empty, not {_shown(text)}")
+    name = row.get(columns.audio)
+    if not isinstance(name, str) or not name:
+        raise _BadRowError("audio_missing", f"{columns.audio!r} must be the path of an audio file, not {_shown(name)}")
+    try:
+        (text + name).encode()
+    except UnicodeEncodeError as error:
+        raise _BadRowError(
+            "bad_unicode", f"{columns.text!r} or {columns.audio!r} holds half a character: {error}"
+        ) from error
+    offset = row.get("offset")
+    if offset:
+        # The text is that of a piece: the whole file under it would be a wrong label.
+        raise _BadRowError(
+            "offset", f"pieces of files are not supported (offset {_shown(offset)}): cut the audio into files"
+        )
+    audio = folder / os.path.expanduser(name)
+    if not exists(audio):
+        raise _BadRowError("audio_missing", f"there is no file {audio}")
+    return Utterance(
+        id=name,
+        duration_s=_duration(row.get(columns.duration), columns.duration, audio),
+        text=text.strip(),
+        audio=str(audio),
+        metadata={
+            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in row.items()
+            if value is not None and key not in {columns.audio, columns.duration, columns.text}
+        },
+    )
+
+
+def _duration(given: object, column: str, audio: Path) -> float:
+    if given is None:
+        try:
+            return audio_duration(audio)
+        except AudioError as error:
+            raise _BadRowError(error.reason, str(error)) from error
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise _BadRowError("bad_duration", f"{column!r} must be seconds, not {_shown(given)}")
+    try:
+        seconds = float(given)
+    except OverflowError:
+        seconds = math.inf
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise _BadRowError(
+            "bad_duration", f"{column!r} must be a finite number of seconds above 0, not {_shown(given)}"
+        )
+    return seconds
+
+
+def _renamed(utterance: Utterance, number: int, ids: set[str]) -> Utterance:
+    """Ids are unique: a file that is named again gets the line number."""
+    name = f"{utterance.id}:{number}"
+    while name in ids:
+        name += "'"
+    return Utterance(name, utterance.duration_s, utterance.text, utterance.audio, utterance.metadata)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _FileCheck:
+    """Whether a file exists, by one listing per folder: a million single looks take minutes on a network disk."""
+
+    def __init__(self) -> None:
+        self._names = cache(self._list)
+
+    def __call__(self, path: Path) -> bool:
+        return path.name in self._names(str(path.parent))
+
+    @staticmethod
+    def _list(folder: str) -> frozenset[str]:
+        try:
+            with os.scandir(folder) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_file())
+        except (OSError, ValueError):
+            return frozenset()

@@ -1,0 +1,326 @@
+"""What the synthetic voices say: small grammars of English, each a function from a random generator to a line.
+
+A line is words divided by spaces; a spelled letter is upper case. :func:`written` gives the label, :func:`spoken`
+what espeak-ng is to read, which differs where it would read a word wrongly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+from tiny_audio.sources._synthetic_words import (
+    CHORES,
+    CITIES,
+    COLOURS,
+    CONTACTS,
+    DEVICES,
+    DOCTORS,
+    ERRANDS,
+    FIRST_NAMES,
+    FOODS,
+    OPENINGS,
+    RELATIVES,
+    ROOMS,
+    SONGS,
+    STREET_KINDS,
+    STREETS,
+    SURNAMES,
+)
+
+VERSION = 3
+"""Raise it whenever the same seed gives other sentences or other audio: caches made before are then not used."""
+
+_UNITS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_ONE_TO_NINTH = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+_ORDINALS = (
+    *_ONE_TO_NINTH,
+    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth"),
+    *("eighteenth", "nineteenth", "twentieth"),
+    *(f"twenty {day}" for day in _ONE_TO_NINTH),
+    *("thirtieth", "thirty first"),
+)
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november"),
+    "december",
+)
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_CONTROL_WORDS = ("enter", "erase", "rubout", "repeat", "help", "yes", "no", "stop", "start", "go")
+
+# espeak-ng reads a lone "a" as the article, and does not know "rubout".
+_SPOKEN = {"A": "[['eI]]", "rubout": "rub out"}
+
+
+def written(line: str) -> str:
+    """The label: a-z, apostrophe and space only."""
+    return line.lower()
+
+
+def spoken(line: str) -> str:
+    """What espeak-ng reads."""
+    return " ".join(_SPOKEN.get(word, word.lower()) for word in line.split(" "))
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a label belongs to the held-out tenth of all sentences, which training never says.
+
+    The salt is one under which every control word and digit, said alone, falls into training.
+    """
+    digest = hashlib.sha256(f"{_SALT}{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 10 == 0
+
+
+_SALT = "sentence 799: "
+
+
+def cardinal(number: int, *, hundred_and: bool = False) -> str:
+    """0 to 999,999 in words; ``hundred_and`` for "three hundred and two"."""
+    if number < 20:
+        return _UNITS[number]
+    if number < 100:
+        tens, unit = divmod(number, 10)
+        return _TENS[tens] + (f" {_UNITS[unit]}" if unit else "")
+    if number < 1000:
+        hundreds, rest = divmod(number, 100)
+        joint = " and " if hundred_and else " "
+        return f"{_UNITS[hundreds]} hundred" + (joint + cardinal(rest) if rest else "")
+    thousands, rest = divmod(number, 1000)
+    joint = " and " if hundred_and and rest < 100 else " "
+    head = f"{cardinal(thousands, hundred_and=hundred_and)} thousand"
+    return head + (joint + cardinal(rest, hundred_and=hundred_and) if rest else "")
+
+
+def year(rng: random.Random) -> str:
+    """A year as people say it."""
+    low, high = rng.choice(((1900, 1999), (1900, 1999), (1700, 1899), (2000, 2039)))
+    number = rng.randint(low, high)
+    century, rest = divmod(number, 100)
+    if century == 20 and rest < 10:
+        return "two thousand" + (f" {_UNITS[rest]}" if rest else "")
+    if rest == 0:
+        return f"{cardinal(century)} hundred"
+    return f"{cardinal(century)} " + (f"oh {_UNITS[rest]}" if rest < 10 else cardinal(rest))
+
+
+def digit_string(rng: random.Random, length: int) -> str:
+    """``length`` digits, with one name for nought throughout."""
+    nought = rng.choice(("oh", "zero"))
+    return " ".join(_UNITS[digit] if digit else nought for digit in (rng.randrange(10) for _ in range(length)))
+
+
+def pairs(rng: random.Random) -> str:
+    """A number read in groups, such as "nine twenty three" or "thirty one sixty three"."""
+    groups = [cardinal(rng.randint(1, 99))]
+    for _ in range(rng.choice((1, 1, 2))):
+        rest = rng.randint(1, 99)
+        groups.append(f"oh {_UNITS[rest]}" if rest < 10 else cardinal(rest))
+    return " ".join(groups)
+
+
+def spelled(name: str) -> str:
+    """The letters of a name."""
+    return " ".join(letter for letter in name.upper() if letter in _LETTERS)
+
+
+def random_letters(rng: random.Random, low: int, high: int) -> str:
+    """Letters that make no word."""
+    return " ".join(rng.choices(_LETTERS, k=rng.randint(low, high)))
+
+
+def digits(rng: random.Random) -> str:
+    """Strings of one to eight digits."""
+    return digit_string(rng, rng.randint(1, 8))
+
+
+def numbers(rng: random.Random) -> str:
+    """Cardinal and ordinal numbers, years, decimals."""
+    size = rng.choice((99, 999, 999, 9_999, 99_999, 999_999))
+    number = rng.randint(0, size)
+    kind = rng.randrange(10)
+    if kind < 6:
+        return cardinal(number, hundred_and=rng.random() < 0.6)
+    if kind == 6:
+        return f"{cardinal(number % 1000)} point {digit_string(rng, rng.randint(1, 3))}"
+    if kind == 7:
+        return f"{cardinal(number % 101)} {rng.choice(('percent', 'degrees', 'miles', 'kilometers', 'minutes'))}"
+    if kind == 8:
+        return pairs(rng)
+    return year(rng)
+
+
+def time_of_day(rng: random.Random) -> str:
+    """Such as "half past ten", "seven thirty", "eight a m"."""
+    hour = _UNITS[rng.randint(1, 12)]
+    kind = rng.randrange(6)
+    if kind == 0:
+        return f"{rng.choice(('half', 'quarter', 'ten', 'twenty', 'five'))} past {hour}"
+    if kind == 1:
+        return f"{rng.choice(('quarter', 'ten', 'twenty', 'five'))} to {hour}"
+    if kind == 2:
+        return f"{hour} o'clock"
+    if kind == 3:
+        return f"{hour} {rng.choice('AP')} M"
+    minute = rng.randint(1, 59)
+    return f"{hour} " + (f"oh {_UNITS[minute]}" if minute < 10 else cardinal(minute))
+
+
+def _day(rng: random.Random) -> str:
+    return rng.choice(("today", "tomorrow", "tonight", f"on {rng.choice(_WEEKDAYS)}", f"next {rng.choice(_WEEKDAYS)}"))
+
+
+def _span(rng: random.Random) -> str:
+    number = rng.choice((rng.randint(2, 12), rng.randint(2, 60)))
+    return f"{cardinal(number)} {rng.choice(('minutes', 'minutes', 'seconds', 'hours'))}"
+
+
+def _an(words: str) -> str:
+    return f"{'an' if words.startswith(('eight', 'eleven')) else 'a'} {words}"
+
+
+def home(rng: random.Random) -> str:
+    """Commands to a home: lights, heating, music, timers, alarms, reminders, lists."""
+    room, device, song = rng.choice(ROOMS), rng.choice(DEVICES), rng.choice(SONGS)
+    on = rng.choice(("on", "off"))
+    level = cardinal(rng.randrange(5, 101, 5))
+    line = rng.choice(
+        (
+            f"turn {on} the {room} {device}",
+            f"turn the {room} {device} {on}",
+            f"switch {on} the {device} in the {room}",
+            f"turn {on} all the lights in the {room}",
+            f"set the {room} to {cardinal(rng.randint(14, 28))} degrees",
+            f"set the {room} {device} to {level} percent",
+            f"dim the {room} lights to {level} percent",
+            f"make the {room} lamp {rng.choice(COLOURS)}",
+            f"{rng.choice(('open', 'close'))} the {room} {rng.choice(OPENINGS)}",
+            f"is the {room} {rng.choice(OPENINGS)} {rng.choice(('open', 'closed', 'locked'))}",
+            f"play {song} in the {room}",
+            f"play {song} at volume {cardinal(rng.randint(1, 20))}",
+            f"stop the music in the {room}",
+            f"set a timer for {_span(rng)}",
+            f"start {_an(_span(rng).rstrip('s'))} timer",
+            f"how much time is left on the {_span(rng).rstrip('s')} timer",
+            f"set an alarm for {time_of_day(rng)}",
+            f"wake me up at {time_of_day(rng)} {_day(rng)}",
+            f"remind me to {rng.choice(CHORES)} at {time_of_day(rng)}",
+            f"remind me to {rng.choice(CHORES)} {_day(rng)}",
+            f"add {rng.choice(FOODS)} and {rng.choice(FOODS)} to the shopping list",
+            f"what's the weather {_day(rng)}",
+            f"what's the temperature in the {room}",
+        )
+    )
+    return f"{line} please" if rng.random() < 0.15 else line
+
+
+def _person(rng: random.Random) -> str:
+    return rng.choice(
+        (rng.choice(CONTACTS), rng.choice(CONTACTS), f"doctor {rng.choice(DOCTORS)}", rng.choice(RELATIVES))
+    )
+
+
+def phone(rng: random.Random) -> str:
+    """Calls, messages, dialling, voice mail."""
+    person = _person(rng)
+    where = rng.choice(("at home", "at work", "on the mobile", "on her mobile", "on his mobile", "on the speaker"))
+    return rng.choice(
+        (
+            f"call {person}",
+            f"call {person} {where}",
+            f"call {person} {where}",
+            f"text {person} that i {rng.choice(ERRANDS)}",
+            f"text {person} that i {rng.choice(ERRANDS)}",
+            f"tell {person} that i will be there at {time_of_day(rng)}",
+            f"send a message to {person}",
+            f"read the last message from {person}",
+            f"dial {digit_string(rng, rng.choice((3, 7, 7, 10)))}",
+            f"dial {_phone_number(rng)}",
+            f"redial the last number {where}",
+            f"did {person} call {_day(rng)}",
+            f"play the voice mail from {person}",
+            f"block the number {digit_string(rng, 7)}",
+        )
+    )
+
+
+def _phone_number(rng: random.Random) -> str:
+    area = f"area code {digit_string(rng, 3)} " if rng.random() < 0.4 else ""
+    return area + digit_string(rng, 7)
+
+
+def spelling(rng: random.Random) -> str:
+    """Names and random strings, letter by letter."""
+    kind = rng.randrange(12)
+    if kind < 3:
+        return spelled(rng.choice(FIRST_NAMES))
+    if kind < 6:
+        return spelled(rng.choice(SURNAMES))
+    if kind < 8:
+        return spelled(rng.choice(CITIES))
+    if kind == 8:
+        return spelled(rng.choice(STREETS))
+    if kind == 9:
+        return f"{spelled(rng.choice(STREETS))} {rng.choice(STREET_KINDS)}"
+    return random_letters(rng, 1, 8)
+
+
+def dates(rng: random.Random) -> str:
+    """Days of the year, with or without the year and the day of the week."""
+    day, month = rng.choice(_ORDINALS), rng.choice(_MONTHS)
+    return rng.choice(
+        (
+            f"{month} {day}",
+            f"{month} {day} {year(rng)}",
+            f"{month} {day} {year(rng)}",
+            f"the {day} of {month}",
+            f"the {day} of {month} {year(rng)}",
+            f"{rng.choice(_WEEKDAYS)} {month} {day}",
+            f"{rng.choice(_WEEKDAYS)} the {day}",
+            f"{month} {year(rng)}",
+            f"{cardinal(rng.randint(1, 12))} {cardinal(rng.randint(1, 28))} {cardinal(rng.randint(10, 99))}",
+        )
+    )
+
+
+def census(rng: random.Random) -> str:
+    """Answers to a census form, after CMU AN4: control words, codes, names, addresses, dates, telephone numbers."""
+    number = cardinal(rng.choice((rng.randint(0, 99), rng.randint(100, 999), rng.randint(1_000, 9_999))))
+    number = rng.choice((number, pairs(rng), digit_string(rng, rng.randint(1, 5))))
+    return rng.choice(
+        (
+            rng.choice(_CONTROL_WORDS),
+            rng.choice(_CONTROL_WORDS),
+            f"enter {number}",
+            f"enter {number}",
+            f"{rng.choice(('rubout', 'erase'))} {random_letters(rng, 3, 5)} {number}",
+            f"{rng.choice(('rubout', 'erase'))} {random_letters(rng, 3, 5)} {number}",
+            f"{random_letters(rng, 1, 5)} {number}",
+            f"{random_letters(rng, 1, 5)} {number}",
+            spelled(rng.choice(rng.choice((FIRST_NAMES, SURNAMES, CITIES, STREETS)))),
+            spelled(rng.choice(rng.choice((FIRST_NAMES, SURNAMES, CITIES, STREETS)))),
+            f"{spelled(rng.choice(STREETS))} {rng.choice(STREET_KINDS)}",
+            digit_string(rng, 5),
+            _phone_number(rng),
+            pairs(rng),
+            number,
+            f"{rng.choice(_MONTHS)} {rng.choice(_ORDINALS)} {year(rng)}",
+            f"{cardinal(rng.randint(1, 12))} {cardinal(rng.randint(1, 28))} {cardinal(rng.randint(10, 99))}",
+            time_of_day(rng),
+        )
+    )
+
+
+GRAMMARS: dict[str, Callable[[random.Random], str]] = {
+    "digits": digits,
+    "numbers": numbers,
+    "home": home,
+    "phone": phone,
+    "spelling": spelling,
+    "dates": dates,
+    "census": census,
+}

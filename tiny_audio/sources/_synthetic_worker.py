@@ -1,0 +1,149 @@
+"""The synthesis process: ``python -m tiny_audio.sources._synthetic_worker``, a job on stdin, FLAC files on disk.
+
+A process of its own because espeak-ng is GPL-3, and a plain one because it then needs no guarded ``__main__`` in the
+caller's script, loads neither torch nor the caller's modules, and ends with its parent: stdin closes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from tiny_audio.sources import _synthetic_grammar as grammar
+from tiny_audio.sources._synthetic_espeak import RATE_HZ, Delivery, Espeak
+from tiny_audio.sources._synthetic_voices import ACCENTS
+
+SAMPLE_RATE = 16_000
+GROUP = 20
+"""Utterances that one fresh espeak-ng says in turn, whoever works on them: fresh for each would take twice the time."""
+_FILES_PER_FOLDER = 1_000
+_KEEP_SILENCE_S = 0.1
+_SILENCE = 10 ** (-45 / 20)
+"""Of the peak."""
+_ROLL_OFF_HZ = 7_200
+"""Where the anti-aliasing filter starts to fall; it reaches zero at 8 kHz."""
+_FAST_SIZES = sorted(2**a * 3**b * 5**c for a in range(20) for b in range(3) for c in range(3))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One worker's share: each ``num_workers``-th group of utterances, from group ``worker`` on."""
+
+    folder: str
+    worker: int
+    num_workers: int
+    num_utterances: int
+    seed: int
+    grammars: list[str]
+    accents: list[str]
+    voices: list[str]
+    sentences_held_out: bool
+    rate_wpm: tuple[int, int]
+    pitch: tuple[int, int]
+    pitch_range: tuple[int, int]
+    word_gap_ms: tuple[int, int]
+    peak_dbfs: tuple[float, float]
+    noise_snr_db: tuple[float, float] | None
+
+
+def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
+    """Utterance ``index``: audio at 16 kHz and its manifest row; text and delivery depend on seed and index only."""
+    rng = random.Random(f"{job.seed}:{index}")
+    line = _line(job, rng)
+    accent, voice = rng.choice(job.accents), rng.choice(job.voices)
+    delivery = Delivery(
+        voice=f"{ACCENTS[accent]}+{voice}",
+        rate_wpm=rng.randint(*job.rate_wpm),
+        pitch=rng.randint(*job.pitch),
+        pitch_range=rng.randint(*job.pitch_range),
+        word_gap_ms=rng.randint(*job.word_gap_ms),
+    )
+    audio = _trimmed(_resampled(espeak.say(grammar.spoken(line), delivery)))
+    if job.noise_snr_db is not None:
+        noise_rng = np.random.default_rng([job.seed, index])
+        audio = audio + _noise(audio, rng.uniform(*job.noise_snr_db), rng.uniform(0.0, 1.0), noise_rng)
+    audio *= 10 ** (rng.uniform(*job.peak_dbfs) / 20) / np.abs(audio).max()
+    row: dict[str, object] = {
+        "audio_filepath": f"{index // _FILES_PER_FOLDER:04d}/{index:07d}.flac",
+        "duration": len(audio) / SAMPLE_RATE,
+        "text": grammar.written(line),
+        "speaker": f"{accent}+{voice}",
+        "accent": accent,
+        "voice": voice,
+    }
+    return audio.astype(np.float32), row
+
+
+def _line(job: Job, rng: random.Random) -> str:
+    # A tenth of a grammar's lines are held out, so many draws without one mean a grammar without any.
+    for _ in range(10_000):
+        line = grammar.GRAMMARS[rng.choice(job.grammars)](rng)
+        if grammar.is_held_out(grammar.written(line)) == job.sentences_held_out:
+            return line
+    raise AssertionError(f"no sentence of {job.grammars} is on the asked side of the split")
+
+
+def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """22,050 -> 16,000 Hz in the frequency domain: exact, and without the seconds that torch takes to import."""
+    # 441 samples become 320; a number of such blocks without large prime factors keeps the transform fast.
+    blocks = next(size for size in _FAST_SIZES if size * 441 > len(audio))
+    spectrum = np.fft.rfft(audio, n=blocks * 441)[: blocks * 160 + 1]
+    frequencies = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
+    fall = np.clip((frequencies - _ROLL_OFF_HZ) / (SAMPLE_RATE / 2 - _ROLL_OFF_HZ), 0, 1)
+    spectrum *= 0.5 * (1 + np.cos(np.pi * fall)) * (SAMPLE_RATE / RATE_HZ)
+    return np.fft.irfft(spectrum, n=blocks * 320)
+
+
+def _trimmed(audio: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    loud = np.flatnonzero(np.abs(audio) > _SILENCE * np.abs(audio).max())
+    assert len(loud), "espeak-ng gave silence"
+    keep = int(_KEEP_SILENCE_S * SAMPLE_RATE)
+    return audio[max(0, loud[0] - keep) : loud[-1] + 1 + keep]
+
+
+def _noise(
+    audio: npt.NDArray[np.float64], snr_db: float, slope: float, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Stationary noise between white (``slope`` 0) and pink (1), ``snr_db`` below the speech's mean power."""
+    spectrum = np.fft.rfft(rng.standard_normal(len(audio)))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-slope / 2)
+    noise = np.fft.irfft(spectrum, n=len(audio))
+    power = np.mean(audio**2) / np.mean(noise**2)
+    return np.asarray(noise * np.sqrt(power / 10 ** (snr_db / 10)))
+
+
+def run(job: Job) -> None:
+    """Write the job's FLAC files, and their rows as ``rows-<worker>.jsonl``."""
+    folder = Path(job.folder)
+    with (folder / f"rows-{job.worker}.jsonl").open("w", encoding="utf-8") as rows:
+        for first in range(job.worker * GROUP, job.num_utterances, job.num_workers * GROUP):
+            with Espeak() as espeak:
+                for index in range(first, min(first + GROUP, job.num_utterances)):
+                    audio, row = make(job, index, espeak)
+                    path = folder / str(row["audio_filepath"])
+                    path.parent.mkdir(exist_ok=True)
+                    soundfile.write(path, np.round(audio * 32_767).astype(np.int16), SAMPLE_RATE, subtype="PCM_16")
+                    rows.write(json.dumps(row) + "\n")
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter ends
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    # Ctrl-C reaches the whole process group; the parent alone decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = Job(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run(job)

@@ -1,0 +1,49 @@
+"""Source ``manifest``: audio files on disk, listed in a JSON-lines file, as NeMo and others write it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
+from tiny_audio.sources._manifest import Columns, ManifestSource
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class ManifestConfig(SourceConfig):
+    """Audio files listed in a JSON-lines manifest."""
+
+    name: Literal["manifest"] = "manifest"
+    path: NonEmpty = Field(json_schema_extra={"identity": False})
+    """The manifest: one JSON object a line. `~` is your home folder."""
+    audio_column: NonEmpty = "audio_filepath"
+    """The audio file; a relative path is relative to the manifest's folder."""
+    duration_column: NonEmpty = "duration"
+    """Seconds; where it is missing, the file's header is read."""
+    text_column: NonEmpty = "text"
+    """What is said."""
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        if len({self.audio_column, self.duration_column, self.text_column}) < 3:
+            raise ValueError(
+                "audio_column, duration_column and text_column must name three different columns, not "
+                f"{self.audio_column!r}, {self.duration_column!r} and {self.text_column!r}"
+            )
+        return self
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which put a `manifest.jsonl` into the current folder."""
+        return cls(path="manifest.jsonl")
+
+
+@SOURCES.register
+def build_manifest(config: ManifestConfig, context: SourceContext) -> Source:
+    """The source of a manifest; it reads nothing before it is indexed."""
+    columns = Columns(config.audio_column, config.duration_column, config.text_column)
+    return ManifestSource(Path(os.path.expanduser(config.path)).absolute(), columns)

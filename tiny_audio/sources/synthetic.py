@@ -1,0 +1,268 @@
+"""Source ``synthetic``: speech made on the spot by espeak-ng, for tests, first steps and data nobody records.
+
+Voices and sentences are split once and for all into training and held-out ones, so that a recipe can train on one
+side and measure on the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
+
+import tiny_audio
+from tiny_audio.config import UserError
+from tiny_audio.registry import did_you_mean
+from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.sources._manifest import Columns, read_manifest
+from tiny_audio.sources._synthetic_grammar import VERSION
+from tiny_audio.sources._synthetic_voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
+
+_LOG = logging.getLogger(__name__)
+_STALE_S = 24 * 3600
+_MIN_SHARE = 20
+"""Utterances that take about as long as the start of a process."""
+_WORKER = "tiny_audio.sources._synthetic_worker"
+
+Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
+# YAML has lists only; what they hold is as strict as everywhere else.
+Grammars = Annotated[tuple[Grammar, ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+IntRange = Annotated[tuple[int, int], Field(strict=False)]
+FloatRange = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class SyntheticConfig(SourceConfig):
+    """Speech synthesised by espeak-ng: digits, numbers, commands, spelled names, dates."""
+
+    name: Literal["synthetic"] = "synthetic"
+    num_utterances: PositiveInt = 10_000
+    """How many; the first ones stay the same when there are more."""
+    seed: NonNegativeInt = 0
+    """Another seed gives other sentences, voices and deliveries."""
+    grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
+    """What is said; each utterance takes one of them, all equally often."""
+    sentences: Literal["train", "held_out"] = "train"
+    """The side of the fixed split of sentences: a tenth of all is held out, and training never says it."""
+    voices: Literal["train", "held_out"] | Names = "train"
+    """The side of the fixed split of voices, or the names of espeak-ng voice variants."""
+    accents: Names = tuple(ACCENTS)
+    """English accents of espeak-ng."""
+    rate_wpm: IntRange = (120, 230)
+    """Words a minute, from and to."""
+    pitch: IntRange = (25, 75)
+    """From and to, on espeak-ng's scale from 0 to 99; 50 is each voice's own pitch."""
+    pitch_range: IntRange = (25, 75)
+    """Liveliness, from and to, on espeak-ng's scale from 0 (monotone) to 99."""
+    word_gap_ms: IntRange = (0, 60)
+    """Additional pause between words, from and to."""
+    peak_dbfs: FloatRange = (-20.0, -1.0)
+    """Peak level, from and to, in decibels below full scale."""
+    noise_snr_db: FloatRange | None = None
+    """Signal-to-noise ratio of added white to pink noise, from and to; none when absent."""
+
+    @field_validator("grammars", "accents", "voices")
+    @classmethod
+    def _no_repetition(cls, names: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        repeated = [] if isinstance(names, str) else sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} is listed more than once; list each name once")
+        return names
+
+    @field_validator("accents")
+    @classmethod
+    def _known_accents(cls, accents: tuple[str, ...]) -> tuple[str, ...]:
+        for accent in accents:
+            if accent not in ACCENTS:
+                raise ValueError(f"unknown accent {accent!r}; {did_you_mean(accent, ACCENTS)}")
+        return accents
+
+    @field_validator("voices")
+    @classmethod
+    def _known_voices(cls, voices: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        known = TRAINING_VOICES + HELD_OUT_VOICES + UNNATURAL_VOICES
+        for voice in () if isinstance(voices, str) else voices:
+            if voice not in known:
+                raise ValueError(
+                    f"unknown voice {voice!r}; write train or held_out for one side of the split, or names of "
+                    f"variants: {did_you_mean(voice, known)}"
+                )
+        return voices
+
+    @field_validator("rate_wpm", "pitch", "pitch_range", "word_gap_ms", "peak_dbfs", "noise_snr_db")
+    @classmethod
+    def _within_bounds(cls, span: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
+        low, high = _BOUNDS[str(info.field_name)]
+        if span is not None and not low <= span[0] <= span[1] <= high:
+            raise ValueError(f"[{span[0]}, {span[1]}] must be two numbers from {low} to {high}, the smaller one first")
+        return span
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A few short utterances, for tests."""
+        return cls(num_utterances=6, grammars=("digits",), accents=("en-us",))
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "rate_wpm": (80, 450),
+    "pitch": (0, 99),
+    "pitch_range": (0, 99),
+    "word_gap_ms": (0, 1_000),
+    "peak_dbfs": (-60.0, 0.0),
+    "noise_snr_db": (-20.0, 80.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSource(Source):
+    """Synthesised once into a folder of FLAC files; read from there ever after."""
+
+    config: SyntheticConfig
+    cache_dir: Path
+    num_workers: int
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`; the first call synthesises."""
+        folder = self.cache_dir / "synthetic" / _cache_key(self.config)
+        if not folder.exists():
+            _synthesise(self.config, folder, self.num_workers)
+        index = read_manifest(folder / "manifest.jsonl", Columns())
+        if len(index.utterances) != self.config.num_utterances:
+            raise UserError(
+                f"the cache {folder} is damaged: {len(index.utterances):,} of {self.config.num_utterances:,} "
+                "utterances are there; delete the folder, and it is made anew"
+            )
+        return index
+
+    def encoded(self, utterance: Utterance) -> Path:
+        """The clip's FLAC file."""
+        return Path(utterance.audio)
+
+
+@SOURCES.register
+def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
+    """The source; it makes nothing before it is indexed."""
+    return SyntheticSource(config, context.cache_dir.absolute(), os.cpu_count() or 1)
+
+
+def _cache_key(config: SyntheticConfig) -> str:
+    identity = [config.model_dump(mode="json"), VERSION, _espeak_version()]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _espeak_version() -> str:
+    try:
+        return importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            "the synthetic source needs espeak-ng, which is not installed; run: pip install 'tiny-audio[synthetic]'"
+        ) from error
+
+
+def _synthesise(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
+    """Make ``folder``. It appears whole, by a rename: a killed run leaves no half of it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+        unfinished.mkdir()
+    except OSError as error:
+        raise UserError(f"the cache folder {folder.parent} cannot be written: {error}") from error
+    started = time.monotonic()
+    workers = min(num_workers, -(-config.num_utterances // _MIN_SHARE))
+    _LOG.info("synthesising %d utterances with espeak-ng, processes: %d", config.num_utterances, workers)
+    try:
+        _run_workers(config, unfinished, workers)
+        seconds = _merge_rows(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            _LOG.info("another process finished the same synthesis first; its result is used")
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _LOG.info("synthesised %.1f minutes of speech in %.1f s", seconds / 60, time.monotonic() - started)
+
+
+def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
+    sides = {"train": TRAINING_VOICES, "held_out": HELD_OUT_VOICES}
+    settings = config.model_dump(mode="json", exclude={"name", "num_utterances", "sentences", "voices"})
+    job = settings | {
+        "folder": str(folder),
+        "num_utterances": config.num_utterances,
+        "num_workers": num_workers,
+        "voices": sides[config.voices] if isinstance(config.voices, str) else config.voices,
+        "sentences_held_out": config.sentences == "held_out",
+    }
+    root = str(Path(tiny_audio.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        for number in range(num_workers):
+            with (folder / f"errors-{number}.txt").open("wb") as errors_file:
+                worker = subprocess.Popen(
+                    [sys.executable, "-P", "-m", _WORKER],
+                    bufsize=0,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors_file,
+                    env=environment,
+                )
+            workers.append(worker)
+            # A worker that dies at once is reported below, with what it said.
+            with contextlib.suppress(BrokenPipeError):
+                _stdin(worker).write(json.dumps(job | {"worker": number}).encode() + b"\n")
+        for number, worker in enumerate(workers):
+            if worker.wait() != 0:
+                errors = (folder / f"errors-{number}.txt").read_text(errors="replace").strip()
+                raise RuntimeError(
+                    f"espeak-ng synthesis ended with status {worker.returncode}:\n{errors[-4_000:] or '(no message)'}"
+                )
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            _stdin(worker).close()
+
+
+def _stdin(worker: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert worker.stdin is not None
+    return worker.stdin
+
+
+def _merge_rows(folder: Path) -> float:
+    """Join the workers' rows in the order of the utterances; the seconds of audio in all."""
+    rows = []
+    for share in folder.glob("rows-*.jsonl"):
+        rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
+        share.unlink()
+    for errors in folder.glob("errors-*.txt"):
+        errors.unlink()
+    rows.sort(key=lambda row: str(row["audio_filepath"]))
+    with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
+        manifest.writelines(json.dumps(row) + "\n" for row in rows)
+        manifest.flush()
+        os.fsync(manifest.fileno())
+    return sum(float(row["duration"]) for row in rows)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what killed runs left long ago; a younger folder may still be written to."""
+    for leftover in folder.parent.glob("*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process finished or deleted it meanwhile
+            if time.time() - leftover.stat().st_mtime > _STALE_S:
+                shutil.rmtree(leftover, ignore_errors=True)

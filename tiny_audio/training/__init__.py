@@ -1,0 +1,1 @@
+"""A recipe's model and clips -> trained weights, in checkpoints that a restart continues from, bit for bit."""

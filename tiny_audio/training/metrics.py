@@ -1,0 +1,49 @@
+"""``metrics.jsonl``: one line per event; a restart continues the file as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.files import write_atomically
+
+
+class MetricsLog:
+    """Appends rows to ``metrics.jsonl`` and scalars to TensorBoard.
+
+    Args:
+        run_dir: where the file lies; TensorBoard's files go to ``tensorboard/``.
+        step: the step that training continues from. What an interrupted run logged after it is taken out, since
+            those steps come again.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run_dir / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One row; numbers go to TensorBoard too, under ``kind/name``."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a metrics file; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]  # what follows the last newline is unfinished
+    return [json.loads(line) for line in lines]
