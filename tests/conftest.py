@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from tiny_audio.audio import SAMPLE_RATE
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.projectors import PROJECTORS
@@ -17,13 +21,14 @@ from tiny_audio.projectors import PROJECTORS
 torch.set_num_threads(2)
 
 Document = dict[str, Any]
+TEXTS = ("yes", "no", "stop now", "go on", "left", "turn right")
 
 
 def tiny_recipe(folder: Path) -> Document:
     """A valid recipe of tiny parts, as plain YAML values; its manifest would be ``manifest.jsonl`` in ``folder``."""
-    encoder = ENCODERS.entry("whisper").config.tiny()  # type: ignore[attr-defined]
-    projector = PROJECTORS.entry("swiglu").config.tiny()  # type: ignore[attr-defined]
-    decoder = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
+    encoder = ENCODERS.entry("whisper").config.tiny()
+    projector = PROJECTORS.entry("swiglu").config.tiny()
+    decoder = DECODERS.entry("smollm3").config.tiny()
     source = {"name": "manifest", "path": str(folder / "manifest.jsonl")}
     return {
         "encoder": {"name": "whisper", **encoder.model_dump(mode="json", exclude_unset=True)},
@@ -51,3 +56,74 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def write_clips(folder: Path, count: int, name: str = "manifest.jsonl") -> Path:
+    """A manifest of ``count`` clips, of about 0.6 s and 1.1 s by turns; each word of a text is a tone of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(count)
+    rows = []
+    for number in range(count):
+        text = TEXTS[number % len(TEXTS)]
+        samples = int(SAMPLE_RATE * (0.6 if number % 2 else 1.1)) + 160 * (number % 7)
+        pitches = [200 + 37 * (sum(map(ord, word)) % 61) for word in text.split()]
+        hz = np.repeat(pitches, -(-samples // len(pitches)))[:samples]
+        waveform = 0.3 * np.sin(2 * np.pi * hz * np.arange(samples) / SAMPLE_RATE)
+        path = folder / f"clip{number:03d}.{'flac' if number % 3 else 'wav'}"
+        soundfile.write(path, waveform + 0.01 * rng.standard_normal(samples), SAMPLE_RATE)
+        rows.append(manifest_row(path, text, samples / SAMPLE_RATE, speaker=f"s{number % 3}"))
+    manifest = folder / name
+    manifest.write_text("".join(rows))
+    return manifest
+
+
+def manifest_row(path: Path, text: str, duration_s: float, **metadata: str) -> str:
+    row = {"audio_filepath": path.name, "duration": duration_s, "text": text, **metadata}
+    return json.dumps(row) + "\n"
+
+
+UNUSABLE = {
+    "empty.wav": "empty",
+    "one_sample.wav": "too_short",
+    "nan.wav": "non_finite",
+    "cut_off.flac": "undecodable",
+    "text.wav": "undecodable",
+    "forged.wav": "truncated",
+}
+"""Files of :func:`write_odd_clips` that cannot be used, and why."""
+UNUSUAL = ("stereo.wav", "8khz.wav", "48khz.wav", "10_channels.wav")
+"""Those that can."""
+
+
+def write_odd_clips(folder: Path) -> None:
+    """What a folder of audio holds when nobody looked: one file for each name in UNUSABLE and UNUSUAL, of 1 s."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    (folder / "empty.wav").write_bytes(b"")
+    soundfile.write(folder / "one_sample.wav", tone[:1], SAMPLE_RATE)
+    soundfile.write(folder / "nan.wav", np.where(np.arange(SAMPLE_RATE) == 99, np.nan, tone), SAMPLE_RATE, "FLOAT")
+    noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE)
+    soundfile.write(folder / "cut_off.flac", noise, SAMPLE_RATE)
+    whole = (folder / "cut_off.flac").read_bytes()
+    (folder / "cut_off.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.wav").write_text("this is no audio at all\n" * 50)
+    soundfile.write(folder / "forged.wav", tone, SAMPLE_RATE)
+    forged = bytearray((folder / "forged.wav").read_bytes())
+    forged[40:44] = (200_000_000).to_bytes(4, "little")  # the length of the data chunk
+    (folder / "forged.wav").write_bytes(forged)
+    soundfile.write(folder / "stereo.wav", np.stack([tone, tone], axis=1), SAMPLE_RATE)
+    soundfile.write(folder / "8khz.wav", tone[::2], SAMPLE_RATE // 2)
+    soundfile.write(folder / "48khz.wav", np.repeat(tone, 3), SAMPLE_RATE * 3)
+    soundfile.write(folder / "10_channels.wav", np.stack([tone] * 10, axis=1), SAMPLE_RATE)
+
+
+def changed(document: Document, **changes: Any) -> Document:
+    """The recipe with fields replaced; two underscores stand for a dot: ``training__steps=3``."""
+    document = copy.deepcopy(document)
+    for place, value in changes.items():
+        *sections, field = place.split("__")
+        here = document
+        for section in sections:
+            here = here.setdefault(section, {})
+        here[field] = value
+    return document

@@ -54,11 +54,11 @@ ORDER = [
 ]
 """Each imports only from those above it."""
 
-TRAVELS = {"numpy", "pydantic", "soundfile", "torch", "transformers"}
+TRAVELS = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
 """What an exported model's code may import at its top."""
-TRAVELS_INSIDE = TRAVELS | {"peft", "safetensors", "tokenizers", "torchaudio"}
+TRAVELS_INSIDE = TRAVELS | {"huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"}
 """And inside functions."""
-PARTS_ONLY = {"numpy", "pydantic", "torch"}
+PARTS_ONLY = {"numpy", "pydantic", "pydantic_core", "torch"}
 """Listing parts and validating recipes imports their files, and must stay quick."""
 
 

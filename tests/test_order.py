@@ -12,7 +12,7 @@ from tiny_audio.data.order import BatchingConfig, plan_epoch
 
 def speech(count: int, seed: int = 0) -> list[float]:
     """Durations as speech corpora have them."""
-    return np.random.default_rng(seed).lognormal(1.5, 0.6, count).clip(0.5, 20.0).tolist()  # type: ignore[no-any-return]
+    return np.random.default_rng(seed).lognormal(1.5, 0.6, count).clip(0.5, 20.0).tolist()
 
 
 def padding_share(plan: list[list[int]], durations_s: list[float]) -> float:

@@ -53,14 +53,14 @@ def refusal(path: Path, *overrides: str) -> list[str]:
 
 def test_the_tiny_recipe_is_valid(document: Document, write_recipe: Write) -> None:
     recipe = load_recipe(write_recipe(document))
-    assert recipe.encoder == ENCODERS.entry("whisper").config.tiny()  # type: ignore[attr-defined]
+    assert recipe.encoder == ENCODERS.entry("whisper").config.tiny()
     assert recipe.training.adam_betas == (0.9, 0.999)
 
 
 def test_every_part_makes_a_valid_recipe(document: Document, write_recipe: Write) -> None:
     parts = 0
     for section, registry in (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS)):
-        for entry in registry.entries():  # type: ignore[attr-defined]
+        for entry in registry.entries():
             config = entry.config.tiny()
             content = changed(document, section, {"name": entry.name, **config.model_dump(mode="json")})
             assert getattr(load_recipe(write_recipe(content)), section) == config
@@ -80,10 +80,12 @@ WRONG = [
     ("training.learning_rat", 1, r"training.learning_rat: unknown field; did you mean 'learning_rate'\? Allowed: acc"),
     ("projector.stak", 5, r"projector.swiglu.stak: unknown field; did you mean 'stack'\? Allowed: .*hidden_dim"),
     ("encoder.overides", {}, r"encoder.whisper.overides: unknown field; did you mean 'overrides'\?"),
-    ("decoder.tokenizer.vocabsize", 9, r"decoder.smollm3.tokenizer.vocabsize: unknown field; did you mean 'vocab_size'"),
+    ("decoder.tokenizer.vocabsize", 9,
+     r"decoder.smollm3.tokenizer.vocabsize: unknown field; did you mean 'vocab_size'"),
     ("decoder.lora", {**LORA, "rnk": 3}, r"decoder.smollm3.lora.rnk: unknown field; did you mean 'rank'\?"),
     ("data.train.clips.pth", "x", r"data.train.clips.manifest.pth: unknown field; did you mean 'path'\?"),
-    ("augmentation.spec_augment", {"num_time_mask": 1}, r"spec_augment.num_time_mask: .* did you mean 'num_time_masks'"),
+    ("augmentation.spec_augment", {"num_time_mask": 1},
+     r"spec_augment.num_time_mask: .* did you mean 'num_time_masks'"),
     ("training.init_from", {"path": "x", "part": []}, r"training.init_from.part: .* did you mean 'parts'"),
     ("training.extends", "x", r"training.extends: unknown field; "),
     ("a\nb: c", 1, r"'a\\nb: c': unknown field"),
@@ -113,7 +115,8 @@ WRONG = [
     ("training.learning_rate", True, r"training.learning_rate: should be a valid number, not true"),
     ("training.tf32", "no", r'training.tf32: should be a valid boolean, not "no"'),
     ("training.tf32", 1, r"training.tf32: should be a valid boolean, not 1"),
-    ("decoder.revision", 1234567, r"decoder.smollm3.revision: should be a valid string, not 1234567; write it in quotes"),
+    ("decoder.revision", 1234567,
+     r"decoder.smollm3.revision: should be a valid string, not 1234567; write it in quotes"),
     ("prompt.user", {"audio": None}, r'prompt.user: should be a valid string, not {"audio": null}; write it in quotes'),
     ("data.train.clips.path", None, r"data.train.clips.manifest.path: should be a valid string, not null$"),
     ("decoder.lora", {**LORA, "targets": "q_proj"}, r'lora.targets: should be a list, not "q_proj"'),
@@ -138,7 +141,8 @@ WRONG = [
     ("data.train.clips.path", "", r"data.train.clips.manifest.path: "),
     ("data.max_duration_s", 1e300, r"data.max_duration_s: should be less than or equal to 86400, not 1e\+300"),
     ("decoder.lora", {**LORA, "targets": []}, r"lora.targets: should have at least 1 item, not 0$"),
-    ("encoder.attention", "flash", r"attention: should be 'auto', 'sdpa', 'eager' or 'flash_attention_2', not \"flash\""),
+    ("encoder.attention", "flash",
+     r"attention: should be 'auto', 'sdpa', 'eager' or 'flash_attention_2', not \"flash\""),
     ("prompt.user", "hello", r"prompt.user: must contain {audio} exactly once, and contains it 0 times: 'hello'"),
     ("prompt.user", "{audio}{audio}", r"prompt.user: must contain {audio} exactly once, and contains it 2 times"),
     ("augmentation.speed", [0.1], r"augmentation.speed: needs factors between 0.5 and 2, such as .*, not \[0.1\]"),
@@ -152,30 +156,40 @@ WRONG = [
     # contradictions within a section
     ("encoder", {**FROZEN, "overrides": {"d_model": 8}}, r"encoder.whisper: overrides change the architecture, which"),
     ("decoder.lora", LORA, r"decoder.smollm3: lora adapts frozen weights; set freeze: true, or remove lora"),
-    ("decoder.overrides.pad_token_id", 1, r"overrides.pad_token_id is the tokenizer's to say \(pad and end must differ\)"),
+    ("decoder.overrides.pad_token_id", 1,
+     r"overrides.pad_token_id is the tokenizer's to say \(pad and end must differ\)"),
     ("decoder.overrides.vocab_size", 9, r"decoder.smollm3: overrides.vocab_size is the tokenizer's to say"),
-    ("decoder", {"name": "smollm3", "tokenizer": {"kind": "bpe"}}, r"a pretrained decoder knows only its own tokenizer"),
-    ("generation.ctc_weight", 0.3, r"generation: ctc_weight 0.3 chooses between several .* num_beams is 1; set num_beams"),
+    ("decoder", {"name": "smollm3", "tokenizer": {"kind": "bpe"}},
+     r"a pretrained decoder knows only its own tokenizer"),
+    ("generation.ctc_weight", 0.3,
+     r"generation: ctc_weight 0.3 chooses between several .* num_beams is 1; set num_beams"),
     # contradictions between sections
     ("data.min_duration_s", 10.0, r"data.min_duration_s: 10.0 leaves no clip below max_duration_s 10.0; lower it"),
-    ("projector.stack", 16, r"projector.swiglu: needs 16 encoder frames, and a clip of data.min_duration_s 0.3 s has 15; "),
+    ("projector.stack", 16,
+     r"projector.swiglu: needs 16 encoder frames, and a clip of data.min_duration_s 0.3 s has 15; "),
     ("projector.stack", 2**62, r"projector.swiglu: needs 4611686018427387904 encoder frames, and a clip "),
-    ("data.max_duration_s", 15.5, r"data.max_duration_s: 15.5 s is more than the 15 s that encoder 'whisper' takes; set at "),
-    ("augmentation.speed", [0.5, 1], r"10.0 s, slowed down by augmentation.speed to 20.0 s, is more .* set at most 7.5"),
+    ("data.max_duration_s", 15.5,
+     r"data.max_duration_s: 15.5 s is more than the 15 s that encoder 'whisper' takes; set at "),
+    ("augmentation.speed", [0.5, 1],
+     r"10.0 s, slowed down by augmentation.speed to 20.0 s, is more .* set at most 7.5"),
     ("batching.max_padded_s", 9.0, r"batching.max_padded_s: 9.0 s cannot hold one clip of data.max_duration_s 10.0 s"),
     ("training.warmup_steps", 20, r"training.warmup_steps: 20 leaves nothing of 20 steps; lower it"),
     ("training", {"steps": 9, "learning_rate": 1, "schedule": "constant", "final_learning_rate_ratio": 0.1},
      r"training.final_learning_rate_ratio: has no effect under schedule: constant; set it to 0"),
     ("training.tf32", True, r"training.tf32: has no effect on execution.device: cpu; set it to false"),
-    ("execution", {"evaluate_every": 21, "evaluate_set": "held_out"}, r"evaluate_every: 21 is past the last of 20 steps"),
+    ("execution", {"evaluate_every": 21, "evaluate_set": "held_out"},
+     r"evaluate_every: 21 is past the last of 20 steps"),
     ("execution.evaluate_every", 5, r"execution.evaluate_set: and evaluate_every go together; give both or neither"),
     ("execution.evaluate_set", "held_out", r"execution.evaluate_set: and evaluate_every go together"),
     ("execution", {"evaluate_every": 5, "evaluate_set": "heldout"},
      r"there is no set 'heldout' in data.evaluation; did you mean 'held_out'\? Allowed: held_out"),
-    ("generation", {"ctc_weight": 0.3, "num_beams": 4}, r"generation.ctc_weight: needs a CTC head; add a `ctc` section"),
-    ("encoder.freeze", True, r"encoder.whisper.freeze: random weights that do not train stay random; set freeze: false"),
+    ("generation", {"ctc_weight": 0.3, "num_beams": 4},
+     r"generation.ctc_weight: needs a CTC head; add a `ctc` section"),
+    ("encoder.freeze", True,
+     r"encoder.whisper.freeze: random weights that do not train stay random; set freeze: false"),
     ("decoder.freeze", True, r"decoder.smollm3.freeze: random weights that do not train stay random"),
-    ("training.init_from", {"path": "x", "parts": ["ctc_head"]}, r"training.init_from.parts: ctc_head has no place to go"),
+    ("training.init_from", {"path": "x", "parts": ["ctc_head"]},
+     r"training.init_from.parts: ctc_head has no place to go"),
     # architectures that count no frames
     ("encoder", {**HUBERT, "overrides": {"conv_stride": [0] * 7}}, r"encoder.hubert.*: the frames of a clip cannot be"),
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": 5}}, r"encoder.hubert.*overrides"),
@@ -193,6 +207,15 @@ def test_a_mistake_is_named_with_its_place_and_what_is_allowed(
     assert re.fullmatch(rf"{re.escape(str(file))} is not a valid recipe \(\d+ mistakes?\):", first)
     assert any(re.search(message, mistake) for mistake in mistakes), "\n".join(mistakes)
     assert all(len(mistake) < 1100 for mistake in mistakes)
+
+
+def test_a_clip_that_is_sped_up_must_still_fill_the_projector(document: Document, write_recipe: Write) -> None:
+    path = write_recipe(changed(document, "projector.stack", 15))
+    assert load_recipe(path, ["augmentation.speed=[0.9, 1]"])
+    assert refusal(path, "augmentation.speed=[1, 2]")[1].startswith(
+        "  projector.swiglu: needs 15 encoder frames, and a clip of data.min_duration_s 0.3 s, sped up by "
+        "augmentation.speed to 0.15 s, has 8; shrink the projector's window or raise data.min_duration_s"
+    )
 
 
 def test_there_are_enough_of_them() -> None:
@@ -478,7 +501,7 @@ def _configs() -> list[type[BaseModel]]:
 
     visit(Recipe)
     for registry in REGISTRIES:
-        for entry in registry.entries():  # type: ignore[attr-defined]
+        for entry in registry.entries():
             visit(entry.config)
     return list(found)
 
@@ -506,6 +529,13 @@ def _flat(annotation: Any) -> Iterator[Any]:
     yield annotation
     for argument in get_args(annotation):
         yield from _flat(argument)
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_what_may_be_null_is_null_by_default(config: type[BaseModel], name: str) -> None:
+    """So that a recipe which takes back a field of its base with ``null`` says the same as one that sets it to null."""
+    field = config.model_fields[name]
+    assert type(None) not in get_args(field.annotation) or field.default is None
 
 
 def test_every_section_and_part_is_described() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +16,8 @@ from tests.conftest import tiny_recipe
 from tiny_audio.config import UserError
 from tiny_audio.recipe import Recipe, load_recipe
 
-FOLDER = Path(tempfile.mkdtemp(prefix="tiny-audio-fuzz-"))
-FILE = FOLDER / "recipe.yaml"
 FULL: dict[str, Any] = {
-    **tiny_recipe(FOLDER),
+    **tiny_recipe(Path("clips")),
     "ctc": {"weight": 0.5},
     "prompt": {"system": "/no_think", "user": "Write: {audio}"},
     "augmentation": {"spec_augment": {"num_time_masks": 1}, "speed": [0.9, 1.0], "noise_snr_db": [5, 30]},
@@ -109,10 +107,15 @@ def mutated(draw: Callable[..., Any]) -> str:
     return json.dumps(document, ensure_ascii=draw(st.booleans()))
 
 
-def check(content: bytes, overrides: list[str] | None = None) -> None:
-    FILE.write_bytes(content)
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz") / "recipe.yaml"
+
+
+def check(file: Path, content: bytes, overrides: Sequence[str] = ()) -> None:
+    file.write_bytes(content)
     try:
-        recipe = load_recipe(FILE, overrides or [])
+        recipe = load_recipe(file, overrides)
     except UserError as error:
         lines = str(error).splitlines()
         assert lines
@@ -123,16 +126,16 @@ def check(content: bytes, overrides: list[str] | None = None) -> None:
     assert Recipe.model_validate_json(recipe.model_dump_json()).run_id() == recipe.run_id()
 
 
-def test_the_variants_are_valid() -> None:
+def test_the_variants_are_valid(file: Path) -> None:
     for variant in VARIANTS:
-        FILE.write_text(json.dumps(variant))
-        assert isinstance(load_recipe(FILE), Recipe)
+        file.write_text(json.dumps(variant))
+        assert isinstance(load_recipe(file), Recipe)
 
 
 @settings(max_examples=350, deadline=None, derandomize=True)
-@given(mutated())
-def test_a_mutated_document(text: str) -> None:
-    check(text.encode(errors="surrogatepass"))
+@given(text=mutated())
+def test_a_mutated_document(file: Path, text: str) -> None:
+    check(file, text.encode(errors="surrogatepass"))
 
 
 PLAIN = """\
@@ -152,9 +155,11 @@ training:
 prompt:
   user: "Write: {audio}"
 """
-SNIPPETS = [b"&a ", b"*a", b"!!python/object:x ", b"<<: ", b"? ", b"---\n", b"...\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf",
-            b"|\n", b">-\n", b"- ", b": ", b"{", b"}", b"[", b"]", b'"', b"'", b"#", b"%YAML 9.9\n", b"~", b"\\ud800", b"\r", b"\n",
-            b"extends: recipe.yaml\n", b"extends: .\n", b"1e999", b"9" * 30, "é".encode(), "\u2028".encode()]  # fmt: skip
+SNIPPETS = [
+    b"&a ", b"*a", b"!!python/object:x ", b"<<: ", b"? ", b"---\n", b"...\n", b"\t", b"\x00", b"\xff", b"\xef\xbb\xbf",
+    b"|\n", b">-\n", b"- ", b": ", b"{", b"}", b"[", b"]", b'"', b"'", b"#", b"%YAML 9.9\n", b"~", b"\\ud800", b"\r",
+    b"\n", b"extends: recipe.yaml\n", b"extends: .\n", b"1e999", b"9" * 30, "é".encode(), "\u2028".encode(),
+]  # fmt: skip
 
 
 @st.composite
@@ -170,21 +175,21 @@ def mutated_bytes(draw: Callable[..., Any]) -> bytes:
     return content
 
 
-def test_the_plain_recipe_is_valid() -> None:
-    FILE.write_text(PLAIN)
-    assert load_recipe(FILE).training.learning_rate == 1e-4
+def test_the_plain_recipe_is_valid(file: Path) -> None:
+    file.write_text(PLAIN)
+    assert load_recipe(file).training.learning_rate == 1e-4
 
 
 @settings(max_examples=350, deadline=None, derandomize=True)
-@given(mutated_bytes())
-def test_mutated_text(content: bytes) -> None:
-    check(content)
+@given(content=mutated_bytes())
+def test_mutated_text(file: Path, content: bytes) -> None:
+    check(file, content)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.binary(max_size=200))
-def test_junk(content: bytes) -> None:
-    check(content)
+@given(content=st.binary(max_size=200))
+def test_junk(file: Path, content: bytes) -> None:
+    check(file, content)
 
 
 PATHS = st.sampled_from(
@@ -193,6 +198,10 @@ PATHS = st.sampled_from(
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.one_of(st.text(max_size=20), st.tuples(PATHS, st.text(max_size=12)).map("=".join)), max_size=3))
-def test_any_overrides(overrides: list[str]) -> None:
-    check(PLAIN.encode(), overrides)
+@given(
+    overrides=st.lists(
+        st.one_of(st.text(max_size=20), st.tuples(PATHS, st.text(max_size=12)).map("=".join)), max_size=3
+    )
+)
+def test_any_overrides(file: Path, overrides: list[str]) -> None:
+    check(file, PLAIN.encode(), overrides)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, PositiveInt, ValidationError, create_model
 
-from tiny_audio.config import Config, UserError
-from tiny_audio.registry import Registry, RegistryError, UnknownPartError, did_you_mean
+from tiny_audio.config import Config, RegistryError, UserError
+from tiny_audio.registry import Registry, UnknownPartError, did_you_mean
 
 if TYPE_CHECKING:
     from tiny_audio.nowhere import Missing
@@ -113,11 +113,11 @@ def test_a_registration_after_the_schema_was_built_is_refused() -> None:
         registry.register(build_linear)
 
 
-def unannotated(config): ...  # type: ignore[no-untyped-def]
-def of_another_type(config: int) -> Part: ...  # type: ignore[empty-body]
-def without_arguments() -> Part: ...  # type: ignore[empty-body]
-def config_second(context: object, config: ConvConfig) -> Part: ...  # type: ignore[empty-body]
-def only_return_annotated(config) -> ConvConfig: ...  # type: ignore[no-untyped-def, empty-body]
+def unannotated(config): ...
+def of_another_type(config: int) -> Part: ...
+def without_arguments() -> Part: ...
+def config_second(context: object, config: ConvConfig) -> Part: ...
+def only_return_annotated(config) -> ConvConfig: ...
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_builder_must_annotate_its_config(builder: Any) -> None:
         Registry("projector", PartConfig).register(builder)
 
 
-def unresolvable(config: Missing) -> Part: ...  # type: ignore[empty-body]
+def unresolvable(config: Missing) -> Part: ...
 
 
 def test_an_annotation_that_does_not_resolve_is_named() -> None:
@@ -153,7 +153,7 @@ class NoDefault(PartConfig):
 
 
 class OtherDefault(PartConfig):
-    name: Literal["a"] = "b"  # type: ignore[assignment]
+    name: Literal["a"] = "b"
 
 
 class NoName(Config):
@@ -162,7 +162,7 @@ class NoName(Config):
 
 @pytest.mark.parametrize("config", [NoLiteral, TwoNames, NoDefault, OtherDefault, NoName])
 def test_a_config_must_give_its_name_once(config: type[Config]) -> None:
-    def build(config: Any) -> Part: ...  # type: ignore[empty-body]
+    def build(config: Any) -> Part: ...
 
     build.__annotations__["config"] = config
     with pytest.raises(RegistryError, match=rf'{config.__name__} must give its name once, as `name: Literal\["..."\]'):
@@ -186,12 +186,12 @@ class HalfDone(Contract):
         return 1
 
 
-def build_half(config: HalfDone) -> Part: ...  # type: ignore[empty-body]
+def build_half(config: HalfDone) -> Part: ...
 
 
 def test_a_config_that_misses_a_method_of_its_contract_is_refused() -> None:
     with pytest.raises(RegistryError, match=r"HalfDone must define min_frames$"):
-        Registry("projector", Contract).register(build_half)  # type: ignore[type-abstract]
+        Registry("projector", Contract).register(build_half)
 
 
 def test_an_unknown_name_lists_the_names_nearest_first() -> None:
@@ -357,14 +357,14 @@ def test_a_plugin_with_a_taken_name_is_refused_with_both_modules(package: Any, t
 
 def test_the_union_reads_a_mapping_a_name_and_a_config() -> None:
     model = holder(make())
-    assert model.model_validate_json('{"part": {"name": "conv", "stride": 3}}').part == ConvConfig(stride=3)  # type: ignore[attr-defined]
-    assert model.model_validate_json('{"part": "conv"}').part == ConvConfig()  # type: ignore[attr-defined]
-    assert model(part=ConvConfig(stride=3)).part == ConvConfig(stride=3)  # type: ignore[attr-defined]
+    assert model.model_validate_json('{"part": {"name": "conv", "stride": 3}}').part == ConvConfig(stride=3)
+    assert model.model_validate_json('{"part": "conv"}').part == ConvConfig()
+    assert model(part=ConvConfig(stride=3)).part == ConvConfig(stride=3)
 
 
 def test_a_list_of_a_file_fills_a_tuple_of_a_part() -> None:
     model = holder(make())
-    part = model.model_validate_json('{"part": {"name": "conv", "kernels": [1, 2]}}').part  # type: ignore[attr-defined]
+    part = model.model_validate_json('{"part": {"name": "conv", "kernels": [1, 2]}}').part
     assert part == ConvConfig(kernels=(1, 2))
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tiny_audio.config import UserError
-from tiny_audio.yaml_file import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, apply_overrides, parse_mapping, read_yaml
+from tiny_audio.yaml_file import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, apply_overrides, dump_yaml, parse_mapping, read_yaml
 
 Write = Callable[..., Path]
 
@@ -77,6 +79,27 @@ def test_a_block_of_text_keeps_its_lines() -> None:
 
 def test_json_is_yaml() -> None:
     assert parse_mapping('{"a": [1, 2.5, true, null, "x"]}', "r.yaml") == {"a": [1, 2.5, True, None, "x"]}
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=8)
+    | st.sampled_from(["1e-4", "12e34567", "no", "null", "010", "1_000", "~", "",
+                       "\x85", "a\u2028 b", "\ufeff", "a\r\nb ", "- a", "a: b", "*x", "&x", "!t", "{", "#"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.dictionaries(st.text(max_size=5), TREES, max_size=4))
+def test_what_is_dumped_reads_back(document: dict[str, Any]) -> None:
+    assert parse_mapping(dump_yaml(document), "r.yaml") == document
+
+
+def test_a_dump_has_no_aliases_and_keeps_the_order_of_keys() -> None:
+    shared = [1, 2]
+    assert dump_yaml({"b": shared, "a": shared}) == "b:\n- 1\n- 2\na:\n- 1\n- 2\n"
+    assert dump_yaml({"revision": "12e3", "rate": 1e-5}) == "revision: '12e3'\nrate: 1.0e-05\n"
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -229,7 +252,13 @@ def test_an_endless_file() -> None:
 def test_extends_merges_mappings_key_by_key_and_replaces_the_rest(write_recipe: Write) -> None:
     write_recipe("a: {x: 1, y: [1, 2]}\nb: 1\nc: {z: 1}\n", "base.yaml")
     child = write_recipe("extends: base.yaml\na: {y: [3]}\nc: null\nd: 4\n")
-    assert read_yaml(child) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": None, "d": 4}
+    assert read_yaml(child) == {"a": {"x": 1, "y": [3]}, "b": 1, "d": 4}
+
+
+def test_null_takes_back_what_the_base_says(write_recipe: Write) -> None:
+    write_recipe("data: {train: {a: x, b: {name: y}}}\nctc: {weight: 1}", "base.yaml")
+    child = write_recipe("extends: base.yaml\ndata: {train: {a: null}}\nctc: null\nother: null")
+    assert read_yaml(child) == {"data": {"train": {"b": {"name": "y"}}}}
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class SpecAugment:
     def __call__(self, features: Frames) -> Frames:
         """Masked spots of ``[B, F, C]`` become the clip's mean, which is what says least."""
         config, mask = self.config, features.mask()
-        _, size, channels = features.values.shape
+        channels = features.values.shape[2]
         kept = torch.ones(features.values.shape, dtype=torch.bool)
         for clip, (seed, length) in enumerate(zip(self.seeds, features.lengths.tolist(), strict=True)):
             rng = random.Random(seed + 1)
@@ -97,7 +97,6 @@ class SpecAugment:
                 width = rng.randint(0, int(config.max_channel_share * channels))
                 start = rng.randint(0, channels - width)
                 kept[clip, :, start : start + width] = False
-        real = mask[..., None].to(features.values.dtype)
         count = (features.lengths * channels)[:, None, None]
-        mean = (features.values * real).sum(dim=(1, 2), keepdim=True) / count
+        mean = features.zeroed().values.sum(dim=(1, 2), keepdim=True) / count
         return replace(features, values=torch.where(kept.to(mask.device), features.values, mean))

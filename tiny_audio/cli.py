@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tiny_audio.config import RunFailed, Stopped, UserError
+from tiny_audio.config import RegistryError, RunFailed, Stopped, UserError
 
 DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
 
@@ -31,7 +31,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Changes to the recipe: training.steps=100 sets a field, projector=swiglu replaces a section by that part.",
+        help="Changes to the recipe: training.steps=100 sets a field, projector=swiglu a whole section.",
     ),
 ]
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A run's model/ folder, or an exported one.")]
@@ -169,6 +169,8 @@ def evaluate(
     """Score a model on a manifest: WER and CER with a 95 % interval, by the same scorer as at training."""
     from tiny_audio.transcribe import evaluate_manifest, print_scores
 
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; make it first")
     scores, hypotheses = evaluate_manifest(model_dir, manifest, normalizer, group_by)
     if output is not None:
         output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses))
@@ -184,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         result: Any = app(args=arguments, prog_name="tiny-audio", standalone_mode=False)
     except UserError as error:
         return _fail(f"error: {error}", USERS_MISTAKE)
-    except RunFailed as error:
+    except (RunFailed, RegistryError) as error:
         return _fail(f"failed: {error}", FAILED)
     except (Stopped, KeyboardInterrupt) as error:
         return _fail(str(error) or "stopped", STOPPED)

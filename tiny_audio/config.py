@@ -31,3 +31,7 @@ class RunFailed(Exception):  # noqa: N818  # what it says, not what it is
 
 class Stopped(Exception):  # noqa: N818
     """A signal asked the run to stop, and what it had is saved; exit 3."""
+
+
+class RegistryError(Exception):
+    """A part that cannot be registered or discovered: a mistake in the part's code, or in its package."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 _LINE_EVERY = 100
 
@@ -29,6 +29,7 @@ class ConsoleWatcher:
             transient=True,
         )
         self._task: Any = None
+        self._last_line = 0
 
     def __enter__(self) -> ConsoleWatcher:
         return self
@@ -36,7 +37,11 @@ class ConsoleWatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._stop_bar()
+
+    def _stop_bar(self) -> None:
+        if self._task is not None:  # stopping one that never began prints an empty line
+            self._bar.stop()
 
     def note(self, message: str) -> None:
         """One line."""
@@ -55,38 +60,46 @@ class ConsoleWatcher:
             self._bar.update(self._task, completed=step, description=f"{losses}, {speed}")
             if step == self._steps:
                 self._bar.stop()
-        elif step % _LINE_EVERY == 0 or step == self._steps:
+        elif step - self._last_line >= _LINE_EVERY or step == self._steps:
+            self._last_line = step
             padding = f"padding {values['padding_share']:.0%}"
             self.note(f"step {step}/{self._steps}: {losses}, {speed}, {padding}, {values['wall_s']:.0f} s")
 
     def finish(self, report: dict[str, Any], folder: Path) -> None:
         """The result, and where to find everything."""
-        self._bar.stop()
+        self._stop_bar()
         if report["evaluation"]:
-            self.console.print(scores_table(report["evaluation"]))
+            self.note(scores_table(report["evaluation"]))
         self.note(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model'}")
 
 
-def scores_table(sets: dict[str, dict[str, Any]]) -> Table:
-    """WER, interval, CER and errors of each set."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("set", "WER", "95 % interval", "CER", "S", "D", "I", "utterances", "normaliser"):
-        table.add_column(column, justify="left" if column in ("set", "normaliser") else "right")
+def scores_table(sets: dict[str, dict[str, Any]]) -> str:
+    """WER with its 95 % interval, CER and word errors of each set; below a set, other ways to score it."""
+    rows = [["", "WER", "95 % interval", "CER", "sub", "del", "ins", "clips"]]
     for name, scores in sets.items():
-        rows = [(name, scores)]
+        rows.append([name, *_rates(scores), str(scores["num_utterances"])])
         if "unnormalized" in scores:
-            rows.append((f"{name}, as written", scores["unnormalized"]))
+            rows.append(["  as written", *_rates(scores["unnormalized"]), ""])
         if "ctc" in scores:
-            rows.append((f"{name}, CTC head alone", scores["ctc"]))
-        for label, row in rows:
-            low, high = row["wer_interval"]
-            errors = (row["substitutions"], row["deletions"], row["insertions"], row["num_utterances"])
-            table.add_row(
-                label,
-                f"{row['wer']:.2%}",
-                f"{low:.2%}–{high:.2%}",
-                f"{row['cer']:.2%}",
-                *(str(count) for count in errors),
-                row["normalizer"],
-            )
-    return table
+            rows.append(["  CTC head alone", *_rates(scores["ctc"]), ""])
+    normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
+    return f"{in_columns(rows, num_texts=1)}\nnormaliser: {normalizers}"
+
+
+def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
+    """Lines of aligned cells, never cut: the first ``num_texts`` columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if number < num_texts else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _rates(scores: dict[str, Any]) -> list[str]:
+    low, high = scores["wer_interval"]
+    errors = (str(scores[kind]) for kind in ("substitutions", "deletions", "insertions"))
+    return [f"{scores['wer']:.1%}", f"[{100 * low:.1f}, {100 * high:.1f}]", f"{scores['cer']:.1%}", *errors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from pydantic import PositiveFloat
@@ -52,7 +53,7 @@ class CtcVocabulary:
 
 def min_frames(labels: Sequence[int]) -> int:
     """Fewest frames that can spell ``labels``: one each, and a blank between two that are equal."""
-    return len(labels) + sum(left == right for left, right in zip(labels, labels[1:], strict=False))
+    return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
 def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:

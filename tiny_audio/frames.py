@@ -35,4 +35,4 @@ class Frames:
 
     def zeroed(self) -> Frames:
         """The same, with zeros beyond each length: what a convolution or a stack may read over the edge."""
-        return replace(self, values=self.values * self.mask()[..., None].to(self.values.dtype))
+        return replace(self, values=self.values.masked_fill(~self.mask()[..., None], 0))

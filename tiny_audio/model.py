@@ -23,7 +23,7 @@ from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, Projec
 from tiny_audio.prompt import Prompt
 
 
-class TinyAudioConfig(PreTrainedConfig):
+class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
     """All that rebuilds a model without its base checkpoints: the parts' configs, architectures and the prompt's ids.
 
     Args:
@@ -80,7 +80,7 @@ class TargetScores:
     """``[B]``, nats over each row's labels."""
 
 
-class TinyAudioModel(PreTrainedModel):
+class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
     """An encoder, a projector and a decoder as one transformers model.
 
     B clips · S samples · N audio embeddings · L positions · H decoder channels · V token ids
@@ -154,7 +154,7 @@ class TinyAudioModel(PreTrainedModel):
 
     def encode(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
         """Waveforms ``[B, S]``, float32 at 16 kHz, with ``lengths [B]`` in samples -> frames, CTC logits included."""
-        frames = self.encoder(waveforms, lengths, transform)
+        frames: Frames = self.encoder(waveforms, lengths, transform)
         return frames if self.ctc_head is None else replace(frames, ctc_logits=self.ctc_head(frames.values))
 
     def splice(
@@ -269,9 +269,10 @@ class TinyAudioModel(PreTrainedModel):
         transcripts = []
         for clip, ctc_text in enumerate(ctc_texts):
             mine = range(clip * num_candidates, (clip + 1) * num_candidates)
-            candidates = {texts[row]: not rows[row][1] for row in mine}
+            truncated = {texts[row] for row in mine} - {texts[row] for row in mine if rows[row][1]}
+            candidates = {texts[row]: texts[row] in truncated for row in mine}
             best = texts[mine[0]]
-            if settings.ctc_weight and self.ctc_vocabulary is not None:
+            if settings.ctc_weight and frames.ctc_logits is not None:
                 candidates.setdefault(ctc_text or "", False)
                 one = slice(clip, clip + 1)
                 clip_frames = Frames(frames.values[one], frames.lengths[one], frames.rate, frames.ctc_logits[one])

@@ -1,9 +1,11 @@
-"""Parts that wrap a transformers model: where weights come from, what trains, and that every tensor is accounted for."""
+"""Parts that wrap a transformers model: where weights come from, what trains, and that every tensor has its place."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,9 +22,11 @@ class LoraConfig(Config):
     """Low-rank adapters on frozen linear layers (Hu et al. 2021, arXiv 2106.09685)."""
 
     rank: PositiveInt
+    """Width of the bottleneck; an adapter has rank · (inputs + outputs) parameters."""
     alpha: PositiveFloat
     """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of the dropout on the adapters' inputs."""
     targets: tuple[str, ...] = Field(min_length=1)
     """Names of the linear layers, such as ``q_proj``; every layer whose path ends in one is adapted."""
 
@@ -37,11 +41,12 @@ class TransformersPartConfig(Config):
     """Commit, tag or branch on the hub; None is the newest commit of the main branch."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` builds the architecture of ``overrides`` and reads nothing of ``pretrained``."""
-    overrides: dict[str, JsonValue] = {}
+    overrides: dict[str, JsonValue] = Field(default={})
     """Fields of the transformers config, on top of its defaults; for ``init: random`` only."""
     freeze: bool = True
     """Keep the weights as they are. With ``lora``, only the adapters train."""
     lora: LoraConfig | None = None
+    """Adapters to train on the frozen weights; None has none."""
     attention: Attention = "auto"
     """``auto`` is Flash Attention 2 where it is installed and the weights are in half precision, else SDPA."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -73,9 +78,9 @@ def transformers_config(
     Raises:
         UserError: an override that the class has no field for, or a checkpoint that cannot be read.
     """
-    if architecture is not None:
-        config = config_class.from_dict(architecture)
-    elif part.init == "random":
+    if architecture is None and part.init == "random":
+        from huggingface_hub.errors import StrictDataclassError
+
         known = {name for name in vars(config_class()) if not name.startswith("_")}
         for name in part.overrides:
             if name not in known:
@@ -84,15 +89,29 @@ def transformers_config(
                 )
         try:
             config = config_class(**part.overrides)
-        except (ValueError, TypeError) as error:  # transformers' own checks of the values
-            raise UserError(f"overrides do not make a valid {config_class.__name__}: {error}") from error
+        except (ValueError, TypeError, StrictDataclassError) as error:  # transformers' own checks of the values
+            reason = error.__cause__ or error
+            raise UserError(f"overrides do not make a valid {config_class.__name__}: {reason}") from error
     else:
-        config = _reading(part, config_class.from_pretrained, part.pretrained, revision=part.revision)
-        if config_class.model_type != config.to_dict().get("model_type"):
+        # As published: `from_pretrained` would read another family's fields into this one, and call them its own.
+        fields = published_architecture(part) if architecture is None else architecture
+        assert fields is not None
+        family = fields.get("model_type")
+        if family is None:
             raise UserError(
-                f"{part.pretrained} is a {config.to_dict().get('model_type')!r} checkpoint, not "
-                f"{config_class.model_type!r}; choose the part of that family, or another checkpoint"
+                f"{part.name}: {part.pretrained!r} has no config.json that names a model_type; give a hub id or the "
+                "folder of a checkpoint in the format of transformers"
             )
+        if family != config_class.model_type:
+            raise UserError(
+                f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
+                "choose the part of that family, or another checkpoint"
+            )
+        # An earlier build needs no checkpoint, whose folder may be on another machine.
+        if architecture is None:
+            config = _reading(part, config_class.from_dict, fields)
+        else:
+            config = config_class.from_dict(fields)
     for name, value in settings.items():
         setattr(config, name, value)
     return config
@@ -138,16 +157,21 @@ def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ig
         config=config,
         revision=part.revision,
         dtype="auto" if part.freeze else torch.float32,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
         output_loading_info=True,
     )
-    problems = [
-        f"{kind}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
-        for kind, keys in (
-            (kind, [str(key) for key in info[kind] if not any(re.fullmatch(p, str(key)) for p in ignored)])
-            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        )
-        if keys
-    ]
+    found = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "of another shape": [
+            f"{key} {list(there)} instead of {list(here)}" for key, there, here in info["mismatched_keys"]
+        ],
+    }
+    problems = []
+    for kind, keys in found.items():
+        named = sorted(key for key in keys if not any(re.fullmatch(pattern, key) for pattern in ignored))
+        if named:
+            problems.append(f"{len(named)} {kind}: {', '.join(named[:5])}{', …' if len(named) > 5 else ''}")
     if problems:
         raise UserError(
             f"{part.pretrained} does not hold exactly the weights of {model_class.__name__}; "
@@ -168,10 +192,11 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
         model.requires_grad_(False)
     if part.lora is None:
         return
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = [f".{path}" for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in part.lora.targets:
-        if target.rsplit(".", 1)[-1] not in linear:
-            raise UserError(f"lora.targets: no linear layer is called {target!r}; {did_you_mean(target, linear)}")
+        if not any(path.endswith(f".{target}") for path in linear):
+            names = {path.rsplit(".", 1)[-1] for path in linear}
+            raise UserError(f"lora.targets: no linear layer is called {target!r}; {did_you_mean(target, names)}")
     import peft
 
     adapters = peft.LoraConfig(
@@ -203,21 +228,44 @@ def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | Non
     """
     if part.init == "random":
         return None
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
-    architecture: dict[str, Any] = _reading(
-        part, AutoConfig.from_pretrained, part.pretrained, revision=part.revision
-    ).to_dict()
+    architecture: dict[str, Any]
+    architecture, _ = _reading(part, PreTrainedConfig.get_config_dict, part.pretrained, revision=part.revision)
     return architecture
 
 
 def _reading(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    if part.pretrained.startswith(("/", ".", "~")) and not Path(part.pretrained).is_dir():
+        raise UserError(
+            f"{part.name}: there is no folder {part.pretrained!r}; give the folder of a checkpoint, or a hub id such "
+            "as owner/name"
+        )
     try:
-        return read(*args, **kwargs)
-    except (OSError, ValueError) as error:  # what transformers and the hub raise for what is not there
-        reason = str(error).strip().split("\n")[0]
+        with _without_advice():
+            return read(*args, **kwargs)
+    # What transformers and the hub raise for what is not there, and what a damaged file raises.
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
+        reason = str(cause).strip().split("\n")[0].rstrip(".")
         at = f" at revision {part.revision}" if part.revision else ""
         raise UserError(
-            f"{part.name}: cannot read {part.pretrained!r}{at}: {reason} "
+            f"{part.name}: cannot read {part.pretrained!r}{at}: {reason}. "
             "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."
         ) from error
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without transformers' table of keys that differ: each is accounted for here, or the message names it."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -55,9 +55,17 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
         messages = [{"role": "user", "content": user}]
         if config.system is not None:
             messages.insert(0, {"role": "system", "content": config.system})
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"prompt: the tokenizer's chat template refuses the messages: {error}; change prompt.system or "
+                "prompt.user, or use another checkpoint"
+            ) from error
     else:
         text = "".join(part for part in (tokenizer.bos_token, config.system, user) if part)
     if text.count(_SENTINEL) != 1:

@@ -213,8 +213,11 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "data.min_duration_s",
             f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower it",
         )
+    speeds = recipe.augmentation.speed or (1.0,)
+    slowest, fastest = min(*speeds, 1.0), max(*speeds, 1.0)
+    shortest, longest = data.min_duration_s / fastest, data.max_duration_s / slowest
     try:
-        frames = recipe.encoder.num_frames(int(data.min_duration_s * SAMPLE_RATE))
+        frames = recipe.encoder.num_frames(int(shortest * SAMPLE_RATE))
         limit = recipe.encoder.max_duration_s()
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.overrides:
@@ -226,19 +229,19 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
         return
     if frames < recipe.projector.min_frames():
+        hurried = f", sped up by augmentation.speed to {shortest:.2f} s," if fastest > 1 else ""
         yield (
             f"projector.{recipe.projector.name}",
             f"needs {recipe.projector.min_frames()} encoder frames, and a clip of data.min_duration_s "
-            f"{data.min_duration_s} s has {frames}; shrink the projector's window or raise data.min_duration_s",
+            f"{data.min_duration_s} s{hurried} has {frames}; shrink the projector's window or raise "
+            "data.min_duration_s",
         )
-    slowest = min(recipe.augmentation.speed or (1.0,))
-    longest = data.max_duration_s / slowest
     if limit is not None and longest > limit:
         slowed = f", slowed down by augmentation.speed to {longest:.1f} s," if slowest < 1 else ""
         yield (
             "data.max_duration_s",
             f"{data.max_duration_s} s{slowed} is more than the {limit:g} s that encoder {recipe.encoder.name!r} "
-            f"takes; set at most {limit * min(slowest, 1.0):g}",
+            f"takes; set at most {limit * slowest:g}",
         )
     if recipe.batching.max_padded_s is not None and recipe.batching.max_padded_s < data.max_duration_s:
         yield (

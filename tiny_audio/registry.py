@@ -22,13 +22,13 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from tiny_audio.config import UserError
+from tiny_audio.config import RegistryError, UserError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
@@ -36,10 +36,6 @@ BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
 # Stands in pydantic's error locations where a value names no part; in brackets like pydantic's own "[key]".
 _BY_NAME = "[name]"
-
-
-class RegistryError(Exception):
-    """A part that cannot be registered or discovered: a mistake in the part's code, or in its package."""
 
 
 class UnknownPartError(UserError):
@@ -90,7 +86,7 @@ class Registry(Generic[ConfigT, PartT]):
     def __init__(
         self,
         kind: str,
-        config: type[ConfigT],
+        config: type[BaseModel],
         *,
         package: str | None = None,
         entry_points: str | None = None,
@@ -219,7 +215,7 @@ class Registry(Generic[ConfigT, PartT]):
         missing = sorted(getattr(config, "__abstractmethods__", ()))
         if missing:
             raise RegistryError(f"{config.__module__}.{config.__qualname__} must define {', '.join(missing)}")
-        return config
+        return cast("type[ConfigT]", config)
 
     def _part_name(self, config: type[ConfigT]) -> str:
         field = config.model_fields.get("name")

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
+from accelerate.utils import set_seed
 
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.data.clips import Clip, ClipSet, Labeler, write_dropped
+from tiny_audio.data.clips import Clip, ClipSet, Labeler, read_dropped, write_dropped
 from tiny_audio.decoders import build_tokenizer
-from tiny_audio.evaluation import evaluate_clips
+from tiny_audio.evaluation import check_group_by, evaluate_clips
 from tiny_audio.export import export_model, load_model
 from tiny_audio.files import cache_dir, write_atomically
 from tiny_audio.model import TinyAudioModel, describe_parts
@@ -34,10 +34,12 @@ from tiny_audio.prompt import build_prompt
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.report import render_report
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
+from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.loop import Trainer, Watcher, summary
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.yaml_file import dump_yaml
 
 _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "accelerate", "numpy", "jiwer")
 _MAX_LISTENABLE_BYTES = 1 << 20
@@ -72,13 +74,15 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / ".lock"), StopSignal() as stop:
             self._open_state()
-            if not self._state.get("training", {}).get("finished"):
+            # Without the model, training continues from its last checkpoint, which is its end.
+            if not self._state.get("training", {}).get("finished") or not (self.folder / "model").is_dir():
+                self._check_evaluation()
                 self._train(stop)
             self._export()
             stale = [name for name in self.recipe.data.evaluation if not self._is_scored(name)]
             if stale:
                 self._evaluate(stale)
-            if stale or not (self.folder / "report.json").exists() or not (self.folder / "report.html").exists():
+            if not self._is_reported():
                 self._report()
             report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
             return report
@@ -96,13 +100,20 @@ class Run:
                     + "\nGive another --output-dir, or delete that folder to start over."
                 )
         else:
+            # The state is written first, so these are not an earlier run's.
+            foreign = [name for name in ("checkpoints", "model", "metrics.jsonl") if (self.folder / name).exists()]
+            if foreign:
+                raise UserError(
+                    f"{self.folder} is no run's folder (it has no state.json), and holds {', '.join(foreign)}, which a "
+                    "run would replace; give another --output-dir"
+                )
             self._state = {"recipe": identity, "started": _now()}
-        resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_atomically(self.folder / "recipe.yaml", resolved)
+        resolved = dump_yaml(self.recipe.model_dump(mode="json"))
         self._save_state()
+        _write_where_new(self.folder / "recipe.yaml", resolved)
 
     def _save_state(self) -> None:
-        write_atomically(self.folder / "state.json", json.dumps(self._state, indent=1))
+        _write_where_new(self.folder / "state.json", json.dumps(self._state, indent=1))
 
     def _build(self, sources: Mapping[str, SourceConfig]) -> dict[str, Source]:
         return {name: SOURCES.build(config, self._context) for name, config in sources.items()}
@@ -111,6 +122,13 @@ class Run:
         data = self.recipe.data
         return ClipSet.gather(self._build(sources), data.min_duration_s, data.max_duration_s)
 
+    def _check_evaluation(self) -> None:
+        """Refuse before training what could not be scored after it."""
+        for name, source in self.recipe.data.evaluation.items():
+            gathered = self._gather({name: source})
+            gathered.check_any(f"data.evaluation.{name}")
+            check_group_by(gathered.clips, self.recipe.evaluation.group_by)
+
     def _train(self, stop: StopSignal) -> None:
         recipe = self.recipe
         self.watcher.note("reading the training data")
@@ -118,6 +136,8 @@ class Run:
         start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         inputs = {"data": clips.fingerprint, "init_from": start.fingerprint() if start else None}
         recorded = self._state.setdefault("training", {"inputs": inputs})
+        if latest(self.folder / "checkpoints") is None:
+            recorded["inputs"] = inputs  # nothing is trained yet, so the data may have been mended
         for what in inputs:
             if recorded["inputs"][what] != inputs[what]:
                 raise UserError(
@@ -175,12 +195,21 @@ class Run:
             self._save_state()
 
     def _evaluation_identity(self, name: str) -> str:
-        identity = self.recipe.evaluation_identity()
-        return content_hash(identity | {"data": identity["data"][name]})
+        # With its path: another file under the same name holds other clips.
+        source = self.recipe.data.evaluation[name].model_dump(mode="json")
+        return content_hash(self.recipe.evaluation_identity() | {"data": source})
 
     def _is_scored(self, name: str) -> bool:
         done = self._state.get("evaluation", {}).get(name, {})
         return bool(done.get("identity") == self._evaluation_identity(name))
+
+    def _report_identity(self) -> str:
+        scored = {name: self._evaluation_identity(name) for name in self.recipe.data.evaluation}
+        return content_hash([scored, self.recipe.generation.model_dump(mode="json")])
+
+    def _is_reported(self) -> bool:
+        files = (self.folder / "report.json", self.folder / "report.html")
+        return self._state.get("report") == self._report_identity() and all(file.exists() for file in files)
 
     def _evaluate(self, names: list[str]) -> None:
         model, tokenizer = load_model(self.folder / "model")
@@ -205,7 +234,6 @@ class Run:
 
     def _report(self) -> None:
         recipe, training = self.recipe, self._state["training"]
-        dropped = [json.loads(line) for line in (self.folder / "dropped.jsonl").read_text().splitlines()]
         report = {
             "run_id": recipe.run_id(),
             "name": self.name,
@@ -213,13 +241,14 @@ class Run:
             "parts": training["parts"],
             "training": training["summary"],
             "evaluation": {name: self._state["evaluation"][name]["scores"] for name in recipe.data.evaluation},
-            "dropped": dict(Counter(row["reason"] for row in dropped)),
+            "dropped": dict(Counter(drop.reason for drop in read_dropped(self.folder / "dropped.jsonl"))),
             "provenance": self._provenance(),
             "recipe": recipe.model_dump(mode="json"),
         }
         hypotheses = {
-            name: [json.loads(line) for line in (self.folder / "evaluation" / f"{name}.jsonl").open()]
+            name: [json.loads(line) for line in text.split("\n") if line]
             for name in recipe.data.evaluation
+            for text in [(self.folder / "evaluation" / f"{name}.jsonl").read_text()]
         }
         sources = self._build(recipe.data.evaluation)
         clips: dict[str, Clip] = {}
@@ -236,6 +265,8 @@ class Run:
         page = render_report(report, read_metrics(self.folder / "metrics.jsonl"), hypotheses, read_audio)
         write_atomically(self.folder / "report.html", page)
         write_atomically(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+        self._state["report"] = self._report_identity()
+        self._save_state()
 
     def _provenance(self) -> dict[str, Any]:
         training = self._state["training"]
@@ -262,12 +293,7 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
     Raises:
         UserError: a part cannot be built, or ``start`` does not fit.
     """
-    if not clips.clips:
-        raise UserError(
-            f"data.train has no usable clip ({len(clips.dropped)} dropped"
-            + (f", the first for {clips.dropped[0].reason}: {clips.dropped[0].detail}" if clips.dropped else "")
-            + "); check the sources and data.min_duration_s, data.max_duration_s"
-        )
+    clips.check_any("data.train")
     # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
     own_tokenizer = start is None or not start.takes("decoder")
     tokenizer = build_tokenizer(recipe.decoder, clips.texts) if own_tokenizer else start.tokenizer()  # type: ignore[union-attr]
@@ -276,8 +302,8 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
         own_head = start is None or not start.takes("ctc_head")
         vocabulary = CtcVocabulary.of(clips.texts) if own_head else start.ctc_vocabulary()  # type: ignore[union-attr]
     prompt = build_prompt(recipe.prompt, tokenizer)
-    # Weights that start at random start the same in every run of a seed.
-    torch.manual_seed(recipe.training.seed)
+    # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
+    set_seed(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,
         recipe.projector,
@@ -306,7 +332,7 @@ def device_of(setting: str) -> torch.device:
 @contextmanager
 def _locked(path: Path) -> Iterator[IO[str]]:
     """Hold a run folder for this process; the lock goes with the process, however it ends."""
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -314,6 +340,12 @@ def _locked(path: Path) -> Iterator[IO[str]]:
                 f"{path.parent} is in use by another run; wait for it, stop it, or give another --output-dir"
             ) from None
         yield file
+
+
+def _write_where_new(path: Path, text: str) -> None:
+    """As :func:`write_atomically`, and leave a file alone that says so already."""
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
 
 
 def _differences(recorded: Any, wanted: Any, place: str = "") -> Iterator[str]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
-from rich.console import Console
-from rich.table import Table
 
 from tiny_audio.config import UserError
+from tiny_audio.console import in_columns
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import Recipe
 from tiny_audio.registry import Registry, did_you_mean
 from tiny_audio.sources import SOURCES
+from tiny_audio.yaml_file import dump_yaml
 
 REGISTRIES: dict[str, Registry[Any, Any]] = {
     "encoders": ENCODERS,
@@ -48,8 +49,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.
     """
-    from tiny_audio.decoders import DecoderContext
-    from tiny_audio.decoders._tokenizer import SPECIAL_TOKENS
+    from tiny_audio.decoders import SPECIAL_TOKENS, DecoderContext
     from tiny_audio.encoders import EncoderContext
     from tiny_audio.model import TinyAudioConfig, TinyAudioModel, describe_parts
     from tiny_audio.pretrained import published_architecture
@@ -88,24 +88,18 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def print_description(description: dict[str, Any]) -> None:
     """YAML, then the table."""
-    print(yaml.safe_dump(description["recipe"], sort_keys=False, allow_unicode=True), end="")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("part", "name", "class", "parameters", "trainable", "dim", "frames/s"):
-        table.add_column(column, justify="left" if column in ("part", "name", "class") else "right")
+    print(dump_yaml(description["recipe"]), end="")
+    rows = [["part", "name", "class", "parameters", "trainable", "dim", "Hz"]]
     for row in description["parts"]:
         rate = "" if row["frame_rate_hz"] is None else f"{row['frame_rate_hz']:g}"
         counts = (f"{row['total']:,}", f"{row['trainable']:,}", str(row["dim"]), rate)
-        table.add_row(row["part"], row["name"] or "", row["class"], *counts)
+        rows.append([row["part"], row["name"] or "", row["class"], *counts])
     total = description["parameters"]["total"]
-    table.add_row("total", "", "", f"{total['total']:,}", f"{total['trainable']:,}", "", "", style="bold")
-    console = Console(highlight=False)
-    console.print()
-    console.print(table)
+    rows.append(["total", "", "", f"{total['total']:,}", f"{total['trainable']:,}", "", ""])
+    print(f"\n{in_columns(rows, num_texts=3)}")
     if description["approximate"]:
-        console.print(
-            "The vocabularies come from the transcripts, so the counts of what depends on them are estimates."
-        )
-    console.print(f"run id {description['run_id']}")
+        print("Transcripts were not read: counts that depend on a vocabulary are estimates.")
+    print(f"run id {description['run_id']}")
 
 
 def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
@@ -125,13 +119,13 @@ def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
 
 def print_registered(registered: dict[str, list[dict[str, str]]]) -> None:
     """A table for each kind."""
-    console = Console(highlight=False)
+    indent = 4 + max(len(part["name"]) for parts in registered.values() for part in parts)
+    width = shutil.get_terminal_size().columns
     for kind, parts in registered.items():
-        console.print(f"[bold]{kind}[/bold]")
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+        print(kind)
         for part in parts:
-            table.add_row(part["name"], part["summary"])
-        console.print(table)
+            line = f"  {part['name']}".ljust(indent) + part["summary"]
+            print(textwrap.fill(line, width, subsequent_indent=" " * indent))
 
 
 def _pretrained_tokenizer(recipe: Recipe) -> Any:

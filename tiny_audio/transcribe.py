@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio.audio import SAMPLE_RATE, AudioError, load_audio
@@ -76,11 +75,12 @@ def evaluate_manifest(
     Raises:
         UserError: the model or the manifest cannot be read, or nothing in it can be scored.
     """
-    name = normalizer(normalizer_name).name  # type: ignore[arg-type]  # refuses what it does not know
+    name = normalizer(normalizer_name).name  # refuses what it does not know
     model, tokenizer = load_model(model_dir)
     source = SOURCES.build(SOURCES.parse({"name": "manifest", "path": str(manifest)}), SourceContext(cache_dir()))
     limit = max_duration_s(model)
     gathered = ClipSet.gather({manifest.stem: source}, 1 / SAMPLE_RATE, limit)
+    gathered.check_any(str(manifest))
     scores, hypotheses, dropped = evaluate_clips(
         model,
         tokenizer,
@@ -98,6 +98,6 @@ def evaluate_manifest(
 
 def print_scores(name: str, scores: dict[str, Any]) -> None:
     """A table, and what could not be read."""
-    Console(highlight=False).print(scores_table({name: scores}))
+    print(scores_table({name: scores}))
     for drop in scores["dropped"]:
         print(f"not scored: {drop['id']}: {drop['reason']}: {drop['detail']}")

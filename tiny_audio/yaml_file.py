@@ -17,6 +17,7 @@ MAX_DEPTH = 40
 MAX_EXTENDS = 8
 
 Document = dict[str, Any]
+_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,11 +53,36 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML would take for something else than text: ``no`` for others, ``1e-4`` for us."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+        for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.Node:
+        # Unicode's own line breaks survive as escapes only, and those need double quotes.
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def dump_yaml(document: Document) -> str:
+    """Text that :func:`parse_mapping` reads back to an equal document, keys in their order."""
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
 def read_yaml(path: Path) -> Document:
     """A mapping from a file, with what it ``extends`` merged under it.
 
-    Mappings merge key by key; ``null`` takes back what the base says; anything else replaces. A mapping that names another part than the one it extends
-    replaces it whole, since the fields of one part mean nothing to another.
+    Mappings merge key by key; ``null`` takes back what the base says; anything else replaces. A mapping that names
+    another part than the one it extends replaces it whole, since the fields of one part mean nothing to another.
 
     Raises:
         UserError: the file cannot be read, is no YAML mapping, or extends itself.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_s
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.encoders import EncoderConfig
+from tiny_audio.files import write_atomically
 from tiny_audio.sources import Dropped, Source, Utterance
 
 
@@ -75,6 +78,22 @@ class ClipSet:
                 detail = f"lasts {utterance.duration_s:.2f} s, and data allows {bounds}"
                 dropped.append(Dropped(clip.id, reason, detail))
         return cls(tuple(clips), tuple(dropped), digest.hexdigest())
+
+    def check_any(self, place: str) -> None:
+        """Refuse to go on with nothing.
+
+        Args:
+            place: of the recipe, such as ``data.train``.
+
+        Raises:
+            UserError: there is no usable clip; how many were dropped, and the first.
+        """
+        if self.clips:
+            return
+        why = f"; {len(self.dropped)} dropped, the first: {self.dropped[0].detail}" if self.dropped else ""
+        raise UserError(
+            f"{place} has no usable clip{why}; check the data, and data.min_duration_s and data.max_duration_s"
+        )
 
     @property
     def texts(self) -> list[str]:
@@ -176,7 +195,7 @@ class Labeler:
 
 
 class PlannedBatches(Dataset[Batch]):
-    """The batches of one epoch's plan; item k is a pure function of the plan, so workers and restarts change nothing."""
+    """The batches of one epoch's plan; item k is a pure function of it, so workers and restarts change nothing."""
 
     def __init__(
         self,
@@ -200,6 +219,10 @@ class PlannedBatches(Dataset[Batch]):
         return len(self.plan)
 
     def __getitem__(self, k: int) -> Batch:
+        with _one_thread():
+            return self._batch(k)
+
+    def _batch(self, k: int) -> Batch:
         waveforms, targets, ctc_targets, seeds, dropped = [], [], [], [], []
         for clip in (self.clips[index] for index in self.plan[k]):
             seed, text = clip_seed(self.seed, self.epoch, clip.id), clip.utterance.text
@@ -227,14 +250,28 @@ class PlannedBatches(Dataset[Batch]):
         )
 
 
-def write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
-    """Append to ``dropped.jsonl``, each clip once."""
-    import json
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a loader process: a resampler's last bits depend on how many threads share its sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    known = set()
-    if path.exists():
-        known = {json.loads(line)["id"] for line in path.read_text().splitlines()}
-    fresh = {drop.id: drop for drop in dropped if drop.id not in known}
-    with path.open("a") as file:
-        for drop in fresh.values():
-            file.write(json.dumps({"id": drop.id, "reason": drop.reason, "detail": drop.detail}) + "\n")
+
+def read_dropped(path: Path) -> list[Dropped]:
+    """All of a ``dropped.jsonl``; nothing where there is none."""
+    if not path.exists():
+        return []
+    return [Dropped(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
+    """Add to ``dropped.jsonl``, each clip once; there is none where nothing was dropped."""
+    rows = {drop.id: drop for drop in read_dropped(path)}
+    fresh = {drop.id: drop for drop in dropped if drop.id not in rows}
+    if fresh:
+        text = "".join(json.dumps(asdict(drop)) + "\n" for drop in (rows | fresh).values())
+        write_atomically(path, text)

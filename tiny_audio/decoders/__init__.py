@@ -10,7 +10,9 @@ from typing import Any, Self
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, load_tokenizer, train_tokenizer
+from tiny_audio.decoders._tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
+from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, train_tokenizer
+from tiny_audio.decoders._tokenizer import load_tokenizer as load_tokenizer
 from tiny_audio.pretrained import TransformersPartConfig
 from tiny_audio.registry import Registry
 

@@ -32,7 +32,10 @@ def build_causal_lm(model_class: Any, config: DecoderConfig, context: DecoderCon
     if context.architecture is not None:
         model = model_class._from_config(architecture)
     else:
-        model = load_weights(model_class, architecture, config, ignored=[r"lm_head\.weight"])
+        model = load_weights(model_class, architecture, config)
+        # A checkpoint's weights decide, and a config that says otherwise would rebuild another model.
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        model.config.tie_word_embeddings = tied
     # A checkpoint's own sampling habits (temperature, penalties) are not the recipe's, and an export would lose them.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)

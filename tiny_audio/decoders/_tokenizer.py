@@ -24,6 +24,7 @@ class TrainedTokenizerConfig(Config):
     """A byte-pair tokenizer trained on the training transcripts."""
 
     kind: Literal["characters", "bpe"] = "bpe"
+    """One token for each character, or for frequent pieces of words."""
     vocab_size: PositiveInt = 256
     """Upper bound for ``bpe``, special tokens included; ``characters`` has as many as there are."""
 

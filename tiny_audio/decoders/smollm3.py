@@ -14,6 +14,7 @@ class SmolLM3Config(DecoderConfig):
 
     name: Literal["smollm3"] = "smollm3"
     pretrained: str = "HuggingFaceTB/SmolLM3-3B"
+    """Hub id or local folder of a SmolLM3 checkpoint, its tokenizer included."""
 
     @classmethod
     def tiny(cls) -> Self:

@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
@@ -23,10 +24,17 @@ class HubertConfig(EncoderConfig):
 
     name: Literal["hubert"] = "hubert"
     pretrained: str = "facebook/hubert-xlarge-ls960-ft"
+    """Hub id or local folder of a HuBERT checkpoint, with or without a CTC head."""
     normalize: bool = True
     """Give each clip mean 0 and variance 1, as the released checkpoints expect."""
     train_front_end: bool = False
     """Train the convolutions too. Where they do not train, no gradient is computed for them."""
+
+    @model_validator(mode="after")
+    def _check_front_end(self) -> Self:
+        if self.train_front_end and self.freeze:
+            raise ValueError("train_front_end has no effect under freeze: true; remove it, or set freeze: false")
+        return self
 
     def num_frames(self, num_samples: int) -> int:
         """Frames after the convolutions."""
@@ -56,6 +64,8 @@ class HubertConfig(EncoderConfig):
 
 
 _CONVOLUTIONS: dict[str, Any] = {"conv_kernel": KERNELS, "conv_stride": STRIDES}
+_NOT_USED = (r"lm_head\..*", r"(hubert\.)?masked_spec_embed")
+"""A CTC head, and the vector of transformers' own SpecAugment."""
 
 
 @ENCODERS.register
@@ -83,7 +93,7 @@ def build_hubert(config: HubertConfig, context: EncoderContext) -> Encoder:
     if context.architecture is not None:
         model = HubertModel._from_config(architecture)
     else:
-        model = load_weights(HubertModel, architecture, config, ignored=[r"lm_head\..*", "masked_spec_embed"])
+        model = load_weights(HubertModel, architecture, config, ignored=_NOT_USED)
     prepare_training(model, config)
     # The learned mask vector is of use only inside transformers' own SpecAugment.
     if getattr(model, "masked_spec_embed", None) is not None:

@@ -60,6 +60,20 @@ def transcribe_clips(
             }
 
 
+def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
+    """Refuse a column for ``evaluation.group_by`` that no clip has.
+
+    Raises:
+        UserError: names the columns there are.
+    """
+    if column is None or any(clip.utterance.metadata.get(column) for clip in clips):
+        return
+    columns = ", ".join(sorted({name for clip in clips for name in clip.utterance.metadata})) or "none"
+    raise UserError(
+        f"evaluation.group_by: no clip has a column {column!r} (columns: {columns}); name one of them, or leave it out"
+    )
+
+
 def evaluate_clips(
     model: TinyAudioModel,
     tokenizer: Any,
@@ -83,6 +97,7 @@ def evaluate_clips(
     Raises:
         UserError: nothing could be scored, or no clip has the column ``group_by``.
     """
+    check_group_by(clips, group_by)
     results = transcribe_clips(model, tokenizer, clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s)
     dropped, by_id = [], {}
     for result in results:
@@ -91,15 +106,7 @@ def evaluate_clips(
         else:
             by_id[result["id"]] = result
     hypotheses = [by_id[clip.id] for clip in clips if clip.id in by_id]
-    groups = None
-    if group_by is not None:
-        groups = [row["metadata"].get(group_by) for row in hypotheses]
-        if hypotheses and not any(groups):
-            columns = ", ".join(sorted(hypotheses[0]["metadata"])) or "none"
-            raise UserError(
-                f"evaluation.group_by: no clip has a column {group_by!r} (columns: {columns}); "
-                "name one of them, or leave it out"
-            )
+    groups = None if group_by is None else [row["metadata"].get(group_by) for row in hypotheses]
     scores = score_set(
         [row["text"] for row in hypotheses],
         [row["pred_text"] for row in hypotheses],

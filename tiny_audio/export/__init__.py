@@ -93,7 +93,7 @@ def load_model(folder: str | Path) -> tuple[TinyAudioModel, Any]:
             ) from error
         _check_complete(folder, info)
         # transformers forgets what was frozen while it loads.
-        return model.eval().requires_grad_(False), _tokenizer(folder)
+    return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
 
 
 def _used(config: TinyAudioConfig) -> dict[str, Any]:
@@ -191,13 +191,19 @@ def _check_complete(folder: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_exported_tokenizer(folder: Path) -> Any:
+    """The tokenizer of an exported model, without running the folder's code.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     from transformers import AutoTokenizer
 
     if not (folder / _TOKENIZER_FILE).is_file():
         raise UserError(f"{folder}: the tokenizer is missing, there is no {_TOKENIZER_FILE}; copy or export it again")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises no type of its own
         raise UserError(
             f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}; copy or export it again"

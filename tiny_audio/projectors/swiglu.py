@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ class SwigluConfig(ProjectorConfig):
     stack: PositiveInt = 5
     """Neighbouring encoder frames that are joined into one embedding."""
     hidden_dim: PositiveInt = 8192
+    """Channels between the two linear layers."""
 
     def min_frames(self) -> int:
         """One full stack."""
@@ -60,6 +62,6 @@ class SwigluProjector(Projector):
         values = frames.zeroed().values
         values = F.pad(values, (0, 0, 0, -values.shape[1] % self.stack))
         # [B, T, D] -> [B, T/k, k·D]
-        stacked = self.norm(values.unflatten(1, (-1, self.stack)).flatten(2))
+        stacked = self.norm(torch.unflatten(values, 1, (-1, self.stack)).flatten(2))
         embeddings = self.down(F.silu(self.gate(stacked)) * self.up(stacked))
         return self.output_norm(embeddings), self.max_embeddings(frames.lengths)

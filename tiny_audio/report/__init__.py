@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from tiny_audio.report._html import (
     DASH,
     STYLE,
@@ -24,6 +22,7 @@ from tiny_audio.report._html import (
 from tiny_audio.report._svg import IntervalRow, Series, interval_plot, line_chart
 from tiny_audio.report._utterances import ReadAudio, Row, Scored, confusion_tables, legend, utterances
 from tiny_audio.scoring import normalizer
+from tiny_audio.yaml_file import dump_yaml
 
 # Nothing may be fetched, whatever a transcript says: escaping is the first line of defence, this is the second.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
@@ -261,10 +260,10 @@ def _provenance(provenance: Mapping[str, Any]) -> list[Markup]:
     return [table(("What", "Value"), rows)] if rows else []
 
 
-def _recipe(recipe: object) -> list[Markup]:
+def _recipe(recipe: Mapping[str, Any] | None) -> list[Markup]:
     if not recipe:
         return []
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110)
+    text = dump_yaml({**recipe})
     return [tag("details", tag("summary", "The resolved recipe"), tag("pre", tag("code", text)))]
 
 

@@ -11,15 +11,11 @@ import random
 from collections.abc import Callable
 
 from tiny_audio.sources._synthetic_words import (
-    CHORES,
     CITIES,
-    COLOURS,
     CONTACTS,
     DEVICES,
-    DOCTORS,
     ERRANDS,
     FIRST_NAMES,
-    FOODS,
     OPENINGS,
     RELATIVES,
     ROOMS,
@@ -29,7 +25,7 @@ from tiny_audio.sources._synthetic_words import (
     SURNAMES,
 )
 
-VERSION = 3
+VERSION = 4
 """Raise it whenever the same seed gives other sentences or other audio: caches made before are then not used."""
 
 _UNITS = (
@@ -139,19 +135,9 @@ def digits(rng: random.Random) -> str:
 
 
 def numbers(rng: random.Random) -> str:
-    """Cardinal and ordinal numbers, years, decimals."""
-    size = rng.choice((99, 999, 999, 9_999, 99_999, 999_999))
-    number = rng.randint(0, size)
-    kind = rng.randrange(10)
-    if kind < 6:
-        return cardinal(number, hundred_and=rng.random() < 0.6)
-    if kind == 6:
-        return f"{cardinal(number % 1000)} point {digit_string(rng, rng.randint(1, 3))}"
-    if kind == 7:
-        return f"{cardinal(number % 101)} {rng.choice(('percent', 'degrees', 'miles', 'kilometers', 'minutes'))}"
-    if kind == 8:
-        return pairs(rng)
-    return year(rng)
+    """Cardinal numbers below a hundred thousand, small ones more often, bare or counting something."""
+    number = cardinal(rng.randint(0, rng.choice((99, 999, 9_999, 99_999))), hundred_and=rng.random() < 0.6)
+    return f"{number} {rng.choice(('percent', 'degrees', 'miles', 'minutes'))}" if rng.random() < 0.25 else number
 
 
 def time_of_day(rng: random.Random) -> str:
@@ -171,7 +157,7 @@ def time_of_day(rng: random.Random) -> str:
 
 
 def _day(rng: random.Random) -> str:
-    return rng.choice(("today", "tomorrow", "tonight", f"on {rng.choice(_WEEKDAYS)}", f"next {rng.choice(_WEEKDAYS)}"))
+    return rng.choice(("today", "tomorrow", "tonight", f"on {rng.choice(_WEEKDAYS)}"))
 
 
 def _span(rng: random.Random) -> str:
@@ -179,12 +165,8 @@ def _span(rng: random.Random) -> str:
     return f"{cardinal(number)} {rng.choice(('minutes', 'minutes', 'seconds', 'hours'))}"
 
 
-def _an(words: str) -> str:
-    return f"{'an' if words.startswith(('eight', 'eleven')) else 'a'} {words}"
-
-
 def home(rng: random.Random) -> str:
-    """Commands to a home: lights, heating, music, timers, alarms, reminders, lists."""
+    """Commands to a home: lights, heating, music, timers, alarms."""
     room, device, song = rng.choice(ROOMS), rng.choice(DEVICES), rng.choice(SONGS)
     on = rng.choice(("on", "off"))
     level = cardinal(rng.randrange(5, 101, 5))
@@ -193,57 +175,39 @@ def home(rng: random.Random) -> str:
             f"turn {on} the {room} {device}",
             f"turn the {room} {device} {on}",
             f"switch {on} the {device} in the {room}",
-            f"turn {on} all the lights in the {room}",
             f"set the {room} to {cardinal(rng.randint(14, 28))} degrees",
-            f"set the {room} {device} to {level} percent",
             f"dim the {room} lights to {level} percent",
-            f"make the {room} lamp {rng.choice(COLOURS)}",
             f"{rng.choice(('open', 'close'))} the {room} {rng.choice(OPENINGS)}",
-            f"is the {room} {rng.choice(OPENINGS)} {rng.choice(('open', 'closed', 'locked'))}",
+            f"is the {room} {rng.choice(OPENINGS)} {rng.choice(('open', 'closed'))}",
             f"play {song} in the {room}",
-            f"play {song} at volume {cardinal(rng.randint(1, 20))}",
             f"stop the music in the {room}",
             f"set a timer for {_span(rng)}",
-            f"start {_an(_span(rng).rstrip('s'))} timer",
-            f"how much time is left on the {_span(rng).rstrip('s')} timer",
             f"set an alarm for {time_of_day(rng)}",
             f"wake me up at {time_of_day(rng)} {_day(rng)}",
-            f"remind me to {rng.choice(CHORES)} at {time_of_day(rng)}",
-            f"remind me to {rng.choice(CHORES)} {_day(rng)}",
-            f"add {rng.choice(FOODS)} and {rng.choice(FOODS)} to the shopping list",
-            f"what's the weather {_day(rng)}",
-            f"what's the temperature in the {room}",
         )
     )
     return f"{line} please" if rng.random() < 0.15 else line
 
 
 def _person(rng: random.Random) -> str:
-    return rng.choice(
-        (rng.choice(CONTACTS), rng.choice(CONTACTS), f"doctor {rng.choice(DOCTORS)}", rng.choice(RELATIVES))
-    )
+    return rng.choice(CONTACTS if rng.random() < 0.6 else RELATIVES)
 
 
 def phone(rng: random.Random) -> str:
-    """Calls, messages, dialling, voice mail."""
+    """Calls, messages, dialling."""
     person = _person(rng)
-    where = rng.choice(("at home", "at work", "on the mobile", "on her mobile", "on his mobile", "on the speaker"))
+    where = rng.choice(("at home", "at work", "on the mobile"))
     return rng.choice(
         (
             f"call {person}",
             f"call {person} {where}",
-            f"call {person} {where}",
-            f"text {person} that i {rng.choice(ERRANDS)}",
+            f"call {person} {where} {_day(rng)}",
             f"text {person} that i {rng.choice(ERRANDS)}",
             f"tell {person} that i will be there at {time_of_day(rng)}",
             f"send a message to {person}",
-            f"read the last message from {person}",
-            f"dial {digit_string(rng, rng.choice((3, 7, 7, 10)))}",
-            f"dial {_phone_number(rng)}",
-            f"redial the last number {where}",
             f"did {person} call {_day(rng)}",
-            f"play the voice mail from {person}",
-            f"block the number {digit_string(rng, 7)}",
+            f"dial {digit_string(rng, rng.choice((3, 7)))}",
+            f"redial the last number {where}",
         )
     )
 

@@ -73,6 +73,12 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     if saved.keys() != own.keys():
         differing = ", ".join(sorted(saved.keys() ^ own.keys())[:5])
         raise RunFailed(f"{checkpoint} does not hold the tensors that this recipe trains ({differing}); delete it")
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise RunFailed(
+                f"{checkpoint} holds {name} as {list(saved[name].shape)}, and this recipe trains {list(tensor.shape)}; "
+                "delete it"
+            )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.export import load_exported_tokenizer
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import InitFrom
 
@@ -36,7 +37,10 @@ class StartingPoint:
                 f"training.init_from.path: {config.path} holds no trained model (no config.json and *.safetensors); "
                 "finish that run first, or give the folder of an exported model"
             )
-        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        try:
+            self.config: dict[str, Any] = dict(json.loads((self.folder / "config.json").read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"training.init_from: {self.folder / 'config.json'} is damaged: {error}") from error
 
     def takes(self, part: str) -> bool:
         """Whether this part's weights come from here."""
@@ -44,9 +48,7 @@ class StartingPoint:
 
     def tokenizer(self) -> Any:
         """The one that its decoder was trained with."""
-        from tiny_audio.decoders import load_tokenizer
-
-        return load_tokenizer(str(self.folder))
+        return load_exported_tokenizer(self.folder)
 
     def ctc_vocabulary(self) -> CtcVocabulary:
         """Labels of its CTC head.

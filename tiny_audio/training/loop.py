@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from tiny_audio.augmentation import SpecAugment
 from tiny_audio.config import RunFailed, Stopped
-from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, write_dropped
+from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, read_dropped, write_dropped
 from tiny_audio.data.order import plan_epoch
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import Recipe
@@ -37,7 +39,7 @@ class Watcher(Protocol):
 
 @dataclass
 class _Window:
-    """Sums since the last line of the log."""
+    """Sums since the last line of the log; losses, tokens and labels of the steps that were not skipped."""
 
     decoder_loss: float = 0.0
     ctc_loss: float = 0.0
@@ -78,11 +80,14 @@ class Trainer:
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
         self.stop, self.watcher, self.evaluate = stop, watcher, evaluate
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.config.tf32
+        # accelerate keeps the settings of the first run of a process, and refuses a second one with others.
+        AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.config.precision == "bf16" else "no",
             cpu=recipe.execution.device == "cpu",
         )
-        self._dropped: list[Dropped] = list(clips.dropped)
+        self._dropped: list[Dropped] = []
+        self._dropped_file = run_dir / "dropped.jsonl"
         self._num_clips = len(clips.clips) + len(clips.dropped)
         if self.config.precision == "bf16" and self.accelerator.device.type == "cuda":
             for tensor in model.parameters():
@@ -108,10 +113,11 @@ class Trainer:
         last = checkpoint.latest(self.checkpoints)
         if last is not None:
             self.progress = checkpoint.load(last, self.bare_model, self.optimizer.optimizer)
+            self._dropped = read_dropped(self._dropped_file)
             self.watcher.note(f"continuing from step {self.progress.step} ({last.name})")
         else:
-            check_dropped(self._dropped, self._num_clips, self.recipe.data.max_dropped_share)
-        write_dropped(self.run_dir / "dropped.jsonl", self._dropped)
+            self._dropped_file.unlink(missing_ok=True)
+            self._note_dropped(self.clips.dropped)
         self._metrics = MetricsLog(self.run_dir, self.progress.step)
         try:
             with self.stop.deferred():
@@ -125,9 +131,11 @@ class Trainer:
         self.model.train()
         window, batches = _Window(), self._batches()
         while progress.step < self.config.steps:
+            started = time.monotonic()
             micro_batches = [next(batches) for _ in range(self.config.accumulation)]
             gradient_norm = self._step(micro_batches, window)
             progress.step += 1
+            progress.wall_s += time.monotonic() - started
             if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
                 self._log(window, gradient_norm)
                 window = _Window()
@@ -136,7 +144,7 @@ class Trainer:
             finished = progress.step == self.config.steps
             if finished or progress.step % execution.checkpoint_every == 0 or self.stop.requested:
                 self._save()
-            if self.stop.requested and not finished:
+            if self.stop.requested:
                 raise Stopped(f"stopped by a signal; step {progress.step} is saved, the same command continues")
 
     def _batches(self) -> Iterator[Batch]:
@@ -174,21 +182,20 @@ class Trainer:
                 raise RunFailed(f"no clip of epoch {progress.epoch} could be used; see dropped.jsonl for the reasons")
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
-    def _note_dropped(self, dropped: list[Dropped]) -> None:
+    def _note_dropped(self, dropped: Sequence[Dropped]) -> None:
         known = {drop.id for drop in self._dropped}
         fresh = [drop for drop in dropped if drop.id not in known]
         if fresh:
             self._dropped += fresh
-            write_dropped(self.run_dir / "dropped.jsonl", fresh)
+            write_dropped(self._dropped_file, fresh)
             check_dropped(self._dropped, self._num_clips, self.recipe.data.max_dropped_share)
 
     def _step(self, micro_batches: list[Batch], window: _Window) -> float:
         """One optimiser step; the loss is a mean over the tokens of all its batches, however they are cut."""
-        started = time.monotonic()
         progress, ctc = self.progress, self.recipe.ctc
         num_tokens = sum(len(row) for batch in micro_batches for row in batch.targets)
         num_labels = sum(len(row) for batch in micro_batches for row in batch.ctc_targets or [])
-        finite = True
+        finite, decoder_loss, ctc_loss = True, 0.0, 0.0
         spec_augment = self.recipe.augmentation.spec_augment
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, progress.step)
@@ -204,19 +211,23 @@ class Trainer:
             loss = scores.decoder_loss.sum() / num_tokens
             if ctc is not None:
                 loss = loss + ctc.weight * scores.ctc_loss.sum() / max(1, num_labels)
-                window.ctc_loss += scores.ctc_loss.sum().item()
-            window.decoder_loss += scores.decoder_loss.sum().item()
+                ctc_loss += scores.ctc_loss.sum().item()
+            decoder_loss += scores.decoder_loss.sum().item()
             finite = finite and bool(loss.isfinite())
             if not finite:
                 break
             self.accelerator.backward(loss)
-        gradient_norm = float("nan")
+        gradient_norm = math.nan
         if finite:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
             gradient_norm = float(norm)
-        if torch.tensor(gradient_norm).isfinite():
+        if math.isfinite(gradient_norm):
             self.optimizer.step()
             progress.skipped_in_a_row = 0
+            window.decoder_loss += decoder_loss
+            window.ctc_loss += ctc_loss
+            window.tokens += num_tokens
+            window.labels += num_labels
         else:
             self._skip()
         self.optimizer.zero_grad()
@@ -224,11 +235,8 @@ class Trainer:
         progress.audio_s += audio_s
         progress.padded_s += padded_s
         progress.tokens += num_tokens
-        progress.wall_s += time.monotonic() - started
         window.audio_s += audio_s
         window.padded_s += padded_s
-        window.tokens += num_tokens
-        window.labels += num_labels
         return gradient_norm
 
     def _skip(self) -> None:
@@ -245,7 +253,7 @@ class Trainer:
 
     def _log(self, window: _Window, gradient_norm: float) -> None:
         progress, ctc = self.progress, self.recipe.ctc
-        decoder_loss = window.decoder_loss / max(1, window.tokens)
+        decoder_loss = window.decoder_loss / window.tokens if window.tokens else math.nan
         ctc_loss = window.ctc_loss / max(1, window.labels) if ctc else None
         values = {
             "epoch": progress.epoch,
@@ -267,7 +275,9 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self.evaluate is not None
         self.bare_model.eval()
-        scores = self.evaluate(self.bare_model)
+        # As in a training step: a frozen part in half precision and a trained one in full meet under autocast only.
+        with self.accelerator.autocast():
+            scores = self.evaluate(self.bare_model)
         self.model.train()
         self._metrics.write("evaluation", self.progress.step, **scores)
         self.watcher.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")

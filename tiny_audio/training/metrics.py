@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ class MetricsLog:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One row; numbers go to TensorBoard too, under ``kind/name``."""
+        """One row; numbers go to TensorBoard too, under ``kind/name``. What is not finite is null: JSON has no NaN."""
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                values[name] = None
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

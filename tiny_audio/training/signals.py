@@ -10,13 +10,14 @@ from types import FrameType, TracebackType
 from tiny_audio.config import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CONTINUE = "what was done is saved, the same command continues"
 
 
 class StopSignal:
     """Catches the signals for as long as it is entered.
 
     Outside :meth:`deferred` a signal raises :class:`Stopped` at once; inside, it only sets :attr:`requested`, and a
-    second one raises.
+    second one raises. What was requested and not heeded raises at its end.
     """
 
     def __init__(self) -> None:
@@ -41,9 +42,11 @@ class StopSignal:
             yield
         finally:
             self._deferred = False
+        if self.requested:
+            raise Stopped(f"stopped by a signal; {_CONTINUE}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._deferred and not self.requested:
             self.requested = True
             return
-        raise Stopped(f"stopped by {signal.Signals(number).name}")
+        raise Stopped(f"stopped by {signal.Signals(number).name}; {_CONTINUE}")

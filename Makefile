@@ -1,0 +1,38 @@
+# make quickstart   set up .venv and train a recogniser from nothing (minutes)
+# make test         set up .venv and run the tests
+# make check        what CI runs: format, lint, types, tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart setup test slow check benchmarks clean
+
+quickstart: setup
+	$(BIN)/tiny-audio run recipes/quickstart.yaml $(ARGS)
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiny-audio needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; give another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: setup
+	$(BIN)/pytest
+
+slow: setup
+	$(BIN)/pytest -m slow
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+benchmarks: setup
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/training_step.py
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,60 @@
+"""A strided convolution over the encoder's frames, then two linear layers, as SLAM-LLM and WeST have it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
+
+
+class StridedConvConfig(ProjectorConfig):
+    """Strided convolution: a window that slides over neighbouring frames, then two linear layers."""
+
+    name: Literal["strided_conv"] = "strided_conv"
+    stride: PositiveInt = 5
+    """Encoder frames per embedding; the window is twice as long, so neighbours overlap by half."""
+    hidden_dim: PositiveInt = 1024
+    """Channels of the convolution."""
+
+    def min_frames(self) -> int:
+        """One window."""
+        return 2 * self.stride
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A stride of 3 and 32 channels."""
+        return cls(stride=3, hidden_dim=32)
+
+
+@PROJECTORS.register
+def build_strided_conv(config: StridedConvConfig, context: ProjectorContext) -> Projector:
+    """Build it between the two widths."""
+    gain = config.output_rms if config.output_rms is not None else context.embedding_rms
+    return StridedConvProjector(context.in_dim, context.out_dim, config.stride, config.hidden_dim, gain)
+
+
+class StridedConvProjector(Projector):
+    """Conv1d (window 2k, stride k) → GELU → linear → RMSNorm."""
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int, hidden_dim: int, gain: float) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv1d(in_dim, hidden_dim, kernel_size=2 * stride, stride=stride)
+        self.down = nn.Linear(hidden_dim, out_dim)
+        self.norm = nn.RMSNorm(out_dim, eps=1e-6)
+        nn.init.constant_(self.norm.weight, gain)
+
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        """One per started stride."""
+        return (num_frames + self.stride - 1) // self.stride
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; windows that reach over a clip's end see zeros."""
+        values = frames.zeroed().values.transpose(1, 2)
+        # [B, D, T] -> [B, C, T/k]
+        hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))
+        return self.norm(self.down(F.gelu(hidden).transpose(1, 2))), self.max_embeddings(frames.lengths)

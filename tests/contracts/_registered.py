@@ -1,0 +1,40 @@
+"""What the contract tests of all kinds ask of a registered part's config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from tiny_audio.registry import Entry, Registry
+
+
+def parts(registry: Registry[Any, Any]) -> list[Entry[Any, Any]]:
+    """All of them, never a list that somebody has to keep."""
+    entries = registry.entries()
+    assert entries, f"no {registry.kind} is registered"
+    return entries
+
+
+def names(entries: Iterable[Entry[Any, Any]]) -> list[str]:
+    return [entry.name for entry in entries]
+
+
+def check_config(entry: Entry[Any, Any]) -> None:
+    """A summary, a ``tiny()`` config that survives JSON, and a docstring for every field."""
+    assert entry.summary, f"{entry.config.__qualname__} has no docstring; `tiny-audio list` shows its first line"
+    tiny = entry.config.tiny()
+    assert type(tiny) is entry.config
+    assert entry.config.model_validate_json(tiny.model_dump_json()) == tiny
+    undocumented = list(_undocumented(entry.config, entry.config.__qualname__))
+    assert not undocumented, f"fields without a docstring: {', '.join(undocumented)}"
+
+
+def _undocumented(config: type[BaseModel], where: str) -> Iterable[str]:
+    for name, field in config.model_fields.items():
+        if not field.description and name != "name":
+            yield f"{where}.{name}"
+        for annotation in (field.annotation, *get_args(field.annotation)):
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                yield from _undocumented(annotation, f"{where}.{name}")

@@ -1,0 +1,25 @@
+"""The Decoder contract, over all that are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from contracts._registered import check_config, names, parts
+from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig
+from tiny_audio.registry import Entry
+from tiny_audio.testing import DECODER_CHECKS
+
+PARTS = parts(DECODERS)
+
+
+@pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
+def test_config(entry: Entry[DecoderConfig, Decoder]) -> None:
+    check_config(entry)
+
+
+@pytest.mark.parametrize("check", DECODER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
+def test_contract(entry: Entry[DecoderConfig, Decoder], check: Callable[[DecoderConfig], None]) -> None:
+    check(entry.config.tiny())

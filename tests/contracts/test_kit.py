@@ -1,0 +1,318 @@
+"""The kit refuses what breaks a contract, and says which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig
+from tiny_audio.frames import Frames
+from tiny_audio.projectors import PROJECTORS, Projector
+from tiny_audio.registry import Entry, Registry
+from tiny_audio.testing import DECODER_CHECKS, ENCODER_CHECKS, check_decoder, check_encoder, check_projector
+
+Change = Callable[..., Any]
+
+
+def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: pytest.MonkeyPatch) -> Any:
+    """The part's ``tiny()`` config, with ``change(part, config)`` done to whatever is built from it."""
+    entry = registry.entry(name)
+
+    def build(config: Any, context: Any) -> Any:
+        part = entry.build(config, context)
+        return change(part, config) or part
+
+    patch.setitem(registry._entries, name, Entry(entry.name, entry.config, build))
+    return entry.config.tiny()
+
+
+def named(checks: tuple[Change, ...], name: str) -> Change:
+    """One of a kind's checks."""
+    (check,) = [check for check in checks if check.__name__ == f"check_{name}"]
+    return check
+
+
+# --- projectors
+
+
+class Wrapped(Projector):
+    """A projector as it should be, for mistakes to be put in."""
+
+    def __init__(self, inner: Projector) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        return self.inner.max_embeddings(num_frames)
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings: tuple[Tensor, Tensor] = self.inner(frames)
+        return embeddings
+
+
+class ReadsPadding(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return embeddings + frames.values.mean(), lengths
+
+
+class LongestForAll(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        return super().forward(replace(frames, lengths=frames.lengths.max().expand(len(frames.lengths))))
+
+
+class TooLoud(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return 1.05 * embeddings, lengths
+
+
+class Noisy(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return nn.functional.dropout(embeddings, 0.1, self.training), lengths
+
+
+class Unused(Wrapped):
+    def __init__(self, inner: Projector) -> None:
+        super().__init__(inner)
+        self.spare = nn.Linear(2, 2)
+
+
+class Frozen(Wrapped):
+    def __init__(self, inner: Projector) -> None:
+        super().__init__(inner)
+        self.spare = nn.Parameter(torch.zeros(2), requires_grad=False)
+
+
+class NotSaved(Wrapped):
+    def __init__(self, inner: Projector) -> None:
+        super().__init__(inner)
+        self.register_buffer("shift", 1e-3 * torch.randn(1), persistent=False)
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return embeddings + self.get_buffer("shift"), lengths
+
+
+class PromisesLess(Wrapped):
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        return self.inner.max_embeddings(num_frames) - 1
+
+
+class Floors(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return embeddings, lengths - 1
+
+
+class FailsOnSilence(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return embeddings / frames.values.abs().amax(dim=(1, 2), keepdim=True).clamp(max=1), lengths
+
+
+class CutsTheGradient(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        return super().forward(replace(frames, values=frames.values.detach() + 0 * frames.values))
+
+
+class Float(Wrapped):
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        embeddings, lengths = super().forward(frames)
+        return embeddings, lengths.float()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (ReadsPadding, r"beside longer and shorter clips: values differ by up to"),
+        (LongestForAll, r"a clip of 1 frames .* has 20 embeddings, and 1 alone|1 frames gave 20 embeddings, and max_"),
+        (TooLoud, r"embeddings start at RMS 0\.03\d+ for frames of RMS 0\.1, and should at 0\.03 "),
+        (Noisy, r"training mode changes the embeddings"),
+        (Unused, r"training: no gradient reaches spare\.weight"),
+        (Frozen, r"the part that always trains, and not all of it does"),
+        (NotSaved, r"saved and loaded, it puts out other embeddings"),
+        (PromisesLess, r"1 frames gave 1 embeddings, and max_embeddings says 0"),
+        (Floors, r"1 frames gave no embedding; a clip has at least one"),
+        (FailsOnSilence, r"embeddings of frames × 0 in torch\.float32: \d+ values are not finite"),
+        (CutsTheGradient, r"no gradient reaches the frames, so the encoder could not train"),
+        (Float, r"lengths must be int64, and are torch\.float32"),
+    ],
+)
+def test_projectors(mistake: type[Wrapped], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = rebuilt_by(PROJECTORS, "swiglu", lambda part, config: mistake(part), monkeypatch)
+    with pytest.raises(AssertionError, match=rf"^swiglu: .*({message})"):
+        check_projector(config)
+
+
+def test_a_projector_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_projector(rebuilt_by(PROJECTORS, "swiglu", lambda part, config: Wrapped(part), monkeypatch))
+
+
+# --- encoders
+
+
+def replaced(part: Any, method: str, change: Change) -> None:
+    """The part's method with ``change`` around it."""
+    original = getattr(part, method)
+    setattr(part, method, lambda *args, **kwargs: change(original, *args, **kwargs))
+
+
+def normalises_over_the_batch(part: Encoder, config: EncoderConfig) -> None:
+    def change(encode: Change, features: Frames) -> Frames:
+        frames = encode(features)
+        return replace(frames, values=frames.values + 1e-3 * features.values.std())
+
+    replaced(part, "encode", change)
+
+
+def ignores_the_transform(part: Encoder, config: EncoderConfig) -> None:
+    part.forward = lambda waveforms, lengths, transform=None: part.encode(  # type: ignore[method-assign]
+        part.features(waveforms, lengths)
+    )
+
+
+def one_frame_too_many(part: Encoder, config: EncoderConfig) -> None:
+    replaced(part, "num_frames", lambda original, samples: original(samples) + 1)
+
+
+def trains_though_frozen(part: Encoder, config: EncoderConfig) -> None:
+    part.requires_grad_(True)
+
+
+def wrong_rate(part: Encoder, config: EncoderConfig) -> None:
+    part.frame_rate = 40.0
+
+
+def forgets_a_weight(part: Encoder, config: EncoderConfig) -> None:
+    part.register_buffer("fresh", torch.rand(1))
+    replaced(part, "encode", lambda encode, features: scaled(encode(features), part.get_buffer("fresh")))
+    part._non_persistent_buffers_set.add("fresh")
+
+
+def scaled(frames: Frames, factor: Tensor) -> Frames:
+    return replace(frames, values=frames.values * factor)
+
+
+def another_when_rebuilt(part: Encoder, config: EncoderConfig) -> None:
+    extra = nn.Linear(2, 2 + torch.initial_seed(), bias=False).requires_grad_(not config.freeze)
+    part.add_module("extra", extra)
+    replaced(part, "encode", lambda encode, features: scaled(encode(features), 1 + extra.weight.pow(2).sum()))
+
+
+def always_drops_out(part: Encoder, config: EncoderConfig) -> None:
+    def change(encode: Change, features: Frames) -> Frames:
+        frames = encode(features)
+        return replace(frames, values=nn.functional.dropout(frames.values, 0.1, part.training))
+
+    replaced(part, "encode", change)
+
+
+def never_drops_out(part: Any, config: EncoderConfig) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif "dropout" in vars(module) and isinstance(module.dropout, float):
+            module.dropout = 0.0
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check", "message"),
+    [
+        (normalises_over_the_batch, "invariance", r"a clip of \d+ samples .*: values differ by up to .* of their RMS"),
+        (ignores_the_transform, "transform", r"the transform was called 0 times, not once"),
+        (one_frame_too_many, "lengths", r"1 samples: config\.num_frames says 1, and encoder\.num_frames 2"),
+        (wrong_rate, "lengths", r"frames\.rate 50\.0 is not frame_rate|a minute has .* and frame_rate says 40"),
+        (trains_though_frozen, "gradients", r"freeze: true, and gradients are computed for nothing"),
+        (forgets_a_weight, "save_load", r"saved and loaded, it puts out other frames"),
+        (another_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
+        (always_drops_out, "determinism", r"dropout: 0, and training mode changes the frames"),
+        (never_drops_out, "determinism", r"dropout: 0\.5 changes nothing in training mode"),
+    ],
+)
+def test_encoders(mistake: Change, check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = rebuilt_by(ENCODERS, "hubert", mistake, monkeypatch)
+    with pytest.raises(AssertionError, match=rf"^hubert: .*({message})"):
+        named(ENCODER_CHECKS, check)(config)
+
+
+# --- decoders
+
+
+def adds_an_offset_to_kept(part: Any, config: Any) -> None:
+    replaced(part, "forward", lambda forward, embeddings, mask, keep: forward(embeddings, mask, keep) + keep.sum())
+
+
+def ignores_the_padding(part: Any, config: Any) -> None:
+    replaced(
+        part, "generate", lambda generate, embeddings, mask, **settings: generate(embeddings, mask | True, **settings)
+    )
+
+
+def ignores_its_input(part: Any, config: Any) -> None:
+    replaced(part, "forward", lambda forward, embeddings, mask, keep: forward(0 * embeddings + 0.1, mask, keep))
+
+
+def quiet_embeddings(part: Any, config: Any) -> None:
+    replaced(part, "embed", lambda embed, ids: 0.5 * embed(ids))
+
+
+def full_logits(part: Any, config: Any) -> None:
+    replaced(part, "forward", lambda forward, embeddings, mask, keep: forward(embeddings, mask, mask | True))
+
+
+def hides_the_gradient(part: Any, config: Any) -> None:
+    def change(forward: Change, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+        return forward(embeddings.detach() if config.freeze else embeddings, mask, keep)
+
+    replaced(part, "forward", change)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check", "message"),
+    [
+        (adds_an_offset_to_kept, "logits", r"logits at kept positions and in a full forward: values differ"),
+        (ignores_the_padding, "generation", r"a row of \d+ positions, 1 beams: left-padded in a batch it generates "),
+        (ignores_its_input, "logits", r"embeddings do not change the logits"),
+        (quiet_embeddings, "embeddings", r"embedding_rms says 0\.0\d+, and embed's output has 0\.0\d+"),
+        (full_logits, "logits", r"logits have shape \[68, \d+\], not \[31 kept positions, "),
+        (
+            hides_the_gradient,
+            "gradients",
+            r"freeze: true: no gradient reaches the embeddings, so the projector could not train",
+        ),
+    ],
+)
+def test_decoders(mistake: Change, check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = rebuilt_by(DECODERS, "smollm3", mistake, monkeypatch)
+    with pytest.raises(AssertionError, match=rf"^smollm3: .*({message})"):
+        named(DECODER_CHECKS, check)(config)
+
+
+def test_a_decoder_needs_a_tokenizer_to_train() -> None:
+    config = DECODERS.entry("smollm3").config.tiny().model_copy(update={"tokenizer": None})  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="smollm3: the checks need a config with a tokenizer to train"):
+        check_decoder(config)
+
+
+def test_all_of_a_kinds_checks_are_run() -> None:
+    check_encoder(ENCODERS.entry("whisper").config.tiny())  # type: ignore[attr-defined]
+    check_decoder(DECODERS.entry("smollm3").config.tiny())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("check", "name"), [(check_encoder, "whisper"), (check_decoder, "smollm3")])
+def test_a_mistake_that_any_check_finds_is_found(check: Change, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[Any, Any] = ENCODERS if check is check_encoder else DECODERS
+
+    def never_trains(part: nn.Module, config: Any) -> None:
+        part.requires_grad_(False)
+
+    with pytest.raises(AssertionError, match=f"^{name}: freeze: false.*, and nothing trains$"):
+        check(rebuilt_by(registry, name, never_trains, monkeypatch))

@@ -1,0 +1,414 @@
+"""Killed at any moment and started again, a run ends in the very bits of one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import changed, tiny_recipe, write_clips
+from tiny_audio.cli import main
+from tiny_audio.training.checkpoint import latest
+from tiny_audio.training.metrics import read_metrics
+
+STEPS = 40
+PATIENCE_S = 180.0
+
+Process = subprocess.Popen[str]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 clips of two lengths, all that draws random numbers switched on."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_clips(folder, 24)
+    settings: dict[str, Any] = {
+        "ctc": {"weight": 0.5},
+        "encoder__dropout": 0.1,
+        "decoder__dropout": 0.1,
+        "augmentation": {"speed": [0.9, 1.0, 1.1], "spec_augment": {"max_time_mask_s": 0.1}},
+        "batching__max_clips": 3,
+        "training__steps": STEPS,
+        "training__accumulation": 2,
+        "generation__max_new_tokens": 5,
+        "evaluation__num_bootstrap": 100,
+        "execution__log_every": 2,
+        "execution__checkpoint_every": 3,
+        "execution__evaluate_every": 10,
+        "execution__evaluate_set": "held_out",
+        "execution__evaluate_utterances": 2,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(changed(tiny_recipe(folder), **settings)))
+    return path
+
+
+def start(recipe: Path, folder: Path, *overrides: str) -> Process:
+    command = [sys.executable, "-m", "tiny_audio.cli", "run", str(recipe), *overrides, "--output-dir", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: Process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def wait_until(process: Process, happened: Callable[[], bool], pause_s: float = 0.002) -> bool:
+    """False where the process ended first."""
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None:
+        if happened():
+            return True
+        assert time.monotonic() < deadline
+        time.sleep(pause_s)
+    return False
+
+
+def is_writing(checkpoints: Path) -> bool:
+    try:
+        with os.scandir(checkpoints) as entries:
+            return any(entry.name.startswith(".writing-step-") for entry in entries)
+    except FileNotFoundError:
+        return False
+
+
+def last_step(folder: Path) -> int:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
+
+
+def kill(process: Process) -> None:
+    process.kill()
+    process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, _, err = finish(start(recipe, folder))
+    assert (code, err) == (0, "")
+    return folder
+
+
+def assert_same_bits(folder: Path, undisturbed: Path) -> None:
+    ours, theirs = latest(folder / "checkpoints"), latest(undisturbed / "checkpoints")
+    assert ours is not None
+    assert theirs is not None
+    assert ours.name == theirs.name == f"step-{STEPS:09d}"
+    for path in ("model/model.safetensors", f"checkpoints/{ours.name}/model.safetensors", "evaluation/held_out.jsonl"):
+        assert (folder / path).read_bytes() == (undisturbed / path).read_bytes(), path
+    for name in ("optimizer.pt", "rng.pt"):
+        assert_equal(*(torch.load(checkpoint / name, weights_only=True) for checkpoint in (ours, theirs)), name)
+    progress, expected = (json.loads((checkpoint / "progress.json").read_text()) for checkpoint in (ours, theirs))
+    assert progress | {"wall_s": 0} == expected | {"wall_s": 0}
+    logged, wanted = (
+        [(row["kind"], row["step"]) for row in read_metrics(run / "metrics.jsonl")] for run in (folder, undisturbed)
+    )
+    assert logged == wanted
+    assert [step for kind, step in logged if kind == "train"] == list(range(2, STEPS + 1, 2))
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+def assert_equal(ours: Any, theirs: Any, place: str) -> None:
+    assert type(ours) is type(theirs), place
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), place
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(*pair, f"{place}.{number}")
+    else:
+        assert ours == theirs, place
+
+
+# --- kills
+
+
+def test_killed_at_a_write_killed_at_a_step_and_terminated(
+    recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rng = tmp_path / "run", random.Random(1)
+
+    for _ in range(4):  # a write takes milliseconds, and a kill may come too late for it
+        process = start(recipe, folder)
+        assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.0)
+        kill(process)
+        if is_writing(folder / "checkpoints"):
+            break
+    assert is_writing(folder / "checkpoints")
+
+    process = start(recipe, folder)
+    aim = last_step(folder) + rng.randint(4, 12)
+    assert wait_until(process, lambda: last_step(folder) >= aim)
+    process.send_signal(signal.SIGSTOP)
+    assert main(["run", str(recipe), "--output-dir", str(folder)]) == 2
+    refusal = f"error: {folder} is in use by another run; wait for it, stop it, or give another --output-dir\n"
+    assert capsys.readouterr().err == refusal
+    kill(process)
+
+    process = start(recipe, folder)
+    before = last_step(folder)
+    assert wait_until(process, lambda: last_step(folder) not in (before, 0) and last_step(folder) >= 8)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 3, err
+    saved = latest(folder / "checkpoints")
+    assert saved is not None
+    step = int(saved.name.removeprefix("step-"))
+    assert err == f"stopped by a signal; step {step} is saved, the same command continues\n"
+    assert "continuing from step " in out
+
+    code, out, err = finish(start(recipe, folder))
+    assert (code, err) == (0, "")
+    assert f"continuing from step {step} (step-{step:09d})" in out
+    assert_same_bits(folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment(recipe: Path, undisturbed: Path, tmp_path: Path, seed: int) -> None:
+    folder, rng, kills = tmp_path / "run", random.Random(seed), 0
+    while True:
+        process = start(recipe, folder, f"execution.num_workers={rng.choice([0, 2])}")
+        if rng.random() < 0.5:  # wherever it is by then: importing, training, exporting, scoring
+            delay_s = rng.uniform(3, 12)
+            deadline = time.monotonic() + delay_s
+            alive = wait_until(process, lambda until=deadline: time.monotonic() > until)  # type: ignore[misc]
+        else:
+            aim = last_step(folder) + rng.randint(1, 10)
+            alive = wait_until(process, lambda aim=aim: last_step(folder) >= aim)  # type: ignore[misc]
+        if not alive:
+            break
+        kill(process)
+        kills += 1
+        assert kills < 40
+    assert finish(process)[0] == 0
+    assert kills
+    assert_same_bits(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_every_other_write(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder, torn = tmp_path / "run", 0
+    while True:
+        process = start(recipe, folder)
+        first = latest(folder / "checkpoints")  # also clears what the last kill left
+
+        def is_next(first: Path | None = first) -> bool:
+            there = sorted((folder / "checkpoints").glob("step-*"))
+            return bool(there) and there[-1] != first and is_writing(folder / "checkpoints")
+
+        if not wait_until(process, is_next, pause_s=0.0):
+            break
+        kill(process)
+        torn += is_writing(folder / "checkpoints")
+    assert finish(process)[0] == 0
+    assert torn >= 2
+    assert_same_bits(folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_at_several_moments(recipe: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals) -> None:
+    folder, rng, stops = tmp_path / "run", random.Random(5), 0
+    while True:
+        process = start(recipe, folder, "execution.num_workers=2")
+        before = last_step(folder)
+        aim = before + rng.randint(3, 20)
+        if not wait_until(process, lambda aim=aim: last_step(folder) >= aim):  # type: ignore[misc]
+            break
+        process.send_signal(number)
+        code, _, err = finish(process)
+        assert code == 3, err
+        assert err.endswith("the same command continues\n")
+        assert "Traceback" not in err
+        stops += 1
+    assert finish(process)[0] == 0
+    assert stops
+    assert_same_bits(folder, undisturbed)
+
+
+# --- the same command again
+
+
+Snapshot = dict[str, tuple[int, bytes]]
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Time of change and content of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def touched(before: Snapshot, after: Snapshot) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+@pytest.fixture
+def finished(undisturbed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(undisturbed, tmp_path / "run"))
+
+
+def again(recipe: Path, folder: Path, *overrides: str) -> tuple[int, set[str]]:
+    """Exit code, and the files that changed."""
+    before = snapshot(folder)
+    code = main(["run", str(recipe), *overrides, "--output-dir", str(folder)])
+    return code, touched(before, snapshot(folder))
+
+
+def test_nothing_is_left_to_do(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert again(recipe, finished) == (0, set())
+    out = capsys.readouterr().out
+    assert "training clips" not in out
+    assert f"report: {finished / 'report.html'}" in out
+    assert "held_out" in out
+
+
+def test_execution_settings_redo_nothing(recipe: Path, finished: Path) -> None:
+    changes = ["execution.num_workers=1", "execution.checkpoint_every=7", "execution.evaluate_max_padded_s=5.0"]
+    assert again(recipe, finished, *changes) == (0, {"recipe.yaml"})
+
+
+def test_evaluation_settings_redo_the_evaluation(recipe: Path, finished: Path) -> None:
+    code, changes = again(recipe, finished, "evaluation.group_by=speaker")
+    assert code == 0
+    results = {"evaluation/held_out.jsonl", "report.html", "report.json", "state.json", "recipe.yaml"}
+    assert changes == results
+    assert json.loads((finished / "report.json").read_text())["evaluation"]["held_out"]["num_groups"] == 3
+    assert again(recipe, finished, "evaluation.group_by=speaker") == (0, set())
+
+
+def test_another_file_under_the_same_name_is_scored(recipe: Path, finished: Path) -> None:
+    lines = (recipe.parent / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (recipe.parent / "five.jsonl").write_text("".join(lines[:5]))
+    code, _ = again(recipe, finished, f"data.evaluation.held_out.path={recipe.parent / 'five.jsonl'}")
+    assert code == 0
+    assert json.loads((finished / "report.json").read_text())["evaluation"]["held_out"]["num_utterances"] == 5
+
+
+def test_a_set_that_is_no_longer_wanted_leaves_the_report(recipe: Path, finished: Path) -> None:
+    none = ["data.evaluation={}", "execution.evaluate_every=null", "execution.evaluate_set=null"]
+    code, changes = again(recipe, finished, *none)
+    assert code == 0
+    assert changes == {"report.html", "report.json", "state.json", "recipe.yaml"}
+    assert json.loads((finished / "report.json").read_text())["evaluation"] == {}
+
+
+def test_generation_settings_travel_with_the_model(recipe: Path, finished: Path) -> None:
+    weights = (finished / "model" / "model.safetensors").read_bytes()
+    code, changes = again(recipe, finished, "generation.max_new_tokens=3")
+    assert code == 0
+    assert not [name for name in changes if name.startswith(("checkpoints", "metrics", "tensorboard"))]
+    assert json.loads((finished / "model" / "config.json").read_text())["generation"]["max_new_tokens"] == 3
+    assert (finished / "model" / "model.safetensors").read_bytes() == weights
+    rows = [json.loads(line) for line in (finished / "evaluation" / "held_out.jsonl").read_text().splitlines()]
+    assert all(len(row["pred_text"]) <= 3 for row in rows)
+
+
+def test_a_report_that_was_not_written_is_written(recipe: Path, finished: Path) -> None:
+    (finished / "report.html").unlink()
+    assert again(recipe, finished)[1] == {"report.html", "report.json"}
+    state = json.loads((finished / "state.json").read_text())
+    del state["report"]  # as a kill between scoring and reporting leaves it
+    (finished / "state.json").write_text(json.dumps(state))
+    assert again(recipe, finished)[1] == {"report.html", "report.json", "state.json"}
+
+
+def test_a_model_that_is_gone_is_made_again(recipe: Path, finished: Path) -> None:
+    before = snapshot(finished)
+    shutil.rmtree(finished / "model")
+    code, _ = again(recipe, finished)
+    assert code == 0
+    after = snapshot(finished)
+    contents = {name: content for name, (_, content) in after.items() if name.startswith(("model/", "checkpoints/"))}
+    assert {name: before[name][1] for name in contents} == contents
+    assert "model/model.safetensors" in contents
+    assert after["metrics.jsonl"][1] == before["metrics.jsonl"][1]
+
+
+def test_another_recipe_is_refused(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert again(recipe, finished, "training.learning_rate=2e-3", "batching.max_clips=4") == (2, set())
+    assert capsys.readouterr().err == (
+        f"error: {finished} holds a run of another recipe; it differs in:\n"
+        "  batching.max_clips: 3 there, 4 here\n"
+        "  training.learning_rate: 0.001 there, 0.002 here\n"
+        "Give another --output-dir, or delete that folder to start over.\n"
+    )
+
+
+def test_other_clips_are_refused_once_something_is_trained(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe.parent / "few.jsonl").write_text((recipe.parent / "manifest.jsonl").read_text().split("\n")[0] + "\n")
+    shutil.rmtree(finished / "model")
+    assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
+    assert capsys.readouterr().err == (
+        f"error: {finished} was started with another set of training clips; put that back, or give another "
+        "--output-dir\n"
+    )
+
+
+def test_data_may_be_mended_before_anything_is_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = recipe.parent / "bad.jsonl"
+    row = json.loads((recipe.parent / "manifest.jsonl").read_text().split("\n")[0])
+    bad.write_text("".join(json.dumps(row | {"text": text}) + "\n" for text in ("yes", "")))
+    command = ["run", str(recipe), "training.steps=10", "--output-dir", str(tmp_path / "run")]
+    command.append(f"data.train.clips.path={bad}")
+    assert main(command) == 2
+    assert "1 of 2 training clips are unusable" in capsys.readouterr().err
+    bad.write_text(json.dumps(row | {"text": "yes"}) + "\n")
+    assert main(command) == 0
+    assert not (tmp_path / "run" / "dropped.jsonl").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "mine.txt").write_text("precious")
+    assert main(["run", str(recipe), "--output-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'run'} is no run's folder (it has no state.json), and holds model, which a run would "
+        "replace; give another --output-dir\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.group_by=accent", "evaluation.group_by: no clip has a column 'accent' (columns: speaker); name"),
+        ("data.evaluation.held_out.path=none.jsonl", "none.jsonl does not exist"),
+    ],
+)
+def test_what_could_not_be_scored_is_refused_before_training(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert main(["run", str(recipe), override, "--output-dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()

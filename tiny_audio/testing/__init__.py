@@ -1,0 +1,45 @@
+"""The contracts of parts and sources as checks, for whoever writes one: every built-in part passes them.
+
+    from tiny_audio.testing import check_projector
+
+    def test_my_projector() -> None:
+        check_projector(MyConfig.tiny())
+
+Each raises an ``AssertionError`` that names the part and what it does not keep. The single checks, for a test each,
+are in :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS` and :data:`SOURCE_CHECKS`.
+"""
+
+from __future__ import annotations
+
+from tiny_audio.decoders import DecoderConfig
+from tiny_audio.encoders import EncoderConfig
+from tiny_audio.projectors import ProjectorConfig
+from tiny_audio.sources import SourceConfig, SourceContext
+from tiny_audio.testing._decoders import CHECKS as DECODER_CHECKS
+from tiny_audio.testing._encoders import CHECKS as ENCODER_CHECKS
+from tiny_audio.testing._projectors import CHECKS as PROJECTOR_CHECKS
+from tiny_audio.testing._sources import CHECKS as SOURCE_CHECKS
+
+
+def check_encoder(config: EncoderConfig) -> None:
+    """All of :data:`ENCODER_CHECKS` on a small encoder with ``init: random`` and no dropout."""
+    for check in ENCODER_CHECKS:
+        check(config)
+
+
+def check_projector(config: ProjectorConfig) -> None:
+    """All of :data:`PROJECTOR_CHECKS` on a small projector without dropout."""
+    for check in PROJECTOR_CHECKS:
+        check(config)
+
+
+def check_decoder(config: DecoderConfig) -> None:
+    """All of :data:`DECODER_CHECKS` on a small decoder with ``init: random``, a tokenizer to train, and no dropout."""
+    for check in DECODER_CHECKS:
+        check(config)
+
+
+def check_source(config: SourceConfig, context: SourceContext) -> None:
+    """All of :data:`SOURCE_CHECKS` on a source that has a few usable clips."""
+    for check in SOURCE_CHECKS:
+        check(config, context)

@@ -1,0 +1,122 @@
+"""What the contract checks of all kinds of parts share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5
+"""Largest difference between two ways to one result in fp32, as a share of its root mean square."""
+NOISE = 100.0
+"""Standard deviation of the garbage in padding; speech stays below 1."""
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def expect(condition: bool, part: BaseModel, message: str) -> None:
+    """Refuse with the part's name in front.
+
+    Raises:
+        AssertionError: ``condition`` does not hold.
+    """
+    if not condition:
+        raise AssertionError(f"{getattr(part, 'name', type(part).__name__)}: {message}")
+
+
+def changed(config: ConfigT, **fields: Any) -> ConfigT:
+    """The same config with other values, validated."""
+    return type(config).model_validate({**config.model_dump(), **fields}, strict=False)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Random numbers that leave the global generator alone."""
+    return torch.Generator().manual_seed(seed)
+
+
+def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> None:
+    """Same shape, and the largest difference within :data:`TOLERANCE` of the root mean square."""
+    expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)} and {list(wanted.shape)}")
+    difference = float((found - wanted).abs().max())
+    rms = float(wanted.pow(2).mean().sqrt())
+    expect(
+        difference <= TOLERANCE * rms,
+        part,
+        f"{what}: values differ by up to {difference:.1e}, and {TOLERANCE} of their RMS {rms:.1e} is allowed",
+    )
+
+
+def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
+    """Neither NaN nor infinity."""
+    expect(bool(values.isfinite().all()), part, f"{what}: {int((~values.isfinite()).sum())} values are not finite")
+
+
+def shake(module: nn.Module, seed: int = 0) -> None:
+    """Move every trainable tensor off its initial value, since zeros and ones hide what is missing."""
+    numbers = generator(seed)
+    with torch.no_grad():
+        for tensor in module.parameters():
+            if tensor.requires_grad:
+                scale = 0.1 * tensor.pow(2).mean().sqrt() if tensor.any() else torch.tensor(0.1)
+                tensor.add_(scale * torch.randn(tensor.shape, generator=numbers))
+
+
+def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor) -> None:
+    """``loss`` reaches every trainable tensor, matrices with something else than zeros, and no frozen one."""
+    module.zero_grad(set_to_none=True)
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    for name, tensor in module.named_parameters():
+        if not tensor.requires_grad:
+            expect(tensor.grad is None, part, f"{what}: frozen {name} gets a gradient")
+            continue
+        expect(tensor.grad is not None, part, f"{what}: no gradient reaches {name}")
+        assert tensor.grad is not None
+        expect_finite(part, f"{what}: gradient of {name}", tensor.grad)
+        # A vector's may be zero by algebra, such as that of the bias of attention's keys.
+        expect(tensor.ndim < 2 or bool(tensor.grad.any()), part, f"{what}: the gradient of {name} is all zeros")
+
+
+def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
+    """With ``lora``, adapters train and nothing else."""
+    trainable = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
+    expect(bool(trainable), part, "lora: nothing trains")
+    others = [name for name in trainable if "lora_" not in name]
+    expect(not others, part, f"lora: {', '.join(others[:3])} trains too, and only the adapters should")
+
+
+def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
+    """Adapters on the linear layers that a part has most of."""
+    names = Counter(name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear))
+    return {"rank": 2, "alpha": 4.0, "targets": [name for name, _ in names.most_common(1)]}
+
+
+def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
+    """Carry all tensors over through the bytes of a safetensors file, every key accounted for."""
+    from safetensors.torch import load, save
+
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[int, str] = {}
+    for name, tensor in module.state_dict().items():
+        owner = owners.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if owner == name:
+            tensors[name] = tensor.contiguous()
+        else:
+            aliases[name] = owner  # tied: a file holds it once
+    saved = load(save(tensors))
+    own = rebuilt.state_dict()
+    missing = sorted(own.keys() - saved.keys() - aliases.keys())
+    unexpected = sorted(saved.keys() - own.keys())
+    expect(not missing, part, f"rebuilt from architecture(), it has keys that were not saved: {', '.join(missing)}")
+    expect(not unexpected, part, f"rebuilt from architecture(), it has no place for {', '.join(unexpected)}")
+    for name, owner in aliases.items():
+        tied = name in own and own[name].data_ptr() == own[owner].data_ptr()
+        expect(tied, part, f"{name} and {owner} are one tensor, and no longer so when rebuilt")
+    for name, tensor in saved.items():
+        expect(own[name].shape == tensor.shape, part, f"rebuilt from architecture(), {name} has another shape")
+    rebuilt.load_state_dict(saved, strict=False)
