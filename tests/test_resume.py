@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,12 @@ from tiny_audio.cli import main
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 40
 PATIENCE_S = 180.0
 
 Process = subprocess.Popen[str]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +112,8 @@ def assert_same_bits(folder: Path, undisturbed: Path) -> None:
     for path in ("model/model.safetensors", f"checkpoints/{ours.name}/model.safetensors", "evaluation/held_out.jsonl"):
         assert (folder / path).read_bytes() == (undisturbed / path).read_bytes(), path
     for name in ("optimizer.pt", "rng.pt"):
-        assert_equal(*(torch.load(checkpoint / name, weights_only=True) for checkpoint in (ours, theirs)), name)
+        our_state, their_state = (torch.load(checkpoint / name, weights_only=True) for checkpoint in (ours, theirs))
+        assert_equal(our_state, their_state, name)
     progress, expected = (json.loads((checkpoint / "progress.json").read_text()) for checkpoint in (ours, theirs))
     assert progress | {"wall_s": 0} == expected | {"wall_s": 0}
     logged, wanted = (

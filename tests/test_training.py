@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from tiny_audio.training.metrics import MetricsLog, read_metrics
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.signals import StopSignal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Weights = dict[str, Tensor]
 
 
@@ -42,15 +44,6 @@ class Listener:
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         self.steps.append((step, values))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two are no faster on models this small, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -216,13 +209,8 @@ def test_gradients_are_scaled_down_to_their_greatest_norm(document: Document, tm
     ],
 )
 def test_learning_rates(schedule: str, floor: float, expected: dict[int, float]) -> None:
-    config = TrainingConfig(
-        steps=10,
-        learning_rate=1.0,
-        warmup_steps=2,
-        schedule=schedule,
-        final_learning_rate_ratio=floor,
-    )
+    settings = {"steps": 10, "learning_rate": 1.0, "warmup_steps": 2, "final_learning_rate_ratio": floor}
+    config = TrainingConfig.model_validate({**settings, "schedule": schedule})
     if schedule == "cosine" and not floor:
         expected = expected | {4: (1 + math.cos(math.pi / 4)) / 2}
     assert {step: learning_rate(config, step) for step in expected} == pytest.approx(expected, abs=1e-12)
@@ -379,7 +367,7 @@ def test_one_bad_step_is_skipped_and_counted(document: Document, tmp_path: Path)
     listener = Listener()
     trainer = make_trainer(changed(document, execution__log_every=3), tmp_path, listener=listener)
     calls, seen = [], []
-    parameter = trainer.bare_model.projector.down.weight
+    parameter = trainer.bare_model.get_parameter("projector.down.weight")
 
     def spoil(gradient: Tensor) -> Tensor:
         calls.append(1)
@@ -415,9 +403,11 @@ def test_frozen_parts_stay_and_adapters_learn(document: Document, tmp_path: Path
     assert {name for name in before if name.startswith(("projector.", "ctc_head."))} <= moved
 
 
-def test_evaluating_while_training_changes_nothing(document: Document, data: Path, tmp_path: Path) -> None:
-    dropout = {"encoder__dropout": 0.1, "decoder__dropout": 0.1}
-    plain = changed(document, **dropout)
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluating_while_training_changes_nothing(document: Document, tmp_path: Path, precision: str) -> None:
+    dropout = {"encoder__dropout": 0.1, "decoder__dropout": 0.1, "generation__max_new_tokens": 10}
+    plain = changed(document, **dropout, training__precision=precision)
     often = changed(plain, execution__evaluate_every=1, execution__evaluate_set="held_out")
     listener = Listener()
     Run(parse(plain), "plain", tmp_path / "plain", Listener()).complete()

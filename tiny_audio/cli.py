@@ -46,7 +46,7 @@ def run(
         Path | None, typer.Option(help="Where the run goes. Default: runs/<recipe>-<content hash>.")
     ] = None,
 ) -> None:
-    """Train, export, evaluate and report; the same command continues an interrupted run.
+    """Train, export, evaluate and report. The same command continues an interrupted run.
 
     Example: tiny-audio run recipes/quickstart.yaml training.seed=1 --output-dir runs/seed1
     """
@@ -80,7 +80,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None, overrides: Overrides = None
 ) -> None:
-    """Look at this machine and, with a recipe, at the real data and checkpoints that it needs."""
+    """Look at this machine and at what a recipe needs of it. Its real data and checkpoints are read."""
     from tiny_audio.doctor import examine
     from tiny_audio.recipe import load_recipe
 
@@ -94,7 +94,7 @@ def doctor(
 
 @app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print the resolved recipe, then a table of its parts: class, parameters, trainable ones, widths, frame rates."""
+    """Print the resolved recipe and what it builds. Of each part: class, parameters, trainable ones, width and rate."""
     from tiny_audio.recipe import load_recipe
     from tiny_audio.show import describe_recipe, print_description
 
@@ -124,7 +124,7 @@ def list_parts(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors that complete and check YAML."""
+    """Print the JSON schema of recipes. For editors that complete and check YAML."""
     from tiny_audio.recipe import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
@@ -136,7 +136,7 @@ def transcribe(
     audio: Annotated[list[Path], typer.Argument(metavar="AUDIO...", help="wav, flac, ogg or mp3 files.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write what is said in audio files, one line each; files that cannot be read are named, the rest is done."""
+    """Write what is said in audio files. One line each; files that cannot be read are named, the rest is done."""
     from tiny_audio.transcribe import transcribe_files
 
     rows = transcribe_files(model_dir, audio)
@@ -166,7 +166,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the raw hypotheses there, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on a manifest: WER and CER with a 95 % interval, by the same scorer as at training."""
+    """Score a model on a manifest. WER and CER with a 95 % interval, by the same scorer as at training."""
     from tiny_audio.transcribe import evaluate_manifest, print_scores
 
     if output is not None and not output.absolute().parent.is_dir():

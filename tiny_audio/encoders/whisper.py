@@ -69,7 +69,8 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     architecture._attn_implementation = attention_for(config)
     if context.architecture is not None or config.init == "random":
         model = Layers._from_config(architecture)
-        _initialize(model)
+        if context.architecture is None:
+            _initialize(model)
     else:
         # WhisperEncoder.from_pretrained would match no key of a whole checkpoint, and load nothing.
         model = load_weights(WhisperModel, architecture, config, ignored=[r"proj_out\.weight"]).encoder

@@ -94,8 +94,9 @@ class Trainer:
                 if not tensor.requires_grad:
                     tensor.data = tensor.data.to(torch.bfloat16)
         for tensor in model.parameters():
-            # bf16 masters would round small updates of norms to zero; a CPU gains nothing from bf16 weights.
-            if tensor.requires_grad or self.accelerator.device.type == "cpu":
+            # bf16 masters would round small updates of norms to zero; a CPU gains nothing from bf16 weights; and
+            # without autocast, types may not meet.
+            if tensor.requires_grad or self.accelerator.device.type == "cpu" or self.config.precision == "fp32":
                 tensor.data = tensor.data.float()
         self.bare_model = model
         self.optimizer: Any = build_optimizer(model.to(self.accelerator.device), self.config)
