@@ -137,7 +137,6 @@ GOLDEN = {"decoder_loss": [3.11630, 3.01945, 2.98326], "ctc_loss": [14.11594, 25
 """On a CPU in fp32. The CTC loss rises at first: the warmup is left out here."""
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_bf16_trains_and_keeps_what_trains_in_fp32(document: Document, tmp_path: Path) -> None:
     steps = {"training__steps": 15, "training__learning_rate": 5e-3, "batching__max_clips": 8}
     trainer = make_trainer(changed(document, training__precision="bf16", **steps), tmp_path)
@@ -403,7 +402,6 @@ def test_frozen_parts_stay_and_adapters_learn(document: Document, tmp_path: Path
     assert {name for name in before if name.startswith(("projector.", "ctc_head."))} <= moved
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_evaluating_while_training_changes_nothing(document: Document, tmp_path: Path, precision: str) -> None:
     dropout = {"encoder__dropout": 0.1, "decoder__dropout": 0.1, "generation__max_new_tokens": 10}

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tiny_audio import __version__
 from tiny_audio.config import RegistryError, RunFailed, Stopped, UserError
 
 DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
@@ -25,6 +26,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tiny-audio {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What holds before any command."""
+
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/quickstart.yaml.")]
 Overrides = Annotated[

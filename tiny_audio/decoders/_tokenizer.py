@@ -76,7 +76,7 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder_or_id, revision=revision)
+        return AutoTokenizer.from_pretrained(folder_or_id, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read the tokenizer of {folder_or_id!r}: {str(error).strip().splitlines()[0]} "

@@ -62,6 +62,7 @@ class SwigluProjector(Projector):
         values = frames.zeroed().values
         values = F.pad(values, (0, 0, 0, -values.shape[1] % self.stack))
         # [B, T, D] -> [B, T/k, k·D]
-        stacked = self.norm(torch.unflatten(values, 1, (-1, self.stack)).flatten(2))
+        # Norms run in their own precision: under autocast the frames may come in half.
+        stacked = self.norm(torch.unflatten(values, 1, (-1, self.stack)).flatten(2).to(self.norm.weight.dtype))
         embeddings = self.down(F.silu(self.gate(stacked)) * self.up(stacked))
-        return self.output_norm(embeddings), self.max_embeddings(frames.lengths)
+        return self.output_norm(embeddings.to(self.output_norm.weight.dtype)), self.max_embeddings(frames.lengths)
