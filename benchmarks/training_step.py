@@ -23,7 +23,7 @@ from tiny_audio.model import TinyAudioModel
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.prompt import PromptConfig, build_prompt
 
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CLIPS = 512
 BATCH = 8
 

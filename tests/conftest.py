@@ -18,8 +18,6 @@ from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.projectors import PROJECTORS
 
-torch.set_num_threads(2)
-
 Document = dict[str, Any]
 TEXTS = ("yes", "no", "stop now", "go on", "left", "turn right")
 

@@ -498,3 +498,27 @@ def test_transcribe_in_a_process_of_its_own(trained: Path) -> None:
     assert process.stdout.startswith(f"{trained / 'clip000.wav'}\t")
     assert process.stderr.startswith(f"error: {trained / 'text.wav'}: not an audio file that can be decoded")
     assert process.stderr.count("\n") == 1
+
+
+def test_one_of_several_processes_is_refused(trained: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("tiny-audio")), "run", str(trained / "recipe.yaml")]
+    several = os.environ | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [*command, "--output-dir", str(tmp_path / "run")], env=several, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: a run trains in one process, and WORLD_SIZE says that this is one of 2;")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_training(call: Output, trained: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, _, errors = call("run", trained / "recipe.yaml", "execution.device=cuda", "--output-dir", tmp_path / "run")
+    assert code == 2
+    assert errors == "error: execution.device is cuda, and this machine has no CUDA GPU; set it to auto or cpu\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_version(call: Output) -> None:
+    assert call("--version") == (0, "tiny-audio 0.1.0\n", "")

@@ -119,3 +119,10 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
 def test_the_audio_comes_once(user: str, times: int) -> None:
     with pytest.raises(ValidationError, match=rf"must contain {{audio}} exactly once, and contains it {times} times"):
         PromptConfig(user=user)
+
+
+def test_a_prompt_that_a_small_tokenizer_cannot_spell_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"^prompt: the tokenizer has no token for a part of .*TRANSCRIBE.*; one trained"
+    ):
+        build_prompt(PromptConfig(user="TRANSCRIBE {audio}"), tokenizer)

@@ -195,6 +195,9 @@ WRONG = [
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": 5}}, r"encoder.hubert.*overrides"),
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": ["a"] * 7}}, r"encoder.hubert.*overrides"),
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": [1]}}, r"encoder.hubert.*overrides"),
+    ("encoder.attention", "flash_attention_2",
+     r"encoder.whisper.attention: flash_attention_2 runs in half precision on a GPU only; set training"),
+    ("data.evaluation", {"clips": SPEECH}, r"data.evaluation.clips: is a training set's name too; give it another"),
 ]  # fmt: skip
 
 

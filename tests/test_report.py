@@ -108,7 +108,7 @@ REPORT = {
         {
             "part": "encoder",
             "class": "HubertModel",
-            "parameters": 1_000_000,
+            "total": 1_000_000,
             "trainable": 0,
             "dim": 1280,
             "frame_rate_hz": 50.0,

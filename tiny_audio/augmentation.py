@@ -1,4 +1,4 @@
-"""Augmentation of training clips, each seeded by the clip and the epoch: workers, ranks and restarts change nothing."""
+"""Augmentation of training clips, each seeded by the clip and the epoch: workers and restarts change nothing."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def commit_folder(aside: Path, final: Path) -> None:
     """
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)
-    # Renamed away, not deleted in place: a kill at any moment leaves the old or the new content whole.
+    # Renamed away, not deleted in place: a kill at any moment leaves no half folder under the name.
     replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
@@ -35,7 +35,7 @@ def commit_folder(aside: Path, final: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file so that a reader finds the old or the new content, never half of it."""
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     _sync(aside)
     aside.rename(path)
     _sync(path.parent)

@@ -232,6 +232,8 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
         """Token ids of the transcripts, ``[B, new tokens]``, each row padded after its end token.
 
+        By the decoder alone; :meth:`transcribe` also asks the CTC head, where ``generation.ctc_weight`` says so.
+
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
             waveform_lengths: ``[B]`` in samples; None where no row is padded.

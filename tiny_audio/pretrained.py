@@ -48,7 +48,7 @@ class TransformersPartConfig(Config):
     lora: LoraConfig | None = None
     """Adapters to train on the frozen weights; None has none."""
     attention: Attention = "auto"
-    """``auto`` is Flash Attention 2 where it is installed and the weights are in half precision, else SDPA."""
+    """``auto`` is SDPA, which runs everywhere; Flash Attention 2 needs a GPU, half precision and its package."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of every dropout in the part; checkpoints' own settings are not used."""
 
@@ -125,15 +125,12 @@ def attention_for(part: TransformersPartConfig) -> str:
     """
     from transformers.utils import is_flash_attn_2_available
 
-    available = bool(is_flash_attn_2_available())
-    if part.attention == "flash_attention_2" and not available:
+    if part.attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise UserError(
             "attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; "
             "pip install 'tiny-audio[flash-attn]', or set attention: auto"
         )
-    if part.attention == "auto":
-        return "flash_attention_2" if available and part.freeze else "sdpa"
-    return part.attention
+    return "sdpa" if part.attention == "auto" else part.attention
 
 
 def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str] = ()) -> Any:

@@ -63,7 +63,7 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
             )
         except TemplateError as error:
             raise UserError(
-                f"prompt: the tokenizer's chat template refuses the messages: {error}; change prompt.system or "
+                f"prompt: the chat template refuses the messages: {error}; change prompt.system or "
                 "prompt.user, or use another checkpoint"
             ) from error
     else:
@@ -74,4 +74,9 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
             f"single place; rendered: {text.replace(_SENTINEL, AUDIO)!r}"
         )
     prefix, suffix = (tuple(tokenizer.encode(part, add_special_tokens=False)) for part in text.split(_SENTINEL))
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prefix + suffix:
+        raise UserError(
+            f"prompt: the tokenizer has no token for a part of {text.replace(_SENTINEL, AUDIO)!r}; one trained on the "
+            "transcripts knows their characters only: leave prompt.system and other words out"
+        )
     return Prompt(prefix, suffix, tokenizer.eos_token_id)

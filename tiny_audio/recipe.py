@@ -45,7 +45,7 @@ class DataConfig(Config):
     """Shorter clips are dropped, and listed."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
     """Longer clips are dropped, and listed; audio is never cut under a whole transcript."""
-    max_dropped_share: float = Field(default=0.05, ge=0, lt=1)
+    max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
     """Stop where a larger share of the training clips turns out unusable."""
 
 
@@ -72,7 +72,7 @@ class TrainingConfig(Config):
     final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     """Where the schedule ends, as a share of ``learning_rate``; ``constant`` does not read it and wants 0."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled; on matrices only, never on norms, biases and embeddings of positions."""
+    """Decoupled; on tensors of two or more dimensions, never on norms and biases."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay per step of the averages of the gradient and of its square."""
     adam_epsilon: PositiveFloat = 1e-8
@@ -89,7 +89,7 @@ class TrainingConfig(Config):
     """Let a GPU multiply fp32 matrices in TF32."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, the order of clips, augmentation and dropout."""
-    max_skipped_steps: NonNegativeInt = 10
+    max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra={"identity": False})
     """A step with a loss or gradient that is not finite is skipped; more than this in a row stop the run."""
     init_from: InitFrom | None = None
     """Start from another run's weights; None starts from the parts' own."""
@@ -249,6 +249,17 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
             "raise it, or lower that",
         )
+    for name in sorted(data.train.keys() & data.evaluation.keys()):
+        yield (
+            f"data.evaluation.{name}",
+            "is a training set's name too; give it another, since names tell clips apart",
+        )
+    for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
+        if part.attention == "flash_attention_2" and (training.precision != "bf16" or execution.device == "cpu"):
+            yield (
+                f"{kind}.{part.name}.attention",
+                "flash_attention_2 runs in half precision on a GPU only; set training.precision: bf16, or sdpa here",
+            )
     if training.warmup_steps >= training.steps:
         yield "training.warmup_steps", f"{training.warmup_steps} leaves nothing of {training.steps} steps; lower it"
     if training.schedule == "constant" and training.final_learning_rate_ratio:

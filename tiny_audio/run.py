@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import Clip, ClipSet, Labeler, read_dropped, write_dropped
 from tiny_audio.decoders import build_tokenizer
+from tiny_audio.device import device_of
 from tiny_audio.evaluation import check_group_by, evaluate_clips
 from tiny_audio.export import export_model, load_model
 from tiny_audio.files import cache_dir, write_atomically
@@ -71,6 +73,12 @@ class Run:
             Stopped: a signal came; what was done is saved.
             RunFailed: training diverged.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "a run trains in one process, and WORLD_SIZE says that this is one of "
+                f"{os.environ['WORLD_SIZE']}; start `tiny-audio run` without torchrun or accelerate launch"
+            )
+        device_of(self.recipe.execution.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / ".lock"), StopSignal() as stop:
             self._open_state()
@@ -124,6 +132,7 @@ class Run:
 
     def _check_evaluation(self) -> None:
         """Refuse before training what could not be scored after it."""
+        self.watcher.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
         for name, source in self.recipe.data.evaluation.items():
             gathered = self._gather({name: source})
             gathered.check_any(f"data.evaluation.{name}")
@@ -316,17 +325,6 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
     if start is not None:
         start.load_into(model)
     return model, tokenizer, Labeler(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
-
-
-def device_of(setting: str) -> torch.device:
-    """The device that ``execution.device`` means on this machine.
-
-    Raises:
-        UserError: a GPU was asked for and there is none.
-    """
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise UserError("execution.device is cuda, and this machine has no CUDA GPU; set it to auto or cpu")
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

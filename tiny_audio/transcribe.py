@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tiny_audio.audio import SAMPLE_RATE, AudioError, load_audio
 from tiny_audio.console import scores_table
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.device import device_of
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.evaluation import Hypothesis, evaluate_clips
 from tiny_audio.export import load_model
@@ -39,6 +40,7 @@ def transcribe_files(model_dir: Path, paths: Sequence[Path]) -> list[dict[str, A
         UserError: the model cannot be loaded.
     """
     model, tokenizer = load_model(model_dir)
+    model.to(device_of("auto"))
     limit = max_duration_s(model)
     rows: list[dict[str, Any]] = []
     waveforms: dict[int, torch.Tensor] = {}
@@ -56,8 +58,8 @@ def transcribe_files(model_dir: Path, paths: Sequence[Path]) -> list[dict[str, A
         size = max(1, int(_BATCH_PADDED_S * SAMPLE_RATE / len(waveforms[waiting[0]])))
         batch, waiting = waiting[:size], waiting[size:]
         clips = [waveforms.pop(number) for number in batch]
-        lengths = torch.tensor([len(clip) for clip in clips])
-        transcripts = model.transcribe(pad_sequence(clips, batch_first=True), lengths, tokenizer)
+        lengths = torch.tensor([len(clip) for clip in clips], device=model.device)
+        transcripts = model.transcribe(pad_sequence(clips, batch_first=True).to(model.device), lengths, tokenizer)
         for number, transcript in zip(batch, transcripts, strict=True):
             rows[number] |= {
                 "text": transcript.text,
@@ -77,6 +79,7 @@ def evaluate_manifest(
     """
     name = normalizer(normalizer_name).name  # refuses what it does not know
     model, tokenizer = load_model(model_dir)
+    model.to(device_of("auto"))
     source = SOURCES.build(SOURCES.parse({"name": "manifest", "path": str(manifest)}), SourceContext(cache_dir()))
     limit = max_duration_s(model)
     gathered = ClipSet.gather({manifest.stem: source}, 1 / SAMPLE_RATE, limit)

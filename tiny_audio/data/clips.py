@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,16 +151,22 @@ class Batch:
         """Seconds of audio, padding included."""
         return self.waveforms.numel() / SAMPLE_RATE
 
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, so that copies run beside the computation; a DataLoader calls it."""
+        return replace(
+            self,
+            waveforms=self.waveforms.pin_memory(),
+            lengths=self.lengths.pin_memory(),
+            targets=[row.pin_memory() for row in self.targets],
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        targets = [row.to(device) for row in self.targets]
-        return Batch(
-            self.waveforms.to(device),
-            self.lengths.to(device),
-            targets,
-            self.ctc_targets,
-            self.seeds,
-            self.dropped,
+        return replace(
+            self,
+            waveforms=self.waveforms.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+            targets=[row.to(device, non_blocking=True) for row in self.targets],
         )
 
 

@@ -122,8 +122,9 @@ class WhisperEncoder(Encoder):
         spectrum = torch.stft(audio, WINDOW, HOP, window=window, center=False, return_complex=True)
         power = spectrum[..., : size // HOP].abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)
-        # [B, bins, F] -> [B, F, mels]
-        mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=1e-10).log10()
+        # [B, bins, F] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        with torch.autocast(power.device.type, enabled=False):
+            mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=1e-10).log10()
         frames = Frames(mel, num_mel_frames, SAMPLE_RATE / HOP)
         loudest = mel.masked_fill(~frames.mask()[..., None], -10.0).amax(dim=(1, 2), keepdim=True)
         return Frames((torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0, num_mel_frames, frames.rate)

@@ -200,10 +200,7 @@ def _resampled(values: Mapping[str, Any]) -> str:
 
 def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per part: from ``parts``, then what only ``parameters`` knows, such as a CTC head."""
-    rows = [
-        {**part, "total": part.get("parameters"), "trainable": part.get("trainable")}
-        for part in report.get("parts") or ()
-    ]
+    rows = [dict(part) for part in report.get("parts") or ()]
     known = {row.get("part") for row in rows}
     for name, sizes in (report.get("parameters") or {}).items():
         if name not in known:

@@ -82,7 +82,7 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True))
+    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     _set_rng_state(torch.load(checkpoint / "rng.pt", weights_only=True))
     return Progress(**json.loads((checkpoint / "progress.json").read_text()))
 

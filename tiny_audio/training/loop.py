@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from tiny_audio.augmentation import SpecAugment
 from tiny_audio.config import RunFailed, Stopped
 from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, read_dropped, write_dropped
 from tiny_audio.data.order import plan_epoch
+from tiny_audio.device import device_of
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
@@ -47,7 +48,7 @@ class _Window:
     labels: int = 0
     audio_s: float = 0.0
     padded_s: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    wall_s: float = 0.0
 
 
 class Trainer:
@@ -84,7 +85,7 @@ class Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.config.precision == "bf16" else "no",
-            cpu=recipe.execution.device == "cpu",
+            cpu=device_of(recipe.execution.device).type == "cpu",
         )
         self._dropped: list[Dropped] = []
         self._dropped_file = run_dir / "dropped.jsonl"
@@ -114,7 +115,10 @@ class Trainer:
         last = checkpoint.latest(self.checkpoints)
         if last is not None:
             self.progress = checkpoint.load(last, self.bare_model, self.optimizer.optimizer)
-            self._dropped = read_dropped(self._dropped_file)
+            own = self.recipe.data.train
+            self._dropped = [drop for drop in read_dropped(self._dropped_file) if drop.id.split("/")[0] in own]
+            if self._dropped:
+                check_dropped(self._dropped, self._num_clips, self.recipe.data.max_dropped_share)
             self.watcher.note(f"continuing from step {self.progress.step} ({last.name})")
         else:
             self._dropped_file.unlink(missing_ok=True)
@@ -137,6 +141,7 @@ class Trainer:
             gradient_norm = self._step(micro_batches, window)
             progress.step += 1
             progress.wall_s += time.monotonic() - started
+            window.wall_s += time.monotonic() - started
             if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
                 self._log(window, gradient_norm)
                 window = _Window()
@@ -264,7 +269,7 @@ class Trainer:
             "learning_rate": learning_rate(self.config, progress.step - 1),
             "gradient_norm": gradient_norm,
             "audio_hours": progress.audio_s / 3600,
-            "audio_hours_per_hour": window.audio_s / max(1e-9, time.monotonic() - window.started),
+            "audio_hours_per_hour": window.audio_s / max(1e-9, window.wall_s),
             "padding_share": 1 - window.audio_s / max(1e-9, window.padded_s),
             "skipped_steps": progress.skipped_steps,
             "dropped_clips": len(self._dropped),
