@@ -266,8 +266,9 @@ def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) ->
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("run ")
-    assert lines[1:3] == ["reading the training data", "8 training clips, 0.00 hours"]
-    assert lines[3].startswith("step 3/3: loss ")
+    assert lines[1].startswith("reading the evaluation data; ")
+    assert lines[2:4] == ["reading the training data", "8 training clips, 0.00 hours"]
+    assert lines[4].startswith("step 3/3: loss ")
     assert [line for line in lines if line.startswith("held_out")]
     assert lines[-2:] == [f"report: {folder / 'report.html'}", f"model:  {folder / 'model'}"]
     for name in ("recipe.yaml", "metrics.jsonl", "report.json", "report.html", "evaluation/held_out.jsonl"):

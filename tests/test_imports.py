@@ -19,6 +19,7 @@ ROOT = Path(tiny_audio.__file__).parent
 ORDER = [
     "config",
     "files",
+    "device",
     "registry",
     "audio",
     "frames",

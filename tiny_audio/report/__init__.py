@@ -92,8 +92,8 @@ def render_report(
 def _headline(report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[Markup]:
     training = report.get("training") or {}
     sizes = _sizes(report)
-    trainable = sum(number(row["trainable"]) or 0 for row in sizes)
-    total = sum(number(row["total"]) or 0 for row in sizes)
+    trainable = sum(number(row.get("trainable")) or 0 for row in sizes)
+    total = sum(number(row.get("total")) or 0 for row in sizes)
     speed = number(training.get("audio_hours_per_hour"))
     tiles = [
         ("parameters trained", f"{compact(trainable)} of {compact(total)}" if sizes else None),
@@ -222,7 +222,7 @@ def _parts(report: Mapping[str, Any]) -> list[Markup]:
         )
         for row in sizes
     ]
-    sums = (tag("b", count(sum(number(row[key]) or 0 for row in sizes))) for key in ("total", "trainable"))
+    sums = (tag("b", count(sum(number(row.get(key)) or 0 for row in sizes))) for key in ("total", "trainable"))
     return [table(head, [*rows, (tag("b", "all"), "", *sums, "", "")], numbers=(2, 3, 4, 5))]
 
 
