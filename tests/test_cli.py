@@ -523,3 +523,25 @@ def test_a_gpu_that_is_not_there_is_missed_before_training(call: Output, trained
 
 def test_the_version(call: Output) -> None:
     assert call("--version") == (0, "tiny-audio 0.1.0\n", "")
+
+
+def test_an_evaluation_manifest_that_was_mended_is_scored_again(call: Output, trained: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.jsonl"
+    rows = [json.loads(line) for line in (trained / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["audio_filepath"] = str(trained / row["audio_filepath"])
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "run"
+    command = ("run", trained / "recipe.yaml", "training.steps=3", f"data.evaluation.held_out.path={manifest}")
+
+    def words() -> int:
+        assert call(*command, "--output-dir", folder)[0] == 0
+        report = json.loads((folder / "report.json").read_text())
+        return int(report["evaluation"]["held_out"]["num_reference_words"])
+
+    before = words()
+    rows[0]["text"] += " left right stop"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert words() == before + 3
+    manifest.unlink()
+    assert words() == before + 3

@@ -209,11 +209,18 @@ class Run:
         return content_hash(self.recipe.evaluation_identity() | {"data": source})
 
     def _is_scored(self, name: str) -> bool:
+        """Under the same settings and, as far as the data is still there, on the same clips."""
         done = self._state.get("evaluation", {}).get(name, {})
-        return bool(done.get("identity") == self._evaluation_identity(name))
+        if done.get("identity") != self._evaluation_identity(name):
+            return False
+        try:
+            return bool(done["data"] == self._gather({name: self.recipe.data.evaluation[name]}).fingerprint)
+        except UserError:  # gone since then; what was measured stands
+            return True
 
     def _report_identity(self) -> str:
-        scored = {name: self._evaluation_identity(name) for name in self.recipe.data.evaluation}
+        done = self._state.get("evaluation", {})
+        scored = {name: [self._evaluation_identity(name), done[name]["data"]] for name in self.recipe.data.evaluation}
         return content_hash([scored, self.recipe.generation.model_dump(mode="json")])
 
     def _is_reported(self) -> bool:

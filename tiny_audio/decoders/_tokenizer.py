@@ -26,7 +26,8 @@ class TrainedTokenizerConfig(Config):
     kind: Literal["characters", "bpe"] = "bpe"
     """One token for each character, or for frequent pieces of words."""
     vocab_size: PositiveInt = 256
-    """Upper bound for ``bpe``, special tokens included; ``characters`` has as many as there are."""
+    """Tokens of ``bpe``, special ones and all characters included; the characters are there however small it is, and
+    are all that ``characters`` has."""
 
 
 def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) -> Any:
