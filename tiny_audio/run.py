@@ -311,12 +311,12 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
     """
     clips.check_any("data.train")
     # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
-    own_tokenizer = start is None or not start.takes("decoder")
-    tokenizer = build_tokenizer(recipe.decoder, clips.texts) if own_tokenizer else start.tokenizer()  # type: ignore[union-attr]
+    taken = start is not None and start.takes("decoder")
+    tokenizer = start.tokenizer() if start and taken else build_tokenizer(recipe.decoder, clips.texts)
     vocabulary = None
     if recipe.ctc is not None:
-        own_head = start is None or not start.takes("ctc_head")
-        vocabulary = CtcVocabulary.of(clips.texts) if own_head else start.ctc_vocabulary()  # type: ignore[union-attr]
+        taken = start is not None and start.takes("ctc_head")
+        vocabulary = start.ctc_vocabulary() if start and taken else CtcVocabulary.of(clips.texts)
     prompt = build_prompt(recipe.prompt, tokenizer)
     # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
     set_seed(recipe.training.seed)
