@@ -1,10 +1,11 @@
 # make quickstart   set up .venv and train a recogniser from nothing (minutes)
 # make test         set up .venv and run the tests
 # make check        what CI runs: format, lint, types, tests
+# make docs         the reference pages in docs/, generated from the code
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart setup test slow check benchmarks clean
+.PHONY: quickstart setup test slow check docs benchmarks clean
 
 quickstart: setup
 	$(BIN)/tiny-audio run recipes/quickstart.yaml $(ARGS)
@@ -29,6 +30,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+docs: setup
+	$(BIN)/tiny-audio reference --output-dir docs
 
 benchmarks: setup
 	$(BIN)/python benchmarks/startup.py

@@ -146,6 +146,7 @@ def test_no_masks_are_the_identity() -> None:
     config=st.builds(
         SpecAugmentConfig,
         num_time_masks=st.integers(0, 3),
+        time_masks_per_s=st.floats(0.0, 5.0),
         max_time_mask_s=st.floats(0.01, 5.0),
         max_time_share=st.floats(0.05, 1.0),
         num_channel_masks=st.integers(0, 3),
@@ -180,6 +181,16 @@ def test_masks_are_within_their_bounds_and_of_every_width() -> None:
         assert widths == set(range(widest + 1))
     channels = config.model_copy(update={"num_time_masks": 0, "num_channel_masks": 1})
     assert {int(masks(channels, 50, seed)[1].sum()) for seed in range(60)} == {0, 1, 2, 3, 4}
+
+
+def test_masks_by_the_second_take_the_same_share_of_short_and_long_clips() -> None:
+    config = SpecAugmentConfig(num_time_masks=0, time_masks_per_s=0.4, max_time_mask_s=0.4, num_channel_masks=0)
+    shares = {
+        length: sum(float(masks(config, length, seed)[0].float().mean()) for seed in range(400)) / 400
+        for length in (300, 1200)
+    }
+    # 0.4 masks a second, of 0.2 s on average, some of them over each other.
+    assert all(0.06 < share < 0.09 for share in shares.values()), shares
 
 
 def test_masked_spots_become_the_clips_mean() -> None:

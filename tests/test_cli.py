@@ -117,7 +117,18 @@ def test_help(call: Output) -> None:
     assert code == 0
     commands = out.split("Commands:")[1]
     assert "..." not in commands
-    for command in ("run", "validate", "doctor", "show", "list", "schema", "transcribe", "evaluate"):
+    for command in (
+        "run",
+        "validate",
+        "doctor",
+        "show",
+        "list",
+        "schema",
+        "transcribe",
+        "evaluate",
+        "sweep",
+        "compare",
+    ):
         assert f"  {command} " in commands
         assert call(command, "--help")[0] == 0
 
@@ -178,10 +189,10 @@ def test_the_schema_is_json_and_knows_the_parts(call: Output) -> None:
 
 def test_validate(call: Output) -> None:
     path = RECIPES / "quickstart.yaml"
-    code, out, err = call("validate", path, "training.steps=777")
-    run_id = load_recipe(path, ["training.steps=777"]).run_id()
+    code, out, err = call("validate", path, "training.steps=1777")
+    run_id = load_recipe(path, ["training.steps=1777"]).run_id()
     assert (code, err) == (0, "")
-    assert out == f"{path} is valid: whisper, swiglu, smollm3; 777 steps; run id {run_id}\n"
+    assert out == f"{path} is valid: whisper, swiglu, smollm3; 1777 steps; run id {run_id}\n"
 
 
 def test_show_as_json(call: Output, trained: Path) -> None:

@@ -133,7 +133,10 @@ def test_round_trip_of_projectors(tmp_path: Path, projector: str) -> None:
     model, tokenizer = assemble(projector=projector)
     export_model(model, tokenizer, tmp_path / "model")
     loaded, loaded_tokenizer = load_model(tmp_path / "model")
-    assert torch.equal(losses(loaded, loaded_tokenizer), losses(model, tokenizer))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    # Where a tensor lies in memory decides the last bit of a narrow product, such as that of a router's scores.
+    torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 
 def test_folder_is_whole_and_names_no_base_model(tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_attention_of_another_machine_is_not_exported(tmp_path: Path) -> None:
     model.config.encoder = {**model.config.encoder, "attention": "flash_attention_2"}
     export_model(model, tokenizer, tmp_path / "model")
     load_model(tmp_path / "model")
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"]["attention"] == "sdpa"
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"]["attention"] == "auto"
 
 
 def test_mixed_types_are_kept_in_the_file_and_load_as_one(tmp_path: Path) -> None:

@@ -237,12 +237,16 @@ def test_adapters_are_named_by_the_end_of_their_path(tmp_path: Path) -> None:
 )
 def test_adapters_on_layers_that_are_not_there(tmp_path: Path, target: str, hint: str) -> None:
     smollm3(tmp_path)
+    allowed = "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    lora = {"rank": 2, "alpha": 2.0, "targets": ["k_proj", target]}
+    if "." not in target:  # of a family that is known, before anything is read
+        with pytest.raises(ValidationError) as refused:
+            decoder(tmp_path, lora=lora)
+        known = f"lora.targets: smollm3 has no linear layer called {target!r}; {hint}{allowed.replace('lm_head, ', '')}"
+        assert known in str(refused.value)
     with pytest.raises(UserError) as caught:
-        decoder(tmp_path, lora={"rank": 2, "alpha": 2.0, "targets": ["k_proj", target]})
-    assert str(caught.value) == (
-        f"lora.targets: no linear layer is called {target!r}; {hint}"
-        "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
-    )
+        decoder(tmp_path, name="causal_lm", lora=lora)
+    assert str(caught.value) == f"lora.targets: no linear layer is called {target!r}; {hint}{allowed}"
 
 
 @pytest.mark.parametrize(

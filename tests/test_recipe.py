@@ -63,6 +63,8 @@ def test_every_part_makes_a_valid_recipe(document: Document, write_recipe: Write
         for entry in registry.entries():
             config = entry.config.tiny()
             content = changed(document, section, {"name": entry.name, **config.model_dump(mode="json")})
+            # Long enough for the slowest encoder, and with the labels that a projector may want.
+            content |= {"ctc": {}, "data": {**content["data"], "min_duration_s": 2.0}}
             assert getattr(load_recipe(write_recipe(content)), section) == config
             parts += 1
     assert parts >= 3
@@ -197,6 +199,17 @@ WRONG = [
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": [1]}}, r"encoder.hubert.*overrides"),
     ("encoder.attention", "flash_attention_2",
      r"encoder.whisper.attention: flash_attention_2 runs in half precision on a GPU only; set training"),
+    ("encoder", {"name": "whisper", "learning_rate": 1e-5},
+     r"whisper.learning_rate: has no effect where nothing trains"),
+    ("decoder", {"name": "smollm3", "weight_decay": 0.1},
+     r"decoder.smollm3.weight_decay: has no effect where nothing trains; remove it, or add lora"),
+    ("encoder", {"name": "whisper", "gradient_checkpointing": True},
+     r"encoder.whisper.gradient_checkpointing: saves nothing where no gradient passes; remove it"),
+    ("ctc", {"init": "pretrained"}, r"ctc.init: the encoder 'whisper' has random weights, so no head comes with it"),
+    ("projector.hidden_dim", 2**62, r"projector.swiglu: cannot be built: .*; shrink its sizes"),
+    ("generation.max_new_tokens", 1000,
+     r"decoder.smollm3: reads at most 1024 positions, and a clip of 10 s can need 1100: audio embeddings and gen"),
+    ("data.target_text", "upper", r"data.target_text: should be 'none', .*, not \"upper\""),
     ("data.evaluation", {"clips": SPEECH}, r"data.evaluation.clips: is a training set's name too; give it another"),
 ]  # fmt: skip
 
@@ -263,6 +276,29 @@ def test_all_contradictions_are_named_at_once(document: Document, write_recipe: 
     ]
 
 
+def test_a_released_ctc_head_needs_an_encoder_that_has_one(document: Document, write_recipe: Write) -> None:
+    document["ctc"] = {"init": "pretrained"}
+    document["encoder"] = {"name": "whisper"}
+    (mistake,) = refusal(write_recipe(document))[1:]
+    assert "ctc.init: checkpoints of the encoder 'whisper' carry no head that spells; set init: random" in mistake
+    document["encoder"] = {"name": "hubert", "layer": 7}
+    (mistake,) = refusal(write_recipe(document))[1:]
+    assert "ctc.init: the head was trained on the last layer, and encoder.layer is 7; set it to last" in mistake
+    document["encoder"] = {"name": "hubert"}
+    document["training"]["init_from"] = {"path": "x"}
+    (mistake,) = refusal(write_recipe(document))[1:]
+    assert "ctc.init: the head comes from training.init_from already; set init: random" in mistake
+    document["training"]["init_from"] = {"path": "x", "parts": ["projector"]}
+    assert load_recipe(write_recipe(document)).ctc is not None
+
+
+def test_the_context_of_a_published_decoder_is_known(document: Document, write_recipe: Write) -> None:
+    document["decoder"] = {"name": "smollm3"}
+    document["generation"] = {"max_new_tokens": 65_500}
+    (mistake,) = refusal(write_recipe(document))[1:]
+    assert "decoder.smollm3: reads at most 65536 positions, and a clip of 10 s can need 65600" in mistake
+
+
 def test_a_thousand_mistakes_end_in_a_number(document: Document, write_recipe: Write) -> None:
     document["training"] |= {f"x{number}": 1 for number in range(1000)}
     lines = refusal(write_recipe(document))
@@ -313,9 +349,24 @@ def test_renaming_a_part_keeps_its_fields_and_fails_where_they_do_not_fit(
     document: Document, write_recipe: Write
 ) -> None:
     path = write_recipe(changed(document, "encoder", {"name": "hubert", "train_front_end": True, "dropout": 0.1}))
-    assert refusal(path, "encoder.name=whisper")[1].startswith("  encoder.whisper.train_front_end: unknown field; ")
+    _, mistake = refusal(path, "encoder.name=whisper")
+    assert mistake.startswith("  encoder.whisper.train_front_end: unknown field; ")
+    assert mistake.endswith(
+        "; encoder.name=whisper keeps the other fields: to replace the whole section write encoder=whisper"
+    )
+    assert load_recipe(path, ["encoder=whisper"]).encoder == ENCODERS.parse("whisper")
+    # A name that there is not is no question of fields; nor is a mistake elsewhere.
+    assert "to replace the whole section" not in refusal(path, "encoder.name=whispr")[1]
+    assert "to replace the whole section" not in refusal(path, "decoder.name=llama", "training.steps=0")[1]
     path = write_recipe(changed(document, "encoder", {"name": "hubert", "dropout": 0.1}))
     assert load_recipe(path, ["encoder.name=whisper"]).encoder == ENCODERS.parse({"name": "whisper", "dropout": 0.1})
+
+
+def test_kept_fields_that_fit_the_part_but_not_the_recipe(document: Document, write_recipe: Write) -> None:
+    path = write_recipe(changed(document, "projector", {"name": "linear", "stack": 400}))
+    _, mistake = refusal(path, "projector.name=swiglu")
+    assert mistake.startswith("  projector.swiglu: needs 400 encoder frames, ")
+    assert mistake.endswith("keeps the other fields: to replace the whole section write projector=swiglu")
 
 
 def test_extends_is_validated_as_one(document: Document, write_recipe: Write) -> None:

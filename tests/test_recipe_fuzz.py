@@ -26,7 +26,7 @@ FULL: dict[str, Any] = {
 }
 HUBERT = {
     "name": "hubert", "init": "random", "freeze": False,
-    "overrides": {"conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "conv_dim": [8, 8, 8]},
+    "overrides": {"conv_kernel": [10, 3, 3], "conv_stride": [5, 4, 4], "conv_dim": [8, 8, 8]},
 }  # fmt: skip
 LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
 SYNTHETIC = {"name": "synthetic", "grammars": ["digits"], "voices": ["f1"], "rate_wpm": [120, 200]}

@@ -229,7 +229,7 @@ def test_the_rate_of_each_step_is_logged(document: Document, tmp_path: Path) -> 
 def test_weights_decay_in_matrices_only(document: Document, tmp_path: Path) -> None:
     trainer = make_trainer(changed(document, training__weight_decay=0.1), tmp_path)
     names = {id(tensor): name for name, tensor in trainer.bare_model.named_parameters()}
-    optimizer = build_optimizer(trainer.bare_model, trainer.config)
+    optimizer = build_optimizer(trainer.bare_model, trainer.recipe)
     decayed, kept = ([names[id(tensor)] for tensor in group["params"]] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert "projector.down.weight" in decayed
@@ -238,6 +238,28 @@ def test_weights_decay_in_matrices_only(document: Document, tmp_path: Path) -> N
     assert not [name for name in kept if "norm" not in name and "bias" not in name]
     trains = {name for name, tensor in trainer.bare_model.named_parameters() if tensor.requires_grad}
     assert sorted(decayed + kept) == sorted(trains)
+
+
+def test_a_part_has_its_own_rate_and_decay(document: Document, tmp_path: Path) -> None:
+    own = {"encoder__learning_rate": 1e-5, "decoder__weight_decay": 0.3, "training__weight_decay": 0.1}
+    trainer = make_trainer(changed(document, **own), tmp_path)
+    settings: dict[str, set[tuple[float, float]]] = {}
+    names = {id(tensor): name for name, tensor in trainer.bare_model.named_parameters()}
+    for group in build_optimizer(trainer.bare_model, trainer.recipe).param_groups:
+        for tensor in group["params"]:
+            settings.setdefault(names[id(tensor)].split(".")[0], set()).add((group["peak"], group["weight_decay"]))
+    rate = trainer.config.learning_rate
+    assert settings["encoder"] == {(1e-5, 0.1), (1e-5, 0.0)}
+    assert settings["decoder"] == {(rate, 0.3), (rate, 0.0)}
+    assert settings["projector"] == {(rate, 0.1), (rate, 0.0)}
+
+
+def test_a_parts_rate_follows_the_schedule(document: Document, tmp_path: Path) -> None:
+    trainer = make_trainer(changed(document, encoder__learning_rate=1e-5, training__schedule="linear"), tmp_path)
+    trainer.run()
+    last = {group["peak"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert last[1e-5] / last[trainer.config.learning_rate] == pytest.approx(1e-5 / trainer.config.learning_rate)
+    assert 0 < last[1e-5] < 1e-5
 
 
 def test_weight_decay_reaches_the_weights(document: Document, tmp_path: Path) -> None:
@@ -659,3 +681,33 @@ def test_a_text_that_does_not_fit_its_clip_is_dropped(tmp_path: Path) -> None:
     assert "lasts 1.10 s, and its index says 3.00 s; correct the index" in details
     assert len(batch.targets) == 2
     assert batch.waveforms.shape[0] == len(batch.seeds) == len(batch.ctc_targets) == 2
+
+
+def test_a_text_with_a_control_token_is_dropped(tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, 2)
+    with manifest.open("a") as file:
+        file.write(manifest_row(tmp_path / "clip001.flac", "no <|end|>", 0.61))
+    batch = first_batch(tiny_recipe(tmp_path))
+    assert {drop.id: drop.reason for drop in batch.dropped} == {"clips/clip001.flac:3": "special_token"}
+    assert batch.dropped[0].detail == "'no <|end|>' holds '<|end|>', which steers the decoder and is no word"
+    assert len(batch.targets) == 2
+
+
+def test_targets_are_rewritten_and_what_is_left_empty_is_dropped(tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, 2)
+    with manifest.open("a") as file:
+        file.write(manifest_row(tmp_path / "clip001.flac", "Uh [noise]", 0.61))
+        file.write(manifest_row(tmp_path / "clip001.flac", "I'm UM here", 0.61))
+    recipe = parse(changed(tiny_recipe(tmp_path), data__target_text="whisper_english"))
+    clips = ClipSet.gather(
+        {name: SOURCES.build(source, SourceContext(Path("unused"))) for name, source in recipe.data.train.items()},
+        recipe.data.min_duration_s,
+        recipe.data.max_duration_s,
+        recipe.data.target_text,
+    )
+    assert clips.texts == ["yes", "no", "i am here"]
+    (drop,) = clips.dropped
+    assert (drop.reason, drop.detail) == (
+        "text_missing",
+        "data.target_text whisper_english leaves nothing of 'Uh [noise]'",
+    )

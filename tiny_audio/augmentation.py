@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
 from tiny_audio.config import Config
@@ -19,6 +19,9 @@ class SpecAugmentConfig(Config):
     """Masks over time and over channels of the encoder's features (Park et al. 2019, arXiv 1904.08779)."""
 
     num_time_masks: NonNegativeInt = 2
+    time_masks_per_s: NonNegativeFloat = 0.0
+    """So many more for each second of a clip, at random one more or less: long clips then lose as large a share as
+    short ones."""
     max_time_mask_s: PositiveFloat = 0.4
     """Longest time mask."""
     max_time_share: float = Field(default=0.2, gt=0, le=1)
@@ -89,7 +92,10 @@ class SpecAugment:
         for clip, (seed, length) in enumerate(zip(self.seeds, features.lengths.tolist(), strict=True)):
             rng = random.Random(seed + 1)
             widest = int(min(config.max_time_mask_s * features.rate, config.max_time_share * length))
-            for _ in range(config.num_time_masks):
+            num_time_masks = config.num_time_masks
+            if config.time_masks_per_s:
+                num_time_masks += int(config.time_masks_per_s * length / features.rate + rng.random())
+            for _ in range(num_time_masks):
                 width = rng.randint(0, widest)
                 start = rng.randint(0, length - width)
                 kept[clip, start : start + width] = False

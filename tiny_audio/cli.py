@@ -81,6 +81,139 @@ def run(
 
 
 @app.command()
+def sweep(
+    recipe: RecipePath,
+    overrides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE,VALUE...",
+            help="Every combination is a run: projector=swiglu,conv training.seed=0,1. A key with one value holds for "
+            "all. Commas in brackets or quotes are part of a value.",
+        ),
+    ],
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where the runs go. Default: sweeps/<recipe>-<content hash>.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and start none.")] = False,
+) -> None:
+    """Run a grid of overrides, then compare. The same command continues an interrupted sweep.
+
+    Example: tiny-audio sweep recipes/quickstart.yaml projector=swiglu,conv,qformer training.seed=0,1,2
+    """
+    from tiny_audio.sweep import Sweep
+
+    planned = Sweep(recipe, overrides, output_dir)
+    if dry_run:
+        print(planned.listing())
+    else:
+        planned.complete()
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the baseline.")],
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="The evaluation set. Default: all that every run was scored on.")
+    ] = None,
+    common: Annotated[
+        bool, typer.Option("--common", help="Where sets hold different clips, use those that all runs have.")
+    ] = False,
+    normalizer: Annotated[
+        str | None, typer.Option(help="none, lower, basic or whisper_english. Default: as the runs were scored.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column whose groups are resampled whole. Default: as the runs were scored.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page there too: plots, slices, sentences.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether one run is better than another. Paired differences of word error rates, and what changed.
+
+    Example: tiny-audio compare runs/swiglu runs/conv --html comparison.html
+    """
+    from tiny_audio.compare import compare_folders, comparison_table
+    from tiny_audio.report import render_comparison
+
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UserError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
+    comparison = compare_folders(runs, set_name=set_name, common=common, normalizer_name=normalizer, group_by=group_by)
+    if html is not None:
+        html.write_text(render_comparison(comparison), encoding="utf-8")
+    print(json.dumps(comparison, indent=1, ensure_ascii=False) if as_json else comparison_table(comparison))
+
+
+bench = typer.Typer(help="Compare parts: what they cost, and whether one is better.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("projectors")
+def bench_projectors(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="Says what the projectors stand between; default 1280 to 2048 channels."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help="swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a YAML file with a section "
+            "`variants`. Default: every projector there is."
+        ),
+    ] = None,
+    do_train: Annotated[
+        bool, typer.Option("--train", help="Train every variant under the recipe, and compare word error rates.")
+    ] = False,
+    durations: Annotated[str | None, typer.Option(help="Seconds of a clip. Default: 5,20.")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Clips in a batch. Default: 1,4.")] = None,
+    max_time: Annotated[float | None, typer.Option(help="Seconds of rounds for each case. Default: 1.", min=0)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="With --train: steps of each. Default: the recipe's.", min=1)
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="With --train: seconds of training of each, instead of steps.", min=1)
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="With --train. Default: 0,1,2.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="With --train: whom the others are compared with. Default: the recipe's own projector."),
+    ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="With --train: try the benchmark itself, on the baseline again and on what is made worse on purpose.",
+        ),
+    ] = False,
+    no_feature_cache: Annotated[
+        bool, typer.Option("--no-feature-cache", help="With --train: run the encoder at every step.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where results go. Default: runs/bench-<recipe> with --train, otherwise nowhere."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare projectors. Their cost alone, or with --train their word error rates under one recipe and budget.
+
+    Example: tiny-audio bench projectors recipes/bench_projectors.yaml --variants benchmarks/projectors.yaml --train
+    """
+    from tiny_audio.bench.command import Options, benchmark_projectors
+    from tiny_audio.bench.tables import results_table, timings_table
+
+    options = Options(
+        variants, durations, batch_sizes, max_time, device, steps, seconds, seeds, baseline, controls, no_feature_cache
+    )
+    results = benchmark_projectors(recipe, overrides or [], options, do_train, output_dir)
+    if as_json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))
+    else:
+        print(results_table(results) if do_train else timings_table(results))
+
+
+@app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Check a recipe, anywhere: no network, no data, no GPU needed.
 
@@ -122,6 +255,41 @@ def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
         print_description(description)
 
 
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="One machine: a40, h100, …, or cpu for this one. Default: compare all GPUs.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="US dollars. Default: a list price.")] = None,
+    utilization: Annotated[float, typer.Option(help="Share of the peak speed that training reaches.")] = 0.4,
+    mean_clip_s: Annotated[
+        float | None, typer.Option(help="Mean duration of the clips. Default: half of data.max_duration_s.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe costs before it runs: memory, time, money. No weights, no network, no GPU needed.
+
+    Example: tiny-audio plan recipes/tiny_audio.yaml --gpu a40
+    """
+    from tiny_audio.plan import plan_recipe
+    from tiny_audio.plan.table import print_plan
+    from tiny_audio.recipe import load_recipe
+
+    planned = plan_recipe(
+        load_recipe(recipe, overrides or []),
+        gpu=gpu,
+        price_per_hour=price_per_hour,
+        utilization=utilization,
+        mean_clip_s=mean_clip_s,
+    )
+    if as_json:
+        print(json.dumps(planned.as_json(), indent=1))
+    else:
+        print_plan(planned)
+
+
 @app.command("list")
 def list_parts(
     kind: Annotated[
@@ -137,6 +305,27 @@ def list_parts(
         print(json.dumps(registered, indent=1))
     else:
         print_registered(registered)
+
+
+@app.command()
+def reference(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="encoders, projectors, decoders or sources; default all.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write <kind>.md files there instead of printing.", file_okay=False)
+    ] = None,
+) -> None:
+    """Print what a recipe can say about each part, as Markdown. Plugins included."""
+    from tiny_audio.reference import reference_page, write_reference
+    from tiny_audio.show import registries_of
+
+    registries = registries_of(kind)
+    if output_dir is not None:
+        for page in write_reference(registries, output_dir):
+            print(page)
+    else:
+        print("\n".join(reference_page(*item) for item in registries.items()), end="")
 
 
 @app.command()

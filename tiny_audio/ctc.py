@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat
@@ -24,6 +25,8 @@ class CtcConfig(Config):
 
     weight: PositiveFloat = 0.5
     """The loss is the decoder's plus this times the head's."""
+    init: Literal["random", "pretrained"] = "random"
+    """``pretrained`` takes the head, and its characters in lower case, from the encoder's checkpoint."""
 
 
 @dataclass(frozen=True)

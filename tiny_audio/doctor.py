@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,14 +15,16 @@ import torch
 
 from tiny_audio.audio import SAMPLE_RATE, AudioError
 from tiny_audio.config import UserError
-from tiny_audio.ctc import min_frames
+from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import load_tokenizer
 from tiny_audio.files import cache_dir
 from tiny_audio.pretrained import TransformersPartConfig, attention_for, published_architecture
 from tiny_audio.prompt import AUDIO, build_prompt
 from tiny_audio.recipe import Recipe
+from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.training.initialize import PretrainedHead
 
 _SAMPLES = 3
 _LITTLE_DISK_GB = 5
@@ -48,8 +51,15 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
     yield from _part("encoder", recipe.encoder)
     yield from _part("decoder", recipe.decoder)
     yield from _prompt(recipe)
+    vocabulary = None
+    if recipe.ctc is not None and recipe.ctc.init == "pretrained":
+        try:
+            vocabulary = PretrainedHead.read(recipe.encoder).vocabulary
+            yield Finding("CTC head", f"{len(vocabulary)} labels: the blank and {''.join(vocabulary.characters)!r}")
+        except UserError as error:
+            yield Finding("CTC head", str(error), True)
     for name, source in recipe.data.train.items():
-        yield from _source(recipe, f"data.train.{name}", source)
+        yield from _source(recipe, f"data.train.{name}", source, recipe.data.target_text, vocabulary)
     for name, source in recipe.data.evaluation.items():
         yield from _source(recipe, f"data.evaluation.{name}", source)
 
@@ -112,17 +122,29 @@ def _prompt(recipe: Recipe) -> Iterator[Finding]:
     yield Finding("prompt", repr(rendered))
 
 
-def _source(recipe: Recipe, place: str, config: Any) -> Iterator[Finding]:
+def _source(
+    recipe: Recipe,
+    place: str,
+    config: Any,
+    text: NormalizerName = "none",
+    vocabulary: CtcVocabulary | None = None,
+) -> Iterator[Finding]:
     data = recipe.data
     try:
         source = SOURCES.build(config, SourceContext(cache_dir()))
-        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, data.min_duration_s, data.max_duration_s)
+        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, data.min_duration_s, data.max_duration_s, text)
     except UserError as error:
         yield Finding(place, str(error), True)
         return
     hours = sum(clip.utterance.duration_s for clip in gathered.clips) / 3600
     dropped = f", {len(gathered.dropped)} dropped" if gathered.dropped else ""
     yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
+    if vocabulary is not None:
+        strange = Counter(c for said in gathered.texts for c in set(said) - set(vocabulary.characters))
+        if strange:
+            most = ", ".join(f"{character!r} in {count}" for character, count in strange.most_common(_SAMPLES))
+            detail = f"its targets have characters that the CTC head does not know: {most} clips, which training drops"
+            yield Finding(place, f"{detail}; rewrite them with data.target_text, or set ctc.init: random", True)
     for drop in gathered.dropped[:_SAMPLES]:
         yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
     for clip in gathered.clips[:_SAMPLES]:
@@ -131,9 +153,9 @@ def _source(recipe: Recipe, place: str, config: Any) -> Iterator[Finding]:
         except AudioError as error:
             yield Finding(clip.id, str(error), True)
             continue
-        text, frames = clip.utterance.text, recipe.encoder.num_frames(len(waveform))
-        detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {text!r}"
-        crowded = recipe.ctc is not None and min_frames([ord(character) for character in text]) > frames
+        said, frames = clip.utterance.text, recipe.encoder.num_frames(len(waveform))
+        detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {said!r}"
+        crowded = recipe.ctc is not None and min_frames([ord(character) for character in said]) > frames
         if crowded:
             detail += "; the text has more characters than CTC can put on the frames: is it this clip's?"
         yield Finding(clip.id, detail, crowded)

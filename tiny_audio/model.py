@@ -220,10 +220,20 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
             transform: SpecAugment or the like, between front end and layers.
             label_smoothing: share of each target's probability that is spread over the vocabulary.
         """
+        assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self.encode(waveforms, waveform_lengths, transform)
+        return self.score_frames(frames, targets, ctc_targets, label_smoothing)
+
+    def score_frames(
+        self,
+        frames: Frames,
+        targets: Sequence[Tensor],
+        ctc_targets: Sequence[Sequence[int]] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> TargetScores:
+        """As :meth:`forward`, of frames as :meth:`encode` gives them; without ``ctc_targets`` there is no CTC loss."""
         ctc_loss = None
-        if frames.ctc_logits is not None:
-            assert ctc_targets is not None, "a model with a CTC head trains on CTC targets"
+        if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
         audio, audio_lengths = self.projector(frames)
         return TargetScores(self._score_spliced(audio, audio_lengths, targets, label_smoothing), ctc_loss)
@@ -260,7 +270,11 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
     @torch.no_grad()
     def transcribe(self, waveforms: Tensor, waveform_lengths: Tensor, tokenizer: Any) -> list[Transcript]:
         """Texts of a batch, by the model's own generation settings: greedy, beam or joint with the CTC head."""
-        frames = self.encode(waveforms, waveform_lengths)
+        return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer)
+
+    @torch.no_grad()
+    def transcribe_frames(self, frames: Frames, tokenizer: Any) -> list[Transcript]:
+        """As :meth:`transcribe`, of frames as :meth:`encode` gives them."""
         audio, audio_lengths = self.projector(frames)
         settings = GenerationConfig(**self.config.generation)
         num_candidates = settings.num_beams if settings.ctc_weight else 1

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from tiny_audio.config import Config, UserError
@@ -34,6 +35,11 @@ class LoraConfig(Config):
 class TransformersPartConfig(Config):
     """Fields shared by the parts that wrap a transformers model."""
 
+    attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
+    """Implementations that the family has; ``auto`` takes the first."""
+    linear_layers: ClassVar[tuple[str, ...] | None] = None
+    """Names of the family's linear layers, which ``lora.targets`` may name; None is not known before it is built."""
+
     name: str
     pretrained: str
     """Hub id or local folder of the checkpoint."""
@@ -48,7 +54,13 @@ class TransformersPartConfig(Config):
     lora: LoraConfig | None = None
     """Adapters to train on the frozen weights; None has none."""
     attention: Attention = "auto"
-    """``auto`` is SDPA, which runs everywhere; Flash Attention 2 needs a GPU, half precision and its package."""
+    """``auto`` is SDPA where the family has it; Flash Attention 2 needs a GPU, half precision and its package."""
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra={"identity": False})
+    """Compute activations again in the backward pass instead of keeping them: a third more time, far less memory."""
+    learning_rate: PositiveFloat | None = None
+    """At its highest, for this part; None is ``training.learning_rate``. The schedule is the same."""
+    weight_decay: NonNegativeFloat | None = None
+    """For this part; None is ``training.weight_decay``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of every dropout in the part; checkpoints' own settings are not used."""
 
@@ -61,11 +73,27 @@ class TransformersPartConfig(Config):
             )
         if self.lora and not self.freeze:
             raise ValueError("lora adapts frozen weights; set freeze: true, or remove lora to train all of the part")
+        if self.attention not in ("auto", *self.attentions):
+            raise ValueError(
+                f"attention: {self.name} has no {self.attention}; choose one of auto, {', '.join(self.attentions)}"
+            )
+        for target in self.lora.targets if self.lora and self.linear_layers is not None else ():
+            # A target may say where: `layers.1.attention.q_proj`.
+            if target.rpartition(".")[2] not in (self.linear_layers or ()):
+                raise ValueError(
+                    f"lora.targets: {self.name} has no linear layer called {target!r}; "
+                    f"{did_you_mean(target, self.linear_layers or ())}"
+                )
         return self
 
 
 def transformers_config(
-    config_class: Any, part: TransformersPartConfig, architecture: dict[str, Any] | None, **settings: Any
+    config_class: Any,
+    part: TransformersPartConfig,
+    architecture: dict[str, Any] | None,
+    *,
+    section: str | None = None,
+    **settings: Any,
 ) -> Any:
     """The transformers config of a part.
 
@@ -73,6 +101,7 @@ def transformers_config(
         config_class: a ``transformers`` config class.
         part: what the recipe says.
         architecture: ``to_dict()`` of an earlier build, which then decides alone; nothing is fetched.
+        section: the field where a whole model's config holds this part's; a config of the part alone will do too.
         settings: fields that the part decides itself, such as dropouts.
 
     Raises:
@@ -96,6 +125,7 @@ def transformers_config(
         # As published: `from_pretrained` would read another family's fields into this one, and call them its own.
         fields = published_architecture(part) if architecture is None else architecture
         assert fields is not None
+        fields = fields.get(section, fields) if section else fields
         family = fields.get("model_type")
         if family is None:
             raise UserError(
@@ -130,7 +160,7 @@ def attention_for(part: TransformersPartConfig) -> str:
             "attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; "
             "pip install 'tiny-audio[flash-attn]', or set attention: auto"
         )
-    return "sdpa" if part.attention == "auto" else part.attention
+    return part.attentions[0] if part.attention == "auto" else part.attention
 
 
 def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str] = ()) -> Any:
@@ -180,13 +210,17 @@ def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ig
 def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
     """Freeze what does not train, and put the adapters in.
 
-    Adapters are part of the structure, so this runs before any weights of ours are loaded, once per build.
+    Adapters are part of the structure, so this runs before any weights of ours are loaded, once per build. Gradient
+    checkpointing is switched on here too; transformers heeds it in training mode only.
 
     Raises:
         UserError: a LoRA target that no linear layer's path ends in.
     """
     if part.freeze:
         model.requires_grad_(False)
+    if part.gradient_checkpointing:
+        # Reentrant checkpointing would need a gradient at its input, which frozen embeddings do not give.
+        cast("Any", model).activation_checkpointing_enable({"use_reentrant": False})
     if part.lora is None:
         return
     linear = [f".{path}" for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -230,6 +264,32 @@ def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | Non
     architecture: dict[str, Any]
     architecture, _ = _reading(part, PreTrainedConfig.get_config_dict, part.pretrained, revision=part.revision)
     return architecture
+
+
+def checkpoint_fingerprint(part: TransformersPartConfig) -> str | None:
+    """What tells a checkpoint from every other: its commit on the hub, or a hash of a local folder's weights.
+
+    None for a part with random weights.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if part.init == "random":
+        return None
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    folder = Path(part.pretrained)
+    if not folder.is_dir():
+        file = _reading(part, cached_file, part.pretrained, "config.json", revision=part.revision)
+        commit: str | None = extract_commit_hash(file, None)
+        return commit
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _reading(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any) -> Any:

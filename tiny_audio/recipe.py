@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
+from tiny_audio import published
 from tiny_audio.augmentation import AugmentationConfig
 from tiny_audio.config import Config, UserError
 from tiny_audio.ctc import CtcConfig
@@ -18,7 +20,7 @@ from tiny_audio.data.order import BatchingConfig
 from tiny_audio.decoders import DECODERS, DecoderConfig
 from tiny_audio.decoding import GenerationConfig
 from tiny_audio.encoders import ENCODERS, EncoderConfig
-from tiny_audio.projectors import PROJECTORS, ProjectorConfig
+from tiny_audio.projectors import PROJECTORS, ProjectorConfig, ProjectorContext
 from tiny_audio.prompt import PromptConfig
 from tiny_audio.registry import Registry, did_you_mean
 from tiny_audio.scoring import NormalizerName
@@ -35,7 +37,7 @@ _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class DataConfig(Config):
-    """Where clips come from, and which are used."""
+    """Where clips come from, which are used, and what is learned to write."""
 
     train: dict[_SetName, _Source] = Field(min_length=1)
     """Sources to train on, by a name of your choice; their clips are joined."""
@@ -45,6 +47,9 @@ class DataConfig(Config):
     """Shorter clips are dropped, and listed."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
     """Longer clips are dropped, and listed; audio is never cut under a whole transcript."""
+    target_text: NormalizerName = "none"
+    """How training transcripts are rewritten before they become targets, such as ``whisper_english``, which writes
+    contractions out and leaves fillers and remarks in brackets away. References of the evaluation stay as they are."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
     """Stop where a larger share of the training clips turns out unusable."""
 
@@ -178,10 +183,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         # Through JSON: there, strict validation takes lists for tuples, and nothing else for anything.
         recipe = Recipe.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise _mistakes(path, [_explain(entry) for entry in error.errors(include_url=False)]) from None
+        problems = [_explain(entry) for entry in error.errors(include_url=False)]
+        raise _mistakes(path, [problem + _replacing(problem, overrides) for problem in problems]) from None
     problems = [f"{place}: {message}" for place, message in _contradictions(recipe)]
     if problems:
-        raise _mistakes(path, problems)
+        raise _mistakes(path, [problem + _replacing(problem, overrides) for problem in problems])
     return recipe
 
 
@@ -280,6 +286,21 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"there is no set {execution.evaluate_set!r} in data.evaluation; "
             f"{did_you_mean(execution.evaluate_set, data.evaluation)}",
         )
+    for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
+        for field in ("learning_rate", "weight_decay"):
+            if getattr(part, field) is not None and part.freeze and part.lora is None:
+                yield f"{kind}.{part.name}.{field}", "has no effect where nothing trains; remove it, or add lora"
+        if part.gradient_checkpointing and not _has_gradients(recipe, kind):
+            yield (
+                f"{kind}.{part.name}.gradient_checkpointing",
+                "saves nothing where no gradient passes; remove it, or train the part",
+            )
+    if recipe.projector.needs_ctc and recipe.ctc is None:
+        yield f"projector.{recipe.projector.name}", "reads the CTC head's labels; add a `ctc` section"
+    if recipe.ctc is not None and recipe.ctc.init == "pretrained":
+        yield from _head_contradictions(recipe)
+    if frames >= recipe.projector.min_frames():
+        yield from _length_contradictions(recipe, longest)
     if recipe.generation.ctc_weight and recipe.ctc is None:
         yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set it to 0"
     taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
@@ -294,6 +315,61 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "training.init_from.parts", "ctc_head has no place to go; add a `ctc` section, or leave it out"
     if training.tf32 and execution.device == "cpu":
         yield "training.tf32", "has no effect on execution.device: cpu; set it to false"
+
+
+def _has_gradients(recipe: Recipe, kind: str) -> bool:
+    """Whether a backward pass goes through a part: it trains, or something below it does."""
+    if kind == "decoder":
+        return True  # the projector, below it, always trains
+    return not recipe.encoder.freeze or recipe.encoder.lora is not None
+
+
+def _head_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    encoder = recipe.encoder
+    if encoder.init != "pretrained":
+        yield "ctc.init", f"the encoder {encoder.name!r} has random weights, so no head comes with it; set init: random"
+    elif encoder.ctc_head is None:
+        yield "ctc.init", f"checkpoints of the encoder {encoder.name!r} carry no head that spells; set init: random"
+    if encoder.layer != "last":
+        yield (
+            "ctc.init",
+            f"the head was trained on the last layer, and encoder.layer is {encoder.layer}; set it to last",
+        )
+    if recipe.training.init_from and "ctc_head" in (recipe.training.init_from.parts or ("ctc_head",)):
+        yield "ctc.init", "the head comes from training.init_from already; set init: random"
+
+
+def _max_positions(recipe: Recipe) -> int | None:
+    """Positions that the decoder can tell apart, where that is known without fetching anything."""
+    decoder = recipe.decoder
+    fields = decoder.overrides if decoder.init == "random" else published.architecture(decoder) or {}
+    positions = fields.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
+
+
+def _length_contradictions(recipe: Recipe, longest_s: float) -> Iterator[tuple[str, str]]:
+    """Whether the decoder's context holds the longest clip and its transcript.
+
+    The prompt's few words are left out: only the tokenizer can count them.
+    """
+    frames = recipe.encoder.num_frames(int(longest_s * SAMPLE_RATE))
+    rate = recipe.encoder.num_frames(60 * SAMPLE_RATE) / 60
+    width = 64  # of neighbours that are not known yet; the number of embeddings does not depend on it
+    try:
+        with torch.device("meta"):
+            projector = PROJECTORS.build(recipe.projector, ProjectorContext(width, width, rate, 1.0))
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        yield f"projector.{recipe.projector.name}", f"cannot be built: {str(error).splitlines()[0]}; shrink its sizes"
+        return
+    limit = _max_positions(recipe)
+    needed = int(projector.max_embeddings(torch.tensor([frames]))) + recipe.generation.max_new_tokens
+    if limit is not None and needed > limit:
+        yield (
+            f"decoder.{recipe.decoder.name}",
+            f"reads at most {limit} positions, and a clip of {longest_s:g} s can need {needed}: audio embeddings and "
+            "generation.max_new_tokens; lower data.max_duration_s or max_new_tokens, or let the projector merge more "
+            "frames",
+        )
 
 
 def _explain(entry: Any) -> str:
@@ -324,6 +400,16 @@ def _explain(entry: Any) -> str:
         message = message.replace(theirs, yaml)
     given = json.dumps(entry["input"], default=str)
     return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
+
+
+def _replacing(problem: str, overrides: Sequence[str]) -> str:
+    """``projector.name=conv`` keeps the fields of the part that was there; where one does not fit, how to drop them."""
+    for override in overrides:
+        path, _, part = override.partition("=")
+        section, _, field = path.rpartition(".")
+        if field == "name" and problem.startswith(f"{section}."):  # `section: ` would be the name itself
+            return f"; {override} keeps the other fields: to replace the whole section write {section}={part}"
+    return ""
 
 
 def _shown_step(step: int | str) -> str:

@@ -32,12 +32,14 @@ from tiny_audio.evaluation import check_group_by, evaluate_clips
 from tiny_audio.export import export_model, load_model
 from tiny_audio.files import cache_dir, write_atomically
 from tiny_audio.model import TinyAudioModel, describe_parts
+from tiny_audio.pretrained import checkpoint_fingerprint
 from tiny_audio.prompt import build_prompt
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.report import render_report
+from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
 from tiny_audio.training.checkpoint import latest
-from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.initialize import PretrainedHead, StartingPoint
 from tiny_audio.training.loop import Trainer, Watcher, summary
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
@@ -126,9 +128,9 @@ class Run:
     def _build(self, sources: Mapping[str, SourceConfig]) -> dict[str, Source]:
         return {name: SOURCES.build(config, self._context) for name, config in sources.items()}
 
-    def _gather(self, sources: Mapping[str, SourceConfig]) -> ClipSet:
+    def _gather(self, sources: Mapping[str, SourceConfig], text: NormalizerName = "none") -> ClipSet:
         data = self.recipe.data
-        return ClipSet.gather(self._build(sources), data.min_duration_s, data.max_duration_s)
+        return ClipSet.gather(self._build(sources), data.min_duration_s, data.max_duration_s, text)
 
     def _check_evaluation(self) -> None:
         """Refuse before training what could not be scored after it."""
@@ -139,24 +141,31 @@ class Run:
             check_group_by(gathered.clips, self.recipe.evaluation.group_by)
 
     def _train(self, stop: StopSignal) -> None:
-        recipe = self.recipe
+        # A branch of the hub may have moved on since the run began; its commit stays.
+        recipe = _pinned(self.recipe, self._state.get("training", {}).get("inputs", {}))
         self.watcher.note("reading the training data")
-        clips = self._gather(recipe.data.train)
+        clips = self._gather(recipe.data.train, recipe.data.target_text)
         start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
-        inputs = {"data": clips.fingerprint, "init_from": start.fingerprint() if start else None}
+        inputs = {
+            "data": clips.fingerprint,
+            "init_from": start.fingerprint() if start else None,
+            "encoder": checkpoint_fingerprint(recipe.encoder),
+            "decoder": checkpoint_fingerprint(recipe.decoder),
+        }
         recorded = self._state.setdefault("training", {"inputs": inputs})
         if latest(self.folder / "checkpoints") is None:
             recorded["inputs"] = inputs  # nothing is trained yet, so the data may have been mended
         for what in inputs:
             if recorded["inputs"][what] != inputs[what]:
+                name = {"data": "set of training clips", "init_from": "init_from"}.get(what, f"{what} checkpoint")
+                was = f" ({recorded['inputs'][what]})" if what in ("encoder", "decoder") else ""
                 raise UserError(
-                    f"{self.folder} was started with another {'set of training clips' if what == 'data' else what}; "
-                    "put that back, or give another --output-dir"
+                    f"{self.folder} was started with another {name}{was}; put that back, or give another --output-dir"
                 )
         self._save_state()
         seconds = sum(clip.utterance.duration_s for clip in clips.clips)
         self.watcher.note(f"{len(clips.clips)} training clips, {seconds / 3600:.2f} hours")
-        model, tokenizer, labeler = assemble(recipe, clips, start)
+        model, tokenizer, labeler = assemble(_pinned(recipe, inputs), clips, start)
         trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, self._monitor(tokenizer))
         progress = trainer.run()
         recorded |= {"summary": summary(progress), "parts": describe_parts(model), "finished": True}
@@ -294,6 +303,8 @@ class Run:
             "seed": self.recipe.training.seed,
             "training_data": training["inputs"]["data"],
             "init_from": training["inputs"]["init_from"],
+            "encoder_checkpoint": training["inputs"]["encoder"],
+            "decoder_checkpoint": training["inputs"]["decoder"],
             "evaluation_data": {name: done["data"] for name, done in self._state.get("evaluation", {}).items()},
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
@@ -313,8 +324,11 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
     # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
     taken = start is not None and start.takes("decoder")
     tokenizer = start.tokenizer() if start and taken else build_tokenizer(recipe.decoder, clips.texts)
-    vocabulary = None
-    if recipe.ctc is not None:
+    vocabulary, head = None, None
+    if recipe.ctc is not None and recipe.ctc.init == "pretrained":
+        head = PretrainedHead.read(recipe.encoder)
+        vocabulary = head.vocabulary
+    elif recipe.ctc is not None:
         taken = start is not None and start.takes("ctc_head")
         vocabulary = start.ctc_vocabulary() if start and taken else CtcVocabulary.of(clips.texts)
     prompt = build_prompt(recipe.prompt, tokenizer)
@@ -329,9 +343,22 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
         ctc_vocabulary=vocabulary,
         generation=recipe.generation,
     )
+    if head is not None:
+        assert model.ctc_head is not None
+        head.load_into(model.ctc_head)
     if start is not None:
         start.load_into(model)
     return model, tokenizer, Labeler(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
+
+
+def _pinned(recipe: Recipe, inputs: Mapping[str, str | None]) -> Recipe:
+    """The recipe with checkpoints of the hub at the commits in ``inputs``."""
+    parts: dict[str, Any] = {}
+    for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
+        commit = inputs.get(kind)
+        if commit is not None and part.revision is None and not Path(part.pretrained).is_dir():
+            parts[kind] = part.model_copy(update={"revision": commit})
+    return recipe.model_copy(update=parts)
 
 
 @contextmanager

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from tiny_audio.config import UserError
 from tiny_audio.console import in_columns
@@ -26,22 +23,6 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "sources": SOURCES,
 }
 
-_LETTERS = 28
-"""a to z, space, apostrophe: what is assumed of transcripts that have not been read."""
-
-
-@dataclass(frozen=True)
-class _StandInTokenizer:
-    """The size of a tokenizer that is yet to be trained."""
-
-    size: int
-    pad_token_id: int = 0
-    bos_token_id: int | None = None
-    eos_token_id: int = 2
-
-    def __len__(self) -> int:
-        return self.size
-
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe with all defaults, its run id, and a row for each part.
@@ -49,40 +30,18 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.
     """
-    from tiny_audio.decoders import SPECIAL_TOKENS, DecoderContext
-    from tiny_audio.encoders import EncoderContext
-    from tiny_audio.model import TinyAudioConfig, TinyAudioModel, describe_parts
-    from tiny_audio.pretrained import published_architecture
-    from tiny_audio.projectors import ProjectorContext
+    from tiny_audio.meta import build_on_meta
+    from tiny_audio.model import describe_parts
 
-    trained = recipe.decoder.tokenizer
-    approximate = recipe.ctc is not None or trained is not None
-    if trained is None:
-        tokenizer = None if recipe.decoder.init == "pretrained" else _pretrained_tokenizer(recipe)
-    elif trained.kind == "bpe":
-        tokenizer = _StandInTokenizer(trained.vocab_size)
-    else:
-        tokenizer = _StandInTokenizer(_LETTERS + len(SPECIAL_TOKENS))
-    with torch.device("meta"):
-        encoder = ENCODERS.build(recipe.encoder, EncoderContext(published_architecture(recipe.encoder)))
-        decoder = DECODERS.build(recipe.decoder, DecoderContext(tokenizer, published_architecture(recipe.decoder)))
-        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, embedding_rms=1.0)
-        projector = PROJECTORS.build(recipe.projector, context)
-        config = TinyAudioConfig(
-            encoder={"name": recipe.encoder.name},
-            projector={"name": recipe.projector.name},
-            decoder={"name": recipe.decoder.name},
-            ctc_characters=[chr(97 + number) for number in range(_LETTERS)] if recipe.ctc else None,
-        )
-        model = TinyAudioModel(config, (encoder, projector, decoder))
-    rows = describe_parts(model)
+    built = build_on_meta(recipe)
+    rows = describe_parts(built.model)
     return {
         "run_id": recipe.run_id(),
         "recipe": recipe.model_dump(mode="json"),
         "parts": rows,
         "parameters": {row["part"]: {"total": row["total"], "trainable": row["trainable"]} for row in rows}
         | {"total": {key: sum(row[key] for row in rows) for key in ("total", "trainable")}},
-        "approximate": approximate,
+        "approximate": built.approximate,
     }
 
 
@@ -102,18 +61,26 @@ def print_description(description: dict[str, Any]) -> None:
     print(f"run id {description['run_id']}")
 
 
-def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
-    """Names, summaries and modules of the registered parts, by kind.
+def registries_of(kind: str | None) -> dict[str, Registry[Any, Any]]:
+    """The registry of a kind, or all.
 
     Raises:
         UserError: there is no such kind.
     """
     if kind is not None and kind not in REGISTRIES:
         raise UserError(f"there is no kind of part called {kind!r}; {did_you_mean(kind, REGISTRIES)}")
+    return {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
+
+
+def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
+    """Names, summaries and modules of the registered parts, by kind.
+
+    Raises:
+        UserError: there is no such kind.
+    """
     return {
         name: [{"name": entry.name, "summary": entry.summary, "module": entry.module} for entry in registry.entries()]
-        for name, registry in REGISTRIES.items()
-        if kind in (None, name)
+        for name, registry in registries_of(kind).items()
     }
 
 
@@ -126,9 +93,3 @@ def print_registered(registered: dict[str, list[dict[str, str]]]) -> None:
         for part in parts:
             line = f"  {part['name']}".ljust(indent) + part["summary"]
             print(textwrap.fill(line, width, subsequent_indent=" " * indent))
-
-
-def _pretrained_tokenizer(recipe: Recipe) -> Any:
-    from tiny_audio.decoders import load_tokenizer
-
-    return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -57,4 +57,6 @@ class StridedConvProjector(Projector):
         values = frames.zeroed().values.transpose(1, 2)
         # [B, D, T] -> [B, C, T/k]
         hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))
-        return self.norm(self.down(F.gelu(hidden).transpose(1, 2))), self.max_embeddings(frames.lengths)
+        embeddings = self.down(F.gelu(hidden).transpose(1, 2))
+        # Norms run in their own precision: under autocast the embeddings come in half.
+        return self.norm(embeddings.to(self.norm.weight.dtype)), self.max_embeddings(frames.lengths)

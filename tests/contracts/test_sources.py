@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +12,16 @@ import pytest
 import soundfile
 
 from contracts._registered import check_config, names, parts
+from tests.hub_server import Hub, Repo, running_hub, use_hub
+from tests.parquet_shards import (
+    LIBRISPEECH,
+    LOQUACIOUS,
+    encoded_clip,
+    librispeech_row,
+    loquacious_row,
+    parquet_bytes,
+    write_parquet,
+)
 from tiny_audio.registry import Entry
 from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
 from tiny_audio.testing import SOURCE_CHECKS
@@ -21,7 +31,7 @@ PARTS = parts(SOURCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips and their ``manifest.jsonl``, for the sources that read files."""
+    """Three clips and their ``manifest.jsonl``, three more in ``clips.parquet``, for the sources that read files."""
     folder = tmp_path_factory.mktemp("sources")
     numbers, rows = np.random.default_rng(0), []
     for index, text in enumerate(("one two", "three", "four five six")):
@@ -29,7 +39,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(folder / f"{index}.flac", audio, 16_000)
         rows.append({"audio_filepath": f"{index}.flac", "duration": len(audio) / 16_000, "text": text})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_parquet(folder / "clips.parquet", _table())
     return folder
+
+
+def _table() -> list[dict[str, object]]:
+    return [{"audio": encoded_clip(number, 0.5), "text": "yes", "duration": 0.5} for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """What the sources on the hub ask for when they are tiny."""
+    with running_hub() as hub:
+        hub.repos["tiny/clips"] = Repo({"data/test-00000-of-00001.parquet": parquet_bytes(_table())})
+        dev = parquet_bytes([loquacious_row(number) for number in range(3)], LOQUACIOUS)
+        splits = [{"split": "dev", "path": "dev/dev-*"}]
+        hub.repos["speechbrain/LoquaciousSet"] = Repo(
+            {"dev/dev-00000-of-00001.parquet": dev}, {"configs": [{"config_name": "small", "data_files": splits}]}
+        )
+        validation = parquet_bytes([librispeech_row(number) for number in range(3)], LIBRISPEECH)
+        splits = [{"split": "validation.clean", "path": "all/validation.clean-*"}]
+        hub.repos["openslr/librispeech_asr"] = Repo(
+            {"all/validation.clean-00000-of-00001.parquet": validation},
+            {"configs": [{"config_name": "all", "data_files": splits}]},
+        )
+        yield hub
 
 
 @pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
@@ -43,9 +77,11 @@ def test_contract(
     entry: Entry[SourceConfig, Source],
     check: Callable[[SourceConfig, SourceContext], None],
     folder: Path,
+    hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if entry.name == "synthetic" and find_spec("espeakng_loader") is None:
         pytest.skip("needs espeak-ng: pip install 'tiny-audio[synthetic]'")
+    use_hub(monkeypatch, hub.endpoint)
     monkeypatch.chdir(folder)
     check(entry.config.tiny(), SourceContext(folder / "cache"))

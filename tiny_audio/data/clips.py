@@ -22,6 +22,7 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.files import write_atomically
+from tiny_audio.scoring import NormalizerName, normalizer
 from tiny_audio.sources import Dropped, Source, Utterance
 
 
@@ -61,15 +62,34 @@ class ClipSet:
     fingerprint: str
 
     @classmethod
-    def gather(cls, sources: Mapping[str, Source], min_duration_s: float, max_duration_s: float) -> ClipSet:
-        """Index every source and keep what is inside the bounds; no audio is decoded."""
+    def gather(
+        cls,
+        sources: Mapping[str, Source],
+        min_duration_s: float,
+        max_duration_s: float,
+        text: NormalizerName = "none",
+    ) -> ClipSet:
+        """Index every source and keep what is inside the bounds; no audio is decoded.
+
+        Args:
+            sources: by the name of the set.
+            min_duration_s, max_duration_s: bounds, both inclusive.
+            text: how transcripts are rewritten; a clip of which nothing is left is dropped.
+        """
         clips, dropped, digest = [], [], hashlib.sha256()
+        rewrite = None if text == "none" else normalizer(text)
         for name, source in sources.items():
             index = source.index()
             digest.update(f"{name}={index.fingerprint};".encode())
             dropped += [Dropped(f"{name}/{drop.id}", drop.reason, drop.detail) for drop in index.dropped]
             for utterance in index.utterances:
                 clip = Clip(source, utterance, f"{name}/{utterance.id}")
+                if rewrite is not None:
+                    clip = replace(clip, utterance=replace(utterance, text=rewrite(utterance.text)))
+                    if not clip.utterance.text:
+                        detail = f"data.target_text {text} leaves nothing of {utterance.text!r}"
+                        dropped.append(Dropped(clip.id, "text_missing", detail))
+                        continue
                 if min_duration_s <= utterance.duration_s <= max_duration_s:
                     clips.append(clip)
                     continue
@@ -188,6 +208,10 @@ class Labeler:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             return "unknown_token", f"the tokenizer has no token for a character of {text!r}"
+        special = sorted(set(ids) & set(self.tokenizer.all_special_ids))
+        if special:
+            name = self.tokenizer.convert_ids_to_tokens(special[0])
+            return "special_token", f"{text!r} holds {name!r}, which steers the decoder and is no word"
         if self.ctc is None:
             return None
         labels = self.ctc.encode(text)

@@ -2,79 +2,195 @@
 
 from __future__ import annotations
 
+import inspect
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tiny_audio.config import UserError
 from tiny_audio.decoders import Decoder, DecoderConfig, DecoderContext
-from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+from tiny_audio.pretrained import (
+    Attention,
+    architecture_of,
+    attention_for,
+    load_weights,
+    prepare_training,
+    transformers_config,
+)
+
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of Llama and of all that descends from it."""
+
+TINY_LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+"""Two layers of 32 channels."""
+
+# Beside the fields of the transformers config, which has no place for what a tokenizer knows.
+_UNDECODABLE = "undecodable_ids"
 
 
-def build_causal_lm(model_class: Any, config: DecoderConfig, context: DecoderContext, **settings: Any) -> Decoder:
+def build_causal_lm(
+    model_class: Any, config: DecoderConfig, context: DecoderContext, config_class: Any = None
+) -> CausalLMDecoder:
     """A transformers ``…ForCausalLM`` from a checkpoint, or a random one with the tokenizer's vocabulary.
+
+    Args:
+        model_class: of ``transformers``.
+        config: what the recipe says.
+        context: see :class:`DecoderContext`.
+        config_class: of ``transformers``, where it is not the model's own.
 
     Raises:
         UserError: see :mod:`tiny_audio.pretrained`.
     """
     from transformers import GenerationConfig
 
-    tokenizer = context.tokenizer
-    if context.architecture is None and config.init == "random":
-        settings |= {
+    tokenizer, known = context.tokenizer, context.architecture
+    undecodable: list[list[int]] = []
+    settings: dict[str, Any] = {}
+    if known is not None:
+        undecodable = known.get(_UNDECODABLE, [])
+        known = {name: value for name, value in known.items() if name != _UNDECODABLE}
+    elif config.init == "random":
+        settings = {
             "vocab_size": len(tokenizer),
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         }
-    architecture = transformers_config(model_class.config_class, config, context.architecture, **settings)
-    architecture._attn_implementation = attention_for(config)
-    if context.architecture is not None:
+    architecture = transformers_config(config_class or model_class.config_class, config, known, **settings)
+    set_dropouts(architecture, config.dropout)
+    architecture._attn_implementation = _attention(model_class, config)
+    if known is not None:
         model = model_class._from_config(architecture)
     else:
         model = load_weights(model_class, architecture, config)
         # A checkpoint's weights decide, and a config that says otherwise would rebuild another model.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
+        if config.init == "pretrained" and tokenizer is not None:
+            undecodable = undecodable_ids(tokenizer, model.config.vocab_size)
+    _refuse_adapted_head(model, config)
     # A checkpoint's own sampling habits (temperature, penalties) are not the recipe's, and an export would lose them.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
-    return CausalLMDecoder(model)
+    return CausalLMDecoder(model, undecodable)
+
+
+def set_dropouts(architecture: Any, probability: float) -> None:
+    """Say every dropout of a transformers config, whatever its family calls it; what else is random is switched off."""
+    for name, value in vars(architecture).items():
+        if hasattr(value, "model_type"):  # a config inside this one
+            set_dropouts(value, probability)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            off = "layerdrop" in name or "drop_path" in name or "jitter_noise" in name
+            wanted = 0.0 if off else probability if "drop" in name else value
+            if value != wanted:  # 0 may have to stay an integer
+                setattr(architecture, name, wanted)
+
+
+def _attention(model_class: Any, config: DecoderConfig) -> str:
+    """The attention implementation in transformers' terms; ``auto`` is SDPA where the architecture has it.
+
+    Raises:
+        UserError: the architecture does not have the one that was asked for.
+    """
+    has: dict[Attention, bool] = {
+        "sdpa": model_class._supports_sdpa,
+        "eager": True,
+        "flash_attention_2": model_class._supports_flash_attn,
+    }
+    if config.attention == "auto":
+        return next(name for name in config.attentions if has[name])  # type: ignore[index]
+    if not has[config.attention]:
+        names = ", ".join(name for name, there in has.items() if there)
+        raise UserError(f"attention: {model_class.__name__} has no {config.attention}; choose one of auto, {names}")
+    return attention_for(config)
+
+
+def _refuse_adapted_head(model: Any, config: DecoderConfig) -> None:
+    """The head often shares its weights with the embeddings, and an adapter would be on one of the two.
+
+    Raises:
+        UserError: a LoRA target names it.
+    """
+    head = next(path for path, module in model.named_modules() if module is model.get_output_embeddings())
+    for target in config.lora.targets if config.lora else ():
+        if f".{head}".endswith(f".{target}"):
+            raise UserError(
+                f"lora.targets: {target} is the head of the language model, which takes no adapter; remove it"
+            )
+
+
+def undecodable_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
+    """Ids that the model can put out and the tokenizer has no token for, as ranges ``[start, stop)``.
+
+    Vocabularies are padded to round numbers, and the spare rows' logits are whatever the initialisation left there.
+    """
+    spare = sorted(set(range(vocab_size)) - set(tokenizer.get_vocab().values()))
+    ranges = []
+    for _, run in groupby(enumerate(spare), lambda entry: entry[1] - entry[0]):
+        ids = [index for _, index in run]
+        ranges.append([ids[0], ids[-1] + 1])
+    return ranges
 
 
 class CausalLMDecoder(Decoder):
-    """A transformers ``…ForCausalLM``."""
+    """A transformers ``…ForCausalLM``.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: the model.
+        undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never gives.
+    """
+
+    def __init__(self, model: Any, undecodable: list[list[int]]) -> None:
         super().__init__()
         self.model = model
-        self.dim: int = model.config.hidden_size
+        # Not `hidden_size`, which OPT for one puts a projection in front of.
+        self.dim: int = model.get_input_embeddings().weight.shape[1]
+        self._undecodable = undecodable
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The model's input embeddings."""
+        """What the model's own forward would look up; Gemma's embeddings come scaled."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
     def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
-        """The backbone over everything, the language-model head over ``keep``."""
-        output = self.model.get_decoder()(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=torch.arange(embeddings.shape[1], device=embeddings.device)[None],
-            use_cache=False,
+        """The model's own forward, soft caps and scales of logits included, with its head over ``keep`` alone."""
+        positions = {}
+        if self._takes_positions:
+            positions["position_ids"] = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        output = self.model(
+            inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=keep, use_cache=False, **positions
         )
-        logits: Tensor = self.model.get_output_embeddings()(output.last_hidden_state[keep])
+        logits: Tensor = output.logits
         return logits
 
     def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
         """transformers' generate, which numbers positions from each row's own start."""
+        spare = [index for start, stop in self._undecodable for index in range(start, stop)]
+        if spare:
+            settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 
+    @torch.no_grad()
     def embedding_rms(self) -> float:
-        """Over the whole table."""
-        weight = self.model.get_input_embeddings().weight.detach()
-        return float(weight.float().pow(2).mean().sqrt())
+        """Over the whole table, as :meth:`embed` gives it."""
+        table = self.model.get_input_embeddings()
+        embeddings = table(torch.arange(len(table.weight), device=table.weight.device))
+        return float(embeddings.float().pow(2).mean().sqrt())
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config."""
-        return architecture_of(self.model.config)
+        """The transformers config, and the ids that are never to be generated."""
+        architecture = architecture_of(self.model.config)
+        return architecture | {_UNDECODABLE: self._undecodable} if self._undecodable else architecture

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
-from tiny_audio.decoders._causal_lm import build_causal_lm
+from tiny_audio.decoders._causal_lm import LLAMA_LAYERS, TINY_LLAMA, build_causal_lm
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
 
 
 class SmolLM3Config(DecoderConfig):
     """SmolLM3: 3 billion parameters, or any size from nothing."""
+
+    linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
 
     name: Literal["smollm3"] = "smollm3"
     pretrained: str = "HuggingFaceTB/SmolLM3-3B"
@@ -19,17 +21,8 @@ class SmolLM3Config(DecoderConfig):
     @classmethod
     def tiny(cls) -> Self:
         """Two layers of 32 channels."""
-        overrides: dict[str, Any] = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 1024,
-            "tie_word_embeddings": True,
-        }
         tokenizer = TrainedTokenizerConfig(kind="characters")
-        return cls(init="random", overrides=overrides, tokenizer=tokenizer, freeze=False)
+        return cls(init="random", overrides=TINY_LLAMA, tokenizer=tokenizer, freeze=False)
 
 
 @DECODERS.register
@@ -37,4 +30,4 @@ def build_smollm3(config: SmolLM3Config, context: DecoderContext) -> Decoder:
     """SmolLM3 from a checkpoint, or a random one."""
     from transformers import SmolLM3ForCausalLM
 
-    return build_causal_lm(SmolLM3ForCausalLM, config, context, attention_dropout=config.dropout)
+    return build_causal_lm(SmolLM3ForCausalLM, config, context)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tiny_audio.frames import Frames
@@ -22,6 +23,13 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
     What it tells about frames is what a recipe is checked with before anything is fetched.
     """
+
+    ctc_head: ClassVar[str | None] = None
+    """Name of the linear layer in the family's CTC checkpoints that spells characters; None where there is none."""
+
+    layer: Literal["last", "weighted"] | PositiveInt = "last"
+    """Which layer's output to put out: the last one's, normalised as the model does; that of the layer with a number
+    (1 is the first), the layers above it left out; or the learned weighted sum of all (Peters et al. 2018)."""
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:

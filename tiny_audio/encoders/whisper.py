@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import Frames
 from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
 
@@ -22,6 +23,8 @@ HOP = 160
 
 class WhisperConfig(EncoderConfig):
     """Whisper: log-mel front end, 50 frames a second, runs on the clip's own length."""
+
+    linear_layers: ClassVar[tuple[str, ...] | None] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
     name: Literal["whisper"] = "whisper"
     pretrained: str = "openai/whisper-large-v3-turbo"
@@ -66,6 +69,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
         activation_dropout=config.dropout,
         encoder_layerdrop=0.0,
     )
+    cut = keep_layers(architecture, config, r"model\.encoder\.layers")
     architecture._attn_implementation = attention_for(config)
     if context.architecture is not None or config.init == "random":
         model = Layers._from_config(architecture)
@@ -73,9 +77,9 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
             _initialize(model)
     else:
         # WhisperEncoder.from_pretrained would match no key of a whole checkpoint, and load nothing.
-        model = load_weights(WhisperModel, architecture, config, ignored=[r"proj_out\.weight"]).encoder
+        model = load_weights(WhisperModel, architecture, config, ignored=[r"proj_out\.weight", *cut]).encoder
     prepare_training(model, config)
-    return WhisperEncoder(model)
+    return WhisperEncoder(model, config)
 
 
 def _initialize(model: Any) -> None:
@@ -94,7 +98,7 @@ def _initialize(model: Any) -> None:
 class WhisperEncoder(Encoder):
     """transformers' Whisper layers behind a front end that computes one mel frame per 10 ms of the clip itself."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, config: WhisperConfig) -> None:
         super().__init__()
         self.model = model
         self.dim: int = model.config.d_model
@@ -102,6 +106,9 @@ class WhisperEncoder(Encoder):
         self.max_frames: int = model.config.max_source_positions
         # Sinusoids by construction: they never train, from scratch neither.
         model.embed_positions.requires_grad_(False)
+        self.weighted = weighted_layers(config, model.config.encoder_layers)
+        if config.layer != "last":
+            model.layer_norm = nn.Identity()  # it was trained on the last layer's output alone
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Half the mel frames, rounded up."""
@@ -149,9 +156,16 @@ class WhisperEncoder(Encoder):
         hidden = F.dropout(hidden, p=model.dropout, training=model.training)
         frames = Frames(hidden, lengths, self.frame_rate)
         mask = create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=frames.mask())
-        for layer in model.layers:
-            hidden = layer(hidden, mask)
-        return Frames(model.layer_norm(hidden), lengths, self.frame_rate)
+
+        def run() -> Tensor:
+            state = hidden
+            for layer in model.layers:
+                state = layer(state, mask)
+            output: Tensor = model.layer_norm(state)
+            return output
+
+        values = run() if self.weighted is None else self.weighted(model.layers, run)
+        return Frames(values, lengths, self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
         """The transformers config."""

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
+from tiny_audio.decoding import Transcript
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.sources import Dropped
@@ -47,17 +48,22 @@ def transcribe_clips(
         waveforms = pad_sequence([waveform for _, waveform in loaded], batch_first=True).to(model.device)
         lengths = torch.tensor([len(waveform) for _, waveform in loaded], device=model.device)
         for (clip, _), transcript in zip(loaded, model.transcribe(waveforms, lengths, tokenizer), strict=True):
-            utterance = clip.utterance
-            yield {
-                "id": clip.id,
-                "audio_filepath": utterance.audio,
-                "duration": utterance.duration_s,
-                "text": utterance.text,
-                "pred_text": transcript.text,
-                "ctc_text": transcript.ctc_text,
-                "truncated": transcript.truncated,
-                "metadata": dict(utterance.metadata),
-            }
+            yield hypothesis(clip, transcript)
+
+
+def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:
+    """What a model heard in a clip, as a row."""
+    utterance = clip.utterance
+    return {
+        "id": clip.id,
+        "audio_filepath": utterance.audio,
+        "duration": utterance.duration_s,
+        "text": utterance.text,
+        "pred_text": transcript.text,
+        "ctc_text": transcript.ctc_text,
+        "truncated": transcript.truncated,
+        "metadata": dict(utterance.metadata),
+    }
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:

@@ -116,8 +116,8 @@ def _write_model(model: TinyAudioModel, folder: Path) -> None:
         torch.promote_types, {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
     )
     for kind in ("encoder", "decoder"):
-        # Which kernel is fastest depends on the machine: SDPA runs everywhere.
-        setattr(config, kind, {**getattr(config, kind), "attention": "sdpa"})
+        # Which kernel is fastest depends on the machine: what `auto` takes runs everywhere.
+        setattr(config, kind, {**getattr(config, kind), "attention": "auto"})
     main = flat_name(MODEL)
     config.auto_map = {
         "AutoConfig": f"{main}.TinyAudioConfig",

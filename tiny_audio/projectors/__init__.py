@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import PositiveFloat
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ __all__ = ["PROJECTORS", "Frames", "Projector", "ProjectorConfig", "ProjectorCon
 
 class ProjectorConfig(Config, ABC):
     """Base of every projector's config."""
+
+    needs_ctc: ClassVar[bool] = False
+    """Whether it reads ``Frames.ctc_logits``, so that a recipe must have a ``ctc`` section."""
 
     name: str
     output_rms: PositiveFloat | None = None

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.projectors._layers import init_normal, normalize, num_windows, output_norm, windows
 
 
 class SwigluConfig(ProjectorConfig):
-    """SwiGLU on stacked frames: the Tiny Audio model card's projector."""
+    """SwiGLU on stacked frames: the Tiny Audio model card's projector.
+
+    The gated block of today's language models (Shazeer 2020, arXiv 2002.05202) between two RMSNorms, without biases.
+    The card stacks 5 frames into 8192 channels, 121.6 M parameters between 1280 and 2048; Ultravox stacks 8.
+    """
 
     name: Literal["swiglu"] = "swiglu"
     stack: PositiveInt = 5
-    """Neighbouring encoder frames that are joined into one embedding."""
+    """Neighbouring encoder frames that are joined into one embedding: 5 on the card, 8 in Ultravox."""
     hidden_dim: PositiveInt = 8192
-    """Channels between the two linear layers."""
+    """Channels between the two linear layers: 8192 on the card, 2048 in Ultravox."""
 
     def min_frames(self) -> int:
         """One full stack."""
@@ -34,35 +38,30 @@ class SwigluConfig(ProjectorConfig):
 @PROJECTORS.register
 def build_swiglu(config: SwigluConfig, context: ProjectorContext) -> Projector:
     """Build it between the two widths."""
-    gain = config.output_rms if config.output_rms is not None else context.embedding_rms
-    return SwigluProjector(context.in_dim, context.out_dim, config.stack, config.hidden_dim, gain)
+    return SwigluProjector(config, context)
 
 
 class SwigluProjector(Projector):
     """Stack k frames → RMSNorm → silu(gate)·up → down → RMSNorm, without biases."""
 
-    def __init__(self, in_dim: int, out_dim: int, stack: int, hidden_dim: int, gain: float) -> None:
+    def __init__(self, config: SwigluConfig, context: ProjectorContext) -> None:
         super().__init__()
-        self.stack = stack
-        self.norm = nn.RMSNorm(stack * in_dim, eps=1e-6)
-        self.gate = nn.Linear(stack * in_dim, hidden_dim, bias=False)
-        self.up = nn.Linear(stack * in_dim, hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, out_dim, bias=False)
-        self.output_norm = nn.RMSNorm(out_dim, eps=1e-6)
+        self.stack = config.stack
+        self.norm = nn.RMSNorm(config.stack * context.in_dim, eps=1e-6)
+        self.gate = nn.Linear(config.stack * context.in_dim, config.hidden_dim, bias=False)
+        self.up = nn.Linear(config.stack * context.in_dim, config.hidden_dim, bias=False)
+        self.down = nn.Linear(config.hidden_dim, context.out_dim, bias=False)
+        self.output_norm = output_norm(config, context)
         for linear in (self.gate, self.up, self.down):
-            nn.init.normal_(linear.weight, std=0.02)
-        nn.init.constant_(self.output_norm.weight, gain)
+            init_normal(linear.weight, std=0.02)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
         """One per started stack."""
-        return (num_frames + self.stack - 1) // self.stack
+        return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; the last stack is filled up with zeros."""
-        values = frames.zeroed().values
-        values = F.pad(values, (0, 0, 0, -values.shape[1] % self.stack))
         # [B, T, D] -> [B, T/k, k·D]
-        # Norms run in their own precision: under autocast the frames may come in half.
-        stacked = self.norm(torch.unflatten(values, 1, (-1, self.stack)).flatten(2).to(self.norm.weight.dtype))
+        stacked = normalize(self.norm, windows(frames.zeroed().values, self.stack).flatten(2))
         embeddings = self.down(F.silu(self.gate(stacked)) * self.up(stacked))
-        return self.output_norm(embeddings.to(self.output_norm.weight.dtype)), self.max_embeddings(frames.lengths)
+        return normalize(self.output_norm, embeddings), self.max_embeddings(frames.lengths)

@@ -1,4 +1,7 @@
-"""``report.html``: what a run did, in one file that needs nothing else, neither network nor script."""
+"""``report.html``: what a run did, in one file that needs nothing else, neither network nor script.
+
+:func:`render_comparison` makes such a page of several runs, :func:`render_benchmark` of a benchmark.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tiny_audio.report._benchmark import render_benchmark
+from tiny_audio.report._comparison import render_comparison
 from tiny_audio.report._html import (
     DASH,
-    STYLE,
     Markup,
     compact,
     count,
     duration,
     interval,
     number,
+    page,
     percent,
     table,
     tag,
@@ -24,8 +29,7 @@ from tiny_audio.report._utterances import ReadAudio, Row, Scored, confusion_tabl
 from tiny_audio.scoring import normalizer
 from tiny_audio.yaml_file import dump_yaml
 
-# Nothing may be fetched, whatever a transcript says: escaping is the first line of defence, this is the second.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
+__all__ = ["render_benchmark", "render_comparison", "render_report"]
 
 
 def render_report(
@@ -67,8 +71,7 @@ def render_report(
     present = [(title, parts) for title, parts in sections if parts]
     links = (tag("a", title, href=f"#{_anchor(title)}") for title, _ in present)
     name, run_id = (str(report.get(key) or "") for key in ("name", "run_id"))
-    body = tag(
-        "body",
+    body = [
         tag("h1", name or run_id or "Unnamed run"),
         tag("p", "run ", tag("code", run_id), class_="muted") if run_id else None,
         *_headline(report, evaluation),
@@ -77,16 +80,8 @@ def render_report(
             tag("section", tag("h2", title), legend() if title == "Utterances" else None, *parts, id=_anchor(title))
             for title, parts in present
         ),
-    )
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", f"{name or run_id or 'Unnamed run'} · Tiny Audio"),
-        tag("style", Markup(STYLE)),
-    )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    ]
+    return page(name or run_id or "Unnamed run", *body)
 
 
 def _headline(report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[Markup]:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 
 DASH = "–"
 
+# Nothing may be fetched, whatever a transcript says: escaping is the first line of defence, this is the second.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
+
 
 class Markup(str):
     """Text that is HTML already; every other string is escaped on its way into an element."""
@@ -40,6 +43,19 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: 
 
     body = tag("tbody", *(cells("td", row) for row in rows))
     return tag("div", tag("table", tag("thead", cells("th", head)), body), class_="scroll")
+
+
+def page(title: str, *body: object) -> str:
+    """A whole page that loads nothing and runs nothing."""
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", f"{title} · Tiny Audio"),
+        tag("style", Markup(STYLE)),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
 
 
 def number(value: object) -> float | None:
@@ -134,7 +150,8 @@ svg text.l{fill:var(--ink);font-size:13px}svg text.v{font-size:13px;font-weight:
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:40%}
 th{text-align:left;font-weight:600;color:var(--muted);border-bottom:1px solid var(--line);vertical-align:bottom}
 th,td{padding:.3rem .9rem .3rem 0}td{border-bottom:1px solid var(--grid);vertical-align:top;overflow-wrap:break-word}
-.n{text-align:right;white-space:nowrap}.nest{padding-left:1.1rem;color:var(--muted)}td b,.nest{white-space:nowrap}
+.n{text-align:right;white-space:nowrap}.nest{padding-left:1.1rem;color:var(--muted)}
+td b,.nest,.nowrap{white-space:nowrap}
 article{border:1px solid var(--line);border-radius:8px;padding:.65rem .9rem .75rem;margin:.7rem 0;break-inside:avoid}
 article header{display:flex;flex-wrap:wrap;gap:.1rem .9rem;align-items:baseline;font-size:.86rem;color:var(--muted)}
 article header b{color:var(--ink);overflow-wrap:anywhere}
@@ -148,6 +165,10 @@ audio{display:block;margin:.5rem 0 .2rem;height:36px;width:100%}
 .del{background:var(--del-bg)}.del i:first-child{color:var(--del);text-decoration:line-through}
 .del i+i{color:var(--del)}.ins{background:var(--ins-bg)}.ins i+i{color:var(--ins);font-weight:600}
 .ins i+i:before{content:"+"}
+.trios .pair i:nth-child(n+2){color:var(--muted)}.trios .side i{white-space:nowrap}
+.trios,.legend{--w:600}.w-sub,.trios .pair i.w-sub{background:var(--sub-bg);color:var(--sub);font-weight:var(--w);
+text-decoration:underline wavy 1px}.w-del,.trios .pair i.w-del{background:var(--del-bg);color:var(--del)}
+.w-ins,.trios .pair i.w-ins{background:var(--ins-bg);color:var(--ins);font-weight:var(--w)}
 .legend{max-width:none;display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;align-items:center;font-size:.9rem}
 .legend>span{display:inline-flex;gap:.45rem;align-items:center;white-space:nowrap}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--s1)}

@@ -14,6 +14,7 @@ _NUM_COLOURS = 6
 _MAX_POINTS = 300  # more would be drawn over each other, and make the page heavy
 _MAX_HITS = 100
 _MAX_MARKED = 40
+_MAX_NAME = 48
 _LOG_RATIO = 30.0  # beyond it, the small values of a curve are a flat line on a linear axis
 
 
@@ -50,7 +51,7 @@ def line_chart(
     lows = [low for bins in binned for _, _, low, _ in bins]
     highs = [high for bins in binned for _, _, _, high in bins]
     log = may_be_log and min(lows) > 0 and max(highs) / min(lows) > _LOG_RATIO
-    y_ticks = _log_ticks(min(lows), max(highs)) if log else _linear_ticks(min(0.0, *lows), max(highs))
+    y_ticks = _log_ticks(min(lows), max(highs)) if log else linear_ticks(min(0.0, *lows), max(highs))
     bottom, top = min(*lows, *y_ticks) if log else y_ticks[0], max(*highs, *y_ticks)
     first, last = (f(x for curve in series for x, _ in curve.points) for f in (min, max))
     width, height, left, right, above, below = 520.0, 230.0, 54.0, 12.0, 12.0, 36.0
@@ -70,7 +71,7 @@ def line_chart(
     for y in y_ticks:
         parts.append(tag("line", x1=left, x2=width - right, y1=y_at(y), y2=y_at(y), class_="grid"))
         parts.append(tag("text", show(y), x=left - 7, y=y_at(y) + 4, text_anchor="end"))
-    x_ticks = [x for x in _linear_ticks(first, last) if first <= x <= last] if last > first else [first]
+    x_ticks = [x for x in linear_ticks(first, last) if first <= x <= last] if last > first else [first]
     for x in x_ticks:
         parts.append(tag("line", x1=x_at(x), x2=x_at(x), y1=height - below, y2=height - below + 4, class_="axis"))
         parts.append(tag("text", compact(x), x=x_at(x), y=height - below + 17, text_anchor="middle"))
@@ -93,26 +94,34 @@ def line_chart(
     return tag("figure", caption, svg)
 
 
-def interval_plot(title: str, rows: Sequence[IntervalRow], second: str) -> Markup:
-    """One row per set: the estimate, its interval as a bar, and in figures; ``second`` names the hollow marks."""
-    width, left, right, row_height, above = 1000.0, 230.0, 235.0, 34.0, 8.0
+def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signed: bool = False) -> Markup:
+    """One row per set: the estimate, its interval as a bar, and in figures; ``second`` names the hollow marks.
+
+    With ``signed`` the rows are differences, below 0 or above, and 0 is drawn.
+    """
+    sign = "+" if signed else ""
+    width, right, row_height, above = 1000.0, 235.0, 34.0, 8.0
+    longest = min(_MAX_NAME, max(len(row.name) for row in rows))
+    left = max(230.0, 30 + 7.3 * longest)
     ends = [end for row in rows for end in (row.value, row.second or 0.0, *(row.interval or ()))]
-    ticks = _linear_ticks(0.0, max(ends) or 0.01)
+    ticks = linear_ticks(min(0.0, *ends), max(0.0, *ends) or 0.01)
     bottom = above + row_height * len(rows)
 
     def x_at(value: float) -> float:
-        return left + (width - left - right) * value / ticks[-1]
+        return left + (width - left - right) * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
     parts: list[object] = []
     for tick in ticks:
-        parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=above, y2=bottom, class_="grid"))
-        parts.append(tag("text", f"{100 * tick:.3g} %", x=x_at(tick), y=bottom + 16, text_anchor="middle"))
+        line = "axis" if signed and tick == 0 else "grid"
+        label = f"{100 * tick:{sign if tick else ''}.3g} %".replace("-", "−")
+        parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=above, y2=bottom, class_=line))
+        parts.append(tag("text", label, x=x_at(tick), y=bottom + 16, text_anchor="middle"))
     for number, row in enumerate(rows):
         y = above + row_height * (number + 0.5)
         low, high = row.interval or (row.value, row.value)
-        ends_text = f" [{100 * low:.2f}, {100 * high:.2f}]" if row.interval else ""
-        marks: list[object] = [tag("title", f"{row.name}: {percent(row.value)}{ends_text}")]
-        name = row.name if len(row.name) <= 32 else f"{row.name[:31]}…"
+        ends_text = f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]".replace("-", "−") if row.interval else ""
+        marks: list[object] = [tag("title", f"{row.name}: {percent(row.value, sign=sign)}{ends_text}")]
+        name = row.name if len(row.name) <= _MAX_NAME else f"{row.name[: _MAX_NAME - 1]}…"
         marks.append(tag("text", name, x=left - 16, y=y + 4.5, text_anchor="end", class_="l"))
         marks.append(tag("line", x1=x_at(low), x2=x_at(high), y1=y, y2=y, class_="s1", stroke_width=2.5))
         for end in (low, high) if row.interval else ():
@@ -123,10 +132,15 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str) -> Marku
             marks.append(tag("polygon", points=points, class_="second"))
         marks.append(tag("circle", cx=x_at(row.value), cy=y, r=5, class_="f1"))
         text = tag(
-            "text", percent(row.value), tag("tspan", f" {ends_text}"), x=width - right + 20, y=y + 4.5, class_="v"
+            "text",
+            percent(row.value, sign=sign),
+            tag("tspan", f" {ends_text}"),
+            x=width - right + 20,
+            y=y + 4.5,
+            class_="v",
         )
         parts.append(tag("g", *marks, text))
-    label = f"{title}: " + "; ".join(f"{row.name} {percent(row.value)}" for row in rows)
+    label = f"{title}: " + "; ".join(f"{row.name} {percent(row.value, sign=sign)}" for row in rows)
     svg = tag("svg", *parts, viewBox=f"0 0 {width:g} {bottom + 22:g}", role="img", aria_label=label)
     note = f"● estimate with its 95 % interval{f'   ◇ {second}' if any(r.second is not None for r in rows) else ''}"
     return tag("figure", tag("figcaption", title, tag("small", note)), tag("div", svg, class_="scroll"))
@@ -170,7 +184,7 @@ def _path(points: Sequence[tuple[float, float]], x_at: Callable[[float], float],
     return " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in points)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def linear_ticks(low: float, high: float) -> list[float]:
     """About five round numbers, the outer ones at or beyond ``low`` and ``high``."""
     span = high - low or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(span / 4))

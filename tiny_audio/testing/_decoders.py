@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer
 from tiny_audio.frames import length_mask
@@ -229,6 +229,71 @@ def check_determinism(config: DecoderConfig) -> None:
     expect(not torch.equal(still, noisy), config, "dropout: 0.5 changes nothing in training mode")
 
 
+def check_linear_layers(config: DecoderConfig) -> None:
+    """``linear_layers`` are all but the head (``lm_head``), and an adapter on any of them takes part."""
+    if config.linear_layers is None:
+        return
+    decoder = build(changed(config, lora=None))
+    linear = [path for path, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    # The head may share its weights with the embeddings, and then cannot be adapted alone.
+    names = {path.rsplit(".", 1)[-1] for path in linear} - {"lm_head"}
+    expect(
+        set(config.linear_layers) == names,
+        config,
+        f"linear_layers are {sorted(config.linear_layers)}, and the decoder has {sorted(names)}",
+    )
+    decoder = build(changed(config, freeze=True, lora={"rank": 2, "alpha": 4.0, "targets": sorted(names)})).train()
+    shake(decoder)
+    expect_gradients(config, "lora on all linear layers", decoder, _noisy_sum(decoder))
+
+
+def check_attentions(config: DecoderConfig) -> None:
+    """All of ``attentions`` put out the same, but for Flash Attention, which needs a GPU."""
+    wanted: Tensor | None = None
+    for attention in ("auto", *config.attentions):
+        if attention == "flash_attention_2":
+            continue
+        decoder = build(changed(config, attention=attention)).eval()
+        embeddings, mask = padded(rows_of(decoder))
+        with torch.no_grad():
+            logits = decoder(embeddings, mask, mask)
+        wanted = logits if wanted is None else wanted
+        expect_equal(config, f"attention: {attention}, and auto", logits, wanted)
+
+
+def check_checkpointing(config: DecoderConfig) -> None:
+    """``gradient_checkpointing`` computes layers again in the backward pass, and changes no gradient."""
+    adapters = lora_for(build(config).named_modules())
+    for fields in ({"freeze": False, "lora": None}, {"freeze": True, "lora": adapters}):
+        plain, wanted = _count_and_gradients(changed(config, **fields, gradient_checkpointing=False))
+        checkpointed, found = _count_and_gradients(changed(config, **fields, gradient_checkpointing=True))
+        what = f"gradient_checkpointing with freeze: {str(fields['freeze']).lower()}"
+        expect(checkpointed > plain, config, f"{what} computes nothing again in the backward pass")
+        expect(found.keys() == wanted.keys(), config, f"{what} loses gradients")
+        for name, gradient in wanted.items():
+            expect_equal(config, f"{what}: gradient of {name}", found[name], gradient)
+
+
+def _count_and_gradients(config: DecoderConfig) -> tuple[int, dict[str, Tensor]]:
+    """How often linear layers run in a forward and a backward pass, and the gradients."""
+    decoder = build(config).train()
+    shake(decoder)
+    calls: list[nn.Module] = []
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda module, *_: calls.append(module))
+    torch.autograd.backward(_noisy_sum(decoder))
+    return len(calls), {name: tensor.grad for name, tensor in decoder.named_parameters() if tensor.grad is not None}
+
+
+def _noisy_sum(decoder: Decoder) -> Tensor:
+    """A scalar to go back from, to which each logit contributes differently."""
+    embeddings, mask = padded(rows_of(decoder))
+    embeddings.requires_grad_()
+    logits: Tensor = decoder(embeddings, mask, mask)
+    return (logits * torch.randn(logits.shape, generator=generator())).sum()
+
+
 CHECKS = (
     check_embeddings,
     check_logits,
@@ -238,4 +303,7 @@ CHECKS = (
     check_gradients,
     check_save_load,
     check_determinism,
+    check_linear_layers,
+    check_attentions,
+    check_checkpointing,
 )

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.frames import Frames
 from tiny_audio.testing._checks import (
@@ -211,6 +212,131 @@ def check_determinism(config: EncoderConfig) -> None:
     expect(not torch.equal(still, noisy), config, "dropout: 0.5 changes nothing in training mode")
 
 
+def check_layers(config: EncoderConfig) -> None:
+    """``layer``: one by its number, with none kept above it, and the learned sum, which trains in a frozen encoder."""
+    config = changed(config, layer="last", lora=None)
+    waveforms, lengths = batch_of([clip(SAMPLE_RATE), clip(9_001)])
+    weighted = build(changed(config, layer="weighted", freeze=True)).train()
+    trainable = [tensor for tensor in weighted.parameters() if tensor.requires_grad]
+    fits = len(trainable) == 1 and trainable[0].ndim == 1 and len(trainable[0]) >= 2
+    expect(
+        fits,
+        config,
+        "layer: weighted, freeze: true: there must be one trainable vector, a weight for each layer and one for the "
+        f"first one's input, and there are {[list(tensor.shape) for tensor in trainable]}",
+    )
+    weights, depth, own = trainable[0], len(trainable[0]) - 1, weighted.state_dict()
+    frames = weighted(waveforms, lengths)
+    noise = torch.randn(frames.values.shape, generator=generator())
+    expect_gradients(config, "layer: weighted, freeze: true", weighted, (frames.values * noise)[frames.mask()].sum())
+    expect(
+        weights.grad is not None and bool(weights.grad.any()), config, "layer: weighted: the weights' gradient is zero"
+    )
+    sizes = []
+    for number in range(1, depth + 1):
+        single = build(changed(config, layer=number, freeze=True)).train()
+        sizes.append(sum(tensor.numel() for tensor in single.parameters()))
+        missing = sorted(single.state_dict().keys() - own.keys())
+        expect(not missing, config, f"layer: {number}: it has keys that the sum of all has not: {', '.join(missing)}")
+        single.load_state_dict({name: own[name] for name in single.state_dict()})
+        with torch.no_grad():
+            weights.copy_(100.0 * (torch.arange(depth + 1) == number))
+            found, wanted = single(waveforms, lengths), weighted(waveforms, lengths)
+        what = f"layer: {number}, and the weighted sum with all weight on it"
+        expect_equal(config, what, found.values[found.mask()], wanted.values[wanted.mask()])
+    expect(sizes == sorted(set(sizes)), config, f"layers above the chosen one must not be kept; parameters are {sizes}")
+    try:
+        build(changed(config, layer=depth + 1))
+    except UserError as error:
+        expect(str(depth) in str(error), config, f"layer: {depth + 1}: the refusal must say that there are {depth}")
+    else:
+        expect(False, config, f"layer: {depth + 1} is built, and there are {depth}")
+    for layer in (1, "weighted"):
+        variant = changed(config, layer=layer)
+        for check in (check_invariance, check_save_load):
+            check(variant)
+    for layer in (1, "weighted"):
+        encoder = build(changed(config, layer=layer, freeze=False)).train()
+        shake(encoder)
+        frames = encoder(waveforms, lengths)
+        expect_gradients(
+            config, f"layer: {layer}, freeze: false", encoder, (frames.values * noise)[frames.mask()].sum()
+        )
+
+
+def check_linear_layers(config: EncoderConfig) -> None:
+    """``linear_layers`` are the ones that there are, and an adapter on any of them takes part."""
+    if config.linear_layers is None:
+        return
+    names = _linear_layers(build(changed(config, lora=None)))
+    expect(
+        set(config.linear_layers) == names,
+        config,
+        f"linear_layers are {sorted(config.linear_layers)}, and the encoder has {sorted(names)}",
+    )
+    waveforms, lengths = batch_of([clip(SAMPLE_RATE), clip(9_001)])
+    adapters = {"rank": 2, "alpha": 4.0, "targets": sorted(names)}
+    encoder = build(changed(config, freeze=True, lora=adapters)).train()
+    shake(encoder)
+    frames = encoder(waveforms, lengths)
+    noise = torch.randn(frames.values.shape, generator=generator())
+    expect_gradients(config, "lora on all linear layers", encoder, (frames.values * noise)[frames.mask()].sum())
+
+
+def check_attentions(config: EncoderConfig) -> None:
+    """All of ``attentions`` put out the same, but for Flash Attention, which needs a GPU."""
+    waveforms, lengths = batch_of([clip(SAMPLE_RATE), clip(9_001)])
+    wanted: Tensor | None = None
+    for attention in ("auto", *config.attentions):
+        if attention == "flash_attention_2":
+            continue
+        encoder = build(changed(config, attention=attention)).eval()
+        with torch.no_grad():
+            frames = encoder(waveforms, lengths)
+        values = frames.values[frames.mask()]
+        wanted = values if wanted is None else wanted
+        expect_equal(config, f"attention: {attention}, and auto", values, wanted)
+
+
+def check_checkpointing(config: EncoderConfig) -> None:
+    """``gradient_checkpointing`` computes layers again in the backward pass, and changes no gradient."""
+    waveforms, lengths = batch_of([clip(SAMPLE_RATE), clip(9_001)])
+    adapters = lora_for(build(config).named_modules())
+    for fields in ({"freeze": False, "lora": None}, {"freeze": True, "lora": adapters}):
+        gradients: list[dict[str, Tensor]] = []
+        calls: list[list[str]] = []
+        for checkpointing in (False, True):
+            encoder = build(changed(config, **fields, gradient_checkpointing=checkpointing)).train()
+            shake(encoder)
+            calls.append(_linear_calls(encoder))
+            frames = encoder(waveforms, lengths)
+            noise = torch.randn(frames.values.shape, generator=generator())
+            torch.autograd.backward((frames.values * noise)[frames.mask()].sum())
+            gradients.append(
+                {name: tensor.grad for name, tensor in encoder.named_parameters() if tensor.grad is not None}
+            )
+        plain, checkpointed = map(len, calls)
+        what = f"gradient_checkpointing with freeze: {str(fields['freeze']).lower()}"
+        expect(checkpointed > plain, config, f"{what} computes nothing again in the backward pass")
+        expect(gradients[0].keys() == gradients[1].keys(), config, f"{what} loses gradients")
+        for name, gradient in gradients[0].items():
+            expect_equal(config, f"{what}: gradient of {name}", gradients[1][name], gradient)
+
+
+def _linear_calls(encoder: Encoder) -> list[str]:
+    """Where every call of a linear layer will be written down."""
+    calls: list[str] = []
+    for path, module in encoder.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda *_, path=path: calls.append(path))
+    return calls
+
+
+def _linear_layers(encoder: Encoder) -> set[str]:
+    """Names of the linear layers, without their paths."""
+    return {path.rsplit(".", 1)[-1] for path, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+
+
 CHECKS = (
     check_lengths,
     check_finite,
@@ -219,4 +345,8 @@ CHECKS = (
     check_gradients,
     check_save_load,
     check_determinism,
+    check_layers,
+    check_linear_layers,
+    check_attentions,
+    check_checkpointing,
 )

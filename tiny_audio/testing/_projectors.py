@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from tiny_audio.frames import Frames
+from tiny_audio.frames import Frames, length_mask
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.testing._checks import (
     NOISE,
@@ -24,6 +24,8 @@ from tiny_audio.testing._checks import (
 CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms=0.03)
 NUM_LABELS = 7
 """Of the CTC logits that come with the frames, for projectors that read them."""
+ROUNDING = 0.05
+"""Largest error in bf16, as a share of the root mean square; a few layers have a tenth of it."""
 
 
 def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: int = 0) -> Projector:
@@ -80,6 +82,41 @@ def check_finite(config: ProjectorConfig) -> None:
             with torch.no_grad():
                 embeddings, _ = projector(replace(plain, values=(gain * plain.values).to(dtype)))
             expect_finite(config, f"embeddings of frames × {gain:g} in {dtype}", embeddings)
+
+
+def check_autocast(config: ProjectorConfig) -> None:
+    """In mixed precision, as it trains, it puts out the same but for rounding, whatever the encoder's precision."""
+    projector, frames = build(config).eval(), frames_of([40, 100])
+    with torch.no_grad():
+        exact, _ = projector(frames)
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                embeddings, lengths = projector(replace(frames, values=frames.values.to(dtype)))
+            what = f"embeddings of frames in {dtype} under bf16 autocast"
+            expect_finite(config, what, embeddings)
+            mask = length_mask(lengths, exact.shape[1])
+            error = float((embeddings.float() - exact)[mask].pow(2).mean().sqrt() / exact[mask].pow(2).mean().sqrt())
+            expect(
+                error <= ROUNDING,
+                config,
+                f"{what} are {error:.1%} of their RMS away from those in fp32, and {ROUNDING:.0%} is allowed; norms "
+                "and sums belong in the precision of the weights",
+            )
+
+
+def check_meta_device(config: ProjectorConfig) -> None:
+    """It can be built without memory, and between neighbours of any width, which ``validate`` and ``plan`` do."""
+    for in_dim, out_dim in ((64, 64), (61, 53)):
+        with torch.device("meta"):
+            projector = build(config, replace(CONTEXT, in_dim=in_dim, out_dim=out_dim))
+        for name, tensor in projector.state_dict().items():
+            expect(tensor.is_meta, config, f"built on the meta device, {name} lies on {tensor.device}")
+        bound = projector.max_embeddings(torch.tensor([1, 100]))
+        expect(
+            bound.device.type == "cpu" and bool((bound >= 1).all()),
+            config,
+            f"built on the meta device, max_embeddings of 1 and 100 frames is {bound}; it must need no weights",
+        )
 
 
 def check_invariance(config: ProjectorConfig) -> None:
@@ -173,6 +210,8 @@ def check_output_rms(config: ProjectorConfig) -> None:
 CHECKS = (
     check_lengths,
     check_finite,
+    check_autocast,
+    check_meta_device,
     check_invariance,
     check_gradients,
     check_save_load,

@@ -1,18 +1,22 @@
-"""``training.init_from``: weights of another run, every key accounted for."""
+"""Weights to start from: ``training.init_from``, another run's; ``ctc.init: pretrained``, a released CTC head."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.encoders import EncoderConfig
 from tiny_audio.export import load_exported_tokenizer
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import InitFrom
@@ -102,3 +106,114 @@ class StartingPoint:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
+
+
+@dataclass(frozen=True)
+class PretrainedHead:
+    """A CTC head that was released with an encoder, and what its labels spell.
+
+    V labels · D encoder channels
+    """
+
+    vocabulary: CtcVocabulary
+    weight: Tensor
+    """``[V, D]``; row 0 is the blank's. Rows of special symbols, which spell nothing, are left out."""
+    bias: Tensor
+    """``[V]``."""
+
+    @classmethod
+    def read(cls, encoder: EncoderConfig) -> PretrainedHead:
+        """From the encoder's checkpoint, without the rest of it.
+
+        Raises:
+            UserError: the checkpoint has no head, or no vocabulary of characters.
+        """
+        assert encoder.ctc_head is not None, "the recipe's rules ask for a family that has one"
+        names = [f"{encoder.ctc_head}.weight", f"{encoder.ctc_head}.bias"]
+        tensors = _read_tensors(encoder, names)
+        if len(tensors) < len(names):
+            raise UserError(
+                f"ctc.init: {encoder.pretrained!r} has no CTC head ({', '.join(names)}); choose a checkpoint that was "
+                "fine-tuned with CTC, or set ctc.init: random"
+            )
+        weight, bias = (tensors[name].float() for name in names)
+        tokenizer = _read_tokenizer(encoder)
+        delimiter = tokenizer.word_delimiter_token
+        special = {*tokenizer.all_special_tokens, "<s>", "</s>", "<unk>", "<pad>"} - {delimiter}
+        spelled = {
+            " " if piece == delimiter else piece: index
+            for piece, index in tokenizer.get_vocab().items()
+            if piece not in special and index < len(weight)
+        }
+        blank = tokenizer.pad_token_id
+        odd = next((piece for piece in spelled if len(piece) != 1), None)
+        if odd is not None or blank is None or blank >= len(weight):
+            reason = "tokenizer has no blank" if odd is None else f"labels are not all characters, such as {odd!r}"
+            raise UserError(
+                f"ctc.init: the head of {encoder.pretrained!r} cannot be used: its {reason}; set ctc.init: random"
+            )
+        if len({piece.lower() for piece in spelled}) == len(spelled):
+            spelled = {piece.lower(): index for piece, index in spelled.items()}
+        vocabulary = CtcVocabulary.of(spelled)
+        rows = [blank, *(spelled[character] for character in vocabulary.characters)]
+        return cls(vocabulary, weight[rows], bias[rows])
+
+    def load_into(self, head: nn.Linear) -> None:
+        """Copy both tensors."""
+        with torch.no_grad():
+            head.weight.copy_(self.weight)
+            head.bias.copy_(self.bias)
+
+
+def _read_tokenizer(part: EncoderConfig) -> Any:
+    """What the labels of a checkpoint's head stand for.
+
+    By its class: for most of the families, ``AutoTokenizer`` does not know which.
+    """
+    from transformers import Wav2Vec2CTCTokenizer
+
+    try:
+        return Wav2Vec2CTCTokenizer.from_pretrained(part.pretrained, revision=part.revision)
+    except (OSError, ValueError, TypeError) as error:  # a TypeError where there is no vocab.json
+        raise UserError(
+            f"ctc.init: cannot read the vocabulary of {part.pretrained!r}, its vocab.json: "
+            f"{str(error).splitlines()[0]}; choose a checkpoint with a tokenizer, or set ctc.init: random"
+        ) from error
+
+
+def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
+    """Those of the tensors that a checkpoint has, read alone: the others may weigh gigabytes."""
+    from transformers.utils import cached_file
+
+    def fetch(file: str) -> Path | None:
+        try:
+            found = cached_file(
+                part.pretrained, file, revision=part.revision, _raise_exceptions_for_missing_entries=False
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"ctc.init: cannot read {part.pretrained!r}: {str(error).splitlines()[0]}") from error
+        return None if found is None else Path(found)
+
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        listed = fetch(index)
+        of: dict[str, str] = json.loads(listed.read_text())["weight_map"] if listed else dict.fromkeys(names, single)
+        tensors = {}
+        for name in names:
+            path = fetch(of[name]) if name in of else None
+            if path is None:
+                continue
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    if name in file.keys():  # noqa: SIM118  # no mapping
+                        tensors[name] = file.get_tensor(name)
+            else:
+                # Only the archives of newer versions of torch can be mapped.
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+                if name in loaded:
+                    tensors[name] = loaded[name].clone()
+        if tensors:
+            return tensors
+    return {}

@@ -100,7 +100,7 @@ class Trainer:
             if tensor.requires_grad or self.accelerator.device.type == "cpu" or self.config.precision == "fp32":
                 tensor.data = tensor.data.float()
         self.bare_model = model
-        self.optimizer: Any = build_optimizer(model.to(self.accelerator.device), self.config)
+        self.optimizer: Any = build_optimizer(model.to(self.accelerator.device), recipe)
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.progress = checkpoint.Progress()
 
@@ -204,7 +204,7 @@ class Trainer:
         finite, decoder_loss, ctc_loss = True, 0.0, 0.0
         spec_augment = self.recipe.augmentation.spec_augment
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, progress.step)
+            group["lr"] = learning_rate(self.config, progress.step, group["peak"])
         for batch in (micro_batch.to(self.accelerator.device) for micro_batch in micro_batches):
             scores = self.model(
                 batch.waveforms,

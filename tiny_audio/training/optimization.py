@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
 
-from tiny_audio.recipe import TrainingConfig
+from tiny_audio.model import TinyAudioModel
+from tiny_audio.recipe import Recipe, TrainingConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over all that trains (Loshchilov & Hutter 2017), matrices decayed, vectors not."""
-    trainable = [tensor for tensor in model.parameters() if tensor.requires_grad]
-    groups = [
-        {"params": [tensor for tensor in trainable if tensor.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [tensor for tensor in trainable if tensor.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over all that trains (Loshchilov & Hutter 2017), matrices decayed, vectors not.
+
+    Each group carries ``peak``, the learning rate at its highest: a part's own, or the recipe's.
+    """
+    config = recipe.training
     return torch.optim.AdamW(
-        groups,
+        list(_groups(model, recipe)),
         lr=config.learning_rate,
         betas=config.adam_betas,
         eps=config.adam_epsilon,
@@ -26,13 +27,32 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     )
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """For step 0, 1, …: a linear warmup, then the schedule down to its final share."""
+def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    config = recipe.training
+    own = {"encoder": recipe.encoder, "decoder": recipe.decoder}
+    settings: dict[tuple[float, float], list[torch.Tensor]] = {}
+    for name, tensor in model.named_parameters():
+        if not tensor.requires_grad:
+            continue
+        part = own.get(name.split(".")[0])
+        rate = config.learning_rate if part is None or part.learning_rate is None else part.learning_rate
+        decay = config.weight_decay if part is None or part.weight_decay is None else part.weight_decay
+        settings.setdefault((rate, decay if tensor.ndim >= 2 else 0.0), []).append(tensor)
+    for (rate, decay), tensors in settings.items():
+        yield {"params": tensors, "weight_decay": decay, "peak": rate}
+
+
+def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
+    """For step 0, 1, …: a linear warmup to ``peak``, then the schedule down to its final share.
+
+    Without a ``peak``, that of ``config``.
+    """
+    peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     share = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
     floor = config.final_learning_rate_ratio
-    return config.learning_rate * (floor + (1 - floor) * share)
+    return peak * (floor + (1 - floor) * share)

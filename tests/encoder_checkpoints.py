@@ -1,0 +1,83 @@
+"""Tiny checkpoints of every encoder family, as transformers writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
+
+SAMPLE_RATE = 16_000
+WAVEFORM_FAMILIES = ("hubert", "wav2vec2", "wavlm")
+FAMILIES = (*WAVEFORM_FAMILIES, "w2v-bert", "parakeet", "whisper")
+
+_CLASSES = {
+    "hubert": ("HubertConfig", "HubertForCTC", "hubert"),
+    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2ForCTC", "wav2vec2"),
+    "wavlm": ("WavLMConfig", "WavLMForCTC", "wavlm"),
+    "w2v-bert": ("Wav2Vec2BertConfig", "Wav2Vec2BertForCTC", "wav2vec2_bert"),
+}
+GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
+
+
+def original(name: str, head: str | None = None, **fields: Any) -> Any:
+    """A whole random transformers model with what the released ones have on top; ``head`` is its class.
+
+    Norms and biases are drawn too: as initialised, ones and zeros would hide that they are not loaded.
+    """
+    torch.manual_seed(0)
+    overrides = ENCODERS.entry(name).config.tiny().overrides | fields  # type: ignore[attr-defined]
+    if name == "whisper":
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        decoder = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "vocab_size": 60}
+        config = transformers.WhisperConfig(**overrides | tokens | decoder | {"dropout": 0.1})
+        model: Any = transformers.WhisperForConditionalGeneration(config)
+    elif name == "parakeet":
+        kind = head or "ParakeetForCTC"
+        more = {} if kind == "ParakeetForCTC" else {"decoder_hidden_size": 16, "num_decoder_layers": 1}
+        tokens = {"vocab_size": 20, "pad_token_id": 19}
+        config = getattr(transformers, kind.replace("For", "") + "Config")(encoder_config=overrides, **tokens, **more)
+        model = getattr(transformers, kind)(config)
+    else:
+        config_class, model_class, _ = _CLASSES[name]
+        model = getattr(transformers, head or model_class)(
+            getattr(transformers, config_class)(**{"vocab_size": 12} | overrides)
+        )
+    numbers = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if key.endswith("running_var"):
+                tensor.add_(torch.rand(tensor.shape, generator=numbers))
+            elif (tensor.is_floating_point() and tensor.requires_grad) or key.endswith("running_mean"):
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=numbers))
+    return model.eval()
+
+
+def bare(name: str, model: Any) -> Any:
+    """The encoder in a whole model."""
+    if name == "whisper":
+        return model.model.encoder
+    return model.encoder if name == "parakeet" else getattr(model, _CLASSES[name][2])
+
+
+def build(name: str, folder: Path, **fields: Any) -> Encoder:
+    """Our encoder from a checkpoint."""
+    return ENCODERS.build(ENCODERS.parse({"name": name, "pretrained": str(folder), **fields}), EncoderContext()).eval()
+
+
+def speech(seconds: float, seed: int = 0) -> np.ndarray[Any, Any]:
+    """A swelling noise with an offset, which normalisation has to take out."""
+    samples = np.arange(round(seconds * SAMPLE_RATE))
+    noise = np.random.default_rng(seed).normal(0, 0.1, len(samples))
+    return (0.05 + noise * (1.1 + np.sin(samples / 1000))).astype(np.float32)
+
+
+def assert_equal(found: Tensor, wanted: Tensor) -> None:
+    """The largest difference within 1e-5 of the root mean square."""
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.pow(2).mean().sqrt())

@@ -1,0 +1,264 @@
+"""A hub on this machine: the part of the Hugging Face hub's protocol that reading a dataset takes.
+
+Repository information, trees, ``resolve`` with a redirect to signed places on another host, ranges, gates, and, on
+demand, what a real one does on a bad day: limits with reset headers, errors, cut connections, signatures that expire.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+Fault = Literal["limit", "error", "cut"]
+
+
+@dataclass
+class Repo:
+    """A dataset repository at one commit."""
+
+    files: dict[str, bytes]
+    card: dict[str, Any] = field(default_factory=dict)
+    """The YAML at the top of its README."""
+    gated: bool = False
+    """Files only for those who send a token."""
+    converted: Repo | None = None
+    """What the hub made of it, on a branch of its own."""
+
+    def at(self, revision: str) -> Repo | None:
+        if revision in ("main", self.commit):
+            return self
+        if self.converted is not None and revision in ("refs/convert/parquet", self.converted.commit):
+            return self.converted
+        return None
+
+    @property
+    def commit(self) -> str:
+        digest = hashlib.sha1(json.dumps(self.card).encode())
+        for path, content in sorted(self.files.items()):
+            digest.update(path.encode() + content)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asked for, and got."""
+
+    method: str
+    path: str
+    token: str | None
+    status: int
+    sent: int
+    """Bytes of the answer's body."""
+    range: tuple[int, int] | None = None
+
+    @property
+    def is_place(self) -> bool:
+        return self.path.startswith("/places/")
+
+
+class Hub:
+    """Repositories, what was asked of them, and what goes wrong."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.requests: list[Request] = []
+        self.fault: Callable[[int, str], Fault | None] = lambda number, path: None
+        """Number of the request and its path -> what goes wrong with it."""
+        self.signature = 0
+        """Of places; another number refuses those that were given out."""
+        self.reset_s = 0
+        """How long a limit says that it lasts."""
+        self.refusal: tuple[int, bytes, dict[str, str]] | None = None
+        """The answer to all that asks for a repository."""
+        self.knows_ranges = True
+        self.port = 0
+        self._lock = threading.Lock()
+        self._count = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def count(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def bytes_sent(self) -> int:
+        """Of files, from the places they lie at."""
+        return sum(request.sent for request in self.requests if request.is_place)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        fault = self.hub.fault(self.hub.count(), self.path)
+        if fault == "limit":
+            reset = {"ratelimit": f'"resolvers";r=0;t={self.hub.reset_s}'}
+            self._send(429, b"", reset | {"ratelimit-policy": '"fixed window";"resolvers";q=3000;w=300'})
+        elif fault == "error":
+            self._send(500, b"broken")
+        else:
+            self._route(cut=fault == "cut")
+
+    def _route(self, *, cut: bool) -> None:
+        url = urlsplit(self.path)
+        steps = [unquote(step) for step in url.path.strip("/").split("/")]
+        if steps[0] == "places":
+            self._place("/".join(steps[1:3]), "/".join(steps[3:]), int(parse_qs(url.query)["signature"][0]), cut)
+            return
+        name = "/".join(steps[2:4] if steps[0] == "api" else steps[1:3])
+        repo = self.hub.repos.get(name)
+        if repo is None:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            return
+        rest = steps[4:] if steps[0] == "api" else steps[3:]
+        if self.hub.refusal is not None:
+            self._send(*self.hub.refusal)
+            return
+        repo = repo.at(rest[1]) if len(rest) > 1 else repo
+        if repo is None:
+            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        elif not rest or rest[0] == "revision":
+            self._json(_info(name, repo), cut)
+        elif rest[0] == "tree":
+            self._json(_tree(repo, "/".join(rest[2:]), parse_qs(url.query)), cut)
+        else:
+            self._resolve(name, repo, "/".join(rest[2:]))
+
+    def _resolve(self, name: str, repo: Repo, path: str) -> None:
+        if path not in repo.files:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        elif repo.gated and "authorization" not in self.headers:
+            self._send(401, b"", {"X-Error-Code": "GatedRepo"})
+        else:
+            place = f"http://localhost:{self.hub.port}/places/{name}/{path}?signature={self.hub.signature}"
+            etag = hashlib.sha256(repo.files[path]).hexdigest()
+            linked = {"X-Linked-Size": str(len(repo.files[path])), "X-Linked-Etag": f'"{etag}"'}
+            self._send(302, b"", {"Location": place, "X-Repo-Commit": repo.commit, **linked})
+
+    def _place(self, name: str, path: str, signature: int, cut: bool) -> None:
+        if signature != self.hub.signature:
+            self._send(403, b"expired")
+            return
+        repo = self.hub.repos[name]
+        content = repo.files.get(path) or (repo.converted or repo).files[path]
+        if not self.hub.knows_ranges:
+            self._send(200, content)
+            return
+        first, last = self.headers["range"].removeprefix("bytes=").split("-")
+        start, end = int(first), min(int(last) + 1, len(content))
+        headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        self._send(206, content[start:end], headers, cut=cut, span=(start, end))
+
+    def _json(self, value: object, cut: bool) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, cut=cut)
+
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        *,
+        cut: bool = False,
+        span: tuple[int, int] | None = None,
+    ) -> None:
+        sent = len(body) // 2 if cut else len(body)
+        token = self.headers.get("authorization")
+        self.hub.requests.append(Request(self.command, self.path, token, status, sent, span))
+        self.send_response(status)
+        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:sent])
+        if cut:
+            self.close_connection = True
+
+
+def _info(name: str, repo: Repo) -> dict[str, Any]:
+    siblings = [{"rfilename": path} for path in sorted(repo.files)]
+    facts = {"id": name, "sha": repo.commit, "siblings": siblings, "cardData": repo.card}
+    return facts | {"private": False, "gated": "auto" if repo.gated else False, "tags": [], "downloads": 0}
+
+
+def _tree(repo: Repo, folder: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+    prefix = f"{folder}/" if folder else ""
+    recursive = query.get("recursive", ["false"])[0].lower() == "true"
+    files, folders = [], set()
+    for path, content in sorted(repo.files.items()):
+        below = path.removeprefix(prefix)
+        if not path.startswith(prefix):
+            continue
+        steps = below.split("/")
+        if recursive or len(steps) == 1:
+            files.append({"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()})
+        deepest = len(steps) if recursive else 2
+        folders |= {prefix + "/".join(steps[:depth]) for depth in range(1, min(deepest, len(steps)))}
+    return [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)] + files
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """A hub that answers at ``hub.endpoint``."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Point the libraries, which read ``HF_ENDPOINT`` when they are imported, to a hub; short waits, no token."""
+    import datasets.config
+    from huggingface_hub import HfFileSystem, constants
+
+    from tiny_audio.sources import _hub_client, _hub_ranges
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for module in (_hub_client, _hub_ranges):
+        monkeypatch.setattr(module, "BASE_WAIT_S", 0.01)
+        monkeypatch.setattr(module, "MAX_WAIT_S", 0.05)
+    HfFileSystem.clear_instance_cache()
+    forget()
+
+
+def forget() -> None:
+    """What a new process would not know."""
+    from tiny_audio.sources import _hub, _row_groups
+
+    _hub._pinned.cache_clear()
+    _hub._opened_for_audio.cache_clear()
+    _row_groups.ROW_GROUPS.clear()

@@ -1,0 +1,220 @@
+"""Which layer an encoder puts out, on released kinds of checkpoints; and that the kit notices what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoder_checkpoints import FAMILIES, assert_equal, bare, build, original, speech
+from torch import Tensor, nn
+
+from tiny_audio.config import UserError
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.registry import Entry
+from tiny_audio.testing import ENCODER_CHECKS
+
+DEPTH = 3
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
+    """A name, the original with three layers, and its checkpoint."""
+    name = request.param
+    depth = {"encoder_layers" if name == "whisper" else "num_hidden_layers": DEPTH}
+    whole = original(name, **depth)
+    folder = tmp_path_factory.mktemp(name)
+    whole.save_pretrained(folder)
+    return name, bare(name, whole), folder
+
+
+def audio() -> tuple[Tensor, Tensor]:
+    """One clip, so that the originals need no mask."""
+    clip = torch.from_numpy(speech(0.7301))[None]
+    return clip, torch.tensor([clip.shape[1]])
+
+
+def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
+    """What transformers' own capture says of the same features: the first layer's input and each layer's output.
+
+    Whisper's original runs on 30 s alone, and calls its output after the final norm a hidden state; so its layers are
+    run here, one by one.
+    """
+    features = encoder.features(*audio())
+    if name == "whisper":
+        hidden = nn.functional.gelu(model.conv1(features.values.transpose(1, 2)))
+        hidden = nn.functional.gelu(model.conv2(hidden)).transpose(1, 2)
+        states = [hidden + model.embed_positions.weight[: hidden.shape[1]]]
+        for layer in model.layers:
+            states.append(layer(states[-1], None))
+        return states
+    if name in ("w2v-bert", "parakeet"):
+        values = features.values.unflatten(1, (-1, 2)).flatten(2) if name == "w2v-bert" else features.values
+        mask = torch.ones(values.shape[:2], dtype=torch.bool)
+        return list(model(values, attention_mask=mask, output_hidden_states=True).hidden_states)
+    clip = audio()[0]
+    normalised = (clip - clip.mean()) / torch.sqrt(clip.var(unbiased=False) + 1e-7)
+    return list(model(normalised, output_hidden_states=True).hidden_states)
+
+
+def test_a_layer_by_its_number(family: tuple[str, Any, Path]) -> None:
+    name, model, folder = family
+    with torch.no_grad():
+        wanted = hidden_states(name, model, build(name, folder))
+        assert len(wanted) == DEPTH + 1
+        for number in range(1, DEPTH + 1):
+            encoder = build(name, folder, layer=number)
+            assert_equal(encoder(*audio()).values, wanted[number])
+            kept = {key.split("layers.")[1][0] for key in encoder.state_dict() if re.search(r"(?<!conv_)layers\.", key)}
+            if name != "parakeet":  # its convolutions are called layers too
+                assert kept == {str(layer) for layer in range(number)}, "the layers above are not kept"
+
+
+def test_the_last_is_as_the_model_puts_it_out(family: tuple[str, Any, Path]) -> None:
+    """After the final norm, where there is one; a number leaves it out, since it was trained on the last layer."""
+    name, model, folder = family
+    with torch.no_grad():
+        last, numbered = (build(name, folder, layer=layer)(*audio()).values for layer in ("last", DEPTH))
+    normed = name not in ("w2v-bert", "parakeet")
+    assert torch.equal(last, numbered) is not normed
+    if normed:
+        norm = model.layer_norm if name == "whisper" else model.encoder.layer_norm
+        with torch.no_grad():
+            assert_equal(last, norm(numbered))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_weighted_sum(family: tuple[str, Any, Path], checkpointing: bool) -> None:
+    name, model, folder = family
+    encoder: Any = build(name, folder, layer="weighted", gradient_checkpointing=checkpointing).train(checkpointing)
+    names = [key for key, tensor in encoder.named_parameters() if tensor.requires_grad]
+    assert names == ["weighted.weights"]
+    with torch.no_grad():
+        states = torch.stack(hidden_states(name, model, encoder))
+        assert_equal(encoder(*audio()).values, states.mean(0))
+        encoder.weighted.weights.copy_(torch.tensor([0.3, -1.0, 2.0, 0.5]))
+    frames = encoder(*audio()).values
+    shares = encoder.weighted.weights.detach().clone().requires_grad_()
+    wanted = (shares.softmax(0)[:, None, None, None] * states).sum(0)
+    assert_equal(frames.detach(), wanted.detach())
+    frames.square().sum().backward()
+    wanted.square().sum().backward()
+    assert shares.grad is not None
+    assert_equal(encoder.weighted.weights.grad, shares.grad)
+
+
+@pytest.mark.parametrize("layer", [2, "weighted"])
+def test_rebuilt_without_its_checkpoint(family: tuple[str, Any, Path], layer: int | str) -> None:
+    name, _, folder = family
+    encoder = build(name, folder, layer=layer)
+    config = ENCODERS.parse({"name": name, "pretrained": "moved/away", "layer": layer})
+    rebuilt = ENCODERS.build(config, EncoderContext(json.loads(json.dumps(encoder.architecture())))).eval()
+    rebuilt.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        assert torch.equal(rebuilt(*audio()).values, encoder(*audio()).values)
+
+
+def test_a_layer_that_is_not_there(family: tuple[str, Any, Path]) -> None:
+    name, _, folder = family
+    message = f"encoder.layer: this {name} has 3 layers, and no layer 4; give a number from 1 to 3, last or weighted"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        build(name, folder, layer=4)
+
+
+def test_a_key_below_the_chosen_layer_is_still_missed(family: tuple[str, Any, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name, _, folder = family
+    tensors = load_file(folder / "model.safetensors")
+    key = next(key for key in tensors if "layers.1." in key and "decoder" not in key and "conv_layers" not in key)
+    del tensors[key]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(UserError, match=r"does not hold exactly the weights of \w+; 1 missing: \S*layers\.1\."):
+        build(name, tmp_path, layer=2)
+
+
+# --- the kit
+
+
+def rebuilt_by(name: str, change: Callable[[Any, Any], Any], patch: pytest.MonkeyPatch) -> EncoderConfig:
+    """The ``tiny()`` config of an encoder, with ``change(part, config)`` done to whatever is built from it."""
+    entry = ENCODERS.entry(name)
+
+    def built(config: Any, context: Any) -> Any:
+        part = entry.build(config, context)
+        return change(part, config) or part
+
+    patch.setitem(ENCODERS._entries, name, Entry(entry.name, entry.config, built))
+    tiny: EncoderConfig = entry.config.tiny()
+    return tiny
+
+
+def freezes_the_sum(part: Any, config: EncoderConfig) -> None:
+    if part.weighted is not None:
+        part.weighted.requires_grad_(False)
+
+
+def keeps_a_layer_more(part: Any, config: EncoderConfig) -> None:
+    if config.layer == 1:
+        part.model.encoder.unused = nn.Linear(200, 200).requires_grad_(not config.freeze)
+
+
+WAVLM = ENCODERS.entry("wavlm").build
+
+
+def ignores_the_number(part: Any, config: EncoderConfig) -> Any:
+    return WAVLM(config.model_copy(update={"layer": 2}), EncoderContext()) if config.layer == 1 else None
+
+
+def adds_to_numbered_layers(part: Any, config: EncoderConfig) -> None:
+    if isinstance(config.layer, int):
+        part.model.encoder.layers[0].register_forward_hook(lambda module, args, output: (output[0] + 1, output[1]))
+
+
+def another_linear_layer(part: Any, config: EncoderConfig) -> None:
+    part.spare = nn.Linear(1, 1)
+
+
+def attends_past_adapters(part: Any, config: EncoderConfig) -> None:
+    """As transformers' own WavLM does."""
+    for layer in part.model.encoder.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            project = getattr(layer.attention, name)
+            if hasattr(project, "base_layer"):
+                project.forward = project.base_layer.forward
+
+
+def differs_by_attention(part: Any, config: EncoderConfig) -> None:
+    if config.attention == "sdpa":
+        part.model.encoder.layers[0].register_forward_hook(lambda module, args, output: (1.001 * output[0], output[1]))
+
+
+def forgets_checkpointing(part: Any, config: EncoderConfig) -> None:
+    part.model.activation_checkpointing_disable()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check", "message"),
+    [
+        (freezes_the_sum, "layers", r"there must be one trainable vector, .* and there are \[\]"),
+        (keeps_a_layer_more, "layers", r"layer: 1: it has keys that the sum of all has not: model\.encoder\.unused"),
+        (ignores_the_number, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
+        (adds_to_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
+        (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the encoder has \[.*'spare'"),
+        (attends_past_adapters, "linear_layers", r"no gradient reaches \S*attention\.\w_proj\.lora_"),
+        (differs_by_attention, "attentions", r"attention: sdpa, and auto: values differ"),
+        (forgets_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false computes nothing again"),
+    ],
+)
+def test_the_kit_notices(
+    mistake: Callable[[Any, Any], Any], check: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = rebuilt_by("wavlm", mistake, monkeypatch)
+    (run,) = [found for found in ENCODER_CHECKS if found.__name__ == f"check_{check}"]
+    with pytest.raises(AssertionError, match=f"^wavlm: .*{message}"):
+        run(config)

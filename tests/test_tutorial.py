@@ -1,0 +1,98 @@
+"""The code and the commands of docs/write_a_projector.md, as a reader would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny_recipe, write_clips
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "write_a_projector.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's files, installed: a folder of packages with the page's entry point."""
+    folder = tmp_path_factory.mktemp("site")
+    for kind, text in BLOCKS:
+        if kind == "python":
+            name = re.match(r"# (\w+\.py)\n", text)
+            assert name, "each Python block starts with the name of its file"
+            (folder / name.group(1)).write_text(text)
+    (toml,) = (text for kind, text in BLOCKS if kind == "toml")
+    group = re.search(r'entry-points\."([\w.]+)"', toml)
+    assert group
+    metadata = folder / "attentive-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: attentive\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{group.group(1)}]\nattentive = attentive\n")
+    return folder
+
+
+def call(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_the_file_is_as_short_as_promised() -> None:
+    code = next(text for kind, text in BLOCKS if kind == "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 60
+
+
+def test_the_contract_holds(site: Path) -> None:
+    done = call(site, "-m", "pytest", "-q", "-c", os.devnull, "-W", "error", str(site / "test_attentive.py"))
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_a_mask_left_out_is_found(site: Path, tmp_path: Path) -> None:
+    code = (site / "attentive.py").read_text()
+    assert ".masked_fill(~frames.mask(), LOWEST)" in code
+    broken = code.replace(".masked_fill(~frames.mask(), LOWEST)", "")
+    (tmp_path / "attentive.py").write_text(broken)
+    (tmp_path / "test_attentive.py").write_text((site / "test_attentive.py").read_text())
+    done = call(tmp_path, "-m", "pytest", "-q", "-c", os.devnull, str(tmp_path / "test_attentive.py"))
+    assert done.returncode == 1
+    assert "AssertionError: attentive: a clip of" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in COMMANDS if line[1] in ("list", "reference", "validate")], ids=" ".join
+)
+def test_a_command_that_looks(site: Path, command: list[str]) -> None:
+    done = call(site, "-m", "tiny_audio.cli", *command[1:])
+    assert done.returncode == 0, done.stderr
+    assert "attentive" in done.stdout
+
+
+def test_it_trains(site: Path, tmp_path: Path) -> None:
+    """The page's first training command, on a tiny recipe in the quickstart's place."""
+    (command,) = (line for line in COMMANDS if line[1] == "run")
+    document = tiny_recipe(tmp_path)
+    write_clips(tmp_path, 8)
+    document["training"]["steps"] = 3
+    (tmp_path / "recipe.yaml").write_text(json.dumps(document))
+    output = tmp_path / "run"
+    done = call(
+        site, "-m", "tiny_audio.cli", "run", str(tmp_path / "recipe.yaml"), *command[3:], "--output-dir", str(output)
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "report.json").read_text())
+    assert next(part for part in report["parts"] if part["part"] == "projector")["name"] == "attentive"

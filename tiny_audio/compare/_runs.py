@@ -1,0 +1,186 @@
+"""Finished runs read back from their folders, and their hypotheses paired by utterance."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.registry import did_you_mean
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder whose every stage is done.
+
+    Args:
+        name: what tables call it.
+        folder: where it lies.
+        report: its ``report.json``.
+    """
+
+    name: str
+    folder: Path
+    report: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> FinishedRun:
+        """Raises :class:`UserError` where the folder is none, holds no run, or a run that is not finished."""
+        if not folder.is_dir():
+            found = "is no folder" if folder.exists() else "does not exist"
+            raise UserError(f"{folder} {found}; give the folder that `tiny-audio run` wrote")
+        if not (folder / "state.json").exists():
+            inside = sorted(path.parent for path in folder.glob("*/state.json"))
+            hint = f"one in it, such as {inside[0]}" if inside else "the one that `tiny-audio run` wrote"
+            raise UserError(f"{folder} is no run's folder (it has no state.json); give {hint}")
+        if not (folder / "report.json").exists():
+            raise UserError(
+                f"{folder} is a run that is not finished (it has no report.json); continue it by the command that "
+                f"started it, or by: tiny-audio run {folder / 'recipe.yaml'} --output-dir {folder}"
+            )
+        return cls(name, folder, _object(folder / "report.json"))
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """What ``report.json`` says of each set that was scored."""
+        scores: dict[str, dict[str, Any]] = self.report["evaluation"]
+        return scores
+
+    @property
+    def group_by(self) -> str | None:
+        """The metadata column whose groups were resampled whole."""
+        column: str | None = self.report["recipe"]["evaluation"]["group_by"]
+        return column
+
+    def rows(self, set_name: str) -> dict[str, Row]:
+        """The raw hypotheses of a set, by utterance id."""
+        path = self.folder / "evaluation" / f"{set_name}.jsonl"
+        if not path.exists():
+            raise UserError(f"{path} is missing, although {self.folder} is finished; run its command again")
+        rows = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+                rows[row["id"]] = {key: row[key] for key in ("id", "duration", "text", "pred_text", "ctc_text")} | {
+                    "metadata": row["metadata"]
+                }
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{path}, line {number}: is no row of hypotheses; delete the file and run its command again"
+                ) from None
+        return rows
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: the runs of one recipe, alike but for their seeds; as a rule a single one."""
+
+    name: str
+    runs: tuple[FinishedRun, ...]
+
+
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """The runs, called by as much of their paths' ends as tells them apart; one given twice gets a number."""
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    distinct = len(set(paths))
+    names = next(
+        names
+        for depth in range(1, max(len(path.parts) for path in paths) + 1)
+        if len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) == distinct
+    )
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    named = (f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True))
+    return [FinishedRun.read(folder, name) for folder, name in zip(folders, named, strict=True)]
+
+
+def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
+    """Sets that all runs were scored on, or of these the one that is wanted.
+
+    Raises:
+        UserError: there is none; names the sets of each run.
+    """
+    shared = [name for name in runs[0].scores if all(name in run.scores for run in runs)]
+    if not shared:
+        listed = "; ".join(f"{run.name}: {', '.join(run.scores) or 'none'}" for run in runs)
+        raise UserError(
+            f"there is no set that all of these runs were scored on ({listed}); add one to data.evaluation of each "
+            "and run its command again, which only scores"
+        )
+    if wanted is None:
+        return shared
+    if wanted not in shared:
+        raise UserError(f"--set {wanted}: not all of these runs were scored on it; {did_you_mean(wanted, shared)}")
+    return [wanted]
+
+
+def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> tuple[list[list[Row]], int]:
+    """The rows of each run, in one order of utterances.
+
+    Args:
+        common: use the utterances that all runs have with the same reference, instead of refusing others.
+
+    Returns:
+        the rows, run by run, and how many of the utterances of any run were left out.
+
+    Raises:
+        UserError: the utterances or references differ, or nothing is common.
+    """
+    tables = [run.rows(set_name) for run in runs]
+    first = tables[0]
+    ids = [
+        name
+        for name, row in first.items()
+        if all(name in table and table[name]["text"] == row["text"] for table in tables[1:])
+    ]
+    left_out = len(set().union(*tables)) - len(ids)
+    if not ids:
+        raise UserError(
+            f"{set_name}: no utterance with the same reference is in all of these runs, so that there is nothing to "
+            "compare; score them on the same clips"
+        )
+    if left_out and not common:
+        differing = zip(runs[1:], tables[1:], strict=True)
+        lines = [line for run, table in differing for line in _differences(runs[0].name, first, run.name, table)]
+        raise UserError(
+            "\n  ".join([f"{set_name}: the runs were scored on different clips:", *lines])
+            + f"\n{len(ids)} utterances are the same in all: --common compares those"
+        )
+    return [[table[name] for name in ids] for table in tables], left_out
+
+
+def _differences(name: str, table: dict[str, Row], other_name: str, other: dict[str, Row]) -> list[str]:
+    lines = []
+    for here, there, whose in ((table, other, name), (other, table, other_name)):
+        missing = [row for row in here if row not in there]
+        if missing:
+            lines.append(f"{len(missing)} only in {whose}, such as {missing[0]}")
+    changed = [row for row in table if row in other and table[row]["text"] != other[row]["text"]]
+    if changed:
+        example = changed[0]
+        lines.append(
+            f"{len(changed)} with another reference in {other_name} than in {name}, such as {example}: "
+            f"{_shown(other[example]['text'])} and {_shown(table[example]['text'])}"
+        )
+    return lines
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not {"evaluation", "recipe", "training", "parameters"} <= content.keys():
+        raise UserError(f"{path} is no run's report; delete it and run the run's command again, which writes it anew")
+    return content

@@ -1,0 +1,41 @@
+"""Parts of a set: by duration, and by each metadata column with few values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from tiny_audio.compare._runs import Row
+
+_MAX_VALUES = 12
+_MIN_UTTERANCES = 40
+"""Sets below it are not cut up by duration: quarters of it say nothing."""
+
+
+def slices(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[int]]]:
+    """(column, value, places in ``rows``) of every slice; a column's slices cover all rows, and are at least two."""
+    if len(rows) >= _MIN_UTTERANCES:
+        yield from _by_duration([row["duration"] for row in rows])
+    for column in dict.fromkeys(key for row in rows for key in row["metadata"]):
+        values = [row["metadata"].get(column) for row in rows]
+        found = sorted({value for value in values if value is not None})
+        if 1 <= len(found) <= _MAX_VALUES and len(set(values)) > 1:
+            for value in [*found, *([None] if None in values else [])]:
+                places = [place for place, given in enumerate(values) if given == value]
+                yield column, "(not given)" if value is None else value, places
+
+
+def _by_duration(seconds: Sequence[float]) -> Iterator[tuple[str, str, list[int]]]:
+    """Quarters of the set, with borders of a round tenth of a second; fewer where many clips are equally long."""
+    quartiles = np.round(np.percentile(seconds, [25, 50, 75]), 1)
+    borders = sorted({float(border) for border in quartiles if border < max(seconds)})
+    names = [f"to {border:g} s" for border in borders[:1]]
+    names += [f"{low:g} to {high:g} s" for low, high in pairwise(borders)]
+    names += [f"over {border:g} s" for border in borders[-1:]]
+    buckets = np.searchsorted(borders, seconds, side="left")
+    filled = [(name, np.flatnonzero(buckets == number).tolist()) for number, name in enumerate(names)]
+    filled = [(name, places) for name, places in filled if places]
+    if len(filled) > 1:
+        yield from (("duration", name, places) for name, places in filled)

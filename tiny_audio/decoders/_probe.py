@@ -1,0 +1,87 @@
+"""Whether a language model does what a decoder must, asked of the model itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders._causal_lm import CausalLMDecoder
+
+_LONG, _SHORT = 6, 3
+_PADDING = 10.0
+
+
+@torch.no_grad()
+def probe(decoder: CausalLMDecoder, name: str) -> None:
+    """Refuse a model that is not causal, or whose rows change with their padding; on the meta device, do nothing.
+
+    Every causal LM of transformers takes an attention mask, and some heed it in a part of their layers only, or let a
+    recurrent state run through the padding. Takes five passes over two rows of six positions.
+
+    Raises:
+        UserError: says what does not hold.
+    """
+    weight = next(decoder.parameters())
+    if weight.is_meta:
+        return
+    training = decoder.training
+    decoder.eval()
+    try:
+        problem = _problem(decoder, weight.device)
+    except Exception as error:  # whatever a family raises is its answer
+        problem = (
+            f"fails on embeddings in a padded batch: {type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
+        )
+    finally:
+        decoder.train(training)
+    if problem:
+        raise UserError(f"causal_lm: {name} {problem}; choose another family")
+
+
+def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
+    vocabulary = len(decoder.model.get_input_embeddings().weight)
+    ids = torch.arange(2 * _LONG, device=device).reshape(2, _LONG) % vocabulary
+    embeddings = decoder.embed(ids)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, _SHORT:] = False
+    # Rounding in half precision, through many layers, is far from small; a leak is larger still.
+    allowed = 1e-3 if embeddings.dtype == torch.float32 else 0.3
+    garbage = _PADDING * embeddings.float().pow(2).mean().sqrt().to(embeddings.dtype)
+
+    def logits(rows: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = decoder(rows, mask, mask)
+        return found.float()
+
+    def differ(found: Tensor, wanted: Tensor) -> bool:
+        return bool((found.float() - wanted).pow(2).mean().sqrt() > allowed * wanted.std())
+
+    wanted = logits(embeddings, torch.ones_like(mask))
+    if differ(decoder.model(input_ids=ids, use_cache=False).logits.flatten(0, 1), wanted):
+        return "does more with token ids than look up embeddings"
+    later = embeddings.clone()
+    later[:, -1] = garbage
+    # [2 · L, V]
+    found = logits(later, torch.ones_like(mask)).view(2, _LONG, -1)
+    if differ(found[:, :-1], wanted.view(2, _LONG, -1)[:, :-1]):
+        return "is not causal: what comes later changes what it says before"
+    padded = embeddings.masked_fill(~mask[..., None], garbage)
+    alone = wanted.view(2, _LONG, -1)[1, :_SHORT]
+    if differ(logits(padded, mask)[_LONG:], alone):
+        return "reads what is in the padding of a batch"
+    # Rolled, the short row is padded on its left.
+    rolled, left = padded.clone(), mask.clone()
+    rolled[1], left[1] = padded[1].roll(_LONG - _SHORT, 0), mask[1].roll(_LONG - _SHORT)
+    settings: dict[str, Any] = {
+        "max_new_tokens": 1,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    settings |= {"eos_token_id": None, "pad_token_id": 0}
+    (together,) = decoder.generate(rolled, left, **settings).logits
+    if differ(together[1], alone[-1]):
+        return "generates something else when its batch is padded on the left"
+    return None

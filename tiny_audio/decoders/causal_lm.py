@@ -1,0 +1,99 @@
+"""Any other causal language model that transformers itself ships; code from the hub is not run."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
+from tiny_audio.decoders._causal_lm import TINY_LLAMA, build_causal_lm
+from tiny_audio.decoders._probe import probe
+from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
+from tiny_audio.pretrained import published_architecture
+from tiny_audio.registry import did_you_mean
+
+
+class CausalLMConfig(DecoderConfig):
+    """Any other causal LM of transformers, such as Granite, OLMo or Pythia, with or without a chat template."""
+
+    name: Literal["causal_lm"] = "causal_lm"
+    pretrained: str = ""
+    """Hub id or local folder of the checkpoint, its tokenizer included; there is no default."""
+    model_type: str | None = None
+    """Architecture of ``init: random``, as transformers calls it, such as ``granite``; a checkpoint says its own."""
+
+    @model_validator(mode="after")
+    def _check_model_type(self) -> CausalLMConfig:
+        if not self.pretrained and (self.init == "pretrained" or self.tokenizer is None):
+            raise ValueError("pretrained: is missing, and has no default; give a hub id or the folder of a checkpoint")
+        if self.init == "random" and self.model_type is None:
+            raise ValueError("model_type: init: random needs an architecture to build, such as model_type: granite")
+        if self.init == "pretrained" and self.model_type is not None:
+            raise ValueError("model_type: a checkpoint says its own; remove model_type, or set init: random")
+        return self
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Granite, which scales embeddings, residuals and logits; two layers of 32 channels."""
+        scales = {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "logits_scaling": 4.0}
+        return cls(
+            init="random",
+            model_type="granite",
+            overrides=TINY_LLAMA | scales,
+            tokenizer=TrainedTokenizerConfig(kind="characters"),
+            freeze=False,
+        )
+
+
+@DECODERS.register
+def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Decoder:
+    """The model class that transformers has for the checkpoint's, or the given, architecture.
+
+    A new build is probed, since families differ in what they do with embeddings, masks and positions.
+
+    Raises:
+        UserError: transformers has no causal LM of that architecture, or it cannot read embeddings in padded batches.
+    """
+    architecture = context.architecture or published_architecture(config) or {"model_type": config.model_type}
+    model_class, config_class = _classes(config, architecture.get("model_type"))
+    decoder = build_causal_lm(model_class, config, context, config_class)
+    if context.architecture is None:
+        probe(decoder, config.pretrained if config.init == "pretrained" else str(config.model_type))
+    return decoder
+
+
+def _classes(config: CausalLMConfig, model_type: object) -> tuple[Any, Any]:
+    """The model and config classes of transformers."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if config.init == "random":
+            raise UserError(
+                f"model_type: transformers has no causal LM called {model_type!r}; "
+                f"{did_you_mean(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+            )
+        raise UserError(
+            f"causal_lm: {config.pretrained} is a {model_type!r} checkpoint, and transformers has no causal LM of that "
+            "name (code that comes with a checkpoint is not run); choose another checkpoint"
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    # Models of images and sound hold a language model among other parts, and its config inside theirs.
+    if "text_config" in config_class.sub_configs or config_class().is_encoder_decoder:
+        raise UserError(
+            f"causal_lm: {model_type} is more than a language model; choose a checkpoint that reads text only, and "
+            "has no encoder"
+        )
+    needed = {"inputs_embeds", "attention_mask", "logits_to_keep"} - set(
+        inspect.signature(model_class.forward).parameters
+    )
+    if needed:
+        raise UserError(
+            f"causal_lm: {model_class.__name__} does not take {', '.join(sorted(needed))}, and so cannot read audio; "
+            "choose another family"
+        )
+    return model_class, config_class

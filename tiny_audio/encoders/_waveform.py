@@ -1,0 +1,196 @@
+"""What the encoders of raw waveforms share: HuBERT, wav2vec 2.0 and WavLM differ in how their layers attend."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Collection
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
+from tiny_audio.frames import Frames, length_mask
+from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+
+SAMPLE_RATE = 16_000
+KERNELS = (10, 3, 3, 3, 3, 2, 2)
+STRIDES = (5, 2, 2, 2, 2, 2, 2)
+"""The convolutions of every published checkpoint of these families: 320 samples a frame."""
+
+LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
+"""Those that all of the families have."""
+
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
+"""Two layers of 32 channels, of the kind that takes a mask."""
+
+
+class WaveformConfig(EncoderConfig, ABC):
+    """Base of the families' configs."""
+
+    linear_layers: ClassVar[tuple[str, ...] | None] = LINEAR_LAYERS
+    ctc_head: ClassVar[str | None] = "lm_head"
+
+    normalize: bool = True
+    """Give each clip mean 0 and variance 1, as the released large checkpoints expect. Front ends with a group norm, the
+    base checkpoints', put out the same either way."""
+    train_front_end: bool = False
+    """Train the convolutions too. Where they do not train, no gradient is computed for them."""
+
+    @model_validator(mode="after")
+    def _check_front_end(self) -> Self:
+        if self.train_front_end and self.freeze:
+            raise ValueError("train_front_end has no effect under freeze: true; remove it, or set freeze: false")
+        return self
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames after the convolutions."""
+        kernels, strides = self.overrides.get("conv_kernel", KERNELS), self.overrides.get("conv_stride", STRIDES)
+        return int(_num_frames(torch.tensor(num_samples), kernels, strides))
+
+    def max_duration_s(self) -> float | None:
+        """Positions are relative: no limit."""
+        return None
+
+
+def build_waveform_encoder(
+    model_class: Any,
+    config: WaveformConfig,
+    context: EncoderContext,
+    *,
+    not_used: Collection[str] = (),
+    attention: str | None = None,
+) -> WaveformEncoder:
+    """A transformers model from a checkpoint, with or without a head on it, or a random one.
+
+    Args:
+        model_class: the family's bare ``transformers`` model.
+        config: what the recipe says.
+        context: what surrounds the encoder.
+        not_used: regular expressions of keys that legitimate checkpoints of the family have beside its CTC head.
+        attention: transformers' implementation; None is what the config says.
+
+    Raises:
+        UserError: see :mod:`tiny_audio.pretrained`; or the checkpoint has an adapter on top.
+    """
+    architecture = transformers_config(
+        model_class.config_class,
+        config,
+        context.architecture,
+        hidden_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        attention_dropout=config.dropout,
+        feat_proj_dropout=config.dropout,
+        final_dropout=config.dropout,
+        layerdrop=0.0,
+        # SpecAugment is the recipe's `augmentation`, for every encoder alike.
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+    )
+    refuse_adapter(architecture, config)
+    prefix = rf"({model_class.base_model_prefix}\.)?"
+    cut = keep_layers(architecture, config, rf"{prefix}encoder\.layers")
+    architecture._attn_implementation = attention or attention_for(config)
+    if context.architecture is not None:
+        model = model_class._from_config(architecture)
+    else:
+        # A CTC head, and the learned vector of transformers' own SpecAugment.
+        ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
+        model = load_weights(model_class, architecture, config, ignored)
+    prepare_training(model, config)
+    if not config.train_front_end:  # requires_grad alone would leave the gradient flowing through their input
+        model.feature_extractor._freeze_parameters()
+    return WaveformEncoder(model, config)
+
+
+class WaveformEncoder(Encoder):
+    """A transformers model of a waveform family with padding kept out of every statistic."""
+
+    def __init__(self, model: Any, config: WaveformConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.normalize = config.normalize
+        self.dim: int = model.config.hidden_size
+        self.frame_rate = SAMPLE_RATE / math.prod(model.config.conv_stride)
+        # Group norm takes its statistics over time: there, padding would leak into every frame.
+        self.per_clip: bool = model.config.feat_extract_norm == "group"
+        self.weighted = weighted_layers(config, model.config.num_hidden_layers)
+        if config.layer != "last" and model.config.do_stable_layer_norm:
+            model.encoder.layer_norm = nn.Identity()  # it was trained on the last layer's output alone
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Frames after the convolutions; a clip shorter than one frame counts as one."""
+        return _num_frames(num_samples, self.model.config.conv_kernel, self.model.config.conv_stride)
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
+        """Convolution features ``[B, T, C]``; clip by clip where the front end normalises over time."""
+        mask = length_mask(lengths, waveforms.shape[1])
+        audio = waveforms.float() * mask
+        if self.normalize:
+            count = lengths.clamp(min=1)[:, None]
+            mean = audio.sum(1, keepdim=True) / count
+            variance = (((audio - mean) * mask) ** 2).sum(1, keepdim=True) / count
+            audio = (audio - mean) * mask / torch.sqrt(variance + 1e-7)
+        shortest = _receptive_field(self.model.config.conv_kernel, self.model.config.conv_stride)
+        if audio.shape[1] < shortest:
+            audio = torch.nn.functional.pad(audio, (0, shortest - audio.shape[1]))
+        audio = audio.to(self.model.feature_extractor.conv_layers[0].conv.weight.dtype)
+        frame_lengths = self.num_frames(lengths)
+        if self.per_clip:
+            clips = [
+                self.model.feature_extractor(row[None, : max(int(length), shortest)])[0].T
+                for row, length in zip(audio, lengths, strict=True)
+            ]
+            values = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        else:
+            # [B, C, T] -> [B, T, C]
+            values = self.model.feature_extractor(audio).transpose(1, 2)
+        return Frames(values[:, : int(frame_lengths.max())], frame_lengths, self.frame_rate)
+
+    def encode(self, features: Frames) -> Frames:
+        """Projection, positional convolution and layers, padded frames zeroed and masked throughout."""
+        # The convolutions may be frozen in half precision below layers that train in full.
+        values = features.values.to(self.model.feature_projection.projection.weight.dtype)
+        projected = self.model.feature_projection(values)
+        # Some families also put out what they would have quantised.
+        hidden = projected[0] if isinstance(projected, tuple) else projected
+
+        def run() -> Tensor:
+            output: Tensor = self.model.encoder(hidden, attention_mask=features.mask()).last_hidden_state
+            return output
+
+        frames = run() if self.weighted is None else self.weighted(self.model.encoder.layers, run)
+        return Frames(frames, features.lengths, self.frame_rate)
+
+    def architecture(self) -> dict[str, Any]:
+        """The transformers config."""
+        return architecture_of(self.model.config)
+
+
+def _receptive_field(kernels: Any, strides: Any) -> int:
+    samples = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def _num_frames(num_samples: Tensor, kernels: Any, strides: Any) -> Tensor:
+    frames = num_samples.clamp(min=_receptive_field(kernels, strides))
+    for kernel, stride in zip(kernels, strides, strict=True):
+        frames = (frames - kernel) // stride + 1
+    return frames

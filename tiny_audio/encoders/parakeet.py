@@ -1,0 +1,226 @@
+"""Parakeet's encoder, a Fast Conformer (Rekesh et al. 2023, arXiv 2305.05084)."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders._layers import keep_layers, weighted_layers
+from tiny_audio.frames import Frames, length_mask
+from tiny_audio.pretrained import (
+    architecture_of,
+    attention_for,
+    load_weights,
+    prepare_training,
+    transformers_config,
+)
+
+SAMPLE_RATE = 16_000
+WINDOW = 400
+"""Samples of the analysis window, 25 ms."""
+HOP = 160
+"""Samples between mel frames, 10 ms."""
+NUM_FFT = 512
+PREEMPHASIS = 0.97
+
+_NOT_USED = (r"ctc_head\..*", r"decoder\..*", r"joint\..*", r"encoder_projector\..*")
+"""What a CTC, RNN-T or TDT recogniser has on top of the encoder."""
+
+
+class ParakeetConfig(EncoderConfig):
+    """Parakeet: log-mel front end, 12.5 frames a second, any length."""
+
+    # The relative positions are a bias on the attention, which Flash Attention does not take.
+    attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
+    linear_layers: ClassVar[tuple[str, ...] | None] = (
+        "linear",
+        "linear1",
+        "linear2",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "relative_k_proj",
+    )
+
+    name: Literal["parakeet"] = "parakeet"
+    pretrained: str = "nvidia/parakeet-ctc-1.1b"
+    """Hub id or local folder of a Parakeet checkpoint in the format of transformers: CTC, RNN-T, TDT or bare."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Mel frames after the strided convolutions: an eighth, rounded up."""
+        kernel, stride, factor = (self.overrides.get(name, value) for name, value in _SUBSAMPLING.items())
+        return int(_num_frames(_num_mel_frames(torch.tensor(num_samples)), kernel, stride, factor))
+
+    def max_duration_s(self) -> float | None:
+        """Positions are relative, and computed as far as a clip goes: no limit."""
+        return None
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two layers of 32 channels."""
+        overrides: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "num_mel_bins": 40,
+            "subsampling_conv_channels": 8,
+        }
+        return cls(init="random", overrides=overrides, freeze=False)
+
+
+_SUBSAMPLING: dict[str, Any] = {
+    "subsampling_conv_kernel_size": 3,
+    "subsampling_conv_stride": 2,
+    "subsampling_factor": 8,
+}
+
+
+@ENCODERS.register
+def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
+    """Take the encoder out of a Parakeet checkpoint, or make a random one."""
+    from transformers import ParakeetEncoder as Layers
+    from transformers import ParakeetEncoderConfig as Architecture
+
+    architecture = transformers_config(
+        Architecture,
+        config,
+        context.architecture,
+        section="encoder_config",
+        dropout=config.dropout,
+        dropout_positions=config.dropout,
+        attention_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        layerdrop=0.0,
+    )
+    cut = keep_layers(architecture, config, r"(encoder\.)?layers")
+    architecture._attn_implementation = attention_for(config)
+    if context.architecture is not None:
+        model = Layers._from_config(architecture)
+    else:
+        model = load_weights(Layers, architecture, config, ignored=(*_NOT_USED, *cut))
+        if config.init == "random":
+            _initialize(model)
+    for layer in model.layers:
+        layer.conv.norm = _FixedBatchNorm.of(layer.conv.norm)
+    prepare_training(model, config)
+    return ParakeetEncoder(model, config)
+
+
+def _initialize(model: Any) -> None:
+    """Scale random weights by their fan-in.
+
+    transformers draws them all at 0.02, and after three convolutions on a few channels nothing would be left of the
+    signal.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+
+
+class _FixedBatchNorm(nn.BatchNorm1d):
+    """Batch norm with the checkpoint's statistics in training too.
+
+    A batch's own would make a clip's frames depend on its neighbours and their padding, and change a frozen encoder.
+    """
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d) -> _FixedBatchNorm:
+        """The same tensors under the same names."""
+        fixed = cls(norm.num_features, norm.eps)
+        for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+            setattr(fixed, name, tensor)
+        return fixed
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, D, T]`` -> ``[B, D, T]``."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        statistics = self.running_mean.float(), self.running_var.float()
+        weights = self.weight.float(), self.bias.float()
+        return F.batch_norm(input.float(), *statistics, *weights, eps=self.eps).to(input.dtype)
+
+
+class ParakeetEncoder(Encoder):
+    """transformers' Parakeet encoder, always under a mask."""
+
+    def __init__(self, model: Any, config: ParakeetConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.dim: int = model.config.hidden_size
+        self.subsampling = tuple(getattr(model.config, name) for name in _SUBSAMPLING)
+        self.frame_rate = SAMPLE_RATE / HOP / self.subsampling[-1]
+        self.weighted = weighted_layers(config, model.config.num_hidden_layers)
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Mel frames after the strided convolutions; a clip shorter than a mel frame counts as one."""
+        return _num_frames(_num_mel_frames(num_samples), *self.subsampling)
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
+        """Log-mel ``[B, F, mels]``, each bin of a clip with mean 0 and variance 1, as Parakeet's feature extractor."""
+        num_mel_frames = _num_mel_frames(lengths)
+        size = (int(num_mel_frames.max()) - 1) * HOP + NUM_FFT // 2
+        audio = waveforms.float()[:, :size]
+        audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
+        audio = audio * length_mask(lengths, audio.shape[1])
+        # Silence around the clip: half a window before it, and after it as far as the last window reaches.
+        audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
+        window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
+        spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)
+        power = spectrum.abs() ** 2
+        filters = _mel_filters(self.model.config.num_mel_bins).to(power)
+        # [B, bins, F] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        with torch.autocast(power.device.type, enabled=False):
+            mel = (torch.einsum("bif,im->bfm", power, filters) + 2.0**-24).log()
+        mask = length_mask(num_mel_frames, mel.shape[1])[..., None]
+        count = num_mel_frames[:, None, None]
+        mean = (mel * mask).sum(1, keepdim=True) / count
+        variance = ((mel - mean) ** 2 * mask).sum(1, keepdim=True) / (count - 1).clamp(min=1)
+        return Frames((mel - mean) / (variance.sqrt() + 1e-5) * mask, num_mel_frames, SAMPLE_RATE / HOP)
+
+    def encode(self, features: Frames) -> Frames:
+        """Strided convolutions and layers, padded frames zeroed and masked throughout."""
+        values = features.zeroed().values.to(self.model.subsampling.layers[0].weight.dtype)
+
+        def run() -> Tensor:
+            output: Tensor = self.model(values, attention_mask=features.mask()).last_hidden_state
+            return output
+
+        frames = run() if self.weighted is None else self.weighted(self.model.layers, run)
+        return Frames(frames, _num_frames(features.lengths, *self.subsampling), self.frame_rate)
+
+    def architecture(self) -> dict[str, Any]:
+        """The transformers config."""
+        return architecture_of(self.model.config)
+
+
+def _num_mel_frames(num_samples: Tensor) -> Tensor:
+    return (num_samples // HOP).clamp(min=1)
+
+
+def _num_frames(num_mel_frames: Tensor, kernel: int, stride: int, factor: int) -> Tensor:
+    frames = num_mel_frames
+    for _ in range(int(math.log2(factor))):
+        frames = (frames + (kernel - 1) // 2 * 2 - kernel) // stride + 1
+    return frames
+
+
+@lru_cache(maxsize=4)
+def _mel_filters(num_mels: int) -> Tensor:
+    """``[bins, mels]``. A constant and no buffer: a checkpoint need not hold it, and loading cannot lose it."""
+    import torchaudio
+
+    with torch.device("cpu"):  # also while a model is being built on the meta device
+        filters: Tensor = torchaudio.functional.melscale_fbanks(
+            NUM_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+    return filters

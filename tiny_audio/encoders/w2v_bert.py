@@ -1,0 +1,185 @@
+"""W2v-BERT 2.0 (Barrault et al. 2023, arXiv 2312.05187): a Conformer pre-trained on 4.5 million hours."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
+from tiny_audio.frames import Frames, length_mask
+from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+
+SAMPLE_RATE = 16_000
+WINDOW = 400
+"""Samples of the analysis window, 25 ms."""
+HOP = 160
+"""Samples between filter-bank frames, 10 ms."""
+NUM_FFT = 512
+PREEMPHASIS = 0.97
+STACK = 2
+"""Filter-bank frames that make one frame of the encoder."""
+
+_NOT_USED = (r"lm_head\..*", r"(wav2vec2_bert\.)?masked_spec_embed")
+"""A CTC head, and the vector of transformers' own SpecAugment."""
+
+
+class W2vBertConfig(EncoderConfig):
+    """W2v-BERT 2.0: filter-bank front end, 50 frames a second, any length."""
+
+    # The relative positions are a bias on the attention, which Flash Attention does not take.
+    attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
+    linear_layers: ClassVar[tuple[str, ...] | None] = (
+        "projection",
+        "linear_q",
+        "linear_k",
+        "linear_v",
+        "linear_out",
+        "intermediate_dense",
+        "output_dense",
+    )
+    ctc_head: ClassVar[str | None] = "lm_head"
+
+    name: Literal["w2v-bert"] = "w2v-bert"
+    pretrained: str = "facebook/w2v-bert-2.0"
+    """Hub id or local folder of a W2v-BERT checkpoint, with or without a CTC head."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Pairs of whole windows; a window without a partner is left out."""
+        return int(_num_frames(torch.tensor(num_samples)))
+
+    def max_duration_s(self) -> float | None:
+        """Positions are relative: no limit."""
+        return None
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two layers of 32 channels."""
+        overrides: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "feature_projection_input_dim": 80,
+            "conv_depthwise_kernel_size": 7,
+        }
+        return cls(init="random", overrides=overrides, freeze=False)
+
+
+@ENCODERS.register
+def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
+    """W2v-BERT from a checkpoint, with or without a CTC head on it, or a random one."""
+    from transformers import Wav2Vec2BertConfig as Architecture
+    from transformers import Wav2Vec2BertModel
+
+    architecture = transformers_config(
+        Architecture,
+        config,
+        context.architecture,
+        hidden_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        attention_dropout=config.dropout,
+        feat_proj_dropout=config.dropout,
+        conformer_conv_dropout=config.dropout,
+        final_dropout=config.dropout,
+        layerdrop=0.0,
+        # SpecAugment is the recipe's `augmentation`, for every encoder alike.
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+    )
+    refuse_adapter(architecture, config)
+    cut = keep_layers(architecture, config, r"(wav2vec2_bert\.)?encoder\.layers")
+    architecture._attn_implementation = attention_for(config)
+    if context.architecture is not None:
+        model = Wav2Vec2BertModel._from_config(architecture)
+    else:
+        model = load_weights(Wav2Vec2BertModel, architecture, config, ignored=(*_NOT_USED, *cut))
+    prepare_training(model, config)
+    return W2vBertEncoder(model, config)
+
+
+class W2vBertEncoder(Encoder):
+    """transformers' W2v-BERT behind a filter bank that is computed on the clip's own device."""
+
+    def __init__(self, model: Any, config: W2vBertConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.dim: int = model.config.hidden_size
+        self.frame_rate = SAMPLE_RATE / HOP / STACK
+        self.num_mels: int = model.config.feature_projection_input_dim // STACK
+        self.weighted = weighted_layers(config, model.config.num_hidden_layers)
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Pairs of whole windows; a clip shorter than one pair counts as one."""
+        return _num_frames(num_samples)
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
+        """Filter bank ``[B, F, mels]`` as Kaldi and w2v-BERT's feature extractor compute it, F even.
+
+        Each bin of a clip has mean 0 and variance 1 over all its windows, the one without a partner included.
+        """
+        num_windows = _num_windows(lengths)
+        size = (int(num_windows.max()) - 1) * HOP + WINDOW
+        audio = waveforms.float()[:, :size]
+        audio = F.pad(audio * length_mask(lengths, audio.shape[1]), (0, size - audio.shape[1]))
+        # [B, S] -> [B, F, 400], in the 16-bit integers' range
+        windows = audio.unfold(1, WINDOW, HOP) * 2**15
+        windows = windows - windows.mean(-1, keepdim=True)
+        windows = windows - PREEMPHASIS * torch.cat([windows[..., :1], windows[..., :-1]], dim=-1)
+        taper = torch.hann_window(WINDOW, periodic=False, device=audio.device) ** 0.85
+        power = torch.fft.rfft(windows * taper, NUM_FFT).abs() ** 2
+        filters = _mel_filters(self.num_mels).to(power)
+        # [B, F, bins] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        with torch.autocast(power.device.type, enabled=False):
+            mel = (power @ filters).clamp(min=torch.finfo(torch.float32).eps).log()
+        mask = length_mask(num_windows, mel.shape[1])[..., None]
+        count = num_windows[:, None, None]
+        mean = (mel * mask).sum(1, keepdim=True) / count
+        variance = ((mel - mean) ** 2 * mask).sum(1, keepdim=True) / (count - 1)
+        values = (mel - mean) / torch.sqrt(variance + 1e-7)
+        paired = STACK * (num_windows // STACK)
+        return Frames(values[:, : int(paired.max())], paired, SAMPLE_RATE / HOP)
+
+    def encode(self, features: Frames) -> Frames:
+        """Pairs of windows stacked, then the layers with padded frames zeroed and masked throughout."""
+        # [B, 2·T, mels] -> [B, T, 2·mels]
+        values = torch.unflatten(features.values, 1, (-1, STACK)).flatten(2)
+        stacked = Frames(values, features.lengths // STACK, self.frame_rate)
+        projection = self.model.feature_projection
+        hidden, _ = projection(stacked.values.to(projection.layer_norm.weight.dtype))
+
+        def run() -> Tensor:
+            output: Tensor = self.model.encoder(hidden, attention_mask=stacked.mask()).last_hidden_state
+            return output
+
+        frames = run() if self.weighted is None else self.weighted(self.model.encoder.layers, run)
+        return Frames(frames, stacked.lengths, self.frame_rate)
+
+    def architecture(self) -> dict[str, Any]:
+        """The transformers config."""
+        return architecture_of(self.model.config)
+
+
+def _num_windows(num_samples: Tensor) -> Tensor:
+    """Whole windows in a clip; silence follows one that is too short for a pair."""
+    return (num_samples.clamp(min=WINDOW + HOP) - WINDOW) // HOP + 1
+
+
+def _num_frames(num_samples: Tensor) -> Tensor:
+    return _num_windows(num_samples) // STACK
+
+
+@lru_cache(maxsize=4)
+def _mel_filters(num_mels: int) -> Tensor:
+    """``[bins, mels]`` between 20 Hz and 8 kHz. A constant and no buffer: loading cannot lose it."""
+    from torchaudio.compliance import kaldi
+
+    with torch.device("cpu"):  # also while a model is being built on the meta device
+        filters, _ = kaldi.get_mel_banks(num_mels, NUM_FFT, SAMPLE_RATE, 20.0, SAMPLE_RATE / 2, 100.0, -500.0, 1.0)
+    # Kaldi leaves the Nyquist bin out.
+    return F.pad(filters, (0, 1)).T.contiguous()

@@ -1,0 +1,32 @@
+"""wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477): contrastive learning from raw waveforms."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
+from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_encoder
+
+_PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
+"""The contrastive task's own layers."""
+
+
+class Wav2Vec2Config(WaveformConfig):
+    """wav2vec 2.0: convolutions on the waveform, 50 frames a second, any length."""
+
+    name: Literal["wav2vec2"] = "wav2vec2"
+    pretrained: str = "facebook/wav2vec2-large-960h-lv60-self"
+    """Hub id or local folder of a wav2vec 2.0 checkpoint: bare, from pre-training, or with a CTC head."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two layers of 32 channels, of the kind that takes a mask."""
+        return cls(init="random", overrides=TINY, freeze=False)
+
+
+@ENCODERS.register
+def build_wav2vec2(config: Wav2Vec2Config, context: EncoderContext) -> Encoder:
+    """wav2vec 2.0 from a checkpoint, whatever head it has, or a random one."""
+    from transformers import Wav2Vec2Model
+
+    return build_waveform_encoder(Wav2Vec2Model, config, context, not_used=_PRETRAINING)

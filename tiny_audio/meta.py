@@ -1,0 +1,95 @@
+"""A recipe's model on the meta device: every shape and name of the real one, no weights and no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from tiny_audio.decoders import DECODERS, SPECIAL_TOKENS, DecoderContext
+from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.pretrained import TransformersPartConfig
+from tiny_audio.projectors import PROJECTORS, ProjectorContext
+from tiny_audio.published import read_architecture
+from tiny_audio.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tiny_audio.model import TinyAudioModel
+
+LETTERS = 28
+"""a to z, space, apostrophe: what is assumed of transcripts that have not been read."""
+
+_PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
+
+
+@dataclass(frozen=True)
+class MetaModel:
+    """A model without storage."""
+
+    model: TinyAudioModel
+    approximate: bool
+    """Whether sizes depend on a vocabulary that only transcripts can tell."""
+
+
+@dataclass(frozen=True)
+class _StandInTokenizer:
+    """The size of a tokenizer that is yet to be trained."""
+
+    size: int
+    pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int = 2
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
+    """The model that ``recipe`` would train.
+
+    Args:
+        recipe: a valid one.
+        prompt_tokens: how many ids the prompt has; the text of it needs the tokenizer.
+
+    Raises:
+        UserError: a part cannot be built, or its checkpoint is not in the shipped table and cannot be read.
+    """
+    from tiny_audio.model import TinyAudioConfig, TinyAudioModel
+
+    approximate = recipe.ctc is not None or recipe.decoder.tokenizer is not None
+    encoder_config, decoder_config = _portable(recipe.encoder), _portable(recipe.decoder)
+    with torch.device("meta"):
+        encoder = ENCODERS.build(encoder_config, EncoderContext(read_architecture(encoder_config)))
+        decoder = DECODERS.build(
+            decoder_config, DecoderContext(_stand_in_tokenizer(recipe), read_architecture(decoder_config))
+        )
+        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, embedding_rms=1.0)
+        projector = PROJECTORS.build(recipe.projector, context)
+        config = TinyAudioConfig(
+            encoder={"name": recipe.encoder.name},
+            projector={"name": recipe.projector.name},
+            decoder={"name": recipe.decoder.name},
+            ctc_characters=[chr(97 + number) for number in range(LETTERS)] if recipe.ctc else None,
+            prompt_suffix_ids=[0] * prompt_tokens,
+        )
+        model = TinyAudioModel(config, (encoder, projector, decoder))
+    return MetaModel(model, approximate)
+
+
+def _portable(part: _PartConfig) -> _PartConfig:
+    """As ``part``, without the attention that asks for another machine's packages; parameters do not depend on it."""
+    if part.attention != "flash_attention_2":
+        return part
+    return part.model_copy(update={"attention": "auto"})
+
+
+def _stand_in_tokenizer(recipe: Recipe) -> Any:
+    trained = recipe.decoder.tokenizer
+    if trained is not None:
+        return _StandInTokenizer(trained.vocab_size if trained.kind == "bpe" else LETTERS + len(SPECIAL_TOKENS))
+    if recipe.decoder.init == "pretrained":
+        return None  # its architecture says how many ids there are
+    from tiny_audio.decoders import load_tokenizer
+
+    return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

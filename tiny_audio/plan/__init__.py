@@ -1,0 +1,167 @@
+"""What a recipe costs, before it runs: memory, work, time and money, without weights and without a network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.plan import _step
+from tiny_audio.plan._changes import Change, changes_that_fit, room_for_clips
+from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GPUS, PRICES_SEEN, PROCESS_BYTES, Machine, machine
+from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst
+from tiny_audio.recipe import Recipe
+
+UTILIZATION = 0.4
+"""Share of the peak speed that well-fed training reaches; 0.2 is common, 0.5 is rare."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe costs, on one machine or on every GPU of the table."""
+
+    run_id: str
+    worst: Rehearsed
+    """The batch that takes the most memory."""
+    mean: Rehearsed
+    """A clip of mean length, which decides the time."""
+    training_audio_hours: float
+    """Audio that all steps see, repetitions included."""
+    utilization: float
+    rows: tuple[Row, ...]
+
+    def flops_per_audio_s(self) -> dict[str, dict[str, float]]:
+        """Part -> ``forward`` and ``backward``, for a second of a clip of mean length."""
+        audio_s = self.mean.shape.padded_s
+        return {
+            part: {direction: count / audio_s for direction, count in counts.items()}
+            for part, counts in self.mean.flops.items()
+        }
+
+    def total_parameters(self) -> dict[str, int]:
+        """``total`` and ``trainable``."""
+        return {key: sum(part[key] for part in self.worst.parameters.values()) for key in ("total", "trainable")}
+
+    def as_json(self) -> dict[str, Any]:
+        """Bytes, FLOPs, hours and US dollars."""
+        flops = self.flops_per_audio_s()
+        return {
+            "run_id": self.run_id,
+            "parts": self.worst.parts,
+            "parameters": self.worst.parameters | {"total": self.total_parameters()},
+            "approximate": self.worst.approximate,
+            "batch": asdict(self.worst.shape)
+            | {"text_tokens": self.worst.num_tokens, "prompt_tokens": self.worst.prompt_tokens},
+            "memory_bytes": self.worst.memory | {"peak": self.worst.peak_bytes},
+            "flops_per_audio_s": flops | {"total": sum(sum(counts.values()) for counts in flops.values())},
+            "training_audio_hours": self.training_audio_hours,
+            "assumptions": {
+                "utilization": self.utilization,
+                "mean_clip_s": self.mean.shape.duration_s,
+                "characters_per_s": _step.CHARACTERS_PER_S,
+                "fragmentation": FRAGMENTATION,
+                "context_bytes": CONTEXT_BYTES,
+                "process_bytes": PROCESS_BYTES,
+                "prices_seen": PRICES_SEEN,
+            },
+            "machines": [row.as_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe on a machine."""
+
+    machine: Machine
+    needed_bytes: int
+    """Of the worst batch, with what no tensor shows."""
+    room_for_clips: int
+    """About how many clips like those of the worst batch fit."""
+    audio_hours_per_hour: float
+    wall_hours: float
+    price_per_hour: float | None
+    changes: tuple[Change, ...] | None
+    """What makes it fit; None where nobody asked, or it fits."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the worst batch does."""
+        return self.needed_bytes <= self.machine.memory_bytes
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars for all steps."""
+        return None if self.price_per_hour is None else self.price_per_hour * self.wall_hours
+
+    def as_json(self) -> dict[str, Any]:
+        """Bytes, hours and US dollars."""
+        return {
+            "name": self.machine.name,
+            "memory_bytes": self.machine.memory_bytes,
+            "needed_bytes": self.needed_bytes,
+            "fits": self.fits,
+            "room_for_clips": self.room_for_clips,
+            "audio_hours_per_hour": self.audio_hours_per_hour,
+            "wall_hours": self.wall_hours,
+            "price_per_hour": self.price_per_hour,
+            "cost": self.cost,
+            "changes": None if self.changes is None else [asdict(change) for change in self.changes],
+        }
+
+
+def plan_recipe(
+    recipe: Recipe,
+    *,
+    gpu: str | None = None,
+    price_per_hour: float | None = None,
+    utilization: float = UTILIZATION,
+    mean_clip_s: float | None = None,
+) -> Plan:
+    """Rehearse the recipe's largest batch, and a clip of mean length.
+
+    Args:
+        recipe: what to plan.
+        gpu: a name of the table, or ``cpu`` for this machine; None compares all GPUs.
+        price_per_hour: US dollars; None is the table's.
+        utilization: share of the peak speed that training reaches.
+        mean_clip_s: mean duration of the clips; None is half of the longest.
+
+    Raises:
+        UserError: an argument that makes no sense, or a part that cannot be built without a network.
+    """
+    data = recipe.data
+    mean_s = max(data.max_duration_s / 2, data.min_duration_s) if mean_clip_s is None else mean_clip_s
+    if not 0 < utilization <= 1:
+        raise UserError(f"--utilization {utilization:g} is a share of the peak speed; give one above 0 and at most 1")
+    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
+        raise UserError(f"--price-per-hour {price_per_hour:g} is no price; give US dollars, 0 or more")
+    if not data.min_duration_s <= mean_s <= data.max_duration_s:
+        raise UserError(
+            f"--mean-clip-s {mean_s:g} is not between data.min_duration_s {data.min_duration_s:g} and "
+            f"data.max_duration_s {data.max_duration_s:g}; give a duration between them"
+        )
+    machines = [machine(gpu)] if gpu else list(GPUS.values())
+    device = machines[0].device
+    for part in ("encoder", "decoder"):
+        if device == "cpu" and getattr(recipe, part).attention == "flash_attention_2":
+            raise UserError(f"--gpu cpu: flash_attention_2 runs on a GPU only; append {part}.attention=sdpa")
+    worst, mean = rehearse_worst(recipe, device), rehearse(recipe, Shape(1, mean_s), device)
+    audio_h = _audio_hours(recipe, mean_s)
+    flops_per_s = sum(sum(counts.values()) for counts in mean.flops.values()) / mean_s
+    rows = []
+    for one in machines:
+        rate = utilization * one.peak_flops(recipe.training) / flops_per_s
+        needed = one.needed_bytes(worst.peak_bytes)
+        wanted = gpu is not None and needed > one.memory_bytes
+        price = one.price_per_hour if price_per_hour is None else price_per_hour
+        changes = tuple(changes_that_fit(recipe, worst, one)) if wanted else None
+        rows.append(Row(one, needed, room_for_clips(worst, one), rate, audio_h / rate, price, changes))
+    return Plan(recipe.run_id(), worst, mean, audio_h, utilization, tuple(rows))
+
+
+def _audio_hours(recipe: Recipe, mean_s: float) -> float:
+    batching, training = recipe.batching, recipe.training
+    clips = batching.max_clips
+    if batching.max_padded_s is not None:
+        clips = max(1, min(clips, int(batching.max_padded_s / mean_s)))
+    return training.steps * training.accumulation * clips * mean_s / 3600

@@ -1,0 +1,185 @@
+"""What a device does to a model's calls before any kernel runs: autocast, and the choice of fused kernels.
+
+PyTorch decides both by the device of the tensors, and those of a rehearsal are on none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+# The lists of ATen/autocast_mode.h, as far as models call them.
+# fmt: off
+_LOWERED = (
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "prelu", "addmm", "addmv", "matmul",
+    "__matmul__", "__rmatmul__", "einsum", "mm", "mv", "linear", "addbmm", "baddbmm", "bmm",
+    "scaled_dot_product_attention",
+)
+_RAISED_ON_CUDA = (
+    "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "pow", "__pow__", "__rpow__", "softplus",
+    "layer_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss", "mse_loss",
+    "binary_cross_entropy_with_logits", "dist", "cdist", "logsumexp", "norm", "softmax", "log_softmax", "cumsum",
+    "cumprod", "sum", "prod", "cross_entropy", "ctc_loss",
+)
+_RAISED_ON_CPU = ("stft", "nll_loss", "ctc_loss", "mse_loss", "kl_div", "l1_loss", "prod", "cdist")
+# fmt: on
+
+
+class DeviceHabits(TorchFunctionMode):
+    """Rewrites calls as a device would.
+
+    Args:
+        device: whose habits.
+        autocast: the type that matrix products run in; None runs without.
+    """
+
+    def __init__(self, device: Literal["cuda", "cpu"], autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self._device = device
+        self._type = autocast
+        self._lowered = frozenset(_LOWERED if autocast else ())
+        self._raised = frozenset(() if autocast is None else _RAISED_ON_CUDA if device == "cuda" else _RAISED_ON_CPU)
+        self._switched_off = 0
+        self._weights: dict[int, Tensor] = {}
+        self._keeps_weights = True
+
+    def __enter__(self) -> DeviceHabits:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        # torch.autocast refuses the meta device, where a part says what must not be cast.
+        self._autocast = torch.autocast
+        torch.autocast = lambda *_, enabled=True, **__: _Region(self, enabled)  # type: ignore[assignment, misc]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        torch.autocast = self._autocast  # type: ignore[misc]
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def leave_autocast(self) -> None:
+        """Drop the copies of weights, as the end of autocast does; graphs keep those that they need."""
+        self._weights.clear()
+
+    def backward(self, loss: Tensor) -> None:
+        """As ``loss.backward()``, which would hide what checkpointing computes anew from every function mode."""
+        self._keeps_weights = False  # every layer that is computed anew has an autocast of its own
+        engine = torch.autograd.Variable._execution_engine
+        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": "cpu"}  # on the meta device it would forget what it is given
+        name = func.__name__
+        if name in self._lowered and not self._switched_off:
+            args, kwargs = _cast(self._lower, args, kwargs)
+        elif name in self._raised and not self._switched_off:
+            args, kwargs = _cast(_raise, args, kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        if self._device == "cuda" and func is F.rms_norm:
+            return _rms_norm(*args, **kwargs)
+        if self._device == "cuda" and func is F.dropout:
+            return _dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _lower(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.dtype == self._type:
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad and self._keeps_weights):
+            return tensor.to(self._type)
+        # One copy of a weight serves all calls until autocast ends.
+        if id(tensor) not in self._weights:
+            self._weights[id(tensor)] = tensor.to(self._type)
+        return self._weights[id(tensor)]
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Attention that keeps no scores: queries, keys, values, their result and a number for each query are saved."""
+        trains_bias = attn_mask is not None and attn_mask.requires_grad
+        if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel there does either
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            # Fused kernels add a mask, so every layer makes one of numbers, and keeps it.
+            attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
+        if attn_mask is not None and trains_bias:
+            bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+            efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+            attended: Tensor = efficient(query, key, value, bias, True, 0.0, is_causal, scale=scale)[0]
+            return attended
+        return _fused(query, key, value, is_causal, attn_mask=attn_mask, scale=scale)
+
+
+class _Region:
+    """What ``with torch.autocast(…, enabled=…)`` does to the habits."""
+
+    def __init__(self, habits: DeviceHabits, enabled: bool) -> None:
+        self._habits = habits
+        self._step = 0 if enabled else 1
+
+    def __enter__(self) -> None:
+        self._habits._switched_off += self._step
+
+    def __exit__(self, *_: Any) -> None:
+        self._habits._switched_off -= self._step
+
+
+def use_flash_attention(part: nn.Module) -> None:
+    """Let a part's transformers models attend as with Flash Attention 2, which this machine need not have.
+
+    It runs on real positions only, so no layer makes or keeps a mask.
+    """
+    name = "rehearsed"  # with "flash" in it, transformers would look for the package
+    AttentionInterface.register(name, _flash_attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+    for module in part.modules():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation(name)
+
+
+def _flash_attention(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **__: Any) -> Any:
+    # [B, H, T, D] -> [B, T, H, D]
+    return _fused(query, key, value).transpose(1, 2), None
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
+    # Any fused kernel saves the same; this one has shapes without a GPU.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended: Tensor = kernel(query, key, value, 0.0, is_causal, **settings)[0]
+    return attended
+
+
+def _cast(cast: Callable[[Tensor], Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return (
+        tuple(cast(value) if isinstance(value, Tensor) else value for value in args),
+        {key: cast(value) if isinstance(value, Tensor) else value for key, value in kwargs.items()},
+    )
+
+
+def _raise(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
+    return torch.ops.aten._fused_rms_norm(input, list(normalized_shape), weight, eps)[0]
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """A GPU's keeps a mask of bytes, a CPU's one of numbers."""
+    return torch.native_dropout(input, p, training)[0] if p and training else input

@@ -1,0 +1,104 @@
+"""Machines that a recipe may run on: memory, peak speed, and what an hour of them costs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tiny_audio.config import UserError
+from tiny_audio.recipe import TrainingConfig
+from tiny_audio.registry import did_you_mean
+
+GIB = 2**30
+PRICES_SEEN = "2026-01"
+"""Month of the prices, which are for one GPU rented by the hour without a commitment; they differ twofold and fall."""
+
+CONTEXT_BYTES = int(0.6 * GIB)
+"""CUDA's context and the workspaces of cuBLAS and cuDNN, which are outside of PyTorch's allocator or in it for good."""
+PROCESS_BYTES = int(0.7 * GIB)
+"""On a CPU: the interpreter and its libraries."""
+FRAGMENTATION = 0.06
+"""Share of the peak that the allocator holds beyond what is in use: blocks of one batch rarely fit the next one's."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU, or a CPU."""
+
+    name: str
+    memory_bytes: int
+    """As PyTorch reports it: less than the label, since error correction and the driver take their share."""
+    bf16_tflops: float
+    """Peak of dense matrix products, accumulated in fp32; datasheets' larger numbers are for sparse ones."""
+    tf32_tflops: float
+    fp32_tflops: float
+    price_per_hour: float | None
+    """US dollars; None where it is yours."""
+    device: Literal["cuda", "cpu"] = "cuda"
+
+    def peak_flops(self, training: TrainingConfig) -> float:
+        """FLOPs a second at the recipe's precision."""
+        if self.device == "cuda" and training.precision == "bf16":
+            return self.bf16_tflops * 1e12
+        return (self.tf32_tflops if training.tf32 else self.fp32_tflops) * 1e12
+
+    def needed_bytes(self, peak_bytes: int) -> int:
+        """What a step takes in all, the allowances for what no tensor of it shows included."""
+        share, constant = self._allowances()
+        return int(peak_bytes * (1 + share)) + constant
+
+    def peak_that_fits(self) -> int:
+        """Highest peak of a step whose needs the memory meets."""
+        share, constant = self._allowances()
+        return max(0, int((self.memory_bytes - constant) / (1 + share)))
+
+    def _allowances(self) -> tuple[float, int]:
+        return (FRAGMENTATION, CONTEXT_BYTES) if self.device == "cuda" else (FRAGMENTATION, PROCESS_BYTES)
+
+
+def _gpu(name: str, memory_gib: float, bf16: float, tf32: float, fp32: float, price: float) -> Machine:
+    return Machine(name, int(memory_gib * GIB), bf16, tf32, fp32, price)
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("l4", 22.0, 121, 60, 30.3, 0.44),
+        _gpu("rtx3090", 23.6, 71, 35.6, 35.6, 0.46),
+        _gpu("rtx4090", 23.6, 165, 82.6, 82.6, 0.69),
+        _gpu("a100-40g", 39.4, 312, 156, 19.5, 1.29),
+        _gpu("a40", 44.3, 149.7, 74.8, 37.4, 0.44),
+        _gpu("l40s", 44.4, 362, 183, 91.6, 0.86),
+        _gpu("rtx6000-ada", 47.4, 364, 182, 91.1, 0.77),
+        _gpu("a100-80g", 79.1, 312, 156, 19.5, 1.64),
+        _gpu("h100", 79.1, 989, 494, 67, 2.99),
+        _gpu("h200", 139.7, 989, 494, 67, 3.99),
+    )
+}
+"""By memory. NVIDIA's datasheets; H100 and H200 as SXM, the RTX cards at fp32 accumulation."""
+
+_CPU_TFLOPS_PER_CORE = 0.05
+"""fp32 with AVX2 at 3 GHz."""
+
+
+def this_cpu() -> Machine:
+    """The machine that this runs on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    tflops = _CPU_TFLOPS_PER_CORE * torch.get_num_threads()
+    return Machine("cpu", memory, tflops, tflops, tflops, None, device="cpu")
+
+
+def machine(name: str) -> Machine:
+    """By its name.
+
+    Raises:
+        UserError: there is none called so.
+    """
+    if name == "cpu":
+        return this_cpu()
+    if name not in GPUS:
+        raise UserError(f"--gpu: there is no {name!r} in the table; {did_you_mean(name, [*GPUS, 'cpu'])}")
+    return GPUS[name]

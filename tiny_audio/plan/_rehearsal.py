@@ -1,0 +1,233 @@
+"""Arithmetic left out: every tensor has its shape, type and lifetime, and none has storage.
+
+The model itself runs, forward and backward, on the meta device. What would be allocated is counted from when it is made
+until the last reference to it goes, so saved activations, what is computed a second time, gradients and temporaries
+need no formula of their own. Lengths, ids and masks stay real numbers on the CPU: control flow depends on them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+BACKWARD = "backward"
+"""Label of what the backward pass makes and drops again: gradients of activations, activations computed anew."""
+OTHER = "other"
+
+
+def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    """Two products of queries ``[B, H, T, D]`` with as many keys; heads may share keys."""
+    return 4 * query.numel() * key.shape[2]
+
+
+def _attention_backward_flops(_gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    """Five products: the scores are computed again."""
+    return 10 * query.numel() * key.shape[2]
+
+
+_FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
+    # torch counts the GPU's attention kernels only.
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+_CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
+_NORMS = (aten.native_layer_norm, aten.native_layer_norm_backward)
+_BY_INDEX = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
+
+class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts bytes and FLOPs of all that runs inside it.
+
+    Args:
+        granularity: bytes that every allocation is rounded up to.
+        copies_convolutions: whether a convolution holds a second copy of what it reads and writes while it runs.
+    """
+
+    def __init__(self, granularity: int = 1, copies_convolutions: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._granularity = granularity
+        self._copies_convolutions = copies_convolutions
+        self._part = self._label = OTHER
+        self._direction = "forward"
+        # Storages by their address: a reference that tells of their end, their size, their label.
+        self._alive: dict[int, tuple[Any, int, str]] = {}
+        self._bytes: Counter[str] = Counter()
+        self._total = 0
+        self.peak_bytes = 0
+        self.at_peak: Counter[str] = Counter()
+        """Bytes by label, when the most were alive."""
+        self.flops: Counter[tuple[str, str]] = Counter()
+        """``(part, "forward" or "backward")`` -> FLOPs; a multiplication and an addition are two."""
+
+    def account(self, tensor: Tensor, label: str) -> None:
+        """Count a tensor that was made elsewhere, or move it under another label."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._alive:
+            self._track(tensor, label)
+            return
+        reference, size, before = self._alive[key]
+        self._alive[key] = (reference, size, label)
+        self._bytes[before] -= size
+        self._bytes[label] += size
+
+    @contextmanager
+    def inside(self, part: str) -> Iterator[None]:
+        """What is made here belongs to ``part``."""
+        before = self._label, self._part
+        # A part that runs again for the backward pass makes what is dropped at once.
+        self._label, self._part = (part if self._direction == "forward" else BACKWARD), part
+        try:
+            yield
+        finally:
+            self._label, self._part = before
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """What is made here is temporary, unless it becomes the gradient of a parameter."""
+        before = self._label, self._direction
+        self._label, self._direction = BACKWARD, "backward"
+        try:
+            yield
+        finally:
+            self._label, self._direction = before
+
+    def follow(self, module: nn.Module, part: str, output: str | None = None) -> None:
+        """Count what a module makes as ``part``'s, and what it puts out under a label of its own where there is one."""
+        entered: list[Any] = []
+
+        def arrive(gradient: Tensor) -> None:
+            self._part = part
+
+        def enter(*_: Any) -> None:
+            entered.append(self.inside(part))
+            entered[-1].__enter__()
+
+        def leave(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            entered.pop().__exit__(None, None, None)
+            for tensor in _tensors(outputs):
+                if output is not None:
+                    self.account(tensor, output)
+                if tensor.requires_grad:
+                    tensor.register_hook(arrive)  # type: ignore[no-untyped-call]
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        tensors = list(_leaves((args, tuple(kwargs.values()))))
+        if any(tensor.is_meta for tensor in tensors):
+            if packet in _BY_INDEX:
+                args = _resolve_masks(args)
+            out = _without_content(packet, func, args, kwargs, all(tensor.is_meta for tensor in tensors))
+        else:
+            if kwargs.get("device") == _META and _makes_integers(packet, args, kwargs, tensors):
+                kwargs = {**kwargs, "device": _CPU}
+            out = func(*args, **kwargs)
+        if packet in _FLOPS:
+            self.flops[self._part, self._direction] += _FLOPS[packet](*args, **kwargs, out_val=out)
+        made = list(_leaves((out,)))
+        for tensor in made:
+            self._track(tensor, self._label)
+        self._note_peak(self._workspace(packet, tensors, made))
+        return out
+
+    def _workspace(self, packet: Any, tensors: list[Tensor], made: list[Tensor]) -> int:
+        """Bytes that a kernel takes while it runs, as far as they are worth a rule."""
+        if packet not in _CONVOLUTIONS and packet not in _NORMS:
+            return 0
+        # They read rows, and copy anything else.
+        copied = [tensor for tensor in tensors if not tensor.is_contiguous()]
+        if self._copies_convolutions and packet in _CONVOLUTIONS:
+            copied += [*tensors, *made]
+        return sum(tensor.numel() * tensor.element_size() for tensor in copied)
+
+    def _track(self, tensor: Tensor, label: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = -(-storage.nbytes() // self._granularity) * self._granularity
+
+        def forget(_: Any) -> None:
+            _, size, label = self._alive.pop(key)
+            self._bytes[label] -= size
+            self._total -= size
+
+        self._alive[key] = (weakref.ref(storage, forget), size, label)
+        self._bytes[label] += size
+        self._total += size
+
+    def _note_peak(self, workspace: int) -> None:
+        if self._total + workspace > self.peak_bytes:
+            self.peak_bytes = self._total + workspace
+            self.at_peak = self._bytes.copy()
+            self.at_peak["workspace"] = workspace
+
+
+def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
+    """Run on shapes alone: real tensors among the arguments lose their content."""
+    if packet is aten._ctc_loss:
+        # torch has no shapes for it. Its table of partial sums has a place for each label and each gap.
+        log_probs, sizes = args[0], args[3]
+        num_frames, num_clips = log_probs.shape[:2]
+        longest = max(int(size) for size in sizes)
+        return log_probs.new_empty(num_clips), log_probs.new_empty(num_clips, num_frames, 2 * longest + 1)
+    if packet is aten._ctc_loss_backward:
+        return torch.empty_like(args[1])
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": _META}
+    if all_meta:
+        return func(*args, **kwargs)
+    # A number that is a tensor mixes with any device.
+    args, kwargs = tree_map_only(
+        Tensor, lambda tensor: tensor if tensor.is_meta or not tensor.ndim else tensor.to(_META), (args, kwargs)
+    )
+    return func(*args, **kwargs)
+
+
+def _resolve_masks(args: Any) -> Any:
+    """The positions that real masks pick: how many they are is the size of the result."""
+
+    def positions(index: Tensor | None) -> list[Tensor | None]:
+        if index is None or index.is_meta or index.dtype != torch.bool:
+            return [index]
+        return list(index.nonzero().unbind(1))
+
+    values, indices, *rest = args
+    return (values, [position for index in indices for position in positions(index)], *rest)
+
+
+def _makes_integers(packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
+    """Whether a call makes lengths, positions or masks, which keep their content."""
+    dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else None)
+    if dtype is not None:
+        return not (dtype.is_floating_point or dtype.is_complex)
+    numbers = args if packet is aten.arange else args[1:] if packet is aten.full else ()
+    return bool(numbers) and all(isinstance(number, int) for number in numbers)
+
+
+def _leaves(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _leaves(value)
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """Tensors of a part's output: one, a tuple of them, or the fields of a dataclass."""
+    return _leaves(vars(outputs).values() if hasattr(outputs, "__dataclass_fields__") else (outputs,))

@@ -1,0 +1,184 @@
+"""One training step of a recipe, rehearsed: the memory at its peak, and the FLOPs of each part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from tiny_audio.augmentation import SpecAugment
+from tiny_audio.meta import build_on_meta
+from tiny_audio.plan._habits import DeviceHabits, use_flash_attention
+from tiny_audio.plan._rehearsal import BACKWARD, OTHER, Rehearsal
+from tiny_audio.recipe import SAMPLE_RATE, Recipe
+
+if TYPE_CHECKING:
+    from tiny_audio.model import TinyAudioModel
+
+Device = Literal["cuda", "cpu"]
+PARTS = ("encoder", "projector", "decoder", "ctc_head")
+
+CHARACTERS_PER_S = 15
+"""Of English, read or spoken."""
+CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
+"""By tokenizer: a large language model's own, one trained on the transcripts, one with a token for each character."""
+TEMPLATE_TOKENS = 30
+"""Of a chat template, around the messages."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch."""
+
+    num_clips: int
+    duration_s: float
+    """Of the longest."""
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of audio, padding included."""
+        return self.num_clips * self.duration_s
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one batch of a training step takes."""
+
+    shape: Shape
+    memory: dict[str, int]
+    """Bytes at the peak: ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``, ``backward``
+    and ``workspace``."""
+    flops: dict[str, dict[str, int]]
+    """Part -> ``forward`` and ``backward``."""
+    parts: list[dict[str, Any]]
+    """Rows of :func:`tiny_audio.model.describe_parts`."""
+    approximate: bool
+    """Whether sizes depend on a vocabulary that only transcripts can tell."""
+    num_tokens: int
+    """Of the longest clip's transcript, its end token included."""
+    prompt_tokens: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes alive at once."""
+        return sum(self.memory.values())
+
+    @property
+    def parameters(self) -> dict[str, dict[str, int]]:
+        """Part -> ``total`` and ``trainable``."""
+        return {row["part"]: {key: row[key] for key in ("total", "trainable")} for row in self.parts}
+
+
+def worst_shapes(recipe: Recipe) -> list[Shape]:
+    """The batches that may take the most memory: of the longest clips, and of the most."""
+    slowest = min(*(recipe.augmentation.speed or (1.0,)), 1.0)
+    longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
+    if budget is None or most * longest <= budget:
+        return [Shape(most, longest / slowest)]
+    # Many short clips have more prompts and more text.
+    return [Shape(int(budget // longest), longest / slowest), Shape(most, budget / most / slowest)]
+
+
+def rehearse_worst(recipe: Recipe, device: Device) -> Rehearsed:
+    """The batch that takes the most memory."""
+    return max((rehearse(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
+
+
+def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
+    """Run a batch of a training step without storage, as it is from the second step on.
+
+    Raises:
+        UserError: a part cannot be built, see :func:`tiny_audio.meta.build_on_meta`.
+    """
+    prompt_tokens = _prompt_tokens(recipe)
+    from tiny_audio.model import describe_parts
+
+    built = build_on_meta(recipe, prompt_tokens)
+    model = built.model.train()
+    autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
+    # As the trainer has it.
+    in_half = autocast if device == "cuda" else None
+    for tensor in model.parameters():
+        tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
+    # PyTorch's CUDA allocator hands out multiples of 512 bytes. A CPU's convolutions run in oneDNN's own layouts.
+    rehearsal = Rehearsal(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    for tensor in (*model.parameters(), *model.buffers()):
+        rehearsal.account(tensor, "weights")
+    moments = [torch.empty_like(tensor) for tensor in trained for _ in range(2)]
+    for tensor in moments:
+        rehearsal.account(tensor, "optimizer")
+    for tensor in trained:
+        if recipe.training.accumulation > 1:  # the first batch's gradients wait for the others
+            tensor.grad = torch.empty_like(tensor)
+            rehearsal.account(tensor.grad, "gradients")
+        tensor.register_post_accumulate_grad_hook(
+            lambda done: rehearsal.account(done.grad, "gradients") if done.grad is not None else None
+        )
+    for part in PARTS:
+        module = getattr(model, part)
+        if module is not None:
+            rehearsal.follow(module, part, output="logits" if part in ("decoder", "ctc_head") else None)
+    for part in ("encoder", "decoder"):
+        if getattr(recipe, part).attention == "flash_attention_2":
+            use_flash_attention(getattr(model, part))
+    num_tokens = max(2, round(shape.duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
+    habits = DeviceHabits(device, autocast)
+    with rehearsal, habits:
+        loss = _loss(recipe, model, shape, num_tokens)
+        habits.leave_autocast()
+        with rehearsal.backward():
+            habits.backward(loss)
+    return Rehearsed(
+        shape,
+        _by_kind(rehearsal.at_peak),
+        _by_part(rehearsal.flops),
+        describe_parts(model),
+        built.approximate,
+        num_tokens,
+        prompt_tokens,
+    )
+
+
+def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int) -> Tensor:
+    num_samples = int(shape.duration_s * SAMPLE_RATE)
+    lengths = torch.full((shape.num_clips,), num_samples)
+    if num_samples > SAMPLE_RATE:
+        lengths[1:] -= SAMPLE_RATE // 10  # so that there is padding, and a mask
+    spec_augment = recipe.augmentation.spec_augment
+    scores = model(
+        torch.empty(shape.num_clips, num_samples, device="meta"),
+        lengths,
+        [torch.zeros(num_tokens, dtype=torch.long)] * shape.num_clips,
+        [[1] * max(1, round(shape.duration_s * CHARACTERS_PER_S))] * shape.num_clips if recipe.ctc else None,
+        transform=SpecAugment(spec_augment, range(shape.num_clips)) if spec_augment else None,
+        label_smoothing=recipe.training.label_smoothing,
+    )
+    loss: Tensor = scores.decoder_loss.sum()
+    return loss if scores.ctc_loss is None else loss + scores.ctc_loss.sum()
+
+
+def _by_kind(at_peak: Counter[str]) -> dict[str, int]:
+    kinds = {kind: at_peak[kind] for kind in ("weights", "gradients", "optimizer")}
+    kinds |= {f"activations_{part}": at_peak[part] for part in PARTS}
+    # What no part makes are the spliced embeddings, and the losses, which hold the logits' probabilities.
+    kinds["logits"] = at_peak["logits"] + at_peak[OTHER]
+    return kinds | {kind: at_peak[kind] for kind in (BACKWARD, "workspace")}
+
+
+def _by_part(flops: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    parts = [part for part in PARTS if flops[part, "forward"]]
+    return {part: {direction: flops[part, direction] for direction in ("forward", "backward")} for part in parts}
+
+
+def _characters_per_token(recipe: Recipe) -> float:
+    return CHARACTERS_PER_TOKEN[recipe.decoder.tokenizer.kind if recipe.decoder.tokenizer else "pretrained"]
+
+
+def _prompt_tokens(recipe: Recipe) -> int:
+    text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
+    template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS
+    return template + round(len(text) / _characters_per_token(recipe))

@@ -1,0 +1,125 @@
+"""A plan for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tiny_audio.console import in_columns
+from tiny_audio.plan import Plan, Row
+from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PRICES_SEEN, PROCESS_BYTES
+from tiny_audio.plan._step import CHARACTERS_PER_S
+
+_KINDS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimiser (two moments, fp32)",
+    "activations_encoder": "activations of the encoder",
+    "activations_projector": "activations of the projector",
+    "activations_decoder": "activations of the decoder",
+    "activations_ctc_head": "activations of the CTC head",
+    "logits": "logits and losses",
+    "backward": "backward pass, at the peak",
+    "workspace": "convolutions' workspace",
+}
+
+
+def print_plan(plan: Plan) -> None:
+    """Tables of parts, memory and machines; of one machine, the verdict and what to change."""
+    print("\n".join(_lines(plan)))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    yield _parts(plan)
+    yield ""
+    yield _memory(plan)
+    yield ""
+    yield from _time(plan)
+    if len(plan.rows) == 1:
+        yield ""
+        yield from _verdict(plan, plan.rows[0])
+
+
+def _parts(plan: Plan) -> str:
+    rows = [["part", "name", "parameters", "trainable", "forward", "backward", "GFLOP/s of audio"]]
+    flops = plan.flops_per_audio_s()
+    for part in plan.worst.parts:
+        work = flops.get(part["part"], {"forward": 0.0, "backward": 0.0})
+        numbers = (f"{part['total']:,}", f"{part['trainable']:,}", f"{work['forward'] / 1e9:,.1f}")
+        rows.append([part["part"], part["name"] or "", *numbers, f"{work['backward'] / 1e9:,.1f}", ""])
+    total = plan.total_parameters()
+    work = {way: sum(counts[way] for counts in flops.values()) / 1e9 for way in ("forward", "backward")}
+    sums = (f"{work['forward']:,.1f}", f"{work['backward']:,.1f}", f"{sum(work.values()):,.1f}")
+    rows.append(["total", "", f"{total['total']:,}", f"{total['trainable']:,}", *sums])
+    note = "\nTranscripts were not read: what depends on a vocabulary is an estimate." if plan.worst.approximate else ""
+    return in_columns(rows, num_texts=2) + note
+
+
+def _memory(plan: Plan) -> str:
+    worst, machine = plan.worst, plan.rows[0].machine
+    shape = worst.shape
+    clips = f"{shape.num_clips} clip{'s' if shape.num_clips > 1 else ''} of {shape.duration_s:g} s"
+    rows = [[f"largest batch: {clips}, {worst.num_tokens} text tokens each", "GiB"]]
+    rows += [
+        [f"  {name}", _gib(worst.memory[kind])] for kind, name in _KINDS.items() if worst.memory[kind] >= GIB / 200
+    ]
+    rows.append(["  peak", _gib(worst.peak_bytes)])
+    beside = "CUDA context and libraries" if machine.device == "cuda" else "Python and libraries"
+    rows.append([f"  {beside} (allowance)", _gib(CONTEXT_BYTES if machine.device == "cuda" else PROCESS_BYTES)])
+    rows.append([f"  fragmentation (allowance, {FRAGMENTATION:.0%})", _gib(FRAGMENTATION * worst.peak_bytes)])
+    rows.append(["  needed", _gib(machine.needed_bytes(worst.peak_bytes))])
+    return in_columns(rows, num_texts=1)
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    rows = [["", "has GiB", "", "audio h/h", "wall time", "$/h", "cost $"]]
+    for row in plan.rows:
+        price = (
+            ["", ""]
+            if row.price_per_hour is None or row.cost is None
+            else [_money(row.price_per_hour), _money(row.cost)]
+        )
+        verdict = "fits" if row.fits else "does not fit"
+        numbers = [f"{row.audio_hours_per_hour:,.0f}", _duration(row.wall_hours), *price]
+        rows.append([row.machine.name, f"{row.machine.memory_bytes / GIB:.1f}", verdict, *numbers])
+    yield in_columns(rows, num_texts=1)
+    yield (
+        f"{plan.training_audio_hours:,.0f} hours of audio in all, clips of {plan.mean.shape.duration_s:g} s on average "
+        f"(--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
+    )
+    if any(row.price_per_hour is not None for row in plan.rows):
+        yield f"Prices by the hour as seen in {PRICES_SEEN}; check yours (--price-per-hour)."
+    yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {plan.worst.prompt_tokens} tokens."
+
+
+def _verdict(plan: Plan, row: Row) -> Iterator[str]:
+    worst, memory = plan.worst, plan.worst.memory
+    has, needs = f"{row.machine.memory_bytes / GIB:.1f} GiB", f"{row.needed_bytes / GIB:.1f}"
+    fixed = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    each = (worst.peak_bytes - fixed) / worst.shape.num_clips
+    why = f"weights and what trains them {_gib(fixed)}, each clip {_gib(each)}"
+    if row.fits:
+        yield f"{row.machine.name}: fits; {needs} of {has} ({why}). Room for about {row.room_for_clips} clips."
+        return
+    yield f"{row.machine.name}: does not fit; it needs {needs} GiB and has {has} ({why})."
+    if row.changes:
+        yield "Append one of these lines, each of which fits:" if len(row.changes) > 1 else "Append this, which fits:"
+        for change in row.changes:
+            yield f"  {' '.join(change.overrides)}    ({change.needed_bytes / GIB:.1f} GiB)"
+    else:
+        yield "No change of batch, checkpoints or rank makes it fit; choose smaller checkpoints, or one of these:"
+    larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
+    yield f"  without changes: --gpu {', '.join(larger)}" if larger else "  no GPU of the table holds it as it is"
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f}"
+
+
+def _money(dollars: float) -> str:
+    return f"{dollars:,.2f}" if dollars < 1000 else f"{dollars:,.0f}"
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} d"

@@ -1,0 +1,79 @@
+"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762), with rotary positions where order matters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio.projectors._layers import init_normal
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Refuse a width that the heads cannot share.
+
+    Raises:
+        ValueError: for the validator of a config with ``dim`` and ``num_heads``.
+    """
+    if dim % num_heads:
+        raise ValueError(
+            f"dim {dim} cannot be shared by num_heads {num_heads}; set dim to a multiple of it, such as "
+            f"{(dim // num_heads + 1) * num_heads}"
+        )
+
+
+def initialize(module: nn.Module) -> None:
+    """Start linear layers as BERT does: weights N(0, 0.02), biases 0. To be used with ``Module.apply``."""
+    if isinstance(module, nn.Linear):
+        init_normal(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Attention(nn.Module):
+    """What queries find in keys: scaled dot products of several heads, between linear layers with biases."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, key_dim: int | None = None, dropout: float = 0.0, rotary: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.rotary = rotary
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(key_dim or dim, dim)
+        self.value = nn.Linear(key_dim or dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries ``[B, Q, D]``, or ``[1, Q, D]`` for all clips, and keys ``[B, K, C]`` -> ``[B, Q, D]``.
+
+        ``mask`` is bool ``[B, K]``, True on keys that may be read; each row must have one.
+        """
+        query, key, value = (
+            # [B, T, D] -> [B, heads, T, D/heads]
+            torch.unflatten(layer(values), -1, (self.num_heads, -1)).transpose(1, 2)
+            for layer, values in ((self.query, queries), (self.key, keys), (self.value, keys))
+        )
+        if self.rotary:
+            query, key = rotated(query), rotated(key)
+        found = F.scaled_dot_product_attention(
+            query.expand(len(key), -1, -1, -1),
+            key,
+            value,
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        output: Tensor = self.output(found.transpose(1, 2).flatten(2))
+        return output
+
+
+def rotated(values: Tensor) -> Tensor:
+    """Rotary position embedding of ``[B, heads, T, C]``, C even (Su et al. 2021, arXiv 2104.09864)."""
+    half = values.shape[-1] // 2
+    positions = torch.arange(values.shape[-2], device=values.device, dtype=torch.float32)
+    frequencies = 10_000 ** (-torch.arange(half, device=values.device, dtype=torch.float32) / half)
+    # In fp32, whatever the values are in: bf16 cannot tell position 257 from 258.
+    angles = positions[:, None] * frequencies
+    cos, sin = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
+    first, second = values[..., :half], values[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,0 +1,65 @@
+"""Strided convolutions over a padded batch, through which nothing of the padding leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio.projectors import Frames
+from tiny_audio.projectors._layers import num_windows
+
+
+def check_kernels(strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
+    """Refuse kernels that do not go with the strides.
+
+    Raises:
+        ValueError: for the validator of a config with ``strides`` and ``kernel_sizes``.
+    """
+    if kernel_sizes is None:
+        return
+    if len(kernel_sizes) != len(strides):
+        raise ValueError(
+            f"kernel_sizes has {len(kernel_sizes)} and strides {len(strides)}; each convolution needs one of both, so "
+            "give as many, or leave kernel_sizes out"
+        )
+    for kernel, stride in zip(kernel_sizes, strides, strict=True):
+        if kernel < stride:
+            raise ValueError(
+                f"a kernel of {kernel} at stride {stride} would skip frames; set kernel_sizes to at least the strides"
+            )
+
+
+class StridedConvs(nn.Module):
+    """Convolutions with GELU, one after the other; each makes ⌈T/stride⌉ frames of T."""
+
+    def __init__(self, in_dim: int, dim: int, strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(dim if index else in_dim, dim, kernel, stride)
+            for index, (kernel, stride) in enumerate(zip(kernel_sizes or strides, strides, strict=True))
+        )
+        self.strides = tuple(strides)
+
+    def num_outputs(self, num_frames: Tensor) -> Tensor:
+        """Frames ``[B]`` that come out of so many."""
+        for stride in self.strides:
+            num_frames = num_windows(num_frames, stride)
+        return num_frames
+
+    def forward(self, frames: Frames) -> Frames:
+        """Frames ``[B, T, D]`` -> ``[B, T/strides, C]``; windows that reach over either end of a clip see zeros."""
+        for conv, stride in zip(self.convs, self.strides, strict=True):
+            assert isinstance(conv, nn.Conv1d)
+            kernel, size = conv.kernel_size[0], frames.values.shape[1]
+            before = (kernel - stride) // 2
+            after = (-(-size // stride) - 1) * stride + kernel - before - size
+            # Anew each time, since biases make something of nothing.
+            values = F.pad(frames.zeroed().values.transpose(1, 2), (before, after))
+            # [B, D, T] -> [B, T/stride, C]
+            values = F.gelu(conv(values)).transpose(1, 2)
+            lengths = num_windows(frames.lengths, stride)
+            frames = replace(frames, values=values, lengths=lengths, rate=frames.rate / stride, ctc_logits=None)
+        return frames

@@ -1,0 +1,60 @@
+"""Pieces that projectors share: stacks of frames, two linear layers, and the norm that sets the first volume."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio.projectors import ProjectorConfig, ProjectorContext
+
+
+def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNorm:
+    """The last layer of a projector; its gain starts where the decoder's own embeddings are, or where the recipe says.
+
+    Zhang and Sennrich 2019, arXiv 1910.07467.
+    """
+    norm = nn.RMSNorm(context.out_dim, eps=1e-6)
+    nn.init.constant_(norm.weight, context.embedding_rms if config.output_rms is None else config.output_rms)
+    return norm
+
+
+def init_normal(tensor: Tensor, std: float) -> None:
+    """Draw initial values from N(0, std)."""
+    # On the meta device there is nothing to draw, and torch would load its compiler to see that: 2 s of `validate`.
+    if not tensor.is_meta:
+        nn.init.normal_(tensor, std=std)
+
+
+def normalize(norm: nn.RMSNorm | nn.LayerNorm, values: Tensor) -> Tensor:
+    """Apply a norm in its own precision: under autocast the values may come in half."""
+    normalized: Tensor = norm(values.to(norm.weight.dtype))
+    return normalized
+
+
+def num_windows(num_frames: Tensor, size: int) -> Tensor:
+    """Windows that cover so many frames: one per started window."""
+    return (num_frames + size - 1) // size
+
+
+def windows(values: Tensor, size: int) -> Tensor:
+    """``[B, T, D]`` -> ``[B, ⌈T/k⌉, k, D]``, side by side; zeros fill up the last one."""
+    values = F.pad(values, (0, 0, 0, -values.shape[1] % size))
+    return torch.unflatten(values, 1, (-1, size))
+
+
+class FeedForward(nn.Module):
+    """Linear → activation → linear."""
+
+    def __init__(
+        self, in_dim: int, hidden_dim: int, out_dim: int, activation: type[nn.Module], *, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(in_dim, hidden_dim, bias=bias)
+        self.activation = activation()
+        self.down = nn.Linear(hidden_dim, out_dim, bias=bias)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``[..., in_dim]`` -> ``[..., out_dim]``."""
+        projected: Tensor = self.down(self.activation(self.up(values)))
+        return projected

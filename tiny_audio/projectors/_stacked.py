@@ -1,0 +1,37 @@
+"""Two linear layers on stacked frames, which differ between papers in activation, width and biases."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tiny_audio.projectors import Frames, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.projectors._layers import FeedForward, normalize, num_windows, output_norm, windows
+
+
+class StackedProjector(Projector):
+    """Stack k frames → linear → activation → linear → RMSNorm."""
+
+    def __init__(
+        self,
+        config: ProjectorConfig,
+        context: ProjectorContext,
+        *,
+        stack: int,
+        hidden_dim: int,
+        activation: type[nn.Module],
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self.stack = stack
+        self.feedforward = FeedForward(stack * context.in_dim, hidden_dim, context.out_dim, activation, bias=bias)
+        self.output_norm = output_norm(config, context)
+
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        """One per started stack."""
+        return num_windows(num_frames, self.stack)
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; the last stack is filled up with zeros."""
+        # [B, T, D] -> [B, T/k, k·D]
+        stacked = windows(frames.zeroed().values, self.stack).flatten(2)
+        return normalize(self.output_norm, self.feedforward(stacked)), self.max_embeddings(frames.lengths)

@@ -1,0 +1,74 @@
+"""Strided convolutions, then two linear layers, as SLAM-LLM and WeST have it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.projectors._convolution import StridedConvs, check_kernels
+from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
+
+
+class ConvConfig(ProjectorConfig):
+    """Strided convolutions, then two linear layers: the shortening itself is learned.
+
+    SLAM-LLM has one convolution whose kernel is its stride, WeST two of stride 2. Against stacking, overlapping kernels
+    (``kernel_sizes`` above ``strides``) let neighbouring embeddings share frames. Strides near a second can still work
+    (arXiv 2307.11795), so the rate is worth a sweep.
+    """
+
+    name: Literal["conv"] = "conv"
+    strides: tuple[PositiveInt, ...] = Field(default=(5,), min_length=1, max_length=8)
+    """Stride of each convolution, one after the other; their product is the number of frames per embedding: ``[5]`` as
+    SLAM-LLM stacks, ``[2, 2]`` in WeST."""
+    kernel_sizes: tuple[PositiveInt, ...] | None = None
+    """Frames that each convolution sees at once; None is its stride, so that windows neither overlap nor leave gaps.
+    3 at stride 2 is usual elsewhere."""
+    channels: PositiveInt | None = None
+    """Channels of the convolutions; None is the encoder's width, as in SLAM-LLM."""
+    hidden_dim: PositiveInt = 2048
+    """Channels between the two linear layers: 2048 in SLAM-LLM."""
+
+    @model_validator(mode="after")
+    def _kernels_fit(self) -> Self:
+        check_kernels(self.strides, self.kernel_sizes)
+        return self
+
+    def min_frames(self) -> int:
+        """All that one embedding stands for."""
+        return math.prod(self.strides)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two convolutions whose windows overlap, and 32 channels."""
+        return cls(strides=(2, 3), kernel_sizes=(3, 4), channels=32, hidden_dim=64)
+
+
+@PROJECTORS.register
+def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector:
+    """Build it between the two widths."""
+    return ConvProjector(config, context)
+
+
+class ConvProjector(Projector):
+    """(Conv1d → GELU) × n → linear → GELU → linear → RMSNorm."""
+
+    def __init__(self, config: ConvConfig, context: ProjectorContext) -> None:
+        super().__init__()
+        channels = context.in_dim if config.channels is None else config.channels
+        self.convs = StridedConvs(context.in_dim, channels, config.strides, config.kernel_sizes)
+        self.feedforward = FeedForward(channels, config.hidden_dim, context.out_dim, nn.GELU)
+        self.output_norm = output_norm(config, context)
+
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        """One per started stride, convolution by convolution."""
+        return self.convs.num_outputs(num_frames)
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``; windows over a clip's ends see zeros."""
+        shortened: Frames = self.convs(frames)
+        return normalize(self.output_norm, self.feedforward(shortened.values)), shortened.lengths

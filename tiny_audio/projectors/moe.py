@@ -1,0 +1,80 @@
+"""Strided convolutions, then a dense mixture of small experts (MOSA, Li et al. 2025, arXiv 2508.18998)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.projectors._convolution import StridedConvs, check_kernels
+from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
+
+
+class MoeConfig(ProjectorConfig):
+    """Dense mixture of experts on convolved frames: a router weighs small experts, all of which run.
+
+    MOSA (Li et al. 2025, arXiv 2508.18998): several simple two-layer adapters share what languages have in common and
+    divide what they have not; 15.4 % less WER on average over eight languages than one adapter of its baseline, and
+    13.3 % less with 60 % of the parameters. On one language it is unproven.
+    """
+
+    name: Literal["moe"] = "moe"
+    strides: tuple[PositiveInt, ...] = Field(default=(2, 2), min_length=1, max_length=8)
+    """Stride of each convolution before the experts; their product is the number of frames per embedding: 4 in MOSA."""
+    kernel_sizes: tuple[PositiveInt, ...] | None = None
+    """Frames that each convolution sees at once; None is its stride, so that windows neither overlap nor leave gaps."""
+    num_experts: int = Field(default=4, ge=2, le=256)
+    """Experts, each of two linear layers with a ReLU: 4 in MOSA. All run on every embedding, so time grows with them.
+    One alone would be the projector ``conv``."""
+    hidden_dim: PositiveInt = 2048
+    """Channels between the two layers of each expert."""
+
+    @model_validator(mode="after")
+    def _kernels_fit(self) -> Self:
+        check_kernels(self.strides, self.kernel_sizes)
+        return self
+
+    def min_frames(self) -> int:
+        """All that one embedding stands for."""
+        return math.prod(self.strides)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Three experts of 32 hidden channels."""
+        return cls(num_experts=3, hidden_dim=32)
+
+
+@PROJECTORS.register
+def build_moe(config: MoeConfig, context: ProjectorContext) -> Projector:
+    """Build it between the two widths."""
+    return MoeProjector(config, context)
+
+
+class MoeProjector(Projector):
+    """(Conv1d → GELU) × n → experts, weighted by softmax(router) → RMSNorm."""
+
+    def __init__(self, config: MoeConfig, context: ProjectorContext) -> None:
+        super().__init__()
+        dim = context.in_dim
+        self.convs = StridedConvs(dim, dim, config.strides, config.kernel_sizes)
+        self.router = nn.Linear(dim, config.num_experts)
+        self.experts = nn.ModuleList(
+            FeedForward(dim, config.hidden_dim, context.out_dim, nn.ReLU) for _ in range(config.num_experts)
+        )
+        self.output_norm = output_norm(config, context)
+
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        """One per started stride, convolution by convolution."""
+        return self.convs.num_outputs(num_frames)
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``; windows over a clip's ends see zeros."""
+        shortened: Frames = self.convs(frames)
+        # [B, N, D] -> [B, N, experts], a share for each; in fp32, since shares of one should add up to one
+        shares = self.router(shortened.values).float().softmax(-1)
+        mixed = sum(shares[..., index, None] * expert(shortened.values) for index, expert in enumerate(self.experts))
+        assert isinstance(mixed, Tensor)
+        return normalize(self.output_norm, mixed), shortened.lengths

@@ -1,0 +1,175 @@
+"""Learned queries that look at the frames: the Q-Former of BLIP-2 (Li et al. 2023, arXiv 2301.12597), for speech."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.projectors._attention import Attention, check_heads, initialize
+from tiny_audio.projectors._layers import FeedForward, init_normal, normalize, num_windows, output_norm, windows
+
+_GRANITE_WINDOW, _GRANITE_QUERIES, _BLIP2_QUERIES = 15, 3, 32
+
+
+class QFormerConfig(ProjectorConfig):
+    """Q-Former: learned queries read the frames, window by window as in Granite Speech, or a whole clip at once.
+
+    ``windowed`` is the projector of Granite Speech (Saon et al. 2025, arXiv 2505.08699; window 15, 3 queries), whose
+    models average 5.5 to 6 % WER on the Open ASR Leaderboard, and of SALMONN (Tang et al. 2023, arXiv 2310.13289; 1
+    query per 0.33 s, which is ``window: 17, num_queries: 1, cross_attention_every: 2`` at 50 Hz). ``global`` is that of
+    BLIP-2 (Li et al. 2023, arXiv 2301.12597), where a clip has a fixed number of embeddings however long it is: cheap,
+    and weak for long speech.
+    """
+
+    name: Literal["qformer"] = "qformer"
+    mode: Literal["windowed", "global"] = "windowed"
+    """Whether the queries look at each window of the frames anew, or once at the whole clip."""
+    window: PositiveInt | None = None
+    """Encoder frames per window; None is 15 in mode ``windowed``, as in Granite. Mode ``global`` has no windows."""
+    num_queries: PositiveInt | None = None
+    """Embeddings per window or, in mode ``global``, per clip; None is 3 as in Granite, or 32 as in BLIP-2 (SLAM-LLM has
+    64). A window is a whole multiple of it."""
+    dim: PositiveInt = 1024
+    """Channels of the queries: 1024 in Granite, 768 in BLIP-2 and SALMONN."""
+    num_layers: int = Field(default=2, ge=1, le=100)
+    """Layers of self-attention, cross-attention and feed-forward: 2 in Granite and SALMONN, 12 in BLIP-2."""
+    num_heads: PositiveInt = 16
+    """Attention heads, which share ``dim``: 16 in Granite, 12 in BLIP-2."""
+    feedforward_dim: PositiveInt = 4096
+    """Channels inside the feed-forward layers; usually 4 × ``dim``."""
+    cross_attention_every: PositiveInt = 1
+    """Layers from one that looks at the frames to the next, counted from the first: 1 in Granite, 2 in BLIP-2."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """In training, of attention and of every layer's output: 0.1 in Granite."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        check_heads(self.dim, self.num_heads)
+        if self.cross_attention_every > self.num_layers:
+            raise ValueError(
+                f"cross_attention_every {self.cross_attention_every} is more than num_layers {self.num_layers}; lower "
+                "it, or add layers"
+            )
+        if self.mode == "global":
+            if self.window is not None:
+                raise ValueError(f"window {self.window} has no effect in mode global; remove it, or set mode: windowed")
+            return self
+        window, queries = self.frames_per_window(), self.queries_per_window()
+        if window % queries:
+            raise ValueError(
+                f"window {window} is not a multiple of num_queries {queries}, so an embedding would stand for a "
+                f"fraction of a frame; set window to a multiple, such as {(window // queries + 1) * queries}"
+            )
+        return self
+
+    def frames_per_window(self) -> int:
+        """In mode ``windowed``."""
+        return _GRANITE_WINDOW if self.window is None else self.window
+
+    def queries_per_window(self) -> int:
+        """Or per clip, in mode ``global``."""
+        if self.num_queries is not None:
+            return self.num_queries
+        return _GRANITE_QUERIES if self.mode == "windowed" else _BLIP2_QUERIES
+
+    def min_frames(self) -> int:
+        """One window; in mode ``global`` any clip will do."""
+        return self.frames_per_window() if self.mode == "windowed" else 1
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """32 channels in 4 heads."""
+        return cls(dim=32, num_heads=4, feedforward_dim=64)
+
+
+@PROJECTORS.register
+def build_qformer(config: QFormerConfig, context: ProjectorContext) -> Projector:
+    """Build it between the two widths."""
+    return QFormerProjector(config, context)
+
+
+class QFormerProjector(Projector):
+    """Queries → LayerNorm → layers that read the frames → linear → RMSNorm.
+
+    W windows of the longest clip · Q queries · C channels of the queries
+    """
+
+    def __init__(self, config: QFormerConfig, context: ProjectorContext) -> None:
+        super().__init__()
+        self.window = config.frames_per_window() if config.mode == "windowed" else None
+        self.queries = nn.Parameter(torch.empty(config.queries_per_window(), config.dim))
+        self.norm = _layer_norm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            QFormerLayer(config, context.in_dim if index % config.cross_attention_every == 0 else None)
+            for index in range(config.num_layers)
+        )
+        self.down = nn.Linear(config.dim, context.out_dim)
+        self.apply(initialize)
+        init_normal(self.queries, std=1.0)
+        self.output_norm = output_norm(config, context)
+
+    def max_embeddings(self, num_frames: Tensor) -> Tensor:
+        """All queries, for each started window or once."""
+        if self.window is None:
+            return torch.full_like(num_frames, len(self.queries))
+        return num_windows(num_frames, self.window) * len(self.queries)
+
+    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Frames ``[B, T, D]`` -> embeddings ``[B, W·Q, H]``, or ``[B, Q, H]`` in mode ``global``.
+
+        Zeros fill up a clip's last window and are looked at, as in Granite; a whole clip is masked beyond its length.
+        """
+        values, mask = frames.zeroed().values, None
+        if self.window is None:
+            mask = frames.mask()
+        else:
+            # [B, T, D] -> [B·W, k, D]
+            values = windows(values, self.window).flatten(0, 1)
+        found = self.dropout(normalize(self.norm, self.queries))[None]
+        for layer in self.layers:
+            found = layer(found, values, mask)
+        # [B·W, Q, C] -> [B, W·Q, C]
+        found = found.reshape(len(frames.values), -1, found.shape[-1])
+        return normalize(self.output_norm, self.down(found)), self.max_embeddings(frames.lengths)
+
+
+class QFormerLayer(nn.Module):
+    """Attention among the queries, attention to the frames where ``frames_dim`` is given, feed-forward."""
+
+    def __init__(self, config: QFormerConfig, frames_dim: int | None) -> None:
+        super().__init__()
+        self.self_attention = AttentionBlock(config, config.dim)
+        self.cross_attention = None if frames_dim is None else AttentionBlock(config, frames_dim)
+        self.feedforward = FeedForward(config.dim, config.feedforward_dim, config.dim, nn.GELU)
+        self.norm = _layer_norm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, queries: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries ``[B, Q, C]``, or ``[1, Q, C]`` for all, and frames ``[B, T, D]`` -> ``[B, Q, C]``."""
+        queries = self.self_attention(queries, queries)
+        if self.cross_attention is not None:
+            queries = self.cross_attention(queries, frames, mask)
+        return normalize(self.norm, queries + self.dropout(self.feedforward(queries)))
+
+
+class AttentionBlock(nn.Module):
+    """Attention whose result is added to the queries and then normalised, as in BERT."""
+
+    def __init__(self, config: QFormerConfig, key_dim: int) -> None:
+        super().__init__()
+        self.attention = Attention(config.dim, config.num_heads, key_dim=key_dim, dropout=config.dropout)
+        self.norm = _layer_norm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries ``[B, Q, C]`` or ``[1, Q, C]``, keys ``[B, K, D]``, bool mask ``[B, K]`` -> ``[B, Q, C]``."""
+        return normalize(self.norm, queries + self.dropout(self.attention(queries, keys, mask)))
+
+
+def _layer_norm(dim: int) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-12)

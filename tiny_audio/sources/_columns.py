@@ -1,0 +1,190 @@
+"""What the columns of a table of clips are called, for every source that reads tables with the audio inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from tiny_audio.config import UserError
+from tiny_audio.sources import SourceConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+_DURATION = "duration"
+"""A column that states durations without being named."""
+
+
+class ColumnsConfig(SourceConfig):
+    """Base of the configs that let their columns be named."""
+
+    audio_column: NonEmpty = "audio"
+    """The encoded audio: bytes, or a struct of `bytes` and `path`, as the `datasets` library writes it."""
+    text_column: NonEmpty = "text"
+    """What is said."""
+    duration_column: NonEmpty | None = None
+    """Seconds. None takes the column `duration`; in a table without one, the header of every clip is read, for which
+    all the audio is read once."""
+    id_column: NonEmpty | None = None
+    """A name for each clip, best unique; None names clips by file and row."""
+    speaker_column: NonEmpty | None = None
+    """Who speaks: kept as the metadata column `speaker`, whatever it is called here."""
+    metadata_columns: Annotated[tuple[NonEmpty, ...], Field(strict=False)] | None = None
+    """Further columns to keep; None keeps all that hold a single value: texts, numbers, truths, dates."""
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        named = [self.audio_column, self.text_column, self.duration_column, self.id_column, self.speaker_column]
+        named = [name for name in named if name is not None]
+        if len(set(named)) < len(named):
+            raise ValueError(
+                "audio_column, text_column, duration_column, id_column and speaker_column must name different "
+                f"columns, not {', '.join(map(repr, named))}"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a table of clips; fields as in :class:`ColumnsConfig`."""
+
+    audio: str
+    text: str
+    duration: str | None
+    id: str | None
+    speaker: str | None
+    metadata: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, config: ColumnsConfig) -> Self:
+        """Those that a config names."""
+        return cls(
+            config.audio_column,
+            config.text_column,
+            config.duration_column,
+            config.id_column,
+            config.speaker_column,
+            config.metadata_columns,
+        )
+
+    def check(self, schema: pa.Schema, table: str) -> None:
+        """Refuse a table that lacks a column, or has something else in it.
+
+        Args:
+            table: what messages call it.
+
+        Raises:
+            UserError: what is missing, and the columns there are.
+        """
+        import pyarrow.types as types
+
+        there = set(schema.names)
+        wanted = {
+            "audio_column": self.audio,
+            "text_column": self.text,
+            "duration_column": self.duration,
+            "id_column": self.id,
+            "speaker_column": self.speaker,
+        }
+        for field, name in wanted.items():
+            if name is not None and name not in there:
+                hint = "; without durations, leave duration_column out" if field == "duration_column" else ""
+                raise UserError(f"{table} has no column {name!r} ({field}); its columns: {_listed(schema)}{hint}")
+        missing = [name for name in self.metadata or () if name not in there]
+        if missing:
+            raise UserError(
+                f"{table} has no column {', '.join(map(repr, missing))} (metadata_columns); "
+                f"its columns: {_listed(schema)}"
+            )
+        if not _is_audio(schema.field(self.audio).type):
+            raise UserError(
+                f"the column {self.audio!r} of {table} holds {schema.field(self.audio).type}; audio_column must hold "
+                f"encoded audio, as bytes or as a struct of bytes and path; its columns: {_listed(schema)}"
+            )
+        if not _is_text(schema.field(self.text).type):
+            raise UserError(
+                f"the column {self.text!r} of {table} holds {schema.field(self.text).type}; text_column must hold "
+                f"texts; its columns: {_listed(schema)}"
+            )
+        duration = self.stated_duration(schema)
+        if duration is not None:
+            kind = schema.field(duration).type
+            if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
+                raise UserError(
+                    f"the column {duration!r} of {table} holds {kind}; duration_column must hold seconds; "
+                    f"its columns: {_listed(schema)}"
+                )
+        for name in filter(None, (self.id, self.speaker, *(self.metadata or ()))):
+            if not _is_scalar(schema.field(name).type):
+                raise UserError(
+                    f"the column {name!r} of {table} holds {schema.field(name).type}; ids and metadata must be single "
+                    f"values; its columns: {_listed(schema)}"
+                )
+
+    def stated_duration(self, schema: pa.Schema) -> str | None:
+        """The column of durations; None where a table of this schema states none."""
+        if self.duration is not None:
+            return self.duration
+        return _DURATION if _DURATION in schema.names else None
+
+    def audio_leaf(self, schema: pa.Schema) -> str:
+        """The parquet column of the bytes alone."""
+        import pyarrow.types as types
+
+        return f"{self.audio}.bytes" if types.is_struct(schema.field(self.audio).type) else self.audio
+
+    def kept(self, schema: pa.Schema) -> dict[str, str]:
+        """Name in the metadata -> column of the table, for what a table of this schema has to keep."""
+        used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
+        names: Sequence[str] = (
+            [field.name for field in schema if field.name not in used and _is_scalar(field.type)]
+            if self.metadata is None
+            else self.metadata
+        )
+        kept = {name: name for name in names}
+        if self.speaker is not None:
+            kept["speaker"] = self.speaker
+        return kept
+
+
+def _is_audio(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_audio(kind.field("bytes").type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _is_scalar(kind.value_type)
+    # A column without a single value has the type null.
+    checks = (
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_temporal,
+        types.is_decimal,
+        types.is_null,
+    )
+    return _is_text(kind) or any(check(kind) for check in checks)
+
+
+def _listed(schema: pa.Schema) -> str:
+    """Names and kinds, the audio said as such."""
+    return ", ".join(f"{field.name} ({'audio' if _is_audio(field.type) else field.type})" for field in schema)

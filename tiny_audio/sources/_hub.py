@@ -1,0 +1,186 @@
+"""Datasets on the Hugging Face hub, for the source ``hub`` and the presets that name one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tiny_audio.audio import AudioError
+from tiny_audio.config import UserError
+from tiny_audio.sources import Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.sources._columns import Columns, NonEmpty
+from tiny_audio.sources._hub_cache import DiskCache
+from tiny_audio.sources._hub_files import Shards, Split, pinned_shards
+from tiny_audio.sources._hub_ranges import RangeFile
+from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
+from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, words
+from tiny_audio.sources._row_groups import ROW_GROUPS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_LOG = logging.getLogger(__name__)
+_THREADS = 8
+"""Shards that are indexed at a time; all of it is waiting."""
+_LOG_EVERY = 100
+_OPEN = 32
+"""Shards of which a process remembers the footer."""
+
+
+class HubSourceConfig(SourceConfig):
+    """Base of the configs of datasets on the hub."""
+
+    revision: NonEmpty = "main"
+    """A branch, a tag or a commit. A branch is looked up once and then kept in the cache folder, so that all runs on a
+    machine see the same data; write the commit to have the same elsewhere."""
+    max_shards: PositiveInt | None = None
+    """At most so many of the split's files, evenly spread over it, since corpora are often sorted; None takes all."""
+    cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra={"identity": False})
+    """Gigabytes of fetched audio to keep on disk, over all datasets; with less than the audio that is used, an epoch
+    in random order fetches much of it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource(Source):
+    """The clips of a split. The index needs the shards' metadata columns only; audio is fetched by row group."""
+
+    split: Split
+    columns: Columns
+    max_shards: int | None
+    cache_bytes: int
+    cache_dir: Path
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`; the first call asks the hub, later ones read the cache folder."""
+        shards = self._shards()
+        identity = json.dumps([VERSION, self.split.repo, shards.commit, shards.paths])
+        key = hashlib.sha256(json.dumps([identity, astuple(self.columns)]).encode()).hexdigest()[:24]
+        folder = self.cache_dir / self.split.repo.replace("/", "--") / key
+        if not folder.exists():
+            _LOG.info("indexing %d files of %s", len(shards.paths), self.split.repo)
+            write_index(folder, self._tables(shards, folder.with_name(f"{key}.shards")), shards.paths, identity)
+            shutil.rmtree(folder.with_name(f"{key}.shards"), ignore_errors=True)
+        index = read_index(folder)
+        if not index.utterances:
+            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
+            raise UserError(f"no row of the split {self.split.split!r} of {self.split.repo} can be used{first}")
+        return index
+
+    def encoded(self, utterance: Utterance) -> bytes:
+        """The clip's bytes, out of its row group, which is fetched where the cache does not have it."""
+        shard, row_group, row = place(utterance)
+        commit = self._shards().commit
+        where = place_of(shard, row_group, row)
+        try:
+            clips = ROW_GROUPS(
+                (self.split.repo, commit, shard, row_group), lambda: (self._audio(commit, shard, row_group), 0)
+            )
+        except OSError as error:
+            raise AudioError("undecodable", f"{where}: cannot be read: {error}") from error
+        return clip_bytes(clips, row, where)
+
+    def _shards(self) -> Shards:
+        """Those that are used; of a split that has more, evenly spread ones."""
+        shards = _pinned(self.split, self.cache_dir)
+        count = len(shards.paths)
+        if self.max_shards is None or self.max_shards >= count:
+            return shards
+        return Shards(
+            shards.commit, tuple(shards.paths[index * count // self.max_shards] for index in range(self.max_shards))
+        )
+
+    def _tables(self, shards: Shards, parts: Path) -> Iterator[pa.Table]:
+        """The shards' rows, in order; kept one by one in ``parts``, so that an interrupted index goes on."""
+        with ThreadPoolExecutor(_THREADS, "index") as pool:
+            numbers = range(len(shards.paths))
+            tables = pool.map(lambda number: self._table(shards, number, parts / f"{number:06d}.arrow"), numbers)
+            try:
+                for number, table in enumerate(tables, start=1):
+                    if number % _LOG_EVERY == 0:
+                        _LOG.info("indexed %d of %d files", number, len(shards.paths))
+                    yield table
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _table(self, shards: Shards, number: int, part: Path) -> pa.Table:
+        import pyarrow as pa
+
+        if part.exists():
+            with pa.memory_map(str(part)) as source:
+                return pa.ipc.open_file(source).read_all()
+        path = shards.paths[number]
+        # Ranges of neighbouring columns are fetched as one.
+        with _opened(self.split.repo, shards.commit, path, pre_buffer=True) as file:
+            table = index_shard(file, path, number, self.columns, lambda group: self._audio(shards.commit, path, group))
+        aside = part.with_name(f".{part.name}.{uuid.uuid4().hex}")
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            aside.rename(part)
+        except OSError as error:
+            raise UserError(f"the cache folder {part.parent} cannot be written: {error}") from error
+        return table
+
+    def _audio(self, commit: str, shard: str, row_group: int) -> pa.ChunkedArray:
+        import pyarrow as pa
+
+        identity = json.dumps([self.split.repo, commit, shard, self.columns.audio])
+        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
+
+        def fetch() -> pa.ChunkedArray:
+            try:
+                return read_audio(_opened_for_audio(self.split.repo, commit, shard), row_group, self.columns)
+            except pa.ArrowException as error:
+                raise OSError(words(error)) from error
+
+        return DiskCache(self.cache_dir / "row_groups", self.cache_bytes).get(name, fetch)
+
+
+def hub_source(
+    settings: HubSourceConfig, repo: str, config: str | None, split: str, columns: Columns, context: SourceContext
+) -> HubSource:
+    """The source of a dataset; it asks nothing of the hub before it is indexed."""
+    return HubSource(
+        Split(repo, config, split, settings.revision),
+        columns,
+        settings.max_shards,
+        round(settings.cache_gb * 1e9),
+        context.cache_dir.absolute() / "hub",
+    )
+
+
+@cache
+def _pinned(split: Split, cache_dir: Path) -> Shards:
+    return pinned_shards(split, cache_dir)
+
+
+@lru_cache(maxsize=_OPEN)
+def _opened_for_audio(repo: str, commit: str, path: str) -> pq.ParquetFile:
+    """Kept open: where it lies and what is in it would take two requests more for each row group."""
+    return _opened(repo, commit, path, pre_buffer=False)
+
+
+def _opened(repo: str, commit: str, path: str, *, pre_buffer: bool) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(RangeFile(repo, commit, path), pre_buffer=pre_buffer)
+    except pa.ArrowException as error:
+        raise BrokenShardError(
+            f"{path} of {repo} at commit {commit} cannot be read: {words(error)}; tell those who keep the dataset, "
+            "or choose another revision"
+        ) from error

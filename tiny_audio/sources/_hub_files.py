@@ -1,0 +1,157 @@
+"""Which files of a dataset on the hub are a config's split, at which commit: asked once, then kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiny_audio.config import UserError
+from tiny_audio.files import write_atomically
+from tiny_audio.registry import did_you_mean
+from tiny_audio.sources._hub_client import explained, retried
+
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo
+
+_LOG = logging.getLogger(__name__)
+_SUFFIX = ".parquet"
+_CONVERTED = "refs/convert/parquet"
+"""The branch on which the hub keeps its own conversion of a dataset, laid out as ``config/split/0000.parquet``."""
+_TRY_CONVERTED = f"many datasets have a copy that the hub converted: try revision: {_CONVERTED}"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A split of a config of a dataset, as a user names it."""
+
+    repo: str
+    config: str | None
+    """None: the default one."""
+    split: str
+    revision: str
+    """A branch, a tag or a commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """A split, pinned."""
+
+    commit: str
+    paths: tuple[str, ...]
+    """Within the repository."""
+
+
+def pinned_shards(split: Split, cache_dir: Path) -> Shards:
+    """The split's shards; the commit that a branch stands for is looked up once and kept in the cache folder.
+
+    So a run that is resumed, and the next one on the same machine, see the same data, and need no network for it.
+
+    Raises:
+        UserError: the hub has no such thing, or cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    key = hashlib.sha256(json.dumps([constants.ENDPOINT, asdict(split)], sort_keys=True).encode()).hexdigest()[:24]
+    pin = cache_dir / split.repo.replace("/", "--") / f"{key}.json"
+    if pin.exists():
+        try:
+            kept = json.loads(pin.read_text(encoding="utf-8"))
+            return Shards(kept["commit"], tuple(kept["paths"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{pin} is damaged; delete it, and the hub is asked again") from error
+    shards = _asked(split)
+    _LOG.info("%s is pinned to commit %s; delete %s to look for a newer one", split.repo, shards.commit, pin)
+    try:
+        pin.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(pin, json.dumps({**asdict(split), "commit": shards.commit, "paths": shards.paths}, indent=1))
+    except OSError as error:
+        raise UserError(f"the cache folder {pin.parent} cannot be written: {error}") from error
+    return shards
+
+
+def _asked(split: Split) -> Shards:
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        info = retried(lambda: HfApi().dataset_info(split.repo, revision=split.revision))
+        assert info.sha is not None
+        return Shards(info.sha, _paths(split, info, info.sha))
+    except (OSError, httpx2.HTTPError, HFValidationError) as error:
+        raise explained(error, split.repo, split.revision) from error
+
+
+def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
+    """The split's parquet files, by the rules of the ``datasets`` library: the card's configs, else names of files."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+
+    if split.revision == _CONVERTED:
+        return _converted_paths(split, info)
+    root = f"hf://datasets/{split.repo}@{commit}"
+    config = _config(split, info)
+    folder = f"{root}/{config['data_dir']}" if config.get("data_dir") else root
+    try:
+        if config.get("data_files") is not None:
+            patterns = sanitize_patterns(config["data_files"])
+        else:
+            patterns = retried(lambda: get_data_patterns(folder))
+    except EmptyDatasetError as error:
+        raise UserError(
+            f"{split.repo} holds no data files that the datasets library knows; {_TRY_CONVERTED}"
+        ) from error
+    names = [str(name) for name in patterns]
+    if split.split not in names:
+        which = f" of config {split.config!r}" if split.config else ""
+        raise UserError(f"{split.repo} has no split {split.split!r}{which}; {did_you_mean(split.split, names)}")
+    wanted = {split.split: patterns[split.split]}
+    try:
+        found = retried(lambda: DataFilesDict.from_patterns(wanted, base_path=folder, allowed_extensions=[_SUFFIX]))
+        files = sorted(found[split.split])
+    except FileNotFoundError:
+        files = []
+    if not files:
+        raise UserError(f"the split {split.split!r} of {split.repo} has no {_SUFFIX} files; {_TRY_CONVERTED}")
+    return tuple(file.removeprefix(f"{root}/") for file in files)
+
+
+def _converted_paths(split: Split, info: DatasetInfo) -> tuple[str, ...]:
+    tree: dict[str, dict[str, list[str]]] = {}
+    for file in info.siblings or ():
+        steps = file.rfilename.split("/")
+        if len(steps) == 3 and file.rfilename.endswith(_SUFFIX):
+            tree.setdefault(steps[0], {}).setdefault(steps[1], []).append(file.rfilename)
+    name = split.config or (next(iter(tree)) if len(tree) == 1 else None)
+    if name is None:
+        raise UserError(f"{split.repo} has several configs; choose one as config: {', '.join(tree)}")
+    if name not in tree:
+        raise UserError(f"{split.repo} has no config {name!r} at {_CONVERTED}; {did_you_mean(name, tree)}")
+    if split.split not in tree[name]:
+        raise UserError(
+            f"{split.repo} has no split {split.split!r} of config {name!r} at {_CONVERTED}; "
+            f"{did_you_mean(split.split, tree[name])}"
+        )
+    return tuple(sorted(tree[name][split.split]))
+
+
+def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
+    """What the dataset's card says of the config; nothing where it has no configs."""
+    from datasets.utils.metadata import MetadataConfigs
+
+    card = info.card_data
+    configs: Any = MetadataConfigs.from_dataset_card_data(card) if card is not None else {}
+    if not configs:
+        if split.config not in (None, "default"):
+            raise UserError(f"{split.repo} has no configs; leave config out, which is {split.config!r}")
+        return {}
+    name = split.config or configs.get_default_config_name()
+    if name is None:
+        raise UserError(f"{split.repo} has several configs; choose one as config: {', '.join(configs)}")
+    if name not in configs:
+        raise UserError(f"{split.repo} has no config {name!r}; {did_you_mean(name, configs)}")
+    config: dict[str, Any] = configs[name]
+    return config

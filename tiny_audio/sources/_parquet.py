@@ -1,0 +1,251 @@
+"""Parquet shards of clips: their rows as an index table, read from the metadata columns; their audio by row group.
+
+Nothing here knows where a shard lies: it comes as an open :class:`pyarrow.parquet.ParquetFile`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tiny_audio.audio import AudioError, audio_duration
+from tiny_audio.config import UserError
+from tiny_audio.sources._columns import Columns
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+METADATA = "metadata."
+"""Before the name of a metadata column in an index table."""
+
+
+class BrokenShardError(UserError):
+    """Bytes that are no readable parquet."""
+
+
+def index_shard(
+    file: pq.ParquetFile, shard: str, number: int, columns: Columns, audio: Callable[[int], pa.ChunkedArray]
+) -> pa.Table:
+    """The rows of a shard as they stand in the index.
+
+    Columns: ``id``, ``duration_s``, ``text``; ``shard`` (its number), ``row_group``, ``row`` (within the row group);
+    ``reason`` and ``detail``, null where the row can be used; ``metadata.…``, texts.
+
+    Args:
+        shard: its name, for ids and messages.
+        audio: encoded clips of a row group; called only where there is no column of durations.
+
+    Raises:
+        UserError: columns are missing, or the shard is broken.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    columns.check(schema, shard)
+    kept = columns.kept(schema)
+    stated = columns.stated_duration(schema)
+    wanted = {columns.text, *kept.values()} | {name for name in (stated, columns.id) if name is not None}
+    try:
+        table = file.read(columns=sorted(wanted), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise BrokenShardError(f"{shard} cannot be read: {words(error)}; fetch or write the file anew") from error
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    groups = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    rows = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.empty(0, np.int32)])
+
+    problems = _Problems(table.num_rows)
+    texts = _texts(table, columns, problems)
+    ids = _ids(table, shard, columns, problems)
+    if stated is None:
+        durations = _measured(sizes, audio, shard, problems)
+    else:
+        durations = _stated(table.column(stated), stated, problems)
+    reasons, details = problems.columns(shard, groups, rows)
+    return pa.table(
+        {
+            "id": ids,
+            "duration_s": pa.array(durations, pa.float64()),
+            "text": texts,
+            "shard": pa.array(np.full(len(rows), number, np.int32)),
+            "row_group": pa.array(groups),
+            "row": pa.array(rows),
+            "reason": reasons,
+            "detail": details,
+            **{f"{METADATA}{name}": _strings(table.column(column))[0] for name, column in kept.items()},
+        }
+    )
+
+
+def read_audio(file: pq.ParquetFile, row_group: int, columns: Columns) -> pa.ChunkedArray:
+    """The encoded clips of a row group, null where a row has none.
+
+    Raises:
+        pyarrow.ArrowException, OSError: the bytes are damaged.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    table = file.read_row_group(row_group, columns=[columns.audio_leaf(file.schema_arrow)], use_threads=False)
+    column = table.column(0)
+    return pc.struct_field(column, "bytes") if types.is_struct(column.type) else column
+
+
+def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
+    """One clip of a row group.
+
+    Raises:
+        AudioError: there is no audio in the row.
+        UserError: there is no such row.
+    """
+    if row >= len(clips):
+        raise UserError(f"{place} is not there: the file was changed after it was indexed; start again")
+    value: bytes | None = clips[row].as_py()
+    if value is None:
+        raise AudioError(
+            "audio_missing", f"{place}: no audio; a table that only names audio files must be written with them inside"
+        )
+    return value
+
+
+def words(error: Exception) -> str:
+    """What Arrow says, on one line."""
+    return " ".join(str(error).split())
+
+
+def place_of(shard: str, row_group: int, row: int) -> str:
+    """What messages call a clip's place."""
+    return f"{shard}, row group {row_group}, row {row}"
+
+
+class _Problems:
+    """What is wrong with rows; the first thing found counts."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._found: dict[int, tuple[str, str]] = {}
+
+    def add(self, row: int, reason: str, detail: str) -> None:
+        self._found.setdefault(row, (reason, detail))
+
+    def columns(self, shard: str, groups: np.ndarray, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        import pyarrow as pa
+
+        reasons: list[str | None] = [None] * self._num_rows
+        details: list[str | None] = [None] * self._num_rows
+        for row, (reason, detail) in self._found.items():
+            reasons[row] = reason
+            details[row] = f"{place_of(shard, int(groups[row]), int(rows[row]))}: {detail}"
+        return pa.array(reasons, pa.string()), pa.array(details, pa.string())
+
+
+def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.ChunkedArray:
+    import pyarrow.compute as pc
+
+    column, broken = _strings(table.column(columns.text))
+    for row in broken:
+        problems.add(row, "bad_unicode", f"{columns.text!r} is not UTF-8")
+    trimmed = pc.utf8_trim_whitespace(column)
+    for row in _where(pc.or_kleene(pc.is_null(trimmed), pc.equal(trimmed, ""))):
+        shown = _shown(column[row].as_py())
+        problems.add(row, "text_missing", f"{columns.text!r} must be a text that is not empty, not {shown}")
+    return trimmed
+
+
+def _ids(table: pa.Table, shard: str, columns: Columns, problems: _Problems) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    numbered = pa.chunked_array([pa.array([f"{shard}/{row}" for row in range(table.num_rows)], pa.string())])
+    if columns.id is None:
+        return numbered
+    given, broken = _strings(table.column(columns.id))
+    for row in broken:
+        problems.add(row, "bad_unicode", f"{columns.id!r} is not UTF-8")
+    missing = pc.or_kleene(pc.is_null(given), pc.equal(given, ""))
+    for row in _where(missing):
+        problems.add(row, "id_missing", f"{columns.id!r} must be a name, not {_shown(given[row].as_py())}")
+    return pc.if_else(missing, numbered, given)
+
+
+def _stated(column: pa.ChunkedArray, name: str, problems: _Problems) -> np.ndarray:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    seconds = pc.fill_null(pc.cast(column, pa.float64()), math.nan).to_numpy()
+    for row in np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0))):
+        shown = _shown(column[int(row)].as_py())
+        problems.add(int(row), "bad_duration", f"{name!r} must be a finite number of seconds above 0, not {shown}")
+    durations: np.ndarray = seconds
+    return durations
+
+
+def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: str, problems: _Problems) -> np.ndarray:
+    """Durations from the clips' own headers."""
+    import numpy as np
+    import pyarrow as pa
+
+    durations = np.full(sum(sizes), math.nan)
+    start = 0
+    for group, size in enumerate(sizes):
+        try:
+            clips = audio(group)
+        except (pa.ArrowException, OSError) as error:
+            for row in range(size):
+                problems.add(start + row, "undecodable", f"the row group cannot be read: {words(error)}")
+        else:
+            for row in range(size):
+                place = place_of(shard, group, row)
+                try:
+                    durations[start + row] = audio_duration(clip_bytes(clips, row, place), name=place)
+                except AudioError as error:
+                    problems.add(start + row, error.reason, str(error).removeprefix(f"{place}: "))
+        start += size
+    return durations
+
+
+def _strings(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
+    """The column as texts, null where one is not UTF-8, which parquet does not check; and the rows of those."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    if types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    if types.is_string_view(column.type) or types.is_large_string(column.type):
+        column = pc.cast(column, pa.string())
+    if not types.is_string(column.type):
+        return pc.cast(column, pa.string()), []
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        values = [_utf8(value) for value in pc.cast(column, pa.binary()).to_pylist()]
+        broken = [row for row, value in enumerate(values) if value is False]
+        texts = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
+        return pa.chunked_array([texts]), broken
+    return column, []
+
+
+def _utf8(value: bytes | None) -> str | bool | None:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def _where(mask: Any) -> list[int]:
+    import numpy as np
+
+    rows: list[int] = np.flatnonzero(mask.to_numpy()).tolist()
+    return rows
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,32 @@
+"""Source ``hub``: any dataset on the Hugging Face hub that holds its audio in parquet files."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from tiny_audio.sources import SOURCES, Source, SourceContext
+from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
+from tiny_audio.sources._hub import HubSourceConfig, hub_source
+
+
+class HubConfig(HubSourceConfig, ColumnsConfig):
+    """A dataset on the Hugging Face hub, fetched piece by piece as it is needed."""
+
+    name: Literal["hub"] = "hub"
+    repo: NonEmpty
+    """The dataset, such as `speechbrain/LoquaciousSet`."""
+    config: NonEmpty | None = None
+    """One of the dataset's configs (the hub calls them subsets); None takes its default."""
+    split: NonEmpty = "train"
+    """One of the config's splits."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which have a hub of their own."""
+        return cls(repo="tiny/clips", split="test")
+
+
+@SOURCES.register
+def build_hub(config: HubConfig, context: SourceContext) -> Source:
+    """The source of a dataset on the hub."""
+    return hub_source(config, config.repo, config.config, config.split, Columns.of(config), context)

@@ -1,0 +1,38 @@
+"""Source ``loquacious``: the Loquacious Set, 25,000 hours of English (Parcollet et al., arXiv 2505.21578)."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from tiny_audio.sources import SOURCES, Source, SourceContext
+from tiny_audio.sources._columns import Columns
+from tiny_audio.sources._hub import HubSourceConfig, hub_source
+
+COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
+"""As in the corpus; a speaker or a sex that it does not know is left out."""
+
+
+class LoquaciousConfig(HubSourceConfig):
+    """The Loquacious Set on the Hugging Face hub: read, spontaneous, clean and noisy English.
+
+    Texts come as they are in the corpus: upper case, A to Z, blanks and apostrophes only, numbers as words. Which
+    form a model learns to write is `data.target_text`. Metadata: `speaker` and `sex`. Some clips last 100 s.
+    """
+
+    name: Literal["loquacious"] = "loquacious"
+    config: Literal["small", "medium", "large", "clean"] = "large"
+    """How much of it to train on: 250, 2,500 or 25,000 hours, or the clean part of these. The dev and test splits are
+    the same in all."""
+    split: Literal["train", "dev", "test"] = "train"
+    """Evaluate on dev while you compare, and on test once."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which have a hub of their own."""
+        return cls(config="small", split="dev", max_shards=1)
+
+
+@SOURCES.register
+def build_loquacious(config: LoquaciousConfig, context: SourceContext) -> Source:
+    """The source of a split of the corpus."""
+    return hub_source(config, "speechbrain/LoquaciousSet", config.config, config.split, COLUMNS, context)

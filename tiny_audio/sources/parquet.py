@@ -1,0 +1,156 @@
+"""Source ``parquet``: local parquet files with the audio inside, as the ``datasets`` library writes them."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field
+
+from tiny_audio.audio import AudioError
+from tiny_audio.config import UserError
+from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
+from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
+from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
+from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, words
+from tiny_audio.sources._row_groups import ROW_GROUPS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_LOG = logging.getLogger(__name__)
+_MAGIC = b"PAR1"
+
+
+class ParquetConfig(ColumnsConfig):
+    """Local parquet files that hold the audio itself, as Hugging Face's datasets do."""
+
+    name: Literal["parquet"] = "parquet"
+    path: NonEmpty = Field(json_schema_extra={"identity": False})
+    """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
+    home folder."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which put a `clips.parquet` into the current folder."""
+        return cls(path="clips.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource(Source):
+    """The clips of some parquet files."""
+
+    path: Path
+    columns: Columns
+    cache_dir: Path
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`; the first call reads the files' metadata columns, later ones a cached table."""
+        root, shards = self._shards()
+        footers = {shard: _footer(root / shard) for shard in shards}
+        identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])
+        folder = self.cache_dir / "parquet" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        if not folder.exists():
+            _LOG.info("indexing %d parquet files in %s", len(shards), root)
+            # The columns' names decide what a table holds, but not which data it is.
+            write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
+        index = read_index(folder)
+        if not index.utterances:
+            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
+            raise UserError(f"no row of {self.path} can be used{first}")
+        return index
+
+    def encoded(self, utterance: Utterance) -> bytes:
+        """The clip's bytes, out of its row group."""
+        shard, row_group, row = place(utterance)
+        path = self._root() / shard
+        try:
+            clips = ROW_GROUPS((path, row_group), lambda: self._read(path, row_group))
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is gone since it was indexed; put it back, or start again") from error
+        except OSError as error:
+            raise AudioError("undecodable", f"{place_of(shard, row_group, row)}: cannot be read: {error}") from error
+        return clip_bytes(clips, row, place_of(shard, row_group, row))
+
+    def _read(self, path: Path, row_group: int) -> tuple[pa.ChunkedArray, int]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                clips = read_audio(file, row_group, self.columns)
+        except pa.ArrowException as error:
+            raise OSError(words(error)) from error
+        return clips, clips.nbytes
+
+    def _tables(self, root: Path, shards: list[str]) -> Iterator[pa.Table]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for number, shard in enumerate(shards):
+            path = root / shard
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowException, OSError) as error:
+                raise BrokenShardError(
+                    f"{path} cannot be read: {words(error)}; fetch or write the file anew"
+                ) from error
+            with file:
+                yield index_shard(file, shard, number, self.columns, partial(read_audio, file, columns=self.columns))
+
+    def _root(self) -> Path:
+        """The folder that the shards' names are relative to: nothing about the machine gets into ids."""
+        parts = self.path.parts
+        special = next((index for index, part in enumerate(parts) if glob.has_magic(part)), None)
+        if special is not None and not self.path.exists():
+            return Path(*parts[:special])
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def _shards(self) -> tuple[Path, list[str]]:
+        root = self._root()
+        if self.path.is_dir():
+            found = [path for path in self.path.rglob("*.parquet") if path.is_file()]
+            what = "no .parquet file is in the folder"
+        elif self.path.exists() or not glob.has_magic(str(self.path)):
+            found = [self.path] if self.path.is_file() else []
+            what = "there is no file or folder"
+        else:
+            found = [Path(path) for path in glob.glob(str(self.path), recursive=True) if os.path.isfile(path)]
+            what = "no file matches"
+        if not found:
+            raise UserError(
+                f"{what} {self.path}; path must be a parquet file, a folder with some, or a pattern of them"
+            )
+        return root, sorted(path.relative_to(root).as_posix() for path in found)
+
+
+@SOURCES.register
+def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
+    """The source of local parquet files; it reads nothing before it is indexed."""
+    return ParquetSource(
+        Path(os.path.expanduser(config.path)).absolute(), Columns.of(config), context.cache_dir.absolute()
+    )
+
+
+def _footer(path: Path) -> str:
+    """Hash of the file's end, which says where each column lies, how large it is and what it spans."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8))
+            end = file.read()
+            length = int.from_bytes(end[:4], "little")
+            if len(end) < 8 or end[4:] != _MAGIC or length + 12 > size:
+                raise BrokenShardError(f"{path} is no whole parquet file; fetch or write it anew")
+            file.seek(size - 8 - length)
+            return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,204 @@
+"""From ``projector=swiglu,conv training.seed=0,1`` to one valid recipe for each combination."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny_audio.config import UserError
+from tiny_audio.recipe import Recipe, content_hash, load_recipe
+
+SEED = "training.seed"
+"""Its values are no variants: what they have in common is what is compared."""
+_MAX_COMBINATIONS = 1000
+_MAX_VALUE = 32
+_OPENING, _CLOSING = "[{", "]}"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a sweep.
+
+    Args:
+        values: the value of each swept key, as it was written.
+        name: what tables call it: ``projector=conv, seed=1``.
+        variant: its name without the seed.
+        folder: the name of its folder, in the sweep's: of its values, and its run id.
+        recipe: what it runs.
+    """
+
+    values: dict[str, str]
+    name: str
+    variant: str
+    folder: str
+    recipe: Recipe
+
+
+def split_values(text: str) -> list[str]:
+    """``a,b`` -> ``a``, ``b``; a comma inside brackets or quotes is part of a value.
+
+    As in YAML, they are brackets and quotes where a value begins, and elsewhere plain text: ``don't``.
+
+    Raises:
+        UserError: a bracket or quote that nothing closes, or an empty value among several.
+    """
+    values: list[str] = []
+    expected: list[str] = []  # closing brackets
+    start, closed, quote = 0, -1, ""
+    for place, character in enumerate(text):
+        before = text[start:place].rstrip()
+        if quote:
+            if character == quote and not (quote == '"' and before.endswith("\\")):
+                quote, closed = "", place
+        elif character in "\"'" and (
+            not before
+            or (expected and before[-1] in "[{,:")
+            or text[closed:place] == character == "'"  # within single quotes, two of them are an apostrophe
+        ):
+            quote = character
+        elif character in _OPENING and (not before or expected):
+            expected.append(_CLOSING[_OPENING.index(character)])
+        elif expected and character == expected[-1]:
+            expected.pop()
+        elif character == "," and not expected:
+            values.append(text[start:place])
+            start = place + 1
+    if quote or expected:
+        raise UserError(f"{text!r}: nothing closes {quote or _OPENING[_CLOSING.index(expected[-1])]}; close it")
+    values.append(text[start:])
+    values = [value.strip() for value in values]
+    if len(values) > 1 and not all(values):
+        raise UserError(f"{text!r}: has an empty value between commas; remove a comma, or write null for nothing")
+    return values
+
+
+def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The overrides with one value, which hold for all runs, and the keys with several.
+
+    Raises:
+        UserError: no ``=``, a key twice, a value twice, or nothing to sweep.
+    """
+    fixed, grid, seen = [], {}, set()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(
+                f"override {override!r} is not of the form section.field=value,value, such as projector=swiglu,conv"
+            )
+        if key in seen:
+            raise UserError(f"{key} is given twice; write all its values into one, {key}=A,B")
+        seen.add(key)
+        try:
+            values = split_values(text)
+        except UserError as error:
+            raise UserError(f"override {key}={error}") from None
+        twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+        if twice is not None:
+            raise UserError(f"override {override!r}: the value {twice} comes twice; remove one of them")
+        if len(values) > 1:
+            grid[key] = values
+        else:
+            fixed.append(override)
+    if not grid:
+        raise UserError(
+            "nothing to sweep: give some key several values, such as projector=swiglu,conv; a single run is started by "
+            "`tiny-audio run`"
+        )
+    return fixed, grid
+
+
+def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
+    """All runs of a sweep, the last key varying fastest; seeds after all others.
+
+    Raises:
+        UserError: names every combination that is not valid, with its mistakes, and what could not be compared.
+    """
+    _, grid = parse_grid(overrides)
+    size = 1
+    for choices in grid.values():
+        size *= len(choices)
+    if size > _MAX_COMBINATIONS:
+        raise UserError(f"the grid has {size:,} combinations, and {_MAX_COMBINATIONS:,} is the most; give fewer values")
+    keys = [*(key for key in grid if key != SEED), *([SEED] if SEED in grid else [])]
+    short = _short_names(keys)
+    found: list[Combination] = []
+    mistakes: dict[str, list[str]] = {}
+    for chosen in itertools.product(*(grid[key] for key in keys)):
+        values = dict(zip(keys, chosen, strict=True))
+        words = {key: f"{short[key]}={value}" for key, value in values.items()}
+        name = ", ".join(words.values())
+        # In the order in which they were given, since `projector=conv` replaces what came before it.
+        applied = [f"{key}={values.get(key, text)}" for key, _, text in (o.partition("=") for o in overrides)]
+        try:
+            recipe = load_recipe(path, applied)
+        except UserError as error:
+            mistakes.setdefault(str(error), []).append(name)
+            continue
+        variant = ", ".join(word for key, word in words.items() if key != SEED) or "all seeds"
+        found.append(Combination(values, name, variant, _folder(values, short, recipe), recipe))
+    if mistakes:
+        raise UserError("\n".join(_refusal(mistakes, size)))
+    _check_distinct(found)
+    _check_comparable(found)
+    return found
+
+
+def _refusal(mistakes: dict[str, list[str]], size: int) -> Iterator[str]:
+    """One entry for each message, since most mistakes are the same under every seed."""
+    invalid = sum(map(len, mistakes.values()))
+    yield f"{invalid} of {size} combinations {'is' if invalid == 1 else 'are'} not valid; nothing was started:"
+    for message, names in mistakes.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield f"{names[0]}{more}:"
+        yield from (f"  {line}" for line in message.splitlines())
+
+
+def _check_distinct(found: Sequence[Combination]) -> None:
+    seen: dict[str, str] = {}
+    for combination in found:
+        resolved = json.dumps(combination.recipe.model_dump(mode="json"), sort_keys=True)
+        if resolved in seen:
+            raise UserError(f"{seen[resolved]} and {combination.name} are the same recipe; leave one of them out")
+        seen[resolved] = combination.name
+
+
+def _check_comparable(found: Sequence[Combination]) -> None:
+    first = found[0].recipe
+    if not any(all(name in c.recipe.data.evaluation for c in found) for name in first.data.evaluation):
+        raise UserError(
+            "these runs share no evaluation set to compare them on; add one to data.evaluation, under one name for all"
+        )
+    for field in ("normalizer", "group_by"):
+        if len({getattr(c.recipe.evaluation, field) for c in found}) > 1:
+            raise UserError(
+                f"evaluation.{field} decides how runs are scored, and so cannot differ between runs that are compared; "
+                "give it one value"
+            )
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """``training.seed`` is ``seed``, where no other key ends so."""
+    paths = {key: key.split(".") for key in keys}
+
+    def tail(key: str) -> str:
+        lengths = range(1, len(paths[key]) + 1)
+        tails = (paths[key][-length:] for length in lengths)
+        return next(".".join(end) for end in tails if sum(path[-len(end) :] == end for path in paths.values()) == 1)
+
+    # `encoder.name=whisper` says more as it is than as `name=whisper`.
+    return {key: key if key.endswith(".name") else tail(key) for key in keys}
+
+
+def _folder(values: dict[str, str], short: dict[str, str], recipe: Recipe) -> str:
+    """Of values that no folder can be called by, or that change no weights, a hash keeps folders apart."""
+    words, exact = [], True
+    for key, value in values.items():
+        slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.")[:_MAX_VALUE]
+        exact = exact and slug == value
+        words.append(f"{short[key]}-{slug}" if slug else short[key])
+    mark = [] if exact else [content_hash(values)[:4]]
+    return "_".join([*words, *mark, recipe.run_id()])
