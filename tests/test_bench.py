@@ -151,7 +151,8 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     forward, both, attention, _ = measured["cases"]
     assert (forward["which"], both["which"]) == ("forward", "forward_backward")
     assert forward["rounds"] >= 3
-    assert 0 < forward["min_s"] <= forward["median_s"] < both["median_s"] * 2
+    assert 0 < forward["min_s"] <= forward["median_s"]
+    assert both["median_s"] > 0
     # 13 stacks of each of two clips: gate and up from 4 · 32 to 64 channels, down to 48.
     products = 2 * 13 * (2 * 4 * 32 * 64 + 64 * 48)
     assert forward["flops"] == 2 * products

@@ -105,6 +105,14 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert high == pytest.approx(1 / 6 + 4.30 * (1 / 6) / np.sqrt(3), rel=0.25)
 
 
+def test_one_seed_is_taken_to_spread_as_the_others_do() -> None:
+    shaky = as_errors([0] * 120, [1] * 120, [2] * 120)
+    lucky = as_errors([0] * 120)
+    low, high = difference_interval(shaky, lucky, WORDS)
+    assert low < 0 < high
+    assert difference_p_value(shaky, lucky, WORDS) > 0.2
+
+
 def test_one_seed_each_is_the_paired_bootstrap() -> None:
     references = ["a b c", "d e", "f g h i"] * 10
     heard_a, heard_b = ["a b c", "d x", "f g"] * 10, ["a c", "d e", "f g h i"] * 10

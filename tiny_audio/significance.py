@@ -98,20 +98,28 @@ def _rates(
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """What other seeds might have given, as an error of the mean ``[R]``; 0 of a variant with one seed.
+    """What other seeds might have given, as an error of the mean ``[R]``; 0 where every variant has one seed.
+
+    A variant with one seed says nothing of its own spread, and is taken to spread as the others do.
 
     The spread of seeds on one set holds what is chance of seed and utterance together, which the resampling of
     utterances holds as well: counted twice, it errs on the side of finding no difference.
     """
-    parts = []  # (variance of the mean over seeds, degrees of freedom)
-    for errors in variants:
-        if len(errors) > 1:
-            rates = errors.sum(axis=1) / words.sum()
-            parts.append((float(rates.var(ddof=1)) / len(errors), len(errors) - 1))
+    spreads = [  # (variance over seeds, degrees of freedom)
+        (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)
+        for errors in variants
+        if len(errors) > 1
+    ]
+    parts = [(spread / (df + 1), df) for spread, df in spreads]  # of the mean over seeds
+    singles = sum(len(errors) == 1 for errors in variants)
+    if spreads and singles:
+        freedom = sum(df for _, df in spreads)
+        pooled = sum(spread * df for spread, df in spreads) / freedom
+        parts += [(pooled, freedom)] * singles
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return np.zeros(num_draws)
-    freedom = variance**2 / sum(part**2 / df for part, df in parts)  # Welch and Satterthwaite
+    effective = variance**2 / sum(part**2 / df for part, df in parts)  # Welch and Satterthwaite
     # Its own stream: the seed that resamples utterances must not decide this too.
-    draws = np.random.default_rng([seed, 1]).standard_t(freedom, num_draws)
+    draws = np.random.default_rng([seed, 1]).standard_t(effective, num_draws)
     return np.asarray(np.sqrt(variance) * draws, dtype=np.float64)

@@ -29,7 +29,7 @@ from tiny_audio.bench.features import FeatureCache, check_cacheable
 from tiny_audio.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
 from tiny_audio.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.clips import ClipSet, check_dropped
 from tiny_audio.device import device_of
 from tiny_audio.evaluation import Hypothesis, check_group_by
 from tiny_audio.files import cache_dir, commit_folder, write_atomically
@@ -140,10 +140,9 @@ class TrainedBenchmark:
                         _Unit(variant, control, seeds[place_], load_recipe(plan.recipe_path, self._overrides(extra)))
                     )
                 except UserError as error:
-                    if place_ == 0:
-                        mistakes.append(f"variant {variant.label}: {error}")
+                    mistakes.append(f"variant {variant.label}: {error}")
         if mistakes:
-            raise UserError("\n".join(mistakes))
+            raise UserError("\n".join(dict.fromkeys(mistakes)))  # most are the same for every seed
         return units
 
     @property
@@ -180,7 +179,10 @@ class TrainedBenchmark:
 
     @cached_property
     def _train_clips(self) -> ClipSet:
-        return self._gather(self.recipe.data.train, self.recipe.data.target_text)
+        data = self.recipe.data
+        clips = self._gather(data.train, data.target_text)
+        check_dropped(clips.dropped, len(clips.clips) + len(clips.dropped), data.max_dropped_share)
+        return clips
 
     @cached_property
     def _evaluation_clips(self) -> dict[str, ClipSet]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tiny_audio.augmentation import SpecAugment
 from tiny_audio.bench.features import Features
 from tiny_audio.config import RunFailed
-from tiny_audio.data.clips import ClipSet, Labeler, PlannedBatches
+from tiny_audio.data.clips import ClipSet, Labeler, PlannedBatches, check_dropped
 from tiny_audio.data.order import plan_epoch
+from tiny_audio.device import set_tf32
 from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
 from tiny_audio.frames import Frames
 from tiny_audio.model import TinyAudioModel
@@ -78,12 +79,14 @@ class CachedMaterial:
 
     def epoch(self, model: TinyAudioModel, recipe: Recipe, labeler: Labeler, epoch: int) -> Iterator[TrainingBatch]:
         """Mapped from disk; no CTC loss, since nothing below the projector trains."""
-        features = self.train
-        usable = [
-            index
-            for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True))
-            if labeler.problem(clip.utterance.text, samples) is None
-        ]
+        features, dropped, usable = self.train, list(self.train.dropped), []
+        for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
+            problem = labeler.problem(clip.utterance.text, samples)
+            if problem is None:
+                usable.append(index)
+            else:
+                dropped.append(Dropped(clip.id, *problem))
+        check_dropped(dropped, len(usable) + len(dropped), recipe.data.max_dropped_share)
         durations = [features.clips[index].utterance.duration_s for index in usable]
         for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
             chosen = [usable[place] for place in batch]
@@ -165,7 +168,7 @@ class Trained:
 
 def place(model: TinyAudioModel, recipe: Recipe, device: torch.device) -> None:
     """Onto the device, in the types that training has there: fp32 masters, and on a GPU bf16 for what is frozen."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.training.tf32
+    set_tf32(recipe.training.tf32)
     half = recipe.training.precision == "bf16" and device.type == "cuda"
     for tensor in model.parameters():
         tensor.data = tensor.data.to(torch.bfloat16 if half and not tensor.requires_grad else torch.float32)
