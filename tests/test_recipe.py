@@ -292,6 +292,14 @@ def test_a_released_ctc_head_needs_an_encoder_that_has_one(document: Document, w
     assert load_recipe(write_recipe(document)).ctc is not None
 
 
+def test_a_weighted_sum_in_a_frozen_encoder_has_a_rate(document: Document, write_recipe: Write) -> None:
+    document["encoder"] = {"name": "hubert", "layer": "weighted", "learning_rate": 1e-2}
+    assert load_recipe(write_recipe(document)).encoder.learning_rate == 1e-2
+    document["encoder"]["weight_decay"] = 0.1
+    (mistake,) = refusal(write_recipe(document))[1:]
+    assert "encoder.hubert.weight_decay: has no effect where nothing trains" in mistake
+
+
 def test_the_context_of_a_published_decoder_is_known(document: Document, write_recipe: Write) -> None:
     document["decoder"] = {"name": "smollm3"}
     document["generation"] = {"max_new_tokens": 65_500}

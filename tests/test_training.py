@@ -608,12 +608,14 @@ def test_too_many_unusable_clips_stop_the_run(mixed: Path, tmp_path: Path) -> No
     assert message.startswith("6 of 20 training clips are unusable (30.0%; data.max_dropped_share is 25.0%):\n  ")
     assert "\n  text_missing: 1, such as clips/manifest.jsonl:19: " in message
     assert message.endswith("\nMend the data, or raise data.max_dropped_share.")
-    assert len(read_dropped(tmp_path / "run" / "dropped.jsonl")) == 6
+    listed = [drop.reason for drop in read_dropped(tmp_path / "run" / "dropped.jsonl")]
+    assert len(listed) == 8
+    assert {"too_long", "too_short"} <= set(listed)  # listed, and not counted
 
 
 def test_what_the_index_shows_stops_before_the_first_step(mixed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^2 of 20 training clips are unusable"):
-        make_trainer(mixed_recipe(mixed, 0.05), tmp_path / "run").run()
+    with pytest.raises(UserError, match=r"^1 of 20 training clips are unusable"):
+        make_trainer(mixed_recipe(mixed, 0.04), tmp_path / "run").run()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert len(read_dropped(tmp_path / "run" / "dropped.jsonl")) == 2
 
@@ -633,14 +635,15 @@ def test_each_dropped_clip_is_listed_once(tmp_path: Path) -> None:
 
 
 def test_the_message_names_an_example_of_each_reason() -> None:
-    dropped = [Dropped("a", "empty", "0 bytes"), Dropped("b", "empty", "no samples"), Dropped("c", "too_long", "99 s")]
+    dropped = [Dropped("a", "empty", "0 bytes"), Dropped("b", "empty", "no samples"), Dropped("c", "channels", "99")]
+    dropped += [Dropped(f"d{number}", "too_long", "lasts 99 s") for number in range(100)]  # as the recipe wants it
     check_dropped(dropped, 6, 0.5)
     with pytest.raises(UserError) as refusal:
         check_dropped(dropped, 5, 0.5)
     assert str(refusal.value) == (
         "3 of 5 training clips are unusable (60.0%; data.max_dropped_share is 50.0%):\n"
         "  empty: 2, such as b: no samples\n"
-        "  too_long: 1, such as c: 99 s\n"
+        "  channels: 1, such as c: 99\n"
         "Mend the data, or raise data.max_dropped_share."
     )
 

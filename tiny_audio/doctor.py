@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from tiny_audio.audio import SAMPLE_RATE, AudioError
+from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import load_tokenizer
+from tiny_audio.evaluation import longest_duration_s
 from tiny_audio.files import cache_dir
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.pretrained import TransformersPartConfig, attention_for, published_architecture
 from tiny_audio.prompt import AUDIO, build_prompt
 from tiny_audio.recipe import Recipe
@@ -59,9 +61,10 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
         except UserError as error:
             yield Finding("CTC head", str(error), True)
     for name, source in recipe.data.train.items():
-        yield from _source(recipe, f"data.train.{name}", source, recipe.data.target_text, vocabulary)
+        bounds = recipe.data.min_duration_s, recipe.data.max_duration_s
+        yield from _source(recipe, f"data.train.{name}", source, bounds, recipe.data.target_text, vocabulary)
     for name, source in recipe.data.evaluation.items():
-        yield from _source(recipe, f"data.evaluation.{name}", source)
+        yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, longest_duration_s(recipe.encoder)))
 
 
 def _machine() -> Iterator[Finding]:
@@ -126,13 +129,13 @@ def _source(
     recipe: Recipe,
     place: str,
     config: Any,
+    bounds_s: tuple[float, float],
     text: NormalizerName = "none",
     vocabulary: CtcVocabulary | None = None,
 ) -> Iterator[Finding]:
-    data = recipe.data
     try:
         source = SOURCES.build(config, SourceContext(cache_dir()))
-        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, data.min_duration_s, data.max_duration_s, text)
+        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s, text)
     except UserError as error:
         yield Finding(place, str(error), True)
         return
@@ -149,7 +152,7 @@ def _source(
         yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
     for clip in gathered.clips[:_SAMPLES]:
         try:
-            waveform = clip.load(data.max_duration_s)
+            waveform = clip.load(bounds_s[1])
         except AudioError as error:
             yield Finding(clip.id, str(error), True)
             continue

@@ -34,7 +34,7 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file so that a reader finds the old or the new content, never half of it."""
-    aside = path.with_name(f".{path.name}.writing")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")  # another process may write the same file
     aside.write_text(text, encoding="utf-8")
     _sync(aside)
     aside.rename(path)

@@ -20,6 +20,7 @@ from tiny_audio.data.order import BatchingConfig
 from tiny_audio.decoders import DECODERS, DecoderConfig
 from tiny_audio.decoding import GenerationConfig
 from tiny_audio.encoders import ENCODERS, EncoderConfig
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig, ProjectorContext
 from tiny_audio.prompt import PromptConfig
 from tiny_audio.registry import Registry, did_you_mean
@@ -27,7 +28,6 @@ from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, SourceConfig
 from tiny_audio.yaml_file import apply_overrides, read_yaml
 
-SAMPLE_RATE = 16_000
 _MAX_DURATION_S = 86_400
 """A day; nobody trains on longer clips, and the arithmetic of frames stays within 64 bits."""
 _MAX_MISTAKES = 50
@@ -44,14 +44,15 @@ class DataConfig(Config):
     evaluation: dict[_SetName, _Source] = Field(default={})
     """Sources to score the trained model on; the names appear in the report."""
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
-    """Shorter clips are dropped, and listed."""
+    """Shorter clips are not trained on, and listed."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer clips are dropped, and listed; audio is never cut under a whole transcript."""
+    """Longer clips are not trained on, and listed; audio is never cut under a whole transcript. Evaluation
+    takes whatever the encoder can."""
     target_text: NormalizerName = "none"
     """How training transcripts are rewritten before they become targets, such as ``whisper_english``, which writes
     contractions out and leaves fillers and remarks in brackets away. References of the evaluation stay as they are."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
-    """Stop where a larger share of the training clips turns out unusable."""
+    """Stop where a larger share of the training clips turns out unusable; clips outside the bounds do not count."""
 
 
 class InitFrom(Config):
@@ -129,7 +130,7 @@ class ExecutionConfig(Config):
     evaluate_set: str | None = None
     """Which of ``data.evaluation`` to use while training."""
     evaluate_utterances: PositiveInt = 100
-    """How many of its clips, from its start."""
+    """How many of its clips at most, spread over it."""
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Seconds of audio, padding included, that are decoded together."""
 
@@ -288,7 +289,9 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         for field in ("learning_rate", "weight_decay"):
-            if getattr(part, field) is not None and part.freeze and part.lora is None:
+            # The weights of a weighted sum of layers train in a frozen encoder too, and have one dimension.
+            weighted = field == "learning_rate" and getattr(part, "layer", None) == "weighted"
+            if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
                 yield f"{kind}.{part.name}.{field}", "has no effect where nothing trains; remove it, or add lora"
         if part.gradient_checkpointing and not _has_gradients(recipe, kind):
             yield (

@@ -27,8 +27,8 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import Clip, ClipSet, Labeler, read_dropped, write_dropped
 from tiny_audio.decoders import build_tokenizer
-from tiny_audio.device import device_of
-from tiny_audio.evaluation import check_group_by, evaluate_clips
+from tiny_audio.device import device_of, set_tf32
+from tiny_audio.evaluation import check_group_by, evaluate_clips, longest_duration_s
 from tiny_audio.export import export_model, load_model
 from tiny_audio.files import cache_dir, write_atomically
 from tiny_audio.model import TinyAudioModel, describe_parts
@@ -36,7 +36,6 @@ from tiny_audio.pretrained import checkpoint_fingerprint
 from tiny_audio.prompt import build_prompt
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.report import render_report
-from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
@@ -128,15 +127,20 @@ class Run:
     def _build(self, sources: Mapping[str, SourceConfig]) -> dict[str, Source]:
         return {name: SOURCES.build(config, self._context) for name, config in sources.items()}
 
-    def _gather(self, sources: Mapping[str, SourceConfig], text: NormalizerName = "none") -> ClipSet:
+    def _training_clips(self) -> ClipSet:
         data = self.recipe.data
-        return ClipSet.gather(self._build(sources), data.min_duration_s, data.max_duration_s, text)
+        return ClipSet.gather(self._build(data.train), data.min_duration_s, data.max_duration_s, data.target_text)
+
+    def _evaluation_clips(self, name: str) -> ClipSet:
+        """A whole set, as far as the encoder goes: what training left out is heard in use all the same."""
+        sources = self._build({name: self.recipe.data.evaluation[name]})
+        return ClipSet.gather(sources, 0.0, longest_duration_s(self.recipe.encoder))
 
     def _check_evaluation(self) -> None:
         """Refuse before training what could not be scored after it."""
         self.watcher.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
-        for name, source in self.recipe.data.evaluation.items():
-            gathered = self._gather({name: source})
+        for name in self.recipe.data.evaluation:
+            gathered = self._evaluation_clips(name)
             gathered.check_any(f"data.evaluation.{name}")
             check_group_by(gathered.clips, self.recipe.evaluation.group_by)
 
@@ -144,7 +148,7 @@ class Run:
         # A branch of the hub may have moved on since the run began; its commit stays.
         recipe = _pinned(self.recipe, self._state.get("training", {}).get("inputs", {}))
         self.watcher.note("reading the training data")
-        clips = self._gather(recipe.data.train, recipe.data.target_text)
+        clips = self._training_clips()
         start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         inputs = {
             "data": clips.fingerprint,
@@ -178,7 +182,9 @@ class Run:
         if execution.evaluate_set is None:
             return None
         name = execution.evaluate_set
-        clips = self._gather({name: self.recipe.data.evaluation[name]}).clips[: execution.evaluate_utterances]
+        clips = self._evaluation_clips(name).clips
+        # Spread over the set, since corpora are often sorted.
+        clips = clips[:: -(-len(clips) // execution.evaluate_utterances)]
 
         def evaluate(model: TinyAudioModel) -> dict[str, Any]:
             scores = self._score(model, tokenizer, clips)[0]
@@ -197,7 +203,7 @@ class Run:
             normalizer_name=recipe.evaluation.normalizer,
             num_bootstrap=recipe.evaluation.num_bootstrap,
             group_by=recipe.evaluation.group_by,
-            max_duration_s=recipe.data.max_duration_s,
+            max_duration_s=longest_duration_s(recipe.encoder),
             max_padded_s=recipe.execution.evaluate_max_padded_s,
         )
 
@@ -223,7 +229,7 @@ class Run:
         if done.get("identity") != self._evaluation_identity(name):
             return False
         try:
-            return bool(done["data"] == self._gather({name: self.recipe.data.evaluation[name]}).fingerprint)
+            return bool(done["data"] == self._evaluation_clips(name).fingerprint)
         except UserError:  # gone since then; what was measured stands
             return True
 
@@ -238,12 +244,17 @@ class Run:
 
     def _evaluate(self, names: list[str]) -> None:
         model, tokenizer = load_model(self.folder / "model")
-        model.to(device_of(self.recipe.execution.device))
+        device = device_of(self.recipe.execution.device)
+        model.to(device)
+        set_tf32(self.recipe.training.tf32)
+        half = self.recipe.training.precision == "bf16"
         (self.folder / "evaluation").mkdir(exist_ok=True)
         for name in names:
-            gathered = self._gather({name: self.recipe.data.evaluation[name]})
-            self.watcher.note(f"scoring {name}: {len(gathered.clips)} utterances")
-            scores, hypotheses, dropped = self._score(model, tokenizer, gathered.clips)
+            gathered = self._evaluation_clips(name)
+            left_out = f", {len(gathered.dropped)} left out" if gathered.dropped else ""
+            self.watcher.note(f"scoring {name}: {len(gathered.clips)} utterances{left_out}")
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):  # the arithmetic that it was trained in
+                scores, hypotheses, dropped = self._score(model, tokenizer, gathered.clips)
             write_dropped(self.folder / "dropped.jsonl", [*gathered.dropped, *dropped])
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses)
             write_atomically(self.folder / "evaluation" / f"{name}.jsonl", lines)
@@ -281,7 +292,7 @@ class Run:
         def read_audio(row: Mapping[str, Any]) -> bytes | None:
             name = row["id"].split("/")[0]
             if not clips.keys() & {row["id"]}:
-                clips.update({clip.id: clip for clip in self._gather({name: recipe.data.evaluation[name]}).clips})
+                clips.update({clip.id: clip for clip in self._evaluation_clips(name).clips})
             clip = clips.get(row["id"])
             audio = sources[name].encoded(clip.utterance) if clip else None
             content = audio.read_bytes() if isinstance(audio, Path) else audio
@@ -356,7 +367,7 @@ def _pinned(recipe: Recipe, inputs: Mapping[str, str | None]) -> Recipe:
     parts: dict[str, Any] = {}
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         commit = inputs.get(kind)
-        if commit is not None and part.revision is None and not Path(part.pretrained).is_dir():
+        if commit is not None and not Path(part.pretrained).is_dir():
             parts[kind] = part.model_copy(update={"revision": commit})
     return recipe.model_copy(update=parts)
 

@@ -9,26 +9,25 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tiny_audio.audio import SAMPLE_RATE, AudioError, load_audio
+from tiny_audio.audio import AudioError, load_audio
 from tiny_audio.console import scores_table
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.device import device_of
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.evaluation import Hypothesis, evaluate_clips
+from tiny_audio.evaluation import Hypothesis, evaluate_clips, longest_duration_s
 from tiny_audio.export import load_model
 from tiny_audio.files import cache_dir
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.scoring import normalizer
 from tiny_audio.sources import SOURCES, SourceContext
 
 _BATCH_PADDED_S = 120.0
-# Where the encoder has no limit of its own. Attention over more than this outgrows most machines.
-_MAX_DURATION_S = 120.0
 
 
 def max_duration_s(model: TinyAudioModel) -> float:
     """Longest clip that a model takes in one piece."""
-    return ENCODERS.parse(model.config.encoder).max_duration_s() or _MAX_DURATION_S
+    return longest_duration_s(ENCODERS.parse(model.config.encoder))
 
 
 def transcribe_files(model_dir: Path, paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -16,14 +16,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from tiny_audio.audio import SAMPLE_RATE, AudioError, load_audio
+from tiny_audio.audio import AudioError, load_audio
 from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.files import write_atomically
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.scoring import NormalizerName, normalizer
 from tiny_audio.sources import Dropped, Source, Utterance
+
+BOUNDS = ("too_short", "too_long")
+"""Reasons that say no more than that a clip is outside data.min_duration_s and data.max_duration_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,12 @@ class ClipSet:
 
 
 def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
-    """Stop where too much is unusable.
+    """Stop where too much is unusable. Clips outside the recipe's own bounds of length do not count: those were chosen.
 
     Raises:
         UserError: counts by reason, and an example of each.
     """
+    dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
     if num_clips and len(dropped) <= max_share * num_clips:
         return
     examples = {drop.reason: drop for drop in dropped}

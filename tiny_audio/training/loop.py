@@ -18,7 +18,7 @@ from tiny_audio.augmentation import SpecAugment
 from tiny_audio.config import RunFailed, Stopped
 from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, read_dropped, write_dropped
 from tiny_audio.data.order import plan_epoch
-from tiny_audio.device import device_of
+from tiny_audio.device import device_of, set_tf32
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
@@ -80,7 +80,7 @@ class Trainer:
         self.clips, self.labeler = clips, labeler
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
         self.stop, self.watcher, self.evaluate = stop, watcher, evaluate
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.config.tf32
+        set_tf32(self.config.tf32)
         # accelerate keeps the settings of the first run of a process, and refuses a second one with others.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
@@ -189,6 +189,8 @@ class Trainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _note_dropped(self, dropped: Sequence[Dropped]) -> None:
+        if not dropped:
+            return
         known = {drop.id for drop in self._dropped}
         fresh = [drop for drop in dropped if drop.id not in known]
         if fresh:
