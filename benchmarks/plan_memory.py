@@ -183,10 +183,14 @@ def measure(document: Document) -> int:
     warm_up()
     baseline = 0 if on_gpu else status("VmRSS")
     model, tokenizer, vocabulary = build(recipe, "cuda" if on_gpu else "cpu")
-    if not on_gpu:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: building a model has one of its own
     labeler = Labeler(tokenizer, tokenizer.eos_token_id, vocabulary, recipe.encoder)
-    Trainer(recipe, model, clips, labeler, Path.cwd(), StopSignal(), Listener()).run()
+    trainer = Trainer(recipe, model, clips, labeler, Path.cwd(), StopSignal(), Listener())
+    # The peak starts anew: building a model has one of its own.
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    trainer.run()
     return max(peaks) - baseline
 
 

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from tiny_audio.audio import SAMPLE_RATE
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.projectors import PROJECTORS
 
 Document = dict[str, Any]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from tiny_audio.audio import SAMPLE_RATE
+from tiny_audio.frames import SAMPLE_RATE
 
 Row = dict[str, Any]
 

@@ -15,7 +15,8 @@ import pytest
 import soundfile
 import torch
 
-from tiny_audio.audio import MAX_CHANNELS, SAMPLE_RATE, AudioError, audio_duration, load_audio
+from tiny_audio.audio import MAX_CHANNELS, AudioError, audio_duration, load_audio
+from tiny_audio.frames import SAMPLE_RATE
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -28,8 +28,9 @@ from tests.parquet_shards import (
     parquet_bytes,
     write_parquet,
 )
-from tiny_audio.audio import SAMPLE_RATE, AudioError, load_audio
+from tiny_audio.audio import AudioError, load_audio
 from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
 from tiny_audio.run import Run
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext

@@ -50,6 +50,7 @@ DECODER_MILLIONS = {
     "HuggingFaceTB/SmolLM2-360M-Instruct": ("smollm2", 361.8),
     "HuggingFaceTB/SmolLM2-1.7B": ("smollm2", 1_711.4),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": ("smollm2", 1_711.4),
+    "lmsys/vicuna-7b-v1.5": ("llama", 6_738.4),
     "meta-llama/Llama-3.2-1B": ("llama", 1_235.8),
     "meta-llama/Llama-3.2-1B-Instruct": ("llama", 1_235.8),
     "meta-llama/Llama-3.2-3B": ("llama", 3_212.7),

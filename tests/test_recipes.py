@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_clips
+from tiny_audio import published
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.projectors import PROJECTORS
@@ -97,6 +98,13 @@ def test_a_recipe_runs_from_end_to_end_with_its_parts_at_tiny_size(path: Path, t
         trains = report["parameters"][kind]["trainable"] > 0
         part = getattr(recipe, kind)
         assert trains == (not part.freeze or part.lora is not None or getattr(part, "layer", "") == "weighted")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_checkpoints_of_a_recipe_are_known_offline(path: Path) -> None:
+    recipe = load_recipe(path)
+    for part in (recipe.encoder, recipe.decoder):
+        assert part.init == "random" or published.architecture(part) is not None, f"add {part.pretrained} to the table"
 
 
 def test_the_cards_numbers() -> None:

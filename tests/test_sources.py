@@ -22,8 +22,9 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
-from tiny_audio.audio import SAMPLE_RATE, load_audio
+from tiny_audio.audio import load_audio
 from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext
 from tiny_audio.sources._manifest import Columns, read_manifest
 from tiny_audio.sources._synthetic_espeak import Delivery, Espeak

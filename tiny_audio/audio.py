@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import soundfile
-
-SAMPLE_RATE = 16_000
-"""Hz of every waveform in this package."""
 
 MIN_DURATION_S = 0.025
 """One analysis window of the usual front ends; less is no speech."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+SAMPLE_RATE = 16_000
+"""Hz of every waveform in this package."""
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """True where a position is real: ``lengths [B]`` -> bool ``[B, size]``."""

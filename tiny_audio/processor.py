@@ -12,9 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
 from tiny_audio.config import UserError
-
-SAMPLE_RATE = 16_000
-"""Hz that every model takes."""
+from tiny_audio.frames import SAMPLE_RATE
 
 Waveform = np.ndarray[Any, Any] | Tensor
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
-from tiny_audio.frames import Frames, length_mask
+from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
 
-SAMPLE_RATE = 16_000
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 """The convolutions of every published checkpoint of these families: 320 samples a frame."""

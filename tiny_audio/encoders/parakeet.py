@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
-from tiny_audio.frames import Frames, length_mask
+from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained import (
     architecture_of,
     attention_for,
@@ -21,7 +21,6 @@ from tiny_audio.pretrained import (
     transformers_config,
 )
 
-SAMPLE_RATE = 16_000
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
 HOP = 160

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
-from tiny_audio.frames import Frames
+from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
 
-SAMPLE_RATE = 16_000
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
 HOP = 160

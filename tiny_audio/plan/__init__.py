@@ -8,7 +8,7 @@ from typing import Any
 from tiny_audio.config import UserError
 from tiny_audio.plan import _step
 from tiny_audio.plan._changes import Change, changes_that_fit, room_for_clips
-from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GPUS, PRICES_SEEN, PROCESS_BYTES, Machine, machine
+from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GPUS, PRICES, PROCESS_BYTES, Machine, machine
 from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst
 from tiny_audio.recipe import Recipe
 
@@ -62,7 +62,7 @@ class Plan:
                 "fragmentation": FRAGMENTATION,
                 "context_bytes": CONTEXT_BYTES,
                 "process_bytes": PROCESS_BYTES,
-                "prices_seen": PRICES_SEEN,
+                "prices": PRICES,
             },
             "machines": [row.as_json() for row in self.rows],
         }

@@ -13,8 +13,8 @@ from tiny_audio.recipe import TrainingConfig
 from tiny_audio.registry import did_you_mean
 
 GIB = 2**30
-PRICES_SEEN = "2026-01"
-"""Month of the prices, which are for one GPU rented by the hour without a commitment; they differ twofold and fall."""
+PRICES = "rough, of one GPU rented by the hour without a commitment; providers differ twofold, and prices fall"
+"""What the prices of the table are: an order of magnitude, not an offer."""
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """CUDA's context and the workspaces of cuBLAS and cuDNN, which are outside of PyTorch's allocator or in it for good."""

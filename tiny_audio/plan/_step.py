@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tiny_audio.augmentation import SpecAugment
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.meta import build_on_meta
 from tiny_audio.plan._habits import DeviceHabits, use_flash_attention
 from tiny_audio.plan._rehearsal import BACKWARD, OTHER, Rehearsal
-from tiny_audio.recipe import SAMPLE_RATE, Recipe
+from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:
     from tiny_audio.model import TinyAudioModel

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tiny_audio.console import in_columns
 from tiny_audio.plan import Plan, Row
-from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PRICES_SEEN, PROCESS_BYTES
+from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PRICES, PROCESS_BYTES
 from tiny_audio.plan._step import CHARACTERS_PER_S
 
 _KINDS = {
@@ -40,18 +40,17 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _parts(plan: Plan) -> str:
-    rows = [["part", "name", "parameters", "trainable", "forward", "backward", "GFLOP/s of audio"]]
     flops = plan.flops_per_audio_s()
-    for part in plan.worst.parts:
-        work = flops.get(part["part"], {"forward": 0.0, "backward": 0.0})
-        numbers = (f"{part['total']:,}", f"{part['trainable']:,}", f"{work['forward'] / 1e9:,.1f}")
-        rows.append([part["part"], part["name"] or "", *numbers, f"{work['backward'] / 1e9:,.1f}", ""])
     total = plan.total_parameters()
-    work = {way: sum(counts[way] for counts in flops.values()) / 1e9 for way in ("forward", "backward")}
-    sums = (f"{work['forward']:,.1f}", f"{work['backward']:,.1f}", f"{sum(work.values()):,.1f}")
-    rows.append(["total", "", f"{total['total']:,}", f"{total['trainable']:,}", *sums])
+    whole = {way: sum(counts[way] for counts in flops.values()) for way in ("forward", "backward")}
+    rows = [["part", "name", "parameters", "trainable", "GFLOP/s: forward", "backward", "both"]]
+    for part in [*plan.worst.parts, {"part": "total", "name": "", **total}]:
+        work = whole if part["part"] == "total" else flops.get(part["part"], dict.fromkeys(whole, 0.0))
+        counts = [f"{part['total']:,}", f"{part['trainable']:,}"]
+        speeds = [f"{number / 1e9:,.1f}" for number in (*work.values(), sum(work.values()))]
+        rows.append([part["part"], part["name"] or "", *counts, *speeds])
     note = "\nTranscripts were not read: what depends on a vocabulary is an estimate." if plan.worst.approximate else ""
-    return in_columns(rows, num_texts=2) + note
+    return f"{in_columns(rows, num_texts=2)}\nGFLOP/s are for a second of audio.{note}"
 
 
 def _memory(plan: Plan) -> str:
@@ -84,10 +83,11 @@ def _time(plan: Plan) -> Iterator[str]:
     yield in_columns(rows, num_texts=1)
     yield (
         f"{plan.training_audio_hours:,.0f} hours of audio in all, clips of {plan.mean.shape.duration_s:g} s on average "
-        f"(--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
+        f"(--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization), padding "
+        "not counted."
     )
     if any(row.price_per_hour is not None for row in plan.rows):
-        yield f"Prices by the hour as seen in {PRICES_SEEN}; check yours (--price-per-hour)."
+        yield f"Prices are {PRICES}: give yours (--price-per-hour)."
     yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {plan.worst.prompt_tokens} tokens."
 
 

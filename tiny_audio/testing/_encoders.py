@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
-from tiny_audio.frames import Frames
+from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.testing._checks import (
     NOISE,
     changed,
@@ -24,8 +24,6 @@ from tiny_audio.testing._checks import (
     reload,
     shake,
 )
-
-SAMPLE_RATE = 16_000
 
 
 def build(config: EncoderConfig, seed: int = 0) -> Encoder:
