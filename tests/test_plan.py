@@ -362,7 +362,7 @@ def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         "activations of the encoder",
         "CUDA context and libraries (allowance)",
         "clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).",
-        "check yours (--price-per-hour)",
+        "Prices are rough; give yours (--price-per-hour)",
         "a40: fits; ",
     ):
         assert words in out

@@ -96,8 +96,8 @@ def test_nothing_is_in_the_table_that_is_not_held_against_something() -> None:
 @pytest.mark.parametrize("checkpoint", DECODER_MILLIONS)
 def test_how_far_a_decoder_reads_is_known(checkpoint: str) -> None:
     fields = published._table()[checkpoint]
-    assert fields["max_position_embeddings"] >= 8_192
-    assert fields["vocab_size"] >= 49_152
+    assert fields["max_position_embeddings"] >= 4_096
+    assert fields["vocab_size"] >= 32_000
 
 
 def test_the_fields_are_those_of_the_families() -> None:

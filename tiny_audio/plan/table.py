@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tiny_audio.console import in_columns
 from tiny_audio.plan import Plan, Row
-from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PRICES, PROCESS_BYTES
+from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PROCESS_BYTES
 from tiny_audio.plan._step import CHARACTERS_PER_S
 
 _KINDS = {
@@ -83,11 +83,11 @@ def _time(plan: Plan) -> Iterator[str]:
     yield in_columns(rows, num_texts=1)
     yield (
         f"{plan.training_audio_hours:,.0f} hours of audio in all, clips of {plan.mean.shape.duration_s:g} s on average "
-        f"(--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization), padding "
-        "not counted."
+        f"(--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
     )
     if any(row.price_per_hour is not None for row in plan.rows):
-        yield f"Prices are {PRICES}: give yours (--price-per-hour)."
+        yield "Prices are rough; give yours (--price-per-hour)."
+    yield "Padding is not counted."
     yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {plan.worst.prompt_tokens} tokens."
 
 
