@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_audio.data.order import BatchingConfig, plan_epoch
+from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 
 
 def speech(count: int, seed: int = 0) -> list[float]:
@@ -15,7 +15,11 @@ def speech(count: int, seed: int = 0) -> list[float]:
     return np.random.default_rng(seed).lognormal(1.5, 0.6, count).clip(0.5, 20.0).tolist()
 
 
-def padding_share(plan: list[list[int]], durations_s: list[float]) -> float:
+def batches(plan: EpochPlan) -> list[list[int]]:
+    return [batch.tolist() for batch in plan]
+
+
+def padding_share(plan: EpochPlan, durations_s: list[float]) -> float:
     padded = sum(len(batch) * max(durations_s[clip] for clip in batch) for batch in plan)
     return 1 - sum(durations_s) / padded
 
@@ -38,27 +42,29 @@ def test_every_clip_comes_once_and_bounds_hold(
     assert all(1 <= len(batch) <= max_clips for batch in plan)
     if max_padded_s is not None:
         assert all(len(batch) * max(durations_s[clip] for clip in batch) <= max_padded_s for batch in plan)
-    assert plan == plan_epoch(durations_s, config, seed, epoch)
+    again = plan_epoch(durations_s, config, seed, epoch)
+    assert (batches(plan), plan.hash) == (batches(again), again.hash)
 
 
 def test_no_clips_make_no_batches() -> None:
-    assert plan_epoch([], BatchingConfig(), seed=0, epoch=0) == []
+    assert batches(plan_epoch([], BatchingConfig(), seed=0, epoch=0)) == []
 
 
 def test_a_clip_beyond_the_bound_comes_alone() -> None:
     plan = plan_epoch([50.0, 1.0, 1.0], BatchingConfig(max_clips=3, max_padded_s=10.0), seed=0, epoch=0)
-    assert sorted(map(sorted, plan)) == [[0], [1, 2]]
+    assert sorted(map(sorted, batches(plan))) == [[0], [1, 2]]
 
 
 def test_epochs_and_seeds_differ() -> None:
     durations_s, config = speech(200), BatchingConfig(max_clips=8)
     plans = [plan_epoch(durations_s, config, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
-    assert all(left != right for number, left in enumerate(plans) for right in plans[:number])
+    assert all(batches(left) != batches(right) for number, left in enumerate(plans) for right in plans[:number])
+    assert len({plan.hash for plan in plans}) == 4
 
 
 def test_the_plan_is_the_same_on_every_machine() -> None:
     plan = plan_epoch([1.0, 2.0, 3.0, 4.0, 5.0], BatchingConfig(max_clips=2), seed=1, epoch=2)
-    assert plan == [[0, 1], [4], [2, 3]]
+    assert (batches(plan), plan.hash) == ([[0, 1], [4], [2, 3]], "3c88f093f16be072")
 
 
 def test_sorting_in_pools_saves_padding() -> None:
@@ -87,3 +93,73 @@ def test_a_bound_in_seconds_makes_batches_of_about_as_much_audio() -> None:
 def test_batches_are_full_but_the_last_of_a_pool(count: int) -> None:
     sizes = [len(batch) for batch in plan_epoch([1.0] * count, BatchingConfig(max_clips=16), 0, 0)]
     assert sorted(sizes, reverse=True) == [16] * (count // 16) + [count % 16] * (count % 16 > 0)
+
+
+GROUPED = BatchingConfig(max_clips=4, pool_batches=5, shuffle_clips=100)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    max_padded_s=st.none() | st.floats(30.0, 100.0),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 100),
+)
+def test_groups_that_are_fetched_together_are_used_together(
+    sizes: list[int], max_padded_s: float | None, seed: int, epoch: int
+) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    durations_s = np.random.default_rng(seed).uniform(0.5, 20.0, len(groups))
+    config = GROUPED.model_copy(update={"max_padded_s": max_padded_s})
+    plan = plan_epoch(durations_s, config, seed, epoch, groups=groups)
+    assert sorted(plan.order.tolist()) == list(range(len(groups)))
+    # From the first use of a group to its last there are no more clips than a window holds.
+    places = {group: np.flatnonzero(groups[plan.order] == group) for group in range(len(sizes))}
+    assert all(found[-1] - found[0] < 100 + max(sizes) for found in places.values())
+
+
+def test_groups_come_in_another_order_in_each_epoch_and_their_clips_mixed() -> None:
+    groups = np.repeat(np.arange(50), 20)
+    first, second = (
+        groups[plan_epoch(np.ones(1000), GROUPED, 0, epoch, groups=groups).order][:100] for epoch in (0, 1)
+    )
+    assert set(first) != set(second)
+    assert len(set(first)) == 5  # a window of 100 clips holds five groups of 20
+    assert len(set(first[:20])) > 2
+
+
+def test_the_order_of_groups_does_not_matter_where_clips_are_fetched_alone() -> None:
+    durations_s = speech(300)
+    alone = plan_epoch(durations_s, BatchingConfig(), 3, 1)
+    numbered = plan_epoch(durations_s, BatchingConfig(), 3, 1, groups=np.arange(300))
+    assert sorted(alone.order.tolist()) == sorted(numbered.order.tolist())
+    assert padding_share(numbered, durations_s) < 0.15
+
+
+def test_weights_say_how_often_a_clip_comes() -> None:
+    weights = np.array([1.0] * 50 + [0.5] * 50 + [2.0] * 50 + [0.3] * 50)
+    counts = np.zeros((20, 200), int)
+    for epoch in range(20):
+        plan = plan_epoch(np.ones(200), BatchingConfig(), 0, epoch, weights=weights)
+        counts[epoch] = np.bincount(plan.order, minlength=200)
+    assert (counts[:, :50] == 1).all()
+    assert (counts[:, 100:150] == 2).all()
+    assert (counts[::2, 50:100] + counts[1::2, 50:100] == 1).all()  # every clip in every other epoch, none left out
+    assert abs(counts[:, 50:100].mean(1) - 0.5).max() < 0.25  # and about half of them in each
+    assert (counts[:, 150:].sum(0) == 6).all()
+
+
+def test_a_clip_that_comes_twice_in_an_epoch_is_told_apart() -> None:
+    plan = plan_epoch(np.ones(3), BatchingConfig(max_clips=2), 0, 0, weights=np.array([1.0, 3.0, 2.0]))
+    seen: dict[int, list[int]] = {}
+    for k, batch in enumerate(plan):
+        for clip, repeat in zip(batch.tolist(), plan.repeats_of(k).tolist(), strict=True):
+            seen.setdefault(clip, []).append(repeat)
+    assert seen == {0: [0], 1: [0, 1, 2], 2: [0, 1]}
+
+
+def test_parts_of_a_plan_are_read_like_a_list() -> None:
+    plan = plan_epoch([1.0, 2.0, 3.0], BatchingConfig(max_clips=1), 0, 0)
+    assert plan[-1].tolist() == batches(plan)[-1]
+    with pytest.raises(IndexError):
+        plan[3]

@@ -90,9 +90,21 @@ def test_the_index_is_the_rows(shards: Path, tmp_path: Path) -> None:
     assert index.utterances[36].audio == "a/train-1.parquet:1:1"
 
 
-def test_equal_metadata_is_held_once(shards: Path, tmp_path: Path) -> None:
+def test_columns_tell_durations_and_row_groups(shards: Path, tmp_path: Path) -> None:
+    index = build(shards, tmp_path).index()
+    assert index.durations_s is not None
+    assert index.durations_s.tolist() == [utterance.duration_s for utterance in index.utterances]
+    assert index.groups is not None
+    places = [tuple(utterance.audio.split(":")[:2]) for utterance in index.utterances]
+    assert len(set(zip(places, index.groups.tolist(), strict=True))) == len(set(places)) == len(set(index.groups))
+
+
+def test_an_utterance_is_made_when_it_is_asked_for(shards: Path, tmp_path: Path) -> None:
     utterances = build(shards, tmp_path).index().utterances
-    assert len({id(utterance.metadata) for utterance in utterances}) == 3
+    assert len(pickle.dumps(utterances)) < 3_000  # where they are, not what they are
+    assert pickle.loads(pickle.dumps(utterances)) == utterances
+    assert utterances[5:50:20] == tuple(utterances[number] for number in (5, 25, 45))
+    assert utterances[-1] == utterances[len(utterances) - 1]
 
 
 @pytest.mark.skipif(not SPEECH.exists(), reason="needs the recorded speech")

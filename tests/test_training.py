@@ -16,7 +16,6 @@ from torch import Tensor
 from tests.conftest import UNUSABLE, Document, changed, manifest_row, tiny_recipe, write_clips, write_odd_clips
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import ClipSet, PlannedBatches, check_dropped, read_dropped, write_dropped
-from tiny_audio.data.order import plan_epoch
 from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.run import Run, assemble
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
@@ -67,7 +66,8 @@ def parse(document: Document) -> Recipe:
 def gather(recipe: Recipe) -> ClipSet:
     context = SourceContext(Path("unused"))
     sources = {name: SOURCES.build(source, context) for name, source in recipe.data.train.items()}
-    return ClipSet.gather(sources, recipe.data.min_duration_s, recipe.data.max_duration_s)
+    data = recipe.data
+    return ClipSet.gather(sources, data.min_duration_s, data.max_duration_s, data.target_text)
 
 
 def make_trainer(
@@ -664,8 +664,7 @@ def first_batch(document: Document) -> Any:
     recipe = parse(document)
     clips = gather(recipe)
     _, _, labeler = assemble(recipe, clips, None)
-    durations = [clip.utterance.duration_s for clip in clips.clips]
-    plan = plan_epoch(durations, recipe.batching, 0, 0)
+    plan = clips.clips.plan(recipe.batching, 0, 0)
     return PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
 
 
@@ -701,16 +700,11 @@ def test_targets_are_rewritten_and_what_is_left_empty_is_dropped(tmp_path: Path)
     with manifest.open("a") as file:
         file.write(manifest_row(tmp_path / "clip001.flac", "Uh [noise]", 0.61))
         file.write(manifest_row(tmp_path / "clip001.flac", "I'm UM here", 0.61))
-    recipe = parse(changed(tiny_recipe(tmp_path), data__target_text="whisper_english"))
-    clips = ClipSet.gather(
-        {name: SOURCES.build(source, SourceContext(Path("unused"))) for name, source in recipe.data.train.items()},
-        recipe.data.min_duration_s,
-        recipe.data.max_duration_s,
-        recipe.data.target_text,
-    )
-    assert clips.texts == ["yes", "no", "i am here"]
-    (drop,) = clips.dropped
-    assert (drop.reason, drop.detail) == (
+    batch = first_batch(changed(tiny_recipe(tmp_path), data__target_text="whisper_english"))
+    assert len(batch.targets) == 3
+    (drop,) = batch.dropped
+    assert (drop.id, drop.reason, drop.detail) == (
+        "clips/clip001.flac:3",
         "text_missing",
-        "data.target_text whisper_english leaves nothing of 'Uh [noise]'",
+        "data.target_text leaves nothing of its transcript",
     )

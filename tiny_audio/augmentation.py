@@ -55,9 +55,14 @@ class AugmentationConfig(Config):
         return snr
 
 
-def clip_seed(seed: int, epoch: int, clip_id: str) -> int:
-    """One number for a clip in an epoch, the same on every machine (Python's own hash is salted)."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{clip_id}".encode()).digest()[:8], "big")
+def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
+    """One number for a clip in an epoch, the same on every machine (Python's own hash is salted).
+
+    Args:
+        repeat: how often the clip came before in this epoch.
+    """
+    again = f"/{repeat}" if repeat else ""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{clip_id}{again}".encode()).digest()[:8], "big")
 
 
 def augment_waveform(config: AugmentationConfig, waveform: Tensor, seed: int) -> Tensor:

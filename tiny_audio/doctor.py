@@ -139,7 +139,7 @@ def _source(
     except UserError as error:
         yield Finding(place, str(error), True)
         return
-    hours = sum(clip.utterance.duration_s for clip in gathered.clips) / 3600
+    hours = gathered.duration_s / 3600
     dropped = f", {len(gathered.dropped)} dropped" if gathered.dropped else ""
     yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
     if vocabulary is not None:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -167,8 +167,7 @@ class Run:
                     f"{self.folder} was started with another {name}{was}; put that back, or give another --output-dir"
                 )
         self._save_state()
-        seconds = sum(clip.utterance.duration_s for clip in clips.clips)
-        self.watcher.note(f"{len(clips.clips)} training clips, {seconds / 3600:.2f} hours")
+        self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
         model, tokenizer, labeler = assemble(_pinned(recipe, inputs), clips, start)
         trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, self._monitor(tokenizer))
         progress = trainer.run()
@@ -193,7 +192,7 @@ class Run:
         return evaluate
 
     def _score(
-        self, model: TinyAudioModel, tokenizer: Any, clips: tuple[Clip, ...]
+        self, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]
     ) -> tuple[dict[str, Any], list[dict[str, Any]], list[Dropped]]:
         recipe = self.recipe
         return evaluate_clips(

@@ -151,8 +151,7 @@ class FeatureCache:
         aside = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        seconds = sum(clip.utterance.duration_s for clip in clips.clips)
-        self.note(f"encoding {len(clips.clips)} clips, {seconds / 3600:.2f} hours, once for all variants")
+        self.note(f"encoding {len(clips.clips)} clips, {clips.duration_s / 3600:.2f} hours, once for all variants")
         rows: dict[str, dict[str, int]] = {}
         dropped: list[Dropped] = []
         written, shape = 0, {}
@@ -206,7 +205,7 @@ class FeatureCache:
     def _check_disk(self, clips: ClipSet) -> None:
         channels = self.model.encoder.dim + (len(self.model.ctc_vocabulary) if self.model.ctc_vocabulary else 0)
         width = 2 if self.recipe.training.precision == "bf16" else 4
-        seconds = sum(clip.utterance.duration_s for clip in clips.clips)
+        seconds = clips.duration_s
         needed = seconds * self.model.encoder.frame_rate * channels * width
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free

@@ -89,7 +89,7 @@ class CachedMaterial:
         check_dropped(dropped, len(usable) + len(dropped), recipe.data.max_dropped_share)
         durations = [features.clips[index].utterance.duration_s for index in usable]
         for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
-            chosen = [usable[place] for place in batch]
+            chosen = [usable[place] for place in batch.tolist()]
             targets = [labeler.targets(features.clips[index].utterance.text).to(model.device) for index in chosen]
 
             def frames(chosen: list[int] = chosen) -> Frames:
@@ -125,7 +125,7 @@ class WaveformMaterial:
     def epoch(self, model: TinyAudioModel, recipe: Recipe, labeler: Labeler, epoch: int) -> Iterator[TrainingBatch]:
         """Augmented and encoded at every step."""
         clips, seed = self.train.clips, recipe.training.seed
-        plan = plan_epoch([clip.utterance.duration_s for clip in clips], recipe.batching, seed, epoch)
+        plan = clips.plan(recipe.batching, seed, epoch)
         spec_augment = recipe.augmentation.spec_augment
         batches = PlannedBatches(clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, seed, epoch)
         for batch in (batches[number].to(model.device) for number in range(len(batches))):

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -20,6 +22,7 @@ from tiny_audio.audio import AudioError, load_audio
 from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.files import write_atomically
 from tiny_audio.frames import SAMPLE_RATE
@@ -57,11 +60,67 @@ class Clip:
         return waveform
 
 
+@dataclass(frozen=True, eq=False)
+class Clips(Sequence[Clip]):
+    """Clips of one or more sources, as columns; a :class:`Clip` is made when it is asked for.
+
+    n clips
+    """
+
+    sets: tuple[tuple[str, Source, Sequence[Utterance]], ...]
+    """Name of the set, what reads it, all its utterances."""
+    members: np.ndarray
+    """``[n]`` int32: which of the sets."""
+    rows: np.ndarray
+    """``[n]`` int64: which of its utterances."""
+    durations_s: np.ndarray
+    """``[n]`` float64."""
+    groups: np.ndarray | None
+    """``[n]`` int64: which clips are fetched together; None: each by itself."""
+    weights: np.ndarray | None
+    """``[n]`` float64: how often each comes in an epoch on average; None: once."""
+    target_text: NormalizerName = "none"
+    """How transcripts are rewritten."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> Clips: ...
+    def __getitem__(self, index: int | slice) -> Clip | Clips:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        name, source, utterances = self.sets[self.members[index]]
+        utterance = utterances[int(self.rows[index])]
+        if self.target_text != "none":
+            utterance = replace(utterance, text=_rewriter(self.target_text)(utterance.text))
+        return Clip(source, utterance, f"{name}/{utterance.id}")
+
+    def take(self, chosen: np.ndarray) -> Clips:
+        """Those of the numbers ``[m]``, in their order."""
+        groups = None if self.groups is None else self.groups[chosen]
+        weights = None if self.weights is None else self.weights[chosen]
+        return replace(
+            self,
+            members=self.members[chosen],
+            rows=self.rows[chosen],
+            durations_s=self.durations_s[chosen],
+            groups=groups,
+            weights=weights,
+        )
+
+    def plan(self, config: BatchingConfig, seed: int, epoch: int) -> EpochPlan:
+        """The order of an epoch, see :func:`tiny_audio.data.order.plan_epoch`."""
+        return plan_epoch(self.durations_s, config, seed, epoch, groups=self.groups, weights=self.weights)
+
+
 @dataclass(frozen=True)
 class ClipSet:
     """The usable clips of some sources, what was left out, and one hash of it all."""
 
-    clips: tuple[Clip, ...]
+    clips: Clips
     dropped: tuple[Dropped, ...]
     fingerprint: str
 
@@ -73,35 +132,41 @@ class ClipSet:
         max_duration_s: float,
         text: NormalizerName = "none",
     ) -> ClipSet:
-        """Index every source and keep what is inside the bounds; no audio is decoded.
+        """Index every source and keep what is inside the bounds; no audio is decoded, and no transcript read.
 
         Args:
             sources: by the name of the set.
             min_duration_s, max_duration_s: bounds, both inclusive.
-            text: how transcripts are rewritten; a clip of which nothing is left is dropped.
+            text: how transcripts are rewritten; a clip of which nothing is left is dropped when its turn comes.
         """
-        clips, dropped, digest = [], [], hashlib.sha256()
-        rewrite = None if text == "none" else normalizer(text)
+        dropped, digest = [], hashlib.sha256()
+        sets, rows, durations, groups, weights = [], [], [], [], []
         for name, source in sources.items():
             index = source.index()
             digest.update(f"{name}={index.fingerprint};".encode())
             dropped += [Dropped(f"{name}/{drop.id}", drop.reason, drop.detail) for drop in index.dropped]
-            for utterance in index.utterances:
-                clip = Clip(source, utterance, f"{name}/{utterance.id}")
-                if rewrite is not None:
-                    clip = replace(clip, utterance=replace(utterance, text=rewrite(utterance.text)))
-                    if not clip.utterance.text:
-                        detail = f"data.target_text {text} leaves nothing of {utterance.text!r}"
-                        dropped.append(Dropped(clip.id, "text_missing", detail))
-                        continue
-                if min_duration_s <= utterance.duration_s <= max_duration_s:
-                    clips.append(clip)
-                    continue
-                reason = "too_short" if utterance.duration_s < min_duration_s else "too_long"
-                bounds = f"{min_duration_s:g} to {max_duration_s:g} s"
-                detail = f"lasts {utterance.duration_s:.2f} s, and data allows {bounds}"
-                dropped.append(Dropped(clip.id, reason, detail))
-        return cls(tuple(clips), tuple(dropped), digest.hexdigest())
+            every = index.durations_s
+            if every is None:
+                every = np.array([utterance.duration_s for utterance in index.utterances], dtype=np.float64)
+            inside = (min_duration_s <= every) & (every <= max_duration_s)
+            for row in np.flatnonzero(~inside).tolist():
+                dropped.append(_out_of_bounds(name, index.utterances[row], min_duration_s, max_duration_s))
+            kept = np.flatnonzero(inside)
+            sets.append((name, source, index.utterances))
+            rows.append(kept)
+            durations.append(every[kept])
+            groups.append(None if index.groups is None else index.groups[kept])
+            weights.append(None if index.weights is None else index.weights[kept])
+        clips = Clips(
+            tuple(sets),
+            np.repeat(np.arange(len(sets), dtype=np.int32), [len(kept) for kept in rows]),
+            np.concatenate(rows),
+            np.concatenate(durations),
+            _joined_groups(groups, rows),
+            _joined_weights(weights, rows),
+            text,
+        )
+        return cls(clips, tuple(dropped), digest.hexdigest())
 
     def check_any(self, place: str) -> None:
         """Refuse to go on with nothing.
@@ -120,9 +185,45 @@ class ClipSet:
         )
 
     @property
-    def texts(self) -> list[str]:
-        """All transcripts."""
-        return [clip.utterance.text for clip in self.clips]
+    def texts(self) -> Iterator[str]:
+        """All transcripts, one by one."""
+        return (clip.utterance.text for clip in self.clips)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of all clips."""
+        return float(self.clips.durations_s.sum())
+
+
+_rewriter = cache(normalizer)
+"""Some are slow to make."""
+
+
+def _out_of_bounds(name: str, utterance: Utterance, min_duration_s: float, max_duration_s: float) -> Dropped:
+    reason = "too_short" if utterance.duration_s < min_duration_s else "too_long"
+    bounds = f"{min_duration_s:g} to {max_duration_s:g} s"
+    detail = f"lasts {utterance.duration_s:.2f} s, and data allows {bounds}"
+    return Dropped(f"{name}/{utterance.id}", reason, detail)
+
+
+def _joined_groups(groups: Sequence[np.ndarray | None], rows: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Groups of all sets under numbers of their own; a clip that is fetched by itself is a group of one."""
+    if all(group is None for group in groups):
+        return None
+    joined, first = [], 0
+    for group, kept in zip(groups, rows, strict=True):
+        own = np.arange(len(kept)) if group is None else group
+        joined.append(own + first)
+        first += int(own.max(initial=-1)) + 1
+    return np.concatenate(joined)
+
+
+def _joined_weights(weights: Sequence[np.ndarray | None], rows: Sequence[np.ndarray]) -> np.ndarray | None:
+    if all(weight is None for weight in weights):
+        return None
+    return np.concatenate(
+        [np.ones(len(kept)) if weight is None else weight for weight, kept in zip(weights, rows, strict=True)]
+    )
 
 
 def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
@@ -210,6 +311,8 @@ class Labeler:
 
     def problem(self, text: str, num_samples: int) -> tuple[str, str] | None:
         """A reason and its detail where text and clip cannot go together."""
+        if not text:
+            return "text_missing", "data.target_text leaves nothing of its transcript"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             return "unknown_token", f"the tokenizer has no token for a character of {text!r}"
@@ -230,17 +333,23 @@ class Labeler:
 
 
 class PlannedBatches(Dataset[Batch]):
-    """The batches of one epoch's plan; item k is a pure function of it, so workers and restarts change nothing."""
+    """The batches of one epoch's plan; item k is a pure function of it, so workers and restarts change nothing.
+
+    Of several processes, each takes its part of every global batch: ``rank``, ``rank + world_size``, … of its clips,
+    which are sorted by duration, so that the parts take about as long. A part may be empty.
+    """
 
     def __init__(
         self,
         clips: Sequence[Clip],
-        plan: Sequence[Sequence[int]],
+        plan: EpochPlan,
         labeler: Labeler,
         augmentation: AugmentationConfig,
         max_duration_s: float,
         seed: int,
         epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.clips = clips
         self.plan = plan
@@ -249,6 +358,7 @@ class PlannedBatches(Dataset[Batch]):
         self.max_duration_s = max_duration_s
         self.seed = seed
         self.epoch = epoch
+        self.part = slice(rank, None, world_size)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -259,8 +369,9 @@ class PlannedBatches(Dataset[Batch]):
 
     def _batch(self, k: int) -> Batch:
         waveforms, targets, ctc_targets, seeds, dropped = [], [], [], [], []
-        for clip in (self.clips[index] for index in self.plan[k]):
-            seed, text = clip_seed(self.seed, self.epoch, clip.id), clip.utterance.text
+        for index, repeat in zip(self.plan[k][self.part], self.plan.repeats_of(k)[self.part], strict=True):
+            clip = self.clips[int(index)]
+            seed, text = clip_seed(self.seed, self.epoch, clip.id, int(repeat)), clip.utterance.text
             try:
                 waveform = augment_waveform(self.augmentation, clip.load(self.max_duration_s), seed)
             except AudioError as error:

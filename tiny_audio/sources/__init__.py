@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from tiny_audio.config import Config
 from tiny_audio.registry import Registry
@@ -37,12 +39,22 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All that a source has, and what it had to leave out."""
+    """All that a source has, and what it had to leave out.
 
-    utterances: tuple[Utterance, ...]
-    dropped: tuple[Dropped, ...]
+    n utterances
+    """
+
+    utterances: Sequence[Utterance]
+    """May be read only where they are asked for: a corpus has millions."""
+    dropped: Sequence[Dropped]
     fingerprint: str
     """Hash of ids, durations, texts: equal where the same training data would be seen."""
+    durations_s: np.ndarray | None = field(default=None, compare=False)
+    """``[n]`` float64, where the source has them as a column; None: as the utterances say."""
+    groups: np.ndarray | None = field(default=None, compare=False)
+    """``[n]`` int64: which clips are fetched together, such as those of a row group; None: each by itself."""
+    weights: np.ndarray | None = field(default=None, compare=False)
+    """``[n]`` float64: how often each clip comes in an epoch on average; None: once."""
 
 
 class SourceConfig(Config):

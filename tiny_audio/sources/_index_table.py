@@ -1,7 +1,7 @@
 """An index on disk: one Arrow row a clip, written shard by shard, mapped into memory to be read.
 
-The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. A run still holds one :class:`Utterance` for
-each clip; the table is what a plan over columns alone can be made from.
+The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. An order is planned from columns alone; an
+:class:`Utterance` is made of a row when its clip is wanted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import eq
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from tiny_audio.config import UserError
 from tiny_audio.files import commit_folder
@@ -20,14 +23,13 @@ from tiny_audio.sources import Dropped, Index, Utterance
 from tiny_audio.sources._parquet import METADATA
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 VERSION = 1
 """Of the table's layout; belongs into the names of index folders."""
 
 _ROWS, _ABOUT = "rows.arrow", "index.json"
-_SHARED_METADATA = 200_000
-"""So many different metadata are remembered, to be shared by the utterances that have the same."""
 
 
 def write_index(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str) -> None:
@@ -58,29 +60,68 @@ def write_index(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str],
 
 
 def read_index(folder: Path) -> Index:
-    """The index that :func:`write_index` wrote.
+    """The index that :func:`write_index` wrote, mapped.
 
     Raises:
         UserError: the folder is damaged.
     """
+    import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        utterances: list[Utterance] = []
-        dropped: list[Dropped] = []
-        shared: dict[tuple[object, ...], Mapping[str, str]] = {}
-        for batch in _batches(folder / _ROWS):
-            for item in _items(batch, about["shards"], shared):
-                if isinstance(item, Dropped):
-                    dropped.append(item)
-                else:
-                    utterances.append(item)
+        table = _table(folder / _ROWS)
+        unusable = pc.is_valid(table.column("reason"))
+        rows = np.flatnonzero(~unusable.to_numpy())
+        dropped = table.select(("id", "reason", "detail")).filter(unusable).to_pylist()
+        shards, row_groups = (table.column(name).to_numpy()[rows] for name in ("shard", "row_group"))
+        durations_s = table.column("duration_s").to_numpy()[rows]
+        utterances = TableUtterances(folder / _ROWS, tuple(about["shards"]), rows)
+        fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(
             f"the cached index {folder} is damaged ({error}); delete the folder, and it is made anew"
         ) from error
-    return Index(tuple(utterances), tuple(dropped), about["fingerprint"])
+    # Rows of a row group lie together, so a group ends where one of the two numbers changes.
+    ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
+    return Index(
+        utterances, tuple(Dropped(**row) for row in dropped), fingerprint, durations_s, np.cumsum(ends, dtype=np.int64)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class TableUtterances(Sequence[Utterance]):
+    """The usable rows of an index table, each made into an utterance when it is asked for; pickles as its place."""
+
+    path: Path
+    shards: tuple[str, ...]
+    rows: np.ndarray
+    """``[n]`` int64, of the table."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TableUtterances) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+    @overload
+    def __getitem__(self, index: int) -> Utterance: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Utterance, ...]: ...
+    def __getitem__(self, index: int | slice) -> Utterance | tuple[Utterance, ...]:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(len(self))[index])
+        row = _mapped(self.path).slice(int(self.rows[index]), 1).to_pylist()[0]
+        metadata = {
+            key.removeprefix(METADATA): value
+            for key, value in row.items()
+            if key.startswith(METADATA) and value is not None
+        }
+        audio = f"{self.shards[row['shard']]}:{row['row_group']}:{row['row']}"
+        return Utterance(row["id"], row["duration_s"], row["text"], audio, metadata)
 
 
 def place(utterance: Utterance) -> tuple[str, int, int]:
@@ -89,25 +130,16 @@ def place(utterance: Utterance) -> tuple[str, int, int]:
     return shard, int(row_group), int(row)
 
 
-def _items(
-    batch: pa.Table, shards: Sequence[str], shared: dict[tuple[object, ...], Mapping[str, str]]
-) -> Iterator[Utterance | Dropped]:
-    names = [name for name in batch.column_names if name.startswith(METADATA)]
-    keys = [name.removeprefix(METADATA) for name in names]
-    columns = [batch.column(name).to_pylist() for name in names]
-    metadata: Iterable[tuple[object, ...]] = zip(*columns, strict=True) if columns else ((),) * batch.num_rows
-    fixed = ("id", "duration_s", "text", "shard", "row_group", "row", "reason", "detail")
-    rows = zip(*(batch.column(name).to_pylist() for name in fixed), metadata, strict=True)
-    for id_, duration_s, text, shard, row_group, row, reason, detail, values in rows:
-        if reason is not None:
-            yield Dropped(id_, reason, detail)
-            continue
-        known = shared.get(values)
-        if known is None:
-            known = {key: str(value) for key, value in zip(keys, values, strict=True) if value is not None}
-            if len(shared) < _SHARED_METADATA:
-                shared[values] = known
-        yield Utterance(id_, duration_s, text, f"{shards[shard]}:{row_group}:{row}", known)
+def _table(path: Path) -> pa.Table:
+    """The whole table, mapped: it takes no memory of its own."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+_mapped = lru_cache(maxsize=8)(_table)
+"""As :func:`_table`; an index folder's name is a hash of what it holds, so what was mapped once stays right."""
 
 
 def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table]:

@@ -34,9 +34,9 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
         expect(bool(drop.id and drop.reason and drop.detail), config, f"{drop} does not say what is wrong")
     expect(bool(index.fingerprint), config, "the fingerprint is empty")
     for what, again in (("asked again", source.index()), ("built anew", SOURCES.build(config, context).index())):
-        same = (again.utterances, again.dropped, again.fingerprint) == (
-            index.utterances,
-            index.dropped,
+        same = (list(again.utterances), list(again.dropped), again.fingerprint) == (
+            list(index.utterances),
+            list(index.dropped),
             index.fingerprint,
         )
         expect(same, config, f"{what}, it has another index")

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from tiny_audio.augmentation import SpecAugment
 from tiny_audio.config import RunFailed, Stopped
 from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, read_dropped, write_dropped
-from tiny_audio.data.order import plan_epoch
 from tiny_audio.device import device_of, set_tf32
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import Recipe
@@ -155,10 +154,9 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Planned batches from where progress stands, epoch after epoch; progress moves as they are used."""
-        durations = [clip.utterance.duration_s for clip in self.clips.clips]
         progress, seed = self.progress, self.config.seed
         while True:
-            plan = plan_epoch(durations, self.recipe.batching, seed, progress.epoch)
+            plan = self.clips.clips.plan(self.recipe.batching, seed, progress.epoch)
             batches = PlannedBatches(
                 self.clips.clips,
                 plan,
