@@ -152,29 +152,24 @@ def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: n
 
 def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
     """The window's clips in the order of unshuffled batches, and where each batch ends."""
-    pools, ends, done = [], [], 0
     size = config.max_clips * config.pool_batches
-    for start in range(0, len(window), size):
-        pool = window[start : start + size]
-        if config.pool_batches > 1:
-            pool = pool[np.lexsort((pool, durations[pool]))]
-        pools.append(pool)
-        ends.append(done + _ends(durations[pool], config))
-        done += len(pool)
-    return np.concatenate(pools), np.concatenate(ends)
+    if config.pool_batches > 1:
+        pools = np.arange(len(window)) // size
+        window = window[np.lexsort((window, durations[window], pools))]
+    if config.max_padded_s is not None:
+        return window, np.array(list(_ends(durations[window].tolist(), size, config.max_clips, config.max_padded_s)))
+    # Pools hold whole batches, so only the window's last one is cut short.
+    ends = np.arange(config.max_clips, len(window) + config.max_clips, config.max_clips)
+    return window, np.minimum(ends, len(window))
 
 
-def _ends(durations: np.ndarray, config: BatchingConfig) -> np.ndarray:
-    """Where each batch of a pool ends, as full as both bounds allow; a clip beyond the bound comes alone."""
-    if config.max_padded_s is None:
-        ends = np.arange(config.max_clips, len(durations) + config.max_clips, config.max_clips)
-        return np.minimum(ends, len(durations))
-    cuts, start = [], 0
-    counts = np.arange(1, config.max_clips + 1)
-    while start < len(durations):
-        longest = np.maximum.accumulate(durations[start : start + config.max_clips])
-        over = counts[: len(longest)] * longest > config.max_padded_s
-        fitting = int(over.argmax()) if over.any() else len(longest)
-        start += max(1, fitting)
-        cuts.append(start)
-    return np.array(cuts)
+def _ends(durations: list[float], pool_size: int, max_clips: int, max_padded_s: float) -> Iterator[int]:
+    """Where batches end that are as full as both bounds allow; a clip beyond the bound comes alone."""
+    start, longest = 0, 0.0
+    for place, duration in enumerate(durations):
+        longest = max(longest, duration)
+        count = place - start
+        if count and (count == max_clips or (count + 1) * longest > max_padded_s or place % pool_size == 0):
+            yield place
+            start, longest = place, duration
+    yield len(durations)
