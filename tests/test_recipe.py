@@ -270,8 +270,8 @@ def test_all_contradictions_are_named_at_once(document: Document, write_recipe: 
     document["projector"]["stack"] = 100
     document["batching"]["max_padded_s"] = 1.0
     assert [line.split(":")[0].strip() for line in refusal(write_recipe(document))[1:]] == [
-        "projector.swiglu",
         "batching.max_padded_s",
+        "projector.swiglu",
         "training.warmup_steps",
     ]
 

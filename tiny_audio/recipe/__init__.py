@@ -1,0 +1,199 @@
+"""Recipe: YAML in, validated settings out; every mistake of a file is named at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from tiny_audio.augmentation import AugmentationConfig
+from tiny_audio.config import Config
+from tiny_audio.ctc import CtcConfig
+from tiny_audio.data.order import BatchingConfig
+from tiny_audio.decoders import DECODERS, DecoderConfig
+from tiny_audio.decoding import GenerationConfig
+from tiny_audio.encoders import ENCODERS, EncoderConfig
+from tiny_audio.projectors import PROJECTORS, ProjectorConfig
+from tiny_audio.prompt import PromptConfig
+from tiny_audio.recipe._contradictions import contradictions
+from tiny_audio.recipe._identity import identity_of
+from tiny_audio.recipe._mistakes import explain, refusal
+from tiny_audio.scoring import NormalizerName
+from tiny_audio.sources import SOURCES, SourceConfig
+from tiny_audio.yaml_file import apply_overrides, read_yaml
+
+_MAX_DURATION_S = 86_400
+"""A day; nobody trains on longer clips, and the arithmetic of frames stays within 64 bits."""
+_Source = Annotated[SourceConfig, SOURCES]
+_SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class DataConfig(Config):
+    """Where clips come from, which are used, and what is learned to write."""
+
+    train: dict[_SetName, _Source] = Field(min_length=1)
+    """Sources to train on, by a name of your choice; their clips are joined."""
+    evaluation: dict[_SetName, _Source] = Field(default={})
+    """Sources to score the trained model on; the names appear in the report."""
+    min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
+    """Shorter clips are not trained on, and listed."""
+    max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
+    """Longer clips are not trained on, and listed; audio is never cut under a whole transcript. Evaluation
+    takes whatever the encoder can."""
+    target_text: NormalizerName = "none"
+    """How training transcripts are rewritten before they become targets, such as ``whisper_english``, which writes
+    contractions out and leaves fillers and remarks in brackets away. References of the evaluation stay as they are."""
+    max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
+    """Stop where a larger share of the training clips turns out unusable; clips outside the bounds do not count."""
+
+
+class InitFrom(Config):
+    """Weights to start from, instead of the parts' own."""
+
+    path: str = Field(json_schema_extra={"identity": False})
+    """A run folder, or an exported model's. With the decoder comes its tokenizer, with the CTC head its characters."""
+    parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
+    """Which parts to take; None takes all."""
+
+
+class TrainingConfig(Config):
+    """Optimisation: AdamW and one learning-rate schedule."""
+
+    steps: PositiveInt
+    """Optimiser steps."""
+    learning_rate: PositiveFloat
+    """At its highest, after the warmup."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear rise from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The way down from there, over the remaining steps."""
+    final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of ``learning_rate``; ``constant`` does not read it and wants 0."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled; on tensors of two or more dimensions, never on norms and biases."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay per step of the averages of the gradient and of its square."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second average, which it keeps from being 0."""
+    max_gradient_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    accumulation: PositiveInt = 1
+    """Batches of one optimiser step."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the decoder's target probability spread over the vocabulary."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; what trains is always kept in fp32."""
+    tf32: bool = False
+    """Let a GPU multiply fp32 matrices in TF32."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides initial weights, the order of clips, augmentation and dropout."""
+    max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra={"identity": False})
+    """A step with a loss or gradient that is not finite is skipped; more than this in a row stop the run."""
+    init_from: InitFrom | None = None
+    """Start from another run's weights; None starts from the parts' own."""
+
+
+class EvaluationConfig(Config):
+    """How hypotheses are scored."""
+
+    normalizer: NormalizerName = "whisper_english"
+    """Applied to references and hypotheses alike before words are counted."""
+    num_bootstrap: int = Field(default=1000, ge=100)
+    """Resamples behind each interval."""
+    group_by: str | None = None
+    """Metadata column, such as ``speaker``, whose groups are resampled whole; None resamples utterances."""
+
+
+class ExecutionConfig(Config):
+    """How a run is carried out. None of it decides the weights, so none of it is part of the run's identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is a GPU where there is one."""
+    num_workers: NonNegativeInt = 0
+    """Processes that load clips; 0 loads in the main one."""
+    log_every: PositiveInt = 10
+    """Steps between lines of ``metrics.jsonl``."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest to keep."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations while training; None evaluates at the end only."""
+    evaluate_set: str | None = None
+    """Which of ``data.evaluation`` to use while training."""
+    evaluate_utterances: PositiveInt = 100
+    """How many of its clips at most, spread over it."""
+    evaluate_max_padded_s: PositiveFloat = 120.0
+    """Seconds of audio, padding included, that are decoded together."""
+
+
+class Recipe(Config):
+    """Everything that makes a recogniser: the parts, the data, and how to train and score them."""
+
+    encoder: Annotated[EncoderConfig, ENCODERS]
+    projector: Annotated[ProjectorConfig, PROJECTORS]
+    decoder: Annotated[DecoderConfig, DECODERS]
+    ctc: CtcConfig | None = None
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig
+    augmentation: AugmentationConfig = AugmentationConfig()
+    batching: BatchingConfig = BatchingConfig()
+    training: TrainingConfig
+    generation: GenerationConfig = GenerationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def run_id(self) -> str:
+        """Eight hex digits over all that decides the weights; paths and execution are no part of it."""
+        return content_hash(self.training_identity())[:8]
+
+    def training_identity(self) -> dict[str, Any]:
+        """What decides the weights."""
+        identity = identity_of(self)
+        for section in ("generation", "evaluation", "execution"):
+            identity.pop(section)
+        identity["data"].pop("evaluation")
+        return identity
+
+    def evaluation_identity(self) -> dict[str, Any]:
+        """What decides the scores, given the weights."""
+        identity = identity_of(self)
+        return {key: identity[key] for key in ("generation", "evaluation")} | {"data": identity["data"]["evaluation"]}
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, extend, override, validate.
+
+    Args:
+        path: the YAML file.
+        overrides: ``training.steps=100`` sets a field, ``projector=conv`` replaces a section by that part.
+
+    Raises:
+        UserError: names every mistake with its place and what is allowed there.
+    """
+    data = apply_overrides(read_yaml(Path(path)), overrides)
+    try:
+        # Through JSON: there, strict validation takes lists for tuples, and nothing else for anything.
+        recipe = Recipe.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise refusal(path, explain(error, Recipe), overrides) from None
+    problems = [f"{place}: {message}" for place, message in contradictions(recipe)]
+    if problems:
+        raise refusal(path, problems, overrides)
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema, with every registered part's fields, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "Path of a recipe that this one starts from."}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def content_hash(content: object) -> str:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

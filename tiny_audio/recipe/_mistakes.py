@@ -1,0 +1,101 @@
+"""What is wrong with a recipe, in words: where, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tiny_audio.config import UserError
+from tiny_audio.registry import Registry, did_you_mean
+
+_MAX_MISTAKES = 50
+_MAX_MESSAGE = 1000
+
+
+def refusal(path: Path | str, problems: Sequence[str], overrides: Sequence[str]) -> UserError:
+    """The error that names every problem of a file, each with a way out."""
+    count = f"{len(problems)} mistake{'s' if len(problems) > 1 else ''}"
+    whole = [problem + _replacing(problem, overrides) for problem in problems[:_MAX_MISTAKES]]
+    lines = [line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} ..." for line in whole]
+    if len(problems) > len(lines):
+        lines.append(f"... and {len(problems) - len(lines)} more")
+    return UserError("\n".join([f"{path} is not a valid recipe ({count}):", *(f"  {line}" for line in lines)]))
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each error of pydantic's as one line; ``model`` is what was validated."""
+    return [_explain(entry, model) for entry in error.errors(include_url=False)]
+
+
+def _explain(entry: Any, model: type[BaseModel]) -> str:
+    # In brackets are pydantic's word for a key, and the registry's for a part that is given by its name alone.
+    location = [step for step in entry["loc"] if step not in ("[key]", "[name]")]
+    place = ".".join(_shown_step(step) for step in location) or "(the file)"
+    hint = ""
+    match entry["type"]:
+        case "extra_forbidden":
+            *parents, given = location
+            fields = [*_fields_at(model, parents), *(["extends"] if not parents else [])]
+            return f"{place}: unknown field; {did_you_mean(given, fields)}"
+        case "missing":
+            return f"{place}: is missing, and has no default"
+        case "part_name" | "value_error":
+            return f"{place}: {entry['msg'].removeprefix('Value error, ')}"
+        case "too_short" | "too_long":
+            return f"{place}: should {entry['msg'].partition(' should ')[2].replace(' after validation', '')}"
+        case "string_type" if entry["input"] is not None:
+            hint = "; write it in quotes"
+    message = entry["msg"].removeprefix("Input ").removeprefix("String ")
+    for theirs, yaml in (
+        ("a valid dictionary or object to extract fields from", "a mapping"),
+        ("an object", "a mapping"),
+        ("a valid array", "a list"),
+    ):
+        message = message.replace(theirs, yaml)
+    given = json.dumps(entry["input"], default=str)
+    return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
+
+
+def _replacing(problem: str, overrides: Sequence[str]) -> str:
+    """``projector.name=conv`` keeps the fields of the part that was there; where one does not fit, how to drop them."""
+    for override in overrides:
+        path, _, part = override.partition("=")
+        section, _, field = path.rpartition(".")
+        if field == "name" and problem.startswith(f"{section}."):  # `section: ` would be the name itself
+            return f"; {override} keeps the other fields: to replace the whole section write {section}={part}"
+    return ""
+
+
+def _shown_step(step: int | str) -> str:
+    return str(step) if isinstance(step, int) or re.fullmatch(r"[\w-]{1,80}", step) else repr(step)
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Names of the fields at a place of the recipe, following registries by the part's name."""
+    annotations: list[Any] = [model]
+    metadata: Sequence[Any] = ()
+    for step in location:
+        registry = next((item for item in metadata if isinstance(item, Registry)), None)
+        if registry is not None:
+            annotations, metadata = [registry.entry(step).config], ()
+            continue
+        models = [item for item in _flatten(annotations) if isinstance(item, type) and issubclass(item, BaseModel)]
+        field = next((found.model_fields[str(step)] for found in models if str(step) in found.model_fields), None)
+        if field is not None:
+            annotations, metadata = [field.annotation], field.metadata
+        else:  # the value of a dict, or an item of a tuple
+            inner = [arg for item in annotations for arg in getattr(item, "__args__", ())]
+            annotations, metadata = inner, [m for arg in inner for m in getattr(arg, "__metadata__", ())]
+    models = [item for item in _flatten(annotations) if isinstance(item, type) and issubclass(item, BaseModel)]
+    return [name for found in models for name in found.model_fields]
+
+
+def _flatten(annotations: Sequence[Any]) -> Iterator[Any]:
+    for annotation in annotations:
+        yield annotation
+        yield from _flatten(getattr(annotation, "__args__", ()))
