@@ -154,9 +154,9 @@ def test_paired_difference_is_antisymmetric(rows):
     references, hypotheses = map(list, zip(*rows, strict=True))
     one = paired_difference(references, references, hypotheses, LOWER, num_bootstrap=100)
     other = paired_difference(references, hypotheses, references, LOWER, num_bootstrap=100)
-    assert one.difference == -other.difference == one.wer_a - one.wer_b
+    assert one.difference == -other.difference == one.wer_other - one.wer_baseline
     assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
-    assert one.probability_b_better == pytest.approx(1 - other.probability_b_better)
+    assert one.probability_better == pytest.approx(1 - other.probability_better)
 
 
 def test_score_by_hand():
@@ -221,15 +221,15 @@ def test_paired_difference_by_hand():
     better = ["a b c d", "a b c x"] * 25
     worse = ["a b x x", "x b c x"] * 25
     result = paired_difference(references, worse, better, LOWER, groups=[str(i % 10) for i in range(50)])
-    assert (result.wer_a, result.wer_b, result.difference) == (0.5, 0.125, 0.375)
-    assert result.interval[0] > 0
-    assert result.probability_b_better == 1
+    assert (result.wer_baseline, result.wer_other, result.difference) == (0.5, 0.125, -0.375)
+    assert result.interval[1] < 0
+    assert result.probability_better == 1
     assert (result.num_utterances, result.num_groups) == (50, 10)
 
 
 def test_no_difference_says_nothing():
     result = paired_difference(["a b"], ["a x"], ["x b"], LOWER)
-    assert (result.difference, result.interval, result.probability_b_better) == (0, (0, 0), 0.5)
+    assert (result.difference, result.interval, result.probability_better) == (0, (0, 0), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +263,9 @@ def test_score_set_nests_what_applies():
     assert entry["ctc"]["wer"] == 1 / 4
     assert entry["difference"]["difference"] == 0
     assert entry["difference"]["num_groups"] == 2
+    worse = score_set(["go on"] * 9, ["go in"] * 9, ENGLISH, ctc_hypotheses=["go on"] * 9)["difference"]
+    assert (worse["wer_baseline"], worse["wer_other"], worse["difference"]) == (0, 0.5, 0.5)
+    assert worse["probability_better"] == 0
     assert isinstance(entry["wer_interval"], list)
 
 
@@ -284,7 +287,7 @@ def test_confusions_are_ranked():
             "1 references, but 0 hypotheses; they must come in the same order, one for each utterance",
         ),
         (lambda: score(["a"], ["a"], LOWER, groups=["1", "2"]), "1 references, but 2 groups"),
-        (lambda: paired_difference(["a"], ["a"], [], LOWER), "1 references, but 0 hypotheses_b"),
+        (lambda: paired_difference(["a"], ["a"], [], LOWER), "1 references, but 0 other"),
         (lambda: align(["a"], [], LOWER), "1 references, but 0 hypotheses"),
         (
             lambda: score(["uh", ""], ["a", "b"], ENGLISH),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tiny_audio.scoring import holm, normalizer, paired_difference
-from tiny_audio.significance import Errors, difference_interval, difference_p_value, mean_wer, wer_interval
+from tiny_audio.significance import Errors, difference_interval, difference_p_value, holm, mean_wer, wer_interval
+from tiny_audio.significance._tails import tail_bound
 
 WORDS = np.full(120, 6)
 
@@ -113,13 +113,46 @@ def test_one_seed_is_taken_to_spread_as_the_others_do() -> None:
     assert difference_p_value(shaky, lucky, WORDS) > 0.2
 
 
-def test_one_seed_each_is_the_paired_bootstrap() -> None:
-    references = ["a b c", "d e", "f g h i"] * 10
-    heard_a, heard_b = ["a b c", "d x", "f g"] * 10, ["a c", "d e", "f g h i"] * 10
-    paired = paired_difference(references, heard_a, heard_b, normalizer("lower"))
-    words = np.array([3, 2, 4] * 10)
-    interval = difference_interval(as_errors([0, 1, 2] * 10), as_errors([1, 0, 0] * 10), words)
-    assert (-interval[1], -interval[0]) == pytest.approx(paired.interval)
+def test_a_family_of_a_thousand_can_show_something() -> None:
+    """What no draw reaches is rarer than the draws can tell, and Holm multiplies by the size of the family."""
+    rng = np.random.default_rng(0)
+    baseline = draw(rng, rate=0.3)
+    lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)
+    p_values = [difference_p_value(baseline, lost, WORDS), *[difference_p_value(baseline, same, WORDS)] * 999]
+    adjusted = holm(p_values)
+    assert adjusted[0] < 0.001
+    assert adjusted[1] == 1.0
+
+
+@pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
+def test_beyond_the_draws_the_p_value_is_no_smaller_than_the_exact_one(num_sentences: int) -> None:
+    """All in favour of one: exactly, a coin that shows one face every time, either."""
+    words = np.full(200, 6)
+    baseline, other = np.ones((1, 200), dtype=int), np.ones((1, 200), dtype=int)
+    other[0, :num_sentences] = 0
+    p_value = difference_p_value(baseline, other, words, num_draws=1000)
+    exact = 2.0 ** (1 - num_sentences)
+    assert exact <= p_value <= 1 / 200
+    assert num_sentences < 40 or p_value <= 1e-8
+
+
+def test_beyond_the_draws_seeds_keep_their_long_tails() -> None:
+    """With three seeds each, a difference of many standard errors is still not impossible."""
+    rng = np.random.default_rng(0)
+    worse = draw(rng, rate=0.5, num_seeds=3, seed_spread=0.01)
+    better = draw(rng, rate=0.05, num_seeds=3, seed_spread=0.01)
+    few, many = (difference_p_value(worse, better, WORDS, num_draws=number) for number in (100, 1_000_000))
+    assert 1e-6 < many <= few < 1 / 101
+
+
+@settings(deadline=None)
+@given(st.floats(0.5, 50), st.floats(1.0, 60.0), st.floats(0.1, 2.0))
+def test_the_bound_is_one(distance: float, freedom: float, tosses: float) -> None:
+    """Against 20,000 draws of what it bounds, within their own error."""
+    rng = np.random.default_rng(0)
+    drawn = tosses * rng.choice([-1, 1], (20_000, 8)).sum(axis=1) + rng.standard_t(freedom, 20_000)
+    share = float((np.abs(drawn) >= distance).mean())
+    assert share - 4 * (share / 20_000) ** 0.5 <= tail_bound(distance, 8 * tosses**2, 1.0, freedom)
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_audio.evaluation import Hypothesis
-from tiny_audio.scoring import Normalizer, align, holm, loops
-from tiny_audio.significance import difference_interval, difference_p_value, mean_wer, wer_interval
+from tiny_audio.scoring import Normalizer, align, loops
+from tiny_audio.significance import difference_interval, difference_p_value, holm, mean_wer, wer_interval
 
 SIGNIFICANT = 0.05
 TIE = "no difference shown"

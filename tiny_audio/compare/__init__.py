@@ -14,7 +14,8 @@ from tiny_audio.compare._runs import FinishedRun, Variant, read_runs, shared_set
 from tiny_audio.compare._sets import compare_set
 from tiny_audio.compare._table import comparison_table
 from tiny_audio.config import UserError
-from tiny_audio.scoring import NormalizerName, holm, normalizer
+from tiny_audio.scoring import NormalizerName, normalizer
+from tiny_audio.significance import holm
 
 __all__ = ["Comparison", "FinishedRun", "Variant", "compare_folders", "compare_variants", "comparison_table"]
 

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 from tiny_audio.compare._runs import Row, Variant, paired_rows
 from tiny_audio.compare._slices import slices
 from tiny_audio.config import UserError
-from tiny_audio.scoring import Alignment, Normalizer, align, group_numbers
-from tiny_audio.significance import difference_interval, difference_p_value, mean_wer, wer_interval
+from tiny_audio.scoring import Alignment, Normalizer, align
+from tiny_audio.significance import (
+    difference_interval,
+    difference_p_value,
+    mean_wer,
+    num_groups,
+    wer_interval,
+)
 
 _NUM_BOOTSTRAP = 2000
 _NUM_SLICE_BOOTSTRAP = 1000
@@ -65,7 +71,7 @@ def compare_set(
         "num_utterances": len(rows[0]),
         "num_reference_words": int(words.sum()),
         "group_by": column,
-        "num_groups": None if groups is None else int(group_numbers(groups).max()) + 1,
+        "num_groups": num_groups(groups),
         "left_out": left_out,
         "normalizer": rule.name,
         "normalizer_version": rule.version,
@@ -151,7 +157,7 @@ def _slices(
         if not said.any():
             continue
         inside = None if groups is None else [groups[place] for place in places]
-        num_units = len(places) if inside is None else int(group_numbers(inside).max()) + 1
+        num_units = num_groups(inside) or len(places)
         between = partial(difference_interval, words=said, groups=inside, num_draws=_NUM_SLICE_BOOTSTRAP)
         yield {
             "column": column,

@@ -167,7 +167,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
     differences = [
         _difference(name, entry["difference"]) for name, entry in evaluation.items() if "difference" in entry
     ]
-    difference_head = ["Set", "WER of decoder − CTC head", "95 % interval", "Chance that the CTC head is better"]
+    difference_head = ["Set", "WER of decoder − CTC head", "95 % interval", "Chance that the decoder is better"]
     paired = [
         _h3("Decoder against CTC head, on the same utterances"),
         table(difference_head, differences, numbers=(1, 2, 3)),
@@ -183,7 +183,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
 
 def _difference(name: str, values: Mapping[str, Any]) -> list[object]:
     bounds = interval(values.get("interval"), sign="+")
-    chance = number(values.get("probability_b_better"))
+    chance = number(values.get("probability_better"))
     share = DASH if chance is None else f"{100 * chance:.1f}\N{NO-BREAK SPACE}%"
     return [tag("b", name), tag("b", percent(values.get("difference"), sign="+")), bounds, share]
 
