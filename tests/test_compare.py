@@ -373,9 +373,45 @@ def test_other_clips_or_references(variant: Callable[..., Path]) -> None:
         row["text"] = "something else"
 
     assert refusal(one, variant("third", others), common=True) == (
-        "held_out: no utterance with the same reference is in all of these runs, so that there is nothing to compare; "
-        "score them on the same clips"
+        "held_out: no utterance with the same reference and length is in all of these runs, so that there is nothing "
+        "to compare; score them on the same clips"
     )
+
+
+def test_other_audio_under_the_same_names(variant: Callable[..., Path]) -> None:
+    """Two lists that name and transcribe clips alike need not mean the same recordings."""
+
+    def longer(row: Row) -> None:
+        row["duration"] = 0.9 if number_of(row) % 2 else row["duration"] + 0.005
+
+    one, other = variant("one"), variant("other", longer)
+    assert refusal(one, other) == (
+        "held_out: the runs were scored on different clips:\n"
+        "  24 of another length in other than in one, and so other audio, such as held_out/clip001.flac: "
+        "0.90 and 0.61 s\n"
+        f"{COUNT // 2} utterances are the same in all: --common compares those"
+    )
+    assert only(compare_folders([one, other], common=True))["num_utterances"] == COUNT // 2
+
+    def moved(row: Row) -> None:
+        if number_of(row) < 3:
+            row["audio_filepath"] = f"/noisy/{row['id']}"
+
+    comparison = compare_folders([one, variant("noisy", moved)])
+    (doubt,) = only(comparison)["doubts"]
+    assert doubt.startswith(
+        "noisy read 3 of the clips elsewhere than one, such as held_out/clip000.wav: /noisy/held_out/clip000.wav, not /"
+    )
+    assert doubt.endswith("lengths agree, and whether it is the same sound is for you to know")
+    assert f"  mind: {doubt}\n" in comparison_table(comparison)
+    assert f"Mind: {doubt}." in Page(render_comparison(comparison)).words
+
+    fresh = variant("fresh", provenance__evaluation_data={"held_out": "0" * 64})
+    assert only(compare_folders([one, fresh]))["doubts"] == [
+        "fresh and one were scored on data with different fingerprints, although ids, references and lengths of the "
+        "clips here agree: the rest of the set, or the revision that it is of, differs"
+    ]
+    assert only(compare_folders([one, one]))["doubts"] == []
 
 
 def test_other_normalizers(variant: Callable[..., Path]) -> None:

@@ -29,8 +29,8 @@ Comparison = dict[str, Any]
   correction is over, which is all variants but the baseline on all sets;
 - ``variants``: ``name, runs`` (``name, folder, run_id, seed``) and, of the first run, ``parameters`` (``total,
   trainable``), ``steps, audio_hours, device``, and ``wall_s`` of training, the mean over the runs;
-- ``sets``: by name, ``num_utterances, num_reference_words, num_groups, group_by, left_out, normalizer,
-  normalizer_version, scorer, scorer_version``; ``variants``: :func:`_rates` of each; ``differences``:
+- ``sets``: by name, ``num_utterances, num_reference_words, num_groups, group_by, left_out, doubts (sentences),
+  normalizer, normalizer_version, scorer, scorer_version``; ``variants``: :func:`_rates` of each; ``differences``:
   :func:`_difference` of each but the first; ``slices`` and ``changed``, the sentences;
 - ``recipe``: fields whose values differ: ``field`` and, by variant's name, ``values``.
 

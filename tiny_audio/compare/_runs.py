@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,11 @@ from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
 
 Row = dict[str, Any]
+"""A hypothesis, as :data:`tiny_audio.evaluation.Hypothesis` has it, without whether it was truncated."""
+
+_KEYS = ("id", "audio_filepath", "duration", "text", "pred_text", "ctc_text", "metadata")
+_SAME_DURATION_S = 0.01
+"""Lists of the same clips may round to hundredths of a second."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class FinishedRun:
         column: str | None = self.report["recipe"]["evaluation"]["group_by"]
         return column
 
+    def fingerprint(self, set_name: str) -> str:
+        """Of the data that a set was read from."""
+        found: str = self.report["provenance"]["evaluation_data"][set_name]
+        return found
+
     def rows(self, set_name: str) -> dict[str, Row]:
         """The raw hypotheses of a set, by utterance id."""
         path = self.folder / "evaluation" / f"{set_name}.jsonl"
@@ -69,9 +79,7 @@ class FinishedRun:
                 continue
             try:
                 row = json.loads(line)
-                rows[row["id"]] = {key: row[key] for key in ("id", "duration", "text", "pred_text", "ctc_text")} | {
-                    "metadata": row["metadata"]
-                }
+                rows[row["id"]] = {key: row[key] for key in _KEYS}
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{path}, line {number}: is no row of hypotheses; delete the file and run its command again"
@@ -122,29 +130,27 @@ def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
 
 
 def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> tuple[list[list[Row]], int]:
-    """The rows of each run, in one order of utterances.
+    """The rows of each run, in one order of utterances: the same id, the same reference and the same length.
 
     Args:
-        common: use the utterances that all runs have with the same reference, instead of refusing others.
+        common: use the utterances that all runs have, instead of refusing others.
 
     Returns:
         the rows, run by run, and how many of the utterances of any run were left out.
 
     Raises:
-        UserError: the utterances or references differ, or nothing is common.
+        UserError: the utterances, references or lengths differ, or nothing is common.
     """
     tables = [run.rows(set_name) for run in runs]
     first = tables[0]
     ids = [
-        name
-        for name, row in first.items()
-        if all(name in table and table[name]["text"] == row["text"] for table in tables[1:])
+        name for name, row in first.items() if all(name in table and _is_same(table[name], row) for table in tables[1:])
     ]
     left_out = len(set().union(*tables)) - len(ids)
     if not ids:
         raise UserError(
-            f"{set_name}: no utterance with the same reference is in all of these runs, so that there is nothing to "
-            "compare; score them on the same clips"
+            f"{set_name}: no utterance with the same reference and length is in all of these runs, so that there is "
+            "nothing to compare; score them on the same clips"
         )
     if left_out and not common:
         differing = zip(runs[1:], tables[1:], strict=True)
@@ -154,6 +160,39 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
             + f"\n{len(ids)} utterances are the same in all: --common compares those"
         )
     return [[table[name] for name in ids] for table in tables], left_out
+
+
+def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
+    """What speaks against one set having been scored by all, although its utterances agree; in a sentence each.
+
+    Args:
+        set_name: the set.
+        runs: the first is the one that the others are held against.
+        rows: of each run, as :func:`paired_rows` gives them.
+    """
+    for run, theirs in zip(runs[1:], rows[1:], strict=True):
+        elsewhere = [
+            (here, there)
+            for here, there in zip(rows[0], theirs, strict=True)
+            if here["audio_filepath"] != there["audio_filepath"]
+        ]
+        if elsewhere:
+            here, there = elsewhere[0]
+            yield (
+                f"{run.name} read {len(elsewhere)} of the clips elsewhere than {runs[0].name}, such as {here['id']}: "
+                f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, and "
+                "whether it is the same sound is for you to know"
+            )
+        elif run.fingerprint(set_name) != runs[0].fingerprint(set_name):
+            yield (
+                f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
+                "references and lengths of the clips here agree: the rest of the set, or the revision that it is of, "
+                "differs"
+            )
+
+
+def _is_same(row: Row, other: Row) -> bool:
+    return bool(row["text"] == other["text"] and abs(row["duration"] - other["duration"]) <= _SAME_DURATION_S)
 
 
 def _differences(name: str, table: dict[str, Row], other_name: str, other: dict[str, Row]) -> list[str]:
@@ -168,6 +207,13 @@ def _differences(name: str, table: dict[str, Row], other_name: str, other: dict[
         lines.append(
             f"{len(changed)} with another reference in {other_name} than in {name}, such as {example}: "
             f"{_shown(other[example]['text'])} and {_shown(table[example]['text'])}"
+        )
+    longer = [row for row in table if row in other and row not in changed and not _is_same(table[row], other[row])]
+    if longer:
+        example = longer[0]
+        lines.append(
+            f"{len(longer)} of another length in {other_name} than in {name}, and so other audio, such as {example}: "
+            f"{other[example]['duration']:.2f} and {table[example]['duration']:.2f} s"
         )
     return lines
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiny_audio.compare._runs import Row, Variant, paired_rows
+from tiny_audio.compare._runs import Row, Variant, doubts, paired_rows
 from tiny_audio.compare._slices import slices
 from tiny_audio.config import UserError
 from tiny_audio.scoring import Alignment, Normalizer, align
@@ -56,7 +56,8 @@ def compare_set(
     Raises:
         UserError: other utterances or references, no word in them, or no such column.
     """
-    rows, left_out = paired_rows(set_name, [run for variant in variants for run in variant.runs], common=common)
+    runs = [run for variant in variants for run in variant.runs]
+    rows, left_out = paired_rows(set_name, runs, common=common)
     taken = iter(rows)
     scored = [_score(variant.name, [next(taken) for _ in variant.runs], rule) for variant in variants]
     words = np.array([alignment.num_reference_words for alignment in scored[0].alignments[0]])
@@ -73,6 +74,7 @@ def compare_set(
         "group_by": column,
         "num_groups": num_groups(groups),
         "left_out": left_out,
+        "doubts": list(doubts(set_name, runs, rows)),
         "normalizer": rule.name,
         "normalizer_version": rule.version,
         "scorer": "jiwer",

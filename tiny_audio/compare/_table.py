@@ -24,7 +24,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 
 
 def _set(name: str, entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{name}: {_about(entry)}\n{_rates(entry, comparison)}"
+    yield "\n".join(
+        [f"{name}: {_about(entry)}", *(f"  mind: {doubt}" for doubt in entry["doubts"]), _rates(entry, comparison)]
+    )
     if entry["slices"]:
         yield f"{name}, by slice: word error rate\n{_slices(entry)}"
     rule = normalizer(entry["normalizer"])

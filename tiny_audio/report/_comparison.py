@@ -77,6 +77,8 @@ def _verdicts(comparison: Mapping[str, Any]) -> list[Markup]:
 
 def _set(name: str, entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[Markup]:
     yield tag("p", _about(entry), class_="muted")
+    for doubt in entry["doubts"]:
+        yield tag("p", tag("b", "Mind: "), doubt, ".")
     plots = [
         interval_plot(
             "Word error rate",
