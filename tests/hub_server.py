@@ -32,13 +32,15 @@ class Repo:
     """Files only for those who send a token."""
     converted: Repo | None = None
     """What the hub made of it, on a branch of its own."""
+    before: Repo | None = None
+    """The commit that it follows."""
 
     def at(self, revision: str) -> Repo | None:
         if revision in ("main", self.commit):
             return self
         if self.converted is not None and revision in ("refs/convert/parquet", self.converted.commit):
             return self.converted
-        return None
+        return None if self.before is None or revision == "main" else self.before.at(revision)
 
     @property
     def commit(self) -> str:
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         steps = [unquote(step) for step in url.path.strip("/").split("/")]
         if steps[0] == "places":
-            self._place("/".join(steps[1:3]), "/".join(steps[3:]), int(parse_qs(url.query)["signature"][0]), cut)
+            self._place("/".join(steps[1:3]), "/".join(steps[3:]), parse_qs(url.query), cut)
             return
         name = "/".join(steps[2:4] if steps[0] == "api" else steps[1:3])
         repo = self.hub.repos.get(name)
@@ -152,17 +154,19 @@ class _Handler(BaseHTTPRequestHandler):
         elif repo.gated and "authorization" not in self.headers:
             self._send(401, b"", {"X-Error-Code": "GatedRepo"})
         else:
-            place = f"http://localhost:{self.hub.port}/places/{name}/{path}?signature={self.hub.signature}"
+            place = f"http://localhost:{self.hub.port}/places/{name}/{path}"
+            place += f"?signature={self.hub.signature}&commit={repo.commit}"
             etag = hashlib.sha256(repo.files[path]).hexdigest()
             linked = {"X-Linked-Size": str(len(repo.files[path])), "X-Linked-Etag": f'"{etag}"'}
             self._send(302, b"", {"Location": place, "X-Repo-Commit": repo.commit, **linked})
 
-    def _place(self, name: str, path: str, signature: int, cut: bool) -> None:
-        if signature != self.hub.signature:
+    def _place(self, name: str, path: str, query: dict[str, list[str]], cut: bool) -> None:
+        if int(query["signature"][0]) != self.hub.signature:
             self._send(403, b"expired")
             return
-        repo = self.hub.repos[name]
-        content = repo.files.get(path) or (repo.converted or repo).files[path]
+        repo = self.hub.repos[name].at(query["commit"][0])
+        assert repo is not None
+        content = repo.files[path]
         if not self.hub.knows_ranges:
             self._send(200, content)
             return

@@ -206,6 +206,30 @@ def test_a_branch_stays_where_it_was(hub: Hub, tmp_path: Path) -> None:
     assert newer.fingerprint != index.fingerprint
 
 
+def test_who_knows_the_commit_sees_it_after_the_branch_has_moved(hub: Hub, tmp_path: Path) -> None:
+    """As a run does whose machine lost its cache: what it began with is in its own folder."""
+    config, commits = LoquaciousConfig(config="small"), dict[str, str]()
+    index = SOURCES.build(config, SourceContext(tmp_path / "1", commits)).index()
+    old = hub.repos[NAME]
+    assert commits == {"speechbrain/LoquaciousSet/small/train@main": old.commit}
+    hub.repos[NAME] = Repo(
+        {**old.files, "small/train-00000-of-00003.parquet": loquacious_shard(0, 5)}, CARD, before=old
+    )
+    forget()
+    moved = SOURCES.build(config, SourceContext(tmp_path / "2")).index()
+    assert moved.fingerprint != index.fingerprint
+    forget()
+    source = SOURCES.build(config, SourceContext(tmp_path / "2", commits))
+    assert source.index() == index
+    assert_audio(pickle.loads(pickle.dumps(source)), index)
+    assert commits == {"speechbrain/LoquaciousSet/small/train@main": old.commit}
+    count = len(hub.requests)
+    forget()
+    assert SOURCES.build(config, SourceContext(tmp_path / "2", commits)).index() == index
+    assert SOURCES.build(config, SourceContext(tmp_path / "2")).index() == moved
+    assert len(hub.requests) == count
+
+
 def test_a_commit_is_its_own_pin(hub: Hub, tmp_path: Path) -> None:
     commit = hub.repos[NAME].commit
     pinned = build(tmp_path / "1", revision=commit).index()
@@ -465,6 +489,11 @@ def test_the_copy_that_the_hub_converted(hub: Hub, tmp_path: Path) -> None:
     assert_rows(index, count=6)
     assert_audio(source, index)
     assert index == build_any(tmp_path, "a/b", config="all", split="train.clean", **branch).index()
+    config = HubConfig(repo="a/b", split="train.clean", audio_column="wav", id_column="ID", speaker_column="spk_id")
+    commits = {"a/b/train.clean@refs/convert/parquet": Repo(files).commit}
+    forget()
+    known = SOURCES.build(config.model_copy(update=branch), SourceContext(tmp_path / "other", commits))
+    assert known.index() == index
     for fields, message in (
         ({"config": "al"}, "a/b has no config 'al' at refs/convert/parquet; did you mean 'all'? Allowed: all"),
         (
@@ -621,6 +650,18 @@ def test_training_on_a_hub_that_fails_now_and_then(
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
     fetched = {request.range for request in hub.requests if request.is_place and request.status == 206}
     assert len(fetched) > 12
+
+    # The cache is gone and the branch has moved on: the same command still ends where it did.
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    old = hub.repos[NAME]
+    hub.repos[NAME] = Repo(
+        {**old.files, "small/train-00000-of-00003.parquet": loquacious_shard(0, 5)}, CARD, before=old
+    )
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "run" / "model")
+    forget()
+    Run(recipe, "hub", tmp_path / "run", Silent()).complete()
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
 
 
 def test_texts_come_as_the_corpus_has_them(hub: Hub, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ class Run:
                     "run would replace; give another --output-dir"
                 )
             self._state = {"recipe": identity, "started": _now()}
+        # Shared with the sources, which keep to the commits of an earlier start and add what they look up.
+        self._context = SourceContext(cache_dir(), self._state.setdefault("datasets", {}))
         resolved = dump_yaml(self.recipe.model_dump(mode="json"))
         self._save_state()
         _write_where_new(self.folder / "recipe.yaml", resolved)

@@ -69,6 +69,9 @@ class SourceContext:
 
     cache_dir: Path
     """Where a source may keep what it made or fetched; safe to delete between runs."""
+    commits: dict[str, str] = field(default_factory=dict)
+    """Commits that branches stand for: a source keeps to those that are here, and adds what it looked up. A run keeps
+    them, so that it sees the same data when the cache folder is gone and the branch has moved on."""
 
 
 class Source(ABC):

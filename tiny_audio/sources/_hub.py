@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,8 @@ class HubSource(Source):
     max_shards: int | None
     cache_bytes: int
     cache_dir: Path
+    commits: dict[str, str] = field(compare=False)
+    """As in :class:`SourceContext`."""
 
     def index(self) -> Index:
         """See :meth:`Source.index`; the first call asks the hub, later ones read the cache folder."""
@@ -93,7 +95,8 @@ class HubSource(Source):
 
     def _shards(self) -> Shards:
         """Those that are used; of a split that has more, evenly spread ones."""
-        shards = _pinned(self.split, self.cache_dir)
+        shards = _pinned(self.split, self.cache_dir, self.commits.get(str(self.split)))
+        self.commits[str(self.split)] = shards.commit
         count = len(shards.paths)
         if self.max_shards is None or self.max_shards >= count:
             return shards
@@ -159,12 +162,13 @@ def hub_source(
         settings.max_shards,
         round(settings.cache_gb * 1e9),
         context.cache_dir.absolute() / "hub",
+        context.commits,
     )
 
 
 @cache
-def _pinned(split: Split, cache_dir: Path) -> Shards:
-    return pinned_shards(split, cache_dir)
+def _pinned(split: Split, cache_dir: Path, commit: str | None) -> Shards:
+    return pinned_shards(split, cache_dir, commit)
 
 
 @lru_cache(maxsize=_OPEN)

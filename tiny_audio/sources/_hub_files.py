@@ -35,6 +35,9 @@ class Split:
     revision: str
     """A branch, a tag or a commit."""
 
+    def __str__(self) -> str:
+        return "/".join([self.repo, *([self.config] if self.config else []), f"{self.split}@{self.revision}"])
+
 
 @dataclass(frozen=True, slots=True)
 class Shards:
@@ -45,25 +48,33 @@ class Shards:
     """Within the repository."""
 
 
-def pinned_shards(split: Split, cache_dir: Path) -> Shards:
+def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     """The split's shards; the commit that a branch stands for is looked up once and kept in the cache folder.
 
     So a run that is resumed, and the next one on the same machine, see the same data, and need no network for it.
+
+    Args:
+        split: what is wanted.
+        cache_dir: where that is kept.
+        commit: what the branch stood for when it was first asked; None asks.
 
     Raises:
         UserError: the hub has no such thing, or cannot be reached.
     """
     from huggingface_hub import constants
 
-    key = hashlib.sha256(json.dumps([constants.ENDPOINT, asdict(split)], sort_keys=True).encode()).hexdigest()[:24]
-    pin = cache_dir / split.repo.replace("/", "--") / f"{key}.json"
-    if pin.exists():
-        try:
-            kept = json.loads(pin.read_text(encoding="utf-8"))
-            return Shards(kept["commit"], tuple(kept["paths"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{pin} is damaged; delete it, and the hub is asked again") from error
-    shards = _asked(split)
+    def pin_of(*identity: Any) -> Path:
+        key = hashlib.sha256(json.dumps([constants.ENDPOINT, *identity], sort_keys=True).encode()).hexdigest()[:24]
+        return cache_dir / split.repo.replace("/", "--") / f"{key}.json"
+
+    pin = pin_of(asdict(split))
+    shards = _kept(pin)
+    if commit is not None and (shards is None or shards.commit != commit):
+        pin = pin_of(asdict(split), commit)  # beside the branch's own, which may have moved on
+        shards = _kept(pin)
+    if shards is not None:
+        return shards
+    shards = _asked(split, commit or split.revision)
     _LOG.info("%s is pinned to commit %s; delete %s to look for a newer one", split.repo, shards.commit, pin)
     try:
         pin.parent.mkdir(parents=True, exist_ok=True)
@@ -73,17 +84,27 @@ def pinned_shards(split: Split, cache_dir: Path) -> Shards:
     return shards
 
 
-def _asked(split: Split) -> Shards:
+def _kept(pin: Path) -> Shards | None:
+    if not pin.exists():
+        return None
+    try:
+        kept = json.loads(pin.read_text(encoding="utf-8"))
+        return Shards(kept["commit"], tuple(kept["paths"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{pin} is damaged; delete it, and the hub is asked again") from error
+
+
+def _asked(split: Split, revision: str) -> Shards:
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
     try:
-        info = retried(lambda: HfApi().dataset_info(split.repo, revision=split.revision))
+        info = retried(lambda: HfApi().dataset_info(split.repo, revision=revision))
         assert info.sha is not None
         return Shards(info.sha, _paths(split, info, info.sha))
     except (OSError, httpx2.HTTPError, HFValidationError) as error:
-        raise explained(error, split.repo, split.revision) from error
+        raise explained(error, split.repo, revision) from error
 
 
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
