@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from tests.conftest import Document, changed
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.data.order import plan_epoch
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.meta import LETTERS
@@ -27,6 +29,7 @@ from tiny_audio.model import TinyAudioModel
 from tiny_audio.plan import Plan, _step, plan_recipe
 from tiny_audio.plan._changes import changed as with_overrides
 from tiny_audio.plan._hardware import GIB, GPUS, Machine
+from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst, worst_shapes
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.prompt import Prompt
@@ -114,8 +117,9 @@ def test_the_cards_work(card: Plan) -> None:
 def test_the_cards_hours_and_dollars(card: Plan) -> None:
     (row,) = card.rows
     assert card.training_audio_hours == pytest.approx(25_000 * 25 * 10 / 3600)
+    assert 0.25 < card.padding_share < 0.45, "batches of five random clips"
     total = sum(sum(counts.values()) for counts in card.flops_per_audio_s().values())
-    assert row.audio_hours_per_hour == pytest.approx(0.4 * 149.7e12 / total)
+    assert row.audio_hours_per_hour == pytest.approx(0.4 * 149.7e12 / total * (1 - card.padding_share))
     assert row.wall_hours == pytest.approx(card.training_audio_hours / row.audio_hours_per_hour)
     assert row.price_per_hour is not None
     assert row.cost == pytest.approx(row.price_per_hour * row.wall_hours)
@@ -281,7 +285,31 @@ def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
     assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(4, 20.0), Shape(32, 2.5)]
     assert worst_shapes(parse(document, batching__max_clips=3)) == [Shape(3, 10.0)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
-    assert planned.training_audio_hours == pytest.approx(20 * 20 * 2 / 3600)
+    assert planned.padding_share < 0.05
+    # A batch holds as many seconds as its budget, less padding and the part of a clip that it has no room for.
+    assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
+
+
+def test_padding_is_that_of_the_planned_order(document: Document) -> None:
+    """Against a sum over the batches of random durations, clip by clip."""
+    document = changed(document, batching={"max_clips": 8, "pool_batches": 1}, data__max_duration_s=10.0)
+    recipe = parse(document)
+    durations = np.random.default_rng(1).lognormal(np.log(3.0), SPREAD, 5000).clip(0.3, 10.0)
+    batches = [[durations[clip] for clip in batch] for batch in plan_epoch(durations, recipe.batching, 1, 0)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    planned = planned_batches(recipe, float(durations.mean()))
+    assert planned.padding_share == pytest.approx(1 - durations.sum() / padded, abs=0.02)
+    assert planned.audio_s == pytest.approx(durations.sum() / len(batches), rel=0.02)
+    sorted_by_length = planned_batches(parse(document, batching__pool_batches=50), float(durations.mean()))
+    assert sorted_by_length.padding_share < 0.1 * planned.padding_share
+
+
+@pytest.mark.parametrize("mean_s", [0.3, 0.31, 5.0, 9.9, 10.0])
+def test_any_mean_between_the_bounds_can_be_planned(document: Document, mean_s: float) -> None:
+    recipe = parse(document, batching={"max_clips": 10**9})
+    planned = planned_batches(recipe, mean_s)
+    assert planned.audio_s / 20_000 == pytest.approx(mean_s, rel=1e-6)
+    assert 0 <= planned.padding_share < 1
 
 
 # --- verdicts
@@ -361,7 +389,8 @@ def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         "largest batch: 5 clips of 20 s",
         "activations of the encoder",
         "CUDA context and libraries (allowance)",
-        "clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).",
+        "in clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).\nPadding is ",
+        "% of what is computed, where durations are log-normal with a spread of 0.6.",
         "Prices are rough; give yours (--price-per-hour)",
         "a40: fits; ",
     ):
@@ -398,6 +427,7 @@ def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: 
         "memory_bytes",
         "flops_per_audio_s",
         "training_audio_hours",
+        "padding_share",
         "assumptions",
         "machines",
     }

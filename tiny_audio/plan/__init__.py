@@ -9,6 +9,7 @@ from tiny_audio.config import UserError
 from tiny_audio.plan import _step
 from tiny_audio.plan._changes import Change, changes_that_fit, room_for_clips
 from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GPUS, PRICES, PROCESS_BYTES, Machine, machine
+from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst
 from tiny_audio.recipe import Recipe
 
@@ -26,7 +27,9 @@ class Plan:
     mean: Rehearsed
     """A clip of mean length, which decides the time."""
     training_audio_hours: float
-    """Audio that all steps see, repetitions included."""
+    """Audio that all steps see, repetitions included and padding not."""
+    padding_share: float
+    """Of the seconds that are computed."""
     utilization: float
     rows: tuple[Row, ...]
 
@@ -55,9 +58,11 @@ class Plan:
             "memory_bytes": self.worst.memory | {"peak": self.worst.peak_bytes},
             "flops_per_audio_s": flops | {"total": sum(sum(counts.values()) for counts in flops.values())},
             "training_audio_hours": self.training_audio_hours,
+            "padding_share": self.padding_share,
             "assumptions": {
                 "utilization": self.utilization,
                 "mean_clip_s": self.mean.shape.duration_s,
+                "durations": f"log-normal with a spread of {SPREAD}, cut at the recipe's bounds",
                 "characters_per_s": _step.CHARACTERS_PER_S,
                 "fragmentation": FRAGMENTATION,
                 "context_bytes": CONTEXT_BYTES,
@@ -78,6 +83,7 @@ class Row:
     room_for_clips: int
     """About how many clips like those of the worst batch fit."""
     audio_hours_per_hour: float
+    """Without the padding."""
     wall_hours: float
     price_per_hour: float | None
     changes: tuple[Change, ...] | None
@@ -146,22 +152,15 @@ def plan_recipe(
         if device == "cpu" and getattr(recipe, part).attention == "flash_attention_2":
             raise UserError(f"--gpu cpu: flash_attention_2 runs on a GPU only; append {part}.attention=sdpa")
     worst, mean = rehearse_worst(recipe, device), rehearse(recipe, Shape(1, mean_s), device)
-    audio_h = _audio_hours(recipe, mean_s)
+    batches = planned_batches(recipe, mean_s)
+    audio_h = recipe.training.steps * recipe.training.accumulation * batches.audio_s / 3600
     flops_per_s = sum(sum(counts.values()) for counts in mean.flops.values()) / mean_s
     rows = []
     for one in machines:
-        rate = utilization * one.peak_flops(recipe.training) / flops_per_s
+        rate = utilization * one.peak_flops(recipe.training) / flops_per_s * (1 - batches.padding_share)
         needed = one.needed_bytes(worst.peak_bytes)
         wanted = gpu is not None and needed > one.memory_bytes
         price = one.price_per_hour if price_per_hour is None else price_per_hour
         changes = tuple(changes_that_fit(recipe, worst, one)) if wanted else None
         rows.append(Row(one, needed, room_for_clips(worst, one), rate, audio_h / rate, price, changes))
-    return Plan(recipe.run_id(), worst, mean, audio_h, utilization, tuple(rows))
-
-
-def _audio_hours(recipe: Recipe, mean_s: float) -> float:
-    batching, training = recipe.batching, recipe.training
-    clips = batching.max_clips
-    if batching.max_padded_s is not None:
-        clips = max(1, min(clips, int(batching.max_padded_s / mean_s)))
-    return training.steps * training.accumulation * clips * mean_s / 3600
+    return Plan(recipe.run_id(), worst, mean, audio_h, batches.padding_share, utilization, tuple(rows))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tiny_audio.console import in_columns
 from tiny_audio.plan import Plan, Row
 from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PROCESS_BYTES
+from tiny_audio.plan._order import SPREAD
 from tiny_audio.plan._step import CHARACTERS_PER_S
 
 _KINDS = {
@@ -82,12 +83,15 @@ def _time(plan: Plan) -> Iterator[str]:
         rows.append([row.machine.name, f"{row.machine.memory_bytes / GIB:.1f}", verdict, *numbers])
     yield in_columns(rows, num_texts=1)
     yield (
-        f"{plan.training_audio_hours:,.0f} hours of audio in all, clips of {plan.mean.shape.duration_s:g} s on average "
-        f"(--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
+        f"{plan.training_audio_hours:,.0f} hours of audio in all, in clips of {plan.mean.shape.duration_s:g} s on "
+        f"average (--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
+    )
+    yield (
+        f"Padding is {plan.padding_share:.0%} of what is computed, where durations are log-normal with a spread of "
+        f"{SPREAD}."
     )
     if any(row.price_per_hour is not None for row in plan.rows):
         yield "Prices are rough; give yours (--price-per-hour)."
-    yield "Padding is not counted."
     yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {plan.worst.prompt_tokens} tokens."
 
 

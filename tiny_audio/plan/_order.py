@@ -1,0 +1,51 @@
+"""What the planned order makes of clips of many lengths: how much of its batches is padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiny_audio.data.order import plan_epoch
+from tiny_audio.recipe import Recipe
+
+SPREAD = 0.6
+"""Standard deviation of the logarithms of durations: two thirds of the clips are within a factor of 1.8 of the
+median."""
+_NUM_CLIPS = 20_000
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Of an epoch, on average."""
+
+    audio_s: float
+    """Seconds of audio in a batch."""
+    padding_share: float
+    """Of the seconds that are computed."""
+
+
+def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
+    """The recipe's own order over log-normal durations, cut at its bounds, with this mean."""
+    durations = _durations(recipe.data.min_duration_s, recipe.data.max_duration_s, mean_s)
+    clips = min(recipe.batching.max_clips, len(durations))
+    plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=0)
+    longest = np.maximum.reduceat(durations[plan.order], plan.starts[:-1])
+    padded_s = float(longest @ np.diff(plan.starts))
+    audio_s = float(durations.sum())
+    return Batches(audio_s / len(plan), 1 - audio_s / padded_s)
+
+
+def _durations(shortest_s: float, longest_s: float, mean_s: float) -> NDArray[np.float64]:
+    """Evenly spaced quantiles; the median is found by halving, since cutting moves the mean."""
+    normal = NormalDist(sigma=SPREAD)
+    offsets = np.array([normal.inv_cdf((rank + 0.5) / _NUM_CLIPS) for rank in range(_NUM_CLIPS)])
+    low, high = np.log(shortest_s) + offsets[0], np.log(longest_s) + offsets[-1]
+    durations = np.full(_NUM_CLIPS, mean_s)
+    for _ in range(60):
+        middle = (low + high) / 2
+        durations = np.exp(middle + offsets).clip(shortest_s, longest_s)
+        low, high = (middle, high) if durations.mean() < mean_s else (low, middle)
+    return durations
