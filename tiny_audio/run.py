@@ -216,7 +216,7 @@ class Run:
     def _export(self) -> None:
         """Generation settings travel with the model: where they changed, it is written again."""
         if self._state["export"]["generation"] != self.recipe.generation.model_dump(mode="json"):
-            self._export_from(*load_model(self.folder / "model"))
+            self._export_from(*load_model(self.folder / "model", types_as_saved=True))
             self._save_state()
 
     def _evaluation_identity(self, name: str) -> str:
@@ -244,11 +244,12 @@ class Run:
         return self._state.get("report") == self._report_identity() and all(file.exists() for file in files)
 
     def _evaluate(self, names: list[str]) -> None:
-        model, tokenizer = load_model(self.folder / "model")
+        half = self.recipe.training.precision == "bf16"
+        # No wider than it was trained: what fitted the GPU then, fits now.
+        model, tokenizer = load_model(self.folder / "model", types_as_saved=half)
         device = device_of(self.recipe.execution.device)
         model.to(device)
         set_tf32(self.recipe.training.tf32)
-        half = self.recipe.training.precision == "bf16"
         (self.folder / "evaluation").mkdir(exist_ok=True)
         for name in names:
             gathered = self._evaluation_clips(name)

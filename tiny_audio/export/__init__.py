@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from tiny_audio import __version__
 from tiny_audio.config import UserError
@@ -63,10 +63,15 @@ def export_model(model: TinyAudioModel, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def load_model(folder: str | Path) -> tuple[TinyAudioModel, Any]:
+def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
     """An exported model, to evaluate, and its tokenizer; by this package's code and not by the folder's.
 
     Nothing in it is set to train: to train on from an export, see ``training.init_from``.
+
+    Args:
+        folder: where it lies.
+        types_as_saved: keep the type that each tensor has in the file, so that the model takes no more memory than in
+            its training; where types differ, it runs under autocast only. Otherwise the widest is taken for all.
 
     Raises:
         UserError: it is no exported model, is damaged or incomplete, or has parts that are not installed.
@@ -92,8 +97,20 @@ def load_model(folder: str | Path) -> tuple[TinyAudioModel, Any]:
                 f"{str(error).strip().splitlines()[0]}; copy or export it again"
             ) from error
         _check_complete(folder, info)
-        # transformers forgets what was frozen while it loads.
+    if types_as_saved:
+        _narrow(model, folder)
+    # transformers forgets what was frozen while it loads.
     return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
+
+
+def _narrow(model: TinyAudioModel, folder: Path) -> None:
+    """Give parameters the types of the folder's files."""
+    parameters = dict(model.named_parameters())
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys() & parameters.keys():
+                tensor = parameters[name]
+                tensor.data = tensor.data.to(file.get_slice(name)[:0].dtype)
 
 
 def _used(config: TinyAudioConfig) -> dict[str, Any]:
