@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from tiny_audio.config import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _SLACK = 0.05
 """The share of the bound that a process may write before it looks again how much there is."""
 _WRITTEN: dict[Path, int] = {}
@@ -44,12 +47,29 @@ class DiskCache:
         """
         path = self.folder / f"{name}.arrow"
         clips = self._read(path)
-        if clips is None:
-            clips = fetch()
-            self._write(path, clips)
-            # Mapped, not kept in memory: what was fetched may be large.
-            clips = self._read(path) or clips
+        if clips is not None:
+            return clips
+        with self._locked(name):
+            clips = self._read(path)  # another process may have been fetching it
+            if clips is None:
+                clips = fetch()
+                self._write(path, clips)
+                # Mapped, not kept in memory: what was fetched may be large.
+                clips = self._read(path) or clips
         return clips
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """One fetches, the others wait; a lock goes with its process."""
+        path = self.folder / f".lock-{hashlib.sha256(name.encode()).digest()[0]:02x}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written: {error}; {_ADVICE}") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _read(self, path: Path) -> pa.ChunkedArray | None:
         import pyarrow as pa
@@ -82,10 +102,7 @@ class DiskCache:
             finally:
                 aside.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be written: {error}; free some space, lower cache_gb, "
-                "or set TINY_AUDIO_CACHE to a folder on another disk"
-            ) from error
+            raise UserError(f"{self.folder} cannot be written: {error}; {_ADVICE}") from error
 
     def _make_room(self, size: int) -> None:
         with _LOCK:
