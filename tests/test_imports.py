@@ -25,6 +25,7 @@ ORDER = [
     "frames",
     "audio",
     "ctc",
+    "packing",
     "pretrained",
     "published",
     "encoders",

@@ -279,6 +279,23 @@ def test_flash_attention_needs_no_package_and_keeps_no_mask(document: Document) 
     assert flash.parameters == sdpa.parameters
 
 
+def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
+    document = changed(document, training__precision="bf16", execution__device="auto", data__max_duration_s=1.5)
+    flash, varlen, sdpa = (
+        rehearse(parse(document, encoder__attention=name, decoder__attention=name), Shape(6, 1.5), device)
+        for name, device in (("flash_attention_2", "cuda"), ("varlen", "cuda"), ("sdpa", "cuda"))
+    )
+    assert flash.flops == varlen.flops
+    assert flash.memory == varlen.memory
+    # All clips but one are a fifteenth shorter.
+    for direction in ("forward", "backward"):
+        for part in ("encoder", "decoder"):
+            assert 0.8 < varlen.flops[part][direction] / sdpa.flops[part][direction] < 1
+    packed = parse(document, encoder__attention="varlen", decoder__attention="varlen")
+    on_cpu, padded = (rehearse(recipe, Shape(6, 1.5), "cpu").flops for recipe in (packed, parse(document)))
+    assert on_cpu["encoder"]["forward"] == varlen.flops["encoder"]["forward"] < padded["encoder"]["forward"]
+
+
 def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
     document = changed(document, batching={"max_clips": 32, "max_padded_s": 40.0}, data__max_duration_s=10.0)
     assert worst_shapes(parse(document)) == [Shape(4, 10.0), Shape(32, 1.25)]

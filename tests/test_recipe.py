@@ -144,7 +144,7 @@ WRONG = [
     ("data.max_duration_s", 1e300, r"data.max_duration_s: should be less than or equal to 86400, not 1e\+300"),
     ("decoder.lora", {**LORA, "targets": []}, r"lora.targets: should have at least 1 item, not 0$"),
     ("encoder.attention", "flash",
-     r"attention: should be 'auto', 'sdpa', 'eager' or 'flash_attention_2', not \"flash\""),
+     r"attention: should be 'auto', 'sdpa', 'eager', 'flash_attention_2' or 'varlen', not \"flash\""),
     ("prompt.user", "hello", r"prompt.user: must contain {audio} exactly once, and contains it 0 times: 'hello'"),
     ("prompt.user", "{audio}{audio}", r"prompt.user: must contain {audio} exactly once, and contains it 2 times"),
     ("augmentation.speed", [0.1], r"augmentation.speed: needs factors between 0.5 and 2, such as .*, not \[0.1\]"),

@@ -9,6 +9,7 @@ import torch
 
 from tiny_audio.decoders import DECODERS, SPECIAL_TOKENS, DecoderContext
 from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.packing import VARLEN
 from tiny_audio.pretrained import TransformersPartConfig
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.published import read_architecture
@@ -81,7 +82,7 @@ def _portable(part: _PartConfig) -> _PartConfig:
     """As ``part``, without the attention that asks for another machine's packages; parameters do not depend on it."""
     if part.attention != "flash_attention_2":
         return part
-    return part.model_copy(update={"attention": "auto"})
+    return part.model_copy(update={"attention": VARLEN if VARLEN in part.attentions else "auto"})
 
 
 def _stand_in_tokenizer(recipe: Recipe) -> Any:

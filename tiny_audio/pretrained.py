@@ -14,9 +14,13 @@ from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, Positive
 from torch import nn
 
 from tiny_audio.config import Config, UserError
+from tiny_audio.packing import VARLEN, register_varlen
 from tiny_audio.registry import did_you_mean
 
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "varlen"]
+
+ALL_ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "varlen")
+"""Of families that run on packed rows, see :mod:`tiny_audio.packing`."""
 
 
 class LoraConfig(Config):
@@ -54,7 +58,9 @@ class TransformersPartConfig(Config):
     lora: LoraConfig | None = None
     """Adapters to train on the frozen weights; None has none."""
     attention: Attention = "auto"
-    """``auto`` is SDPA where the family has it; Flash Attention 2 needs a GPU, half precision and its package."""
+    """``auto`` is SDPA where the family has it. ``varlen`` runs all clips of a batch as one sequence without padding,
+    by PyTorch's kernel in half precision on a GPU, and clip by clip elsewhere. Flash Attention 2 does the same, and
+    needs a GPU, half precision and its package."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra={"identity": False})
     """Compute activations again in the backward pass instead of keeping them: a third more time, far less memory."""
     learning_rate: PositiveFloat | None = None
@@ -77,6 +83,8 @@ class TransformersPartConfig(Config):
             raise ValueError(
                 f"attention: {self.name} has no {self.attention}; choose one of auto, {', '.join(self.attentions)}"
             )
+        if self.attention == VARLEN and self.dropout:
+            raise ValueError("attention: varlen has no dropout; set dropout: 0, or attention: auto")
         for target in self.lora.targets if self.lora and self.linear_layers is not None else ():
             # A target may say where: `layers.1.attention.q_proj`.
             if target.rpartition(".")[2] not in (self.linear_layers or ()):
@@ -160,6 +168,8 @@ def attention_for(part: TransformersPartConfig) -> str:
             "attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; "
             "pip install 'tiny-audio[flash-attn]', or set attention: auto"
         )
+    if part.attention == VARLEN:
+        register_varlen()
     return part.attentions[0] if part.attention == "auto" else part.attention
 
 

@@ -215,6 +215,18 @@ def always_drops_out(part: Encoder, config: EncoderConfig) -> None:
     replaced(part, "encode", change)
 
 
+def reads_its_neighbours(part: Any, config: EncoderConfig) -> None:
+    """Packed rows without the lengths that tell them apart."""
+    whole = {"cu_seq_lens_q": lambda given: given[[0, -1]]}
+    if part.packs:
+        for layer in part.model.encoder.layers:
+            replaced(layer, "forward", lambda forward, *args, **kwargs: forward(*args, **merged(kwargs, whole)))
+
+
+def merged(settings: dict[str, Any], changes: dict[str, Change]) -> dict[str, Any]:
+    return settings | {name: change(settings[name]) for name, change in changes.items()}
+
+
 def never_drops_out(part: Any, config: EncoderConfig) -> None:
     for module in part.modules():
         if isinstance(module, nn.Dropout):
@@ -234,6 +246,7 @@ def never_drops_out(part: Any, config: EncoderConfig) -> None:
         (forgets_a_weight, "save_load", r"saved and loaded, it puts out other frames"),
         (another_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
         (always_drops_out, "determinism", r"dropout: 0, and training mode changes the frames"),
+        (reads_its_neighbours, "packing", r"a clip of \d+ samples beside clips that are longer .*: values differ"),
         (never_drops_out, "determinism", r"dropout: 0\.5 changes nothing in training mode"),
     ],
 )
@@ -268,6 +281,13 @@ def full_logits(part: Any, config: Any) -> None:
     replaced(part, "forward", lambda forward, embeddings, mask, keep: forward(embeddings, mask, mask | True))
 
 
+def loses_its_place(part: Any, config: Any) -> None:
+    """Packed rows whose positions go on where the row before ended."""
+    if part.packs:
+        numbered = {"position_ids": lambda given: torch.arange(given.shape[1])[None] // 2}
+        replaced(part.model, "forward", lambda forward, **kwargs: forward(**merged(kwargs, numbered)))
+
+
 def hides_the_gradient(part: Any, config: Any) -> None:
     def change(forward: Change, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
         return forward(embeddings.detach() if config.freeze else embeddings, mask, keep)
@@ -282,6 +302,7 @@ def hides_the_gradient(part: Any, config: Any) -> None:
         (ignores_the_padding, "generation", r"a row of \d+ positions, 1 beams: left-padded in a batch it generates "),
         (ignores_its_input, "logits", r"embeddings do not change the logits"),
         (quiet_embeddings, "embeddings", r"embedding_rms says 0\.0\d+, and embed's output has 0\.0\d+"),
+        (loses_its_place, "packing", r"a row of \d+ positions .*: values differ|.*values differ by up to"),
         (full_logits, "logits", r"logits have shape \[68, \d+\], not \[31 kept positions, "),
         (
             hides_the_gradient,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tiny_audio.config import UserError
 from tiny_audio.decoders import Decoder, DecoderConfig, DecoderContext
+from tiny_audio.packing import PACKED, Packing
 from tiny_audio.pretrained import (
     Attention,
     architecture_of,
@@ -69,7 +70,7 @@ def build_causal_lm(
         }
     architecture = transformers_config(config_class or model_class.config_class, config, known, **settings)
     set_dropouts(architecture, config.dropout)
-    architecture._attn_implementation = _attention(model_class, config)
+    architecture._attn_implementation = _attention(model_class, architecture, config)
     if known is not None:
         model = model_class._from_config(architecture)
     else:
@@ -83,7 +84,7 @@ def build_causal_lm(
     # A checkpoint's own sampling habits (temperature, penalties) are not the recipe's, and an export would lose them.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
-    return CausalLMDecoder(model, undecodable)
+    return CausalLMDecoder(model, undecodable, packs=config.attention in PACKED and _can_pack(model_class))
 
 
 def set_dropouts(architecture: Any, probability: float) -> None:
@@ -98,7 +99,7 @@ def set_dropouts(architecture: Any, probability: float) -> None:
                 setattr(architecture, name, wanted)
 
 
-def _attention(model_class: Any, config: DecoderConfig) -> str:
+def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> str:
     """The attention implementation in transformers' terms; ``auto`` is SDPA where the architecture has it.
 
     Raises:
@@ -108,6 +109,9 @@ def _attention(model_class: Any, config: DecoderConfig) -> str:
         "sdpa": model_class._supports_sdpa,
         "eager": True,
         "flash_attention_2": model_class._supports_flash_attn,
+        # Attention in chunks, and states that run along a sequence, would cross from one row into the next.
+        "varlen": _can_pack(model_class)
+        and {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"},
     }
     if config.attention == "auto":
         return next(name for name in config.attentions if has[name])  # type: ignore[index]
@@ -115,6 +119,12 @@ def _attention(model_class: Any, config: DecoderConfig) -> str:
         names = ", ".join(name for name, there in has.items() if there)
         raise UserError(f"attention: {model_class.__name__} has no {config.attention}; choose one of auto, {names}")
     return attention_for(config)
+
+
+def _can_pack(model_class: Any) -> bool:
+    """Whether layers get what packed rows need: positions that restart, and an attention that is told the lengths."""
+    takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
+    return takes_positions and bool(model_class._supports_attention_backend)
 
 
 def _refuse_adapted_head(model: Any, config: DecoderConfig) -> None:
@@ -150,11 +160,13 @@ class CausalLMDecoder(Decoder):
     Args:
         model: the model.
         undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never gives.
+        packs: whether :meth:`forward` runs on packed rows; :meth:`generate`, which keeps a cache, never does.
     """
 
-    def __init__(self, model: Any, undecodable: list[list[int]]) -> None:
+    def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.packs = packs
         # Not `hidden_size`, which OPT for one puts a projection in front of.
         self.dim: int = model.get_input_embeddings().weight.shape[1]
         self._undecodable = undecodable
@@ -167,12 +179,16 @@ class CausalLMDecoder(Decoder):
 
     def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
         """The model's own forward, soft caps and scales of logits included, with its head over ``keep`` alone."""
-        positions = {}
-        if self._takes_positions:
-            positions["position_ids"] = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        output = self.model(
-            inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=keep, use_cache=False, **positions
-        )
+        settings: dict[str, Any] = {}
+        if self.packs:
+            packing = Packing.of(mask)
+            embeddings, keep = packing.pack(embeddings), packing.pack(keep)
+            settings = {"position_ids": packing.positions(), **packing.attention()}
+        else:
+            settings["attention_mask"] = mask
+            if self._takes_positions:
+                settings["position_ids"] = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        output = self.model(inputs_embeds=embeddings, logits_to_keep=keep, use_cache=False, **settings)
         logits: Tensor = output.logits
         return logits
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,12 +12,14 @@ from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoders._causal_lm import TINY_LLAMA, build_causal_lm
 from tiny_audio.decoders._probe import probe
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
-from tiny_audio.pretrained import published_architecture
+from tiny_audio.pretrained import ALL_ATTENTIONS, published_architecture
 from tiny_audio.registry import did_you_mean
 
 
 class CausalLMConfig(DecoderConfig):
     """Any other causal LM of transformers, such as Granite, OLMo or Pythia, with or without a chat template."""
+
+    attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
 
     name: Literal["causal_lm"] = "causal_lm"
     pretrained: str = ""

@@ -7,11 +7,13 @@ from typing import ClassVar, Literal, Self
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoders._causal_lm import LLAMA_LAYERS, TINY_LLAMA, build_causal_lm
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
+from tiny_audio.pretrained import ALL_ATTENTIONS
 
 
 class SmolLM2Config(DecoderConfig):
     """SmolLM2: 135 million, 360 million or 1.7 billion parameters."""
 
+    attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
 
     name: Literal["smollm2"] = "smollm2"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
+from tiny_audio.packing import PACKED, Packing
 from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
@@ -124,6 +125,7 @@ class WaveformEncoder(Encoder):
         super().__init__()
         self.model = model
         self.normalize = config.normalize
+        self.packs = config.attention in PACKED
         self.dim: int = model.config.hidden_size
         self.frame_rate = SAMPLE_RATE / math.prod(model.config.conv_stride)
         # Group norm takes its statistics over time: there, padding would leak into every frame.
@@ -162,19 +164,34 @@ class WaveformEncoder(Encoder):
         return Frames(values[:, : int(frame_lengths.max())], frame_lengths, self.frame_rate)
 
     def encode(self, features: Frames) -> Frames:
-        """Projection, positional convolution and layers, padded frames zeroed and masked throughout."""
+        """Projection, positional convolution and layers, padded frames zeroed and masked throughout.
+
+        Packed rows begin with the layers: the convolution would read over the edges of clips that stand side by side.
+        """
         # The convolutions may be frozen in half precision below layers that train in full.
         values = features.values.to(self.model.feature_projection.projection.weight.dtype)
         projected = self.model.feature_projection(values)
         # Some families also put out what they would have quantised.
         hidden = projected[0] if isinstance(projected, tuple) else projected
 
+        packing = Packing.of(features.mask()) if self.packs else None
+
         def run() -> Tensor:
-            output: Tensor = self.model.encoder(hidden, attention_mask=features.mask()).last_hidden_state
+            output: Tensor
+            if packing is None:
+                output = self.model.encoder(hidden, attention_mask=features.mask()).last_hidden_state
+                return output
+            zeroed = hidden.masked_fill(~features.mask()[..., None], 0)
+            # The encoder's own dropout is the last thing before its layers.
+            hook = self.model.encoder.dropout.register_forward_hook(lambda *step: packing.pack(step[-1]))
+            try:
+                output = self.model.encoder(zeroed, **packing.attention()).last_hidden_state
+            finally:
+                hook.remove()
             return output
 
         frames = run() if self.weighted is None else self.weighted(self.model.encoder.layers, run)
-        return Frames(frames, features.lengths, self.frame_rate)
+        return Frames(packing.unpack(frames) if packing else frames, features.lengths, self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
         """The transformers config."""

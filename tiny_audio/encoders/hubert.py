@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_encoder
+from tiny_audio.pretrained import ALL_ATTENTIONS
 
 
 class HubertConfig(WaveformConfig):
     """HuBERT: convolutions on the waveform, 50 frames a second, any length."""
+
+    attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
 
     name: Literal["hubert"] = "hubert"
     pretrained: str = "facebook/hubert-xlarge-ls960-ft"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_encoder
+from tiny_audio.pretrained import ALL_ATTENTIONS
 
 _PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
 """The contrastive task's own layers."""
@@ -13,6 +14,8 @@ _PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
 
 class Wav2Vec2Config(WaveformConfig):
     """wav2vec 2.0: convolutions on the waveform, 50 frames a second, any length."""
+
+    attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
 
     name: Literal["wav2vec2"] = "wav2vec2"
     pretrained: str = "facebook/wav2vec2-large-960h-lv60-self"

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+from tiny_audio.packing import PACKED, Packing
+from tiny_audio.pretrained import (
+    ALL_ATTENTIONS,
+    architecture_of,
+    attention_for,
+    load_weights,
+    prepare_training,
+    transformers_config,
+)
 
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
@@ -23,6 +31,7 @@ HOP = 160
 class WhisperConfig(EncoderConfig):
     """Whisper: log-mel front end, 50 frames a second, runs on the clip's own length."""
 
+    attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
     name: Literal["whisper"] = "whisper"
@@ -102,6 +111,7 @@ class WhisperEncoder(Encoder):
         self.model = model
         self.dim: int = model.config.d_model
         self.frame_rate = SAMPLE_RATE / HOP / 2
+        self.packs = config.attention in PACKED
         self.max_frames: int = model.config.max_source_positions
         # Sinusoids by construction: they never train, from scratch neither.
         model.embed_positions.requires_grad_(False)
@@ -154,17 +164,22 @@ class WhisperEncoder(Encoder):
         hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
         hidden = F.dropout(hidden, p=model.dropout, training=model.training)
         frames = Frames(hidden, lengths, self.frame_rate)
-        mask = create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=frames.mask())
+        packing = Packing.of(frames.mask()) if self.packs else None
+        if packing:
+            mask, attention = None, packing.attention()
+        else:
+            mask = create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=frames.mask())
+            attention = {}
 
         def run() -> Tensor:
-            state = hidden
+            state = packing.pack(hidden) if packing else hidden
             for layer in model.layers:
-                state = layer(state, mask)
+                state = layer(state, mask, **attention)
             output: Tensor = model.layer_norm(state)
             return output
 
         values = run() if self.weighted is None else self.weighted(model.layers, run)
-        return Frames(values, lengths, self.frame_rate)
+        return Frames(packing.unpack(values) if packing else values, lengths, self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
         """The transformers config."""

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from tiny_audio.packing import attend_by_kernel
+
 # The lists of ATen/autocast_mode.h, as far as models call them.
 # fmt: off
 _LOWERED = (
@@ -143,7 +145,7 @@ class _Region:
 def use_flash_attention(part: nn.Module) -> None:
     """Let a part's transformers models attend as with Flash Attention 2, which this machine need not have.
 
-    It runs on real positions only, so no layer makes or keeps a mask.
+    It runs on real positions only, so no layer makes or keeps a mask. PyTorch's own build of it serves ``varlen`` too.
     """
     name = "rehearsed"  # with "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
@@ -153,9 +155,24 @@ def use_flash_attention(part: nn.Module) -> None:
             module.set_attn_implementation(name)
 
 
-def _flash_attention(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **__: Any) -> Any:
-    # [B, H, T, D] -> [B, T, H, D]
-    return _fused(query, key, value).transpose(1, 2), None
+def _flash_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    **__: Any,
+) -> Any:
+    if cu_seq_lens_q is None:  # a part that lets transformers take the padding out, layer by layer
+        # [B, H, T, D] -> [B, T, H, D]
+        return _fused(query, key, value).transpose(1, 2), None
+    # [1, H, T, D] -> [T, H, D]; windows change no size
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    attended = attend_by_kernel(query, key, value, cu_seq_lens_q, max_length_q, module.is_causal, scaling, None)
+    return attended[None], None
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.attention.varlen  # which registers its operators
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -36,10 +37,24 @@ def _attention_backward_flops(_gradient: Tensor, query: Tensor, key: Tensor, *_:
     return 10 * query.numel() * key.shape[2]
 
 
+def _packed_flops(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, *_: Any, **__: Any) -> int:
+    """As above, of queries ``[T, H, D]`` in rows that start at ``offsets``."""
+    return 4 * query[0].numel() * int((offsets.diff() ** 2).sum())
+
+
+def _packed_backward_flops(
+    _gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, _out: Tensor, _lse: Tensor, offsets: Tensor,
+    *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return 10 * query[0].numel() * int((offsets.diff() ** 2).sum())
+
+
 _FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
     # torch counts the GPU's attention kernels only.
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    torch.ops.torch_attn._varlen_attn: _packed_flops,
+    torch.ops.torch_attn._varlen_attn_backward: _packed_backward_flops,
 }
 _CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
 _NORMS = (aten.native_layer_norm, aten.native_layer_norm_backward)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tiny_audio.augmentation import SpecAugment
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.meta import build_on_meta
+from tiny_audio.packing import PACKED
 from tiny_audio.plan._habits import DeviceHabits, use_flash_attention
 from tiny_audio.plan._rehearsal import BACKWARD, OTHER, Rehearsal
 from tiny_audio.recipe import Recipe
@@ -124,7 +125,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
         if module is not None:
             rehearsal.follow(module, part, output="logits" if part in ("decoder", "ctc_head") else None)
     for part in ("encoder", "decoder"):
-        if getattr(recipe, part).attention == "flash_attention_2":
+        if device == "cuda" and getattr(recipe, part).attention in PACKED:
             use_flash_attention(getattr(model, part))
     num_tokens = max(2, round(shape.duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
     habits = DeviceHabits(device, autocast)

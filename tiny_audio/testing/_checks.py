@@ -50,6 +50,15 @@ def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> N
     )
 
 
+def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """The same parameters have a gradient, each within :data:`TOLERANCE`; what is zero by algebra may be noise."""
+    expect(found.keys() == wanted.keys(), part, f"{what} loses gradients")
+    largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        if max(float(gradient.abs().max()), float(found[name].abs().max())) > 1e-9 * largest:
+            expect_equal(part, f"{what}: gradient of {name}", found[name], gradient)
+
+
 def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
     """Neither NaN nor infinity."""
     expect(bool(values.isfinite().all()), part, f"{what}: {int((~values.isfinite()).sum())} values are not finite")
