@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,10 @@ from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.frames import Frames, length_mask
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.prompt import Prompt
+
+LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""From hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and label smoothing to losses ``[K]``:
+cross-entropy that needs no logits."""
 
 
 class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
@@ -185,7 +189,12 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         return embeddings, mask if padding_side == "right" else mask.flip(1)
 
     def _score_spliced(
-        self, audio: Tensor, audio_lengths: Tensor, targets: Sequence[Tensor], label_smoothing: float = 0.0
+        self,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        targets: Sequence[Tensor],
+        label_smoothing: float = 0.0,
+        linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> Tensor:
         """Negative log-likelihood ``[B]`` of B rows of token ids, each with its end token."""
         embeddings, mask = self.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
@@ -194,10 +203,15 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         ends = mask.sum(1)
         positions = torch.arange(mask.shape[1], device=mask.device)
         keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])
-        logits = self.decoder(embeddings, mask, keep)
-        losses = F.cross_entropy(
-            logits.float(), torch.cat(list(targets)), reduction="none", label_smoothing=label_smoothing
-        )
+        labels = torch.cat(list(targets))
+        if linear_cross_entropy is None:
+            logits = self.decoder(embeddings, mask, keep)
+            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+        else:
+            fused = linear_cross_entropy
+            losses = self.decoder(
+                embeddings, mask, keep, lambda hidden, weight: fused(hidden, weight, labels, label_smoothing)
+            )
         rows = torch.arange(len(targets), device=audio.device).repeat_interleave(sizes)
         return torch.zeros(len(targets), dtype=losses.dtype, device=audio.device).index_add(0, rows, losses)
 
@@ -209,6 +223,7 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         ctc_targets: Sequence[Sequence[int]] | None = None,
         transform: FeatureTransform | None = None,
         label_smoothing: float = 0.0,
+        linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> TargetScores:
         """Teacher-forced losses.
 
@@ -219,10 +234,11 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
             ctc_targets: B rows of CTC labels; needed where the model has a CTC head.
             transform: SpecAugment or the like, between front end and layers.
             label_smoothing: share of each target's probability that is spread over the vocabulary.
+            linear_cross_entropy: how to get from hidden states to losses; None goes by the logits.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self.encode(waveforms, waveform_lengths, transform)
-        return self.score_frames(frames, targets, ctc_targets, label_smoothing)
+        return self.score_frames(frames, targets, ctc_targets, label_smoothing, linear_cross_entropy)
 
     def score_frames(
         self,
@@ -230,13 +246,15 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         targets: Sequence[Tensor],
         ctc_targets: Sequence[Sequence[int]] | None = None,
         label_smoothing: float = 0.0,
+        linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> TargetScores:
         """As :meth:`forward`, of frames as :meth:`encode` gives them; without ``ctc_targets`` there is no CTC loss."""
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
         audio, audio_lengths = self.projector(frames)
-        return TargetScores(self._score_spliced(audio, audio_lengths, targets, label_smoothing), ctc_loss)
+        decoder_loss = self._score_spliced(audio, audio_lengths, targets, label_smoothing, linear_cross_entropy)
+        return TargetScores(decoder_loss, ctc_loss)
 
     @torch.no_grad()
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -16,11 +16,18 @@ from tiny_audio.decoders._tokenizer import load_tokenizer as load_tokenizer
 from tiny_audio.pretrained import TransformersPartConfig
 from tiny_audio.registry import Registry
 
+Head = Callable[[Tensor, Tensor], Tensor]
+"""Takes hidden states ``[K, H]`` and the head's weights ``[V, H]``, in place of their product, the logits."""
+
 _TOKENIZERS_OWN = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 class DecoderConfig(TransformersPartConfig, ABC):
     """Base of every decoder's config."""
+
+    plain_head: ClassVar[bool] = False
+    """Whether logits are the product of the last hidden states and the head's weights, so that a :data:`Head` can take
+    its place."""
 
     tokenizer: TrainedTokenizerConfig | None = None
     """A small tokenizer to train on the transcripts; None takes the one that comes with ``pretrained``."""
@@ -78,16 +85,17 @@ class Decoder(nn.Module, ABC):
         """Token ids ``[...]`` -> embeddings ``[..., H]``, scaled as the model itself would."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
         """Logits at chosen positions only, in row-major order.
 
         Args:
             embeddings: ``[B, L, H]``, right-padded.
             mask: ``[B, L]`` bool, True on real positions.
             keep: ``[B, L]`` bool, positions whose logits are wanted; full-sequence logits would cost gigabytes.
+            head: what to do with the hidden states at those positions instead; where the config has a ``plain_head``.
 
         Returns:
-            ``[keep.sum(), V]``.
+            ``[keep.sum(), V]``, or what ``head`` gives.
         """
 
     @abstractmethod

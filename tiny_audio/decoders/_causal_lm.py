@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.config import UserError
-from tiny_audio.decoders import Decoder, DecoderConfig, DecoderContext
+from tiny_audio.decoders import Decoder, DecoderConfig, DecoderContext, Head
 from tiny_audio.packing import PACKED, Packing
 from tiny_audio.pretrained import (
     Attention,
@@ -177,8 +177,12 @@ class CausalLMDecoder(Decoder):
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
-    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
-        """The model's own forward, soft caps and scales of logits included, with its head over ``keep`` alone."""
+    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
+        """The model's own forward, soft caps and scales of logits included, with its head over ``keep`` alone.
+
+        Raises:
+            UserError: a ``head`` is given, and the model does more than multiply.
+        """
         settings: dict[str, Any] = {}
         if self.packs:
             packing = Packing.of(mask)
@@ -188,6 +192,14 @@ class CausalLMDecoder(Decoder):
             settings["attention_mask"] = mask
             if self._takes_positions:
                 settings["position_ids"] = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        if head is not None:
+            own = self.model.get_output_embeddings()
+            if own.bias is not None or getattr(self.model.config, "final_logit_softcapping", None):
+                raise UserError(
+                    "execution.fused_cross_entropy: this decoder adds to its logits or caps them; set it to false"
+                )
+            hidden = self.model.base_model(inputs_embeds=embeddings, use_cache=False, **settings).last_hidden_state
+            return head(hidden[keep], own.weight)
         output = self.model(inputs_embeds=embeddings, logits_to_keep=keep, use_cache=False, **settings)
         logits: Tensor = output.logits
         return logits

@@ -15,6 +15,7 @@ class Gemma3Config(DecoderConfig):
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
+    plain_head: ClassVar[bool] = True
 
     name: Literal["gemma3"] = "gemma3"
     pretrained: str = "google/gemma-3-1b-it"

@@ -15,6 +15,7 @@ class LlamaConfig(DecoderConfig):
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
+    plain_head: ClassVar[bool] = True
 
     name: Literal["llama"] = "llama"
     pretrained: str = "meta-llama/Llama-3.2-1B-Instruct"

@@ -15,6 +15,7 @@ class Qwen3Config(DecoderConfig):
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
+    plain_head: ClassVar[bool] = True
 
     name: Literal["qwen3"] = "qwen3"
     pretrained: str = "Qwen/Qwen3-1.7B"

@@ -15,6 +15,7 @@ class SmolLM2Config(DecoderConfig):
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
+    plain_head: ClassVar[bool] = True
 
     name: Literal["smollm2"] = "smollm2"
     pretrained: str = "HuggingFaceTB/SmolLM2-135M-Instruct"

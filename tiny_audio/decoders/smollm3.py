@@ -15,6 +15,7 @@ class SmolLM3Config(DecoderConfig):
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
+    plain_head: ClassVar[bool] = True
 
     name: Literal["smollm3"] = "smollm3"
     pretrained: str = "HuggingFaceTB/SmolLM3-3B"

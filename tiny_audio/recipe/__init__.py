@@ -129,6 +129,12 @@ class ExecutionConfig(Config):
     """How many of its clips at most, spread over it."""
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Seconds of audio, padding included, that are decoded together."""
+    compile: bool = False
+    """Compile the layers of encoder and decoder with torch.compile, for training: some minutes before the first steps,
+    and faster ones after. Needs a C++ compiler on a CPU, and Triton on a GPU."""
+    fused_cross_entropy: bool = False
+    """Compute the decoder's loss by liger-kernel, which never holds all logits: less memory where the vocabulary is
+    large. On a GPU, for decoders whose head only multiplies."""
 
 
 class Recipe(Config):

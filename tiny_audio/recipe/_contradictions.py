@@ -205,5 +205,12 @@ def _optimisation(recipe: Recipe) -> Mistakes:
     for beta in training.adam_betas:
         if not 0 <= beta < 1:
             yield "training.adam_betas", f"each must be at least 0 and below 1, not {beta}"
+    if recipe.execution.fused_cross_entropy and recipe.execution.device == "cpu":
+        yield "execution.fused_cross_entropy", "runs on a GPU only, and execution.device is cpu; set it to false"
+    if recipe.execution.fused_cross_entropy and not recipe.decoder.plain_head:
+        yield (
+            "execution.fused_cross_entropy",
+            f"the decoder {recipe.decoder.name!r} may do more to its logits than a fused head would; set it to false",
+        )
     if training.tf32 and recipe.execution.device == "cpu":
         yield "training.tf32", "has no effect on execution.device: cpu; set it to false"

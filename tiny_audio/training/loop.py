@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from tiny_audio.model import TinyAudioModel
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
+from tiny_audio.training.compilation import compile_layers, uncompiled
+from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.metrics import MetricsLog
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.signals import StopSignal
@@ -101,6 +104,10 @@ class Trainer:
         self.bare_model = model
         self.optimizer: Any = build_optimizer(model.to(self.accelerator.device), recipe)
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        execution, device = recipe.execution, self.accelerator.device
+        if execution.compile:
+            compile_layers(model, device)
+        self.linear_cross_entropy = fused_cross_entropy(device) if execution.fused_cross_entropy else None
         self.progress = checkpoint.Progress()
 
     def run(self) -> checkpoint.Progress:
@@ -213,6 +220,7 @@ class Trainer:
                 batch.ctc_targets,
                 transform=SpecAugment(spec_augment, batch.seeds) if spec_augment else None,
                 label_smoothing=self.config.label_smoothing,
+                linear_cross_entropy=self.linear_cross_entropy,
             )
             loss = scores.decoder_loss.sum() / num_tokens
             if ctc is not None:
@@ -282,7 +290,7 @@ class Trainer:
         assert self.evaluate is not None
         self.bare_model.eval()
         # As in a training step: a frozen part in half precision and a trained one in full meet under autocast only.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), uncompiled() if self.recipe.execution.compile else nullcontext():
             scores = self.evaluate(self.bare_model)
         self.model.train()
         self._metrics.write("evaluation", self.progress.step, **scores)
