@@ -83,6 +83,10 @@ def _rows(fields: dict[str, FieldInfo], prefix: str) -> Iterator[list[str]]:
     for name, field in fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(_plain(field.get_default()))}`"
         kind = " ".join([_shown(field.annotation), *_bounds(field.metadata)])
+        registry = next((item for item in field.metadata if isinstance(item, Registry)), None)
+        if registry is not None:
+            yield [f"`{prefix}{name}`", f"any {registry.kind}", default, _prose(field.description)]
+            continue
         yield [f"`{prefix}{name}`", kind, default, _prose(field.description)]
         for section in _sections(field.annotation):
             yield from _rows(section.model_fields, f"{prefix}{name}.")

@@ -242,7 +242,10 @@ class Registry(Generic[ConfigT, PartT]):
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:
             # With its default, the name would look optional; it is what tells the parts apart.
-            fields = handler.resolve_ref_schema(part)
+            try:
+                fields = handler.resolve_ref_schema(part)
+            except LookupError:
+                continue  # a part that holds parts of its own kind: its schema is being made, further out
             fields["required"] = sorted({*fields.get("required", ()), "name"})
         return {"anyOf": [alone, parts]}
 

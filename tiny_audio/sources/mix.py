@@ -1,0 +1,214 @@
+"""Source ``mix``: several sources as one, each with its weight and its caps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self, overload
+
+import numpy as np
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tiny_audio.config import Config, UserError
+from tiny_audio.sources import SOURCES, Dropped, Index, Source, SourceConfig, SourceContext, Utterance
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class MixedConfig(Config):
+    """A source in a mix."""
+
+    # The registry that it refers to is complete only when all sources, this one too, are imported.
+    model_config = ConfigDict(defer_build=True)
+
+    source: Annotated[SourceConfig, SOURCES]
+    """Any source, with its own fields."""
+    weight: PositiveFloat = 1.0
+    """How often each of its clips comes in an epoch of training, on average: 2 is twice, 0.5 in every other epoch."""
+    max_hours: PositiveFloat | None = None
+    """Use no more hours of it."""
+    max_clips: PositiveInt | None = None
+    """Use no more clips of it."""
+
+
+class MixConfig(SourceConfig):
+    """Several sources mixed, each with a weight and, where it is too large, a cap.
+
+    A cap keeps a random part that is the same in every epoch and on every machine; a larger cap keeps all that a
+    smaller one does. Where clips lie together in row groups, as on the hub, whole row groups are drawn, so that no more
+    is fetched than is used. A cap counts clips before `data.min_duration_s` and `data.max_duration_s` do. Clips that
+    the source itself leaves out are listed in the same share. A clip's id begins with its source's name here, which is
+    also its metadata column `source`, unless it has one of its own.
+    """
+
+    model_config = ConfigDict(defer_build=True)
+
+    name: Literal["mix"] = "mix"
+    sources: dict[_Name, MixedConfig] = Field(min_length=1)
+    """Sources by a name of your choice, such as
+    `{read: {source: {name: librispeech}, weight: 2}, wild: {source: {name: gigaspeech}, max_hours: 500}}`."""
+    seed: NonNegativeInt = 0
+    """Decides which part a cap keeps."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which put a `manifest.jsonl` and a `clips.parquet` into the current folder."""
+        read = SOURCES.parse({"name": "manifest", "path": "manifest.jsonl"})
+        wild = SOURCES.parse({"name": "parquet", "path": "clips.parquet"})
+        mixed = {"read": MixedConfig(source=read), "wild": MixedConfig(source=wild, weight=0.5, max_clips=2)}
+        return cls(sources=mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A source in a mix; fields as in :class:`MixedConfig`."""
+
+    name: str
+    source: Source
+    weight: float
+    max_hours: float | None
+    max_clips: int | None
+
+    def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
+        """Which of the clips a cap keeps, in their order: all of those drawn first, group by group.
+
+        Raises:
+            UserError: there is none.
+        """
+        order = np.arange(len(durations_s))
+        if self.max_hours is None and self.max_clips is None:
+            return order
+        digest = hashlib.sha256(self.name.encode()).digest()
+        rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+        if index.groups is None:
+            drawn = rng.permutation(len(order))
+        else:
+            _, numbers = np.unique(index.groups, return_inverse=True)
+            drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(numbers.max(initial=-1) + 1)[numbers]))
+        count = len(drawn)
+        if self.max_hours is not None:
+            # Rounded, since sums of seconds are never quite what they should be.
+            seconds = np.round(np.cumsum(durations_s[drawn]), 6)
+            count = int(np.searchsorted(seconds, self.max_hours * 3600, side="right"))
+        if self.max_clips is not None:
+            count = min(count, self.max_clips)
+        if count == 0:
+            raise UserError(
+                f"max_hours {self.max_hours:g} of {self.name!r} is shorter than the clip that it would begin with "
+                f"({durations_s[drawn[0]]:.1f} s); raise it"
+            )
+        return np.sort(drawn[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class MixSource(Source):
+    """The clips of all sources, one source after the other."""
+
+    mixed: tuple[Mixed, ...]
+    seed: int
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`; no row becomes an object before somebody looks at it."""
+        parts: list[_Part] = []
+        durations, groups, weights = [], [], []
+        dropped: list[Dropped] = []
+        digest = hashlib.sha256()
+        num_groups = 0
+        for mixed in self.mixed:
+            index = mixed.source.index()
+            seconds = _durations(index)
+            rows = mixed.rows(index, seconds, self.seed)
+            parts.append(_Part(mixed.name, index.utterances, rows))
+            dropped += _dropped(mixed.name, index.dropped, len(rows) / len(seconds), self.seed)
+            durations.append(seconds[rows])
+            own = np.arange(len(seconds)) if index.groups is None else np.asarray(index.groups, np.int64)
+            groups.append(num_groups + own[rows])
+            num_groups += int(own.max()) + 1
+            own_weights = np.ones(len(seconds)) if index.weights is None else index.weights
+            weights.append(mixed.weight * own_weights[rows])
+            facts = [mixed.name, index.fingerprint, mixed.weight, mixed.max_hours, mixed.max_clips, self.seed]
+            digest.update(json.dumps(facts).encode())
+        return Index(
+            utterances=_Utterances(parts),
+            dropped=tuple(dropped),
+            fingerprint=digest.hexdigest(),
+            durations_s=np.concatenate(durations),
+            groups=np.concatenate(groups),
+            weights=np.concatenate(weights),
+        )
+
+    def encoded(self, utterance: Utterance) -> Path | bytes:
+        """The clip as its own source gives it."""
+        name, audio = utterance.audio.split("/", 1)
+        source = next(mixed.source for mixed in self.mixed if mixed.name == name)
+        return source.encoded(replace(utterance, id=utterance.id.removeprefix(f"{name}/"), audio=audio))
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    utterances: Sequence[Utterance]
+    rows: np.ndarray
+
+    def __getitem__(self, number: int) -> Utterance:
+        utterance = self.utterances[int(self.rows[number])]
+        return replace(
+            utterance,
+            id=f"{self.name}/{utterance.id}",
+            audio=f"{self.name}/{utterance.audio}",
+            metadata={"source": self.name, **utterance.metadata},
+        )
+
+
+class _Utterances(Sequence[Utterance]):
+    """The utterances of all parts, made when they are looked at."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part.rows) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, number: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Utterance]: ...
+
+    def __getitem__(self, number: int | slice) -> Utterance | Sequence[Utterance]:
+        if isinstance(number, slice):
+            return [self[row] for row in range(len(self))[number]]
+        row = range(len(self))[number]
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self._parts[part][row - int(self._ends[part])]  # counted from the part's end, as lists are
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return (part[number] for part in self._parts for number in range(len(part.rows)))
+
+
+@SOURCES.register
+def build_mix(config: MixConfig, context: SourceContext) -> Source:
+    """The source of a mix; it reads nothing before it is indexed."""
+    mixed = tuple(
+        Mixed(name, SOURCES.build(part.source, context), part.weight, part.max_hours, part.max_clips)
+        for name, part in config.sources.items()
+    )
+    return MixSource(mixed, config.seed)
+
+
+def _durations(index: Index) -> np.ndarray:
+    if index.durations_s is not None:
+        return np.asarray(index.durations_s, np.float64)
+    return np.fromiter((utterance.duration_s for utterance in index.utterances), np.float64, len(index.utterances))
+
+
+def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
+    """Of a source that is used in part, as large a part of what it left out: it is judged by what it gives."""
+    for drop in dropped:
+        drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
+        if int.from_bytes(drawn[:8], "big") < share * 2**64:
+            yield replace(drop, id=f"{name}/{drop.id}")
