@@ -37,6 +37,7 @@ ORDER = [
     "model",
     "significance",
     "scoring",
+    "text",
     "augmentation",
     "sources",
     "data",

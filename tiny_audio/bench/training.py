@@ -38,8 +38,9 @@ from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.registry import did_you_mean
 from tiny_audio.report import render_benchmark
 from tiny_audio.run import assemble
-from tiny_audio.scoring import NormalizerName, normalizer
+from tiny_audio.scoring import normalizer
 from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
+from tiny_audio.text import TargetTextChoice
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.signals import StopSignal
 
@@ -193,7 +194,7 @@ class TrainedBenchmark:
             check_group_by(sets[name].clips, self.recipe.evaluation.group_by)
         return sets
 
-    def _gather(self, sources: Mapping[str, SourceConfig], text: NormalizerName = "none") -> ClipSet:
+    def _gather(self, sources: Mapping[str, SourceConfig], text: TargetTextChoice = "none") -> ClipSet:
         data = self.recipe.data
         built = {name: SOURCES.build(config, self._context) for name, config in sources.items()}
         return ClipSet.gather(built, data.min_duration_s, data.max_duration_s, text)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,8 +25,8 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.files import write_atomically
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.scoring import NormalizerName, normalizer
 from tiny_audio.sources import Dropped, Source, Utterance
+from tiny_audio.text import TargetText, TargetTextChoice
 
 BOUNDS = ("too_short", "too_long")
 """Reasons that say no more than that a clip is outside data.min_duration_s and data.max_duration_s."""
@@ -79,7 +78,7 @@ class Clips(Sequence[Clip]):
     """``[n]`` int64: which clips are fetched together; None: each by itself."""
     weights: np.ndarray | None
     """``[n]`` float64: how often each comes in an epoch on average; None: once."""
-    target_text: NormalizerName = "none"
+    target_text: TargetText
     """How transcripts are rewritten."""
 
     def __len__(self) -> int:
@@ -94,8 +93,8 @@ class Clips(Sequence[Clip]):
             return self.take(np.arange(len(self))[index])
         name, source, utterances = self.sets[self.members[index]]
         utterance = utterances[int(self.rows[index])]
-        if self.target_text != "none":
-            utterance = replace(utterance, text=_rewriter(self.target_text)(utterance.text))
+        if not self.target_text.changes_nothing:
+            utterance = replace(utterance, text=self.target_text(utterance.text))
         return Clip(source, utterance, f"{name}/{utterance.id}")
 
     def take(self, chosen: np.ndarray) -> Clips:
@@ -130,7 +129,7 @@ class ClipSet:
         sources: Mapping[str, Source],
         min_duration_s: float,
         max_duration_s: float,
-        text: NormalizerName = "none",
+        text: TargetTextChoice = "none",
     ) -> ClipSet:
         """Index every source and keep what is inside the bounds; no audio is decoded, and no transcript read.
 
@@ -164,7 +163,7 @@ class ClipSet:
             np.concatenate(durations),
             _joined_groups(groups, rows),
             _joined_weights(weights, rows),
-            text,
+            TargetText.of(text),
         )
         return cls(clips, tuple(dropped), digest.hexdigest())
 
@@ -193,10 +192,6 @@ class ClipSet:
     def duration_s(self) -> float:
         """Seconds of all clips."""
         return float(self.clips.durations_s.sum())
-
-
-_rewriter = cache(normalizer)
-"""Some are slow to make."""
 
 
 def _out_of_bounds(name: str, utterance: Utterance, min_duration_s: float, max_duration_s: float) -> Dropped:

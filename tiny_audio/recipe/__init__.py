@@ -24,6 +24,7 @@ from tiny_audio.recipe._identity import identity_of
 from tiny_audio.recipe._mistakes import explain, refusal
 from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, SourceConfig
+from tiny_audio.text import TargetTextChoice
 from tiny_audio.yaml_file import apply_overrides, read_yaml
 
 _MAX_DURATION_S = 86_400
@@ -44,9 +45,11 @@ class DataConfig(Config):
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
     """Longer clips are not trained on, and listed; audio is never cut under a whole transcript. Evaluation
     takes whatever the encoder can."""
-    target_text: NormalizerName = "none"
-    """How training transcripts are rewritten before they become targets, such as ``whisper_english``, which writes
-    contractions out and leaves fillers and remarks in brackets away. References of the evaluation stay as they are."""
+    target_text: TargetTextChoice = "none"
+    """How training transcripts are rewritten before they become targets: a normaliser's name, such as
+    ``whisper_english``, which writes contractions out and leaves fillers and remarks in brackets away, or a section of
+    steps, such as ``{remove_markers: true, normalizer: lower, true_case: true}``. References of the evaluation stay as
+    they are."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
     """Stop where a larger share of the training clips turns out unusable; clips outside the bounds do not count."""
 

@@ -33,8 +33,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _explain(entry: Any, model: type[BaseModel]) -> str:
-    # In brackets are pydantic's word for a key, and the registry's for a part that is given by its name alone.
-    location = [step for step in entry["loc"] if step not in ("[key]", "[name]")]
+    # In brackets are pydantic's word for a key, and words of ours for a thing that is given by its name alone or not.
+    location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     place = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
     match entry["type"]:
