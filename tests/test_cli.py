@@ -245,6 +245,26 @@ def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:
     assert "✓ clips/clip000.wav: 1.10 s, 55 frames: 'yes'\n" in out
 
 
+def test_doctor_shows_what_becomes_of_transcripts(call: Output, trained: Path, tmp_path: Path) -> None:
+    texts = ["<noise> I'M HERE", "<MUSIC>", "YES", "NO [laughter] NO <noise>"]
+    shutil.copy(trained / "clip000.wav", tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(manifest_row(tmp_path / "clip000.wav", text, 1.1) for text in texts))
+    source = [f"data.train.clips.path={manifest}", "data.evaluation={}"]
+    steps = "data.target_text={remove_markers: true, normalizer: lower}"
+    code, out, _ = call("doctor", trained / "recipe.yaml", *source, steps)
+    assert code == 0
+    place = "✓ data.train.clips"
+    assert f"""{place} target: "<noise> I'M HERE" → "i'm here"\n{place} target: '<MUSIC>' → ''\n""" in out
+    assert out.count(" → ") == 3, "a few are enough"
+    assert f"{place}: data.target_text leaves nothing of 1 of 4 transcripts looked at, which training drops\n" in out
+    assert "markers" not in out
+    _, out, _ = call("doctor", trained / "recipe.yaml", *source)
+    assert " → " not in out
+    marked = "'<noise>' in 2, '<MUSIC>' in 1, '[laughter]' in 1 of 4 transcripts looked at; data.target_text can remove"
+    assert f"{place}: its targets hold markers: {marked} them\n" in out
+
+
 def test_doctor_finds_what_is_wrong(call: Output, trained: Path, tmp_path: Path) -> None:
     for name in ("nan.wav", "stereo.wav", "cut_off.flac"):
         shutil.copy(trained / name, tmp_path)

@@ -6,17 +6,17 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
-from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.decoders import load_tokenizer
 from tiny_audio.evaluation import longest_duration_s
 from tiny_audio.files import cache_dir
@@ -24,11 +24,14 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.pretrained import TransformersPartConfig, attention_for, published_architecture
 from tiny_audio.prompt import AUDIO, build_prompt
 from tiny_audio.recipe import Recipe
-from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.text import TargetText, TargetTextChoice, markers
 from tiny_audio.training.initialize import PretrainedHead
 
+_T = TypeVar("_T")
 _SAMPLES = 3
+_TRANSCRIPTS = 2_000
+"""So many are looked at."""
 _LITTLE_DISK_GB = 5
 
 
@@ -130,35 +133,64 @@ def _source(
     place: str,
     config: Any,
     bounds_s: tuple[float, float],
-    text: NormalizerName = "none",
+    text: TargetTextChoice = "none",
     vocabulary: CtcVocabulary | None = None,
 ) -> Iterator[Finding]:
     try:
         source = SOURCES.build(config, SourceContext(cache_dir()))
-        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s, text)
+        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s)
     except UserError as error:
         yield Finding(place, str(error), True)
         return
     hours = gathered.duration_s / 3600
     dropped = f", {len(gathered.dropped)} dropped" if gathered.dropped else ""
     yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
-    if vocabulary is not None:
-        strange = Counter(c for said in gathered.texts for c in set(said) - set(vocabulary.characters))
-        if strange:
-            most = ", ".join(f"{character!r} in {count}" for character, count in strange.most_common(_SAMPLES))
-            detail = f"its targets have characters that the CTC head does not know: {most} clips, which training drops"
-            yield Finding(place, f"{detail}; rewrite them with data.target_text, or set ctc.init: random", True)
+    target = TargetText.of(text)
+    said = [clip.utterance.text for clip in _spread(gathered.clips, _TRANSCRIPTS)]
+    yield from _targets(place, said, [target(transcript) for transcript in said], vocabulary)
     for drop in gathered.dropped[:_SAMPLES]:
         yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
     for clip in gathered.clips[:_SAMPLES]:
-        try:
-            waveform = clip.load(bounds_s[1])
-        except AudioError as error:
-            yield Finding(clip.id, str(error), True)
-            continue
-        said, frames = clip.utterance.text, recipe.encoder.num_frames(len(waveform))
-        detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {said!r}"
-        crowded = recipe.ctc is not None and min_frames([ord(character) for character in said]) > frames
-        if crowded:
-            detail += "; the text has more characters than CTC can put on the frames: is it this clip's?"
-        yield Finding(clip.id, detail, crowded)
+        yield _clip(recipe, clip, target(clip.utterance.text), bounds_s[1])
+
+
+def _targets(
+    place: str, said: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
+) -> Iterator[Finding]:
+    """What is learned to write, by some of the transcripts."""
+    changed = [(before, after) for before, after in zip(said, targets, strict=True) if before != after]
+    for before, after in _spread(changed, _SAMPLES):
+        yield Finding(f"{place} target", f"{before!r} → {after!r}")
+    looked_at = f"of {len(said)} transcripts looked at"
+    empty = sum(not target for target in targets)
+    if empty:
+        yield Finding(place, f"data.target_text leaves nothing of {empty} {looked_at}, which training drops")
+    marked = Counter(marker for target in targets for marker in set(markers(target)))
+    if marked:
+        most = ", ".join(f"{marker!r} in {count}" for marker, count in marked.most_common(_SAMPLES))
+        yield Finding(place, f"its targets hold markers: {most} {looked_at}; data.target_text can remove them")
+    if vocabulary is not None:
+        strange = Counter(c for target in targets for c in set(target) - set(vocabulary.characters))
+        if strange:
+            most = ", ".join(f"{character!r} in {count}" for character, count in strange.most_common(_SAMPLES))
+            detail = f"its targets have characters that the CTC head does not know: {most} {looked_at}, which training"
+            yield Finding(place, f"{detail} drops; rewrite them with data.target_text, or set ctc.init: random", True)
+
+
+def _spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most so many, spread over all, since corpora are often sorted."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Finding:
+    try:
+        waveform = clip.load(max_duration_s)
+    except AudioError as error:
+        return Finding(clip.id, str(error), True)
+    frames = recipe.encoder.num_frames(len(waveform))
+    detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {target!r}"
+    crowded = recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames
+    if crowded:
+        detail += "; the text has more characters than CTC can put on the frames: is it this clip's?"
+    return Finding(clip.id, detail, crowded)

@@ -117,6 +117,11 @@ class TargetText:
         return _true_cased(text) if config.true_case else text
 
 
+def markers(text: str) -> list[str]:
+    """What ``remove_markers`` would remove."""
+    return [marker.strip() for marker in _MARKER.findall(text)]
+
+
 def _is_end(found: re.Match[str]) -> bool:
     """Whether a mark follows, before which there is no blank, or nothing."""
     return found.string[found.end() : found.end() + 1] in (",", ".", "?", "!", "")
