@@ -39,6 +39,24 @@ LIBRISPEECH = pa.schema(
 )
 """Of ``openslr/librispeech_asr``."""
 
+GIGASPEECH = pa.schema(
+    {
+        "segment_id": pa.string(),
+        "speaker": pa.string(),
+        "text": pa.string(),
+        "audio": AUDIO,
+        "begin_time": pa.float32(),
+        "end_time": pa.float32(),
+        "audio_id": pa.string(),
+        "title": pa.string(),
+        "url": pa.string(),
+        "source": pa.int64(),
+        "category": pa.int64(),
+        "original_full_path": pa.string(),
+    }
+)
+"""Of ``speechcolab/gigaspeech``."""
+
 
 def encoded_clip(number: int, seconds: float, container: str = "WAV") -> bytes:
     """A tone of its own for each number, in noise."""
@@ -63,6 +81,14 @@ def librispeech_row(number: int) -> Row:
     audio = {"bytes": encoded_clip(number, 0.6, "FLAC"), "path": f"{number}.flac"}
     row = {"file": f"{number}.flac", "audio": audio, "text": "HELLO", "speaker_id": 7, "chapter_id": 11}
     return row | {"id": f"7-11-{number:04d}"}
+
+
+def gigaspeech_row(number: int, **changes: Any) -> Row:
+    audio = {"bytes": encoded_clip(number, 0.6), "path": f"{number}.wav"}
+    row = {"segment_id": f"POD{number // 4:010d}_S{number:07d}", "speaker": "N/A", "audio": audio, "title": "A podcast"}
+    row |= {"text": "WELL <COMMA> STOP NOW <PERIOD>", "begin_time": 100.25 + number, "end_time": 100.85 + number}
+    row |= {"audio_id": f"POD{number // 4:010d}", "url": "https://", "source": 1, "category": 24}
+    return row | {"original_full_path": "audio/podcast/P0000/POD.opus"} | changes
 
 
 def parquet_bytes(rows: list[Row], schema: pa.Schema | None = None, row_group: int = 10) -> bytes:

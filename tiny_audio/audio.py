@@ -27,6 +27,27 @@ MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
 """Some float files hold samples on the 16-bit scale; more than that overflows further on."""
 
+SUFFIXES = (
+    *(
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".caf",
+        ".w64",
+        ".rf64",
+    ),
+    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr"),
+)
+"""Of files that people keep audio in; those of the second line cannot be decoded here, which is then said of each."""
+
 _BLOCK_SAMPLES = 1 << 20
 """Samples over all channels that are decoded at a time: what a header promises is never allocated."""
 _UNKNOWN_FRAMES = 1 << 60
@@ -100,6 +121,11 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
     name = _name(source, name)
     with _opened(source, name) as (file, _):
         return float(file.frames / file.samplerate)
+
+
+def is_audio_name(name: str) -> bool:
+    """Whether a file looks like audio, by its name."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _name(source: Path | bytes, name: str | None) -> str:

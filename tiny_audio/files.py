@@ -1,9 +1,10 @@
-"""Files and folders that appear under their name only when they are whole, and are then on the disk."""
+"""Files and folders that appear under their name only when they are whole, and are then on the disk; listings."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -13,6 +14,33 @@ def cache_dir() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tiny-audio"
+
+
+def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
+    """Files at any depth, links followed, by their names below the folder (with ``/``), sorted; hidden ones left out.
+
+    Args:
+        wanted: whether to list a file, by its own name.
+
+    Raises:
+        OSError: the folder, or one in it, cannot be read.
+    """
+    found, waiting, seen = {}, [""], set()
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_file() and wanted(entry.name):
+                    found[name] = entry.stat()
+                elif entry.is_dir():
+                    status = entry.stat()
+                    if (status.st_dev, status.st_ino) not in seen:  # links may go in circles
+                        seen.add((status.st_dev, status.st_ino))
+                        waiting.append(f"{name}/")
+    return dict(sorted(found.items()))
 
 
 def commit_folder(aside: Path, final: Path) -> None:

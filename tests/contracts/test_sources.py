@@ -14,9 +14,11 @@ import soundfile
 from contracts._registered import check_config, names, parts
 from tests.hub_server import Hub, Repo, running_hub, use_hub
 from tests.parquet_shards import (
+    GIGASPEECH,
     LIBRISPEECH,
     LOQUACIOUS,
     encoded_clip,
+    gigaspeech_row,
     librispeech_row,
     loquacious_row,
     parquet_bytes,
@@ -31,13 +33,22 @@ PARTS = parts(SOURCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips and their ``manifest.jsonl``, three more in ``clips.parquet``, for the sources that read files."""
+    """Three clips and what each source that reads files wants beside them; three more in ``clips.parquet``."""
     folder = tmp_path_factory.mktemp("sources")
+    (folder / "folder").mkdir()
+    (folder / "common_voice" / "clips").mkdir(parents=True)
     numbers, rows = np.random.default_rng(0), []
+    cells, lines = ["file_name,transcription"], ["client_id\tpath\tsentence"]
     for index, text in enumerate(("one two", "three", "four five six")):
         audio = numbers.normal(0, 0.1, 8_000 + 1_000 * index)
         soundfile.write(folder / f"{index}.flac", audio, 16_000)
         rows.append({"audio_filepath": f"{index}.flac", "duration": len(audio) / 16_000, "text": text})
+        soundfile.write(folder / "folder" / f"{index}.wav", audio, 16_000)
+        cells.append(f"{index}.wav,{text}")
+        soundfile.write(folder / "common_voice" / "clips" / f"{index}.mp3", audio, 16_000)
+        lines.append(f"someone\t{index}.mp3\t{text}")
+    (folder / "folder" / "metadata.csv").write_text("\n".join(cells))
+    (folder / "common_voice" / "dev.tsv").write_text("\n".join(lines))
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_parquet(folder / "clips.parquet", _table())
     return folder
@@ -62,6 +73,12 @@ def hub() -> Iterator[Hub]:
         hub.repos["openslr/librispeech_asr"] = Repo(
             {"all/validation.clean-00000-of-00001.parquet": validation},
             {"configs": [{"config_name": "all", "data_files": splits}]},
+        )
+        validation = parquet_bytes([gigaspeech_row(number) for number in range(3)], GIGASPEECH)
+        splits = [{"split": "validation", "path": "dev/validation-*"}]
+        hub.repos["speechcolab/gigaspeech"] = Repo(
+            {"dev/validation-00000-of-00001.parquet": validation},
+            {"configs": [{"config_name": "dev", "data_files": splits}]},
         )
         yield hub
 

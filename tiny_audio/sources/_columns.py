@@ -59,6 +59,10 @@ class Columns:
     id: str | None
     speaker: str | None
     metadata: tuple[str, ...] | None
+    begin: str | None = None
+    """Where a clip begins, for corpora whose column of durations says where it ends."""
+    silence: tuple[str, ...] = ()
+    """Texts of clips in which nothing is said."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:
@@ -88,6 +92,7 @@ class Columns:
             "audio_column": self.audio,
             "text_column": self.text,
             "duration_column": self.duration,
+            "begin": self.begin,
             "id_column": self.id,
             "speaker_column": self.speaker,
         }

@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
 _CONVERTED = "refs/convert/parquet"
 """The branch on which the hub keeps its own conversion of a dataset, laid out as ``config/split/0000.parquet``."""
-_TRY_CONVERTED = f"many datasets have a copy that the hub converted: try revision: {_CONVERTED}"
+_TRY_CONVERTED = f"many datasets have a copy that the hub converted, try revision: {_CONVERTED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,9 @@ def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
     configs: Any = MetadataConfigs.from_dataset_card_data(card) if card is not None else {}
     if not configs:
         if split.config not in (None, "default"):
-            raise UserError(f"{split.repo} has no configs; leave config out, which is {split.config!r}")
+            raise UserError(
+                f"{split.repo} has no configs; leave config out, which is {split.config!r}, or, as {_TRY_CONVERTED}"
+            )
         return {}
     name = split.config or configs.get_default_config_name()
     if name is None:

@@ -48,7 +48,7 @@ def index_shard(
     columns.check(schema, shard)
     kept = columns.kept(schema)
     stated = columns.stated_duration(schema)
-    wanted = {columns.text, *kept.values()} | {name for name in (stated, columns.id) if name is not None}
+    wanted = {name for name in (columns.text, *kept.values(), stated, columns.begin, columns.id) if name is not None}
     try:
         table = file.read(columns=sorted(wanted), use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -63,7 +63,7 @@ def index_shard(
     if stated is None:
         durations = _measured(sizes, audio, shard, problems)
     else:
-        durations = _stated(table.column(stated), stated, problems)
+        durations = _stated(table, stated, columns.begin, problems)
     reasons, details = problems.columns(shard, groups, rows)
     return pa.table(
         {
@@ -143,6 +143,7 @@ class _Problems:
 
 
 def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.ChunkedArray:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     column, broken = _strings(table.column(columns.text))
@@ -152,6 +153,9 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.Chunked
     for row in _where(pc.or_kleene(pc.is_null(trimmed), pc.equal(trimmed, ""))):
         shown = _shown(column[row].as_py())
         problems.add(row, "text_missing", f"{columns.text!r} must be a text that is not empty, not {shown}")
+    if columns.silence:
+        for row in _where(pc.is_in(trimmed, value_set=pa.array(columns.silence))):
+            problems.add(row, "no_speech", f"{columns.text!r} is {trimmed[row].as_py()}: nothing is said")
     return trimmed
 
 
@@ -171,15 +175,20 @@ def _ids(table: pa.Table, shard: str, columns: Columns, problems: _Problems) -> 
     return pc.if_else(missing, numbered, given)
 
 
-def _stated(column: pa.ChunkedArray, name: str, problems: _Problems) -> np.ndarray:
+def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) -> np.ndarray:
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    column = table.column(name)
     seconds = pc.fill_null(pc.cast(column, pa.float64()), math.nan).to_numpy()
+    what = repr(name)
+    if begin is not None:
+        seconds = seconds - pc.fill_null(pc.cast(table.column(begin), pa.float64()), math.nan).to_numpy()
+        what += f" less {begin!r}"
     for row in np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0))):
-        shown = _shown(column[int(row)].as_py())
-        problems.add(int(row), "bad_duration", f"{name!r} must be a finite number of seconds above 0, not {shown}")
+        shown = _shown(column[int(row)].as_py() if begin is None else float(seconds[row]))
+        problems.add(int(row), "bad_duration", f"{what} must be a finite number of seconds above 0, not {shown}")
     durations: np.ndarray = seconds
     return durations
 

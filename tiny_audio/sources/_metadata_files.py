@@ -1,0 +1,192 @@
+"""Tables beside audio files: CSV, TSV, JSON lines; and the index table of the clips that their rows name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiny_audio.config import UserError
+from tiny_audio.sources import Index
+from tiny_audio.sources._index_table import read_index, write_index
+from tiny_audio.sources._parquet import METADATA
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK = 50_000
+"""Rows that are in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used."""
+
+    reason: str
+    detail: str
+
+
+Row = Mapping[str, object] | BadRow
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """A row of a table, or a file that none names, on its way into the index."""
+
+    file: str
+    """Below the folder of the audio; also the clip's id, as long as no other row has it."""
+    table: int = 0
+    """Number of the table, among those that the index names."""
+    line: int = 0
+    text: str | None = None
+    duration_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    bad: BadRow | None = None
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Numbered rows of a table; ``.jsonl`` holds JSON lines, ``.tsv`` columns cut at tabs, and all else is CSV.
+
+    An empty cell is None.
+
+    Raises:
+        UserError: the file cannot be read, or is no such table.
+    """
+    return _json_rows(path) if path.suffix == ".jsonl" else _separated_rows(path)
+
+
+def read_columns(path: Path) -> list[str]:
+    """Names of a table's columns, in the order in which they come; JSON lines are all read for them.
+
+    Raises:
+        UserError: see :func:`read_rows`.
+    """
+    if path.suffix != ".jsonl":
+        return next(_cells(path))[1]
+    rows = (row for _, row in _json_rows(path) if not isinstance(row, BadRow))
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def file_index(
+    folder: Path, make: Callable[[], tuple[Iterable[ClipRow], Sequence[str]]], tables: Sequence[str], identity: str
+) -> Index:
+    """The index of clips that are files of their own, made in ``folder`` where it is not there yet.
+
+    Args:
+        make: gives the rows, and the columns of their metadata.
+        tables: names of the tables, for ids that come twice.
+        identity: goes into the fingerprint.
+    """
+    if not folder.exists():
+        write_index(folder, _tables(*make()), tables, identity)
+    # Clips of a table lie together in its index, and nowhere else.
+    return replace(read_index(folder), groups=None)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _json_row(line.removeprefix(b"\xef\xbb\xbf"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _json_row(line: bytes) -> Row:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return BadRow("bad_unicode", f"not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:
+        return BadRow("not_json", f"not JSON: {error}")
+    if not isinstance(row, dict):
+        return BadRow("not_an_object", f"not a JSON object, but {_shown(row)}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return BadRow("bad_unicode", f"holds half a character: {error}")
+    return row
+
+
+def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    rows = _cells(path)
+    _, header = next(rows)
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} names a column twice: {', '.join(header)}; give each a name of its own")
+    for number, cells in rows:
+        if len(cells) != len(header):
+            hint = "" if path.suffix == ".tsv" else "; a text with commas needs quotes"
+            yield number, BadRow("bad_row", f"{len(cells)} cells, and the header names {len(header)}{hint}")
+        elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+            yield number, BadRow("bad_unicode", "not UTF-8")
+        else:
+            yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The header, then rows, with their lines; bytes that are no UTF-8 as lone surrogates."""
+    tabs = path.suffix == ".tsv"
+    reader = None
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            # Quotes of a TSV are part of what is said.
+            reader = csv.reader(
+                file,
+                delimiter="\t" if tabs else ",",
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+                strict=True,
+            )
+            header = next(reader, None)
+            if header is None:
+                raise UserError(f"{path} is empty; its first line must name its columns")
+            yield 1, header
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+    except csv.Error as error:
+        assert reader is not None
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; a cell with commas or quotes must be in quotes, each of its own "
+            "quotes doubled"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _tables(rows: Iterable[ClipRow], columns: Sequence[str]) -> Iterator[pa.Table]:
+    iterator = iter(rows)
+    # A table without rows has its columns all the same.
+    yield _table(list(islice(iterator, _CHUNK)), columns)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield _table(chunk, columns)
+
+
+def _table(rows: Sequence[ClipRow], columns: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+
+    def texts(values: Iterable[str | None]) -> pa.Array:
+        return pa.array(list(values), pa.string())
+
+    return pa.table(
+        {
+            "id": texts(row.file for row in rows),
+            "duration_s": pa.array([row.duration_s for row in rows], pa.float64()),
+            "text": texts(row.text for row in rows),
+            "shard": pa.array([row.table for row in rows], pa.int32()),
+            "row_group": pa.array([row.line for row in rows], pa.int32()),
+            "row": pa.array([0] * len(rows), pa.int32()),
+            "reason": texts(row.bad.reason if row.bad else None for row in rows),
+            "detail": texts(row.bad.detail if row.bad else None for row in rows),
+            **{f"{METADATA}{name}": texts(row.metadata.get(name) for row in rows) for name in columns},
+        }
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

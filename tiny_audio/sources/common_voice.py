@@ -1,0 +1,168 @@
+"""Source ``common_voice``: Mozilla Common Voice, from its own archive, unpacked (Ardila et al., LREC 2020)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from tiny_audio.config import UserError
+from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.sources._durations import Header, read_headers
+from tiny_audio.sources._index_table import VERSION
+from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
+
+_CLIPS, _DURATIONS = "clips", "clip_durations.tsv"
+_SPLITS = ("train", "dev", "test", "validated")
+_METADATA = ("age", "gender", "accents", "accent", "variant", "locale")
+_MILLISECONDS = ("duration[ms]", "duration")
+_FILE = "path"
+
+
+class CommonVoiceConfig(SourceConfig):
+    """Mozilla Common Voice, in any language, from the archive that its site gives out, unpacked.
+
+    The copies on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3 files; releases
+    since 2023 state their durations in `clip_durations.tsv`, and of older ones each header is read at the first start.
+    Metadata: `speaker` (`client_id`) and, where people told, `age`, `gender`, `accents`, `variant`.
+    """
+
+    name: Literal["common_voice"] = "common_voice"
+    path: Annotated[str, StringConstraints(min_length=1)] = Field(json_schema_extra={"identity": False})
+    """The folder of one language, such as `cv-corpus-22.0-2025-06-20/en`, in which `clips` and the tables lie; `~` is
+    your home folder."""
+    split: Literal["train", "dev", "test", "validated"] = "train"
+    """One of the tables. `validated` is all that was listened to and found right; `train`, `dev` and `test` are parts
+    of it, so train on it only where you score on something else."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which put a `common_voice` into the current folder."""
+        return cls(path="common_voice", split="dev")
+
+
+@dataclass(frozen=True, slots=True)
+class CommonVoiceSource(Source):
+    """The clips of a split."""
+
+    path: Path
+    split: str
+    cache_dir: Path
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`; the first call reads the tables, later ones the list of clips only."""
+        table, durations = self.path / f"{self.split}.tsv", self.path / _DURATIONS
+        if not table.is_file():
+            raise UserError(f"there is no {table}; {self._hint()}")
+        try:
+            there = sorted(entry.name for entry in os.scandir(self.path / _CLIPS) if entry.is_file())
+        except OSError as error:
+            raise UserError(
+                f"the folder {self.path / _CLIPS} cannot be read: {error.strerror}; {self._hint()}"
+            ) from error
+        tables = [path.stat() for path in (table, durations) if path.is_file()]
+        facts = [VERSION, self.split, [(status.st_size, status.st_mtime_ns) for status in tables], there]
+        key = hashlib.sha256(json.dumps(["common_voice", *facts]).encode()).hexdigest()[:24]
+        folder = self.cache_dir / "common_voice" / key
+        index = file_index(folder, lambda: self._made(table, set(there)), [table.name], "common_voice")
+        if not index.utterances:
+            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
+            raise UserError(f"no row of {table} can be used{first}")
+        return index
+
+    def encoded(self, utterance: Utterance) -> Path:
+        """The clip's file."""
+        return self.path / _CLIPS / utterance.metadata[_FILE]
+
+    def _hint(self) -> str:
+        """What else may be meant by the path."""
+        languages = sorted(path.parent.name for path in self.path.glob("*/train.tsv"))
+        if languages:
+            return f"path must be the folder of one language: {', '.join(str(self.path / name) for name in languages)}"
+        return (
+            "path must be the folder of one language, with clips and "
+            f"{', '.join(f'{name}.tsv' for name in _SPLITS)}; download it from Mozilla and unpack it"
+        )
+
+    def _made(self, table: Path, there: set[str]) -> tuple[Iterator[ClipRow], Sequence[str]]:
+        columns = read_columns(table)
+        missing = [name for name in ("client_id", _FILE, "sentence") if name not in columns]
+        if missing:
+            raise UserError(f"{table} has no column {', '.join(missing)}; its columns: {', '.join(columns)}")
+        return self._rows(table, there), [_FILE, "speaker", *(name for name in _METADATA if name in columns)]
+
+    def _rows(self, table: Path, there: set[str]) -> Iterator[ClipRow]:
+        stated = self._stated()
+        unknown = {
+            str(row[_FILE])
+            for _, row in read_rows(table)
+            if not isinstance(row, BadRow) and row[_FILE] in there and row[_FILE] not in stated
+        }
+        folder = self.path / _CLIPS
+        headers = read_headers(folder, {name: (folder / name).stat() for name in sorted(unknown)}, self.cache_dir)
+        for line, row in read_rows(table):
+            yield _clip(row, table.name, line, there, stated, headers)
+
+    def _stated(self) -> dict[str, float]:
+        """Seconds of each clip, as far as the corpus says."""
+        path = self.path / _DURATIONS
+        if not path.is_file():
+            return {}
+        columns = read_columns(path)
+        milliseconds = next((name for name in _MILLISECONDS if name in columns), None)
+        if milliseconds is None or "clip" not in columns:
+            raise UserError(
+                f"{path} has no columns clip and {_MILLISECONDS[0]}; its columns: {', '.join(columns)}; mend it, or "
+                "delete it, and the clips' headers are read"
+            )
+        stated = {}
+        for _, row in read_rows(path):
+            if isinstance(row, BadRow):
+                continue  # its clip's header is read
+            number = str(row[milliseconds])
+            if number.isdecimal() and int(number):
+                stated[str(row["clip"])] = int(number) / 1000
+        return stated
+
+
+@SOURCES.register
+def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Source:
+    """The source of a split; it reads nothing before it is indexed."""
+    path = Path(os.path.expanduser(config.path)).absolute()
+    return CommonVoiceSource(path, config.split, context.cache_dir.absolute())
+
+
+def _clip(
+    row: Row, table: str, line: int, there: set[str], stated: Mapping[str, float], headers: Mapping[str, Header]
+) -> ClipRow:
+    def bad(reason: str, detail: str, file: str = f"{table}:{line}") -> ClipRow:
+        return ClipRow(file, 0, line, bad=BadRow(reason, f"{table}, line {line}: {detail}"))
+
+    if isinstance(row, BadRow):
+        return bad(row.reason, row.detail)
+    file, said = str(row[_FILE]), _unquoted(str(row["sentence"] or ""))
+    if file not in there:
+        return bad("audio_missing", f"there is no file {file!r} in {_CLIPS}")
+    if not said:
+        return bad("text_missing", "'sentence' is empty", file)
+    header = Header(stated[file]) if file in stated else headers[file]
+    if header.duration_s is None:
+        assert header.reason is not None
+        return bad(header.reason, str(header.detail), file)
+    metadata = {name: str(row[name]) for name in _METADATA if row.get(name) is not None}
+    return ClipRow(file, 0, line, said, header.duration_s, {_FILE: file, "speaker": str(row["client_id"]), **metadata})
+
+
+def _unquoted(sentence: str) -> str:
+    """Some releases quote cells as in CSV: a sentence in quotes, its own quotes doubled."""
+    sentence = sentence.strip()
+    inside = sentence[1:-1]
+    if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):
+        return inside.replace('""', '"').strip()
+    return sentence

@@ -1,0 +1,170 @@
+"""Source ``folder``: audio files beside a ``metadata.csv`` or ``metadata.jsonl``, as ``audiofolder`` datasets lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from tiny_audio.audio import is_audio_name
+from tiny_audio.config import UserError
+from tiny_audio.files import files_below
+from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.sources._durations import Header, read_headers
+from tiny_audio.sources._index_table import VERSION
+from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+_TABLES = ("metadata.csv", "metadata.jsonl")
+_FILE = "file_name"
+_TEXTS = ("transcription", "text")
+_EXPECTED = (
+    "a folder needs a metadata.csv or metadata.jsonl, with the columns file_name (the audio file, from the table's own "
+    "folder) and transcription, or text"
+)
+
+
+class FolderConfig(SourceConfig):
+    """Audio files in a folder, with a metadata.csv or metadata.jsonl that says what is said in them.
+
+    The layout is that of `audiofolder` in Hugging Face's `datasets`: the column `file_name` names a file from where
+    the table lies; tables may lie in the folders below too. Further columns become metadata. Durations are read from
+    the files' headers, at the first start. Files without a row, and rows without a file, are listed as dropped. For
+    one split of several, give its folder, such as `data/train`.
+    """
+
+    name: Literal["folder"] = "folder"
+    path: NonEmpty = Field(json_schema_extra={"identity": False})
+    """The folder; `~` is your home folder."""
+    text_column: NonEmpty | None = None
+    """What is said; None takes `transcription` or `text`, whichever there is."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which put a `folder` with a `metadata.csv` into the current one."""
+        return cls(path="folder")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource(Source):
+    """The clips of a folder."""
+
+    path: Path
+    text_column: str | None
+    cache_dir: Path
+
+    def index(self) -> Index:
+        """See :meth:`Source.index`; the first call reads tables and headers, later ones the list of files only."""
+        try:
+            files = files_below(self.path, lambda name: name in _TABLES or is_audio_name(name))
+        except OSError as error:
+            raise UserError(f"the folder {self.path} cannot be read: {error.strerror}; {_EXPECTED}") from error
+        tables = [name for name in files if posixpath.basename(name) in _TABLES]
+        if not tables:
+            raise UserError(f"no table lies in {self.path}; {_EXPECTED}")
+        facts = {name: (status.st_size, status.st_mtime_ns) for name, status in files.items()}
+        key = hashlib.sha256(json.dumps(["folder", VERSION, self.text_column, facts]).encode()).hexdigest()[:24]
+        index = file_index(self.cache_dir / "folder" / key, lambda: self._made(tables, files), tables, "folder")
+        if not index.utterances:
+            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
+            raise UserError(f"no clip of {self.path} can be used{first}")
+        return index
+
+    def encoded(self, utterance: Utterance) -> Path:
+        """The clip's file."""
+        return self.path / utterance.metadata[_FILE]
+
+    def _made(
+        self, tables: Sequence[str], files: Mapping[str, os.stat_result]
+    ) -> tuple[Iterator[ClipRow], Sequence[str]]:
+        columns = self._columns(tables)
+        text = self._text_column(columns)
+        kept = dict.fromkeys([_FILE, *(name for names in columns.values() for name in names if name != text)])
+        return self._rows(tables, files, text), list(kept)
+
+    def _columns(self, tables: Sequence[str]) -> dict[str, list[str]]:
+        columns = {}
+        for table in tables:
+            if any(other != table and posixpath.dirname(other) == posixpath.dirname(table) for other in tables):
+                raise UserError(
+                    f"{self.path / posixpath.dirname(table)} holds {' and '.join(_TABLES)}; keep one of them"
+                )
+            columns[table] = read_columns(self.path / table)
+            if _FILE not in columns[table]:
+                raise UserError(f"{self.path / table} has no column {_FILE!r}: {_listed(columns[table])}; {_EXPECTED}")
+        return columns
+
+    def _text_column(self, columns: Mapping[str, Sequence[str]]) -> str:
+        there = {name for names in columns.values() for name in names}
+        texts = [name for name in _TEXTS if name in there] if self.text_column is None else [self.text_column]
+        if len(texts) != 1:
+            which = "both columns, transcription and text" if texts else "neither a column transcription nor text"
+            raise UserError(
+                f"{self.path} has {which}; name the one that holds what is said as text_column: {_listed(there)}"
+            )
+        for table, names in columns.items():
+            if texts[0] not in names:
+                raise UserError(f"{self.path / table} has no column {texts[0]!r} (text_column): {_listed(names)}")
+        return texts[0]
+
+    def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:
+        """Rows of all tables, then what no row names."""
+        audio = {name: status for name, status in files.items() if name not in tables}
+        headers = read_headers(self.path, audio, self.cache_dir)
+        named = set()
+        for number, table in enumerate(tables):
+            for line, row in read_rows(self.path / table):
+                clip = _clip(row, number, line, table, text, headers)
+                named.add(clip.file)
+                yield clip
+        for file in audio:
+            if file not in named:
+                detail = f"{file}: no row of {', '.join(tables)} names this file"
+                yield ClipRow(file, bad=BadRow("row_missing", detail))
+
+
+@SOURCES.register
+def build_folder(config: FolderConfig, context: SourceContext) -> Source:
+    """The source of a folder; it reads nothing before it is indexed."""
+    path = Path(os.path.expanduser(config.path)).absolute()
+    return FolderSource(path, config.text_column, context.cache_dir.absolute())
+
+
+def _clip(row: Row, number: int, line: int, table: str, text: str, headers: Mapping[str, Header]) -> ClipRow:
+    where = f"{table}:{line}"
+
+    def bad(reason: str, detail: str, file: str = where) -> ClipRow:
+        return ClipRow(file, number, line, bad=BadRow(reason, f"{table}, line {line}: {detail}"))
+
+    if isinstance(row, BadRow):
+        return bad(row.reason, row.detail)
+    name, said = row.get(_FILE), row.get(text)
+    if not isinstance(name, str) or not name.strip():
+        return bad("audio_missing", f"{_FILE!r} must be the path of an audio file, not {name!r}")
+    file = posixpath.normpath(posixpath.join(posixpath.dirname(table), name))
+    header = headers.get(file)
+    if header is None:
+        return bad("audio_missing", f"there is no audio file {file}; {_FILE!r} is {name!r}")
+    if not isinstance(said, str) or not said.strip():
+        return bad("text_missing", f"{text!r} must be a text that is not empty, not {said!r}", file)
+    if header.duration_s is None:
+        assert header.reason is not None
+        return bad(header.reason, str(header.detail), file)
+    metadata = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in row.items()
+        if value is not None and key not in (_FILE, text)
+    }
+    return ClipRow(file, number, line, said.strip(), header.duration_s, {_FILE: file, **metadata})
+
+
+def _listed(columns: Sequence[str] | set[str]) -> str:
+    return f"its columns: {', '.join(sorted(columns)) or '(none)'}"

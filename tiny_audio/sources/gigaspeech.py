@@ -1,0 +1,53 @@
+"""Source ``gigaspeech``: GigaSpeech, 10,000 hours of English (Chen et al., Interspeech 2021, arXiv 2106.06909)."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from tiny_audio.sources import SOURCES, Source, SourceContext
+from tiny_audio.sources._columns import Columns
+from tiny_audio.sources._hub import HubSourceConfig, hub_source
+
+COLUMNS = Columns(
+    audio="audio",
+    text="text",
+    duration="end_time",
+    begin="begin_time",
+    id="segment_id",
+    speaker=None,
+    metadata=("audio_id",),
+    silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
+)
+"""As in the corpus; it knows hardly any speaker, so the recording takes that place."""
+
+
+class GigaSpeechConfig(HubSourceConfig):
+    """GigaSpeech on the Hugging Face hub: audiobooks, podcasts and YouTube.
+
+    The corpus is gated: accept its terms at https://huggingface.co/datasets/speechcolab/gigaspeech and log in with
+    `hf auth login`, or set HF_TOKEN. Texts come as they are in the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
+    `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`, which `data.target_text` writes as marks or removes. Segments that are
+    nothing but `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are left out, and listed. Metadata: `audio_id`, the
+    recording, which is what to group by, as speakers are unknown.
+    """
+
+    name: Literal["gigaspeech"] = "gigaspeech"
+    config: Literal["xs", "s", "m", "l", "xl"] = "xl"
+    """How much of it to train on: 10, 250, 1,000, 2,500 or 10,000 hours. The dev and test splits are the same in
+    all."""
+    split: Literal["train", "dev", "test"] = "train"
+    """Evaluate on dev while you compare, and on test once."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which have a hub of their own."""
+        return cls(config="xs", split="dev")
+
+
+@SOURCES.register
+def build_gigaspeech(config: GigaSpeechConfig, context: SourceContext) -> Source:
+    """The source of a split of the corpus."""
+    # The hub has dev and test as configs of their own, and calls the split in dev "validation".
+    subset = config.config if config.split == "train" else config.split
+    split = "validation" if config.split == "dev" else config.split
+    return hub_source(config, "speechcolab/gigaspeech", subset, split, COLUMNS, context)
