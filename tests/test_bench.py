@@ -313,7 +313,7 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
         (["encoder.lora={rank: 2, alpha: 2, targets: [q_proj]}"], "the encoder's LoRA trains; remove encoder.lora"),
         (["encoder.layer=weighted"], "the weights of encoder.layer: weighted train; name one layer"),
         (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so each look at a clip differs; set it to 0"),
-        (["augmentation.noise_snr_db=[5, 10]"], "augmentation (noise_snr_db) changes each clip in each epoch"),
+        (["augmentation.white_noise={}"], "augmentation (white_noise) changes each clip in each epoch"),
         (["augmentation.spec_augment={}"], "augmentation (spec_augment) changes each clip"),
         (["training.init_from.parts=[encoder]"], "the CTC head is random and is frozen along with the encoder"),
     ],

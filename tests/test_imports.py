@@ -38,6 +38,7 @@ ORDER = [
     "significance",
     "scoring",
     "text",
+    "sounds",
     "augmentation",
     "sources",
     "data",

@@ -35,11 +35,19 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 clips of two lengths, all that draws random numbers switched on."""
     folder = tmp_path_factory.mktemp("resume")
     write_clips(folder, 24)
+    write_clips(folder / "sounds", 4)
+    sounds = {"folder": str(folder / "sounds"), "probability": 0.5}
     settings: dict[str, Any] = {
         "ctc": {"weight": 0.5},
         "encoder__dropout": 0.1,
         "decoder__dropout": 0.1,
-        "augmentation": {"speed": [0.9, 1.0, 1.1], "spec_augment": {"max_time_mask_s": 0.1}},
+        "augmentation": {
+            "speed": [0.9, 1.0, 1.1],
+            "reverberation": sounds,
+            "noise": sounds,
+            "white_noise": {},
+            "spec_augment": {"max_time_mask_s": 0.1},
+        },
         "batching__max_clips": 3,
         "training__steps": STEPS,
         "training__accumulation": 2,
@@ -352,6 +360,18 @@ def test_another_recipe_is_refused(recipe: Path, finished: Path, capsys: pytest.
         "  batching.max_clips: 3 there, 4 here\n"
         "  training.learning_rate: 0.001 there, 0.002 here\n"
         "Give another --output-dir, or delete that folder to start over.\n"
+    )
+
+
+def test_other_sounds_are_refused_once_something_is_trained(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clips(recipe.parent / "louder", 5)
+    shutil.rmtree(finished / "model")
+    assert again(recipe, finished, f"augmentation.noise.folder={recipe.parent / 'louder'}")[0] == 2
+    assert capsys.readouterr().err == (
+        f"error: {finished} was started with another set of sounds for augmentation; put that back, or give another "
+        "--output-dir\n"
     )
 
 

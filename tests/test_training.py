@@ -441,7 +441,10 @@ def test_evaluating_while_training_changes_nothing(document: Document, tmp_path:
 
 
 def test_loader_processes_change_nothing(document: Document, tmp_path: Path) -> None:
-    speed = {"augmentation__speed": [0.9, 1.0, 1.1], "augmentation__noise_snr_db": [10.0, 30.0]}
+    speed = {"augmentation__speed": [0.9, 1.0, 1.1], "augmentation__white_noise": {"snr_db": [10.0, 30.0]}}
+    write_clips(tmp_path / "sounds", 3)
+    sounds = {"folder": str(tmp_path / "sounds"), "probability": 0.5}
+    speed |= {"augmentation__noise": sounds, "augmentation__reverberation": sounds}
     masks = {"augmentation__spec_augment": {"max_time_mask_s": 0.1}, "decoder__dropout": 0.1}
     alone = changed(document, **speed, **masks)
     helped = changed(alone, execution__num_workers=2)
@@ -450,7 +453,7 @@ def test_loader_processes_change_nothing(document: Document, tmp_path: Path) -> 
 
 
 def test_a_batch_is_the_same_whatever_the_number_of_threads(document: Document) -> None:
-    document = changed(document, augmentation__speed=[0.9], augmentation__noise_snr_db=[10.0, 30.0])
+    document = changed(document, augmentation__speed=[0.9], augmentation__white_noise={"snr_db": [10.0, 30.0]})
     alone = first_batch(document)
     torch.set_num_threads(2)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
-from tiny_audio.config import Config
+from tiny_audio.config import Config, UserError
 from tiny_audio.frames import Frames
+from tiny_audio.sounds import sounds_in
 
 
 class SpecAugmentConfig(Config):
@@ -31,14 +33,53 @@ class SpecAugmentConfig(Config):
     """Widest channel mask, as a share of the channels."""
 
 
+class WhiteNoiseConfig(Config):
+    """Noise in which all frequencies are equally loud."""
+
+    snr_db: tuple[float, float] = (15.0, 40.0)
+    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Share of the clips that get it."""
+
+    @field_validator("snr_db")
+    @classmethod
+    def _check_snr(cls, snr: tuple[float, float]) -> tuple[float, float]:
+        if snr[0] > snr[1]:
+            raise ValueError(f"is a range [lowest, highest], and {snr[0]} is above {snr[1]}")
+        return snr
+
+
+class NoiseConfig(WhiteNoiseConfig):
+    """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random piece of a random file."""
+
+    folder: str = Field(min_length=1, json_schema_extra={"identity": False})
+    """Audio files, at any depth. Names and sizes are remembered by a run, since they decide the weights."""
+    snr_db: tuple[float, float] = (5.0, 25.0)
+    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+
+
+class ReverberationConfig(Config):
+    """Rooms: clips as heard there, by recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
+
+    folder: str = Field(min_length=1, json_schema_extra={"identity": False})
+    """Audio files with one impulse response each, at any depth; of several channels, the mean. Names and sizes are
+    remembered by a run, since they decide the weights."""
+    probability: float = Field(default=0.3, gt=0, le=1)
+    """Share of the clips that get it."""
+
+
 class AugmentationConfig(Config):
-    """Off by default: heavy augmentation under a frozen encoder makes most test sets worse."""
+    """Off by default: heavy augmentation under a frozen encoder makes most test sets worse.
+
+    A clip is changed in the order speed, reverberation, noise, white noise, SpecAugment.
+    """
 
     spec_augment: SpecAugmentConfig | None = None
     speed: tuple[PositiveFloat, ...] | None = None
     """Factors to choose from for each clip, such as ``[0.9, 1.0, 1.1]``; pitch moves along (Ko et al. 2015)."""
-    noise_snr_db: tuple[float, float] | None = None
-    """White noise is added at a ratio drawn from this range, to half of the clips."""
+    reverberation: ReverberationConfig | None = None
+    noise: NoiseConfig | None = None
+    white_noise: WhiteNoiseConfig | None = None
 
     @field_validator("speed")
     @classmethod
@@ -47,12 +88,27 @@ class AugmentationConfig(Config):
             raise ValueError(f"needs factors between 0.5 and 2, such as [0.9, 1.0, 1.1], not {list(speed)}")
         return speed
 
-    @field_validator("noise_snr_db")
-    @classmethod
-    def _check_noise(cls, snr: tuple[float, float] | None) -> tuple[float, float] | None:
-        if snr is not None and snr[0] > snr[1]:
-            raise ValueError(f"is a range [lowest, highest], and {snr[0]} is above {snr[1]}")
-        return snr
+    def folders(self) -> dict[str, str]:
+        """Folders of sounds, by the section that names them."""
+        sections = {"reverberation": self.reverberation, "noise": self.noise}
+        return {name: section.folder for name, section in sections.items() if section is not None}
+
+
+def sounds_fingerprint(config: AugmentationConfig) -> str | None:
+    """One hash of all sounds that clips are mixed with; None where there are none.
+
+    Raises:
+        UserError: a folder or a file in it cannot be used; names the section.
+    """
+    fingerprints = {}
+    for section, folder in config.folders().items():
+        try:
+            sounds = sounds_in(folder)
+            sounds.check()
+        except UserError as error:
+            raise UserError(f"augmentation.{section}.folder: {error}") from error
+        fingerprints[section] = sounds.fingerprint
+    return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest() if fingerprints else None
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
@@ -66,7 +122,7 @@ def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
 
 
 def augment_waveform(config: AugmentationConfig, waveform: Tensor, seed: int) -> Tensor:
-    """Speed and noise on one clip ``[S]``."""
+    """Speed, room and noise on one clip ``[S]``, a function of its seed and of the names and content of the sounds."""
     rng = random.Random(seed)
     factor = rng.choice(config.speed) if config.speed else 1.0
     if factor != 1.0:
@@ -74,11 +130,53 @@ def augment_waveform(config: AugmentationConfig, waveform: Tensor, seed: int) ->
 
         # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
-    if config.noise_snr_db and rng.random() < 0.5:
-        snr_db = rng.uniform(*config.noise_snr_db)
+    if config.reverberation and rng.random() < config.reverberation.probability:
+        response = _drawn(config.reverberation.folder, rng)
+        if response is not None:
+            waveform = _reverberated(waveform, response)
+    if config.noise and rng.random() < config.noise.probability:
+        snr_db, start = rng.uniform(*config.noise.snr_db), rng.random()
+        noise = _drawn(config.noise.folder, rng)
+        if noise is not None:
+            waveform = _mixed(waveform, _piece(noise, len(waveform), start), snr_db)
+    if config.white_noise and rng.random() < config.white_noise.probability:
+        snr_db = rng.uniform(*config.white_noise.snr_db)
         noise = torch.randn(waveform.shape, generator=torch.Generator().manual_seed(seed % 2**63))
         waveform = waveform + noise * waveform.pow(2).mean().sqrt() * 10 ** (-snr_db / 20)
     return waveform
+
+
+def _drawn(folder: str, rng: random.Random) -> Tensor | None:
+    sounds = sounds_in(folder)
+    return sounds.load(rng.randrange(len(sounds.names)))
+
+
+def _reverberated(waveform: Tensor, response: Tensor) -> Tensor:
+    """As long and as loud as before, and in time: the direct sound, which is the loudest, stays where it was."""
+    import torchaudio
+
+    arrival = int(response.abs().argmax())
+    wet = torchaudio.functional.fftconvolve(waveform, response)[arrival : arrival + len(waveform)]
+    return wet * (_loudness(waveform) / _loudness(wet)) if _loudness(wet) > 0 else waveform
+
+
+def _piece(sound: Tensor, length: int, start: float) -> Tensor:
+    """So many samples of a sound from a random place, ``start`` in [0, 1); a shorter one is looped."""
+    if len(sound) >= length:
+        first = int(start * (len(sound) - length + 1))
+        return sound[first : first + length]
+    turned = sound.roll(-int(start * len(sound)))
+    return turned.repeat(-(-length // len(sound)))[:length]
+
+
+def _mixed(waveform: Tensor, noise: Tensor, snr_db: float) -> Tensor:
+    if _loudness(noise) == 0:
+        return waveform  # a pause in the recording
+    return waveform + noise * (_loudness(waveform) / _loudness(noise) * 10 ** (-snr_db / 20))
+
+
+def _loudness(waveform: Tensor) -> Tensor:
+    return waveform.pow(2).mean().sqrt()
 
 
 @dataclass(frozen=True)

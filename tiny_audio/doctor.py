@@ -24,6 +24,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.pretrained import TransformersPartConfig, attention_for, published_architecture
 from tiny_audio.prompt import AUDIO, build_prompt
 from tiny_audio.recipe import Recipe
+from tiny_audio.sounds import sounds_in
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.text import TargetText, TargetTextChoice, markers
 from tiny_audio.training.initialize import PretrainedHead
@@ -63,6 +64,13 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
             yield Finding("CTC head", f"{len(vocabulary)} labels: the blank and {''.join(vocabulary.characters)!r}")
         except UserError as error:
             yield Finding("CTC head", str(error), True)
+    for section, folder in recipe.augmentation.folders().items():
+        try:
+            sounds = sounds_in(folder)
+            detail = f"{len(sounds.names)} sounds, {sounds.check():.2f} h, in {sounds.folder}"
+            yield Finding(f"augmentation.{section}", detail)
+        except UserError as error:
+            yield Finding(f"augmentation.{section}", str(error), True)
     for name, source in recipe.data.train.items():
         bounds = recipe.data.min_duration_s, recipe.data.max_duration_s
         yield from _source(recipe, f"data.train.{name}", source, bounds, recipe.data.target_text, vocabulary)

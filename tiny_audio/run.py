@@ -23,6 +23,7 @@ from typing import IO, Any
 import torch
 from accelerate.utils import set_seed
 
+from tiny_audio.augmentation import sounds_fingerprint
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import Clip, ClipSet, Labeler, read_dropped, write_dropped
@@ -154,6 +155,7 @@ class Run:
         start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         inputs = {
             "data": clips.fingerprint,
+            "augmentation": sounds_fingerprint(recipe.augmentation),
             "init_from": start.fingerprint() if start else None,
             "encoder": checkpoint_fingerprint(recipe.encoder),
             "decoder": checkpoint_fingerprint(recipe.decoder),
@@ -162,8 +164,9 @@ class Run:
         if latest(self.folder / "checkpoints") is None:
             recorded["inputs"] = inputs  # nothing is trained yet, so the data may have been mended
         for what in inputs:
-            if recorded["inputs"][what] != inputs[what]:
-                name = {"data": "set of training clips", "init_from": "init_from"}.get(what, f"{what} checkpoint")
+            if recorded["inputs"].get(what) != inputs[what]:
+                names = {"data": "set of training clips", "augmentation": "set of sounds for augmentation"}
+                name = (names | {"init_from": "init_from"}).get(what, f"{what} checkpoint")
                 was = f" ({recorded['inputs'][what]})" if what in ("encoder", "decoder") else ""
                 raise UserError(
                     f"{self.folder} was started with another {name}{was}; put that back, or give another --output-dir"
@@ -315,6 +318,7 @@ class Run:
             "git_commit": _git_commit(),
             "seed": self.recipe.training.seed,
             "training_data": training["inputs"]["data"],
+            "augmentation_sounds": training["inputs"].get("augmentation"),
             "init_from": training["inputs"]["init_from"],
             "encoder_checkpoint": training["inputs"]["encoder"],
             "decoder_checkpoint": training["inputs"]["decoder"],

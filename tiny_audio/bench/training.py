@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from tiny_audio import __version__
+from tiny_audio.augmentation import sounds_fingerprint
 from tiny_audio.bench.analysis import AGAIN, CRIPPLED, Control, Outcome, Scoring, analyse
 from tiny_audio.bench.features import FeatureCache, check_cacheable
 from tiny_audio.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
@@ -209,6 +210,7 @@ class TrainedBenchmark:
         """What decides a unit beside its recipe."""
         return {
             "train": self._train_clips.fingerprint,
+            "augmentation": sounds_fingerprint(self.recipe.augmentation),
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
             "init_from": self._start.fingerprint() if self._start else None,
             "encoder": checkpoint_fingerprint(self.recipe.encoder),
