@@ -251,7 +251,7 @@ def test_doctor_shows_what_becomes_of_transcripts(call: Output, trained: Path, t
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(manifest_row(tmp_path / "clip000.wav", text, 1.1) for text in texts))
     source = [f"data.train.clips.path={manifest}", "data.evaluation={}"]
-    steps = "data.target_text={remove_markers: true, normalizer: lower}"
+    steps = "data.target_text={name: lower, remove_markers: true}"
     code, out, _ = call("doctor", trained / "recipe.yaml", *source, steps)
     assert code == 0
     place = "✓ data.train.clips"

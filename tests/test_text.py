@@ -21,8 +21,8 @@ from tiny_audio.text import TargetText, TargetTextConfig
 STEPS = ("write_punctuation", "remove_markers", "remove_fillers", "true_case")
 
 
-def rewrite(text: str, *steps: str, normalizer: Any = "none") -> str:
-    return TargetText(TargetTextConfig(normalizer=normalizer, **dict.fromkeys(steps, True)))(text)
+def rewrite(text: str, *steps: str, name: Any = "none") -> str:
+    return TargetText(TargetTextConfig(name=name, **dict.fromkeys(steps, True)))(text)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_case_is_written_by_rule(text: str, target: str) -> None:
 def test_steps_follow_each_other() -> None:
     said = "UM <NOISE> I'M HERE <COMMA> ON MONDAY <PERIOD>"
     assert rewrite(said, *STEPS) == "I'm here, on Monday."
-    assert rewrite(said, "remove_fillers", "true_case", normalizer="whisper_english") == "I am here on Monday"
-    assert rewrite(said, "remove_markers", "remove_fillers", normalizer="lower") == "i'm here on monday"
+    assert rewrite(said, "remove_fillers", "true_case", name="whisper_english") == "I am here on Monday"
+    assert rewrite(said, "remove_markers", "remove_fillers", name="lower") == "i'm here on monday"
 
 
 def test_a_name_alone_is_the_normaliser() -> None:
@@ -120,7 +120,7 @@ def test_targets_are_folded_and_hold_no_new_words(text: str, steps: set[str]) ->
 
 
 def test_it_travels_into_loader_processes() -> None:
-    target = TargetText.of(TargetTextConfig(remove_markers=True, normalizer="lower"))
+    target = TargetText.of(TargetTextConfig(remove_markers=True, name="lower"))
     assert pickle.loads(pickle.dumps(target))("A <unk> B") == "a b"
 
 
@@ -128,12 +128,12 @@ def test_it_travels_into_loader_processes() -> None:
     ("fields", "message"),
     [
         (
-            {"write_punctuation": True, "normalizer": "whisper_english"},
-            "write_punctuation has no effect under normalizer whisper_english, which removes punctuation; remove it",
+            {"write_punctuation": True, "name": "whisper_english"},
+            "write_punctuation has no effect under name whisper_english, which removes punctuation; remove it",
         ),
         (
-            {"remove_markers": True, "normalizer": "basic"},
-            "remove_markers has no effect under normalizer basic, which removes brackets itself; remove it",
+            {"remove_markers": True, "name": "basic"},
+            "remove_markers has no effect under name basic, which removes brackets itself; remove it",
         ),
     ],
 )
@@ -150,8 +150,8 @@ def test_steps_that_do_nothing_are_refused(fields: dict[str, Any], message: str)
         ({"remove_marker": True}, "data.target_text.remove_marker: unknown field; did you mean 'remove_markers'? All"),
         ({"true_case": 1}, "data.target_text.true_case: should be a valid boolean, not 1"),
         (
-            {"normalizer": "basic", "remove_markers": True},
-            "data.target_text: remove_markers has no effect under normalizer basic",
+            {"name": "basic", "remove_markers": True},
+            "data.target_text: remove_markers has no effect under name basic",
         ),
     ],
 )
@@ -160,10 +160,19 @@ def test_mistakes_in_a_recipe(document: Document, write_recipe: Callable[..., Pa
         load_recipe(write_recipe(changed(document, data__target_text=value)))
 
 
+def test_a_recipe_that_extends_another_adds_steps(document: Document, write_recipe: Callable[..., Path]) -> None:
+    base = write_recipe(changed(document, data__target_text="whisper_english"), "base.yaml")
+    path = write_recipe({"extends": str(base), "data": {"target_text": {"true_case": True}}})
+    assert load_recipe(path).data.target_text == TargetTextConfig(name="whisper_english", true_case=True)
+    assert load_recipe(path, ["data.target_text=lower"]).data.target_text == "lower"
+    more = load_recipe(base, ["data.target_text.remove_fillers=true"]).data.target_text
+    assert more == TargetTextConfig(name="whisper_english", remove_fillers=True)
+
+
 def test_both_forms_in_a_recipe(document: Document) -> None:
     named = Recipe.model_validate(changed(document, data__target_text="lower"))
     assert named.training_identity()["data"]["target_text"] == "lower", "ids of recipes that name one stay"
-    section = {"remove_markers": True, "normalizer": "lower"}
+    section = {"remove_markers": True, "name": "lower"}
     more = Recipe.model_validate(changed(document, data__target_text=section))
     assert more.data.target_text == TargetTextConfig(**section)
     assert Recipe.model_validate_json(more.model_dump_json()) == more

@@ -51,21 +51,21 @@ class TargetTextConfig(Config):
     out: better keep such clips out of the data."""
     remove_fillers: bool = False
     """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, however long; not uh-huh."""
-    normalizer: NormalizerName = "none"
-    """One of the normalisers of the evaluation."""
+    name: NormalizerName = "none"
+    """One of the normalisers of the evaluation; a name alone is short for a section with it."""
     true_case: bool = False
     """Write English without case (all upper, all lower) in lower case with capitals at the start of each sentence, in I
     and in the names of days and months; other names stay lower. Of a text that has case, only those words change."""
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
-        if self.normalizer in ("basic", "whisper_english"):
+        if self.name in ("basic", "whisper_english"):
             for step, why in (
                 ("write_punctuation", "removes punctuation"),
                 ("remove_markers", "removes brackets itself"),
             ):
                 if getattr(self, step):
-                    raise ValueError(f"{step} has no effect under normalizer {self.normalizer}, which {why}; remove it")
+                    raise ValueError(f"{step} has no effect under name {self.name}, which {why}; remove it")
         return self
 
 
@@ -89,7 +89,7 @@ class TargetText:
     @classmethod
     def of(cls, choice: TargetTextChoice) -> TargetText:
         """Of what a recipe says."""
-        return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(normalizer=choice))
+        return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(name=choice))
 
     @property
     def changes_nothing(self) -> bool:
@@ -97,8 +97,8 @@ class TargetText:
         return self.config == TargetTextConfig()
 
     def __str__(self) -> str:
-        alone = self.config == TargetTextConfig(normalizer=self.config.normalizer)
-        return f"data.target_text {self.config.normalizer}" if alone else "data.target_text"
+        alone = self.config == TargetTextConfig(name=self.config.name)
+        return f"data.target_text {self.config.name}" if alone else "data.target_text"
 
     def __call__(self, text: str) -> str:
         """The target of a transcript."""
@@ -113,7 +113,7 @@ class TargetText:
             text = _FILLER.sub(_without_filler, text)
         if (config.remove_markers or config.remove_fillers) and not any(map(str.isalnum, text)):
             return ""  # marks alone, with nothing left that they belong to
-        text = normalizer(config.normalizer)(text)
+        text = normalizer(config.name)(text)
         return _true_cased(text) if config.true_case else text
 
 

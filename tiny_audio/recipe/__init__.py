@@ -48,7 +48,7 @@ class DataConfig(Config):
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: a normaliser's name, such as
     ``whisper_english``, which writes contractions out and leaves fillers and remarks in brackets away, or a section of
-    steps, such as ``{remove_markers: true, normalizer: lower, true_case: true}``. References of the evaluation stay as
+    steps, such as ``{name: lower, remove_markers: true, true_case: true}``. References of the evaluation stay as
     they are."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
     """Stop where a larger share of the training clips turns out unusable; clips outside the bounds do not count."""
