@@ -53,6 +53,7 @@ ORDER = [
     "testing",
     "run",
     "bench",
+    "probe",
     "compare",
     "sweep",
     "transcribe",

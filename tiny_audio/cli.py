@@ -290,6 +290,43 @@ def plan(
         print_plan(planned)
 
 
+@app.command()
+def probe(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="GiB to fit into. Default: all of the GPU's; a CPU has no default.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Share of the memory to leave free.")] = 0.1,
+    durations: Annotated[
+        str | None, typer.Option(help="Seconds of clips to try. Default: data.max_duration_s, halved three times.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Read no checkpoint's weights; they take as much memory.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the largest batches that fit, by training on synthetic ones. Prints the budget to put into the recipe.
+
+    Example: tiny-audio probe recipes/tiny_audio_buckets.yaml --random-weights
+    """
+    from tiny_audio.probe import probe_recipe, probe_table
+    from tiny_audio.recipe import load_recipe
+
+    try:
+        seconds = None if durations is None else [float(duration) for duration in durations.split(",")]
+    except ValueError:
+        raise UserError(f"--durations {durations!r} are no numbers of seconds; give some such as 5,10,20") from None
+    probed = probe_recipe(
+        load_recipe(recipe, overrides or []),
+        memory_gb=memory_gb,
+        margin=margin,
+        durations_s=seconds,
+        random_weights=random_weights,
+    )
+    print(json.dumps(probed.as_json(), indent=1) if as_json else probe_table(probed))
+
+
 @app.command("list")
 def list_parts(
     kind: Annotated[

@@ -1,4 +1,4 @@
-"""A recipe's model on the meta device: every shape and name of the real one, no weights and no network."""
+"""A recipe's model without its data: every shape and name of the real one, on the meta device without weights too."""
 
 from __future__ import annotations
 
@@ -56,14 +56,34 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
     Raises:
         UserError: a part cannot be built, or its checkpoint is not in the shipped table and cannot be read.
     """
+    approximate = recipe.ctc is not None or recipe.decoder.tokenizer is not None
+    parts = {"encoder": _portable(recipe.encoder), "decoder": _portable(recipe.decoder)}
+    return MetaModel(build_stand_in(recipe.model_copy(update=parts), torch.device("meta"), prompt_tokens), approximate)
+
+
+def build_stand_in(
+    recipe: Recipe, device: torch.device, prompt_tokens: int = 0, *, random_weights: bool = True
+) -> TinyAudioModel:
+    """A model of the recipe's shapes, without transcripts: a vocabulary that they would decide has a usual size.
+
+    Args:
+        recipe: a valid one.
+        device: where its tensors are made.
+        prompt_tokens: how many ids the prompt has.
+        random_weights: build checkpoints' architectures alone; otherwise their weights are read.
+
+    Raises:
+        UserError: a part cannot be built, or its checkpoint cannot be read.
+    """
     from tiny_audio.model import TinyAudioConfig, TinyAudioModel
 
-    approximate = recipe.ctc is not None or recipe.decoder.tokenizer is not None
-    encoder_config, decoder_config = _portable(recipe.encoder), _portable(recipe.decoder)
-    with torch.device("meta"):
-        encoder = ENCODERS.build(encoder_config, EncoderContext(read_architecture(encoder_config)))
+    def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+        return read_architecture(part) if random_weights else None
+
+    with torch.device(device):
+        encoder = ENCODERS.build(recipe.encoder, EncoderContext(architecture(recipe.encoder)))
         decoder = DECODERS.build(
-            decoder_config, DecoderContext(_stand_in_tokenizer(recipe), read_architecture(decoder_config))
+            recipe.decoder, DecoderContext(_stand_in_tokenizer(recipe), architecture(recipe.decoder))
         )
         context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, embedding_rms=1.0)
         projector = PROJECTORS.build(recipe.projector, context)
@@ -74,8 +94,7 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
             ctc_characters=[chr(97 + number) for number in range(LETTERS)] if recipe.ctc else None,
             prompt_suffix_ids=[0] * prompt_tokens,
         )
-        model = TinyAudioModel(config, (encoder, projector, decoder))
-    return MetaModel(model, approximate)
+        return TinyAudioModel(config, (encoder, projector, decoder))
 
 
 def _portable(part: _PartConfig) -> _PartConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tiny_audio.config import UserError
 from tiny_audio.plan import _step
@@ -11,6 +11,8 @@ from tiny_audio.plan._changes import Change, changes_that_fit, room_for_clips
 from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GPUS, PRICES, PROCESS_BYTES, Machine, machine
 from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst
+from tiny_audio.plan._step import prompt_tokens_of as prompt_tokens_of
+from tiny_audio.plan._step import text_tokens_of as text_tokens_of
 from tiny_audio.recipe import Recipe
 
 UTILIZATION = 0.4
@@ -164,3 +166,13 @@ def plan_recipe(
         changes = tuple(changes_that_fit(recipe, worst, one)) if wanted else None
         rows.append(Row(one, needed, room_for_clips(worst, one), rate, audio_h / rate, price, changes))
     return Plan(recipe.run_id(), worst, mean, audio_h, batches.padding_share, utilization, tuple(rows))
+
+
+def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Literal["cuda", "cpu"]) -> int:
+    """What a training step on one batch takes in all, the allowances of a plan included.
+
+    Raises:
+        UserError: a part cannot be built without a network.
+    """
+    allowances = machine("cpu") if device == "cpu" else next(iter(GPUS.values()))
+    return allowances.needed_bytes(rehearse(recipe, Shape(num_clips, duration_s), device).peak_bytes)

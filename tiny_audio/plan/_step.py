@@ -95,7 +95,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.meta.build_on_meta`.
     """
-    prompt_tokens = _prompt_tokens(recipe)
+    prompt_tokens = prompt_tokens_of(recipe)
     from tiny_audio.model import describe_parts
 
     built = build_on_meta(recipe, prompt_tokens)
@@ -127,7 +127,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
     for part in ("encoder", "decoder"):
         if device == "cuda" and getattr(recipe, part).attention in PACKED:
             use_flash_attention(getattr(model, part))
-    num_tokens = max(2, round(shape.duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
+    num_tokens = text_tokens_of(recipe, shape.duration_s)
     habits = DeviceHabits(device, autocast)
     with rehearsal, habits:
         loss = _loss(recipe, model, shape, num_tokens)
@@ -180,7 +180,13 @@ def _characters_per_token(recipe: Recipe) -> float:
     return CHARACTERS_PER_TOKEN[recipe.decoder.tokenizer.kind if recipe.decoder.tokenizer else "pretrained"]
 
 
-def _prompt_tokens(recipe: Recipe) -> int:
+def text_tokens_of(recipe: Recipe, duration_s: float) -> int:
+    """About how many ids the transcript of a clip has, its end token included."""
+    return max(2, round(duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
+
+
+def prompt_tokens_of(recipe: Recipe) -> int:
+    """About how many ids the prompt has."""
     text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
     template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS
     return template + round(len(text) / _characters_per_token(recipe))
