@@ -37,6 +37,7 @@ docs: setup
 benchmarks: setup
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/plan_memory.py
 
 clean:

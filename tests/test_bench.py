@@ -468,6 +468,7 @@ def test_names_in_a_plot_do_not_lie_over_each_other(places: list[tuple[float, fl
         ),
         ({"overrides": ("encoder.freeze=false",)}, "features cannot be computed once for all variants"),
         ({"overrides": ("data.evaluation={}",)}, "data.evaluation is empty, so nothing can be compared; add a set"),
+        ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
     ],
 )
 def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str, tmp_path: Path) -> None:

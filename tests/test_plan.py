@@ -279,6 +279,18 @@ def test_flash_attention_needs_no_package_and_keeps_no_mask(document: Document) 
     assert flash.parameters == sdpa.parameters
 
 
+def test_a_fused_loss_holds_a_part_of_the_logits(document: Document) -> None:
+    tokenizer = {"kind": "bpe", "vocab_size": 5000}
+    recipe = parse(document, decoder__tokenizer=tokenizer, execution__device="auto")
+    fused, plain = (
+        rehearse(recipe.model_copy(update={"execution": execution}), SHAPE, "cuda")
+        for execution in (recipe.execution.model_copy(update={"fused_cross_entropy": on}) for on in (True, False))
+    )
+    assert fused.memory["logits"] < 0.1 * plain.memory["logits"]
+    assert fused.flops["decoder"]["backward"] > plain.flops["decoder"]["backward"], "logits are computed again"
+    assert fused.parameters == plain.parameters
+
+
 def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
     document = changed(document, training__precision="bf16", execution__device="auto", data__max_duration_s=1.5)
     flash, varlen, sdpa = (

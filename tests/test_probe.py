@@ -84,18 +84,23 @@ def probed(recipe: Recipe) -> Probe:
     return probe_recipe(recipe, memory_gb=MEMORY_GB, durations_s=[4.0, 2.0], random_weights=True)
 
 
-def test_what_is_found_fits_and_a_quarter_more_does_not(recipe: Recipe, probed: Probe) -> None:
+@pytest.fixture(scope="module")
+def process(recipe: Recipe) -> Iterator[Process]:
+    with Process(recipe, MEMORY_GB, 0.1, True) as started:
+        yield started
+
+
+def test_what_is_found_fits_and_a_quarter_more_does_not(process: Process, probed: Probe) -> None:
     allowed = 0.9 * MEMORY_GB * GIB
     assert [found.duration_s for found in probed.buckets] == [4.0, 2.0]
-    with Process(recipe, MEMORY_GB, 0.1, True) as process:
-        assert process.allowed_bytes == int(allowed)
-        for found in probed.buckets:
-            assert 1 < found.clips < MOST_CLIPS
-            assert 0.8 * allowed < found.measured.peak_bytes <= allowed
-            assert found.measured.step_s > 0
-            assert found.measured.batches == 2
-            assert process.train(int(found.clips * 0.8), found.duration_s) is not None
-            assert process.train(int(found.clips * 1.25) + 1, found.duration_s) is None
+    assert process.allowed_bytes == int(allowed)
+    for found in probed.buckets:
+        assert 1 < found.clips < MOST_CLIPS
+        assert 0.8 * allowed < found.measured.peak_bytes <= allowed
+        assert found.measured.step_s > 0
+        assert found.measured.batches == 2
+        assert process.train(int(found.clips * 0.8), found.duration_s) is not None
+        assert process.train(int(found.clips * 1.25) + 1, found.duration_s) is None
     assert 0.8 < probed.buckets[0].padded_s / probed.buckets[1].padded_s < 1.25
 
 
@@ -107,12 +112,6 @@ def test_predictions_stand_beside_measurements(probed: Probe) -> None:
     assert shown["buckets"][0]["predicted_bytes"] == probed.buckets[0].predicted_bytes
     assert shown["batching"] == {"max_padded_s": probed.max_padded_s, "max_clips": probed.max_clips}
     assert json.loads(json.dumps(shown)) == shown
-
-
-@pytest.fixture
-def process(recipe: Recipe) -> Iterator[Process]:
-    with Process(recipe, MEMORY_GB, 0.1, True) as started:
-        yield started
 
 
 def test_what_the_kernel_ends_for_its_memory_does_not_fit(process: Process) -> None:

@@ -112,6 +112,9 @@ class TrainedBenchmark:
         self.recipe = self.units[0].recipe
         if plan.cached:
             check_cacheable(self.recipe)
+        for option in ("compile", "fused_cross_entropy"):
+            if getattr(self.recipe.execution, option):
+                raise UserError(f"execution.{option}: a benchmark trains without it; set it to false")
         if not self.recipe.data.evaluation:
             raise UserError(f"{plan.recipe_path}: data.evaluation is empty, so nothing can be compared; add a set")
         self._context = SourceContext(cache_dir())

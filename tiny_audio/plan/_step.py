@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tiny_audio.augmentation import SpecAugment
 from tiny_audio.frames import SAMPLE_RATE
@@ -130,7 +133,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
     num_tokens = text_tokens_of(recipe, shape.duration_s)
     habits = DeviceHabits(device, autocast)
     with rehearsal, habits:
-        loss = _loss(recipe, model, shape, num_tokens)
+        loss = _loss(recipe, model, shape, num_tokens, fused=device == "cuda" and recipe.execution.fused_cross_entropy)
         habits.leave_autocast()
         with rehearsal.backward():
             habits.backward(loss)
@@ -145,7 +148,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
     )
 
 
-def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int) -> Tensor:
+def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, *, fused: bool) -> Tensor:
     num_samples = int(shape.duration_s * SAMPLE_RATE)
     lengths = torch.full((shape.num_clips,), num_samples)
     if num_samples > SAMPLE_RATE:
@@ -158,9 +161,24 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int) 
         [[1] * max(1, round(shape.duration_s * CHARACTERS_PER_S))] * shape.num_clips if recipe.ctc else None,
         transform=SpecAugment(spec_augment, range(shape.num_clips)) if spec_augment else None,
         label_smoothing=recipe.training.label_smoothing,
+        linear_cross_entropy=_in_chunks if fused else None,
     )
     loss: Tensor = scores.decoder_loss.sum()
     return loss if scores.ctc_loss is None else loss + scores.ctc_loss.sum()
+
+
+def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """As liger-kernel: logits of as many positions at a time as weigh about as much as all hidden states."""
+
+    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight).float()
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+
+    count, (vocabulary, dim) = len(hidden), weight.shape
+    positions = math.ceil(count / math.ceil(vocabulary / dim))
+    size = 1 << (positions - 1).bit_length()
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)  # type: ignore[no-untyped-call]
+    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _by_kind(at_peak: Counter[str]) -> dict[str, int]:
