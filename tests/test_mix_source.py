@@ -143,10 +143,10 @@ def mix_of(*mixed: tuple[str, Source, float, float | None, int | None], seed: in
 
 def test_millions_of_rows_stay_a_table() -> None:
     Rows.made = 0
-    started = time.monotonic()
+    started = time.process_time()
     source = mix_of(("a", Table(2_000_000, 1000), 1.0, None, None), ("b", Table(1_000_000, 100), 3.0, None, 500_000))
     index = source.index()
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert (len(index.utterances), Rows.made) == (2_500_000, 0)
     last = index.utterances[2_499_999]
     assert Rows.made == 1
