@@ -20,6 +20,7 @@ ORDER = [
     "config",
     "files",
     "device",
+    "ledger",
     "console",
     "registry",
     "frames",

@@ -64,7 +64,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
     monkeypatch.setattr("tiny_audio.plan._hardware.CONTEXT_BYTES", 0)
 
     def add(memory_bytes: float) -> str:
-        machine = Machine("thimble", int(memory_bytes), 10.0, 5.0, 2.0, 1.5)
+        machine = Machine("thimble", int(memory_bytes), 10.0, 5.0, 2.0, 1.5, 9.0)
         monkeypatch.setitem(GPUS, "thimble", machine)
         return "thimble"
 

@@ -96,6 +96,8 @@ METRICS = [
         "gradient_norm": math.nan if step == 30 else 1.0,
         "audio_hours_per_hour": 1100.0,
         "padding_share": 0.07,
+        "utilization": None if step < 20 else 0.4,
+        "data_wait_share": 0.01,
         "wall_s": 2.0 * step,
     }
     for step in range(10, 8000, 10)
@@ -116,6 +118,32 @@ REPORT = {
     ],
     "training": {"steps": 8000, "wall_s": 33480, "audio_hours": 1736.25, "padding_share": 0.071, "note": None},
     "evaluation": {"dev": make_evaluation(ROWS)},
+    "ledger": {
+        "audio_hours": 1736.25,
+        "audio_hours_per_hour": 1100.0,
+        "padding_share": 0.03,
+        "tokens_per_s": 3300.5,
+        "data_wait_share": 0.004,
+        "utilization": 0.412,
+        "tokens": 18_000_000,
+        "flops": 2.25e18,
+        "step_hours": 9.0,
+        "occupied_hours": 10.0,
+        "num_processes": 1,
+        "peak_tflops": 149.7,
+        "peak_source": "table, a40",
+        "peak_memory_bytes": 26 * 2**30,
+        "memory_of": "GPU",
+        "power_watts": 300.0,
+        "power_source": "table, a40",
+        "price_per_hour": 0.44,
+        "price_source": "rough, from the table",
+        "cost_usd": 4.4,
+        "energy_kwh": 2.5,
+        "energy_measured_share": 1.0,
+        "grid_gco2_per_kwh": 445.0,
+        "co2_kg": 1.1125,
+    },
     "dropped": {"too_long": 3, "undecodable": 12},
     "provenance": {"versions": {"torch": "2.11.0"}, "seed": 0, "command": ["tiny-audio", "run", "r.yaml"]},
     "recipe": {"encoder": {"name": "hubert"}, "training": {"learning_rate": 1e-4}},
@@ -139,7 +167,7 @@ def html():
 
 def test_everything_is_there(html):
     page = Page(html)
-    titles = "Curves Scores Confusions Utterances Parts-and-parameters Training Dropped-clips Provenance Recipe"
+    titles = "Curves Scores Confusions Utterances Parts-and-parameters Training Ledger Dropped-clips Provenance Recipe"
     assert [section["id"] for section in page.all("section")] == titles.lower().split()
     assert {link["href"] for link in page.all("a")} == {f"#{title.lower()}" for title in titles.split()}
     for text in (
@@ -160,6 +188,8 @@ def test_everything_is_there(html):
         "note –",
         "wall time 9 h 18 min",
         "padding share 7.10 %",
+        "utilisation 41.2% of the peak, 150 TFLOPS (table, a40)",
+        "cost $4.40 $0.44 an hour (rough, from the table)",
     ):
         assert text in page.words, text
     wer = f"{100 * REPORT['evaluation']['dev']['wer']:.2f} %"
@@ -177,8 +207,10 @@ def test_curves(html):
         "Gradient norm",
         "Hours of audio per hour",
         "Padding share",
+        "Share of peak speed",
+        "Share of time waiting for data",
     ]
-    assert len(page.all("polyline")) == 8  # three losses, five single curves
+    assert len(page.all("polyline")) == 10  # three losses, seven single curves
     assert all(len(curve["points"].split()) <= 300 for curve in page.all("polyline"))
     assert "step 1,000 dev: 10 %" in page.words
     assert all(svg.get("role") == "img" or svg["viewbox"] == "0 0 26 10" for svg in page.all("svg"))
@@ -266,7 +298,7 @@ def test_without_a_ctc_head():
     rows = [{"id": "1", "text": "a b", "pred_text": "a c"}]
     html = render_report(report, metrics, {"dev": rows}, no_audio)
     assert "CTC" not in Page(html).words
-    assert len(Page(html).all("polyline")) == 6
+    assert len(Page(html).all("polyline")) == 8
 
 
 def test_a_perfect_set_and_nothing_dropped():

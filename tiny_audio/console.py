@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tiny_audio.ledger import ledger_rows
+
 _LINE_EVERY = 100
 
 
@@ -70,6 +72,7 @@ class ConsoleWatcher:
         self._stop_bar()
         if report["evaluation"]:
             self.note(scores_table(report["evaluation"]))
+        self.note(in_columns(ledger_rows(report["ledger"]), num_texts=3))
         self.note(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model'}")
 
 

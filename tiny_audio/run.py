@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +32,11 @@ from tiny_audio.decoders import build_tokenizer
 from tiny_audio.device import device_of, set_tf32
 from tiny_audio.evaluation import check_group_by, evaluate_clips, longest_duration_s
 from tiny_audio.export import export_model, load_model
+from tiny_audio.export.card import model_card
 from tiny_audio.files import cache_dir, write_atomically
+from tiny_audio.ledger import account
 from tiny_audio.model import TinyAudioModel, describe_parts
+from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained import checkpoint_fingerprint
 from tiny_audio.prompt import build_prompt
 from tiny_audio.recipe import Recipe, content_hash
@@ -171,14 +175,29 @@ class Run:
                 raise UserError(
                     f"{self.folder} was started with another {name}{was}; put that back, or give another --output-dir"
                 )
+        work = self._work_of_clips(recipe, recorded)
         self._save_state()
         self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
         model, tokenizer, labeler = assemble(_pinned(recipe, inputs), clips, start)
-        trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, self._monitor(tokenizer))
+        monitor = self._monitor(tokenizer)
+        trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, monitor, work)
         progress = trainer.run()
-        recorded |= {"summary": summary(progress), "parts": describe_parts(model), "finished": True}
+        recorded |= {"summary": summary(progress), "totals": trainer.ledger.totals(), "parts": describe_parts(model)}
+        recorded["finished"] = True
         self._export_from(model, tokenizer)
         self._save_state()
+
+    def _work_of_clips(self, recipe: Recipe, recorded: dict[str, Any]) -> Work | None:
+        """What a clip takes: rehearsed once in a run, before anything is seeded."""
+        if "work" not in recorded:
+            on_gpu = device_of(recipe.execution.device).type == "cuda"
+            try:
+                recorded["work"] = asdict(work_of(recipe, "cuda" if on_gpu else "cpu"))
+            except (UserError, RuntimeError) as error:  # a part that trains need not run on the meta device
+                reason = str(error).splitlines()[0]
+                self.watcher.note(f"the model cannot be rehearsed, so its FLOPs are not counted: {reason}")
+                recorded["work"] = None
+        return Work(**recorded["work"]) if recorded["work"] else None
 
     def _monitor(self, tokenizer: Any) -> Any:
         """Scores the model on a part of one set while it trains."""
@@ -240,10 +259,12 @@ class Run:
     def _report_identity(self) -> str:
         done = self._state.get("evaluation", {})
         scored = {name: [self._evaluation_identity(name), done[name]["data"]] for name in self.recipe.data.evaluation}
-        return content_hash([scored, self.recipe.generation.model_dump(mode="json")])
+        execution = self.recipe.execution
+        prices = [execution.price_per_hour, execution.grid_gco2_per_kwh]
+        return content_hash([scored, self.recipe.generation.model_dump(mode="json"), prices])
 
     def _is_reported(self) -> bool:
-        files = (self.folder / "report.json", self.folder / "report.html")
+        files = (self.folder / "report.json", self.folder / "report.html", self.folder / "model" / "README.md")
         return self._state.get("report") == self._report_identity() and all(file.exists() for file in files)
 
     def _evaluate(self, names: list[str]) -> None:
@@ -281,6 +302,7 @@ class Run:
             "parameters": {row["part"]: {k: row[k] for k in ("total", "trainable")} for row in training["parts"]},
             "parts": training["parts"],
             "training": training["summary"],
+            "ledger": account(training["totals"], recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
             "evaluation": {name: self._state["evaluation"][name]["scores"] for name in recipe.data.evaluation},
             "dropped": dict(Counter(drop.reason for drop in read_dropped(self.folder / "dropped.jsonl"))),
             "provenance": self._provenance(),
@@ -306,6 +328,7 @@ class Run:
         page = render_report(report, read_metrics(self.folder / "metrics.jsonl"), hypotheses, read_audio)
         write_atomically(self.folder / "report.html", page)
         write_atomically(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+        write_atomically(self.folder / "model" / "README.md", model_card(report))
         self._state["report"] = self._report_identity()
         self._save_state()
 

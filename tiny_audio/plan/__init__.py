@@ -8,12 +8,24 @@ from typing import Any, Literal
 from tiny_audio.config import UserError
 from tiny_audio.plan import _step
 from tiny_audio.plan._changes import Change, changes_that_fit, room_for_clips
-from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GPUS, PRICES, PROCESS_BYTES, Machine, machine
+from tiny_audio.plan._hardware import (
+    CONTEXT_BYTES,
+    FRAGMENTATION,
+    GPUS,
+    PRICES,
+    PROCESS_BYTES,
+    Machine,
+    gpu_reported_as,
+    machine,
+    this_cpu,
+)
 from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst
 from tiny_audio.plan._step import prompt_tokens_of as prompt_tokens_of
 from tiny_audio.plan._step import text_tokens_of as text_tokens_of
 from tiny_audio.recipe import Recipe
+
+__all__ = ["UTILIZATION", "Plan", "Row", "gpu_reported_as", "plan_recipe", "this_cpu"]
 
 UTILIZATION = 0.4
 """Share of the peak speed that well-fed training reaches; 0.2 is common, 0.5 is rare."""

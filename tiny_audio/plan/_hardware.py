@@ -37,6 +37,10 @@ class Machine:
     fp32_tflops: float
     price_per_hour: float | None
     """US dollars; None where it is yours."""
+    rated_watts: float
+    """Most that the chip, or the card, draws for long."""
+    reported_as: tuple[str, ...] = ()
+    """What PyTorch calls it; variants with other peaks have other names."""
     device: Literal["cuda", "cpu"] = "cuda"
 
     def peak_flops(self, training: TrainingConfig) -> float:
@@ -59,36 +63,47 @@ class Machine:
         return (FRAGMENTATION, CONTEXT_BYTES) if self.device == "cuda" else (FRAGMENTATION, PROCESS_BYTES)
 
 
-def _gpu(name: str, memory_gib: float, bf16: float, tf32: float, fp32: float, price: float) -> Machine:
-    return Machine(name, int(memory_gib * GIB), bf16, tf32, fp32, price)
+def _gpu(
+    name: str, memory_gib: float, bf16: float, tf32: float, fp32: float, price: float, watts: float, *reported: str
+) -> Machine:
+    names = tuple(f"NVIDIA {name}" for name in reported)
+    return Machine(name, int(memory_gib * GIB), bf16, tf32, fp32, price, watts, names)
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("l4", 22.0, 121, 60, 30.3, 0.44),
-        _gpu("rtx3090", 23.6, 71, 35.6, 35.6, 0.46),
-        _gpu("rtx4090", 23.6, 165, 82.6, 82.6, 0.69),
-        _gpu("a100-40g", 39.4, 312, 156, 19.5, 1.29),
-        _gpu("a40", 44.3, 149.7, 74.8, 37.4, 0.44),
-        _gpu("l40s", 44.4, 362, 183, 91.6, 0.86),
-        _gpu("rtx6000-ada", 47.4, 364, 182, 91.1, 0.77),
-        _gpu("a100-80g", 79.1, 312, 156, 19.5, 1.64),
-        _gpu("h100", 79.1, 989, 494, 67, 2.99),
-        _gpu("h200", 139.7, 989, 494, 67, 3.99),
+        _gpu("l4", 22.0, 121, 60, 30.3, 0.44, 72, "L4"),
+        _gpu("rtx3090", 23.6, 71, 35.6, 35.6, 0.46, 350, "GeForce RTX 3090"),
+        _gpu("rtx4090", 23.6, 165, 82.6, 82.6, 0.69, 450, "GeForce RTX 4090"),
+        _gpu("a100-40g", 39.4, 312, 156, 19.5, 1.29, 400, "A100-SXM4-40GB"),
+        _gpu("a40", 44.3, 149.7, 74.8, 37.4, 0.44, 300, "A40"),
+        _gpu("l40s", 44.4, 362, 183, 91.6, 0.86, 350, "L40S"),
+        _gpu("rtx6000-ada", 47.4, 364, 182, 91.1, 0.77, 300, "RTX 6000 Ada Generation"),
+        _gpu("a100-80g", 79.1, 312, 156, 19.5, 1.64, 400, "A100-SXM4-80GB"),
+        _gpu("h100", 79.1, 989, 494, 67, 2.99, 700, "H100 80GB HBM3"),
+        _gpu("h200", 139.7, 989, 494, 67, 3.99, 700, "H200"),
     )
 }
 """By memory. NVIDIA's datasheets; H100 and H200 as SXM, the RTX cards at fp32 accumulation."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
 """fp32 with AVX2 at 3 GHz."""
+CPU_WATTS_PER_CORE = 8.0
+"""Assumed: servers' processors are rated at 3 to 6 W a core, desktops' at 6 to 16."""
 
 
 def this_cpu() -> Machine:
     """The machine that this runs on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tflops = _CPU_TFLOPS_PER_CORE * torch.get_num_threads()
-    return Machine("cpu", memory, tflops, tflops, tflops, None, device="cpu")
+    watts = CPU_WATTS_PER_CORE * torch.get_num_threads()
+    return Machine("cpu", memory, tflops, tflops, tflops, None, watts, device="cpu")
+
+
+def gpu_reported_as(name: str) -> Machine | None:
+    """The GPU of the table that PyTorch calls so; None where it is not in it."""
+    return next((gpu for gpu in GPUS.values() if name in gpu.reported_as), None)
 
 
 def machine(name: str) -> Machine:

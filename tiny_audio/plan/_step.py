@@ -92,8 +92,14 @@ def rehearse_worst(recipe: Recipe, device: Device) -> Rehearsed:
     return max((rehearse(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
 
 
-def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
+def rehearse(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> Rehearsed:
     """Run a batch of a training step without storage, as it is from the second step on.
+
+    Args:
+        recipe: whose step.
+        shape: of the batch.
+        device: whose kernels and allocator.
+        text_share: times as much text as is usual for the longest clip's duration.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.meta.build_on_meta`.
@@ -130,7 +136,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device) -> Rehearsed:
     for part in ("encoder", "decoder"):
         if device == "cuda" and getattr(recipe, part).attention in PACKED:
             use_flash_attention(getattr(model, part))
-    num_tokens = text_tokens_of(recipe, shape.duration_s)
+    num_tokens = text_tokens_of(recipe, text_share * shape.duration_s)
     habits = DeviceHabits(device, autocast)
     with rehearsal, habits:
         loss = _loss(recipe, model, shape, num_tokens, fused=device == "cuda" and recipe.execution.fused_cross_entropy)

@@ -132,6 +132,16 @@ class ExecutionConfig(Config):
     """How many of its clips at most, spread over it."""
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Seconds of audio, padding included, that are decoded together."""
+    peak_tflops: PositiveFloat | None = None
+    """What the machine computes at most at the run's precision, each process's share, for the ledger's utilisation;
+    None takes the table of ``tiny-audio plan``, or measures it with a matrix product."""
+    rated_watts: PositiveFloat | None = None
+    """What each process's device draws at most, for the ledger where nothing measures it; None takes the table's."""
+    price_per_hour: NonNegativeFloat | None = None
+    """US dollars for an hour of all that the run occupies; None takes the table's rough price, if it has one."""
+    grid_gco2_per_kwh: NonNegativeFloat = 445.0
+    """CO2 of a kilowatt-hour of your electricity, in grams; the default is the world's mean of 2024 (IEA,
+    Electricity 2025)."""
     compile: bool = False
     """Compile the layers of encoder and decoder with torch.compile, for training: some minutes before the first steps,
     and faster ones after. Needs a C++ compiler on a CPU, and Triton on a GPU."""

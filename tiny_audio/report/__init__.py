@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tiny_audio.ledger import ledger_rows
 from tiny_audio.report._benchmark import render_benchmark
 from tiny_audio.report._comparison import render_comparison
 from tiny_audio.report._html import (
@@ -64,6 +65,7 @@ def render_report(
         ("Utterances", [part for name, rows in scored.items() for part in (_h3(name), utterances(rows, read_audio))]),
         ("Parts and parameters", _parts(report)),
         ("Training", _training(report.get("training") or {})),
+        ("Ledger", _ledger(report.get("ledger"))),
         ("Dropped clips", _dropped(report.get("dropped"))),
         ("Provenance", _provenance(report.get("provenance") or {})),
         ("Recipe", _recipe(report.get("recipe"))),
@@ -123,6 +125,8 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
         line_chart("Gradient norm", [Series("gradient norm", _points(train, "gradient_norm"))], may_be_log=True),
         line_chart("Hours of audio per hour", [Series("throughput", _points(train, "audio_hours_per_hour"))]),
         line_chart("Padding share", [Series("padding", _points(train, "padding_share"))], _share),
+        line_chart("Share of peak speed", [Series("utilisation", _points(train, "utilization"))], _share),
+        line_chart("Share of time waiting for data", [Series("waiting", _points(train, "data_wait_share"))], _share),
     ]
     drawn = [chart for chart in charts if chart]
     return [tag("div", *drawn, class_="charts")] if drawn else []
@@ -234,6 +238,13 @@ def _training(training: Mapping[str, Any]) -> list[Markup]:
 
     rows = [(re.sub("_s$", " time", key).replace("_", " "), shown(key, value)) for key, value in _flat(training)]
     return [table(("What", "Value"), rows, numbers=(1,))] if rows else []
+
+
+def _ledger(ledger: Mapping[str, Any] | None) -> list[Markup]:
+    if ledger is None:
+        return []
+    rows = [(tag("b", what), tag("span", value, class_="nowrap"), how) for what, value, how in ledger_rows(ledger)]
+    return [table(("What", "Value", "How it is known"), rows)]
 
 
 def _dropped(dropped: Mapping[str, Any] | None) -> list[Markup]:

@@ -34,6 +34,20 @@ class Progress:
     padded_s: float = 0.0
     tokens: int = 0
     wall_s: float = 0.0
+    """Of steps, from the wait for their batches to the update."""
+    waited_s: float = 0.0
+    """Of that, waiting for batches."""
+    beside_s: float = 0.0
+    """Between steps: evaluations, checkpoints."""
+    flops: float = 0.0
+    """Of what was trained on, see :class:`tiny_audio.plan.work.Work`."""
+    possible_flops: float = 0.0
+    """At the machine's peak, in the time of the same steps."""
+    measured_j: float = 0.0
+    """Joules, by a meter."""
+    rated_j: float = 0.0
+    """Joules while nothing measured, as if the devices drew all that they are rated for."""
+    peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -20,11 +19,14 @@ from tiny_audio.config import RunFailed, Stopped
 from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, read_dropped, write_dropped
 from tiny_audio.device import device_of, set_tf32
 from tiny_audio.model import TinyAudioModel
+from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
 from tiny_audio.training.compilation import compile_layers, uncompiled
 from tiny_audio.training.fused import fused_cross_entropy
+from tiny_audio.training.host import Host
+from tiny_audio.training.ledger import Ledger
 from tiny_audio.training.metrics import MetricsLog
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.signals import StopSignal
@@ -48,9 +50,6 @@ class _Window:
     ctc_loss: float = 0.0
     tokens: int = 0
     labels: int = 0
-    audio_s: float = 0.0
-    padded_s: float = 0.0
-    wall_s: float = 0.0
 
 
 class Trainer:
@@ -65,6 +64,7 @@ class Trainer:
         stop: asked between steps.
         watcher: told about progress.
         evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``.
+        work: what a clip takes, for the ledger; None where it is not known.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Trainer:
         stop: StopSignal,
         watcher: Watcher,
         evaluate: Callable[[TinyAudioModel], dict[str, Any]] | None = None,
+        work: Work | None = None,
     ) -> None:
         self.recipe, self.config = recipe, recipe.training
         self.clips, self.labeler = clips, labeler
@@ -109,6 +110,8 @@ class Trainer:
             compile_layers(model, device)
         self.linear_cross_entropy = fused_cross_entropy(device) if execution.fused_cross_entropy else None
         self.progress = checkpoint.Progress()
+        self._host = Host.of(self.accelerator.device, recipe.execution, self.config)
+        self._work = work
 
     def run(self) -> checkpoint.Progress:
         """Train to the last step.
@@ -130,6 +133,7 @@ class Trainer:
             self._dropped_file.unlink(missing_ok=True)
             self._note_dropped(self.clips.dropped)
         self._metrics = MetricsLog(self.run_dir, self.progress.step)
+        self.ledger = Ledger(self.progress, self._host, self._work)
         try:
             with self.stop.deferred():
                 self._train()
@@ -142,12 +146,11 @@ class Trainer:
         self.model.train()
         window, batches = _Window(), self._batches()
         while progress.step < self.config.steps:
-            started = time.monotonic()
-            micro_batches = [next(batches) for _ in range(self.config.accumulation)]
+            with self.ledger.waiting():
+                micro_batches = [next(batches) for _ in range(self.config.accumulation)]
             gradient_norm = self._step(micro_batches, window)
             progress.step += 1
-            progress.wall_s += time.monotonic() - started
-            window.wall_s += time.monotonic() - started
+            self.ledger.step_done(self.ledger.amounts(micro_batches))
             if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
                 self._log(window, gradient_norm)
                 window = _Window()
@@ -245,12 +248,6 @@ class Trainer:
         else:
             self._skip()
         self.optimizer.zero_grad()
-        audio_s, padded_s = sum(b.audio_s for b in micro_batches), sum(b.padded_s for b in micro_batches)
-        progress.audio_s += audio_s
-        progress.padded_s += padded_s
-        progress.tokens += num_tokens
-        window.audio_s += audio_s
-        window.padded_s += padded_s
         return gradient_norm
 
     def _skip(self) -> None:
@@ -276,12 +273,9 @@ class Trainer:
             "ctc_loss": ctc_loss,
             "learning_rate": learning_rate(self.config, progress.step - 1),
             "gradient_norm": gradient_norm,
-            "audio_hours": progress.audio_s / 3600,
-            "audio_hours_per_hour": window.audio_s / max(1e-9, window.wall_s),
-            "padding_share": 1 - window.audio_s / max(1e-9, window.padded_s),
             "skipped_steps": progress.skipped_steps,
             "dropped_clips": len(self._dropped),
-            "wall_s": progress.wall_s,
+            **self.ledger.row(),
         }
         self._metrics.write("train", progress.step, **values)
         self.watcher.step(progress.step, values)

@@ -1,0 +1,140 @@
+"""What a run took, put into money, energy and words; the sums are :mod:`tiny_audio.training.ledger`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+JOULES_PER_KWH = 3.6e6
+_MACHINE = (
+    *("num_processes", "peak_tflops", "peak_source", "peak_memory_bytes", "memory_of"),
+    *("power_watts", "power_source"),
+)
+Row = tuple[str, str, str]
+
+_UNKNOWN = "not known"
+
+
+def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_per_kwh: float) -> dict[str, Any]:
+    """What a report says of a run. None is not known.
+
+    Args:
+        totals: :meth:`tiny_audio.training.ledger.Ledger.totals`.
+        price_per_hour: US dollars for all that the run occupies; None takes what ``totals`` know of it.
+        grid_gco2_per_kwh: of the electricity.
+    """
+    occupied_h = (totals["wall_s"] + totals["beside_s"]) / 3600
+    given = price_per_hour is not None
+    price = price_per_hour if given else totals["price_per_hour"]
+    joules = totals["measured_j"] + totals["rated_j"]
+    kwh = joules / JOULES_PER_KWH if joules else None
+    return {
+        "audio_hours": totals["audio_s"] / 3600,
+        **rates(totals),
+        "tokens": totals["tokens"],
+        "flops": totals["flops"] or None,
+        "step_hours": totals["wall_s"] / 3600,
+        "occupied_hours": occupied_h,
+        **{key: totals[key] for key in _MACHINE},
+        "price_per_hour": price,
+        "price_source": "given" if given else None if price is None else "rough, from the table",
+        "cost_usd": None if price is None else price * occupied_h,
+        "energy_kwh": kwh,
+        "energy_measured_share": totals["measured_j"] / joules if joules else None,
+        "grid_gco2_per_kwh": grid_gco2_per_kwh,
+        "co2_kg": None if kwh is None else kwh * grid_gco2_per_kwh / 1000,
+    }
+
+
+def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
+    """Of steps, from their sums: audio, tokens and waiting by time, padding by padded audio, work by the possible."""
+    step_s = max(1e-9, sums["wall_s"])
+    return {
+        "audio_hours_per_hour": sums["audio_s"] / step_s,
+        "padding_share": 1 - sums["audio_s"] / max(1e-9, sums["padded_s"]),
+        "tokens_per_s": sums["tokens"] / step_s,
+        "data_wait_share": sums["waited_s"] / step_s,
+        "utilization": sums["flops"] / sums["possible_flops"] if sums["possible_flops"] else None,
+    }
+
+
+def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
+    """What, how much, and how it is known, for a person to read.
+
+    Args:
+        ledger: of :func:`account`.
+    """
+    return [
+        ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio an hour", "of training steps"),
+        ("text", f"{ledger['tokens_per_s']:,.1f} tokens/s", f"{ledger['tokens']:,} target tokens"),
+        ("padding", f"{ledger['padding_share']:.1%}", "of the audio in batches"),
+        ("waiting for data", f"{ledger['data_wait_share']:.1%}", "of the time of steps"),
+        _work(ledger),
+        _utilization(ledger),
+        ("peak memory", f"{ledger['peak_memory_bytes'] / 2**30:.2f} GiB", _memory_source(ledger)),
+        _time(ledger),
+        _cost(ledger),
+        *_energy(ledger),
+    ]
+
+
+def _work(ledger: Mapping[str, Any]) -> Row:
+    if ledger["flops"] is None:
+        return "work", _UNKNOWN, "the model could not be rehearsed"
+    return "work", _scaled(ledger["flops"], "FLOPs"), "counted as tiny-audio plan does, without padding"
+
+
+def _utilization(ledger: Mapping[str, Any]) -> Row:
+    if ledger["utilization"] is None:
+        return "utilisation", _UNKNOWN, "without the work"
+    peak = f"{_scaled(1e12 * ledger['peak_tflops'], 'FLOPS')} ({ledger['peak_source']})"
+    return "utilisation", f"{ledger['utilization']:.1%}", f"of the peak, {peak}"
+
+
+def _memory_source(ledger: Mapping[str, Any]) -> str:
+    if ledger["memory_of"] == "GPU":
+        return "of the GPU, as PyTorch's allocator counts"
+    return "resident, of the training process"
+
+
+def _time(ledger: Mapping[str, Any]) -> Row:
+    beside = ledger["occupied_hours"] - ledger["step_hours"]
+    share = beside / ledger["occupied_hours"] if ledger["occupied_hours"] else 0.0
+    how = f"{share:.1%} of it evaluation and checkpoints; starting, and steps that were lost, not counted"
+    return "time", _duration(ledger["occupied_hours"]), how
+
+
+def _cost(ledger: Mapping[str, Any]) -> Row:
+    if ledger["cost_usd"] is None:
+        return "cost", _UNKNOWN, "set execution.price_per_hour"
+    return "cost", f"${ledger['cost_usd']:,.2f}", f"${ledger['price_per_hour']:,.2f} an hour ({ledger['price_source']})"
+
+
+def _energy(ledger: Mapping[str, Any]) -> list[Row]:
+    share, watts, source = ledger["energy_measured_share"], ledger["power_watts"], ledger["power_source"]
+    if share is None:
+        return [("energy", _UNKNOWN, source), ("CO2", _UNKNOWN, "without the energy")]
+    rated = f"from the rated power, {watts:,.0f} W ({source})" if watts else "from the rated power"
+    if share == 1:
+        how = "measured by NVML, the GPU alone"
+    elif share == 0:
+        how = f"not measured: {rated}, drawn all the time"
+    else:
+        how = f"{share:.0%} measured by NVML, the rest {rated}"
+    co2 = (
+        _scaled(1000 * ledger["co2_kg"], "g"),
+        f"{ledger['grid_gco2_per_kwh']:,.0f} g/kWh (execution.grid_gco2_per_kwh)",
+    )
+    return [("energy", _scaled(1000 * ledger["energy_kwh"], "Wh"), how), ("CO2", *co2)]
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.1f} min"
+    return f"{hours:.1f} h"
+
+
+def _scaled(count: float, unit: str) -> str:
+    prefixes = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"))
+    size, prefix = next((pair for pair in prefixes if count >= pair[0]), prefixes[-1])
+    return f"{count / size:.3g} {prefix}{unit}"

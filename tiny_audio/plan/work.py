@@ -1,0 +1,92 @@
+"""The work of a training step as a function of its clips, from the same rehearsal as the plan's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiny_audio.plan._step import Device, Rehearsed, Shape, rehearse
+from tiny_audio.recipe import Recipe, content_hash
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a forward and a backward pass over a clip, as far as the clip needs them: padding is none.
+
+    Layers that a recipe computes a second time, to save memory, count twice, as in ``tiny-audio plan``.
+    """
+
+    audio: tuple[float, float, float]
+    """Of all that runs at the audio's pace: by clip, second, and second²."""
+    decoder: tuple[float, float, float]
+    """By position, position², and target token, at which logits are computed."""
+    prompt_tokens: int
+    embeddings_per_s: float
+
+    def flops(self, durations_s: Sequence[float], num_tokens: Sequence[int]) -> float:
+        """Of clips together.
+
+        Args:
+            durations_s: of each clip, without padding.
+            num_tokens: of each clip's transcript, its end token included.
+        """
+        seconds, tokens = np.asarray(durations_s, dtype=np.float64), np.asarray(num_tokens, dtype=np.float64)
+        by_audio = np.stack([np.ones_like(seconds), seconds, seconds**2]).sum(1) @ self.audio
+        positions = _positions(self.prompt_tokens, self.embeddings_per_s, seconds, tokens)
+        return float(by_audio + np.stack([positions, positions**2, tokens]).sum(1) @ self.decoder)
+
+
+def work_of(recipe: Recipe, device: Device) -> Work:
+    """Rehearse three clips, from short ones to the longest that the recipe takes, and put curves through them.
+
+    The curves are of second degree: attention is, and everything else is linear.
+
+    Raises:
+        UserError: the model cannot be rehearsed.
+    """
+    parts = recipe.model_dump(mode="json", include={"encoder", "projector", "decoder", "ctc", "prompt"})
+    key = content_hash(
+        [parts, recipe.data.min_duration_s, recipe.data.max_duration_s, recipe.training.precision, device]
+    )
+    if key not in _KNOWN:
+        _KNOWN[key] = _rehearsed(recipe, device)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[str, Work] = {}
+"""Of this process: sweeps and benchmarks train the same model many times."""
+
+
+def _rehearsed(recipe: Recipe, device: Device) -> Work:
+    longest = recipe.data.max_duration_s
+    shortest = max(recipe.data.min_duration_s, longest / 8)
+    # Twice the text in the middle: work by position and work by token would look alike otherwise.
+    points = [
+        rehearse(recipe, Shape(1, seconds), device, text_share=share)
+        for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))
+    ]
+    seconds = np.array([point.shape.duration_s for point in points])
+    tokens = np.array([point.num_tokens for point in points], dtype=np.float64)
+    rate = next(row["frame_rate_hz"] for row in points[0].parts if row["part"] == "projector")
+    prompt = points[0].prompt_tokens
+    positions = _positions(prompt, rate, seconds, tokens)
+    decoder = np.array([_flops(point, decoder=True) for point in points])
+    audio = np.array([_flops(point, decoder=False) for point in points])
+    return Work(
+        tuple(np.linalg.solve(np.vander(seconds, 3, increasing=True), audio).tolist()),
+        tuple(np.linalg.solve(np.stack([positions, positions**2, tokens], axis=1), decoder).tolist()),
+        prompt,
+        rate,
+    )
+
+
+def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """That the decoder reads of each clip; the end token is predicted, and never read."""
+    positions: np.ndarray = prompt_tokens + embeddings_per_s * seconds + tokens - 1
+    return positions
+
+
+def _flops(point: Rehearsed, *, decoder: bool) -> int:
+    return sum(sum(counts.values()) for part, counts in point.flops.items() if (part == "decoder") == decoder)
