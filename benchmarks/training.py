@@ -1,0 +1,438 @@
+"""What bucketed batches and logits at label positions save, against a plain loop on the same clips and weights.
+
+    python benchmarks/training.py                               on a CPU, a model of 20 M parameters
+    python benchmarks/training.py --manifest all.jsonl          with the durations of real clips
+    python benchmarks/training.py --device cuda --full-size     the model card's recipe, random weights, bf16
+
+The plain loop takes a fixed number of random clips, pads them to the longest, and computes logits at every position,
+in fp32, as most training scripts do. Ours takes planned batches of clips of like length, and logits where there are
+labels. Everything else is one code: model, optimiser, clipping. Both take turns, step by step, so that a noisy machine
+disturbs them alike; read the ratios, not the seconds.
+
+The bound: first both take the same number of clips in each step. What can be gained then is arithmetic: steps of clips
+that are all equally long are timed for some durations, in either way of computing logits, and a curve of second degree
+goes through the times. The bound is what the plain loop's batches cost by its curve, over what ours cost by ours: the
+padding and the logits that need not be, at the prices that this machine was measured to ask for them. Ours must reach
+95 % of it.
+
+The same memory: then each takes the largest batch that stays within a bound on the peak of a step, as PyTorch's
+allocator counts it, weights aside: the plain loop as many of the longest clips as fit, since any batch may hold them;
+ours as many padded seconds as fit, however long the clips are. Ours must bring 2.5 times the audio through in the same
+time; if not, profiles show what takes the time. On a CPU larger batches are no faster by themselves, so this gain is
+less padding and fewer logits; a plain loop of single clips has no padding, and is timed too, for what it is worth.
+
+Both plans cover 20,000 clips; what is timed is an even sample of their batches, from the shortest to the longest. The
+small model has 32,000 token ids at 256 channels, so logits are a larger share of its work than of the model card's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from plan_memory import CARD, CARD_RANKS, HUBERT, SMALL, build, merged
+from record import Record, spread
+from torch.nn import functional as F
+
+from tiny_audio.data.order import BatchingConfig, plan_epoch
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.plan.work import work_of
+from tiny_audio.recipe import Recipe
+from tiny_audio.training.host import Host
+
+GAIN_SHARE, SPEEDUP, PADDING = 0.95, 2.5, 0.05
+CLIPS = 20_000
+SHORTEST_S, LONGEST_S = 0.5, 30.0
+MEDIAN_S, SIGMA = 6.0, 0.75
+CHARACTERS_PER_S, CHARACTERS_PER_TOKEN = 15, 4.5
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+GIB = 2**30
+PARTS = ("encoder", "projector", "decoder")
+
+
+def hubert(**overrides: Any) -> dict[str, Any]:
+    """The encoder of plan_memory, smaller."""
+    return {**HUBERT, "overrides": {**HUBERT["overrides"], **overrides}}
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "encoder": hubert(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, conv_dim=[64] * 7),
+        "projector": {"name": "swiglu", "hidden_dim": 512},
+        "decoder": {
+            "tokenizer": {"kind": "bpe", "vocab_size": 32_000},
+            "overrides": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
+        },
+    },
+    "tiny": {
+        "encoder": hubert(hidden_size=48, num_hidden_layers=1, conv_dim=[16] * 7),
+        "decoder": {"overrides": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}},
+    },
+}
+"""On top of plan_memory's recipe of random weights."""
+
+
+class Bench:
+    """A model, clips, and steps over them in either way."""
+
+    def __init__(self, document: dict[str, Any], device: str, durations_s: np.ndarray) -> None:
+        self.recipe = Recipe.model_validate_json(json.dumps(document))
+        self.device = torch.device(device)
+        self.durations_s = durations_s
+        self.in_half = self.recipe.training.precision == "bf16"
+        torch.manual_seed(0)
+        self.model, tokenizer, _ = build(self.recipe, device)
+        self.vocabulary = len(tokenizer)
+        for tensor in self.model.parameters():
+            if not tensor.requires_grad and self.in_half:
+                tensor.data = tensor.data.to(torch.bfloat16)
+        trained = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device == "cuda")
+        self.trained = trained
+        self.model.train()
+        self.noise = torch.randn(int((durations_s.max() + 1) * SAMPLE_RATE))
+
+    def tokens(self, duration_s: float) -> int:
+        """Of a clip's text, its end token included."""
+        return max(2, round(duration_s * CHARACTERS_PER_S / CHARACTERS_PER_TOKEN) + 1)
+
+    def batch(self, durations_s: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Noise as waveforms ``[B, S]``, lengths ``[B]``, and ids as targets."""
+        lengths = [int(duration * SAMPLE_RATE) for duration in durations_s]
+        waveforms = torch.zeros(len(lengths), max(lengths))
+        for row, length in enumerate(lengths):
+            waveforms[row, :length] = self.noise[:length]
+        targets = [torch.randint(3, self.vocabulary, (self.tokens(duration),)) for duration in durations_s]
+        return (
+            waveforms.to(self.device),
+            torch.tensor(lengths, device=self.device),
+            [row.to(self.device) for row in targets],
+        )
+
+    def ours(self, waveforms: torch.Tensor, lengths: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
+        """Summed loss, by the model's own forward pass."""
+        loss: torch.Tensor = self.model(waveforms, lengths, targets).decoder_loss.sum()
+        return loss
+
+    def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
+        """Summed loss: logits at every position, in fp32, and a loss that ignores those without a label."""
+        model = self.model
+        audio, audio_lengths = model.projector(model.encode(waveforms, lengths))
+        embeddings, mask = model.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
+        labels = torch.full(mask.shape, -100, device=self.device)
+        for row, (end, ids) in enumerate(zip(mask.sum(1).tolist(), targets, strict=True)):
+            labels[row, end - len(ids) : end] = ids
+        logits = model.decoder(embeddings, mask, torch.ones_like(mask))
+        return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=-100, reduction="sum")
+
+    def step(self, way: str, durations_s: Sequence[float]) -> float:
+        """Seconds of one optimiser step."""
+        batch = self.batch(durations_s)
+        self._synchronize()
+        started = time.perf_counter()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_half):
+            loss = getattr(self, way)(*batch) / sum(map(len, batch[2]))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._synchronize()
+        return time.perf_counter() - started
+
+    def peak_bytes(self, way: str, clips: int, duration_s: float) -> int:
+        """Most memory that a step over equal clips holds beyond what is held between steps."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step(way, [duration_s] * clips)
+            return torch.cuda.max_memory_allocated() - before
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            self.step(way, [duration_s] * clips)
+        assert profile.kineto_results is not None
+        held = peak = 0
+        for event in sorted(profile.kineto_results.events(), key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        return peak
+
+    def check_equal(self) -> None:
+        """Both ways give the same loss, so that they do the same work."""
+        batch = self.batch([1.0, 2.0, 3.1])
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_half):
+            ours, plain = self.ours(*batch), self.plain(*batch)
+        torch.testing.assert_close(ours, plain, rtol=2e-2 if self.in_half else 1e-4, atol=0.0)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def drawn_durations(manifest: Path | None) -> np.ndarray:
+    """Of 20,000 clips: a log-normal, or those of a manifest, drawn with replacement."""
+    rng = np.random.default_rng(0)
+    if manifest is None:
+        return np.clip(rng.lognormal(math.log(MEDIAN_S), SIGMA, CLIPS), SHORTEST_S, LONGEST_S)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    return rng.choice(np.array([row["duration"] for row in rows]), CLIPS)
+
+
+def plan(durations_s: np.ndarray, **settings: Any) -> list[np.ndarray]:
+    """Durations of the clips of every batch of an epoch."""
+    planned = plan_epoch(durations_s, BatchingConfig(**settings), 0, 0)
+    return [durations_s[list(planned[k])] for k in range(len(planned))]
+
+
+def padding(batches: list[np.ndarray]) -> float:
+    """As a share of all that is computed on."""
+    return 1 - sum(float(batch.sum()) for batch in batches) / sum(len(batch) * float(batch.max()) for batch in batches)
+
+
+def sample(batches: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """Evenly, from the batch of the shortest longest clip to that of the longest."""
+    ordered = sorted(batches, key=lambda batch: float(batch.max()))
+    places = (np.arange(count) + 0.5) * len(ordered) / count
+    return [ordered[int(place)] for place in places]
+
+
+def timed_rounds(
+    bench: Bench, ways: dict[str, str], sampled: dict[str, list[np.ndarray]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of all of a contender's batches, in each round; contenders take turns, evenly over a round."""
+    for name, batches in sampled.items():  # warm-up
+        bench.step(ways[name], batches[len(batches) // 2])
+    seconds: dict[str, list[float]] = {name: [0.0] * rounds for name in sampled}
+    for number in range(rounds):
+        rng = np.random.default_rng(number)
+        turns = [
+            ((turn + 0.5) / len(batches), name, batches[index])
+            for name, batches in sampled.items()
+            for turn, index in enumerate(rng.permutation(len(batches)))
+        ]
+        for _, name, batch in sorted(turns, key=lambda turn: turn[0]):
+            seconds[name][number] += bench.step(ways[name], batch)
+    return seconds
+
+
+def curves(bench: Bench, clips: int, rounds: int) -> dict[str, np.ndarray]:
+    """Way -> coefficients of the seconds that a step takes over equal clips, by their duration."""
+    longest = float(bench.durations_s.max())
+    grid = [longest * share for share in (0.05, 0.15, 0.3, 0.6, 1.0)]
+    times: dict[str, list[list[float]]] = {way: [[] for _ in grid] for way in ("plain", "ours")}
+    for number in range(rounds):
+        for place in np.random.default_rng(number).permutation(len(grid)):
+            for way in times:
+                times[way][place].append(bench.step(way, [grid[place]] * clips))
+    # Relative errors count, so that short steps weigh as much as long ones.
+    return {
+        way: np.polyfit(grid, medians, 2, w=1 / np.array(medians))
+        for way, measured in times.items()
+        for medians in [[float(np.median(values)) for values in measured]]
+    }
+
+
+def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int) -> None:
+    """The same number of clips a step: what is gained, of what arithmetic allows."""
+    record.say(f"## {clips} clips in every step")
+    plans = {
+        "plain": plan(bench.durations_s, max_clips=clips, pool_batches=1),
+        "ours": plan(bench.durations_s, max_clips=clips),
+    }
+    sampled = {name: sample(batches, count) for name, batches in plans.items()}
+    fitted = curves(bench, clips, rounds)
+    seconds = timed_rounds(bench, {"plain": "plain", "ours": "ours"}, sampled, rounds)
+    audio = {name: sum(float(batch.sum()) for batch in batches) for name, batches in sampled.items()}
+    # Of a second of audio; the samples' audio differs a little.
+    by_curve = {
+        name: sum(float(np.polyval(fitted[name], batch.max())) for batch in batches) / audio[name]
+        for name, batches in sampled.items()
+    }
+    gains = [
+        (plain / audio["plain"]) / (ours / audio["ours"])
+        for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)
+    ]
+    bound = by_curve["plain"] / by_curve["ours"]
+    unpadded = (1 - padding(plans["ours"])) / (1 - padding(plans["plain"]))
+    record.table(
+        ("", "padding, 20,000 clips", "audio s/s, median [range]", "by the curve"),
+        [
+            (
+                name,
+                f"{padding(plans[name]):.1%}",
+                spread([audio[name] / value for value in seconds[name]], 1),
+                f"{1 / by_curve[name]:.1f}",
+            )
+            for name in plans
+        ],
+    )
+    gain = float(np.median(gains))
+    record.say(
+        f"Ours / plain: {spread(gains)} over {rounds} rounds of {count} batches each. The bound by arithmetic is "
+        f"{bound:.2f}: padding alone allows about {unpadded:.2f}, the logits the rest."
+    )
+    record.say()
+    record.bar(f"{gain / bound:.1%} of the bound is reached, at least {GAIN_SHARE:.0%}", gain >= GAIN_SHARE * bound)
+    share = padding(plans["ours"])
+    record.bar(f"padding of ours {share:.1%}, at most {PADDING:.0%}", share <= PADDING)
+
+
+def largest(bench: Bench, bound: float) -> tuple[int, float]:
+    """Clips that the plain loop can take, and padded seconds that ours can, within ``bound`` bytes."""
+    longest = float(bench.durations_s.max())
+
+    def bytes_of(way: str, duration_s: float, few: int, many: int) -> tuple[float, float]:
+        """Constant, and for each clip."""
+        low, high = bench.peak_bytes(way, few, duration_s), bench.peak_bytes(way, many, duration_s)
+        return low - few * (high - low) / (many - few), (high - low) / (many - few)
+
+    constant, each = bytes_of("plain", longest, 2, 4)
+    clips = max(1, int((bound - constant) / each))
+    while clips > 1 and bench.peak_bytes("plain", clips, longest) > bound:
+        clips -= 1
+    budgets = []
+    # Short clips have more prompts to a second, long ones attend over more.
+    for share in (1.0, 0.35, 0.1):
+        constant, each = bytes_of("ours", longest * share, 2, 6)
+        budgets.append((bound - constant) / each * longest * share)
+    budget = min(budgets)
+    while bench.peak_bytes("ours", max(1, int(budget / longest)), longest) > bound:
+        budget *= 0.97
+    return clips, max(budget, longest)
+
+
+def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: int) -> None:
+    """The same peak memory, each at its largest batch: how much more audio passes."""
+    clips, budget = largest(bench, bound)
+    record.say(f"## {bound / GIB:.2f} GiB for a step")
+    record.say(
+        f"Plain: {clips} clips a step, since {clips} of {bench.durations_s.max():g} s are the most that fit. Ours: "
+        f"{budget:.0f} padded seconds a step, any number of clips."
+    )
+    plans = {
+        "plain": plan(bench.durations_s, max_clips=clips, pool_batches=1),
+        "ours": plan(bench.durations_s, max_clips=512, max_padded_s=budget),
+        "plain, clip by clip": [np.array([duration]) for duration in bench.durations_s],
+    }
+    counts = {"plain": count, "ours": count, "plain, clip by clip": 4 * count}
+    sampled = {name: sample(batches, counts[name]) for name, batches in plans.items()}
+    ways = {name: "ours" if name == "ours" else "plain" for name in plans}
+    seconds = timed_rounds(bench, ways, sampled, rounds)
+    audio = {name: sum(float(batch.sum()) for batch in batches) for name, batches in sampled.items()}
+    rates = {name: [audio[name] / value for value in values] for name, values in seconds.items()}
+    host = Host.of(bench.device, bench.recipe.execution, bench.recipe.training)
+    work = work_of(bench.recipe, "cuda" if bench.device.type == "cuda" else "cpu")
+    utilization = {
+        name: sum(work.flops(batch, [bench.tokens(duration) for duration in batch]) for batch in batches)
+        / (float(np.median(seconds[name])) * host.peak_flops)
+        for name, batches in sampled.items()
+    }
+    record.table(
+        ("", "clips a step", "padding", "audio hours per hour", "of the peak"),
+        [
+            (
+                name,
+                f"{np.mean([len(batch) for batch in batches]):.1f}",
+                f"{padding(batches):.1%}",
+                spread(rates[name], 1),
+                f"{utilization[name]:.1%}",
+            )
+            for name, batches in plans.items()
+        ],
+    )
+    record.say(
+        f"The peak is {host.peak_flops / 1e12:.3g} TFLOPS ({host.peak_source}); the work is counted as tiny-audio plan "
+        "does, without padding or logits that need not be."
+    )
+    gains = [ours / plain for ours, plain in zip(rates["ours"], rates["plain"], strict=True)]
+    record.say(f"Ours / plain: {spread(gains)} over {rounds} rounds.")
+    record.say()
+    gain = float(np.median(gains))
+    record.bar(f"{gain:.2f} times the audio, at least {SPEEDUP}", gain >= SPEEDUP)
+    share = padding(plans["ours"])
+    record.bar(f"padding of ours {share:.1%}, at most {PADDING:.0%}", share <= PADDING)
+    if gain < SPEEDUP:
+        for name in ("plain", "ours"):
+            record.say(f"Where {name} spends a step:")
+            record.say(profile(bench, ways[name], sampled[name][len(sampled[name]) // 2]))
+
+
+def profile(bench: Bench, way: str, batch: np.ndarray) -> str:
+    """The operations that take the most time, as an indented table."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profiled:
+        bench.step(way, batch)
+    key = f"self_{bench.device.type}_time_total"
+    table = profiled.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=40)
+    return "\n".join(f"    {line}" for line in table.splitlines())
+
+
+def document_of(arguments: argparse.Namespace, longest_s: float) -> dict[str, Any]:
+    """The recipe, which names data that nobody reads."""
+    if arguments.full_size:
+        kernel = {"attention": arguments.attention}
+        base = merged(merged(CARD, CARD_RANKS), {"encoder": kernel, "decoder": kernel})
+    else:
+        base = merged(SMALL, SIZES["tiny" if arguments.tiny else "small"])
+        base = merged(base, {"encoder": {"freeze": True}, "decoder": {"freeze": True}})
+        base = merged(base, CARD_RANKS)
+    device = {"device": arguments.device}
+    return merged(base, {"data": {"max_duration_s": longest_s}, "execution": device})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--full-size", action="store_true", help="the model card's recipe instead of a small model")
+    parser.add_argument("--attention", default="sdpa", help="at full size: sdpa or flash_attention_2")
+    parser.add_argument("--tiny", action="store_true", help="a model that only shows that the script works")
+    parser.add_argument("--manifest", type=Path, help="take the clips' durations from there")
+    parser.add_argument("--clips", type=int, default=8, help="in a step of the first comparison")
+    parser.add_argument("--batches", type=int, default=8, help="of each contender in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-gib", type=float, default=1.0, help="for a step, weights aside")
+    parser.add_argument("--output", type=Path, help="write the page there too")
+    arguments = parser.parse_args()
+    durations_s = drawn_durations(arguments.manifest)
+    bench = Bench(document_of(arguments, float(durations_s.max())), arguments.device, durations_s)
+    bench.check_equal()
+    record = Record("Training: planned batches and labelled logits against a plain loop", arguments.output)
+    sizes = {part: sum(tensor.numel() for tensor in getattr(bench.model, part).parameters()) for part in PARTS}
+    record.say(
+        "Random weights: "
+        + ", ".join(
+            f"{part} {bench.recipe.model_dump()[part]['name']} {size / 1e6:.1f} M" for part, size in sizes.items()
+        )
+        + f" parameters, {sum(tensor.numel() for tensor in bench.trained) / 1e6:.1f} M of them trained; "
+        f"{bench.vocabulary:,} token ids; {bench.recipe.training.precision}. Text: {CHARACTERS_PER_S} characters a "
+        f"second, {CHARACTERS_PER_TOKEN} a token."
+    )
+    where = (
+        arguments.manifest.name
+        if arguments.manifest
+        else (
+            f"a log-normal of median {MEDIAN_S:g} s and sigma {SIGMA:g}, as large mixed corpora have, cut at "
+            f"{SHORTEST_S:g} and {LONGEST_S:g} s"
+        )
+    )
+    record.say(f"Durations of {CLIPS:,} clips, from {where}:")
+    record.table(
+        ("quantile", *(f"{quantile:.0%}" for quantile in QUANTILES), "mean"),
+        [("s", *(f"{value:.1f}" for value in np.quantile(durations_s, QUANTILES)), f"{durations_s.mean():.1f}")],
+    )
+    same_clips(bench, record, arguments.clips, arguments.batches, arguments.rounds)
+    same_memory(bench, record, arguments.memory_gib * GIB, arguments.batches, arguments.rounds)
+    return record.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
