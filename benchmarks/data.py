@@ -1,0 +1,338 @@
+"""How fast clips come, against plain streaming and against decoding alone; and how long it takes to plan an epoch.
+
+    python benchmarks/data.py                                       clips are noise with the loudness of speech
+    python benchmarks/data.py --manifest librispeech/all.jsonl      real speech, each clip as often as needed
+    python benchmarks/data.py --only plan                           only the ten million clips
+
+Loading: parquet shards in the schema of LoquaciousSet hold FLAC. Three take turns, an epoch each:
+
+- ours: the source `parquet`, its planned order, two worker processes, padded batches with their targets;
+- streaming: `datasets` in streaming mode with a shuffle buffer, `Audio(decode=False)`, soundfile and padding in the two
+  workers of a DataLoader, batches of a fixed number of clips, with their targets;
+- decoding: two processes that have the same FLAC in memory and decode it with soundfile, and do nothing else.
+
+Starting the workers is part of an epoch for the first two. Ours must reach 70 % of the rate of decoding alone.
+
+Planning: ten million rows of metadata lie in parquet shards of the same schema, without audio. Each part runs in a
+process of its own: the index is made from the metadata columns; then, as when a training starts again, the index is
+opened and an epoch planned, which must take at most 60 s and 4 GiB of resident memory, pages of the mapped index
+included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from record import Record, spread
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from tiny_audio.augmentation import AugmentationConfig
+from tiny_audio.data.clips import ClipSet, Labeler, PlannedBatches
+from tiny_audio.data.order import BatchingConfig
+from tiny_audio.decoders import DECODERS, build_tokenizer
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.training.host import peak_resident_bytes
+
+DECODING_SHARE, PLAN_S, PLAN_GIB = 0.7, 60.0, 4.0
+WORKERS = 2
+BATCH = 16
+SHUFFLE_BUFFER = 1000
+ROW_GROUP = 100
+"""Rows, as the datasets library writes columns of audio."""
+SHARDS = 8
+GIB = 2**30
+SCHEMA = pa.schema(
+    {
+        "ID": pa.string(),
+        "duration": pa.float32(),
+        "wav": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "spk_id": pa.string(),
+        "sex": pa.string(),
+        "text": pa.string(),
+    }
+)
+WORDS = "THE OF AND TO IN A THAT IT WAS HIS HE WITH AS HAD FOR AT BY ON NOT BE FROM BUT THIS WHICH OR HAVE".split()
+
+
+# --- clips
+
+
+def speech(manifest: Path) -> Iterator[tuple[bytes, float, str]]:
+    """Encoded clips of a manifest, their seconds and texts, again and again."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    clips = [((manifest.parent / row["audio_filepath"]).read_bytes(), row["duration"], row["text"]) for row in rows]
+    while True:
+        yield from clips
+
+
+def noise() -> Iterator[tuple[bytes, float, str]]:
+    """Clips of a log-normal of durations, low-passed noise that swells as syllables do; 64, again and again."""
+    rng = np.random.default_rng(0)
+    clips = []
+    for seconds in np.clip(rng.lognormal(math.log(6.0), 0.75, 64), 0.5, 30.0):
+        samples = int(seconds * SAMPLE_RATE)
+        white = np.convolve(rng.standard_normal(samples), np.ones(8) / 8, mode="same")
+        envelope = np.abs(np.sin(np.pi * 2 * np.arange(samples) / SAMPLE_RATE)) ** 2
+        buffer = io.BytesIO()
+        soundfile.write(buffer, 0.2 * white * envelope, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        text = " ".join(rng.choice(WORDS, max(1, int(seconds * 2.5))))
+        clips.append((buffer.getvalue(), samples / SAMPLE_RATE, text))
+    while True:
+        yield from clips
+
+
+def write_shards(folder: Path, clips: Iterator[tuple[bytes, float, str]], count: int) -> None:
+    """``count`` clips in parquet files as LoquaciousSet has them."""
+    for shard in range(SHARDS):
+        rows = []
+        for number in range(shard, count, SHARDS):
+            audio, seconds, text = next(clips)
+            row = {"ID": f"clip-{number:06d}", "duration": seconds, "wav": {"bytes": audio, "path": f"{number}.flac"}}
+            rows.append(row | {"spk_id": f"s{number % 97}", "sex": "female", "text": text.upper()})
+        path = folder / f"train-{shard:05d}-of-{SHARDS:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=ROW_GROUP)
+
+
+# --- the three
+
+
+def ours(folder: Path, cache: Path, epoch: int) -> tuple[int, float]:
+    """Clips and seconds of one epoch."""
+    clips = gathered(folder, cache)
+    decoder = DECODERS.entry("smollm3").config.tiny()
+    tokenizer = build_tokenizer(decoder, clips.texts)
+    labeler = Labeler(tokenizer, tokenizer.eos_token_id, None, ENCODERS.entry("whisper").config.tiny())
+    started = time.perf_counter()
+    plan = clips.clips.plan(BatchingConfig(max_clips=BATCH), 0, epoch)
+    batches = PlannedBatches(clips.clips, plan, labeler, AugmentationConfig(), 60.0, 0, epoch)
+    count = 0
+    for batch in DataLoader(batches, batch_size=None, sampler=range(len(plan)), num_workers=WORKERS):
+        assert not batch.dropped, batch.dropped[0]
+        count += len(batch.targets)
+    return count, time.perf_counter() - started
+
+
+def gathered(folder: Path, cache: Path) -> ClipSet:
+    """All clips of the shards."""
+    config = SOURCES.parse({"name": "parquet", "path": str(folder), "audio_column": "wav", "id_column": "ID"})
+    return ClipSet.gather({"clips": SOURCES.build(config, SourceContext(cache))}, 0.1, 60.0)
+
+
+def streaming(folder: Path, tokenizer: Any, epoch: int) -> tuple[int, float]:
+    """Clips and seconds of one epoch of ``datasets`` in streaming mode."""
+    from datasets import Audio, load_dataset
+
+    files = sorted(map(str, folder.glob("*.parquet")))
+    dataset = load_dataset("parquet", data_files=files, split="train", streaming=True)
+    dataset = dataset.cast_column("wav", Audio(decode=False)).shuffle(seed=epoch, buffer_size=SHUFFLE_BUFFER)
+    started = time.perf_counter()
+    count = 0
+    collate = partial(decoded, tokenizer=tokenizer)
+    for waveforms, _, _ in DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate):
+        count += len(waveforms)
+    return count, time.perf_counter() - started
+
+
+def decoded(rows: list[dict[str, Any]], tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """A padded batch: waveforms, lengths, targets."""
+    waveforms = [torch.from_numpy(soundfile.read(io.BytesIO(row["wav"]["bytes"]), dtype="float32")[0]) for row in rows]
+    targets = [torch.tensor(tokenizer.encode(row["text"], add_special_tokens=False)) for row in rows]
+    return pad_sequence(waveforms, batch_first=True), torch.tensor([len(row) for row in waveforms]), targets
+
+
+def decoding(folder: Path) -> tuple[int, float]:
+    """Clips, and seconds of the slower of two processes that decode half of them each."""
+    files = sorted(folder.glob("*.parquet"))
+    barrier, results = multiprocessing.Barrier(WORKERS), multiprocessing.SimpleQueue()
+    processes = [
+        multiprocessing.Process(target=_decode, args=(files[number::WORKERS], barrier, results))
+        for number in range(WORKERS)
+    ]
+    for process in processes:
+        process.start()
+    counts = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(count for count, _ in counts), max(seconds for _, seconds in counts)
+
+
+def _decode(files: list[Path], barrier: Any, results: Any) -> None:
+    clips = [row["bytes"] for file in files for row in pq.read_table(file, columns=["wav"]).column("wav").to_pylist()]
+    barrier.wait()
+    started = time.perf_counter()
+    for clip in clips:
+        soundfile.read(io.BytesIO(clip), dtype="float32")
+    results.put((len(clips), time.perf_counter() - started))
+
+
+def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> None:
+    """Epochs of the three, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards, cache = Path(folder) / "shards", Path(folder) / "cache"
+        shards.mkdir()
+        write_shards(shards, noise() if manifest is None else speech(manifest), count)
+        clips = gathered(shards, cache)
+        tokenizer = build_tokenizer(DECODERS.entry("smollm3").config.tiny(), clips.texts)
+        size = sum(file.stat().st_size for file in shards.iterdir())
+        record.say("## Loading")
+        record.say(
+            f"{count:,} clips, {clips.duration_s / 3600:.2f} hours of {manifest.parent.name if manifest else 'noise'}, "
+            f"{size / 2**20:.0f} MiB of FLAC in {SHARDS} shards, {ROW_GROUP} rows a row group; {rounds} rounds."
+        )
+        ways: dict[str, Callable[[int], tuple[int, float]]] = {
+            "decoding alone": lambda _: decoding(shards),
+            "ours": lambda epoch: ours(shards, cache, epoch),
+            "datasets, streaming": lambda epoch: streaming(shards, tokenizer, epoch),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for epoch in range(rounds):
+            for name, run in ways.items():
+                clips_seen, seconds = run(epoch)
+                assert clips_seen == count, f"{name} gave {clips_seen} of {count} clips"
+                rates[name].append(count / seconds)
+        mean_s = clips.duration_s / count
+    shares = {
+        name: [rate / alone for rate, alone in zip(values, rates["decoding alone"], strict=True)]
+        for name, values in rates.items()
+    }
+    record.table(
+        ("", "clips/s, median [range]", "audio s/s", "of decoding alone"),
+        [
+            (name, spread(values, 0), f"{np.median(values) * mean_s:,.0f}", spread(shares[name]))
+            for name, values in rates.items()
+        ],
+    )
+    record.say()
+    share = float(np.median(shares["ours"]))
+    record.bar(
+        f"ours at {share:.0%} of the rate of decoding alone, at least {DECODING_SHARE:.0%}", share >= DECODING_SHARE
+    )
+
+
+# --- planning
+
+
+def write_metadata(folder: Path, count: int) -> None:
+    """Shards of ``count`` rows without audio."""
+    rng = np.random.default_rng(0)
+    shards = max(1, count // 100_000)
+    texts = [" ".join(rng.choice(WORDS, 20)) for _ in range(1000)]
+    for shard in range(shards):
+        numbers = np.arange(shard, count, shards)
+        table = pa.table(
+            {
+                "ID": pa.array([f"corpus-{number:09d}" for number in numbers]),
+                "duration": pa.array(
+                    np.clip(rng.lognormal(math.log(6.0), 0.75, len(numbers)), 0.5, 30.0), pa.float32()
+                ),
+                "wav": pa.nulls(len(numbers), SCHEMA.field("wav").type),
+                "spk_id": pa.array([f"s{number % 50_000}" for number in numbers]),
+                "sex": pa.array(["female"] * len(numbers)),
+                "text": pa.array([texts[number % 1000] for number in numbers]),
+            },
+            schema=SCHEMA,
+        )
+        pq.write_table(table, folder / f"train-{shard:05d}.parquet", row_group_size=ROW_GROUP)
+
+
+def stage(name: str, shards: Path, cache: Path) -> dict[str, Any]:
+    """One part of planning, in this process."""
+    started = time.perf_counter()
+    clips = gathered(shards, cache)
+    opened_s = time.perf_counter() - started
+    found: dict[str, Any] = {"opened_s": opened_s, "clips": len(clips.clips)}
+    if name == "plan":
+        started = time.perf_counter()
+        plan = clips.clips.plan(BatchingConfig(max_clips=64, max_padded_s=240.0), 0, 0)
+        found |= {"planned_s": time.perf_counter() - started, "batches": len(plan)}
+        started = time.perf_counter()
+        middle = plan[len(plan) // 2]
+        found |= {"batch_s": time.perf_counter() - started, "first_id": clips.clips[int(middle[0])].id}
+        assert len(np.unique(plan.order)) == len(clips.clips)
+    return found | {"peak_bytes": peak_resident_bytes(), "user_s": resource.getrusage(resource.RUSAGE_SELF).ru_utime}
+
+
+def planning(record: Record, count: int) -> None:
+    """Metadata, an index, a plan; each in a process of its own."""
+    record.say(f"## Planning {count:,} clips")
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        shards, cache = Path(folder) / "shards", Path(folder) / "cache"
+        shards.mkdir()
+        write_metadata(shards, count)
+        for name in ("index", "plan"):
+            command = [sys.executable, __file__, "--stage", name, str(shards), str(cache)]
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
+            found[name] = json.loads(done.stdout)
+        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    index, plan = found["index"], found["plan"]
+    assert index["clips"] == plan["clips"] == count
+    record.table(
+        ("", "seconds", "peak resident, GiB"),
+        [
+            ("index made from the metadata columns", f"{index['opened_s']:.1f}", f"{index['peak_bytes'] / GIB:.2f}"),
+            ("index opened", f"{plan['opened_s']:.1f}", ""),
+            ("epoch planned", f"{plan['planned_s']:.1f}", f"{plan['peak_bytes'] / GIB:.2f}"),
+            ("the middle batch asked for", f"{plan['batch_s']:.6f}", ""),
+        ],
+    )
+    record.say(
+        f"The index takes {size / GIB:.2f} GiB on disk; the plan has {plan['batches']:,} batches of 240 padded seconds."
+    )
+    record.say()
+    seconds, peak = plan["opened_s"] + plan["planned_s"], plan["peak_bytes"] / GIB
+    record.bar(f"opened and planned in {seconds:.1f} s, at most {PLAN_S:g} s", seconds <= PLAN_S)
+    record.bar(f"peak of {peak:.2f} GiB, at most {PLAN_GIB:g} GiB", peak <= PLAN_GIB)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, help="real clips: a manifest of FLAC files")
+    parser.add_argument("--clips", type=int, default=2000, help="to load in each epoch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plan-clips", type=int, default=10_000_000)
+    parser.add_argument("--only", choices=("load", "plan"))
+    parser.add_argument("--output", type=Path, help="write the page there too")
+    parser.add_argument("--stage", nargs=3, metavar=("NAME", "SHARDS", "CACHE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.stage:
+        name, shards, cache = arguments.stage
+        print(json.dumps(stage(name, Path(shards), Path(cache))))
+        return 0
+    record = Record(
+        "Data: loading against streaming and decoding alone, and planning ten million clips", arguments.output
+    )
+    if arguments.only != "plan":
+        loading(record, arguments.manifest, arguments.clips, arguments.rounds)
+    if arguments.only != "load":
+        planning(record, arguments.plan_clips)
+    return record.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
