@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
@@ -109,7 +110,8 @@ def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None 
         raise AudioError(
             "too_short", f"{name}: {frames:,} samples at {rate:,} Hz; at least {MIN_DURATION_S} s is needed"
         )
-    return _resampled(torch.cat(channel_means), rate)
+    waveform = channel_means[0] if len(channel_means) == 1 else torch.cat(channel_means)
+    return _resampled(waveform, rate)
 
 
 def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
@@ -193,26 +195,29 @@ def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
     """Decoded pieces ``[frames, channels]``, no more of them than the header promises."""
     import soundfile
 
-    size = _BLOCK_SAMPLES // file.channels
-    while True:
+    size, left = _BLOCK_SAMPLES // file.channels, file.frames
+    # Asking for nothing more at the end would cost as much as a search through the file.
+    while left > 0:
         try:
-            block = file.read(size, dtype="float32", always_2d=True)
+            block = file.read(min(size, left), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, ValueError, AssertionError) as error:
             raise AudioError(
                 "undecodable", f"{name}: decoding failed, the file is damaged or cut off: {_words(error)}"
             ) from error
         if len(block) == 0:
             return
+        left -= len(block)
         yield torch.from_numpy(block)
 
 
 def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
     # Checked before anything is computed: one such sample poisons the mean and the resampling filter.
-    if not torch.isfinite(block).all():
+    low, high = (float(bound) for bound in torch.aminmax(block))  # NaN where there is one
+    if not math.isfinite(high - low):
         raise AudioError("non_finite", f"{name}: holds NaN or infinite samples")
-    if block.abs().max() > MAX_AMPLITUDE:
+    if max(high, -low) > MAX_AMPLITUDE:
         raise AudioError("out_of_range", f"{name}: holds samples above {MAX_AMPLITUDE:,.0f} times full scale")
-    return block.mean(dim=1)  # [frames, channels] -> [frames]
+    return block[:, 0] if block.shape[1] == 1 else block.mean(dim=1)  # [frames, channels] -> [frames]
 
 
 def _check_mp3(stream: io.BytesIO | int, frames: int, expected: int, name: str) -> None:

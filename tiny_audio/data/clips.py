@@ -299,16 +299,17 @@ class Labeler:
     end_id: int
     ctc: CtcVocabulary | None
     encoder: EncoderConfig
+    _last: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     def targets(self, text: str) -> Tensor:
         """Token ids, the end token last."""
-        return torch.tensor([*self.tokenizer.encode(text, add_special_tokens=False), self.end_id])
+        return torch.tensor([*self._ids(text), self.end_id])
 
     def problem(self, text: str, num_samples: int) -> tuple[str, str] | None:
         """A reason and its detail where text and clip cannot go together."""
         if not text:
             return "text_missing", "data.target_text leaves nothing of its transcript"
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self._ids(text)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             return "unknown_token", f"the tokenizer has no token for a character of {text!r}"
         special = sorted(set(ids) & set(self.tokenizer.all_special_ids))
@@ -325,6 +326,13 @@ class Labeler:
         if min_frames(labels) > frames:
             return "text_too_long", f"{len(labels)} characters do not fit {frames} frames"
         return None
+
+    def _ids(self, text: str) -> list[int]:
+        # A text is checked, and then made into targets.
+        if text not in self._last:
+            self._last.clear()
+            self._last[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._last[text]
 
 
 class PlannedBatches(Dataset[Batch]):
