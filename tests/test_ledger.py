@@ -342,7 +342,7 @@ def test_another_price_makes_another_report_and_nothing_else(document: Document,
     recipe = parse(changed(document, execution__price_per_hour=0.0, execution__grid_gco2_per_kwh=50.0))
     report = Run(recipe, "a *bold* name", finished, Listener()).complete()
     assert report["ledger"]["cost_usd"] == 0
-    assert report["ledger"]["co2_kg"] == report["ledger"]["energy_kwh"] * 0.05
+    assert report["ledger"]["co2_kg"] == pytest.approx(report["ledger"]["energy_kwh"] * 0.05)
     assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert recipe.run_id() == parse(document).run_id()
 
