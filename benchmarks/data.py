@@ -73,7 +73,7 @@ SCHEMA = pa.schema(
         "text": pa.string(),
     }
 )
-WORDS = "THE OF AND TO IN A THAT IT WAS HIS HE WITH AS HAD FOR AT BY ON NOT BE FROM BUT THIS WHICH OR HAVE".split()
+WORDS = ("THE", "OF", "AND", "TO", "IN", "A", "THAT", "IT", "WAS", "HIS", "HE", "WITH", "AS", "HAD", "FOR", "AT")
 
 
 # --- clips

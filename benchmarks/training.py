@@ -9,11 +9,11 @@ in fp32, as most training scripts do. Ours takes planned batches of clips of lik
 labels. Everything else is one code: model, optimiser, clipping. Both take turns, step by step, so that a noisy machine
 disturbs them alike, and of each step the least disturbed of some rounds counts; read the ratios, not the seconds.
 
-The bound: first both take the same number of clips in each step. What can be gained then is arithmetic: steps of equally
-long clips (one a little shorter, so that there is a mask) are timed for some durations, in either way of computing
-logits, and a curve of second degree goes through the times. The bound is what the plain loop's batches cost by
-its curve, over what ours cost by ours: the padding and the logits that need not be, at the prices that this machine was
-measured to ask for them. Ours must reach 95 % of it.
+The bound: first both take the same number of clips in each step. What can be gained then is arithmetic: steps of
+equally long clips (one a little shorter, so that there is a mask) are timed for some durations, in either way of
+computing logits, and a curve of second degree goes through the times. The bound is what the plain loop's batches cost
+by its curve, over what ours cost by ours: the padding and the logits that need not be, at the prices that this machine
+was measured to ask for them. Ours must reach 95 % of it.
 
 The same memory: then each takes the largest batch that stays within a bound on the peak of a step, as PyTorch's
 allocator counts it, weights aside: the plain loop as many of the longest clips as fit, since any batch may hold them;
