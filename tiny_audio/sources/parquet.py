@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
+from tiny_audio.sources._hub_cache import DiskCache
 from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
 from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, words
 from tiny_audio.sources._row_groups import ROW_GROUPS
@@ -37,6 +38,9 @@ class ParquetConfig(ColumnsConfig):
     path: NonEmpty = Field(json_schema_extra={"identity": False})
     """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
     home folder."""
+    cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra={"identity": False})
+    """Gigabytes of row groups to keep on disk as clips can be read from them one by one; parquet gives them only all at
+    once. With less than the clips that are shuffled together, row groups are read many times."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -50,6 +54,7 @@ class ParquetSource(Source):
 
     path: Path
     columns: Columns
+    cache_bytes: int
     cache_dir: Path
 
     def index(self) -> Index:
@@ -73,23 +78,28 @@ class ParquetSource(Source):
         shard, row_group, row = place(utterance)
         path = self._root() / shard
         try:
-            clips = ROW_GROUPS((path, row_group), lambda: self._read(path, row_group))
+            clips = ROW_GROUPS((path, row_group), lambda: (self._read(path, row_group), 0))
         except FileNotFoundError as error:
             raise UserError(f"{path} is gone since it was indexed; put it back, or start again") from error
         except OSError as error:
             raise AudioError("undecodable", f"{place_of(shard, row_group, row)}: cannot be read: {error}") from error
         return clip_bytes(clips, row, place_of(shard, row_group, row))
 
-    def _read(self, path: Path, row_group: int) -> tuple[pa.ChunkedArray, int]:
+    def _read(self, path: Path, row_group: int) -> pa.ChunkedArray:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            with pq.ParquetFile(path) as file:
-                clips = read_audio(file, row_group, self.columns)
-        except pa.ArrowException as error:
-            raise OSError(words(error)) from error
-        return clips, clips.nbytes
+        def read() -> pa.ChunkedArray:
+            try:
+                with pq.ParquetFile(path) as file:
+                    return read_audio(file, row_group, self.columns)
+            except pa.ArrowException as error:
+                raise OSError(words(error)) from error
+
+        status = path.stat()
+        identity = json.dumps([str(path), status.st_mtime_ns, status.st_size, self.columns.audio])
+        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
+        return DiskCache(self.cache_dir / "parquet" / "row_groups", self.cache_bytes).get(name, read)
 
     def _tables(self, root: Path, shards: list[str]) -> Iterator[pa.Table]:
         import pyarrow as pa
@@ -136,7 +146,10 @@ class ParquetSource(Source):
 def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
     """The source of local parquet files; it reads nothing before it is indexed."""
     return ParquetSource(
-        Path(os.path.expanduser(config.path)).absolute(), Columns.of(config), context.cache_dir.absolute()
+        Path(os.path.expanduser(config.path)).absolute(),
+        Columns.of(config),
+        round(config.cache_gb * 1e9),
+        context.cache_dir.absolute(),
     )
 
 
