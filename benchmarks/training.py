@@ -1,6 +1,6 @@
 """What bucketed batches and logits at label positions save, against a plain loop on the same clips and weights.
 
-    python benchmarks/training.py                               on a CPU, a model of 20 M parameters
+    python benchmarks/training.py                               on a CPU, a model of 20 M parameters, some minutes
     python benchmarks/training.py --manifest all.jsonl          with the durations of real clips
     python benchmarks/training.py --device cuda --full-size     the model card's recipe, random weights, bf16
 
@@ -405,9 +405,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a model that only shows that the script works")
     parser.add_argument("--manifest", type=Path, help="take the clips' durations from there")
     parser.add_argument("--clips", type=int, default=8, help="in a step of the first comparison")
-    parser.add_argument("--batches", type=int, default=8, help="of each contender in a round")
+    parser.add_argument("--batches", type=int, default=6, help="of each contender in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory-gib", type=float, default=1.5, help="for a step, weights aside")
+    parser.add_argument("--memory-gib", type=float, default=1.0, help="for a step, weights aside")
     parser.add_argument("--output", type=Path, help="write the page there too")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
