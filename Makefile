@@ -1,6 +1,7 @@
 # make quickstart   set up .venv and train a recogniser from nothing (minutes)
 # make test         set up .venv and run the tests
 # make check        what CI runs: format, lint, types, tests
+# make benchmarks  start-up, memory, loading and training, each against a baseline (an hour)
 # make docs         the reference pages in docs/, generated from the code
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +40,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/plan_memory.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
