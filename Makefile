@@ -37,7 +37,6 @@ docs: setup
 
 benchmarks: setup
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/plan_memory.py
 	$(BIN)/python benchmarks/data.py
