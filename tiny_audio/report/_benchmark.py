@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tiny_audio.report._html import DASH, Markup, compact, count, duration, interval, page, percent, table, tag
+from tiny_audio.report._html import DASH, Markup, compact, count, duration, interval, label, page, percent, table, tag
 from tiny_audio.report._scatter import Point, scatter_plot
 from tiny_audio.report._svg import IntervalRow, Series, interval_plot, line_chart
 from tiny_audio.yaml_file import dump_yaml
@@ -69,7 +70,7 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Markup:
         head,
         [
             [
-                tag("b", row["label"]),
+                label(row["label"]),
                 row["set"],
                 tag("b", row["verdict"]) if row["verdict"] in ("better", "worse") else row["verdict"],
                 percent(row["difference"], sign="+"),
@@ -135,7 +136,7 @@ def _scores(variants: Sequence[Mapping[str, Any]], name: str) -> Markup:
     rows = []
     for variant in variants:
         found = variant["sets"][name]
-        cells: list[object] = [tag("b", variant["label"]), tag("b", percent(found["wer"])), interval(found["interval"])]
+        cells: list[object] = [label(variant["label"]), tag("b", percent(found["wer"])), interval(found["interval"])]
         cells.append(", ".join(f"{100 * rate:.2f}" for rate in found["by_seed"]))
         rows.append(cells + [count(found[f"{kind}_hypotheses"]) for kind in ("empty", "looping", "truncated")])
     return table(head, rows, numbers=range(1, len(head)))
@@ -150,7 +151,7 @@ def _variants(variants: Sequence[Mapping[str, Any]]) -> Markup:
         steps = sorted(set(variant["steps"]))
         rows.append(
             [
-                tag("b", variant["label"]),
+                label(variant["label"]),
                 tag("span", tag("code", variant["section"]["name"]), f" {shown}" if shown else None),
                 count(variant["parameters"]),
                 compact(variant["embeddings_per_s"]),
@@ -169,14 +170,17 @@ def _controls(results: Mapping[str, Any]) -> list[Markup]:
     for control in results["controls"]:
         found = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
         holds = "yes" if control["held"] else tag("b", "NO")
-        rows.append([tag("b", control["label"]), _CONTROLS[control["kind"]], control["expected"], found, holds])
+        rows.append([label(control["label"]), _CONTROLS[control["kind"]], control["expected"], found, holds])
     return [table(head, rows), _comparisons([row for row in results["comparisons"] if row["control"] is not None])]
 
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    for start in range(0, len(variants), 4):  # more lines in one chart cannot be told apart
-        series = [Series(variant["label"], _mean_curve(variant["curves"])) for variant in variants[start : start + 4]]
+    # More than four lines in one chart cannot be told apart; a chart of one would not say whose it is.
+    total, number = len(variants), math.ceil(len(variants) / 4)
+    for place in range(number):
+        chosen = variants[place * total // number : (place + 1) * total // number]
+        series = [Series(variant["label"], _mean_curve(variant["curves"])) for variant in chosen]
         charts.append(line_chart("Decoder's loss per token, averaged over seeds", series, may_be_log=True))
     drawn = [chart for chart in charts if chart]
     return [tag("div", *drawn, class_="charts")] if drawn else []

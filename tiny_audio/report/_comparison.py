@@ -6,7 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from tiny_audio.report._html import DASH, Markup, compact, count, duration, interval, number, page, percent, table, tag
+from tiny_audio.report._html import (
+    DASH,
+    Markup,
+    compact,
+    count,
+    duration,
+    interval,
+    label,
+    number,
+    page,
+    percent,
+    table,
+    tag,
+)
 from tiny_audio.report._svg import IntervalRow, interval_plot
 from tiny_audio.scoring import Alignment, Normalizer, align, normalizer
 
@@ -46,11 +59,6 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _name(name: str) -> Markup:
-    """In bold, and broken into lines where it is long, as names of a sweep's variants are."""
-    return tag("b", name, style="white-space:normal")
-
-
 def _verdicts(comparison: Mapping[str, Any]) -> list[Markup]:
     """One line per variant and set: what may be said, in words."""
     rows = []
@@ -60,7 +68,7 @@ def _verdicts(comparison: Mapping[str, Any]) -> list[Markup]:
             shown = tag("span" if verdict == "no difference shown" else "b", verdict, class_="nowrap")
             change, bounds = percent(found["difference"], sign="+"), interval(found["interval"], sign="+")
             p_values = (_p(found[key]) for key in ("p_value", "p_adjusted"))
-            rows.append([_name(found["name"]), set_name, shown, change, bounds, *p_values])
+            rows.append([label(found["name"]), set_name, shown, change, bounds, *p_values])
     if not rows:
         return []
     size = comparison["num_comparisons"]
@@ -134,7 +142,7 @@ def _scores(entry: Mapping[str, Any]) -> Markup:
     ctc_differences = {row["name"]: row for row in entry["differences"]}
     rows = []
     for variant in entry["variants"]:
-        cells = [_name(variant["name"]), tag("b", percent(variant["wer"])), interval(variant["wer_interval"])]
+        cells = [label(variant["name"]), tag("b", percent(variant["wer"])), interval(variant["wer_interval"])]
         cells += [compact(variant[kind]) for kind in ("substitutions", "deletions", "insertions")]
         if has_seeds:
             cells.append(", ".join(f"{100 * rate:.2f}" for rate in variant["seeds"]))
@@ -150,7 +158,7 @@ def _scores(entry: Mapping[str, Any]) -> Markup:
 
 def _slices(entry: Mapping[str, Any]) -> Iterator[Markup]:
     names = [variant["name"] for variant in entry["variants"]]
-    head = ["Slice", "", "Utterances", "Words", *map(_name, names)]
+    head = ["Slice", "", "Utterances", "Words", *map(label, names)]
     rows = []
     before = None
     for part in entry["slices"]:
@@ -257,7 +265,7 @@ def _runs(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
         runs = [
             tag("div", tag("code", run["folder"]), f" seed {run['seed']}", class_="nowrap") for run in variant["runs"]
         ]
-        cells = [_name(variant["name"]), *sizes, count(variant["steps"]), compact(variant["audio_hours"])]
+        cells = [label(variant["name"]), *sizes, count(variant["steps"]), compact(variant["audio_hours"])]
         rows.append([*cells, duration(variant["wall_s"]), variant["device"], tag("div", *runs)])
     return [table(head, rows, numbers=(1, 2, 3, 4, 5))]
 
@@ -270,7 +278,7 @@ def _recipe(fields: Sequence[Mapping[str, Any]], variants: Sequence[Mapping[str,
     for field in fields:
         values = (field["values"][name] for name in names)
         rows.append([tag("code", field["field"]), *(tag("code", DASH if v is None else v) for v in values)])
-    return [table(["Field", *map(_name, names)], rows)]
+    return [table(["Field", *map(label, names)], rows)]
 
 
 def _p(value: float) -> str:

@@ -45,6 +45,11 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: 
     return tag("div", tag("table", tag("thead", cells("th", head)), body), class_="scroll")
 
 
+def label(text: object) -> Markup:
+    """What a row or column is about, broken into lines where it is long, as names of a sweep's variants are."""
+    return tag("b", text, class_="label")
+
+
 def page(title: str, *body: object) -> str:
     """A whole page that loads nothing and runs nothing."""
     head = tag(
@@ -113,16 +118,17 @@ def duration(seconds: object) -> str:
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--panel:#f6f7f9;--ink:#1b1f24;--muted:#5d6673;--line:#d9dee5;--grid:#e7eaef;
 --s1:#0b62b8;--s2:#c2540a;--s3:#0b7d5c;--s4:#9b3f86;--s5:#7a6200;--s6:#4a5563;
---sub:#7a4b00;--sub-bg:#fdf0cf;--del:#a3182b;--del-bg:#fde4e6;--ins:#1c5fa8;--ins-bg:#e0eefc}
+--sub:#7a4b00;--sub-bg:#fdf0cf;--del:#a3182b;--del-bg:#fde4e6;--ins:#1c5fa8;--ins-bg:#e0eefc;--shade:rgba(27,31,36,.3)}
 @media screen and (prefers-color-scheme:dark){:root{--bg:#12161b;--panel:#1a2027;--ink:#e6eaef;--muted:#98a3b1;
 --line:#323b46;--grid:#262e37;--s1:#6cb2f7;--s2:#f59a57;--s3:#4cc9a0;--s4:#d992c8;--s5:#d8bd4f;--s6:#a9b5c3;
---sub:#f3cd7c;--sub-bg:#3b2f12;--del:#ff9aa6;--del-bg:#45191f;--ins:#93c6fb;--ins-bg:#142f4b}}
+--sub:#f3cd7c;--sub-bg:#3b2f12;--del:#ff9aa6;--del-bg:#45191f;--ins:#93c6fb;--ins-bg:#142f4b;
+--shade:rgba(152,163,177,.45)}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2.2rem 1.5rem 4rem;max-width:1120px;background:var(--bg);color:var(--ink);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:1.9rem;line-height:1.2;margin:0;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.8rem 0 .8rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
-h3{font-size:1.02rem;margin:1.6rem 0 .5rem}h4{font-size:.9rem;margin:1.1rem 0 .4rem}
+h3{font-size:1.02rem;margin:1.6rem 0 .5rem}h4{font-size:.9rem;margin:1.1rem 0 .4rem}h2,h3,h4,p{overflow-wrap:anywhere}
 p{margin:.5rem 0;max-width:75ch}.muted,figcaption small{color:var(--muted);font-weight:400}small{font-size:.85em}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.87em}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:1rem;overflow:auto}
@@ -146,12 +152,20 @@ svg text.l{fill:var(--ink);font-size:13px}svg text.v{font-size:13px;font-weight:
 .s4{stroke:var(--s4);stroke-dasharray:10 3 2 3}.s5{stroke:var(--s5);stroke-dasharray:4 2}.s6{stroke:var(--s6)}
 .f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}.f6{fill:var(--s6)}
 .second{fill:none;stroke:var(--s2);stroke-width:1.8}
-.scroll{overflow-x:auto;margin:.5rem 0}figure .scroll{margin:0}.scroll svg{min-width:660px}
+/* A shade at the side on which there is more: it stays, and what covers it scrolls along. */
+.scroll{overflow-x:auto;margin:.5rem 0;background:linear-gradient(90deg,var(--bg) 40%,transparent),
+linear-gradient(270deg,var(--bg) 40%,transparent) 100% 0,
+radial-gradient(farthest-side at 0 50%,var(--shade),transparent),
+radial-gradient(farthest-side at 100% 50%,var(--shade),transparent) 100% 0;background-repeat:no-repeat;
+background-size:40px 100%,40px 100%,13px 100%,13px 100%;background-attachment:local,local,scroll,scroll}
+figure .scroll{margin:0;--bg:var(--panel)}.scroll svg{min-width:660px}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:40%}
 th{text-align:left;font-weight:600;color:var(--muted);border-bottom:1px solid var(--line);vertical-align:bottom}
 th,td{padding:.3rem .9rem .3rem 0}td{border-bottom:1px solid var(--grid);vertical-align:top;overflow-wrap:break-word}
 .n{text-align:right;white-space:nowrap}.nest{padding-left:1.1rem;color:var(--muted)}
 td b,.nest,.nowrap{white-space:nowrap}
+.label{white-space:normal;overflow-wrap:anywhere;display:inline-block;min-width:8.5em;max-width:22em}
+.n .label{min-width:0}
 article{border:1px solid var(--line);border-radius:8px;padding:.65rem .9rem .75rem;margin:.7rem 0;break-inside:avoid}
 article header{display:flex;flex-wrap:wrap;gap:.1rem .9rem;align-items:baseline;font-size:.86rem;color:var(--muted)}
 article header b{color:var(--ink);overflow-wrap:anywhere}

@@ -46,9 +46,12 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
         parts.append(tag("line", x1=left, x2=width - right, y1=y_at(tick), y2=y_at(tick), class_="grid"))
         parts.append(tag("text", f"{100 * tick:.3g} %", x=left - 7, y=y_at(tick) + 4, text_anchor="end"))
     bottom = height - below
+    shown = ""
     for tick in (tick for tick in linear_ticks(first, last) if first <= tick <= last):
         parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=bottom, y2=bottom + 4, class_="axis"))
-        parts.append(tag("text", show(tick), x=x_at(tick), y=bottom + 17, text_anchor="middle"))
+        if show(tick) != shown:  # rounded as the points are, neighbours can read the same
+            shown = show(tick)
+            parts.append(tag("text", shown, x=x_at(tick), y=bottom + 17, text_anchor="middle"))
     parts.append(tag("line", x1=left, x2=width - right, y1=bottom, y2=bottom, class_="axis"))
     parts.append(tag("text", x_name, x=(left + width - right) / 2, y=height - 3, text_anchor="middle"))
     places = [(x_at(point.x), y_at(point.y)) for point in points]

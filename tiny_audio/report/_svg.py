@@ -14,7 +14,7 @@ _NUM_COLOURS = 6
 _MAX_POINTS = 300  # more would be drawn over each other, and make the page heavy
 _MAX_HITS = 100
 _MAX_MARKED = 40
-_MAX_NAME = 48
+_MAX_NAME = 36
 _LOG_RATIO = 30.0  # beyond it, the small values of a curve are a flat line on a linear axis
 
 
@@ -102,7 +102,7 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signe
     sign = "+" if signed else ""
     width, right, row_height, above = 1000.0, 235.0, 34.0, 8.0
     longest = min(_MAX_NAME, max(len(row.name) for row in rows))
-    left = max(230.0, 30 + 7.3 * longest)
+    left = max(140.0, 30 + 7.3 * longest)
     ends = [end for row in rows for end in (row.value, row.second or 0.0, *(row.interval or ()))]
     ticks = linear_ticks(min(0.0, *ends), max(0.0, *ends) or 0.01)
     bottom = above + row_height * len(rows)
@@ -121,7 +121,9 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signe
         low, high = row.interval or (row.value, row.value)
         ends_text = f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]".replace("-", "−") if row.interval else ""
         marks: list[object] = [tag("title", f"{row.name}: {percent(row.value, sign=sign)}{ends_text}")]
-        name = row.name if len(row.name) <= _MAX_NAME else f"{row.name[: _MAX_NAME - 1]}…"
+        # Names of one family differ at either end.
+        half = _MAX_NAME // 2
+        name = row.name if len(row.name) <= _MAX_NAME else f"{row.name[:half]}…{row.name[1 - half :]}"
         marks.append(tag("text", name, x=left - 16, y=y + 4.5, text_anchor="end", class_="l"))
         marks.append(tag("line", x1=x_at(low), x2=x_at(high), y1=y, y2=y, class_="s1", stroke_width=2.5))
         for end in (low, high) if row.interval else ():
