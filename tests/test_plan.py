@@ -313,6 +313,8 @@ def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
     assert worst_shapes(parse(document)) == [Shape(4, 10.0), Shape(32, 1.25)]
     assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(4, 20.0), Shape(32, 2.5)]
     assert worst_shapes(parse(document, batching__max_clips=3)) == [Shape(3, 10.0)]
+    unbounded = parse(document, batching__max_clips=10**9, data__min_duration_s=0.5)
+    assert worst_shapes(unbounded) == [Shape(4, 10.0), Shape(80, 0.5)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
     assert planned.padding_share < 0.05
     # A batch holds as many seconds as its budget, less padding and the part of a clip that it has no room for.
@@ -508,6 +510,12 @@ def test_this_cpu(document: Document) -> None:
         ),
         (["--utilization", "40"], "--utilization 40 is a share of the peak speed; give one above 0 and at most 1"),
         (["--utilization", "0"], "--utilization 0 is a share of the peak speed; give one above 0 and at most 1"),
+        (
+            ["batching.max_clips=20000"],
+            "a batch of 20,000 clips cannot be planned, nor trained on; lower batching.max_clips to at most 10,000, or "
+            "bound the seconds of a batch by batching.max_padded_s",
+        ),
+        (["--gpu", ""], "--gpu: there is no '' in the table; Allowed: a100-40g, "),
         (["--price-per-hour", "-1"], "--price-per-hour -1 is no price; give US dollars, 0 or more"),
         (
             ["--mean-clip-s", "20"],

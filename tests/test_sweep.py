@@ -199,6 +199,16 @@ def test_what_could_not_be_compared(document: Document, write_recipe: Write) -> 
     )
 
 
+@pytest.mark.parametrize("command", [["run"], ["sweep", "projector=swiglu,conv"], ["bench", "projectors"]])
+def test_a_file_is_no_place_for_results(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before anything is trained or measured."""
+    name, *rest = command
+    (tmp_path / "file").write_text("")
+    at = [name, *rest[:1], "r.yaml"] if name == "bench" else [name, "r.yaml", *rest]
+    assert main([*at, "--output-dir", str(tmp_path / "file")]) == 2
+    assert f"Invalid value for '--output-dir': dir '{tmp_path / 'file'}' is a file." in capsys.readouterr().err
+
+
 def test_a_dry_run_starts_nothing(
     recipe: Path, swept: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

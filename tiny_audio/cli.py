@@ -60,7 +60,7 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where the run goes. Default: runs/<recipe>-<content hash>.")
+        Path | None, typer.Option(help="Where the run goes. Default: runs/<recipe>-<content hash>.", file_okay=False)
     ] = None,
 ) -> None:
     """Train, export, evaluate and report. The same command continues an interrupted run.
@@ -92,7 +92,7 @@ def sweep(
         ),
     ],
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where the runs go. Default: sweeps/<recipe>-<content hash>.")
+        Path | None, typer.Option(help="Where the runs go. Default: sweeps/<recipe>-<content hash>.", file_okay=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and start none.")] = False,
 ) -> None:
@@ -192,7 +192,9 @@ def bench_projectors(
     ] = False,
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Where results go. Default: runs/bench-<recipe> with --train, otherwise nowhere."),
+        typer.Option(
+            help="Where results go. Default: runs/bench-<recipe> with --train, otherwise nowhere.", file_okay=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -160,7 +160,7 @@ def plan_recipe(
             f"--mean-clip-s {mean_s:g} is not between data.min_duration_s {data.min_duration_s:g} and "
             f"data.max_duration_s {data.max_duration_s:g}; give a duration between them"
         )
-    machines = [machine(gpu)] if gpu else list(GPUS.values())
+    machines = list(GPUS.values()) if gpu is None else [machine(gpu)]
     device = machines[0].device
     for part in ("encoder", "decoder"):
         if device == "cpu" and getattr(recipe, part).attention == "flash_attention_2":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tiny_audio.augmentation import SpecAugment
+from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.meta import build_on_meta
 from tiny_audio.packing import PACKED
@@ -30,6 +31,8 @@ CHARACTERS_PER_S = 15
 """Of English, read or spoken."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
 """By tokenizer: a large language model's own, one trained on the transcripts, one with a token for each character."""
+_MAX_CLIPS = 10_000
+"""Of a batch; the rehearsal has a length and a transcript for each."""
 TEMPLATE_TOKENS = 30
 """Of a chat template, around the messages."""
 
@@ -78,9 +81,20 @@ class Rehearsed:
 
 
 def worst_shapes(recipe: Recipe) -> list[Shape]:
-    """The batches that may take the most memory: of the longest clips, and of the most."""
+    """The batches that may take the most memory: of the longest clips, and of the most.
+
+    Raises:
+        UserError: there are too many clips in one.
+    """
     slowest = min(*(recipe.augmentation.speed or (1.0,)), 1.0)
     longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
+    if budget is not None:
+        most = min(most, int(budget / recipe.data.min_duration_s))  # a large number may stand for no bound
+    if most > _MAX_CLIPS:
+        raise UserError(
+            f"a batch of {most:,} clips cannot be planned, nor trained on; lower batching.max_clips to at most "
+            f"{_MAX_CLIPS:,}, or bound the seconds of a batch by batching.max_padded_s"
+        )
     if budget is None or most * longest <= budget:
         return [Shape(most, longest / slowest)]
     # Many short clips have more prompts and more text.
