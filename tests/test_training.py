@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tests.conftest import UNUSABLE, Document, changed, manifest_row, tiny_recipe, write_clips, write_odd_clips
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.clips import ClipSet, PlannedBatches, check_dropped, read_dropped, write_dropped
+from tiny_audio.data.clips import ClipSet, PlannedBatches, check_dropped
+from tiny_audio.data.dropped import DroppedLog, read_dropped
 from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.run import Run, assemble
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
@@ -25,6 +26,7 @@ from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import MetricsLog, read_metrics
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -287,10 +289,14 @@ def test_a_checkpoint_brings_everything_back(document: Document, tmp_path: Path)
 
     second = make_trainer(changed(document, training__seed=9), tmp_path / "second")
     assert different(weights(first), weights(second))
-    assert checkpoint.load(saved, second.bare_model, second.optimizer.optimizer) == progress
+    optimizer, notes = second.optimizer.optimizer, []
+    loaded = checkpoint.load_newest(saved.parent, second.bare_model, optimizer, notes.append, World())
+    assert loaded == progress
+    assert notes == ["continuing from step 3 (step-000000003)"]
     assert torch.equal(torch.rand(3), after)
     assert not different(weights(first), weights(second))
-    again = checkpoint.save(tmp_path, second.bare_model, second.optimizer.optimizer, progress, keep=1)
+    checkpoint.save(tmp_path, second.bare_model, optimizer, progress, 1, World())
+    again = tmp_path / saved.name
     tensors = torch.load(again / "optimizer.pt", weights_only=True)["state"]
     for number, state in torch.load(saved / "optimizer.pt", weights_only=True)["state"].items():
         assert all(torch.equal(value, tensors[number][key]) for key, value in state.items())
@@ -625,15 +631,15 @@ def test_what_the_index_shows_stops_before_the_first_step(mixed: Path, tmp_path:
 
 def test_after_a_start_over_only_what_is_dropped_now_is_listed(mixed: Path, tmp_path: Path) -> None:
     trainer = make_trainer(mixed_recipe(mixed, 0.5, training__steps=1), tmp_path / "run")
-    write_dropped(tmp_path / "run" / "dropped.jsonl", [Dropped("clips/gone", "empty", "an earlier attempt's")])
+    DroppedLog(tmp_path / "run" / "dropped.jsonl").add([Dropped("clips/gone", "empty", "an earlier attempt's")])
     trainer.run()
     assert "clips/gone" not in {drop.id for drop in read_dropped(tmp_path / "run" / "dropped.jsonl")}
 
 
 def test_each_dropped_clip_is_listed_once(tmp_path: Path) -> None:
     path = tmp_path / "dropped.jsonl"
-    write_dropped(path, [Dropped("a", "empty", "first"), Dropped("b", "empty", "é\u2028")])
-    write_dropped(path, [Dropped("a", "too_long", "second"), Dropped("c", "empty", "")])
+    DroppedLog(path).add([Dropped("a", "empty", "first"), Dropped("b", "empty", "é\u2028")])
+    DroppedLog(path).add([Dropped("a", "too_long", "second"), Dropped("c", "empty", "")])
     assert [(drop.id, drop.detail) for drop in read_dropped(path)] == [("a", "first"), ("b", "é\u2028"), ("c", "")]
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tiny_audio import __version__
-from tiny_audio.config import RegistryError, RunFailed, Stopped, UserError
+from tiny_audio.config import FollowedError, RegistryError, RunFailed, Stopped, UserError
 
 DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
 
@@ -73,11 +73,14 @@ def run(
     folder = output_dir or Path("runs") / f"{recipe.stem}-{loaded.run_id()}"
     from tiny_audio.console import ConsoleWatcher
     from tiny_audio.run import Run
+    from tiny_audio.training.world import launched_first
 
     with ConsoleWatcher(loaded.training.steps) as watcher:
-        watcher.note(f"run {loaded.run_id()} in {folder}")
+        if launched_first():
+            watcher.note(f"run {loaded.run_id()} in {folder}")
         report = Run(loaded, recipe.stem, folder, watcher).complete()
-        watcher.finish(report, folder)
+        if report is not None:
+            watcher.finish(report, folder)
 
 
 @app.command()
@@ -429,6 +432,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 our failure, 2 the user's mistake, 3 stopped, state saved."""
     try:
         result: Any = app(args=arguments, prog_name="tiny-audio", standalone_mode=False)
+    except FollowedError as error:  # the first process says why
+        return _code(error.kind)
     except UserError as error:
         return _fail(f"error: {error}", USERS_MISTAKE)
     except (RunFailed, RegistryError) as error:
@@ -449,6 +454,12 @@ def main(arguments: list[str] | None = None) -> int:
         show_usage()
         return int(getattr(error, "exit_code", USERS_MISTAKE))
     return result if isinstance(result, int) else DONE
+
+
+def _code(kind: type[Exception]) -> int:
+    if issubclass(kind, Stopped):
+        return STOPPED
+    return USERS_MISTAKE if issubclass(kind, (UserError, OSError)) else FAILED
 
 
 def _fail(message: str, code: int) -> int:

@@ -35,3 +35,15 @@ class Stopped(Exception):  # noqa: N818
 
 class RegistryError(Exception):
     """A part that cannot be registered or discovered: a mistake in the part's code, or in its package."""
+
+
+class FollowedError(Exception):
+    """The first of several processes failed, and says why; this one leaves with it, without a word.
+
+    Args:
+        kind: what the first process raised.
+    """
+
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__(f"the first process failed with {kind.__name__}")
+        self.kind = kind

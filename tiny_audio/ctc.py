@@ -72,5 +72,5 @@ def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[in
     """Log-probability of each label sequence over all its alignments, ``[B]``; -inf where none fits the frames."""
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.long, device=logits.device)
     sizes = torch.tensor([len(row) for row in labels], dtype=torch.long, device=logits.device)
-    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
     return -F.ctc_loss(log_probs, flat, lengths, sizes, blank=BLANK, reduction="none")

@@ -206,7 +206,8 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         labels = torch.cat(list(targets))
         if linear_cross_entropy is None:
             logits = self.decoder(embeddings, mask, keep)
-            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+            precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            losses = F.cross_entropy(precise, labels, reduction="none", label_smoothing=label_smoothing)
         else:
             fused = linear_cross_entropy
             losses = self.decoder(

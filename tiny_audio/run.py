@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +26,8 @@ from accelerate.utils import set_seed
 from tiny_audio.augmentation import sounds_fingerprint
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.data.clips import Clip, ClipSet, Labeler, read_dropped, write_dropped
+from tiny_audio.data.clips import Clip, ClipSet, Labeler
+from tiny_audio.data.dropped import DroppedLog, read_dropped
 from tiny_audio.decoders import build_tokenizer
 from tiny_audio.device import device_of, set_tf32
 from tiny_audio.evaluation import check_group_by, evaluate_clips, longest_duration_s
@@ -42,11 +42,13 @@ from tiny_audio.prompt import build_prompt
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.report import render_report
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
-from tiny_audio.training.checkpoint import latest
+from tiny_audio.training.checkpoint import latest, load_weights
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
 from tiny_audio.training.loop import Trainer, Watcher, summary
 from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.world import World, joined
 from tiny_audio.yaml_file import dump_yaml
 
 _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "accelerate", "numpy", "jiwer")
@@ -68,38 +70,51 @@ class Run:
         self._context = SourceContext(cache_dir())
         self._state: dict[str, Any] = {}
 
-    def complete(self) -> dict[str, Any]:
-        """Do whatever is not done yet.
+    def complete(self) -> dict[str, Any] | None:
+        """Do whatever is not done yet; of several processes, all train, and the first does the rest.
 
         Returns:
-            the report, as in ``report.json``.
+            the report, as in ``report.json``; None in all processes but the first.
 
         Raises:
             UserError: the folder holds another recipe's run, is in use, or the data is not usable.
             Stopped: a signal came; what was done is saved.
             RunFailed: training diverged.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                "a run trains in one process, and WORLD_SIZE says that this is one of "
-                f"{os.environ['WORLD_SIZE']}; start `tiny-audio run` without torchrun or accelerate launch"
-            )
-        device_of(self.recipe.execution.device)
+        device = device_of(self.recipe.execution.device)
+        with joined(device) as world, StopSignal() as stop, ExitStack() as held:
+            if not world.is_main:
+                self.watcher = _Silent()
+            training = world.on_main(lambda: self._open(held))
+            # Every process sees the commits of datasets that the first one does.
+            datasets = world.on_main(lambda: self._context.commits)
+            if not world.is_main:
+                self._context = SourceContext(cache_dir(), datasets)
+            if training is not None:
+                self._train(training, stop, world)
+            return self._finish() if world.is_main else None
+
+    def _open(self, held: ExitStack) -> dict[str, Any] | None:
+        """Take the folder; gives what is known of its training, None where that is done."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / ".lock"), StopSignal() as stop:
-            self._open_state()
-            # Without the model, training continues from its last checkpoint, which is its end.
-            if not self._state.get("training", {}).get("finished") or not (self.folder / "model").is_dir():
-                self._check_evaluation()
-                self._train(stop)
-            self._export()
-            stale = [name for name in self.recipe.data.evaluation if not self._is_scored(name)]
-            if stale:
-                self._evaluate(stale)
-            if not self._is_reported():
-                self._report()
-            report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
-            return report
+        held.enter_context(_locked(self.folder / ".lock"))
+        self._open_state()
+        training: dict[str, Any] = self._state.get("training", {})
+        # Without the model, training continues from its last checkpoint, which is its end.
+        if training.get("finished") and (self.folder / "model").is_dir():
+            return None
+        self._check_evaluation()
+        return training
+
+    def _finish(self) -> dict[str, Any]:
+        self._export()
+        stale = [name for name in self.recipe.data.evaluation if not self._is_scored(name)]
+        if stale:
+            self._evaluate(stale)
+        if not self._is_reported():
+            self._report()
+        report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return report
 
     def _open_state(self) -> None:
         path = self.folder / "state.json"
@@ -151,19 +166,36 @@ class Run:
             gathered.check_any(f"data.evaluation.{name}")
             check_group_by(gathered.clips, self.recipe.evaluation.group_by)
 
-    def _train(self, stop: StopSignal) -> None:
+    def _train(self, known: Mapping[str, Any], stop: StopSignal, world: World) -> None:
         # A branch of the hub may have moved on since the run began; its commit stays.
-        recipe = _pinned(self.recipe, self._state.get("training", {}).get("inputs", {}))
+        recipe = _pinned(self.recipe, known.get("inputs", {}))
         self.watcher.note("reading the training data")
-        clips = self._training_clips()
-        start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
-        inputs = {
-            "data": clips.fingerprint,
-            "augmentation": sounds_fingerprint(recipe.augmentation),
-            "init_from": start.fingerprint() if start else None,
-            "encoder": checkpoint_fingerprint(recipe.encoder),
-            "decoder": checkpoint_fingerprint(recipe.decoder),
-        }
+        clips = world.in_turn(self._training_clips)
+        start = world.together(lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None)
+        inputs, work = world.on_main(lambda: self._record(recipe, _inputs(recipe, clips, start)))
+        recipe = _pinned(recipe, inputs)
+        world.together(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
+        self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
+        model, tokenizer, labeler = world.in_turn(lambda: assemble(recipe, clips, start))
+        monitor = self._monitor(tokenizer) if world.is_main else None
+        trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, monitor, work, world)
+        progress = trainer.run()
+        if not world.is_main:
+            return
+        if trainer.is_sharded:
+            # Whole again, from the checkpoint of the last step.
+            last = latest(self.folder / "checkpoints")
+            assert last is not None
+            model = assemble(recipe, clips, start)[0]
+            set_types(model, recipe.training.precision, device_of(recipe.execution.device))
+            load_weights(last, model)
+        done = {"summary": summary(progress), "totals": trainer.ledger.totals(), "parts": describe_parts(model)}
+        self._state["training"] |= {**done, "finished": True}
+        self._export_from(model, tokenizer)
+        self._save_state()
+
+    def _record(self, recipe: Recipe, inputs: dict[str, str | None]) -> tuple[dict[str, str | None], Work | None]:
+        """What a run trains on stays what it was, once something is trained; gives that, and what a clip takes."""
         recorded = self._state.setdefault("training", {"inputs": inputs})
         if latest(self.folder / "checkpoints") is None:
             recorded["inputs"] = inputs  # nothing is trained yet, so the data may have been mended
@@ -177,15 +209,7 @@ class Run:
                 )
         work = self._work_of_clips(recipe, recorded)
         self._save_state()
-        self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
-        model, tokenizer, labeler = assemble(_pinned(recipe, inputs), clips, start)
-        monitor = self._monitor(tokenizer)
-        trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, monitor, work)
-        progress = trainer.run()
-        recorded |= {"summary": summary(progress), "totals": trainer.ledger.totals(), "parts": describe_parts(model)}
-        recorded["finished"] = True
-        self._export_from(model, tokenizer)
-        self._save_state()
+        return inputs, work
 
     def _work_of_clips(self, recipe: Recipe, recorded: dict[str, Any]) -> Work | None:
         """What a clip takes: rehearsed once in a run, before anything is seeded."""
@@ -281,7 +305,7 @@ class Run:
             self.watcher.note(f"scoring {name}: {len(gathered.clips)} utterances{left_out}")
             with torch.autocast(device.type, torch.bfloat16, enabled=half):  # the arithmetic that it was trained in
                 scores, hypotheses, dropped = self._score(model, tokenizer, gathered.clips)
-            write_dropped(self.folder / "dropped.jsonl", [*gathered.dropped, *dropped])
+            DroppedLog(self.folder / "dropped.jsonl").add([*gathered.dropped, *dropped])
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses)
             write_atomically(self.folder / "evaluation" / f"{name}.jsonl", lines)
             scores["dropped"] = len(gathered.dropped) + len(dropped)
@@ -389,6 +413,41 @@ def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tup
     if start is not None:
         start.load_into(model)
     return model, tokenizer, Labeler(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
+
+
+def _inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> dict[str, str | None]:
+    """Hashes and commits of all that training starts from."""
+    return {
+        "data": clips.fingerprint,
+        "augmentation": sounds_fingerprint(recipe.augmentation),
+        "init_from": start.fingerprint() if start else None,
+        "encoder": checkpoint_fingerprint(recipe.encoder),
+        "decoder": checkpoint_fingerprint(recipe.decoder),
+    }
+
+
+def _check_same(inputs: Mapping[str, str | None], own: Mapping[str, str | None], world: World) -> None:
+    """Refuse processes that would train on different things.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    for what in inputs:
+        if own[what] != inputs[what]:
+            raise UserError(
+                f"process {world.rank} has another {what} ({own[what]}) than the first one ({inputs[what]}); give all "
+                "machines the same files"
+            )
+
+
+class _Silent:
+    """Of several processes, the first alone speaks."""
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""
 
 
 def _pinned(recipe: Recipe, inputs: Mapping[str, str | None]) -> Recipe:

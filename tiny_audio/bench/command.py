@@ -16,6 +16,7 @@ from tiny_audio.bench.variants import read_variants
 from tiny_audio.config import UserError
 from tiny_audio.files import write_atomically
 from tiny_audio.recipe import load_recipe
+from tiny_audio.training.world import check_alone
 
 _DEVICES = ("auto", "cpu", "cuda")
 
@@ -82,6 +83,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
 
     if recipe is None:
         raise UserError("--train needs a recipe, such as recipes/bench_projectors.yaml")
+    check_alone("bench")
     if options.steps is not None and options.seconds is not None:
         raise UserError("--steps and --seconds are two budgets; give one of them")
     budget = None

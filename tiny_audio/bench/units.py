@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,13 @@ from tiny_audio.data.order import plan_epoch
 from tiny_audio.device import set_tf32
 from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
 from tiny_audio.frames import Frames
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model import TargetScores, TinyAudioModel
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
 from tiny_audio.training.optimization import build_optimizer, learning_rate
+from tiny_audio.training.precision import set_types
+from tiny_audio.training.step import take_step
+from tiny_audio.training.world import World
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,7 @@ class Trained:
 def place(model: TinyAudioModel, recipe: Recipe, device: torch.device) -> None:
     """Onto the device, in the types that training has there: fp32 masters, and on a GPU bf16 for what is frozen."""
     set_tf32(recipe.training.tf32)
-    half = recipe.training.precision == "bf16" and device.type == "cuda"
-    for tensor in model.parameters():
-        tensor.data = tensor.data.to(torch.bfloat16 if half and not tensor.requires_grad else torch.float32)
+    set_types(model, recipe.training.precision, device)
     model.to(device)
 
 
@@ -183,9 +183,8 @@ def train(
     Raises:
         RunFailed: too many steps in a row were not finite, or no clip can be used.
     """
-    config, device = recipe.training, model.device
+    config = recipe.training
     optimizer = build_optimizer(model, recipe)
-    trainable = [tensor for tensor in model.parameters() if tensor.requires_grad]
     batches, trained = _endless(epochs), Trained()
     loss_sum, tokens_sum, skipped_in_a_row = 0.0, 0, 0
     model.train()
@@ -194,15 +193,22 @@ def train(
         group = [next(batches) for _ in range(config.accumulation)]
         for settings in optimizer.param_groups:
             settings["lr"] = learning_rate(config, int(spent * config.steps), settings["peak"])
-        loss, tokens = _step(model, recipe, group, device)
-        norm = nn.utils.clip_grad_norm_(trainable, config.max_gradient_norm) if math.isfinite(loss) else math.nan
-        if math.isfinite(norm):
-            optimizer.step()
-            loss_sum, tokens_sum, skipped_in_a_row = loss_sum + loss, tokens_sum + tokens, 0
+        tokens = sum(len(row) for batch in group for row in batch.targets)
+        result = take_step(
+            model,
+            optimizer,
+            [lambda batch=batch: _score(model, recipe, batch) for batch in group],  # type: ignore[misc]
+            num_tokens=tokens,
+            num_labels=sum(len(row) for batch in group for row in batch.ctc_targets or []),
+            ctc_weight=recipe.ctc.weight if recipe.ctc else 0.0,
+            max_gradient_norm=config.max_gradient_norm,
+            world=World(),
+        )
+        if result.is_finite:
+            loss_sum, tokens_sum, skipped_in_a_row = loss_sum + result.decoder_loss, tokens_sum + tokens, 0
         else:
             skipped_in_a_row += 1
             trained.skipped_steps += 1
-        optimizer.zero_grad()
         trained.steps += 1
         trained.wall_s += time.monotonic() - started
         if skipped_in_a_row > config.max_skipped_steps:
@@ -228,25 +234,10 @@ def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[Train
         epoch += 1
 
 
-def _step(
-    model: TinyAudioModel, recipe: Recipe, group: Sequence[TrainingBatch], device: torch.device
-) -> tuple[float, int]:
-    """Forward and backward over the batches of one optimiser step; the decoder's loss summed over tokens, and those."""
-    config, ctc = recipe.training, recipe.ctc
-    num_tokens = sum(len(row) for batch in group for row in batch.targets)
-    num_labels = sum(len(row) for batch in group for row in batch.ctc_targets or [])
-    total = 0.0
-    for batch in group:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            scores = model.score_frames(batch.frames(), batch.targets, batch.ctc_targets, config.label_smoothing)
-        loss = scores.decoder_loss.sum() / num_tokens
-        if ctc is not None and scores.ctc_loss is not None:
-            loss = loss + ctc.weight * scores.ctc_loss.sum() / max(1, num_labels)
-        if not bool(loss.isfinite()):
-            return math.nan, num_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(scores.decoder_loss.sum().detach())
-    return total, num_tokens
+def _score(model: TinyAudioModel, recipe: Recipe, batch: TrainingBatch) -> TargetScores:
+    config = recipe.training
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        return model.score_frames(batch.frames(), batch.targets, batch.ctc_targets, config.label_smoothing)
 
 
 def decode(

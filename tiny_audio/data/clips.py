@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -23,7 +21,6 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.encoders import EncoderConfig
-from tiny_audio.files import write_atomically
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance
 from tiny_audio.text import TargetText, TargetTextChoice
@@ -408,19 +405,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def read_dropped(path: Path) -> list[Dropped]:
-    """All of a ``dropped.jsonl``; nothing where there is none."""
-    if not path.exists():
-        return []
-    return [Dropped(**json.loads(line)) for line in path.read_text().splitlines()]
-
-
-def write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
-    """Add to ``dropped.jsonl``, each clip once; there is none where nothing was dropped."""
-    rows = {drop.id: drop for drop in read_dropped(path)}
-    fresh = {drop.id: drop for drop in dropped if drop.id not in rows}
-    if fresh:
-        text = "".join(json.dumps(asdict(drop)) + "\n" for drop in (rows | fresh).values())
-        write_atomically(path, text)

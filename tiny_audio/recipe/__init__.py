@@ -116,10 +116,16 @@ class ExecutionConfig(Config):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` is a GPU where there is one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes, started by torchrun or accelerate launch, share the model: each has all of it (``ddp``),
+    or a slice of every layer (``fsdp``, for models that outgrow a GPU). One process alone does not read it."""
     num_workers: NonNegativeInt = 0
     """Processes that load clips; 0 loads in the main one."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
+    log_clips: bool = False
+    """Write ``clips.jsonl``: for every step the ids of its clips, in the planned order; unusable ones among them are in
+    ``dropped.jsonl``."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 2

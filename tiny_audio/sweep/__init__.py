@@ -25,6 +25,7 @@ from tiny_audio.recipe import content_hash
 from tiny_audio.report import render_comparison
 from tiny_audio.sweep._grid import Combination, combinations, parse_grid
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.world import check_alone
 
 __all__ = ["Sweep", "combinations"]
 
@@ -63,10 +64,12 @@ class Sweep:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: the folder is a run's, or runs failed, all of them by mistakes of the user's.
+            UserError: this is one of several processes, the folder is a run's, or runs failed, all of them by mistakes
+                of the user's.
             RunFailed: runs failed; the others were done.
             Stopped: a signal came; what was done is saved.
         """
+        check_alone("sweep")
         if (self.folder / "state.json").exists():
             raise UserError(f"{self.folder} is a run's own folder; give another --output-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +110,7 @@ class Sweep:
             finally:
                 gc.collect()
                 torch.cuda.empty_cache()
+            assert report is not None, "a run of one process reports"
             rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
             watcher.note(f"[{number}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
         self._record(run, "finished")

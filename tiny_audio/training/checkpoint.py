@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from tiny_audio.config import RunFailed
+from tiny_audio.config import RunFailed, UserError
 from tiny_audio.files import commit_folder
+from tiny_audio.training.parallel import plain, spread_like
+from tiny_audio.training.world import World
 
 _PREFIX = "step-"
 _UNCOMMITTED = ".writing-"
+_DAMAGED = "damaged-"
+_SUMS = "checksums.json"
+_CHUNK = 1 << 20
 
 
 @dataclass
@@ -52,6 +60,18 @@ class Progress:
     skipped_in_a_row: int = 0
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds; nothing, in a process that did not read it."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    """The optimiser's tensors, by ``parameter.name``."""
+    groups: list[dict[str, Any]]
+    rng: dict[str, Any]
+    progress: Progress
+
+
 def latest(folder: Path) -> Path | None:
     """The newest committed checkpoint; what a killed writer left behind is removed."""
     if not folder.exists():
@@ -61,47 +81,201 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob(f"{_PREFIX}*"), default=None)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
-    """Commit a checkpoint, then remove all but the newest ``keep``."""
-    final = folder / f"{_PREFIX}{progress.step:09d}"
-    aside = folder / f"{_UNCOMMITTED}{final.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_changing(model), aside / "model.safetensors")
-    torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-    torch.save(_rng_state(), aside / "rng.pt")
-    (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
-    commit_folder(aside, final)
-    for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
-        shutil.rmtree(old)
-    return final
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int, world: World
+) -> None:
+    """Commit a checkpoint, then remove all but the newest ``keep``; a meeting, after which the first process writes.
+
+    Raises:
+        UserError: there is no room for it, or it may not be written; earlier ones are as they were.
+    """
+    weights = _whole(_changing(model), world)
+    state = optimizer.state_dict()
+    names = [(number, name) for number in sorted(state["state"]) for name in sorted(state["state"][number])]
+    moments = _whole({f"{number}.{name}": state["state"][number][name] for number, name in names}, world)
+
+    def write() -> None:
+        final = folder / f"{_PREFIX}{progress.step:09d}"
+        aside = folder / f"{_UNCOMMITTED}{final.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            save_file(weights, aside / "model.safetensors")
+            restored: dict[int, dict[str, Tensor]] = {}
+            for number, name in names:
+                restored.setdefault(number, {})[name] = moments[f"{number}.{name}"]
+            _torch_save({"state": restored, "param_groups": state["param_groups"]}, aside / "optimizer.pt")
+            _torch_save(_rng_state(), aside / "rng.pt")
+            (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
+            sums = {path.name: _sum_of(path) for path in sorted(aside.iterdir())}
+            (aside / _SUMS).write_text(json.dumps(sums, indent=1))
+            commit_folder(aside, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            last = latest(folder)
+            kept = f"{last} is as it was" if last else "there is no earlier one"
+            raise UserError(
+                f"the checkpoint of step {progress.step} cannot be written to {folder}: {error}; {kept}. Make room, or "
+                "allow writing there: the same command continues"
+            ) from error
+        for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
+            shutil.rmtree(old)
+
+    world.on_main(write)
 
 
-def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint back.
+def load_newest(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, note: Callable[[str], None], world: World
+) -> Progress | None:
+    """Put the newest whole checkpoint back; None where there is none. A meeting: the first process reads.
+
+    A damaged one is renamed, said, and left out.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+        RunFailed: it does not hold exactly what this model trains.
+    """
+    own = _changing(model)
+    shapes = {name: list(tensor.shape) for name, tensor in own.items()}
+
+    def read() -> Saved | None:
+        last = newest_whole(folder, note)
+        if last is None:
+            return None
+        saved = _read(last)
+        _check_fits(last, shapes, saved.weights)
+        note(f"continuing from step {saved.progress.step} ({last.name})")
+        return saved
+
+    found: list[Saved | None] = []
+    outline = world.on_main(lambda: _outline(found, read()))
+    if outline is None:
+        return None
+    saved = found[0] if found else None
+    with torch.no_grad():
+        for name, whole in world.share(saved.weights if saved else {}):
+            own[name].copy_(spread_like(own[name], whole))
+    parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for place, whole in world.share(saved.moments if saved else {}):
+        number, _, name = place.partition(".")
+        spread = spread_like(parameters[int(number)], whole) if whole.ndim else whole
+        state.setdefault(int(number), {})[name] = spread
+    groups, rng, progress = outline
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _set_rng_state(rng)
+    return Progress(**progress)
+
+
+def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
+    """As :func:`latest`, without the damaged ones, which are renamed.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    damaged = []
+    while (last := latest(folder)) is not None:
+        problem = _damage(last)
+        if problem is None:
+            return last
+        aside = last.with_name(f"{_DAMAGED}{last.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        last.rename(aside)
+        damaged.append(f"{last.name}: {problem}")
+        note(f"{last.name} is damaged ({problem}) and is left out; it is now {aside.name}")
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({'; '.join(damaged)}); look after the disk, then delete that folder "
+            "to train from the start"
+        )
+    return None
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Put the weights alone into a model of one process.
 
     Raises:
         RunFailed: it does not hold exactly what this model trains.
     """
-    saved, own = load_file(checkpoint / "model.safetensors"), _changing(model)
-    if saved.keys() != own.keys():
-        differing = ", ".join(sorted(saved.keys() ^ own.keys())[:5])
-        raise RunFailed(f"{checkpoint} does not hold the tensors that this recipe trains ({differing}); delete it")
-    for name, tensor in own.items():
-        if tensor.shape != saved[name].shape:
-            raise RunFailed(
-                f"{checkpoint} holds {name} as {list(saved[name].shape)}, and this recipe trains {list(tensor.shape)}; "
-                "delete it"
-            )
+    own, saved = _changing(model), load_file(checkpoint / "model.safetensors")
+    _check_fits(checkpoint, {name: list(tensor.shape) for name, tensor in own.items()}, saved)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
-    _set_rng_state(torch.load(checkpoint / "rng.pt", weights_only=True))
-    return Progress(**json.loads((checkpoint / "progress.json").read_text()))
 
 
-def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
+def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
+    """What goes to all processes as one message; the tensors stay in ``found``, and follow one by one."""
+    found.append(saved)
+    return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
+
+
+def _read(checkpoint: Path) -> Saved:
+    optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    moments = {
+        f"{number}.{name}": tensor for number, values in optimizer["state"].items() for name, tensor in values.items()
+    }
+    return Saved(
+        load_file(checkpoint / "model.safetensors"),
+        moments,
+        optimizer["param_groups"],
+        torch.load(checkpoint / "rng.pt", weights_only=True),
+        Progress(**json.loads((checkpoint / "progress.json").read_text())),
+    )
+
+
+def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str, Tensor]) -> None:
+    if saved.keys() != shapes.keys():
+        differing = ", ".join(sorted(saved.keys() ^ shapes.keys())[:5])
+        raise RunFailed(f"{checkpoint} does not hold the tensors that this recipe trains ({differing}); delete it")
+    for name, shape in shapes.items():
+        if shape != list(saved[name].shape):
+            raise RunFailed(
+                f"{checkpoint} holds {name} as {list(saved[name].shape)}, and this recipe trains {shape}; delete it"
+            )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, by their sizes and sums."""
+    try:
+        sums = json.loads((checkpoint / _SUMS).read_text())
+        for name, (size, wanted) in sums.items():
+            path = checkpoint / name
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
+            if _sum_of(path)[1] != wanted:
+                return f"{name} does not hold what was written"
+    except (OSError, ValueError) as error:
+        return f"{_SUMS} says: {error}" if isinstance(error, ValueError) else str(error)
+    return None
+
+
+def _sum_of(path: Path) -> tuple[int, int]:
+    """Size and CRC-32: against damage, not against malice."""
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            total = zlib.crc32(chunk, total)
+    return path.stat().st_size, total
+
+
+def _torch_save(value: object, path: Path) -> None:
+    """Through a file of ours, whose errors are the system's: torch's own writer aborts on a full disk."""
+    with path.open("wb") as file:
+        torch.save(value, file)
+
+
+def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Tensors put together from their slices, for the first process; the others only take part."""
+    whole = {}
+    for name, tensor in tensors.items():
+        value = plain(tensor)
+        if world.is_main:
+            whole[name] = value
+    return whole
+
+
+def _changing(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: trainable parameters, each once however often tied, and the buffers of a state dict."""
     persistent = model.state_dict()
     trainable = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.utils.data import DataLoader
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from tiny_audio.augmentation import SpecAugment
-from tiny_audio.config import RunFailed, Stopped
-from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches, check_dropped, read_dropped, write_dropped
+from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
+from tiny_audio.data.clips import ClipSet, Labeler
+from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
 from tiny_audio.device import device_of, set_tf32
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model import TargetScores, TinyAudioModel
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
+from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
+from tiny_audio.training.clips_log import ClipsLog
 from tiny_audio.training.compilation import compile_layers, uncompiled
 from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.host import Host
-from tiny_audio.training.ledger import Ledger
+from tiny_audio.training.ledger import Amounts, Ledger
 from tiny_audio.training.metrics import MetricsLog
 from tiny_audio.training.optimization import build_optimizer, learning_rate
+from tiny_audio.training.parallel import gathered, shard
+from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.step import StepResult, take_step
+from tiny_audio.training.world import World
 
 
 class Watcher(Protocol):
@@ -44,7 +51,7 @@ class Watcher(Protocol):
 
 @dataclass
 class _Window:
-    """Sums since the last line of the log; losses, tokens and labels of the steps that were not skipped."""
+    """Sums over all processes since the last line of the log; losses, tokens and labels without skipped steps."""
 
     decoder_loss: float = 0.0
     ctc_loss: float = 0.0
@@ -55,16 +62,19 @@ class _Window:
 class Trainer:
     """Trains one model by one recipe, in one run folder, from wherever the last checkpoint stands.
 
+    Of several processes each has one; they go through the same steps, and the first alone writes and speaks.
+
     Args:
         recipe: what to do.
-        model: freshly assembled; a checkpoint's weights go over it.
+        model: freshly assembled, the same in every process; a checkpoint's weights go over it.
         clips: the training clips.
         labeler: turns transcripts into targets.
-        run_dir: ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl`` live here.
+        run_dir: ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl`` live here; the first process's.
         stop: asked between steps.
         watcher: told about progress.
         evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``.
         work: what a clip takes, for the ledger; None where it is not known.
+        world: the processes.
     """
 
     def __init__(
@@ -78,145 +88,179 @@ class Trainer:
         watcher: Watcher,
         evaluate: Callable[[TinyAudioModel], dict[str, Any]] | None = None,
         work: Work | None = None,
+        world: World = World(),  # noqa: B008  # frozen
     ) -> None:
         self.recipe, self.config = recipe, recipe.training
         self.clips, self.labeler = clips, labeler
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
-        self.stop, self.watcher, self.evaluate = stop, watcher, evaluate
+        self.stop, self.watcher, self.evaluate, self.world = stop, watcher, evaluate, world
         set_tf32(self.config.tf32)
         # accelerate keeps the settings of the first run of a process, and refuses a second one with others.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.config.precision == "bf16" else "no",
             cpu=device_of(recipe.execution.device).type == "cpu",
+            # No buffer changes in training: norms over batches are frozen.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self._dropped: list[Dropped] = []
-        self._dropped_file = run_dir / "dropped.jsonl"
-        self._num_clips = len(clips.clips) + len(clips.dropped)
-        if self.config.precision == "bf16" and self.accelerator.device.type == "cuda":
-            for tensor in model.parameters():
-                if not tensor.requires_grad:
-                    tensor.data = tensor.data.to(torch.bfloat16)
-        for tensor in model.parameters():
-            # bf16 masters would round small updates of norms to zero; a CPU gains nothing from bf16 weights; and
-            # without autocast, types may not meet.
-            if tensor.requires_grad or self.accelerator.device.type == "cpu" or self.config.precision == "fp32":
-                tensor.data = tensor.data.float()
+        num_clips = len(clips.clips) + len(clips.dropped)
+        self._dropped = DroppedClips(num_clips, recipe.data.max_dropped_share)
+        device = self.accelerator.device
+        set_types(model, self.config.precision, device)
         self.bare_model = model
-        self.optimizer: Any = build_optimizer(model.to(self.accelerator.device), recipe)
-        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        execution, device = recipe.execution, self.accelerator.device
+        self.model: Any
+        self.optimizer: Any
+        self.is_sharded = world.size > 1 and recipe.execution.parallel == "fsdp"
+        if self.is_sharded:
+            shard(model, device, world)
+            self.model = model
+            self.optimizer = self.accelerator.prepare(build_optimizer(model, recipe))
+        else:
+            optimizer = build_optimizer(model.to(device), recipe)
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        execution = recipe.execution
         if execution.compile:
             compile_layers(model, device)
         self.linear_cross_entropy = fused_cross_entropy(device) if execution.fused_cross_entropy else None
         self.progress = checkpoint.Progress()
-        self._host = Host.of(self.accelerator.device, recipe.execution, self.config)
+        self._host = Host.of(device, recipe.execution, self.config, world.size)
         self._work = work
 
     def run(self) -> checkpoint.Progress:
         """Train to the last step.
 
         Raises:
-            Stopped: a signal came; a checkpoint is written.
+            Stopped: a signal came, in whichever process; a checkpoint is written.
             RunFailed: too many steps in a row were not finite.
-            UserError: too many clips turned out unusable.
+            UserError: too many clips turned out unusable, or clips cannot be had; a checkpoint is written.
         """
-        last = checkpoint.latest(self.checkpoints)
-        if last is not None:
-            self.progress = checkpoint.load(last, self.bare_model, self.optimizer.optimizer)
-            own = self.recipe.data.train
-            self._dropped = [drop for drop in read_dropped(self._dropped_file) if drop.id.split("/")[0] in own]
-            if self._dropped:
-                check_dropped(self._dropped, self._num_clips, self.recipe.data.max_dropped_share)
-            self.watcher.note(f"continuing from step {self.progress.step} ({last.name})")
-        else:
-            self._dropped_file.unlink(missing_ok=True)
+        optimizer = self.optimizer.optimizer
+        last = checkpoint.load_newest(self.checkpoints, self.bare_model, optimizer, self.watcher.note, self.world)
+        self.progress = last or checkpoint.Progress()
+        self._dropped.add(self.world.on_main(self._open_dropped))
+        if last is None:
             self._note_dropped(self.clips.dropped)
-        self._metrics = MetricsLog(self.run_dir, self.progress.step)
+        else:
+            self._dropped.check()
+        self.world.on_main(self._open_logs)
         self.ledger = Ledger(self.progress, self._host, self._work)
         try:
             with self.stop.deferred():
                 self._train()
+                if self.world.any(self.stop.requested):
+                    raise Stopped(
+                        f"stopped by a signal; step {self.progress.step} is saved, the same command continues"
+                    )
         finally:
-            self._metrics.close()
+            if self.world.is_main:
+                # What a full disk does not take now, it did not take before, and that was said.
+                with suppress(OSError):
+                    self._metrics.close()
         return self.progress
 
-    def _train(self) -> None:
-        execution, progress = self.recipe.execution, self.progress
-        self.model.train()
-        window, batches = _Window(), self._batches()
-        while progress.step < self.config.steps:
-            with self.ledger.waiting():
-                micro_batches = [next(batches) for _ in range(self.config.accumulation)]
-            gradient_norm = self._step(micro_batches, window)
-            progress.step += 1
-            self.ledger.step_done(self.ledger.amounts(micro_batches))
-            if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
-                self._log(window, gradient_norm)
-                window = _Window()
-            if self.evaluate and execution.evaluate_every and progress.step % execution.evaluate_every == 0:
-                self._evaluate()
-            finished = progress.step == self.config.steps
-            if finished or progress.step % execution.checkpoint_every == 0 or self.stop.requested:
-                self._save()
-            if self.stop.requested:
-                raise Stopped(f"stopped by a signal; step {progress.step} is saved, the same command continues")
+    def _open_dropped(self) -> list[Dropped]:
+        """What is known already of this run's clips; another attempt's list is removed."""
+        path, own = self.run_dir / "dropped.jsonl", self.recipe.data.train
+        if self.progress.step == 0:
+            path.unlink(missing_ok=True)
+        self._dropped_log = DroppedLog(path)
+        return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
 
-    def _batches(self) -> Iterator[Batch]:
-        """Planned batches from where progress stands, epoch after epoch; progress moves as they are used."""
-        progress, seed = self.progress, self.config.seed
-        while True:
-            plan = self.clips.clips.plan(self.recipe.batching, seed, progress.epoch)
-            batches = PlannedBatches(
-                self.clips.clips,
-                plan,
-                self.labeler,
-                self.recipe.augmentation,
-                self.recipe.data.max_duration_s,
-                seed,
-                progress.epoch,
-            )
-            loader = DataLoader(
-                batches,
-                batch_size=None,
-                sampler=range(progress.batch, len(plan)),
-                num_workers=self.recipe.execution.num_workers,
-                pin_memory=self.accelerator.device.type == "cuda",
-                # Loaders draw a base seed from the global generator; that must not depend on how often we restarted.
-                generator=torch.Generator().manual_seed(seed),
-            )
-            useful = 0
-            for batch in loader:
-                progress.batch += 1
-                self._note_dropped(batch.dropped)
-                if batch.targets:
-                    useful += 1
-                    yield batch
-            if not useful and len(loader) == len(plan):
-                raise RunFailed(f"no clip of epoch {progress.epoch} could be used; see dropped.jsonl for the reasons")
-            progress.epoch, progress.batch = progress.epoch + 1, 0
+    def _open_logs(self) -> None:
+        self._metrics = MetricsLog(self.run_dir, self.progress.step)
+        log_clips = self.recipe.execution.log_clips
+        self._clips_log = ClipsLog(self.run_dir / "clips.jsonl", self.progress.step) if log_clips else None
+
+    def _train(self) -> None:
+        progress, saved_step = self.progress, self.progress.step
+        self.model.train()
+        window = _Window()
+        batches = Batches(
+            self.recipe,
+            self.clips,
+            self.labeler,
+            self.world,
+            self._note_dropped,
+            pin_memory=self.accelerator.device.type == "cuda",
+        ).start(progress.epoch, progress.batch)
+        try:
+            while progress.step < self.config.steps:
+                window = self._one_step(batches, window)
+                stopping = self.world.any(self.stop.requested)
+                finished = progress.step == self.config.steps
+                if finished or stopping or progress.step % self.recipe.execution.checkpoint_every == 0:
+                    saved_step = progress.step
+                    self._save()
+                if stopping:
+                    raise Stopped(f"stopped by a signal; step {progress.step} is saved, the same command continues")
+        except (UserError, FollowedError) as error:
+            # Raised in all processes alike, and between steps.
+            if progress.step > saved_step and issubclass(_kind(error), UserError):
+                self._save()
+            if isinstance(error, LoadingFailed):
+                where = f"step {progress.step} is saved" if progress.step else "nothing is trained yet"
+                raise LoadingFailed(f"{error}\n{where}, the same command continues") from error
+            raise
+
+    def _one_step(self, batches: Iterator[MicroBatch], window: _Window) -> _Window:
+        """A step, and what is written after it; gives the window to go on with."""
+        execution, progress = self.recipe.execution, self.progress
+        with self.ledger.waiting():
+            micro_batches = [next(batches) for _ in range(self.config.accumulation)]
+        result = self._step(micro_batches, window)
+        progress.step += 1
+        progress.epoch, progress.batch = micro_batches[-1].epoch, micro_batches[-1].index + 1
+        own = self.ledger.amounts([micro_batch.batch for micro_batch in micro_batches if micro_batch.weight])
+        audio_s, padded_s, tokens, flops = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops])
+        self.ledger.step_done(Amounts(audio_s, padded_s, int(tokens), flops))
+        if execution.log_clips:
+            self._write(lambda: self._log_clips(micro_batches))
+        if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
+            self._write(lambda: self._log(window, result.gradient_norm))
+            window = _Window()
+        if execution.evaluate_every and progress.step % execution.evaluate_every == 0:
+            self._evaluate()
+        return window
 
     def _note_dropped(self, dropped: Sequence[Dropped]) -> None:
-        if not dropped:
-            return
-        known = {drop.id for drop in self._dropped}
-        fresh = [drop for drop in dropped if drop.id not in known]
+        fresh = self._dropped.add(dropped)
         if fresh:
-            self._dropped += fresh
-            write_dropped(self._dropped_file, fresh)
-            check_dropped(self._dropped, self._num_clips, self.recipe.data.max_dropped_share)
+            self._write(lambda: self._dropped_log.add(fresh))
+            self._dropped.check()
 
-    def _step(self, micro_batches: list[Batch], window: _Window) -> float:
-        """One optimiser step; the loss is a mean over the tokens of all its batches, however they are cut."""
+    def _step(self, micro_batches: list[MicroBatch], window: _Window) -> StepResult:
         progress, ctc = self.progress, self.recipe.ctc
-        num_tokens = sum(len(row) for batch in micro_batches for row in batch.targets)
-        num_labels = sum(len(row) for batch in micro_batches for row in batch.ctc_targets or [])
-        finite, decoder_loss, ctc_loss = True, 0.0, 0.0
-        spec_augment = self.recipe.augmentation.spec_augment
+        num_tokens = sum(micro_batch.counts.tokens for micro_batch in micro_batches)
+        num_labels = sum(micro_batch.counts.labels for micro_batch in micro_batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, progress.step, group["peak"])
-        for batch in (micro_batch.to(self.accelerator.device) for micro_batch in micro_batches):
-            scores = self.model(
+        if self.world.size > 1:
+            # How much a process has drawn before depends on the number of processes; a checkpoint fits any number.
+            set_seed(_step_seed(self.config.seed, progress.step, self.world.rank))
+        result = take_step(
+            self.model,
+            self.optimizer,
+            [lambda part=micro_batch: self._score(part) for micro_batch in micro_batches],  # type: ignore[misc]
+            num_tokens=num_tokens,
+            num_labels=num_labels,
+            ctc_weight=ctc.weight if ctc else 0.0,
+            max_gradient_norm=self.config.max_gradient_norm,
+            world=self.world,
+        )
+        if result.is_finite:
+            progress.skipped_in_a_row = 0
+            window.decoder_loss += result.decoder_loss
+            window.ctc_loss += result.ctc_loss
+            window.tokens += num_tokens
+            window.labels += num_labels
+        else:
+            self._skip()
+        return result
+
+    def _score(self, micro_batch: MicroBatch) -> TargetScores:
+        batch, spec_augment = micro_batch.batch.to(self.accelerator.device), self.recipe.augmentation.spec_augment
+        with self.accelerator.autocast():
+            scores: TargetScores = self.model(
                 batch.waveforms,
                 batch.lengths,
                 batch.targets,
@@ -225,30 +269,10 @@ class Trainer:
                 label_smoothing=self.config.label_smoothing,
                 linear_cross_entropy=self.linear_cross_entropy,
             )
-            loss = scores.decoder_loss.sum() / num_tokens
-            if ctc is not None:
-                loss = loss + ctc.weight * scores.ctc_loss.sum() / max(1, num_labels)
-                ctc_loss += scores.ctc_loss.sum().item()
-            decoder_loss += scores.decoder_loss.sum().item()
-            finite = finite and bool(loss.isfinite())
-            if not finite:
-                break
-            self.accelerator.backward(loss)
-        gradient_norm = math.nan
-        if finite:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
-            gradient_norm = float(norm)
-        if math.isfinite(gradient_norm):
-            self.optimizer.step()
-            progress.skipped_in_a_row = 0
-            window.decoder_loss += decoder_loss
-            window.ctc_loss += ctc_loss
-            window.tokens += num_tokens
-            window.labels += num_labels
-        else:
-            self._skip()
-        self.optimizer.zero_grad()
-        return gradient_norm
+        if micro_batch.weight == 1.0:
+            return scores
+        ctc_loss = None if scores.ctc_loss is None else scores.ctc_loss * micro_batch.weight
+        return replace(scores, decoder_loss=scores.decoder_loss * micro_batch.weight, ctc_loss=ctc_loss)
 
     def _skip(self) -> None:
         progress = self.progress
@@ -256,11 +280,33 @@ class Trainer:
         progress.skipped_in_a_row += 1
         self.watcher.note(f"step {progress.step + 1} skipped: its loss or gradient is not finite")
         if progress.skipped_in_a_row > self.config.max_skipped_steps:
-            last = checkpoint.latest(self.checkpoints)
+            last = self.world.on_main(lambda: checkpoint.latest(self.checkpoints))
             raise RunFailed(
                 f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the last good "
                 f"checkpoint is {last or '(none)'}. Lower training.learning_rate, or lengthen training.warmup_steps."
             )
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """In the first process, to the run's folder."""
+
+        def write() -> None:
+            try:
+                work()
+            except OSError as error:
+                last = checkpoint.latest(self.checkpoints)
+                raise UserError(
+                    f"{self.run_dir} cannot be written: {error}; the last checkpoint is {last or '(none)'}. Make room, "
+                    "or allow writing there: the same command continues"
+                ) from error
+
+        self.world.on_main(write)
+
+    def _log_clips(self, micro_batches: list[MicroBatch]) -> None:
+        assert self._clips_log is not None
+        for micro_batch in micro_batches:
+            place = {"epoch": micro_batch.epoch, "batch": micro_batch.index}
+            clips = micro_batch.plan[micro_batch.index].tolist()
+            self._clips_log.write(self.progress.step, **place, clips=[self.clips.clips[clip].id for clip in clips])
 
     def _log(self, window: _Window, gradient_norm: float) -> None:
         progress, ctc = self.progress, self.recipe.ctc
@@ -281,18 +327,32 @@ class Trainer:
         self.watcher.step(progress.step, values)
 
     def _evaluate(self) -> None:
-        assert self.evaluate is not None
+        """By the first process alone; the others wait."""
         self.bare_model.eval()
+        with gathered(self.model):
+            self.world.on_main(self._evaluate_here)
+        self.model.train()
+
+    def _evaluate_here(self) -> None:
+        assert self.evaluate is not None
         # As in a training step: a frozen part in half precision and a trained one in full meet under autocast only.
         with self.accelerator.autocast(), uncompiled() if self.recipe.execution.compile else nullcontext():
             scores = self.evaluate(self.bare_model)
-        self.model.train()
         self._metrics.write("evaluation", self.progress.step, **scores)
         self.watcher.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
 
     def _save(self) -> None:
-        keep = self.recipe.execution.keep_checkpoints
-        checkpoint.save(self.checkpoints, self.bare_model, self.optimizer.optimizer, self.progress, keep)
+        keep, optimizer = self.recipe.execution.keep_checkpoints, self.optimizer.optimizer
+        checkpoint.save(self.checkpoints, self.bare_model, optimizer, self.progress, keep, self.world)
+
+
+def _kind(error: UserError | FollowedError) -> type[Exception]:
+    return error.kind if isinstance(error, FollowedError) else type(error)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """For dropout in one of several processes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:4], "big")
 
 
 def summary(progress: checkpoint.Progress) -> dict[str, Any]:

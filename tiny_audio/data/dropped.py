@@ -1,0 +1,72 @@
+"""``dropped.jsonl``: the clips that are not used, each once, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from tiny_audio.data.clips import BOUNDS, check_dropped
+from tiny_audio.sources import Dropped
+
+
+class DroppedLog:
+    """Appends to a ``dropped.jsonl``, which may be there already; a line that a kill cut short is taken out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids = {drop.id for drop in read_dropped(path)}
+        if path.exists():
+            whole = path.read_bytes().rpartition(b"\n")
+            if whole[2]:
+                with path.open("r+b") as file:
+                    file.truncate(len(whole[0]) + len(whole[1]))
+
+    def add(self, dropped: Iterable[Dropped]) -> None:
+        """Those that are not listed yet; there is no file where nothing was dropped."""
+        fresh = {drop.id: drop for drop in dropped if drop.id not in self._ids}
+        if fresh:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(drop)) + "\n" for drop in fresh.values())
+            self._ids |= fresh.keys()
+
+
+def read_dropped(path: Path) -> list[Dropped]:
+    """All of a ``dropped.jsonl``; nothing where there is none. What follows the last newline is unfinished."""
+    if not path.exists():
+        return []
+    return [Dropped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+class DroppedClips:
+    """The training clips that turned out unusable so far, each once, and the ceiling.
+
+    Args:
+        num_clips: of the training data, these included.
+        max_share: see ``data.max_dropped_share``.
+    """
+
+    def __init__(self, num_clips: int, max_share: float) -> None:
+        self._num_clips, self._max_share = num_clips, max_share
+        self._by_id: dict[str, Dropped] = {}
+        self._counted = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, dropped: Iterable[Dropped]) -> list[Dropped]:
+        """Remember; gives those that are new."""
+        fresh = list({drop.id: drop for drop in dropped if drop.id not in self._by_id}.values())
+        self._by_id |= {drop.id: drop for drop in fresh}
+        self._counted += sum(drop.reason not in BOUNDS for drop in fresh)
+        return fresh
+
+    def check(self) -> None:
+        """Stop where there are too many.
+
+        Raises:
+            UserError: see :func:`tiny_audio.data.clips.check_dropped`.
+        """
+        if self._counted > self._max_share * self._num_clips:
+            check_dropped(list(self._by_id.values()), self._num_clips, self._max_share)

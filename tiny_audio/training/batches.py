@@ -1,0 +1,190 @@
+"""Planned batches as training takes them: loaded ahead, counted over all processes, at a known place of the plan."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches
+from tiny_audio.data.lookahead import Lookahead
+from tiny_audio.data.order import EpochPlan
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.recipe import Recipe
+from tiny_audio.sources import Dropped
+from tiny_audio.training.world import World
+
+
+class LoadingFailed(UserError):  # noqa: N818  # what it says, not what it is
+    """A batch cannot be had, for no fault of its clips, such as a hub that went away."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one global batch, over all processes."""
+
+    clips: int
+    tokens: int
+    labels: int
+    """Of the CTC head."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """This process's part of a global batch that has usable clips."""
+
+    batch: Batch
+    """Where no clip of it fell to this process, a stand-in: the passes are meetings, so it takes part in them."""
+    weight: float
+    """0 for a stand-in's losses."""
+    counts: Counts
+    plan: EpochPlan
+    epoch: int
+    index: int
+    """Of the global batch in the epoch's plan."""
+
+
+class Batches:
+    """Endless batches, epoch after epoch.
+
+    Args:
+        recipe: what to do.
+        clips: the training clips.
+        labeler: turns transcripts into targets.
+        world: each process gets its rows of every batch; batches without a usable clip are left out.
+        note_dropped: told about clips that turn out unusable, of all processes in each.
+        pin_memory: for a GPU.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        clips: ClipSet,
+        labeler: Labeler,
+        world: World,
+        note_dropped: Callable[[list[Dropped]], None],
+        *,
+        pin_memory: bool,
+    ) -> None:
+        self.recipe, self.clips, self.labeler, self.world = recipe, clips, labeler, world
+        self._note_dropped = note_dropped
+        self._pin_memory = pin_memory
+
+    def start(self, epoch: int, index: int) -> Iterator[MicroBatch]:
+        """From a place in the plan on.
+
+        Raises:
+            LoadingFailed: clips cannot be had, in whichever process.
+            RunFailed: a whole epoch has no usable clip.
+        """
+        while True:
+            plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
+            useful = 0
+            loader = self._loader(plan, epoch, index)
+            with Lookahead(self.clips.clips, plan, index, self.recipe.batching.shuffle_clips) as lookahead:
+                for place, batch in enumerate(loader, start=index):
+                    if self.world.local_rank == 0:
+                        lookahead.reached(place)
+                    counts, dropped = self._meet(batch)
+                    self._note_dropped(dropped)
+                    if not counts.clips:
+                        continue
+                    useful += 1
+                    if isinstance(batch, Batch) and batch.targets:
+                        yield MicroBatch(batch, 1.0, counts, plan, epoch, place)
+                    else:
+                        yield MicroBatch(self._stand_in(), 0.0, counts, plan, epoch, place)
+            if not useful and index == 0:
+                raise RunFailed(f"no clip of epoch {epoch} could be used; see dropped.jsonl for the reasons")
+            epoch, index = epoch + 1, 0
+
+    def _loader(self, plan: EpochPlan, epoch: int, index: int) -> Iterator[Batch | str]:
+        recipe, world = self.recipe, self.world
+        planned = PlannedBatches(
+            self.clips.clips,
+            plan,
+            self.labeler,
+            recipe.augmentation,
+            recipe.data.max_duration_s,
+            recipe.training.seed,
+            epoch,
+            world.rank,
+            world.size,
+        )
+        return iter(
+            DataLoader(
+                _Spoken(planned),
+                batch_size=None,
+                sampler=range(index, len(plan)),
+                num_workers=recipe.execution.num_workers,
+                worker_init_fn=_outlive_the_first_signal,
+                pin_memory=self._pin_memory,
+                # Loaders draw a base seed from the global generator; that must not depend on how often we restarted.
+                generator=torch.Generator().manual_seed(recipe.training.seed),
+            )
+        )
+
+    def _meet(self, batch: Batch | str) -> tuple[Counts, list[Dropped]]:
+        """What all processes have of a batch, and which of its clips are unusable."""
+        failed = isinstance(batch, str)
+        values = [0.0] * 4 if isinstance(batch, str) else _values(batch)
+        clips, tokens, labels, num_dropped, num_failed = map(int, self.world.sum([*values, float(failed)]))
+        if num_failed:
+            messages = self.world.gather(batch if isinstance(batch, str) else None)
+            raise LoadingFailed(next(message for message in messages if message is not None))
+        dropped: list[Dropped] = []
+        if num_dropped:
+            parts = self.world.gather(batch.dropped if isinstance(batch, Batch) else [])
+            dropped = [drop for part in parts for drop in part]
+        return Counts(clips, tokens, labels), dropped
+
+    def _stand_in(self) -> Batch:
+        """One clip of faint noise, as short as they may be."""
+        samples = int(self.recipe.data.min_duration_s * SAMPLE_RATE)
+        noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
+        return Batch(
+            waveforms=0.01 * noise,
+            lengths=torch.tensor([samples]),
+            targets=[torch.tensor([self.labeler.end_id])],
+            ctc_targets=None if self.labeler.ctc is None else [[1]],
+            seeds=[0],
+        )
+
+
+def _values(batch: Batch) -> list[float]:
+    tokens, labels = sum(map(len, batch.targets)), sum(map(len, batch.ctc_targets or []))
+    return [len(batch.targets), tokens, labels, len(batch.dropped)]
+
+
+class _Spoken(Dataset[Batch | str]):
+    """Batches, or the message where one cannot be had: an error would come out of a loader process in a wrapping."""
+
+    def __init__(self, batches: PlannedBatches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, k: int) -> Batch | str:
+        try:
+            return self._batches[k]
+        except UserError as error:
+            return str(error)
+
+
+def _outlive_the_first_signal(worker: int) -> None:
+    """Ctrl-C and many schedulers signal every process: the main one needs its loaders to finish the step.
+
+    It ends them afterwards, with a SIGTERM where they do not hear.
+    """
+
+    def give_way(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, give_way)

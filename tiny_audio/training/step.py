@@ -1,0 +1,78 @@
+"""One optimiser step: the only place where gradients come from, for runs and for benchmarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tiny_audio.model import TargetScores
+from tiny_audio.training.parallel import plain, synchronizing
+from tiny_audio.training.world import World
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step says about itself, the same in every process."""
+
+    decoder_loss: float
+    """Nats, summed over the step's tokens."""
+    ctc_loss: float
+    """Nats, summed over the step's labels."""
+    gradient_norm: float
+    """Before clipping."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the weights moved."""
+        return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    forwards: Sequence[Callable[[], TargetScores]],
+    *,
+    num_tokens: int,
+    num_labels: int,
+    ctc_weight: float,
+    max_gradient_norm: float,
+    world: World,
+) -> StepResult:
+    """Move the weights by the gradient of a mean over all tokens, however they are cut into batches and processes.
+
+    A loss or gradient that is not finite, in whichever process, leaves the weights as they are in all.
+
+    Args:
+        model: as it is wrapped for several processes.
+        forwards: score this process's part of each batch.
+        num_tokens, num_labels: of all the step's batches, over all processes.
+        ctc_weight: of the CTC part, where scores have one.
+        max_gradient_norm: gradients are scaled down to it.
+    """
+    decoder_losses, ctc_losses = [], []
+    for number, forward in enumerate(forwards, start=1):
+        with synchronizing(model, number == len(forwards)):
+            scores = forward()
+            decoder_losses.append(scores.decoder_loss.sum())
+            loss = decoder_losses[-1] / num_tokens
+            if scores.ctc_loss is not None:
+                ctc_losses.append(scores.ctc_loss.sum())
+                loss = loss + ctc_weight * ctc_losses[-1] / max(1, num_labels)
+            # Processes average their gradients, and each has a share of the sum.
+            (loss * world.size).backward()  # type: ignore[no-untyped-call]
+    gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
+    decoder_loss, ctc_loss = world.sum([_total(decoder_losses), _total(ctc_losses)])
+    result = StepResult(decoder_loss, ctc_loss, gradient_norm)
+    if result.is_finite:
+        optimizer.step()
+    optimizer.zero_grad()
+    return result
+
+
+def _total(losses: Sequence[torch.Tensor]) -> float:
+    """Read from the device once."""
+    return sum(torch.stack([loss.detach() for loss in losses]).tolist()) if losses else 0.0
