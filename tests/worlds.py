@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 
 from tiny_audio.training.world import World, joined
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 def free_port() -> int:
@@ -31,7 +32,25 @@ def place(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
-    """What ``work`` gives or raises in each of ``size`` processes, by rank; what goes wrong otherwise is raised."""
+    """What ``work`` gives in each process of a world of ``size``, by rank.
+
+    Raises:
+        Exception: what the first of them raised that did.
+    """
+
+    def joining(rank: int) -> Any:
+        with joined(torch.device("cpu")) as world:
+            return work(world)
+
+    found = in_processes(size, joining)
+    for value in found:
+        if isinstance(value, Exception):
+            raise value
+    return found
+
+
+def in_processes(size: int, work: Callable[[int], Any]) -> list[Any]:
+    """What ``work`` gives or raises in each of ``size`` processes that could meet, by rank."""
     context, port = multiprocessing.get_context("fork"), free_port()
     ends, processes = [], []
     for rank in range(size):
@@ -45,7 +64,7 @@ def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
         found = []
         for rank, end in enumerate(ends):
             assert end.poll(PATIENCE_S), f"process {rank} of {size} did not answer"
-            found.append(end.recv())
+            found.append(pickle.loads(end.recv_bytes()))
     finally:
         for process in processes:
             process.join(5)
@@ -54,17 +73,16 @@ def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
     return found
 
 
-def _member(rank: int, size: int, port: int, work: Callable[[World], Any], end: Connection) -> None:
+def _member(rank: int, size: int, port: int, work: Callable[[int], Any], end: Connection) -> None:
     os.environ.update(place(rank, size, port))
     torch.set_num_threads(1)
     try:
-        with joined(torch.device("cpu")) as world:
-            found = work(world)
+        found = work(rank)
     except Exception as error:
         found = error
         error.add_note(traceback.format_exc())
     try:
-        end.send(found)
+        end.send_bytes(pickle.dumps(found))  # a Connection's own pickles share tensors with a process that ends here
     finally:
         end.close()
         os._exit(0)

@@ -45,5 +45,5 @@ class FollowedError(Exception):
     """
 
     def __init__(self, kind: type[Exception]) -> None:
-        super().__init__(f"the first process failed with {kind.__name__}")
+        super().__init__(kind)
         self.kind = kind

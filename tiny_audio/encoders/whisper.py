@@ -131,10 +131,11 @@ class WhisperEncoder(Encoder):
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
-        audio = waveforms.float() * (torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None])
+        precise = torch.promote_types(waveforms.dtype, torch.float32)
+        audio = waveforms.to(precise) * (torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None])
         audio = F.pad(audio, (0, max(0, size + WINDOW // 2 - audio.shape[1])))[:, : size + WINDOW // 2]
         audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio], dim=1)
-        window = torch.hann_window(WINDOW, device=audio.device)
+        window = torch.hann_window(WINDOW, dtype=precise, device=audio.device)
         spectrum = torch.stft(audio, WINDOW, HOP, window=window, center=False, return_complex=True)
         power = spectrum[..., : size // HOP].abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)

@@ -100,7 +100,8 @@ class Batches:
                     else:
                         yield MicroBatch(self._stand_in(), 0.0, counts, plan, epoch, place)
             if not useful and index == 0:
-                raise RunFailed(f"no clip of epoch {epoch} could be used; see dropped.jsonl for the reasons")
+                why = f"no clip of epoch {epoch} could be used; see dropped.jsonl for the reasons"
+                raise self.world.failure(RunFailed(why))
             epoch, index = epoch + 1, 0
 
     def _loader(self, plan: EpochPlan, epoch: int, index: int) -> Iterator[Batch | str]:
@@ -136,7 +137,7 @@ class Batches:
         clips, tokens, labels, num_dropped, num_failed = map(int, self.world.sum([*values, float(failed)]))
         if num_failed:
             messages = self.world.gather(batch if isinstance(batch, str) else None)
-            raise LoadingFailed(next(message for message in messages if message is not None))
+            raise self.world.failure(LoadingFailed(next(message for message in messages if message is not None)))
         dropped: list[Dropped] = []
         if num_dropped:
             parts = self.world.gather(batch.dropped if isinstance(batch, Batch) else [])

@@ -141,16 +141,14 @@ class Trainer:
         if last is None:
             self._note_dropped(self.clips.dropped)
         else:
-            self._dropped.check()
+            self.world.on_main(self._dropped.check)
         self.world.on_main(self._open_logs)
         self.ledger = Ledger(self.progress, self._host, self._work)
         try:
             with self.stop.deferred():
                 self._train()
                 if self.world.any(self.stop.requested):
-                    raise Stopped(
-                        f"stopped by a signal; step {self.progress.step} is saved, the same command continues"
-                    )
+                    raise self._stopped()
         finally:
             if self.world.is_main:
                 # What a full disk does not take now, it did not take before, and that was said.
@@ -192,12 +190,12 @@ class Trainer:
                     saved_step = progress.step
                     self._save()
                 if stopping:
-                    raise Stopped(f"stopped by a signal; step {progress.step} is saved, the same command continues")
+                    raise self._stopped()
         except (UserError, FollowedError) as error:
             # Raised in all processes alike, and between steps.
             if progress.step > saved_step and issubclass(_kind(error), UserError):
                 self._save()
-            if isinstance(error, LoadingFailed):
+            if isinstance(error, LoadingFailed):  # in the first process
                 where = f"step {progress.step} is saved" if progress.step else "nothing is trained yet"
                 raise LoadingFailed(f"{error}\n{where}, the same command continues") from error
             raise
@@ -226,7 +224,7 @@ class Trainer:
         fresh = self._dropped.add(dropped)
         if fresh:
             self._write(lambda: self._dropped_log.add(fresh))
-            self._dropped.check()
+            self.world.on_main(self._dropped.check)
 
     def _step(self, micro_batches: list[MicroBatch], window: _Window) -> StepResult:
         progress, ctc = self.progress, self.recipe.ctc
@@ -281,10 +279,17 @@ class Trainer:
         self.watcher.note(f"step {progress.step + 1} skipped: its loss or gradient is not finite")
         if progress.skipped_in_a_row > self.config.max_skipped_steps:
             last = self.world.on_main(lambda: checkpoint.latest(self.checkpoints))
-            raise RunFailed(
-                f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the last good "
-                f"checkpoint is {last or '(none)'}. Lower training.learning_rate, or lengthen training.warmup_steps."
+            raise self.world.failure(
+                RunFailed(
+                    f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the last "
+                    f"good checkpoint is {last or '(none)'}. Lower training.learning_rate, or lengthen "
+                    "training.warmup_steps."
+                )
             )
+
+    def _stopped(self) -> Exception:
+        step = self.progress.step
+        return self.world.failure(Stopped(f"stopped by a signal; step {step} is saved, the same command continues"))
 
     def _write(self, work: Callable[[], None]) -> None:
         """In the first process, to the run's folder."""

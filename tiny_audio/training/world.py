@@ -32,7 +32,7 @@ _ENGINES = {
 class World:
     """How many processes there are, and which of them this is; alone, all that is asked is answered at once.
 
-    Every method is a meeting: all processes call it, in the same order.
+    Methods are meetings where nothing else is said: all processes call them, in the same order.
     """
 
     rank: int = 0
@@ -89,6 +89,10 @@ class World:
             raise FollowedError(shared[1])
         value: ValueT = shared[0]
         return value
+
+    def failure(self, error: Exception) -> Exception:
+        """What to raise where all processes fail alike: the first alone says why. No meeting."""
+        return error if self.is_main else FollowedError(type(error))
 
     def together(self, work: Callable[[], ValueT]) -> ValueT:
         """What ``work`` gives in each process; where it fails in one, all leave.
