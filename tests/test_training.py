@@ -21,6 +21,7 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.run import Run, assemble
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 from tiny_audio.training import checkpoint
+from tiny_audio.training.batches import Batches
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import MetricsLog, read_metrics
@@ -716,4 +717,20 @@ def test_targets_are_rewritten_and_what_is_left_empty_is_dropped(tmp_path: Path)
         "clips/clip001.flac:3",
         "text_missing",
         "data.target_text leaves nothing of its transcript",
+    )
+
+
+def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None:
+    write_clips(tmp_path, 4)
+    recipe = parse(changed(tiny_recipe(tmp_path), batching__max_clips=2))
+    clips = gather(recipe)
+    _, _, labeler = assemble(recipe, clips, None)
+    batches = Batches(recipe, clips, labeler, World(), lambda dropped: None, pin_memory=False)
+    plan = clips.clips.plan(recipe.batching, recipe.training.seed, 0)
+    assert next(batches.start(0, 1, plan.hash)).index == 1
+    with pytest.raises(RunFailed) as failure:
+        next(batches.start(0, 1, "another"))
+    assert str(failure.value) == (
+        "epoch 0 was planned by another version of the code, and batch 1 of it is another; continue with the version "
+        "that began, or start over"
     )

@@ -75,15 +75,22 @@ class Batches:
         self._note_dropped = note_dropped
         self._pin_memory = pin_memory
 
-    def start(self, epoch: int, index: int) -> Iterator[MicroBatch]:
+    def start(self, epoch: int, index: int, plan_hash: str) -> Iterator[MicroBatch]:
         """From a place in the plan on.
 
+        Args:
+            plan_hash: of the epoch's plan, as a checkpoint knows it; "" at the start.
+
         Raises:
+            RunFailed: the epoch is planned otherwise now.
             LoadingFailed: clips cannot be had, in whichever process.
             RunFailed: a whole epoch has no usable clip.
         """
         while True:
             plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
+            if index and plan.hash != plan_hash:
+                why = f"epoch {epoch} was planned by another version of the code, and batch {index} of it is another"
+                raise self.world.failure(RunFailed(f"{why}; continue with the version that began, or start over"))
             useful = 0
             loader = self._loader(plan, epoch, index)
             with Lookahead(self.clips.clips, plan, index, self.recipe.batching.shuffle_clips) as lookahead:

@@ -38,6 +38,8 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     """Batches of this epoch's plan that are used up."""
+    plan: str = ""
+    """Hash of this epoch's plan."""
     audio_s: float = 0.0
     padded_s: float = 0.0
     tokens: int = 0

@@ -180,7 +180,7 @@ class Trainer:
             self.world,
             self._note_dropped,
             pin_memory=self.accelerator.device.type == "cuda",
-        ).start(progress.epoch, progress.batch)
+        ).start(progress.epoch, progress.batch, progress.plan)
         try:
             while progress.step < self.config.steps:
                 window = self._one_step(batches, window)
@@ -207,7 +207,8 @@ class Trainer:
             micro_batches = [next(batches) for _ in range(self.config.accumulation)]
         result = self._step(micro_batches, window)
         progress.step += 1
-        progress.epoch, progress.batch = micro_batches[-1].epoch, micro_batches[-1].index + 1
+        last = micro_batches[-1]
+        progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
         own = self.ledger.amounts([micro_batch.batch for micro_batch in micro_batches if micro_batch.weight])
         audio_s, padded_s, tokens, flops = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops])
         self.ledger.step_done(Amounts(audio_s, padded_s, int(tokens), flops))
