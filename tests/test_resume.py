@@ -304,7 +304,14 @@ def test_execution_settings_redo_nothing(recipe: Path, finished: Path) -> None:
 def test_evaluation_settings_redo_the_evaluation(recipe: Path, finished: Path) -> None:
     code, changes = again(recipe, finished, "evaluation.group_by=speaker")
     assert code == 0
-    results = {"evaluation/held_out.jsonl", "report.html", "report.json", "state.json", "recipe.yaml"}
+    results = {
+        "evaluation/held_out.jsonl",
+        "report.html",
+        "report.json",
+        "model/README.md",
+        "state.json",
+        "recipe.yaml",
+    }
     assert changes == results
     assert json.loads((finished / "report.json").read_text())["evaluation"]["held_out"]["num_groups"] == 3
     assert again(recipe, finished, "evaluation.group_by=speaker") == (0, set())
@@ -322,7 +329,7 @@ def test_a_set_that_is_no_longer_wanted_leaves_the_report(recipe: Path, finished
     none = ["data.evaluation={}", "execution.evaluate_every=null", "execution.evaluate_set=null"]
     code, changes = again(recipe, finished, *none)
     assert code == 0
-    assert changes == {"report.html", "report.json", "state.json", "recipe.yaml"}
+    assert changes == {"report.html", "report.json", "model/README.md", "state.json", "recipe.yaml"}
     assert json.loads((finished / "report.json").read_text())["evaluation"] == {}
 
 
@@ -339,11 +346,11 @@ def test_generation_settings_travel_with_the_model(recipe: Path, finished: Path)
 
 def test_a_report_that_was_not_written_is_written(recipe: Path, finished: Path) -> None:
     (finished / "report.html").unlink()
-    assert again(recipe, finished)[1] == {"report.html", "report.json"}
+    assert again(recipe, finished)[1] == {"report.html", "report.json", "model/README.md"}
     state = json.loads((finished / "state.json").read_text())
     del state["report"]  # as a kill between scoring and reporting leaves it
     (finished / "state.json").write_text(json.dumps(state))
-    assert again(recipe, finished)[1] == {"report.html", "report.json", "state.json"}
+    assert again(recipe, finished)[1] == {"report.html", "report.json", "model/README.md", "state.json"}
 
 
 def test_a_model_that_is_gone_is_made_again(recipe: Path, finished: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 JOULES_PER_KWH = 3.6e6
 _MACHINE = (
-    *("num_processes", "peak_tflops", "peak_source", "peak_memory_bytes", "memory_of"),
+    *("num_processes", "peak_source", "peak_memory_bytes", "memory_of"),
     *("power_watts", "power_source"),
 )
 Row = tuple[str, str, str]
@@ -33,6 +33,8 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
+        # Measured anew at each start, and another machine's after a move.
+        "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,
         **{key: totals[key] for key in _MACHINE},

@@ -119,7 +119,6 @@ class Ledger:
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {
             "num_processes": host.num_processes,
-            "peak_tflops": host.peak_flops / 1e12 if self._work else None,
             "peak_source": host.peak_source,
             "power_watts": host.rated_watts or None,
             "power_source": host.power_source,

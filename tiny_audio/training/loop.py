@@ -142,8 +142,8 @@ class Trainer:
             self._note_dropped(self.clips.dropped)
         else:
             self.world.on_main(self._dropped.check)
-        self.world.on_main(self._open_logs)
         self.ledger = Ledger(self.progress, self._host, self._work)
+        self.world.on_main(self._open_logs)
         try:
             with self.stop.deferred():
                 self._train()
