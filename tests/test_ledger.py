@@ -239,7 +239,7 @@ def said(**changes: Any) -> dict[str, tuple[str, str]]:
 
 def test_every_figure_says_how_it_is_known() -> None:
     assert said() == {
-        "throughput": ("1,100.0 hours of audio an hour", "of training steps"),
+        "throughput": ("1,100.0 hours of audio/h", "of training steps"),
         "text": ("3,300.5 tokens/s", "18,000,000 target tokens"),
         "padding": ("3.0%", "of the audio in batches"),
         "waiting for data": ("0.4%", "of the time of steps"),

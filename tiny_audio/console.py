@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tiny_audio.ledger import ledger_rows
 
 _LINE_EVERY = 100
+_WIDTH = 80
 
 
 class ConsoleWatcher:
@@ -72,7 +74,7 @@ class ConsoleWatcher:
         self._stop_bar()
         if report["evaluation"]:
             self.note(scores_table(report["evaluation"]))
-        self.note(in_columns(ledger_rows(report["ledger"]), num_texts=3))
+        self.note(ledger_table(report["ledger"]))
         self.note(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model'}")
 
 
@@ -87,6 +89,17 @@ def scores_table(sets: dict[str, dict[str, Any]]) -> str:
             rows.append(["  CTC head alone", *_rates(scores["ctc"]), ""])
     normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
     return f"{in_columns(rows, num_texts=1)}\nnormaliser: {normalizers}"
+
+
+def ledger_table(ledger: dict[str, Any]) -> str:
+    """What a run took, and how each figure is known."""
+    known = ledger_rows(ledger)
+    room = _WIDTH - sum(max(len(row[column]) for row in known) + 2 for column in (0, 1))
+    rows: list[tuple[str, str, str]] = []
+    for what, value, how in known:
+        first, *others = textwrap.wrap(how, room)
+        rows += [(what, value, first), *(("", "", line) for line in others)]
+    return in_columns(rows, num_texts=3)
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:

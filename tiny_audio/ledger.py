@@ -67,7 +67,7 @@ def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
         ledger: of :func:`account`.
     """
     return [
-        ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio an hour", "of training steps"),
+        ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio/h", "of training steps"),
         ("text", f"{ledger['tokens_per_s']:,.1f} tokens/s", f"{ledger['tokens']:,} target tokens"),
         ("padding", f"{ledger['padding_share']:.1%}", "of the audio in batches"),
         ("waiting for data", f"{ledger['data_wait_share']:.1%}", "of the time of steps"),
