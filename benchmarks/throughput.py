@@ -1,7 +1,7 @@
 """What packed rows and compiled layers save, against padded rows as they are written, on the same weights and clips.
 
-    python benchmarks/throughput.py                    on a CPU, in a minute or two
-    python benchmarks/throughput.py --compile          and compiled layers, minutes more
+    python benchmarks/throughput.py                    on a CPU, in some minutes
+    python benchmarks/throughput.py --compile          and compiled layers, more minutes
     python benchmarks/throughput.py --device cuda      on a GPU, in bf16
 
 Batches are of clips of a log-normal length: random ones, and ones of similar length. Each is a forward and a backward
