@@ -85,7 +85,7 @@ def train(
     model, _, labeler = assemble(recipe, clips, None)
     folder.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        trainer = Trainer(recipe, model.to(dtype), clips, labeler, folder, stop, listener, None, world)
+        trainer = Trainer(recipe, model.to(dtype), clips, labeler, folder, stop, listener, world=world)
         if dtype == torch.float64:  # mel bands, too
             trainer.bare_model.encoder.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
         sharded = all(isinstance(tensor, DTensor) for tensor in trainer.bare_model.parameters())
