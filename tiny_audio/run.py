@@ -177,7 +177,8 @@ class Run:
         world.together(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
         self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
         model, tokenizer, labeler = world.in_turn(lambda: assemble(recipe, clips, start))
-        monitor = self._monitor(tokenizer) if world.is_main else None
+        scores = world.is_main or recipe.execution.parallel == "fsdp"
+        monitor = world.in_turn(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, monitor, work, world)
         progress = trainer.run()
         if not world.is_main:

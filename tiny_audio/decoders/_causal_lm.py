@@ -209,6 +209,8 @@ class CausalLMDecoder(Decoder):
         spare = [index for start, stop in self._undecodable for index in range(start, stop)]
         if spare:
             settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
+        # A process that decodes alone, whole weights in hand, must not wait for the others to generate, too.
+        settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 
     @torch.no_grad()

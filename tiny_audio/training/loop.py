@@ -72,7 +72,8 @@ class Trainer:
         run_dir: ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl`` live here; the first process's.
         stop: asked between steps.
         watcher: told about progress.
-        evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``.
+        evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. Called in the first process,
+            and in all where the model is sharded.
         work: what a clip takes, for the ledger; None where it is not known.
         world: the processes.
     """
@@ -333,19 +334,22 @@ class Trainer:
         self.watcher.step(progress.step, values)
 
     def _evaluate(self) -> None:
-        """By the first process alone; the others wait."""
         self.bare_model.eval()
-        with gathered(self.model):
-            self.world.on_main(self._evaluate_here)
+        if self.is_sharded:
+            # A sharded model counts its passes, to know what to gather when, so all processes make the same ones.
+            with gathered(self.model):
+                scores = self.world.together(self._scores)
+        else:
+            scores = self.world.on_main(self._scores)
         self.model.train()
+        self._write(lambda: self._metrics.write("evaluation", self.progress.step, **scores))
+        self.watcher.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
 
-    def _evaluate_here(self) -> None:
+    def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None
         # As in a training step: a frozen part in half precision and a trained one in full meet under autocast only.
         with self.accelerator.autocast(), uncompiled() if self.recipe.execution.compile else nullcontext():
-            scores = self.evaluate(self.bare_model)
-        self._metrics.write("evaluation", self.progress.step, **scores)
-        self.watcher.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
+            return self.evaluate(self.bare_model)
 
     def _save(self) -> None:
         keep, optimizer = self.recipe.execution.keep_checkpoints, self.optimizer.optimizer
