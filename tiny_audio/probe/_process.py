@@ -13,10 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tiny_audio.model import TargetScores
 
 GIB = 2**30
 STEPS = 2
@@ -194,6 +197,8 @@ class _Bench:
             allowed = max(0, self.allowed_bytes - outside) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
         self.optimizer = build_optimizer(self.model, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0  # noise teaches nothing, and might teach what is not finite
         if recipe.execution.compile:
             compile_layers(self.model, self.device)
 
@@ -215,19 +220,28 @@ class _Bench:
         return {"peak_bytes": None, "step_s": 0.0, "batches": batches}
 
     def _step(self, clips: int, duration_s: float, batches: int) -> None:
-        import torch
+        from tiny_audio.training.step import take_step
+        from tiny_audio.training.world import World
 
         config, ctc = self.recipe.training, self.recipe.ctc
-        for _ in range(batches):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                scores = self.model(**self._batch(clips, duration_s))
-            loss = scores.decoder_loss.mean()
-            if ctc is not None:
-                loss = loss + ctc.weight * scores.ctc_loss.mean()
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        result = take_step(
+            self.model,
+            self.optimizer,
+            [lambda: self._score(clips, duration_s)] * batches,
+            num_tokens=clips,
+            num_labels=clips,
+            ctc_weight=ctc.weight if ctc else 0.0,
+            max_gradient_norm=config.max_gradient_norm,
+            world=World(),
+        )
+        assert result.is_finite, "a step that is skipped makes no moments"
+
+    def _score(self, clips: int, duration_s: float) -> TargetScores:
+        import torch
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
+            scores: TargetScores = self.model(**self._batch(clips, duration_s))
+        return scores
 
     def _batch(self, clips: int, duration_s: float) -> dict[str, Any]:
         """Noise, as long as it may be but for a tenth of a second, so that there is padding; letters by turns."""
