@@ -372,6 +372,18 @@ def test_an_override_that_the_architecture_does_not_know() -> None:
         ENCODERS.build(config, EncoderContext())
 
 
+def test_overrides_that_cannot_be_built_together() -> None:
+    """Each is a valid number; that heads must divide a width, only the architecture knows."""
+    tiny: Any = ENCODERS.entry("whisper").config.tiny()
+    config = ENCODERS.parse({"name": "whisper", "init": "random", "overrides": {**tiny.overrides, "d_model": 7}})
+    message = (
+        r"^overrides do not make a \w+ that can be built: embed_dim must be divisible by num_heads .*; correct them$"
+    )
+    for device in ("cpu", "meta"):
+        with torch.device(device), pytest.raises(UserError, match=message):
+            ENCODERS.build(config, EncoderContext())
+
+
 def test_an_override_that_the_architecture_refuses() -> None:
     config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"conv_dim": [16, 16]}})
     with pytest.raises(UserError, match=r"^overrides do not make a valid HubertConfig: Configuration for conv"):

@@ -173,6 +173,23 @@ def attention_for(part: TransformersPartConfig) -> str:
     return part.attentions[0] if part.attention == "auto" else part.attention
 
 
+def without_weights(model_class: Any, config: Any, part: TransformersPartConfig) -> Any:
+    """A transformers model as its class initialises it.
+
+    Raises:
+        UserError: overrides that are fine each by itself and not together, such as a width that heads do not divide.
+    """
+    try:
+        return model_class._from_config(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        if not part.overrides:
+            raise
+        raise UserError(
+            f"overrides do not make a {model_class.__name__} that can be built: {str(error).splitlines()[0]}; "
+            "correct them"
+        ) from error
+
+
 def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str] = ()) -> Any:
     """A transformers model with the weights that ``part`` names, or random ones.
 
@@ -186,7 +203,7 @@ def load_weights(model_class: Any, config: Any, part: TransformersPartConfig, ig
         UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
     """
     if part.init == "random":
-        return model_class._from_config(config)
+        return without_weights(model_class, config, part)
     model, info = _reading(
         part,
         model_class.from_pretrained,

@@ -19,6 +19,7 @@ from tiny_audio.pretrained import (
     load_weights,
     prepare_training,
     transformers_config,
+    without_weights,
 )
 
 LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -72,7 +73,7 @@ def build_causal_lm(
     set_dropouts(architecture, config.dropout)
     architecture._attn_implementation = _attention(model_class, architecture, config)
     if known is not None:
-        model = model_class._from_config(architecture)
+        model = without_weights(model_class, architecture, config)
     else:
         model = load_weights(model_class, architecture, config)
         # A checkpoint's weights decide, and a config that says otherwise would rebuild another model.

@@ -15,7 +15,14 @@ from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.packing import PACKED, Packing
-from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+from tiny_audio.pretrained import (
+    architecture_of,
+    attention_for,
+    load_weights,
+    prepare_training,
+    transformers_config,
+    without_weights,
+)
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -107,7 +114,7 @@ def build_waveform_encoder(
     cut = keep_layers(architecture, config, rf"{prefix}encoder\.layers")
     architecture._attn_implementation = attention or attention_for(config)
     if context.architecture is not None:
-        model = model_class._from_config(architecture)
+        model = without_weights(model_class, architecture, config)
     else:
         # A CTC head, and the learned vector of transformers' own SpecAugment.
         ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)

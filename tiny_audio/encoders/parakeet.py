@@ -19,6 +19,7 @@ from tiny_audio.pretrained import (
     load_weights,
     prepare_training,
     transformers_config,
+    without_weights,
 )
 
 WINDOW = 400
@@ -102,7 +103,7 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
     cut = keep_layers(architecture, config, r"(encoder\.)?layers")
     architecture._attn_implementation = attention_for(config)
     if context.architecture is not None:
-        model = Layers._from_config(architecture)
+        model = without_weights(Layers, architecture, config)
     else:
         model = load_weights(Layers, architecture, config, ignored=(*_NOT_USED, *cut))
         if config.init == "random":

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained import architecture_of, attention_for, load_weights, prepare_training, transformers_config
+from tiny_audio.pretrained import (
+    architecture_of,
+    attention_for,
+    load_weights,
+    prepare_training,
+    transformers_config,
+    without_weights,
+)
 
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
@@ -95,7 +102,7 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
     cut = keep_layers(architecture, config, r"(wav2vec2_bert\.)?encoder\.layers")
     architecture._attn_implementation = attention_for(config)
     if context.architecture is not None:
-        model = Wav2Vec2BertModel._from_config(architecture)
+        model = without_weights(Wav2Vec2BertModel, architecture, config)
     else:
         model = load_weights(Wav2Vec2BertModel, architecture, config, ignored=(*_NOT_USED, *cut))
     prepare_training(model, config)

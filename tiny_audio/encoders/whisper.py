@@ -20,6 +20,7 @@ from tiny_audio.pretrained import (
     load_weights,
     prepare_training,
     transformers_config,
+    without_weights,
 )
 
 WINDOW = 400
@@ -80,7 +81,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     cut = keep_layers(architecture, config, r"model\.encoder\.layers")
     architecture._attn_implementation = attention_for(config)
     if context.architecture is not None or config.init == "random":
-        model = Layers._from_config(architecture)
+        model = without_weights(Layers, architecture, config)
         if context.architecture is None:
             _initialize(model)
     else:
