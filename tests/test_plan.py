@@ -194,9 +194,9 @@ def test_a_rehearsal_saves_what_a_real_forward_pass_saves(
     recipe = parse(document, **changes)
     forward, rehearsed = _step._loss, Saved()
 
-    def watched(*arguments: Any) -> Tensor:
+    def watched(*arguments: Any, **named: Any) -> Tensor:
         with rehearsed:
-            return forward(*arguments)
+            return forward(*arguments, **named)
 
     monkeypatch.setattr(_step, "_loss", watched)
     planned = rehearse(recipe, SHAPE, "cpu")
