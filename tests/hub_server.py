@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-Fault = Literal["limit", "error", "cut"]
+Fault = Literal["limit", "error", "cut", "stall"]
 
 
 @dataclass
@@ -82,6 +82,8 @@ class Hub:
         self.refusal: tuple[int, bytes, dict[str, str]] | None = None
         """The answer to all that asks for a repository."""
         self.knows_ranges = True
+        self.released = threading.Event()
+        """Ends what stalls; until then, nothing comes over the open connection."""
         self.port = 0
         self._lock = threading.Lock()
         self._count = 0
@@ -120,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(429, b"", reset | {"ratelimit-policy": '"fixed window";"resolvers";q=3000;w=300'})
         elif fault == "error":
             self._send(500, b"broken")
+        elif fault == "stall":
+            self.hub.released.wait()
+            self.close_connection = True
         else:
             self._route(cut=fault == "cut")
 
@@ -234,6 +239,7 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.released.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -311,7 +311,7 @@ def probe(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the largest batches that fit, by trying. Trains on synthetic ones, and prints the budget to put into the recipe.
+    """Find the largest batches that fit, by trying. Prints the budget to put into the recipe.
 
     Example: tiny-audio probe recipes/tiny_audio_buckets.yaml --random-weights
     """

@@ -466,7 +466,8 @@ def _locked(path: Path) -> Iterator[IO[str]]:
     """Hold a run folder for this process; the lock goes with the process, however it ends."""
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock, which the loader's processes would inherit, and hold for as long as they outlive a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{path.parent} is in use by another run; wait for it, stop it, or give another --output-dir"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,11 +25,11 @@ class DroppedLog:
 
     def add(self, dropped: Iterable[Dropped]) -> None:
         """Those that are not listed yet; there is no file where nothing was dropped."""
-        fresh = {drop.id: drop for drop in dropped if drop.id not in self._ids}
+        fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(drop)) + "\n" for drop in fresh.values())
-            self._ids |= fresh.keys()
+                file.writelines(json.dumps(asdict(drop)) + "\n" for drop in fresh)
+            self._ids |= {drop.id for drop in fresh}
 
 
 def read_dropped(path: Path) -> list[Dropped]:
@@ -57,7 +57,7 @@ class DroppedClips:
 
     def add(self, dropped: Iterable[Dropped]) -> list[Dropped]:
         """Remember; gives those that are new."""
-        fresh = list({drop.id: drop for drop in dropped if drop.id not in self._by_id}.values())
+        fresh = _once(dropped, self._by_id)
         self._by_id |= {drop.id: drop for drop in fresh}
         self._counted += sum(drop.reason not in BOUNDS for drop in fresh)
         return fresh
@@ -70,3 +70,12 @@ class DroppedClips:
         """
         if self._counted > self._max_share * self._num_clips:
             check_dropped(list(self._by_id.values()), self._num_clips, self._max_share)
+
+
+def _once(dropped: Iterable[Dropped], known: Container[str]) -> list[Dropped]:
+    """Those whose ids are not known, the first of each."""
+    fresh: dict[str, Dropped] = {}
+    for drop in dropped:
+        if drop.id not in known:
+            fresh.setdefault(drop.id, drop)
+    return list(fresh.values())

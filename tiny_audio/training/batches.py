@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -75,7 +75,7 @@ class Batches:
         self._note_dropped = note_dropped
         self._pin_memory = pin_memory
 
-    def start(self, epoch: int, index: int, plan_hash: str) -> Iterator[MicroBatch]:
+    def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch]:
         """From a place in the plan on.
 
         Args:

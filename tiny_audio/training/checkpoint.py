@@ -239,16 +239,20 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
 
 def _damage(checkpoint: Path) -> str | None:
     """What is wrong with the files of a checkpoint, by their sizes and sums."""
+    if not (checkpoint / _SUMS).exists():
+        return f"{_SUMS} is missing"
     try:
         sums = json.loads((checkpoint / _SUMS).read_text())
-        for name, (size, wanted) in sums.items():
-            path = checkpoint / name
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
-            if _sum_of(path)[1] != wanted:
-                return f"{name} does not hold what was written"
-    except (OSError, ValueError) as error:
-        return f"{_SUMS} says: {error}" if isinstance(error, ValueError) else str(error)
+    except ValueError:
+        return f"{_SUMS} is no list of sums"
+    for name, (size, total) in sums.items():
+        path = checkpoint / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
+        if _sum_of(path)[1] != total:
+            return f"{name} does not hold what was written"
     return None
 
 

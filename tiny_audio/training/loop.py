@@ -174,14 +174,15 @@ class Trainer:
         progress, saved_step = self.progress, self.progress.step
         self.model.train()
         window = _Window()
-        batches = Batches(
+        planned = Batches(
             self.recipe,
             self.clips,
             self.labeler,
             self.world,
             self._note_dropped,
             pin_memory=self.accelerator.device.type == "cuda",
-        ).start(progress.epoch, progress.batch, progress.plan)
+        )
+        batches = planned.start(progress.epoch, progress.batch, progress.plan)
         try:
             while progress.step < self.config.steps:
                 window = self._one_step(batches, window)
@@ -200,6 +201,8 @@ class Trainer:
                 where = f"step {progress.step} is saved" if progress.step else "nothing is trained yet"
                 raise LoadingFailed(f"{error}\n{where}, the same command continues") from error
             raise
+        finally:
+            batches.close()  # and with it the loader's processes
 
     def _one_step(self, batches: Iterator[MicroBatch], window: _Window) -> _Window:
         """A step, and what is written after it; gives the window to go on with."""

@@ -57,16 +57,18 @@ def take_step(
     for number, forward in enumerate(forwards, start=1):
         with synchronizing(model, number == len(forwards)):
             scores = forward()
-            decoder_losses.append(scores.decoder_loss.sum())
-            loss = decoder_losses[-1] / num_tokens
+            decoder_loss = scores.decoder_loss.sum()
+            decoder_losses.append(decoder_loss.detach())
+            loss = decoder_loss / num_tokens
             if scores.ctc_loss is not None:
-                ctc_losses.append(scores.ctc_loss.sum())
-                loss = loss + ctc_weight * ctc_losses[-1] / max(1, num_labels)
+                ctc_loss = scores.ctc_loss.sum()
+                ctc_losses.append(ctc_loss.detach())
+                loss = loss + ctc_weight * ctc_loss / max(1, num_labels)
             # Processes average their gradients, and each has a share of the sum.
             (loss * world.size).backward()  # type: ignore[no-untyped-call]
     gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
-    decoder_loss, ctc_loss = world.sum([_total(decoder_losses), _total(ctc_losses)])
-    result = StepResult(decoder_loss, ctc_loss, gradient_norm)
+    totals = world.sum([_total(decoder_losses), _total(ctc_losses)])
+    result = StepResult(totals[0], totals[1], gradient_norm)
     if result.is_finite:
         optimizer.step()
     optimizer.zero_grad()
@@ -75,4 +77,4 @@ def take_step(
 
 def _total(losses: Sequence[torch.Tensor]) -> float:
     """Read from the device once."""
-    return sum(torch.stack([loss.detach() for loss in losses]).tolist()) if losses else 0.0
+    return sum(torch.stack(list(losses)).tolist()) if losses else 0.0
