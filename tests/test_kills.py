@@ -51,7 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "decoder__dropout": 0.1,
         "augmentation": {
             "speed": [0.9, 1.0, 1.1],
-            "noise_snr_db": [10.0, 30.0],
+            "white_noise": {"snr_db": [10.0, 30.0]},
             "spec_augment": {"max_time_mask_s": 0.1},
         },
         "batching": {"max_clips": 3, "shuffle_clips": 20},
