@@ -23,7 +23,7 @@ from tests.test_resume import PATIENCE_S, assert_equal, kill, last_step, wait_un
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.metrics import read_metrics
 
-KILLS, STEPS, SHARDS, CLIPS = 20, 240, 3, 16
+KILLS, STEPS, SHARDS, CLIPS = 20, 120, 3, 16
 NAME = "speechbrain/LoquaciousSet"
 CARD = {"configs": [{"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]}]}
 
@@ -93,7 +93,7 @@ def test_twenty_kills(hub: Hub, recipe: Path, tmp_path: Path) -> None:
             until = time.monotonic() + rng.uniform(1, 15)
             assert wait_until(process, lambda until=until: time.monotonic() > until)  # type: ignore[misc]
         else:
-            aim = min(STEPS - 5, last_step(folder) + rng.randint(1, 14))
+            aim = min(STEPS - 5, last_step(folder) + rng.randint(1, 7))
             assert wait_until(process, lambda aim=aim: last_step(folder) >= aim)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 0.2))
         kill(process)
