@@ -126,6 +126,26 @@ def test_a_full_disk(document: Document, small_disk: Path, undisturbed: bytes) -
     assert exported(folder) == undisturbed
 
 
+def test_a_log_that_cannot_be_written(document: Document, undisturbed: bytes, tmp_path: Path) -> None:
+    """The step that it would have told of is not lost."""
+    document, log = changed(document, execution__log_clips=True), tmp_path / "run" / "clips.jsonl"
+
+    def harm() -> None:
+        log.rename(tmp_path / "moved")
+        log.mkdir()
+
+    with pytest.raises(UserError) as refusal:
+        run(document, tmp_path / "run", Watching(3, harm))
+    assert str(refusal.value) == (
+        f"{tmp_path / 'run'} cannot be written: [Errno 21] Is a directory: '{log}'. Make room, or allow writing there: "
+        "the same command continues"
+    )
+    assert steps_kept(tmp_path / "run") == [2, 4]
+    log.rmdir()
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == undisturbed
+
+
 def test_a_checkpoint_that_is_too_large(document: Document, tmp_path: Path) -> None:
     """For a quota, for one; another process gets it, since a limit once lowered stays."""
 

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
 from tests.test_training import Listener, first_gradients, gather, parse
 from tests.worlds import in_processes, in_world
+from tiny_audio.cli import main
 from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
 from tiny_audio.data.dropped import read_dropped
 from tiny_audio.decoders import DECODERS
@@ -29,11 +30,12 @@ from tiny_audio.training import checkpoint
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.world import World
+from tiny_audio.training.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALONE = World()
+ROOT = Path(__file__).parent.parent
 EXACT = {
     "name": "causal_lm",
     "init": "random",
@@ -401,3 +403,32 @@ def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: s
     assert str(first) == str(second)
     assert str(first).startswith("accelerate launch was told to use ")
     assert str(first).endswith("; leave that out, and set execution.parallel to ddp or fsdp")
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    def work(rank: int) -> Any:
+        with joined(torch.device("cuda")):
+            raise AssertionError("there is no GPU for it")
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    first, second = in_processes(2, work)
+    assert isinstance(first, UserError)
+    assert str(second) == (
+        "process 1 of this machine has no GPU of its own: there are 0; start as many processes as GPUs"
+    )
+
+
+@pytest.mark.parametrize("command", ["sweep", "bench"])
+def test_what_works_alone_refuses_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    arguments = {"sweep": [recipe, "training.seed=0,1"], "bench": ["projectors", recipe, "--train"]}[command]
+    assert main([command, *arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: tiny-audio {command} works in one process, and WORLD_SIZE says that this is one of 4; start it "
+        "without torchrun or accelerate launch\n"
+    )
+    assert not (tmp_path / "out").exists()

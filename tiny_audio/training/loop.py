@@ -303,10 +303,9 @@ class Trainer:
             try:
                 work()
             except OSError as error:
-                last = checkpoint.latest(self.checkpoints)
                 raise UserError(
-                    f"{self.run_dir} cannot be written: {error}; the last checkpoint is {last or '(none)'}. Make room, "
-                    "or allow writing there: the same command continues"
+                    f"{self.run_dir} cannot be written: {error}. Make room, or allow writing there: the same command "
+                    "continues"
                 ) from error
 
         self.world.on_main(write)
