@@ -177,6 +177,12 @@ def test_neighbours_come_from_the_recipe(document: Document, write_recipe: Calla
     assert found.out_dim == recipe.decoder.overrides["hidden_size"]
 
 
+@pytest.mark.parametrize("field", ["hidden_dim=99999999999", "hidden_dim=9999999999999999"])
+def test_a_projector_that_no_memory_holds_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; shrink its sizes$"):
+        time_projectors(read_variants(f"swiglu:{field}").compared, Neighbours(), Effort(max_time_s=0.0))
+
+
 def test_a_length_that_is_too_short_is_refused() -> None:
     with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, and swiglu stack=9 needs 9")):
         time_projectors(read_variants("swiglu:stack=9").compared, Neighbours(), Effort(durations_s=(0.1,)), "cpu")

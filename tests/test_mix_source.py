@@ -226,3 +226,10 @@ def test_mistakes_in_a_mix(
     document = changed(document, data__train={"all": {"name": "mix", "sources": sources}})
     with pytest.raises(UserError, match=re.escape(message)):
         load_recipe(write_recipe(document))
+
+
+def test_a_mix_of_files_has_nothing_to_fetch_together(folder: Path, tmp_path: Path) -> None:
+    one = {"source": {"name": "manifest", "path": str(folder / "manifest.jsonl")}}
+    mix = SOURCES.build(SOURCES.parse({"name": "mix", "sources": {"a": one, "b": one}}), SourceContext(tmp_path))
+    assert mix.index().groups is None
+    assert build(folder, tmp_path).index().groups is not None

@@ -734,3 +734,21 @@ def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None
         "epoch 0 was planned by another version of the code, and batch 1 of it is another; continue with the version "
         "that began, or start over"
     )
+
+
+def test_a_clip_that_comes_again_in_an_epoch_is_augmented_otherwise(tmp_path: Path) -> None:
+    write_clips(tmp_path, 2)
+    document = changed(tiny_recipe(tmp_path), augmentation={"speed": [0.8, 0.9, 1.1, 1.2]}, batching__max_clips=8)
+    mixed = {"source": document["data"]["train"]["clips"], "weight": 4}
+    recipe = parse(changed(document, data__train={"mix": {"name": "mix", "sources": {"clips": mixed}}}))
+    clips = gather(recipe)
+    _, _, labeler = assemble(recipe, clips, None)
+    plan = clips.clips.plan(recipe.batching, 0, 0)
+    whole = PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
+    assert len(set(whole.seeds)) == 8
+    assert len(set(whole.lengths.tolist())) > 2
+    parts = [
+        PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0, rank, 2)[0]
+        for rank in range(2)
+    ]
+    assert [parts[place % 2].seeds[place // 2] for place in range(8)] == whole.seeds

@@ -21,6 +21,7 @@ import torch
 from tiny_audio.bench.variants import Variant
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.device import device_of
+from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.recipe import Recipe
 
 PASSES = ("forward", "forward_backward")
@@ -83,7 +84,7 @@ def time_projectors(
     if missing:
         raise UserError(f"bench needs {' and '.join(missing)}; pip install 'tiny-audio[bench]'")
     chosen = device_of(device)
-    _check(variants, neighbours, effort)
+    _check(variants, neighbours, effort, chosen)
     cases = [
         {
             **asdict(neighbours),
@@ -113,7 +114,8 @@ def time_projectors(
     }
 
 
-def _check(variants: Sequence[Variant], neighbours: Neighbours, effort: Effort) -> None:
+def _check(variants: Sequence[Variant], neighbours: Neighbours, effort: Effort, device: torch.device) -> None:
+    _check_sizes(variants, neighbours, device)
     shortest = int(min(effort.durations_s) * neighbours.frame_rate)
     for variant in variants:
         needed = variant.config().min_frames()
@@ -121,6 +123,28 @@ def _check(variants: Sequence[Variant], neighbours: Neighbours, effort: Effort) 
             raise UserError(
                 f"--durations: {min(effort.durations_s):g} s are {shortest} frames, and {variant.label} needs "
                 f"{needed}; give longer ones"
+            )
+
+
+def _check_sizes(variants: Sequence[Variant], neighbours: Neighbours, device: torch.device) -> None:
+    """Refuse what no memory holds: weights and their gradients, in fp32."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    context = ProjectorContext(neighbours.in_dim, neighbours.out_dim, neighbours.frame_rate, 1.0)
+    for variant in variants:
+        try:
+            with torch.device("meta"):
+                projector = PROJECTORS.build(variant.config(), context)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--variants: {variant.label} cannot be built: {reason}; shrink its sizes") from error
+        needed = 2 * 4 * sum(tensor.numel() for tensor in projector.parameters())
+        if needed > memory:
+            raise UserError(
+                f"--variants: {variant.label} needs {needed / 2**30:,.0f} GiB for its weights and their gradients, and "
+                f"there are {memory / 2**30:.0f}; shrink its sizes"
             )
 
 

@@ -117,6 +117,7 @@ class MixSource(Source):
         dropped: list[Dropped] = []
         digest = hashlib.sha256()
         num_groups = 0
+        grouped = False
         for mixed in self.mixed:
             index = mixed.source.index()
             seconds = _durations(index)
@@ -124,6 +125,7 @@ class MixSource(Source):
             parts.append(_Part(mixed.name, index.utterances, rows))
             dropped += _dropped(mixed.name, index.dropped, len(rows) / len(seconds), self.seed)
             durations.append(seconds[rows])
+            grouped = grouped or index.groups is not None
             own = np.arange(len(seconds)) if index.groups is None else np.asarray(index.groups, np.int64)
             groups.append(num_groups + own[rows])
             num_groups += int(own.max()) + 1
@@ -136,7 +138,7 @@ class MixSource(Source):
             dropped=tuple(dropped),
             fingerprint=digest.hexdigest(),
             durations_s=np.concatenate(durations),
-            groups=np.concatenate(groups),
+            groups=np.concatenate(groups) if grouped else None,  # files are shuffled, not fetched ahead
             weights=np.concatenate(weights),
         )
 
