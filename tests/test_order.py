@@ -163,3 +163,9 @@ def test_parts_of_a_plan_are_read_like_a_list() -> None:
     assert plan[-1].tolist() == batches(plan)[-1]
     with pytest.raises(IndexError):
         plan[3]
+
+
+def test_the_groups_of_a_window_share_batches() -> None:
+    groups = np.repeat(np.arange(50), 20)
+    plan = plan_epoch(np.random.default_rng(0).uniform(1, 20, 1000), GROUPED, 0, 0, groups=groups)
+    assert np.mean([len(set(groups[batch])) for batch in plan]) > 2.5  # of four clips, from five groups
