@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFi
             os.close(stream)
         raise AudioError("empty", f"{name}: a file of 0 bytes")
     try:
-        file = soundfile.SoundFile(stream)
+        file = _forward_file()(stream)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise AudioError("undecodable", f"{name}: not an audio file that can be decoded: {_words(error)}") from error
     with file:
@@ -167,6 +168,20 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFi
         if file.frames == 0:
             raise AudioError("empty", f"{name}: holds no samples")
         yield file, stream
+
+
+@cache
+def _forward_file() -> type[soundfile.SoundFile]:
+    """Reads from the beginning to the end, as we do. soundfile seeks to where it stands after each read, where it can,
+    which takes a sixth of the time of a FLAC file.
+    """
+    import soundfile
+
+    class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
+        def seekable(self) -> bool:
+            return False
+
+    return ForwardFile
 
 
 def _descriptor(path: Path, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Discriminator, Tag, model_validator
@@ -91,7 +92,7 @@ class TargetText:
         """Of what a recipe says."""
         return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(name=choice))
 
-    @property
+    @cached_property
     def changes_nothing(self) -> bool:
         """Whether every text stays as it is."""
         return self.config == TargetTextConfig()

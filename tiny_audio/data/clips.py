@@ -7,18 +7,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from functools import cached_property
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from tiny_audio.audio import AudioError, load_audio
 from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.data.handover import SUPPORTED, Handover
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
@@ -259,6 +261,15 @@ class Batch:
     dropped: list[Dropped] = field(default_factory=list)
     """Clips of the plan that turned out unusable."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Between processes each tensor would get shared memory of its own, which is dear for a few numbers.
+        targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
+        return {**self.__dict__, "targets": targets, "lengths": lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        targets, lengths = map(torch.tensor, state["targets"]), torch.tensor(state["lengths"], dtype=torch.long)
+        self.__dict__.update({**state, "targets": list(targets), "lengths": lengths})
+
     @property
     def audio_s(self) -> float:
         """Seconds of audio, without padding."""
@@ -298,6 +309,10 @@ class Labeler:
     encoder: EncoderConfig
     _last: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)  # a tokenizer gathers them anew each time
+
     def targets(self, text: str) -> Tensor:
         """Token ids, the end token last."""
         return torch.tensor([*self._ids(text), self.end_id])
@@ -309,7 +324,7 @@ class Labeler:
         ids = self._ids(text)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             return "unknown_token", f"the tokenizer has no token for a character of {text!r}"
-        special = sorted(set(ids) & set(self.tokenizer.all_special_ids))
+        special = sorted(self._special_ids.intersection(ids))
         if special:
             name = self.tokenizer.convert_ids_to_tokens(special[0])
             return "special_token", f"{text!r} holds {name!r}, which steers the decoder and is no word"
@@ -368,7 +383,8 @@ class PlannedBatches(Dataset[Batch]):
             return self._batch(k)
 
     def _batch(self, k: int) -> Batch:
-        waveforms, targets, ctc_targets, seeds, dropped = [], [], [], [], []
+        waveforms: list[Tensor] = []
+        targets, ctc_targets, seeds, dropped = [], [], [], []
         for index, repeat in zip(self.plan[k][self.part], self.plan.repeats_of(k)[self.part], strict=True):
             clip = self.clips[int(index)]
             seed, text = clip_seed(self.seed, self.epoch, clip.id, int(repeat)), clip.utterance.text
@@ -387,13 +403,22 @@ class PlannedBatches(Dataset[Batch]):
             if self.labeler.ctc is not None:
                 ctc_targets.append(self.labeler.ctc.encode(text) or [])
         return Batch(
-            waveforms=pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0),
+            waveforms=_padded(waveforms),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
             targets=targets,
             ctc_targets=ctc_targets if self.labeler.ctc is not None else None,
             seeds=seeds,
             dropped=dropped,
         )
+
+
+def _padded(waveforms: list[Tensor]) -> Tensor:
+    """``[B, S]``; in a loader's process what becomes that where it is received, see :class:`Handover`."""
+    if not waveforms:
+        return torch.zeros(0, 0)
+    if SUPPORTED and get_worker_info() is not None:
+        return cast(Tensor, Handover(waveforms))
+    return pad_sequence(waveforms, batch_first=True)
 
 
 @contextmanager

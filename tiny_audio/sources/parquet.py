@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -48,7 +48,7 @@ class ParquetConfig(ColumnsConfig):
         return cls(path="clips.parquet")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ParquetSource(Source):
     """The clips of some parquet files."""
 
@@ -56,6 +56,7 @@ class ParquetSource(Source):
     columns: Columns
     cache_bytes: int
     cache_dir: Path
+    _paths: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     def index(self) -> Index:
         """See :meth:`Source.index`; the first call reads the files' metadata columns, later ones a cached table."""
@@ -76,7 +77,7 @@ class ParquetSource(Source):
     def encoded(self, utterance: Utterance) -> bytes:
         """The clip's bytes, out of its row group."""
         shard, row_group, row = place(utterance)
-        path = self._root() / shard
+        path = self._path(shard)
         try:
             clips = ROW_GROUPS((path, row_group), lambda: (self._read(path, row_group), 0))
         except FileNotFoundError as error:
@@ -115,6 +116,11 @@ class ParquetSource(Source):
                 ) from error
             with file:
                 yield index_shard(file, shard, number, self.columns, partial(read_audio, file, columns=self.columns))
+
+    def _path(self, shard: str) -> Path:
+        if shard not in self._paths:
+            self._paths[shard] = self._root() / shard
+        return self._paths[shard]
 
     def _root(self) -> Path:
         """The folder that the shards' names are relative to: nothing about the machine gets into ids."""

@@ -1,0 +1,104 @@
+"""Batches from loader processes: what they hold, that memory is used again, and never while a batch is in it."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from tiny_audio.data import handover
+from tiny_audio.data.clips import Batch
+from tiny_audio.data.handover import Handover
+
+pytestmark = pytest.mark.skipif(not handover.SUPPORTED, reason="this system has no anonymous memory by descriptor")
+
+
+def rows(index: int) -> list[torch.Tensor]:
+    """Waveforms of a batch, whose lengths rise and fall from one to the next."""
+    generator = torch.Generator().manual_seed(index)
+    lengths = torch.randint(1, 4000, (1 + index % 4,), generator=generator)
+    return [torch.randn(int(length), generator=generator) for length in lengths]
+
+
+class Batches(Dataset[Batch]):
+    """Forty of them, as a loader's process makes them."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Batch:
+        waveforms = rows(index)
+        lengths = torch.tensor([len(row) for row in waveforms])
+        targets = [torch.tensor([index, 1]) for _ in waveforms]
+        return Batch(Handover(waveforms), lengths, targets, None, [0] * len(waveforms))  # type: ignore[arg-type]
+
+
+def loaded(workers: int = 2) -> Iterator[Batch]:
+    return iter(DataLoader(Batches(), batch_size=None, num_workers=workers))
+
+
+def pieces() -> int:
+    return len(handover._MAPPED)
+
+
+def test_a_batch_comes_out_as_it_went_in() -> None:
+    for index, batch in enumerate(loaded()):
+        assert batch.waveforms.dtype == torch.float32
+        assert torch.equal(batch.waveforms, pad_sequence(rows(index), batch_first=True))
+        assert batch.lengths.tolist() == [len(row) for row in rows(index)]
+        assert [row.tolist() for row in batch.targets] == [[index, 1]] * len(rows(index))
+
+
+def test_batches_that_are_kept_stay_as_they_are() -> None:
+    kept = [batch.waveforms for batch in loaded()]
+    for index, waveforms in enumerate(kept):
+        assert torch.equal(waveforms, pad_sequence(rows(index), batch_first=True))
+    assert pieces() >= len(kept)
+    views = [waveforms[:1, :5] for waveforms in kept]
+    del kept
+    assert all(torch.equal(view, pad_sequence(rows(i), batch_first=True)[:1, :5]) for i, view in enumerate(views))
+
+
+def test_memory_is_used_again() -> None:
+    handover._MAPPED.clear()
+    for batch in loaded():
+        batch.waveforms.mul_(0)  # whoever has it may write into it
+        del batch
+    # What a loader works ahead, and what is in the pipe.
+    assert 0 < pieces() <= 12
+
+
+def test_what_ended_loaders_had_is_let_go() -> None:
+    handover._MAPPED.clear()
+    for _ in range(3):
+        for _batch in loaded(workers=1):
+            pass
+        processes = {process for process, _ in handover._MAPPED}
+        assert len(processes) == 1
+    gc.collect()
+    mapped = Path("/proc/self/maps").read_text().count("memfd:batch")
+    assert mapped <= pieces() + 1
+
+
+def test_a_larger_batch_gets_a_larger_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_LEAST_BYTES", 4096)
+    test_a_batch_comes_out_as_it_went_in()
+
+
+def test_only_the_receiver_itself_lets_a_piece_go() -> None:
+    batch = next(iter(loaded(workers=1)))
+    ((_, mapped),) = [(key, value) for key, value in handover._MAPPED.items() if value.memory[0]][:1]
+    child = os.fork()
+    if child == 0:
+        del batch
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert mapped.memory[0] == 1
+    assert torch.equal(batch.waveforms, pad_sequence(rows(0), batch_first=True))
