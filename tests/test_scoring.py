@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_audio
 from tiny_audio.config import UserError
 from tiny_audio.scoring import (
     Score,
@@ -42,6 +43,14 @@ pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=12).filter(lambda
         ("whisper_english", "Uh, it's the COLOUR [noise] of $5!", "it is the color of $5"),
         ("whisper_english", "one two three", "123"),
         ("whisper_english", "", ""),
+        ("open_asr_leaderboard", "The U.S.A. is ... big...", "the usa is big"),
+        ("open_asr_leaderboard", "C.E.O.s on T.V. at 5 p.m. today.", "ceos on tv at 5 pm today"),
+        ("open_asr_leaderboard", "Uh, it's the COLOUR [noise] of $5!", "it is the color of $5"),
+        ("open_asr_leaderboard", "Kinda the cause, I dunno", "kinda the cause i dunno"),
+        ("whisper_english", "Kinda the cause, I dunno", "kind of the because i do not know"),
+        ("open_asr_leaderboard", "archaeology travelogue cancellation", "archeology travelog cancelation"),
+        ("open_asr_leaderboard", "one two three, u.m. um", "123 um"),
+        ("open_asr_leaderboard", "", ""),
     ],
 )
 def test_normalizers(name, text, expected):
@@ -52,6 +61,8 @@ def test_normalizers_are_stamped_with_their_version():
     assert (LOWER.name, LOWER.version) == ("lower", "1")
     assert re.fullmatch(r"whisper-normalizer \d+\.\d+\.\d+", ENGLISH.version)
     assert normalizer("basic").version == ENGLISH.version
+    leaderboard = normalizer("open_asr_leaderboard")
+    assert leaderboard.version == f"open_asr_leaderboard 0c261bf, {ENGLISH.version}"
 
 
 def test_whisper_english_is_not_idempotent_as_documented():
@@ -65,7 +76,8 @@ def test_whisper_english_survives_endless_digits(text):
 
 
 def test_unknown_normalizer():
-    message = "unknown normalizer 'whisper'; allowed: none, lower, basic, whisper_english; choose one of these"
+    allowed = "none, lower, basic, whisper_english, open_asr_leaderboard"
+    message = f"unknown normalizer 'whisper'; allowed: {allowed}; choose one of these"
     with pytest.raises(UserError, match=re.escape(message)):
         normalizer("whisper")
 
@@ -253,6 +265,18 @@ def test_a_loop_that_was_said_is_no_failure():
     assert result.looping_hypotheses == 1
 
 
+def test_a_score_says_what_an_edit_costs():
+    references, hypotheses = ["a b c d e"] * 3, ["d e x y z"] * 3
+    unit = score(references, hypotheses, LOWER, num_bootstrap=100)
+    weighed = score(references, hypotheses, LOWER, num_bootstrap=100, cost="sclite")
+    assert (unit.cost, unit.wer, weighed.cost, weighed.wer) == ("unit", 5 / 5, "sclite", 6 / 5)
+    assert (weighed.scorer, weighed.scorer_version) == ("tiny-audio", tiny_audio.__version__)
+    alignments = align(references, hypotheses, LOWER, cost="sclite")
+    assert score(references, hypotheses, LOWER, num_bootstrap=100, cost="sclite", alignments=alignments) == weighed
+    nested = score_set(references, hypotheses, LOWER, ctc_hypotheses=references, num_bootstrap=100, cost="sclite")
+    assert (nested["cost"], nested["ctc"]["cost"], nested["difference"]["wer_other"]) == ("sclite", "sclite", 6 / 5)
+
+
 def test_score_set_nests_what_applies():
     references, hypotheses = ["room one two three", "go on"], ["room one two four", "go on"]
     plain = score_set(["go on"], ["go on"], ENGLISH)
@@ -289,6 +313,10 @@ def test_confusions_are_ranked():
         (lambda: score(["a"], ["a"], LOWER, groups=["1", "2"]), "1 references, but 2 groups"),
         (lambda: paired_difference(["a"], ["a"], [], LOWER), "1 references, but 0 other"),
         (lambda: align(["a"], [], LOWER), "1 references, but 0 hypotheses"),
+        (
+            lambda: align(["a"], ["a"], LOWER, cost="nist"),
+            "unknown cost 'nist'; allowed: unit, sclite; choose one of these",
+        ),
         (
             lambda: score(["uh", ""], ["a", "b"], ENGLISH),
             "the 2 references have no word after the normalizer 'whisper_english'; an error rate needs at least one; "

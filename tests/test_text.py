@@ -18,6 +18,7 @@ from tiny_audio.config import UserError
 from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.text import TargetText, TargetTextConfig
 
+NAMES = "'none', 'lower', 'basic', 'whisper_english' or 'open_asr_leaderboard'"
 STEPS = ("write_punctuation", "remove_markers", "remove_fillers", "true_case")
 
 
@@ -145,8 +146,8 @@ def test_steps_that_do_nothing_are_refused(fields: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("upper", "data.target_text: should be 'none', 'lower', 'basic' or 'whisper_english', not \"upper\""),
-        (3, "data.target_text: should be 'none', 'lower', 'basic' or 'whisper_english', not 3"),
+        ("upper", f'data.target_text: should be {NAMES}, not "upper"'),
+        (3, f"data.target_text: should be {NAMES}, not 3"),
         ({"remove_marker": True}, "data.target_text.remove_marker: unknown field; did you mean 'remove_markers'? All"),
         ({"true_case": 1}, "data.target_text.true_case: should be a valid boolean, not 1"),
         (

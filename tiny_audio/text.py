@@ -60,7 +60,7 @@ class TargetTextConfig(Config):
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
-        if self.name in ("basic", "whisper_english"):
+        if self.name in ("basic", "whisper_english", "open_asr_leaderboard"):
             for step, why in (
                 ("write_punctuation", "removes punctuation"),
                 ("remove_markers", "removes brackets itself"),

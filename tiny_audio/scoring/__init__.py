@@ -1,8 +1,13 @@
 """From references and hypotheses to error rates: normalisation, WER and CER, intervals, paired tests.
 
 A rate means little without its normaliser and its scorer, so both are in every :class:`Score`, with their versions.
-All rates and shares are fractions: 0.05 is 5 %. Words are aligned by jiwer with costs 1/1/1; sclite weighs 4/3/3,
-and so counts ``a b c d e`` against ``d e x y z`` as 6 errors, where this counts 5.
+All rates and shares are fractions: 0.05 is 5 %.
+
+    ``WER = (S + D + I) / N``, with N the words of all references, and S, D and I the words substituted, deleted and
+    inserted in the alignment of least cost, summed over all utterances: pooled, no mean of rates.
+    ``CER`` is the same of characters, a space being one, and always at unit cost.
+
+Which alignment is the least depends on what an edit costs: see :data:`Cost`.
 """
 
 from __future__ import annotations
@@ -14,26 +19,32 @@ from typing import Any
 
 import numpy as np
 
+from tiny_audio import __version__
 from tiny_audio.config import Config, UserError
-from tiny_audio.scoring._alignment import Alignment, Confusions, align, check_lengths, confusions, loops
+from tiny_audio.scoring._alignment import Alignment, Confusions, align, check_cost, check_lengths, confusions, loops
+from tiny_audio.scoring._costs import Cost
 from tiny_audio.scoring._normalizers import Normalizer, NormalizerName, glues_words, normalizer
 from tiny_audio.significance import Groups, difference_draws, mean_wer, num_groups, percentile_interval, wer_interval
 
 __all__ = [
     "Alignment",
     "Confusions",
+    "Cost",
     "Normalizer",
     "NormalizerName",
     "PairedDifference",
     "Score",
     "align",
+    "check_cost",
     "confusions",
+    "difference_of",
     "glues_words",
     "loops",
     "normalizer",
     "paired_difference",
     "score",
     "score_set",
+    "scorer",
 ]
 
 MIN_BOOTSTRAP = 100
@@ -58,7 +69,10 @@ class Score(Config):
     deletions: int
     normalizer: NormalizerName
     normalizer_version: str
+    cost: Cost = "unit"
+    """Of an edit, in the alignment of words."""
     scorer: str = "jiwer"
+    """What aligned the words: jiwer at unit cost, ``tiny-audio`` at sclite's."""
     scorer_version: str
     empty_hypotheses: int
     """Utterances without a word, after normalisation, where the reference has one."""
@@ -83,6 +97,13 @@ class PairedDifference(Config):
     """As in :class:`Score`."""
 
 
+def scorer(cost: Cost) -> tuple[str, str]:
+    """What aligns words at this cost, and its version."""
+    if cost == "unit":
+        return "jiwer", importlib.metadata.version("jiwer")
+    return "tiny-audio", __version__
+
+
 def score(
     references: Sequence[str],
     hypotheses: Sequence[str],
@@ -91,6 +112,8 @@ def score(
     num_bootstrap: int = 1000,
     seed: int = 0,
     groups: Groups = None,
+    cost: Cost = "unit",
+    alignments: Sequence[Alignment] | None = None,
 ) -> Score:
     """Score one set.
 
@@ -102,16 +125,21 @@ def score(
         seed: decides the resamples, and so the interval, exactly.
         groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, since they
             fail together: without groups the interval is too narrow. ``None`` in it is a group of its own.
+        cost: of an edit.
+        alignments: what :func:`align` gave for the same texts, normaliser and cost, where that is at hand.
 
     Raises:
-        UserError: no utterance, no reference word, lengths that differ, or too few resamples.
+        UserError: no utterance, no reference word, lengths that differ, a cost that there is not, or too few resamples.
     """
     import jiwer
 
-    alignments = _alignments(references, normalizer, num_bootstrap, groups, hypotheses=hypotheses)
+    alignments = _alignments(
+        references, normalizer, num_bootstrap, groups, cost, alignments=alignments, hypotheses=hypotheses
+    )
     words = np.array([alignment.num_reference_words for alignment in alignments])
     errors = np.array([alignment.errors for alignment in alignments])
     said, heard = list(map(normalizer, references)), list(map(normalizer, hypotheses))
+    name, version = scorer(cost)
     return Score(
         wer=float(errors.sum() / words.sum()),
         cer=float(jiwer.process_characters(said, heard).cer),
@@ -124,7 +152,9 @@ def score(
         deletions=sum(alignment.deletions for alignment in alignments),
         normalizer=normalizer.name,
         normalizer_version=normalizer.version,
-        scorer_version=importlib.metadata.version("jiwer"),
+        cost=cost,
+        scorer=name,
+        scorer_version=version,
         empty_hypotheses=sum(bool(a) and not b for a, b in zip(said, heard, strict=True)),
         looping_hypotheses=sum(loops(b) and not loops(a) for a, b in zip(references, hypotheses, strict=True)),
     )
@@ -139,15 +169,28 @@ def paired_difference(
     num_bootstrap: int = 1000,
     seed: int = 0,
     groups: Groups = None,
+    cost: Cost = "unit",
 ) -> PairedDifference:
     """WER of the other less WER of the baseline (see :mod:`tiny_audio.significance`); below 0, the other is better.
 
     ``baseline`` and ``other`` are raw hypotheses of the same utterances. Arguments and errors as in :func:`score`.
     """
-    before = _alignments(references, normalizer, num_bootstrap, groups, baseline=baseline)
-    after = _alignments(references, normalizer, num_bootstrap, groups, other=other)
-    words = np.array([alignment.num_reference_words for alignment in before])
-    first, second = (np.array([[alignment.errors for alignment in side]]) for side in (before, after))
+    before = _alignments(references, normalizer, num_bootstrap, groups, cost, baseline=baseline)
+    after = _alignments(references, normalizer, num_bootstrap, groups, cost, other=other)
+    return difference_of(before, after, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
+
+
+def difference_of(
+    baseline: Sequence[Alignment],
+    other: Sequence[Alignment],
+    *,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+    groups: Groups = None,
+) -> PairedDifference:
+    """:func:`paired_difference` of what is aligned already, with a word in some reference."""
+    words = np.array([alignment.num_reference_words for alignment in baseline])
+    first, second = (np.array([[alignment.errors for alignment in side]]) for side in (baseline, other))
     draws = difference_draws(first, second, words, groups=groups, num_draws=num_bootstrap, seed=seed)
     return PairedDifference(
         wer_baseline=mean_wer(first, words),
@@ -155,7 +198,7 @@ def paired_difference(
         difference=mean_wer(second, words) - mean_wer(first, words),
         interval=percentile_interval(draws),
         probability_better=float((draws < 0).mean() + (draws == 0).mean() / 2),
-        num_utterances=len(references),
+        num_utterances=len(baseline),
         num_groups=num_groups(groups),
     )
 
@@ -169,6 +212,7 @@ def score_set(
     num_bootstrap: int = 1000,
     seed: int = 0,
     groups: Groups = None,
+    cost: Cost = "unit",
 ) -> dict[str, Any]:
     """One set's entry in ``report.json``: the keys of :class:`Score`, and nested, where they apply,
 
@@ -179,14 +223,21 @@ def score_set(
 
     Arguments and errors as in :func:`score`.
     """
-    rate = partial(score, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
+    rate = partial(score, num_bootstrap=num_bootstrap, seed=seed, groups=groups, cost=cost)
     entry = rate(references, hypotheses, normalizer).model_dump(mode="json")
     if any(glues_words(reference, normalizer) for reference in references):
         entry["unnormalized"] = rate(references, hypotheses, _normalizer("lower")).model_dump(mode="json")
     if ctc_hypotheses is not None:
         entry["ctc"] = rate(references, ctc_hypotheses, normalizer).model_dump(mode="json")
         difference = paired_difference(
-            references, ctc_hypotheses, hypotheses, normalizer, num_bootstrap=num_bootstrap, seed=seed, groups=groups
+            references,
+            ctc_hypotheses,
+            hypotheses,
+            normalizer,
+            num_bootstrap=num_bootstrap,
+            seed=seed,
+            groups=groups,
+            cost=cost,
         )
         entry["difference"] = difference.model_dump(mode="json")
     return entry
@@ -200,8 +251,11 @@ def _alignments(
     normalizer: Normalizer,
     num_bootstrap: int,
     groups: Groups,
+    cost: Cost,
+    *,
+    alignments: Sequence[Alignment] | None = None,
     **hypotheses: Sequence[str],
-) -> list[Alignment]:
+) -> Sequence[Alignment]:
     """Check what all rates need, then align; the keyword of ``hypotheses`` is its name in messages."""
     if num_bootstrap < MIN_BOOTSTRAP:
         raise UserError(f"num_bootstrap is {num_bootstrap}; an interval takes at least {MIN_BOOTSTRAP} resamples")
@@ -209,7 +263,9 @@ def _alignments(
         raise UserError("no utterance to score: an error rate needs at least one; check that the set is not empty")
     ((name, texts),) = hypotheses.items()
     check_lengths(references, **{name: texts}, **({} if groups is None else {"groups": groups}))
-    alignments = align(references, texts, normalizer)
+    if alignments is None:
+        alignments = align(references, texts, normalizer, cost=cost)
+    assert len(alignments) == len(references), "of the same texts"
     if not any(alignment.num_reference_words for alignment in alignments):
         raise UserError(
             f"the {len(references)} references have no word after the normalizer {normalizer.name!r}; an error rate "

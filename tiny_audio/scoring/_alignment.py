@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from typing import get_args
 
 from tiny_audio.config import Config, UserError
+from tiny_audio.scoring._costs import Cost, Pair, sclite_pairs, unit_pairs
 from tiny_audio.scoring._normalizers import Normalizer
 
 _LOOP_REPEATS = 4
@@ -19,7 +20,7 @@ _LOOP_REPEATS = 4
 class Alignment:
     """One utterance, word by word: (reference word, hypothesis word), ``None`` where the other side has none."""
 
-    pairs: tuple[tuple[str | None, str | None], ...]
+    pairs: tuple[Pair, ...]
 
     @property
     def hits(self) -> int:
@@ -51,31 +52,40 @@ class Alignment:
         """Hits, substitutions and deletions."""
         return len(self.pairs) - self.insertions
 
+    @property
+    def edits(self) -> str:
+        """One letter a word, as sclite writes them: C right, S substituted, I inserted, D deleted."""
+        return "".join(
+            "I" if reference is None else "D" if hypothesis is None else "C" if reference == hypothesis else "S"
+            for reference, hypothesis in self.pairs
+        )
 
-def align(references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer) -> list[Alignment]:
-    """Normalise, then align word by word with the fewest edits.
+
+def align(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer, *, cost: Cost = "unit"
+) -> list[Alignment]:
+    """Normalise, then align word by word at the least ``cost``.
 
     An empty reference is legitimate: all of its hypothesis is insertions.
 
     Raises:
-        UserError: not as many hypotheses as references.
+        UserError: not as many hypotheses as references, or a cost that there is not.
     """
-    import jiwer
-
     check_lengths(references, hypotheses=hypotheses)
+    check_cost(cost)
     if not references:
         return []
-    output = jiwer.process_words(list(map(normalizer, references)), list(map(normalizer, hypotheses)))
-    alignments = []
-    for said, heard, chunks in zip(output.references, output.hypotheses, output.alignments, strict=True):
-        pairs: list[tuple[str | None, str | None]] = []
-        for chunk in chunks:
-            # One of the sides is empty in an insertion or deletion; otherwise they are equally long.
-            pairs += zip_longest(
-                said[chunk.ref_start_idx : chunk.ref_end_idx], heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
-            )
-        alignments.append(Alignment(tuple(pairs)))
-    return alignments
+    said, heard = list(map(normalizer, references)), list(map(normalizer, hypotheses))
+    if cost == "unit":
+        return [Alignment(tuple(pairs)) for pairs in unit_pairs(said, heard)]
+    words = ((first.split(), second.split()) for first, second in zip(said, heard, strict=True))
+    return [Alignment(tuple(sclite_pairs(*pair))) for pair in words]
+
+
+def check_cost(cost: str) -> None:
+    """Raises :class:`UserError` unless ``cost`` is one."""
+    if cost not in get_args(Cost):
+        raise UserError(f"unknown cost {cost!r}; allowed: {', '.join(get_args(Cost))}; choose one of these")
 
 
 def loops(text: str) -> bool:

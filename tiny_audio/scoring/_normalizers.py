@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from tiny_audio.config import UserError
 
-NormalizerName = Literal["none", "lower", "basic", "whisper_english"]
+NormalizerName = Literal["none", "lower", "basic", "whisper_english", "open_asr_leaderboard"]
 
 _BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+\)")
 
@@ -47,7 +47,9 @@ def normalizer(name: NormalizerName) -> Normalizer:
       It replaces combining marks too, which are vowels in many scripts.
     - ``whisper_english``: Whisper's English rules (arXiv 2212.04356, appendix C): contractions written out, fillers
       removed, American spelling, numbers in digits. It glues spoken digits ("one two three" -> "123"; see
-      :func:`glues_words`) and is not idempotent ("oh one" -> "01" -> "one"): give it raw text, and once.
+      :func:`glues_words`) and is not idempotent ("oh one" -> "01" -> "one"): give it raw text, and once. The package
+      has four contractions that OpenAI's own rules do not have: kinda, sorta, dunno, cause.
+    - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard of 2025; see :mod:`._leaderboard`.
 
     Raises:
         UserError: there is no such normaliser.
@@ -64,11 +66,18 @@ def normalizer(name: NormalizerName) -> Normalizer:
         from whisper_normalizer.basic import BasicTextNormalizer
 
         return Normalizer(name, version, _memoized(BasicTextNormalizer()))
+    if name == "open_asr_leaderboard":
+        from tiny_audio.scoring._leaderboard import LEADERBOARD_VERSION, leaderboard_rule
+
+        return Normalizer(name, f"{LEADERBOARD_VERSION}, {version}", _memoized(_bounded(leaderboard_rule())))
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    english = EnglishTextNormalizer()
-    # Python reads no integer of over 4,300 digits, and the rules read every one: a hypothesis may loop that long.
-    return Normalizer(name, version, _memoized(lambda text: english(re.sub(r"(\d{1000})(?=\d)", r"\1 ", text))))
+    return Normalizer(name, version, _memoized(_bounded(EnglishTextNormalizer())))
+
+
+def _bounded(rule: Callable[[str], str]) -> Callable[[str], str]:
+    """Python reads no integer of over 4,300 digits, and the rules read every one: a hypothesis may loop that long."""
+    return lambda text: rule(re.sub(r"(\d{1000})(?=\d)", r"\1 ", text))
 
 
 def glues_words(reference: str, normalizer: Normalizer) -> bool:

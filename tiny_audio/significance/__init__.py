@@ -17,16 +17,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny_audio.significance._matched_pairs import MatchedPairs, matched_pairs, matched_segments
 from tiny_audio.significance._resampling import Groups, group_numbers, percentile_interval, pool, resample
 from tiny_audio.significance._tails import tail_bound
 
 __all__ = [
     "Errors",
     "Groups",
+    "MatchedPairs",
     "difference_draws",
     "difference_interval",
     "difference_p_value",
     "holm",
+    "matched_pairs",
+    "matched_segments",
     "mean_wer",
     "num_groups",
     "percentile_interval",
