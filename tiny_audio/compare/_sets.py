@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_audio.compare._runs import Row, Variant, doubts, paired_rows
-from tiny_audio.compare._slices import slices
 from tiny_audio.config import UserError
 from tiny_audio.scoring import Alignment, Normalizer, align
 from tiny_audio.significance import (
@@ -22,6 +21,7 @@ from tiny_audio.significance import (
     num_groups,
     wer_interval,
 )
+from tiny_audio.slices import slices
 
 _NUM_BOOTSTRAP = 2000
 _NUM_SLICE_BOOTSTRAP = 1000

@@ -1,6 +1,7 @@
 """``report.html``: what a run did, in one file that needs nothing else, neither network nor script.
 
-:func:`render_comparison` makes such a page of several runs, :func:`render_benchmark` of a benchmark.
+:func:`render_comparison` makes such a page of several runs, :func:`render_targets` of hypotheses of any systems,
+:func:`render_benchmark` of a benchmark.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from tiny_audio.report._html import (
     tag,
 )
 from tiny_audio.report._svg import IntervalRow, Series, interval_plot, line_chart
+from tiny_audio.report._targets import render_targets
 from tiny_audio.report._utterances import ReadAudio, Row, Scored, confusion_tables, legend, utterances
 from tiny_audio.scoring import normalizer
 from tiny_audio.yaml_file import dump_yaml
 
-__all__ = ["render_benchmark", "render_comparison", "render_report"]
+__all__ = ["render_benchmark", "render_comparison", "render_report", "render_targets"]
 
 
 def render_report(

@@ -109,7 +109,8 @@ def _set(name: str, entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
         yield from _slices(entry)
     if entry["changed"]:
         yield tag("h3", "Sentences that changed")
-        yield _legend(has_seeds=any(len(variant["seeds"]) > 1 for variant in entry["variants"]))
+        has_seeds = any(len(variant["seeds"]) > 1 for variant in entry["variants"])
+        yield trio_legend("Of the first seed of each; the" if has_seeds else "The")
         rule = normalizer(entry["normalizer"])
         for changed in entry["changed"]:
             yield from _changed(changed, comparison["baseline"], rule, folded=len(entry["changed"]) > 1)
@@ -213,13 +214,13 @@ def _sentence(sentence: Mapping[str, Any], baseline: str, other: str, rule: Norm
 
 def _columns(before: Alignment, after: Alignment) -> Iterator[tuple[str | None, str | None, str | None]]:
     """(reference, baseline, other) words of two alignments with one reference, insertions side by side."""
-    for (said, one, inserted), (_, two, also) in zip(_by_word(before), _by_word(after), strict=True):
+    for (said, one, inserted), (_, two, also) in zip(by_word(before), by_word(after), strict=True):
         yield from ((None, *pair) for pair in zip_longest(inserted, also))
         if said is not None:
             yield said, one, two
 
 
-def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, list[str]]]:
+def by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, list[str]]]:
     """Each reference word, what was heard for it, and what was inserted before it; at last the end, a ``None``."""
     inserted: list[str] = []
     for said, heard in alignment.pairs:
@@ -232,10 +233,10 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _trio(said: str | None, *heard: str | None) -> Markup:
-    return tag("span", tag("i", said or ""), *(_heard(said, word) for word in heard), class_="pair")
+    return tag("span", tag("i", said or ""), *(heard_word(said, word) for word in heard), class_="pair")
 
 
-def _heard(said: str | None, word: str | None) -> Markup:
+def heard_word(said: str | None, word: str | None) -> Markup:
     """The kind of error shows without colour too: underlined, a dash, a plus."""
     if said == word:
         return tag("i", word or "")
@@ -246,13 +247,14 @@ def _heard(said: str | None, word: str | None) -> Markup:
     return tag("i", word, class_="w-sub", title=f"{said}, heard as {word}")
 
 
-def _legend(*, has_seeds: bool) -> Markup:
+def trio_legend(whose: str = "The") -> Markup:
+    """How words of several hypotheses under one reference are to be read."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (dash)", "inserted (+)")
     keys = (
-        tag("span", tag("span", _heard(*pair), class_="pair"), name) for pair, name in zip(samples, names, strict=True)
+        tag("span", tag("span", heard_word(*pair), class_="pair"), name)
+        for pair, name in zip(samples, names, strict=True)
     )
-    whose = "Of the first seed of each; the" if has_seeds else "The"
     said = f"{whose} reference above, all normalised:"
     return tag("p", tag("span", said), *keys, class_="legend muted")
 

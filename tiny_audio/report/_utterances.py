@@ -30,7 +30,13 @@ class Scored:
     @classmethod
     def of(cls, rows: Sequence[Row], normalizer: Normalizer) -> Scored:
         """Align the rows; the worst are those that add most errors to the set's WER."""
-        alignments = align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
+        return cls.of_aligned(
+            rows, align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
+        )
+
+    @classmethod
+    def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
+        """The same of rows that are aligned already."""
         pairs = zip(rows, alignments, strict=True)
         return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
 
@@ -59,8 +65,9 @@ def legend() -> Markup:
     return tag("p", tag("span", "Reference above, hypothesis below, both normalised:"), *keys, class_="legend muted")
 
 
-def utterances(scored: Scored, read_audio: ReadAudio) -> Markup:
-    """The worst utterances, then some at random: the same ones each time."""
+def utterances(scored: Scored, read_audio: ReadAudio | None) -> Markup:
+    """The worst utterances, then some at random: the same ones each time; without players where ``read_audio`` is
+    None."""
     wrong = [pair for pair in scored.rows if pair[1].errors][:_NUM_WORST]
     others = scored.rows[len(wrong) :]
     drawn = random.Random(0).sample(others, min(_NUM_RANDOM, len(others)))
@@ -95,7 +102,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
     return tag(
         "article",
         header,
-        _audio(read_audio(row)) if read_audio else None,
+        audio(read_audio(row)) if read_audio else None,
         tag("div", side, *pairs, more, class_="words"),
         tag("details", tag("summary", tag("small", "as written")), tag("small", *lines)),
     )
@@ -114,7 +121,8 @@ def _pair(said: str | None, heard: str | None) -> Markup:
     return tag("span", tag("i", said or ""), tag("i", heard or ""), class_=f"pair{kind}", title=title)
 
 
-def _audio(data: bytes | None) -> Markup:
+def audio(data: bytes | None) -> Markup:
+    """A player of an encoded clip, or why there is none."""
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
     kind = next((kind for magic, kind in types.items() if data and data.startswith(magic)), None)
     if data is None or kind is None:

@@ -82,10 +82,11 @@ def align(
     return [Alignment(tuple(sclite_pairs(*pair))) for pair in words]
 
 
-def check_cost(cost: str) -> None:
-    """Raises :class:`UserError` unless ``cost`` is one."""
+def check_cost(cost: str) -> Cost:
+    """The cost of that name; raises :class:`UserError` where there is none."""
     if cost not in get_args(Cost):
         raise UserError(f"unknown cost {cost!r}; allowed: {', '.join(get_args(Cost))}; choose one of these")
+    return cost  # type: ignore[return-value]  # just looked up
 
 
 def loops(text: str) -> bool:

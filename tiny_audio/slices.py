@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-
-from tiny_audio.compare._runs import Row
 
 _MAX_VALUES = 12
 _MIN_UTTERANCES = 40
 """Sets below it are not cut up by duration: quarters of it say nothing."""
 
 
-def slices(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[int]]]:
-    """(column, value, places in ``rows``) of every slice; a column's slices cover all rows, and are at least two."""
-    if len(rows) >= _MIN_UTTERANCES:
+def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[int]]]:
+    """(column, value, places in ``rows``) of every slice; a column's slices cover all rows, and are at least two.
+
+    Rows have a ``duration`` in seconds, and ``metadata``, columns by name. Where some row's duration is not known, the
+    set is not cut up by it.
+    """
+    if len(rows) >= _MIN_UTTERANCES and all(row["duration"] is not None for row in rows):
         yield from _by_duration([row["duration"] for row in rows])
     for column in dict.fromkeys(key for row in rows for key in row["metadata"]):
         values = [row["metadata"].get(column) for row in rows]
