@@ -122,7 +122,10 @@ def compare(
         bool, typer.Option("--common", help="Where sets hold different clips, use those that all runs have.")
     ] = False,
     normalizer: Annotated[
-        str | None, typer.Option(help="none, lower, basic or whisper_english. Default: as the runs were scored.")
+        str | None,
+        typer.Option(
+            help="none, lower, basic, whisper_english or open_asr_leaderboard. Default: as the runs were scored."
+        ),
     ] = None,
     group_by: Annotated[
         str | None, typer.Option(help="Column whose groups are resampled whole. Default: as the runs were scored.")
@@ -406,7 +409,10 @@ def evaluate(
         Path, typer.Argument(metavar="MANIFEST", help="JSON lines with audio_filepath, duration and text.")
     ],
     normalizer: Annotated[
-        str, typer.Option(help="none, lower, basic or whisper_english; applied to references and hypotheses alike.")
+        str,
+        typer.Option(
+            help="none, lower, basic, whisper_english or open_asr_leaderboard; for references and hypotheses alike."
+        ),
     ] = "whisper_english",
     group_by: Annotated[
         str | None, typer.Option(help="Column, such as speaker, whose groups are resampled whole for the interval.")
@@ -426,6 +432,45 @@ def evaluate(
         print(json.dumps(scores, indent=1))
     else:
         print_scores(manifest.stem, scores)
+
+
+@app.command()
+def rescore(
+    hypotheses: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="HYPOTHESES...",
+            help="JSON lines with audio_filepath, duration, text and pred_text; of several, the first is the baseline.",
+        ),
+    ],
+    normalizer: Annotated[
+        str, typer.Option(help="none, lower, basic, whisper_english or open_asr_leaderboard.")
+    ] = "whisper_english",
+    cost: Annotated[
+        str, typer.Option(help="Of an edit: unit (1 each, as jiwer) or sclite (4/3/3, as NIST's sclite).")
+    ] = "unit",
+    group_by: Annotated[
+        str | None, typer.Option(help="Column whose groups are resampled whole. Default: speaker, where there is one.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page there too, with the worst clips to hear.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score hypotheses that some system wrote, or compare several systems. No model is needed.
+
+    Example: tiny-audio rescore runs/a/evaluation/test.jsonl other.jsonl --html page.html
+    """
+    from tiny_audio.rescore import audio_reader, rescore_table
+    from tiny_audio.rescore import rescore as rescore_files
+
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UserError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
+    found = rescore_files(hypotheses, normalizer_name=normalizer, cost=cost, group_by=group_by)
+    if html is not None:
+        from tiny_audio.report import render_targets
+
+        page = render_targets(found.summary, found.rows, found.alignments, audio_reader(hypotheses))
+        html.write_text(page, encoding="utf-8")
+    print(json.dumps(found.summary, indent=1, ensure_ascii=False) if as_json else rescore_table(found))
 
 
 def main(arguments: list[str] | None = None) -> int:
