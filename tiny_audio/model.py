@@ -14,9 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from tiny_audio import ctc
+from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoding import GenerationConfig, Transcript
+from tiny_audio.drafting import TextDraft, decode_drafted
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
 from tiny_audio.frames import Frames, length_mask
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
@@ -125,7 +127,7 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         """Build the parts from their configs, reading pretrained weights where those say so.
 
         Raises:
-            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained`.
+            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained`, or cannot do what ``generation`` asks.
         """
         built_encoder = ENCODERS.build(encoder, EncoderContext())
         built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer))
@@ -144,7 +146,9 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
             end_token_id=prompt.end_id,
             generation=(generation or GenerationConfig()).model_dump(mode="json"),
         )
-        return cls(config, (built_encoder, PROJECTORS.build(projector, context), built_decoder))
+        model = cls(config, (built_encoder, PROJECTORS.build(projector, context), built_decoder))
+        model.drafts_from_ctc()  # refuses what cannot be done
+        return model
 
     @staticmethod
     def _rebuild(config: TinyAudioConfig) -> tuple[Encoder, Projector, Decoder]:
@@ -273,9 +277,35 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         audio, audio_lengths = self.projector(self.encode(waveforms, waveform_lengths))
         return self._generate_spliced(audio, audio_lengths, **settings)
 
-    def _generate_spliced(self, audio: Tensor, audio_lengths: Tensor, **settings: Any) -> Any:
+    def drafts_from_ctc(self) -> bool:
+        """Whether :meth:`transcribe` verifies the CTC head's text, as ``generation.draft`` says.
+
+        Raises:
+            UserError: it is to, and there is no head, or the decoder cannot go back.
+        """
+        settings = GenerationConfig(**self.config.generation)
+        can_go_back = self.decoder.cache() is not None
+        if settings.draft == "ctc" and self.ctc_head is None:
+            raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
+        if settings.draft == "ctc" and not can_go_back:
+            raise UserError(
+                f"generation.draft: the decoder {self.config.decoder['name']!r} remembers what cannot be taken back, "
+                "and so cannot verify a draft; leave draft out"
+            )
+        if settings.draft is None:
+            in_half = torch.is_autocast_enabled(self.device.type) or any(
+                tensor.dtype in (torch.bfloat16, torch.float16) for tensor in self.decoder.parameters()
+            )
+            return self.ctc_head is not None and settings.num_beams == 1 and can_go_back and not in_half
+        return settings.draft == "ctc"
+
+    def _prompts(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder reads before the text: embeddings ``[B, L, H]``, left-padded, and their mask."""
         nothing = torch.empty(0, dtype=torch.long, device=audio.device)
-        embeddings, mask = self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left")
+        return self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left")
+
+    def _generate_spliced(self, audio: Tensor, audio_lengths: Tensor, **settings: Any) -> Any:
+        embeddings, mask = self._prompts(audio, audio_lengths)
         own = GenerationConfig(**self.config.generation)
         defaults = {
             "max_new_tokens": own.max_new_tokens,
@@ -297,10 +327,14 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         audio, audio_lengths = self.projector(frames)
         settings = GenerationConfig(**self.config.generation)
         num_candidates = settings.num_beams if settings.ctc_weight else 1
-        sequences = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates)
-        rows = [self._until_end(row.tolist()) for row in sequences]
-        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
         ctc_texts = self._ctc_texts(frames)
+        if self.drafts_from_ctc():
+            sequences = self._verify(audio, audio_lengths, [text or "" for text in ctc_texts], tokenizer)
+        else:
+            found = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates)
+            sequences = found.tolist()
+        rows = [self._until_end(row) for row in sequences]
+        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
         transcripts = []
         for clip, ctc_text in enumerate(ctc_texts):
             mine = range(clip * num_candidates, (clip + 1) * num_candidates)
@@ -314,6 +348,17 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
                 best = self._best(list(candidates), clip_frames, (audio[one], audio_lengths[one]), tokenizer, settings)
             transcripts.append(Transcript(best, ctc_text, candidates[best]))
         return transcripts
+
+    def _verify(self, audio: Tensor, audio_lengths: Tensor, texts: list[str], tokenizer: Any) -> list[list[int]]:
+        """Greedy ids of B clips, from drafts of their texts."""
+        cache = self.decoder.cache()
+        assert cache is not None
+        end, limit = self.config.end_token_id, GenerationConfig(**self.config.generation).max_new_tokens
+        alphabet = self.ctc_vocabulary.characters if self.ctc_vocabulary else ()
+        drafts = [TextDraft(text, tokenizer, end, alphabet) for text in texts]
+        prompts = self._prompts(audio, audio_lengths)
+        drafted = decode_drafted(self.decoder, cache, *prompts, drafts, max_new_tokens=limit, end_id=end)
+        return [clip.ids for clip in drafted]
 
     def _best(
         self,

@@ -71,6 +71,36 @@ def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
     return train_tokenizer(config.tokenizer, transcripts)
 
 
+class DecoderCache(ABC):
+    """What a decoder remembers of rows that it has read, and can forget again from their ends.
+
+    B rows · P positions read so far · L more of them · H channels · V token ids
+    """
+
+    @abstractmethod
+    def extend(self, embeddings: Tensor, mask: Tensor, num_kept: int) -> Tensor:
+        """Read on, in one forward pass.
+
+        Args:
+            embeddings: ``[B, L, H]``.
+            mask: ``[B, L]`` bool, True on real positions, which are one run in each row. What is read first may be
+                padded on both sides, what comes later on the right only.
+            num_kept: how many of the last positions' logits are wanted.
+
+        Returns:
+            ``[B, num_kept, V]``; those of padding mean nothing, and ids that ``generate`` never gives are ``-inf``.
+        """
+
+    @abstractmethod
+    def keep(self, rows: Tensor, lengths: Tensor) -> None:
+        """Remember of chosen rows only their first real positions.
+
+        Args:
+            rows: ``[K]`` int64, which rows, in the order that they are to have.
+            lengths: ``[K]`` int64, how many real positions of each, from 1 to all.
+        """
+
+
 class Decoder(nn.Module, ABC):
     """A causal language model that reads embeddings.
 
@@ -105,6 +135,10 @@ class Decoder(nn.Module, ABC):
         Returns:
             ids ``[B, new tokens]``, or transformers' output object where ``return_dict_in_generate`` is set.
         """
+
+    @abstractmethod
+    def cache(self) -> DecoderCache | None:
+        """An empty cache, or None where what the model remembers cannot be taken back, as a recurrent state."""
 
     @abstractmethod
     def embedding_rms(self) -> float:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tiny_audio.config import UserError
-from tiny_audio.decoders import Decoder, DecoderConfig, DecoderContext, Head
+from tiny_audio.decoders import Decoder, DecoderCache, DecoderConfig, DecoderContext, Head
+from tiny_audio.decoders._cache import CausalLMCache, can_forget
 from tiny_audio.packing import PACKED, Packing
 from tiny_audio.pretrained import (
     Attention,
@@ -213,6 +214,12 @@ class CausalLMDecoder(Decoder):
         # A process that decodes alone, whole weights in hand, must not wait for the others to generate, too.
         settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
+
+    def cache(self) -> DecoderCache | None:
+        """Keys and values of every position; None of models with other states beside them."""
+        if not can_forget(self.model):
+            return None
+        return CausalLMCache(self.model, self._undecodable, takes_positions=self._takes_positions)
 
     @torch.no_grad()
     def embedding_rms(self) -> float:

@@ -132,6 +132,8 @@ def _evaluation(recipe: Recipe) -> Mistakes:
         )
     if recipe.generation.ctc_weight and recipe.ctc is None:
         yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set it to 0"
+    if recipe.generation.draft == "ctc" and recipe.ctc is None:
+        yield "generation.draft", "ctc needs a CTC head; add a `ctc` section, or leave draft out"
 
 
 def _parts(recipe: Recipe) -> Mistakes:

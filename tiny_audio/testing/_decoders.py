@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer
+from tiny_audio.drafting import decode_drafted
 from tiny_audio.frames import length_mask
 from tiny_audio.packing import VARLEN
 from tiny_audio.testing._checks import (
@@ -156,6 +158,76 @@ def _by_hand(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> li
         keep[0, -1] = True
         ids.append(int(decoder(embeddings, mask, keep).argmax()))
     return ids
+
+
+def check_cache(config: DecoderConfig) -> None:
+    """Rows read piece by piece, with others, and partly forgotten in between, have the logits of one forward pass."""
+    adapters = lora_for(build(config).named_modules())
+    for fields in ({}, {"freeze": True, "lora": adapters}):
+        decoder = build(changed(config, **fields)).eval()
+        shake(decoder)
+        cache = decoder.cache()
+        if cache is None:
+            return
+        rows = rows_of(decoder, (23, 15, 30))
+        with torch.no_grad():
+            wanted = [decoder(row[None], every := torch.ones(1, len(row), dtype=torch.bool), every) for row in rows]
+            wrong = [NOISE * torch.randn_like(row) for row in rows]
+            # [start, end) of what is read, and after it how much of that is wrong and taken back
+            read, order = [0, 0, 0], [0, 1, 2]
+            for sizes, taken_back, stay in (
+                ([9, 2, 17], [0, 0, 0], [0, 1, 2]),
+                ([3, 1, 5], [4, 0, 1], [2, 0, 1]),
+                ([5, 1, 1], [0, 3, 3], [0, 1]),
+                ([2, 6], [2, 2], [1]),
+            ):
+                pieces = []
+                for row, size, extra in zip(order, sizes, taken_back, strict=True):
+                    read[row] += size
+                    pieces.append(torch.cat([rows[row][read[row] - size : read[row]], wrong[row][:extra]]))
+                first = read[order[0]] == sizes[0]
+                embeddings, mask = padded(pieces, left=first)
+                logits = cache.extend(embeddings, mask, embeddings.shape[1])
+                for place, (row, size, extra) in enumerate(zip(order, sizes, taken_back, strict=True)):
+                    start = embeddings.shape[1] - size - extra if first else 0
+                    found = logits[place, start : start + size]
+                    what = f"logits of positions {read[row] - size} to {read[row]} of a row, by cache and by forward"
+                    expect_equal(config, what, found, wanted[row][read[row] - size : read[row]])
+                cache.keep(torch.tensor(stay), torch.tensor([read[order[place]] for place in stay]))
+                order = [order[place] for place in stay]
+
+
+class _Given:
+    """A draft of ids that are there, with some of them wrong."""
+
+    def __init__(self, ids: list[int], wrong: float) -> None:
+        spoiled = torch.rand(len(ids), generator=generator(len(ids))) < wrong
+        self._ids = [ids[0] if bad else token for token, bad in zip(ids, spoiled.tolist(), strict=True)]
+
+    def after(self, ids: Sequence[int]) -> list[int]:
+        return self._ids[len(ids) :]
+
+
+def check_drafting(config: DecoderConfig) -> None:
+    """Whatever the draft, what is decoded is what ``generate`` says; and a draft that is right takes one pass."""
+    decoder, end = talkative(config), tokenizer_of(config).eos_token_id
+    if decoder.cache() is None:
+        return
+    embeddings, mask = padded(rows_of(decoder), left=True)
+    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    with torch.no_grad():
+        said = decoder.generate(embeddings, mask, **settings).tolist()
+        said = [ids[: ids.index(end) + 1] if end in ids else ids for ids in said]
+        for wrong in (0.0, 0.3, 1.0):
+            cache = decoder.cache()
+            assert cache is not None
+            drafts = [_Given(ids, wrong) for ids in said]
+            found = decode_drafted(decoder, cache, embeddings, mask, drafts, max_new_tokens=24, end_id=end)
+            ids = [row.ids for row in found]
+            expect(ids == said, config, f"by drafts of which {wrong:.0%} are wrong it says {ids}, and by steps {said}")
+            passes = [row.num_passes for row in found]
+            right = wrong > 0 or passes == [1] * len(said)
+            expect(right, config, f"a right draft takes {passes} passes of the decoder, not 1")
 
 
 def check_finite(config: DecoderConfig) -> None:
@@ -316,6 +388,8 @@ CHECKS = (
     check_logits,
     check_invariance,
     check_generation,
+    check_cache,
+    check_drafting,
     check_finite,
     check_gradients,
     check_save_load,

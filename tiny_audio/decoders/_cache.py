@@ -1,0 +1,88 @@
+"""Keys and values of a transformers causal LM, which can be taken back row by row."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiny_audio.decoders import DecoderCache
+
+_KINDS = {"full_attention", "sliding_attention"}
+"""Of layers whose whole state is a key and a value for each position."""
+
+
+def can_forget(model: Any) -> bool:
+    """Whether all that a ``…ForCausalLM`` of transformers remembers is keys and values by position."""
+    kinds = {*(getattr(model.config, "layer_types", None) or ())}
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    return takes_cache and not model._is_stateful and kinds <= _KINDS
+
+
+class CausalLMCache(DecoderCache):
+    """A cache of transformers, whose rows are kept in one run and right-aligned.
+
+    Rows end at different places, and holes would be cheaper than moving them; but layers with a sliding window, and
+    those with linear biases, measure distances in the cache, and would take a hole for text.
+
+    Args:
+        model: a ``…ForCausalLM``.
+        undecodable: ranges ``[start, stop)`` of ids that are never to be said.
+        takes_positions: whether the model is told positions; others count them by the mask.
+    """
+
+    def __init__(self, model: Any, undecodable: list[list[int]], *, takes_positions: bool) -> None:
+        from transformers import DynamicCache
+
+        self._model = model
+        self._undecodable = undecodable
+        self._takes_positions = takes_positions
+        # Not of the model's config: layers with a window would drop what is left of it, and could not go back.
+        self._states = DynamicCache()
+        self._mask: Tensor | None = None  # [B, P]
+
+    def extend(self, embeddings: Tensor, mask: Tensor, num_kept: int) -> Tensor:
+        """A forward pass of the model over ``embeddings`` and what it remembers."""
+        size = embeddings.shape[1]
+        self._mask = mask if self._mask is None else torch.cat([self._mask, mask], dim=1)
+        settings: dict[str, Any] = {}
+        if self._takes_positions:
+            settings["position_ids"] = (self._mask.long().cumsum(1) - 1).clamp(min=0)[:, -size:]
+        logits: Tensor = self._model(
+            inputs_embeds=embeddings,
+            attention_mask=self._mask.long(),
+            past_key_values=self._states,
+            use_cache=True,
+            logits_to_keep=num_kept,
+            **settings,
+        ).logits
+        for start, stop in self._undecodable:
+            logits[..., start:stop] = -torch.inf
+        return logits
+
+    def keep(self, rows: Tensor, lengths: Tensor) -> None:
+        """Cut every layer's keys and values, and move rows to the right where they end at different places."""
+        assert self._mask is not None, "nothing has been read yet"
+        size = int(lengths.max())
+        shifts = self._mask.int().argmax(1)[rows] - (size - lengths)
+        in_place = len(rows) == len(self._mask) and bool((rows.diff() == 1).all())
+        if in_place and bool((shifts == shifts[0]).all()) and int(shifts[0]) >= 0:
+            start = int(shifts[0])
+            for layer in self._layers():
+                layer.keys, layer.values = (states[:, :, start : start + size] for states in (layer.keys, layer.values))
+        else:
+            # [K, W]: the column that each position comes from; those left of a row's start are masked
+            columns = (torch.arange(size, device=rows.device) + shifts[:, None]).clamp(min=0)
+            for layer in self._layers():
+                # [B, G, P, D] -> [K, W, G, D] -> [K, G, W, D]
+                layer.keys, layer.values = (
+                    states.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
+                    for states in (layer.keys, layer.values)
+                )
+        self._mask = torch.arange(size, device=rows.device) >= (size - lengths)[:, None]
+
+    def _layers(self) -> list[Any]:
+        """Those that hold something: some models share states between layers."""
+        return [layer for layer in self._states.layers if layer.is_initialized]
