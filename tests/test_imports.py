@@ -34,6 +34,7 @@ ORDER = [
     "decoders",
     "prompt",
     "decoding",
+    "drafting",
     "processor",
     "model",
     "significance",
