@@ -7,8 +7,9 @@ said there. All up to the first disagreement is what greedy decoding gives, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,39 +95,38 @@ _LARGEST_ALPHABET = 100
 def respelt(words: Sequence[str], tokenizer: Any, alphabet: Sequence[str]) -> list[str]:
     """Words as the decoder would spell them: a head that hears sounds often misses by a letter.
 
-    A word that is not a token becomes one that is, or two with a space between them, where a single letter more, less
-    or other is enough (as Norvig's spelling corrector does); among several, the one that the tokenizer learnt first,
-    which is the most frequent. Scripts without letters, and tokenizers of single characters, are left as they are.
+    A word that is not a token becomes one that is where a single letter more, less or other is enough (as Norvig's
+    spelling corrector does), or two that were joined; of several, the one that the tokenizer learnt first, which is the
+    most frequent. Scripts without letters, and tokenizers of single characters, are left as they are.
     """
-    start = tokenizer.convert_ids_to_tokens(tokenizer.encode("a a", add_special_tokens=False))[-1][:1]
-    if start not in _WORD_STARTS or len(alphabet) > _LARGEST_ALPHABET:
+    known = _words(tokenizer)
+    if not known or len(alphabet) > _LARGEST_ALPHABET:
         return list(words)
 
-    def rank(text: str) -> tuple[int, int] | None:
-        """Number of tokens and the latest of them; None unless all words are tokens."""
-        parts = text.split(" ")
-        ids = tokenizer.convert_tokens_to_ids([start + part for part in parts])
-        known = all(len(part) > 1 for part in parts) and all(
-            token not in (None, tokenizer.unk_token_id) for token in ids
-        )
-        return (len(ids), max(ids)) if known else None
-
-    chosen = []
-    for word in words:
-        ranked = [] if len(word) < 2 or rank(word) else [(rank(edited), edited) for edited in _edits(word, alphabet)]
-        known = [(order, edited) for order, edited in ranked if order]
-        chosen.append(min(known)[1] if known else word)
-    return chosen
+    letters = [letter for letter in alphabet if letter != " "]
+    return [_respelt(word, known, letters) if len(word) > 1 and word not in known else word for word in words]
 
 
-def _edits(word: str, alphabet: Sequence[str]) -> Iterator[str]:
-    """All that is one letter away."""
-    for place in range(len(word) + 1):
-        before, after = word[:place], word[place:]
-        yield from (before + letter + after for letter in alphabet)
-        if after:
-            yield before + after[1:]
-            yield from (before + letter + after[1:] for letter in alphabet)
+def _respelt(word: str, known: Mapping[str, int], letters: Sequence[str]) -> str:
+    cuts = [(word[:place], word[place:]) for place in range(len(word) + 1)]
+    edited = {before + letter + after for before, after in cuts for letter in letters}
+    edited |= {before + letter + after[1:] for before, after in cuts if after for letter in letters}
+    edited |= {before + after[1:] for before, after in cuts}
+    if found := edited & known.keys():
+        return min(found, key=lambda one: known[one])
+    pairs = [
+        (before, rest) for before, after in cuts for rest in (after, after[1:]) if before in known and rest in known
+    ]
+    return " ".join(min(pairs, key=lambda pair: max(known[one] for one in pair))) if pairs else word
+
+
+@lru_cache(maxsize=2)
+def _words(tokenizer: Any) -> dict[str, int]:
+    """Tokens that begin with a word's start and go on for two letters or more, without it, and their ids."""
+    start = tokenizer.convert_ids_to_tokens(tokenizer.encode("a a", add_special_tokens=False))[-1][:1]
+    if start not in _WORD_STARTS:
+        return {}
+    return {token[1:]: number for token, number in tokenizer.get_vocab().items() if token[:1] == start and token[2:]}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def decode_drafted(
         # The last certain token has not been read yet, but for the first time, when the prompt comes before the draft.
         known = [said[row][-1:] for row in rows]
         ids = [torch.tensor([*last, *guess], dtype=torch.long) for last, guess in zip(known, guesses, strict=True)]
-        read = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=end_id).to(device)
+        read = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
         sizes = torch.tensor([len(row) for row in ids], device=device)
         new, new_mask = decoder.embed(read).to(embeddings.dtype), length_mask(sizes, read.shape[1])
         if not passes[rows[0]]:

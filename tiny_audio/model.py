@@ -18,7 +18,7 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoding import GenerationConfig, Transcript
-from tiny_audio.drafting import TextDraft, decode_drafted
+from tiny_audio.drafting import Drafted, TextDraft, decode_drafted
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
 from tiny_audio.frames import Frames, length_mask
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
@@ -327,9 +327,10 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         audio, audio_lengths = self.projector(frames)
         settings = GenerationConfig(**self.config.generation)
         num_candidates = settings.num_beams if settings.ctc_weight else 1
-        ctc_texts = self._ctc_texts(frames)
+        ctc_texts = self.ctc_texts(frames)
         if self.drafts_from_ctc():
-            sequences = self._verify(audio, audio_lengths, [text or "" for text in ctc_texts], tokenizer)
+            drafted = self.verify(audio, audio_lengths, [text or "" for text in ctc_texts], tokenizer)
+            sequences = [clip.ids for clip in drafted]
         else:
             found = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates)
             sequences = found.tolist()
@@ -349,16 +350,23 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
             transcripts.append(Transcript(best, ctc_text, candidates[best]))
         return transcripts
 
-    def _verify(self, audio: Tensor, audio_lengths: Tensor, texts: list[str], tokenizer: Any) -> list[list[int]]:
-        """Greedy ids of B clips, from drafts of their texts."""
+    @torch.no_grad()
+    def verify(self, audio: Tensor, audio_lengths: Tensor, texts: Sequence[str], tokenizer: Any) -> list[Drafted]:
+        """Greedy ids of B clips, and the passes of the decoder that they took, with guesses of their texts.
+
+        Args:
+            audio: ``[B, N, H]``, as the projector gives it.
+            audio_lengths: ``[B]``.
+            texts: B guesses; a wrong one costs time and nothing else.
+            tokenizer: the decoder's.
+        """
         cache = self.decoder.cache()
-        assert cache is not None
+        assert cache is not None, "drafts_from_ctc says when there is none"
         end, limit = self.config.end_token_id, GenerationConfig(**self.config.generation).max_new_tokens
         alphabet = self.ctc_vocabulary.characters if self.ctc_vocabulary else ()
         drafts = [TextDraft(text, tokenizer, end, alphabet) for text in texts]
         prompts = self._prompts(audio, audio_lengths)
-        drafted = decode_drafted(self.decoder, cache, *prompts, drafts, max_new_tokens=limit, end_id=end)
-        return [clip.ids for clip in drafted]
+        return decode_drafted(self.decoder, cache, *prompts, drafts, max_new_tokens=limit, end_id=end)
 
     def _best(
         self,
@@ -388,7 +396,8 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         scores = (1 - settings.ctc_weight) * by_decoder + settings.ctc_weight * by_ctc
         return texts[int(scores.argmax())]
 
-    def _ctc_texts(self, frames: Frames) -> list[str | None]:
+    def ctc_texts(self, frames: Frames) -> list[str | None]:
+        """The CTC head's own greedy texts of B clips; None without a head."""
         if frames.ctc_logits is None or self.ctc_vocabulary is None:
             return [None] * len(frames.lengths)
         labels = ctc.greedy(frames.ctc_logits, frames.lengths)

@@ -1,0 +1,326 @@
+"""Speed of transcription: clip by clip, in batches, with drafts, and both; and what drafts save of the decoder's work.
+
+    python benchmarks/inference.py --model runs/quickstart/model       a trained model, on its recipe's evaluation data
+    python benchmarks/inference.py --model … --compile                 with compiled layers beside it
+    python benchmarks/inference.py                                     random weights, some 50 M parameters
+    python benchmarks/inference.py --device cuda --full-size           the model card's recipe, random weights, bf16
+
+All search greedily, since that is what drafts are for; a recipe's own beams and weight of the CTC head are left aside.
+Plain decoding is transformers' generate. Drafted decoding must say the same tokens on every clip, alone and in batches
+(in single precision; of half precision the share is stated), in half as many passes of the decoder, or fewer: its
+forward calls are counted by a hook, so whoever makes them, and a clip's first pass, over its prompt, counts too.
+
+Seconds are those of ``model.transcribe`` from waveforms in memory to text, after a warm-up; RTFx is seconds of audio
+over them. Batches are of like length, longest first, under a budget of padded seconds. Contenders take turns within a
+round; medians and ranges are over rounds. Read the ratios, not the seconds.
+
+Random weights have nothing to say, and their CTC head knows nothing of it. So at full size the draft is what plain
+decoding said, with a share of its tokens wrong, and adapters are measured merged and apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from plan_memory import CARD, CARD_RANKS, SMALL, build, merged
+from record import ROOT, Record, spread
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.drafting import decode_drafted
+from tiny_audio.evaluation import longest_duration_s
+from tiny_audio.export import load_model
+from tiny_audio.files import cache_dir
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.model import TinyAudioModel
+from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.training.compilation import compile_layers, uncompiled
+
+FEWER_PASSES, CLIPS = 2.0, 500
+"""The bars: passes of plain decoding over those of drafted decoding, on at least so many clips."""
+RANDOM_TOKENS, WRONG = 40, (0.0, 0.1, 0.3)
+
+
+@dataclass
+class Passes:
+    """Forward calls of a decoder while it is watched."""
+
+    calls: int = 0
+    rows: int = 0
+    """Clips in all of them, padding of a batch that has ended included."""
+
+
+@contextmanager
+def counted(model: TinyAudioModel) -> Iterator[Passes]:
+    passes = Passes()
+
+    def count(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        read = inputs["inputs_embeds"] if inputs.get("inputs_embeds") is not None else inputs["input_ids"]
+        passes.calls, passes.rows = passes.calls + 1, passes.rows + len(read)
+
+    handle = model.decoder.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def batches_of(clips: Sequence[Tensor], max_padded_s: float | None) -> list[list[int]]:
+    """Clips by number: alone, or in batches of like length, longest first."""
+    order = sorted(range(len(clips)), key=lambda number: -len(clips[number]))
+    found = []
+    while order:
+        size = 1 if max_padded_s is None else max(1, int(max_padded_s * SAMPLE_RATE / len(clips[order[0]])))
+        found.append(order[:size])
+        order = order[size:]
+    return found
+
+
+def padded(clips: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Waveforms ``[B, S]`` and lengths ``[B]``."""
+    lengths = torch.tensor([len(clip) for clip in clips], device=device)
+    return pad_sequence(list(clips), batch_first=True).to(device), lengths
+
+
+def until_end(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def timed(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds by contender and round, in an order that changes with the round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        names = list(contenders)
+        random.Random(number).shuffle(names)
+        for name in names:
+            start = time.perf_counter()
+            with nullcontext() if name.endswith("compiled") else uncompiled():
+                contenders[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def evaluation_clips(recipe: Recipe, count: int | None) -> list[Tensor]:
+    """Waveforms of a recipe's evaluation sets, or of an even sample of them."""
+    sources = {name: SOURCES.build(part, SourceContext(cache_dir())) for name, part in recipe.data.evaluation.items()}
+    limit = longest_duration_s(recipe.encoder)
+    clips = ClipSet.gather(sources, 0.0, limit).clips
+    numbers = range(len(clips)) if count is None else np.linspace(0, len(clips) - 1, min(count, len(clips))).astype(int)
+    return [clips[int(number)].load(limit) for number in numbers]
+
+
+def trained(arguments: argparse.Namespace, record: Record) -> None:
+    """A trained model on real drafts."""
+    device = torch.device(arguments.device)
+    model, tokenizer = load_model(arguments.model)
+    model.to(device, torch.bfloat16 if arguments.bf16 else None)
+    recipe = load_recipe(arguments.recipe)
+    clips = evaluation_clips(recipe, arguments.clips)
+    audio_s = sum(map(len, clips)) / SAMPLE_RATE
+    greedy = {"max_new_tokens": recipe.generation.max_new_tokens}
+    record.say(
+        f"{arguments.recipe.name}: {len(clips)} clips of {', '.join(recipe.data.evaluation)}, {audio_s:.0f} s; decoder "
+        f"{sum(tensor.numel() for tensor in model.decoder.parameters()) / 1e6:.1f} M parameters, "
+        f"{str(model.dtype).removeprefix('torch.')}; batches under {arguments.padded_s:g} padded seconds."
+    )
+    ways = {
+        "plain, one by one": ("none", None),
+        "plain, batched": ("none", arguments.padded_s),
+        "drafted, one by one": ("ctc", None),
+        "drafted, batched": ("ctc", arguments.padded_s),
+    }
+
+    def transcribe(way: str, chosen: Sequence[Tensor]) -> None:
+        draft, budget = ways[way]
+        model.config.generation = greedy | {"draft": draft}
+        for numbers in batches_of(chosen, budget):
+            model.transcribe(*padded([chosen[number] for number in numbers], device), tokenizer)
+
+    def tokens(way: str) -> tuple[list[list[int]], list[int]]:
+        """Ids of each clip, and the passes that it took part in."""
+        draft, budget = ways[way]
+        model.config.generation = greedy | {"draft": draft}
+        ids: list[list[int]] = [[]] * len(clips)
+        taken = [0] * len(clips)
+        for numbers in batches_of(clips, budget):
+            batch = padded([clips[number] for number in numbers], device)
+            with torch.no_grad(), counted(model) as passes:
+                if draft == "none":
+                    found = [until_end(row, model.config.end_token_id) for row in model.generate(*batch).tolist()]
+                    each = [passes.calls] * len(numbers)
+                else:
+                    frames = model.encode(*batch)
+                    drafted = model.verify(*model.projector(frames), model.ctc_texts(frames), tokenizer)
+                    found, each = [clip.ids for clip in drafted], [clip.num_passes for clip in drafted]
+                    assert max(each) == passes.calls, "the hook and the search count alike"
+            for number, row, calls in zip(numbers, found, each, strict=True):
+                ids[number], taken[number] = row, calls
+        return ids, taken
+
+    said = {way: tokens(way) for way in ways}
+    plain_ids, plain_passes = said["plain, one by one"]
+    step = max(1, len(clips) // arguments.timed_clips)
+    chosen = [clips[number] for (number,) in batches_of(clips, None)[::step]]
+    chosen_s = sum(map(len, chosen)) / SAMPLE_RATE
+    contenders = {way: partial(transcribe, way, chosen) for way in ways}
+    if arguments.compile:
+        record.say(f"{compile_layers(model, device)} layers are compiled, for the rows that say so.")
+        contenders |= {f"{way}, compiled": work for way, work in contenders.items() if way.startswith("drafted")}
+    timed(contenders, 1, device)  # warm-up
+    seconds = timed(contenders, arguments.rounds, device)
+    base = np.array(seconds["plain, one by one"])
+    rows = []
+    for way in contenders:
+        ids, taken = said[way.removesuffix(", compiled")]
+        same = np.mean([mine == plain for mine, plain in zip(ids, plain_ids, strict=True)])
+        rates = [chosen_s / value for value in seconds[way]]
+        gains = (base / np.array(seconds[way])).tolist()
+        rows.append((way, spread(rates, 1), spread(gains), f"{np.mean(taken):.2f}", f"{same:.1%}"))
+    record.table(("", "RTFx", "times the first", "decoder passes per clip", "clips with the same tokens"), rows)
+    record.say(
+        f"Times over {len(chosen)} clips ({chosen_s:.0f} s), {arguments.rounds} rounds. In a plain batch a clip takes "
+        "part in every pass until the last clip has ended; in a drafted one, until it has ended itself. "
+        f"One by one, {np.mean(np.array(said['drafted, one by one'][1]) == 1):.0%} of the drafts were right as a whole."
+    )
+    record.say()
+    record.bar(f"{len(clips)} clips, at least {CLIPS}", len(clips) >= CLIPS)
+    if not arguments.bf16:
+        for way in ways:
+            same = sum(mine == plain for mine, plain in zip(said[way][0], plain_ids, strict=True))
+            record.bar(f"{way}: the tokens of {same} of {len(clips)} clips are those of one by one", same == len(clips))
+    fewer = sum(plain_passes) / sum(said["drafted, one by one"][1])
+    record.bar(f"{fewer:.2f} times fewer passes of the decoder, at least {FEWER_PASSES:g}", fewer >= FEWER_PASSES)
+
+
+class Spoiled:
+    """A draft of ids that are known, a share of which are wrong."""
+
+    def __init__(self, ids: list[int], wrong: float, seed: int) -> None:
+        rng = random.Random(seed)
+        self._ids = [token - 1 if token and rng.random() < wrong else token for token in ids]
+
+    def after(self, ids: Sequence[int]) -> list[int]:
+        """What is left."""
+        return self._ids[len(ids) :]
+
+
+def random_weights(arguments: argparse.Namespace, record: Record) -> None:
+    """What a pass of a large decoder costs, by one token and by many; and what merging adapters saves."""
+    device = torch.device(arguments.device)
+    base = merged(CARD if arguments.full_size else SMALL, CARD_RANKS)
+    if not arguments.full_size:
+        base = merged(base, {"encoder": {"freeze": True}, "decoder": {"freeze": True}})
+    recipe = Recipe.model_validate_json(json.dumps(merged(base, {"execution": {"device": arguments.device}})))
+    torch.manual_seed(0)
+    model, _, _ = build(recipe, arguments.device)
+    dtype = torch.bfloat16 if arguments.full_size else torch.float32
+    model.to(device, dtype).eval()
+    rng = np.random.default_rng(0)
+    clips = [0.1 * torch.randn(int(size)) for size in rng.uniform(2, 8, arguments.clips or 24) * SAMPLE_RATE]
+    audio_s = sum(map(len, clips)) / SAMPLE_RATE
+    record.say(
+        f"Random weights: {sum(tensor.numel() for tensor in model.parameters()) / 1e6:.0f} M parameters, {dtype}; "
+        f"{len(clips)} clips of noise, {audio_s:.0f} s; {RANDOM_TOKENS} tokens each."
+    )
+    settings = {"max_new_tokens": RANDOM_TOKENS, "eos_token_id": None}
+
+    @torch.no_grad()
+    def plain(budget: float | None) -> list[list[int]]:
+        ids: list[list[int]] = [[]] * len(clips)
+        for numbers in batches_of(clips, budget):
+            batch = padded([clips[number] for number in numbers], device)
+            for number, row in zip(numbers, model.generate(*batch, **settings).tolist(), strict=True):
+                ids[number] = row
+        return ids
+
+    @torch.no_grad()
+    def drafted(budget: float | None, wrong: float) -> int:
+        """How many clips say what plain decoding does."""
+        same = 0
+        for numbers in batches_of(clips, budget):
+            audio, lengths = model.projector(model.encode(*padded([clips[number] for number in numbers], device)))
+            nothing = torch.empty(0, dtype=torch.long, device=device)
+            prompts = model.splice(audio, lengths, [nothing] * len(numbers), padding_side="left")
+            drafts = [Spoiled(said[number], wrong, number) for number in numbers]
+            cache = model.decoder.cache()
+            assert cache is not None
+            found = decode_drafted(model.decoder, cache, *prompts, drafts, max_new_tokens=RANDOM_TOKENS, end_id=-1)
+            same += sum(clip.ids == said[number] for number, clip in zip(numbers, found, strict=True))
+        return same
+
+    said = plain(None)
+    contenders: dict[str, Callable[[], Any]] = {}
+    for name, budget in (("one by one", None), ("batched", arguments.padded_s)):
+        contenders[f"plain, {name}"] = partial(plain, budget)
+        for wrong in WRONG:
+            contenders[f"drafted, {wrong:.0%} of the tokens wrong, {name}"] = partial(drafted, budget, wrong)
+    results: dict[str, tuple[float, list[float]]] = {}
+    for state in ("adapters apart", "merged"):
+        if state == "merged":
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            for module in model.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.merge()
+        calls = {}
+        for name, work in contenders.items():  # warm-up, and the passes
+            with counted(model) as passes:
+                work()
+            calls[name] = passes.rows / len(clips)
+        for name, values in timed(contenders, arguments.rounds, device).items():
+            results[f"{name}, {state}"] = (calls[name], values)
+    first = np.array(results["plain, one by one, adapters apart"][1])
+    record.table(
+        ("", "RTFx", "times the first", "decoder passes per clip"),
+        [
+            (
+                name,
+                spread([audio_s / value for value in values], 1),
+                spread((first / np.array(values)).tolist()),
+                f"{calls:.2f}",
+            )
+            for name, (calls, values) in results.items()
+        ],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="an exported model with a CTC head")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml", help="its data")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--full-size", action="store_true", help="the model card's recipe with random weights")
+    parser.add_argument("--bf16", action="store_true", help="the trained model in half precision")
+    parser.add_argument("--compile", action="store_true", help="the drafted ways with compiled layers, too")
+    parser.add_argument("--clips", type=int, help="how many; all there are")
+    parser.add_argument("--timed-clips", type=int, default=200, help="about how many of them a round times")
+    parser.add_argument("--padded-s", type=float, default=60.0, help="of audio in a batch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="write the page there too")
+    arguments = parser.parse_args()
+    record = Record("Transcription: one by one, batched, drafted", arguments.output)
+    if arguments.model is None:
+        random_weights(arguments, record)
+    else:
+        trained(arguments, record)
+    return record.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
