@@ -38,6 +38,7 @@ from plan_memory import CARD, CARD_RANKS, SMALL, build, merged
 from record import ROOT, Record, spread
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from training import SIZES
 
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.drafting import decode_drafted
@@ -223,9 +224,11 @@ class Spoiled:
 def random_weights(arguments: argparse.Namespace, record: Record) -> None:
     """What a pass of a large decoder costs, by one token and by many; and what merging adapters saves."""
     device = torch.device(arguments.device)
-    base = merged(CARD if arguments.full_size else SMALL, CARD_RANKS)
+    base = CARD
     if not arguments.full_size:
+        base = merged(SMALL, SIZES["tiny"]) if arguments.tiny else SMALL
         base = merged(base, {"encoder": {"freeze": True}, "decoder": {"freeze": True}})
+    base = merged(base, CARD_RANKS)
     recipe = Recipe.model_validate_json(json.dumps(merged(base, {"execution": {"device": arguments.device}})))
     torch.manual_seed(0)
     model, _, _ = build(recipe, arguments.device)
@@ -306,6 +309,7 @@ def main() -> int:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml", help="its data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full-size", action="store_true", help="the model card's recipe with random weights")
+    parser.add_argument("--tiny", action="store_true", help="random weights that only show that the script works")
     parser.add_argument("--bf16", action="store_true", help="the trained model in half precision")
     parser.add_argument("--compile", action="store_true", help="the drafted ways with compiled layers, too")
     parser.add_argument("--clips", type=int, help="how many; all there are")

@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import changed, tiny_recipe, write_clips
+from test_drafting import assemble
+
+from tiny_audio.export import export_model
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,3 +52,31 @@ def test_data(tmp_path: Path) -> None:
     assert "## Planning 3,000 clips" in printed
     assert "peak of 0." in printed
     assert printed.strip() in page.read_text()
+
+
+def test_inference_of_a_trained_model(tmp_path: Path) -> None:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    write_clips(tmp_path, 4)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(changed(tiny_recipe(tmp_path), generation__max_new_tokens=8)))
+    page = tmp_path / "page.md"
+    small = ["--clips", "4", "--timed-clips", "2", "--rounds", "1", "--padded-s", "3", "--output", str(page)]
+    printed = run("benchmarks/inference.py", "--model", str(tmp_path / "model"), "--recipe", str(recipe), *small)
+    assert "4 clips of held_out" in printed
+    assert "| plain, one by one | " in printed
+    for way in ("plain, batched", "drafted, one by one", "drafted, batched"):
+        assert f"- {way}: the tokens of 4 of 4 clips are those of one by one: holds" in printed
+    assert "- 4 clips, at least 500: IS BROKEN" in printed
+    assert "times fewer passes of the decoder, at least 2" in printed
+    assert printed.strip() in page.read_text()
+
+
+def test_inference_of_random_weights() -> None:
+    printed = run("benchmarks/inference.py", "--tiny", "--clips", "2", "--rounds", "1")
+    for line in printed.splitlines():
+        if line.startswith("| drafted, 0% of the tokens wrong"):
+            assert line.endswith("| 1.00 |"), "one pass verifies a draft that is right"
+        if line.startswith("| plain, one by one"):
+            assert line.endswith("| 40.00 |")
+    assert "| drafted, 30% of the tokens wrong, batched, merged | " in printed
