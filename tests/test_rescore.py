@@ -253,10 +253,25 @@ def test_the_table_says_what_counts(write: Write) -> None:
     assert "whole groups by speaker" in text
     assert "RTFx" not in text  # no file has times
     assert "worse, the worst; [-said-] and {+heard+}" in text
+    assert "CTC head" in text
+    assert "mind:" not in text
     one = rescore_table(rescore([write("timed", [leaderboard(0, "stop now", "stop <b>")])]))
+    assert "CTC head" not in one
     assert "RTFx" in one
     assert "failed: of" not in one
     assert "[-now-]" in one
+
+
+def test_numbers_that_become_one_word_are_said(write: Write) -> None:
+    path = write(
+        "digits", [leaderboard(0, "room one two three", "room one two four"), leaderboard(1, "go on", "go on")]
+    )
+    found = rescore([path])
+    assert (found.summary["glued_references"], only(found)["num_reference_words"]) == (1, 4)
+    assert "mind: this normaliser makes one word of the numbers of 1 references" in rescore_table(found)
+    page = render_targets(found.summary, found.rows, found.alignments, audio_reader([path]))
+    assert "This normaliser makes one word of the numbers of 1 references" in page
+    assert rescore([path], normalizer_name="lower").summary["glued_references"] == 0
 
 
 @pytest.fixture

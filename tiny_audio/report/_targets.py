@@ -74,7 +74,11 @@ def _about(summary: Mapping[str, Any]) -> str:
         f"normaliser {summary['normalizer']} ({summary['normalizer_version']})",
         f"edits cost {_COSTS[summary['cost']]} (scorer {summary['scorer']} {summary['scorer_version']})",
     ]
-    return "; ".join(fact for fact in facts if fact) + "."
+    text = "; ".join(fact for fact in facts if fact) + "."
+    if summary["glued_references"]:
+        glued = count(summary["glued_references"])
+        text += f" This normaliser makes one word of the numbers of {glued} references: there a wrong digit costs all."
+    return text
 
 
 _COSTS = {"unit": "one each", "sclite": "4 (substitution), 3 (insertion) and 3 (deletion), as in NIST's sclite"}

@@ -23,7 +23,16 @@ from tiny_audio.config import UserError
 from tiny_audio.rescore._rows import Row, Target, common_ids, read_targets
 from tiny_audio.rescore._sounds import audio_reader
 from tiny_audio.rescore._table import rescore_table
-from tiny_audio.scoring import Alignment, NormalizerName, align, check_cost, difference_of, normalizer, score
+from tiny_audio.scoring import (
+    Alignment,
+    NormalizerName,
+    align,
+    check_cost,
+    difference_of,
+    glues_words,
+    normalizer,
+    score,
+)
 from tiny_audio.significance import (
     difference_interval,
     holm,
@@ -53,7 +62,9 @@ class Rescored:
 
             - ``normalizer, normalizer_version, cost, scorer, scorer_version``; ``group_by, num_groups`` (speakers, as a
               rule) or None; ``num_utterances, num_reference_words`` that are scored; ``left_out``: clips of some target
-              that not all have a hypothesis for; ``baseline``: the first target's name; ``significance``;
+              that not all have a hypothesis for; ``glued_references``: those whose numbers the normaliser makes one
+              word of (see :func:`tiny_audio.scoring.glues_words`); ``baseline``: the first target's name;
+              ``significance``;
             - ``targets``: of each, ``name, path``, the keys of :class:`tiny_audio.scoring.Score`,
               ``wer_interval_by_group`` (None without groups), ``rtfx`` and ``num_timed`` (clips with a time),
               ``ctc_wer`` (None unless all have one) and ``failures, num_clips, failure_rate`` over all its own clips;
@@ -132,6 +143,7 @@ def rescore(
         "num_utterances": len(ids),
         "num_reference_words": int(words.sum()),
         "left_out": len(set().union(*(target.rows for target in targets))) - len(ids),
+        "glued_references": sum(glues_words(text, rule) for text in texts),
         "baseline": targets[0].name,
         "significance": SIGNIFICANCE,
         "targets": entries,

@@ -33,13 +33,19 @@ def _about(summary: Mapping[str, Any]) -> str:
         facts.append(f"{summary['left_out']:,} clips without a hypothesis of every target left out")
     facts.append(f"normaliser {summary['normalizer']} ({summary['normalizer_version']})")
     facts.append(f"cost {summary['cost']} ({summary['scorer']} {summary['scorer_version']})")
-    return "; ".join(facts)
+    text = "; ".join(facts)
+    if summary["glued_references"]:
+        text += (
+            f"\nmind: this normaliser makes one word of the numbers of {summary['glued_references']:,} references "
+            "(one two -> 12), where a wrong digit costs the whole; --normalizer lower does not"
+        )
+    return text
 
 
 def _rates(summary: Mapping[str, Any]) -> str:
     column = summary["group_by"]
     head = ["", "WER", "95 % interval", f"by {column}", "CER", "sub", "del", "ins", "RTFx"]
-    head += ["failed", "empty", "looping", "truncated"]
+    head += ["CTC head", "failed", "empty", "looping", "truncated"]
     rows = [head]
     for target in summary["targets"]:
         by_group = target["wer_interval_by_group"]
@@ -52,6 +58,7 @@ def _rates(summary: Mapping[str, Any]) -> str:
                 f"{target['cer']:.2%}",
                 *(f"{target[key]:,}" for key in ("substitutions", "deletions", "insertions")),
                 "" if target["rtfx"] is None else f"{target['rtfx']:.4g}",
+                "" if target["ctc_wer"] is None else f"{target['ctc_wer']:.2%}",
                 f"{target['failure_rate']:.2%}",
                 *("" if target[key] is None else f"{target[key]:.2%}" for key in _SHARES),
             ]
