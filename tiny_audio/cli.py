@@ -455,7 +455,7 @@ def rescore(
     html: Annotated[Path | None, typer.Option(help="Write a page there too, with the worst clips to hear.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score hypotheses that some system wrote, or compare several systems. No model is needed.
+    """Score raw hypotheses, of one system or of several. No model is needed.
 
     Example: tiny-audio rescore runs/a/evaluation/test.jsonl other.jsonl --html page.html
     """
