@@ -1,0 +1,262 @@
+"""Asking over HTTP: keys, timeouts, tries with growing pauses, and answers that are checked before they are believed.
+
+Tries follow what the official clients do: 408, 409, 425, 429, 5xx and broken connections are tried again, anything else
+is not. A pause is what the server asks for (``Retry-After`` and its kin), and otherwise doubles, with jitter.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import math
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import BaseModel, NonNegativeInt, PositiveFloat, ValidationError, field_validator
+
+from tiny_audio.config import UserError
+from tiny_audio.providers import ProviderConfig, ProviderError, ProviderRefusedError
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+AUDIO_TYPE = "audio/flac"
+LONGEST_BACKOFF_S = 60.0
+
+_AGAIN = frozenset({408, 409, 425, 429})
+_HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
+_EMPTY_ACCOUNT = "insufficient_quota"
+"""OpenAI answers 429 with this code where an account has no money left: waiting does not help."""
+_MAX_SHOWN = 300
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:(\d+)ms)?")
+
+
+class HttpConfig(ProviderConfig):
+    """Base of the configs of providers behind an HTTP API."""
+
+    sends_key: ClassVar[bool] = True
+    """Whether a key always goes with the requests, which then must be encrypted, or stay on this machine."""
+
+    base_url: str
+    """Where the API is."""
+    language: str | None = "en"
+    """What is spoken, as a code such as `en`; None lets the provider find out."""
+    timeout_s: PositiveFloat = 300.0
+    """Longest wait for an answer, or for a transcript that is made in the background."""
+    max_retries: NonNegativeInt = 6
+    """Further tries after a failure that may pass: limits, server errors, broken connections."""
+    retry_wait_s: PositiveFloat = 0.5
+    """First pause before another try; each further one is twice as long, up to a minute, less a random part."""
+    max_wait_s: PositiveFloat = 120.0
+    """Longest pause that a server may ask for; more than that is a failure."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(f"{value!r} is no address; write it as https://host/path")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "must be a plain address, without user, password, query or fragment: keys come from the environment"
+            )
+        if cls.sends_key and not _is_private_enough(value):
+            raise ValueError(f"{value!r} would show your key to everybody on the way; write it as https://host/path")
+        return value.rstrip("/")
+
+
+def read_key(variable: str, provider: str) -> str:
+    """The API key in an environment variable.
+
+    Raises:
+        UserError: there is none, or it cannot be one.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"provider {provider} needs a key, and the environment variable {variable} is not set; get a key from the "
+            f"provider and run: export {variable}=..."
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"the environment variable {variable} holds characters that no key has; set it again")
+    return key
+
+
+class Api:
+    """One provider's API. May be used from several threads: where one is told to wait, all wait."""
+
+    def __init__(self, config: HttpConfig, headers: Mapping[str, str], secret: str | None) -> None:
+        self.config = config
+        self._secret = secret
+        self._lock = threading.Lock()
+        self._open_at = 0.0
+        self._client = httpx2.Client(
+            headers=dict(headers),
+            timeout=httpx2.Timeout(config.timeout_s, connect=min(30.0, config.timeout_s)),
+            limits=httpx2.Limits(max_connections=config.concurrency),
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def ask(self, answer: type[AnswerT], method: str, path: str, **request: Any) -> AnswerT:
+        """Send a request until there is an answer.
+
+        Args:
+            answer: what the body of a success must be.
+            path: below ``base_url``.
+            request: ``params``, ``json``, ``data``, ``files``, ``content`` and ``headers``, as httpx takes them.
+
+        Raises:
+            ProviderError, ProviderRefusedError: see :class:`tiny_audio.providers.Provider`.
+        """
+        for attempt in range(self.config.max_retries + 1):
+            self._wait_for_my_turn()
+            try:
+                response = self._client.request(method, self.config.base_url + path, **request)
+            except httpx2.TransportError as error:
+                failure, headers = self._broken(error), httpx2.Headers()
+            else:
+                if response.is_success:
+                    return self._checked(answer, response)
+                failure, headers = self._failure(response), response.headers
+                if not self._may_pass(response):
+                    hopeless = response.status_code in _HOPELESS or _EMPTY_ACCOUNT in response.text
+                    raise ProviderRefusedError(failure) if hopeless else ProviderError(failure)
+            if attempt < self.config.max_retries:
+                self._pause(attempt, headers, failure)
+        tries = self.config.max_retries + 1
+        raise ProviderError(f"{failure} (after {tries} {'try' if tries == 1 else 'tries'})")
+
+    def problem(self, words: str) -> ProviderError:
+        """An error in this provider's name."""
+        return ProviderError(f"{self.config.name}: {self._shown(words)}")
+
+    def _wait_for_my_turn(self) -> None:
+        with self._lock:
+            left = self._open_at - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+
+    def _pause(self, attempt: int, headers: httpx2.Headers, failure: str) -> None:
+        asked = asked_pause_s(headers, time.time())
+        if asked is not None and asked > self.config.max_wait_s:
+            raise ProviderError(f"{failure} (it asks to wait {asked:.0f} s; max_wait_s is {self.config.max_wait_s:g})")
+        pause = min(self.config.retry_wait_s * 2.0**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1)
+        if asked is not None:
+            # Never before its time; not all at once either.
+            pause = asked + random.uniform(0, min(asked, self.config.retry_wait_s))
+            with self._lock:
+                self._open_at = max(self._open_at, time.monotonic() + asked)
+        time.sleep(pause)
+
+    def _may_pass(self, response: httpx2.Response) -> bool:
+        said = response.headers.get("x-should-retry")
+        if said in ("true", "false"):
+            return said == "true"
+        status = response.status_code
+        return (status in _AGAIN or status >= 500) and _EMPTY_ACCOUNT not in response.text
+
+    def _failure(self, response: httpx2.Response) -> str:
+        words = " ".join(response.text.split()) or response.reason_phrase
+        where = f"{response.request.method} {response.request.url.copy_with(query=None)}"
+        return f"{self.config.name}: {where} answered {response.status_code}: {self._shown(words)}"
+
+    def _broken(self, error: httpx2.TransportError) -> str:
+        if isinstance(error, httpx2.TimeoutException):
+            return f"{self.config.name}: no answer from {self.config.base_url} within {self.config.timeout_s:g} s"
+        what = "cannot be reached" if isinstance(error, httpx2.ConnectError) else "broke off"
+        return f"{self.config.name}: {self.config.base_url} {what}: {self._shown(str(error) or type(error).__name__)}"
+
+    def _checked(self, answer: type[AnswerT], response: httpx2.Response) -> AnswerT:
+        try:
+            body = response.json()
+        except ValueError:
+            raise self.problem(
+                f"answered {response.status_code} without JSON: {response.text[:_MAX_SHOWN]!r}"
+            ) from None
+        try:
+            return answer.model_validate(body)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or '(all)'}: {one['msg']}" for one in error.errors())
+            raise self.problem(f"answered something else than is documented: {wrong}") from None
+
+    def _shown(self, words: str) -> str:
+        """Some servers repeat the key that they refuse."""
+        words = words.replace(self._secret, "(the key)") if self._secret else words
+        return words if len(words) <= _MAX_SHOWN else f"{words[:_MAX_SHOWN]} ..."
+
+
+def _is_private_enough(url: str) -> bool:
+    """Whether a key may be sent there: encrypted, or on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    return parts.scheme == "https" or local
+
+
+def asked_pause_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that a server asks to wait; None where it does not say.
+
+    Read in this order: ``Retry-After-Ms``, ``Retry-After`` as seconds or as a date, ``X-RateLimit-Reset`` as seconds or
+    as a time, and OpenAI's ``X-RateLimit-Reset-Requests`` and ``-Tokens`` of whatever is used up, such as ``6m0s``.
+
+    Args:
+        headers: by lower-case name.
+        now: seconds since 1970.
+    """
+    candidates = [
+        _number(headers.get("retry-after-ms"), 1e-3),
+        _number(headers.get("retry-after"), 1.0),
+        _until(headers.get("retry-after"), now),
+        _reset(headers.get("x-ratelimit-reset"), now),
+        *(
+            _duration(headers.get(f"x-ratelimit-reset-{kind}"))
+            for kind in ("requests", "tokens")
+            if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
+        ),
+    ]
+    return next((seconds for seconds in candidates if seconds is not None), None)
+
+
+def _number(text: str | None, unit: float) -> float | None:
+    try:
+        seconds = float(text or "") * unit
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _until(text: str | None, now: float) -> float | None:
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text or "").timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _reset(text: str | None, now: float) -> float | None:
+    seconds = _number(text, 1.0)
+    return max(0.0, seconds - now) if seconds is not None and seconds > now / 2 else seconds
+
+
+def _duration(text: str | None) -> float | None:
+    """``1s``, ``6m0s``, ``20ms``: as Go writes durations."""
+    found = _DURATION.fullmatch(text or "")
+    if not text or found is None:
+        return None
+    hours, minutes, seconds, milliseconds = (_number(part, 1.0) or 0.0 for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000

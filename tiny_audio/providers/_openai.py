@@ -1,0 +1,66 @@
+"""The transcriptions endpoint of OpenAI's API, for OpenAI itself and for all that speak like it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from tiny_audio.providers import Heard, HeardWord, Provider
+from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig
+
+
+class TranscriptionsConfig(HttpConfig):
+    """Base of the configs of this endpoint."""
+
+    model: str
+    """What transcribes."""
+    prompt: str | None = None
+    """Text that shows the model a style, or names that may come up."""
+    temperature: float | None = None
+    """None leaves it to the server."""
+    word_timestamps: bool = False
+    """Ask for `verbose_json` with words and their times; of OpenAI's own models `whisper-1` alone gives them."""
+
+
+class _Word(BaseModel):
+    word: str
+    start: float
+    end: float
+
+
+class _Answer(BaseModel):
+    text: str
+
+
+class _VerboseAnswer(_Answer):
+    words: list[_Word]
+
+
+class Transcriptions(Provider):
+    """``POST /audio/transcriptions``, a form with the file in it."""
+
+    def __init__(self, config: TranscriptionsConfig, key: str | None) -> None:
+        self._config = config
+        self._api = Api(config, {} if key is None else {"Authorization": f"Bearer {key}"}, key)
+
+    def transcribe(self, audio: bytes) -> Heard:
+        """See :meth:`Provider.transcribe`."""
+        config = self._config
+        form: dict[str, str | list[str]] = {"model": config.model, "response_format": "json"}
+        if config.word_timestamps:
+            form |= {"response_format": "verbose_json", "timestamp_granularities[]": ["word"]}
+        if config.language is not None:
+            form["language"] = config.language
+        if config.prompt is not None:
+            form["prompt"] = config.prompt
+        if config.temperature is not None:
+            form["temperature"] = f"{config.temperature:g}"
+        files = {"file": ("clip.flac", audio, AUDIO_TYPE)}
+        answer: type[_Answer] = _VerboseAnswer if config.word_timestamps else _Answer
+        heard = self._api.ask(answer, "POST", "/audio/transcriptions", data=form, files=files)
+        if not isinstance(heard, _VerboseAnswer):
+            return Heard(heard.text.strip())
+        return Heard(heard.text.strip(), tuple(HeardWord(word.word, word.start, word.end) for word in heard.words))
+
+    def close(self) -> None:
+        """See :meth:`Provider.close`."""
+        self._api.close()

@@ -1,0 +1,109 @@
+"""Provider ``assemblyai``: AssemblyAI's API for recorded audio."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+from pydantic import BaseModel, PositiveFloat
+
+from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
+from tiny_audio.providers._http import Api, HttpConfig, read_key
+
+_USD_PER_HOUR = {"universal-2": 0.15, "universal-3-5-pro": 0.21}
+_UNDER_WAY = ("queued", "processing")
+
+
+class AssemblyAIConfig(HttpConfig):
+    """AssemblyAI's API for recorded audio. The key is read from `ASSEMBLYAI_API_KEY`.
+
+    Documented at assemblyai.com/docs/pre-recorded-audio. A transcript is made in the background and asked for until
+    it is there.
+    """
+
+    name: Literal["assemblyai"] = "assemblyai"
+    base_url: str = "https://api.assemblyai.com"
+    """Where the API is; in the EU, https://api.eu.assemblyai.com."""
+    model: str = "universal-2"
+    """One name for the API's `speech_models`, such as `universal-2` or `universal-3-5-pro`."""
+    poll_every_s: PositiveFloat = 1.0
+    """Pause between two looks at whether the transcript is there."""
+
+    def list_price(self) -> Price | None:
+        """See :meth:`ProviderConfig.list_price`."""
+        per_hour = _USD_PER_HOUR.get(self.model)
+        return None if per_hour is None else Price(per_hour, "assemblyai.com/pricing, 2026-10")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests."""
+        return cls(poll_every_s=0.01)
+
+
+class _Uploaded(BaseModel):
+    upload_url: str
+
+
+class _Word(BaseModel):
+    text: str
+    start: int
+    """Milliseconds, as is the end."""
+    end: int
+    confidence: float
+
+
+class _Transcript(BaseModel):
+    id: str
+    status: str
+    text: str | None = None
+    words: list[_Word] | None = None
+    error: str | None = None
+
+
+class AssemblyAI(Provider):
+    """``POST /v2/upload``, ``POST /v2/transcript``, then ``GET /v2/transcript/<id>`` until it is done."""
+
+    def __init__(self, config: AssemblyAIConfig, key: str) -> None:
+        self._config = config
+        self._api = Api(config, {"Authorization": key}, key)
+
+    def transcribe(self, audio: bytes) -> Heard:
+        """See :meth:`Provider.transcribe`."""
+        headers = {"Content-Type": "application/octet-stream"}
+        uploaded = self._api.ask(_Uploaded, "POST", "/v2/upload", content=audio, headers=headers)
+        wanted: dict[str, Any] = {"audio_url": uploaded.upload_url, "speech_models": [self._config.model]}
+        language = self._config.language
+        wanted |= {"language_detection": True} if language is None else {"language_code": language}
+        transcript = self._api.ask(_Transcript, "POST", "/v2/transcript", json=wanted)
+        place = f"/v2/transcript/{quote(transcript.id, safe='')}"
+        deadline = time.monotonic() + self._config.timeout_s
+        while transcript.status in _UNDER_WAY:
+            if time.monotonic() > deadline:
+                raise self._api.problem(
+                    f"transcript {transcript.id} is {transcript.status} after {self._config.timeout_s:g} s (timeout_s)"
+                )
+            time.sleep(self._config.poll_every_s)
+            transcript = self._api.ask(_Transcript, "GET", place)
+        if transcript.status == "error":
+            raise self._api.problem(f"transcript {transcript.id} failed: {transcript.error}")
+        if transcript.status != "completed":
+            raise self._api.problem(
+                f"transcript {transcript.id} has the status {transcript.status!r}, which is unknown"
+            )
+        if transcript.text is None:
+            raise self._api.problem(f"transcript {transcript.id} is completed, and has no text")
+        if transcript.words is None:
+            return Heard(transcript.text.strip())
+        words = (HeardWord(one.text, one.start / 1000, one.end / 1000, one.confidence) for one in transcript.words)
+        return Heard(transcript.text.strip(), tuple(words))
+
+    def close(self) -> None:
+        """See :meth:`Provider.close`."""
+        self._api.close()
+
+
+@PROVIDERS.register
+def build_assemblyai(config: AssemblyAIConfig) -> Provider:
+    """The API, with the key of the environment."""
+    return AssemblyAI(config, read_key("ASSEMBLYAI_API_KEY", config.name))

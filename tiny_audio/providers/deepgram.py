@@ -1,0 +1,90 @@
+"""Provider ``deepgram``: Deepgram's API for recorded audio."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field
+
+from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
+from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
+
+_USD_PER_MINUTE = {"nova-3": 0.0043, "nova-2": 0.0043}
+
+
+class DeepgramConfig(HttpConfig):
+    """Deepgram's API for recorded audio. The key is read from `DEEPGRAM_API_KEY`.
+
+    Documented at developers.deepgram.com/reference/speech-to-text/listen-pre-recorded.
+    """
+
+    name: Literal["deepgram"] = "deepgram"
+    base_url: str = "https://api.deepgram.com"
+    """Where the API is."""
+    model: str = "nova-3"
+    """Such as `nova-3` or `nova-2`."""
+    smart_format: bool = True
+    """Punctuation, and numbers, dates and amounts as people write them."""
+
+    def list_price(self) -> Price | None:
+        """See :meth:`ProviderConfig.list_price`."""
+        per_minute = _USD_PER_MINUTE.get(self.model)
+        return None if per_minute is None else Price(60 * per_minute, "deepgram.com/pricing, 2026-05")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests."""
+        return cls()
+
+
+class _Word(BaseModel):
+    word: str
+    start: float
+    end: float
+    confidence: float
+    punctuated_word: str | None = None
+
+
+class _Alternative(BaseModel):
+    transcript: str
+    words: list[_Word] | None = None
+
+
+class _Channel(BaseModel):
+    alternatives: list[_Alternative] = Field(min_length=1)
+
+
+class _Results(BaseModel):
+    channels: list[_Channel] = Field(min_length=1)
+
+
+class _Answer(BaseModel):
+    results: _Results
+
+
+class Deepgram(Provider):
+    """``POST /v1/listen``: the audio is the body, all else is in the query."""
+
+    def __init__(self, config: DeepgramConfig, key: str) -> None:
+        self._api = Api(config, {"Authorization": f"Token {key}"}, key)
+        self._query = {"model": config.model, "smart_format": "true" if config.smart_format else "false"}
+        self._query |= {"detect_language": "true"} if config.language is None else {"language": config.language}
+
+    def transcribe(self, audio: bytes) -> Heard:
+        """See :meth:`Provider.transcribe`."""
+        request = {"params": self._query, "content": audio, "headers": {"Content-Type": AUDIO_TYPE}}
+        best = self._api.ask(_Answer, "POST", "/v1/listen", **request).results.channels[0].alternatives[0]
+        if best.words is None:
+            return Heard(best.transcript.strip())
+        words = (HeardWord(one.punctuated_word or one.word, one.start, one.end, one.confidence) for one in best.words)
+        return Heard(best.transcript.strip(), tuple(words))
+
+    def close(self) -> None:
+        """See :meth:`Provider.close`."""
+        self._api.close()
+
+
+@PROVIDERS.register
+def build_deepgram(config: DeepgramConfig) -> Provider:
+    """The API, with the key of the environment."""
+    return Deepgram(config, read_key("DEEPGRAM_API_KEY", config.name))

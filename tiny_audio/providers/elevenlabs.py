@@ -1,0 +1,80 @@
+"""Provider ``elevenlabs``: ElevenLabs' speech-to-text API (Scribe)."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, PositiveInt
+
+from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
+from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
+
+_USD_PER_HOUR = {"scribe_v1": 0.22, "scribe_v2": 0.22}
+
+
+class ElevenLabsConfig(HttpConfig):
+    """ElevenLabs' speech-to-text API. The key is read from `ELEVENLABS_API_KEY`.
+
+    Documented at elevenlabs.io/docs/api-reference/speech-to-text/convert. Sounds such as laughter are not asked for.
+    """
+
+    name: Literal["elevenlabs"] = "elevenlabs"
+    base_url: str = "https://api.elevenlabs.io"
+    """Where the API is."""
+    concurrency: PositiveInt = 3
+    """Clips that are asked for at a time; the smaller plans allow 2 to 5."""
+    model: str = "scribe_v2"
+    """Such as `scribe_v2` or `scribe_v1`."""
+
+    def list_price(self) -> Price | None:
+        """See :meth:`ProviderConfig.list_price`."""
+        per_hour = _USD_PER_HOUR.get(self.model)
+        return None if per_hour is None else Price(per_hour, "elevenlabs.io/pricing/api, 2026-06")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests."""
+        return cls()
+
+
+class _Word(BaseModel):
+    text: str
+    start: float | None = None
+    end: float | None = None
+    type: str
+
+
+class _Answer(BaseModel):
+    text: str
+    words: list[_Word]
+
+
+class ElevenLabs(Provider):
+    """``POST /v1/speech-to-text``, a form with the file in it."""
+
+    def __init__(self, config: ElevenLabsConfig, key: str) -> None:
+        self._api = Api(config, {"xi-api-key": key}, key)
+        self._form = {"model_id": config.model, "tag_audio_events": "false", "timestamps_granularity": "word"}
+        if config.language is not None:
+            self._form["language_code"] = config.language
+
+    def transcribe(self, audio: bytes) -> Heard:
+        """See :meth:`Provider.transcribe`."""
+        files = {"file": ("clip.flac", audio, AUDIO_TYPE)}
+        heard = self._api.ask(_Answer, "POST", "/v1/speech-to-text", data=self._form, files=files)
+        words = [
+            HeardWord(word.text, word.start, word.end)
+            for word in heard.words
+            if word.type == "word" and word.start is not None and word.end is not None
+        ]
+        return Heard(heard.text.strip(), tuple(words))
+
+    def close(self) -> None:
+        """See :meth:`Provider.close`."""
+        self._api.close()
+
+
+@PROVIDERS.register
+def build_elevenlabs(config: ElevenLabsConfig) -> Provider:
+    """The API, with the key of the environment."""
+    return ElevenLabs(config, read_key("ELEVENLABS_API_KEY", config.name))

@@ -1,0 +1,36 @@
+"""Provider ``openai_compatible``: any server that speaks OpenAI's transcriptions endpoint, such as vLLM's."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from tiny_audio.providers import PROVIDERS, Price, Provider
+from tiny_audio.providers._http import read_key
+from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
+
+
+class OpenAICompatibleConfig(TranscriptionsConfig):
+    """Any server with OpenAI's `/audio/transcriptions`: vLLM, speaches, LocalAI, a proxy, another vendor's."""
+
+    sends_key: ClassVar[bool] = False
+
+    name: Literal["openai_compatible"] = "openai_compatible"
+    base_url: str
+    """Where the API is, with its version: `http://localhost:8000/v1`."""
+    key_variable: str | None = None
+    """The environment variable with the server's key; None sends none."""
+
+    def list_price(self) -> Price | None:
+        """Nobody knows whose server it is."""
+        return None
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests, which start a server of their own."""
+        return cls(base_url="http://localhost:8000/v1", model="tiny")
+
+
+@PROVIDERS.register
+def build_openai_compatible(config: OpenAICompatibleConfig) -> Provider:
+    """The server; asked with a key where the config names one."""
+    return Transcriptions(config, None if config.key_variable is None else read_key(config.key_variable, config.name))

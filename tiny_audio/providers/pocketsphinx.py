@@ -1,0 +1,94 @@
+"""Provider ``pocketsphinx``: CMU PocketSphinx, hidden Markov models and a trigram, on this machine."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any, Literal, Self
+
+from pydantic import PositiveInt
+
+from tiny_audio.audio import load_audio
+from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider, ProviderConfig
+
+_VARIANT = re.compile(r"\(\d+\)$")
+"""How the dictionary marks a word's second pronunciation."""
+_NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
+"""Silence, breath, noise."""
+
+
+class PocketSphinxConfig(ProviderConfig):
+    """CMU PocketSphinx: what speech recognition was before neural networks. Offline and free.
+
+    Its own US English model, which comes with the package, of some 130,000 words. Every clip is decoded as if it were
+    the first, so that a text does not depend on what came before.
+    """
+
+    name: Literal["pocketsphinx"] = "pocketsphinx"
+    concurrency: PositiveInt = 1
+    """Threads, each with a decoder of its own; they take turns in Python, so that more are hardly faster."""
+
+    def list_price(self) -> Price | None:
+        """See :meth:`ProviderConfig.list_price`."""
+        return Price(0.0, "runs on this machine")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """For tests."""
+        return cls()
+
+
+class PocketSphinx(Provider):
+    """A decoder for each thread, since one serves one utterance at a time."""
+
+    def __init__(self) -> None:
+        self._decoders = threading.local()
+        self._decoder()  # a model that cannot be loaded is said at once
+
+    def transcribe(self, audio: bytes) -> Heard:
+        """See :meth:`Provider.transcribe`."""
+        samples = (load_audio(audio, max_duration_s=float("inf")).clamp(-1, 1) * 32767).short().numpy()
+        decoder = self._decoder()
+        decoder.reinit_feat()
+        decoder.start_utt()
+        decoder.process_raw(samples.tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
+        if found is None:
+            return Heard("", ())
+        rate = decoder.config["frate"]
+        words = tuple(
+            HeardWord(
+                _VARIANT.sub("", segment.word),
+                segment.start_frame / rate,
+                (segment.end_frame + 1) / rate,
+                min(1.0, segment.prob),
+            )
+            for segment in decoder.seg()
+            if not _NO_WORD.fullmatch(segment.word)
+        )
+        return Heard(found.hypstr.strip(), words)
+
+    def close(self) -> None:
+        """See :meth:`Provider.close`."""
+        self._decoders = threading.local()
+
+    def _decoder(self) -> Any:
+        if not hasattr(self._decoders, "decoder"):
+            from pocketsphinx import Decoder
+
+            self._decoders.decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+        return self._decoders.decoder
+
+
+@PROVIDERS.register
+def build_pocketsphinx(config: PocketSphinxConfig) -> Provider:
+    """The decoder, with the package's own model."""
+    try:
+        return PocketSphinx()
+    except ImportError:
+        raise UserError(
+            "provider pocketsphinx needs the package pocketsphinx: pip install 'tiny-audio[pocketsphinx]'"
+        ) from None
