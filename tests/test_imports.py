@@ -25,6 +25,7 @@ ORDER = [
     "registry",
     "frames",
     "audio",
+    "providers",
     "ctc",
     "packing",
     "pretrained",
