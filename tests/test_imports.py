@@ -36,6 +36,8 @@ ORDER = [
     "prompt",
     "decoding",
     "drafting",
+    "generation_file",
+    "base_weights",
     "processor",
     "model",
     "significance",
@@ -173,7 +175,12 @@ def test_a_part_imports_its_contract_and_private_modules_only(name: str) -> None
 
 def travelling() -> set[str]:
     """All that an export may bundle: what the model reaches, and every part."""
-    waiting = {"model", *(part for part in concrete_parts() if top(part) in ("encoders", "projectors", "decoders"))}
+    waiting = {
+        "model",
+        "pipeline",
+        "processor",
+        *(part for part in concrete_parts() if top(part) in ("encoders", "projectors", "decoders")),
+    }
     found: set[str] = set()
     while waiting:
         name = waiting.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from tiny_audio import ctc
+from tiny_audio import base_weights, ctc
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
@@ -21,6 +22,8 @@ from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.drafting import Drafted, TextDraft, decode_drafted
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
 from tiny_audio.frames import Frames, length_mask
+from tiny_audio.generation_file import read_generation, write_generation
+from tiny_audio.pretrained import quiet
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.prompt import Prompt
 
@@ -39,6 +42,8 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         ctc_characters: labels of the CTC head, None without one.
         prompt_prefix_ids, prompt_suffix_ids, end_token_id: see :class:`tiny_audio.prompt.Prompt`.
         generation: :class:`tiny_audio.decoding.GenerationConfig` as a mapping.
+        base_weights: of an export that holds not all weights, where the others are, by part; see
+            :mod:`tiny_audio.base_weights`.
     """
 
     model_type = "tiny_audio"
@@ -56,6 +61,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         prompt_suffix_ids: Sequence[int] = (),
         end_token_id: int = 0,
         generation: dict[str, Any] | None = None,
+        base_weights: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder
@@ -69,6 +75,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         self.prompt_suffix_ids = list(prompt_suffix_ids)
         self.end_token_id = end_token_id
         self.generation = generation or {}
+        self.base_weights = base_weights
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> TinyAudioConfig:
@@ -149,6 +156,40 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         model = cls(config, (built_encoder, PROJECTORS.build(projector, context), built_decoder))
         model.drafts_from_ctc()  # refuses what cannot be done
         return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but every tensor must have its place, and what an export left out is fetched.
+
+        With ``output_loading_info``, keys that differ are told and not refused; only safetensors are read.
+
+        Raises:
+            UserError: a key is missing, unexpected or of another shape, or a base checkpoint cannot be read.
+        """
+        name, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        allows_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        settings = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
+        with quiet():  # transformers would list what is accounted for below
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
+        missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
+        info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)
+        model.config.base_weights = None
+        problems = dict(info) | ({"mismatched_keys": ()} if allows_shapes else {})
+        if not tells and (found := "; ".join(base_weights.key_problems(problems))):
+            raise UserError(
+                f"{name}: the weights are not exactly those of the model that config.json describes; {found}; "
+                "copy or export it again"
+            )
+        if name is not None:
+            model.config.generation = read_generation(str(name), model.config.generation, kwargs)
+        return (model, info) if tells else model
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As transformers', with the ``generation_config.json`` that tells how text is searched for."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        settings = GenerationConfig(**self.config.generation)
+        write_generation(settings, self.config.end_token_id, Path(save_directory))
+        super().save_pretrained(save_directory, **kwargs)
 
     @staticmethod
     def _rebuild(config: TinyAudioConfig) -> tuple[Encoder, Projector, Decoder]:

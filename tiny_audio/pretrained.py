@@ -329,7 +329,7 @@ def _reading(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any)
             "as owner/name"
         )
     try:
-        with _without_advice():
+        with quiet():
             return read(*args, **kwargs)
     # What transformers and the hub raise for what is not there, and what a damaged file raises.
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
@@ -343,8 +343,8 @@ def _reading(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any)
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
-    """Without transformers' table of keys that differ: each is accounted for here, or the message names it."""
+def quiet() -> Iterator[None]:
+    """Without transformers' table of keys that differ: each is accounted for by us, or a message names it."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -7,13 +7,14 @@ import functools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
 
-from tiny_audio import __version__
+from tiny_audio import __version__, base_weights
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
@@ -21,26 +22,44 @@ from tiny_audio.export._bundle import MODEL, PROCESSOR, bundle, flat_name
 from tiny_audio.export._quiet import quiet_transformers
 from tiny_audio.files import commit_folder
 from tiny_audio.model import TinyAudioConfig, TinyAudioModel
+from tiny_audio.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.registry import UnknownPartError
+
+Weights = Literal["all", "trained"]
+
+# Where this package is imported, exports load by its own code, and nobody's trust is needed.
+AutoConfig.register(TinyAudioConfig.model_type, TinyAudioConfig, exist_ok=True)
+for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
+    auto.register(TinyAudioConfig, TinyAudioModel, exist_ok=True)
+AutoProcessor.register(TinyAudioConfig, TinyAudioProcessor, exist_ok=True)
 
 _TOKENIZER_FILE = "tokenizer_config.json"
 
 
-def export_model(model: TinyAudioModel, tokenizer: Any, folder: Path) -> None:
-    """Write a flat folder with all weights, frozen ones too, the tokenizer, and the code that runs them.
+def export_model(
+    model: TinyAudioModel, tokenizer: Any, folder: Path, *, weights: Weights = "all", card: str | None = None
+) -> None:
+    """Write a flat folder with weights, the tokenizer, and the code that runs them.
 
-    ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True`` where torch,
-    torchaudio, transformers and pydantic are installed, and peft for a model with adapters or one on the hub. Tensors
-    keep their type in the file; loading takes the widest of them for all, unless it is told another ``dtype``.
+    ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True`` where
+    torch, torchaudio, transformers, pydantic and soundfile are installed, and peft for a model with adapters or one on
+    the hub. Tensors keep their type in the file; loading takes the widest of them for all, unless it is told another
+    ``dtype``.
 
-    How a text is searched for is in ``config.json``, under ``generation``; the model would not read a
-    ``generation_config.json``.
+    Args:
+        model: what to export; it stays as it is.
+        tokenizer: its decoder's.
+        folder: where it goes; an earlier export there is replaced.
+        weights: ``all``, frozen ones too, so that the folder needs nothing else; or those that were ``trained``, with
+            references to the base checkpoints, which whoever loads it must then be able to read.
+        card: the text of its ``README.md``.
 
     Raises:
-        UserError: ``folder`` holds something that is not an exported model, or a part cannot be bundled.
+        UserError: ``folder`` holds something that is not an exported model, a part cannot be bundled, or a base
+            checkpoint cannot be read.
     """
-    _check_replaceable(folder)
+    check_replaceable(folder)
     files = bundle([_used(model.config)[kind].module for kind in ("encoder", "projector", "decoder")])
     folder = folder.absolute()
     aside = folder.with_name(f".{folder.name}.writing")
@@ -48,7 +67,7 @@ def export_model(model: TinyAudioModel, tokenizer: Any, folder: Path) -> None:
     aside.mkdir(parents=True)
     try:
         with quiet_transformers():
-            _write_model(model, aside)
+            _write_model(model, aside, weights)
             tokenizer.save_pretrained(aside)
         processor = {
             "processor_class": "TinyAudioProcessor",
@@ -57,6 +76,8 @@ def export_model(model: TinyAudioModel, tokenizer: Any, folder: Path) -> None:
         (aside / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         for name, text in files.items():
             (aside / name).write_text(text, encoding="utf-8")
+        if card is not None:
+            (aside / "README.md").write_text(card, encoding="utf-8")
         _check_found(aside, files)
         commit_folder(aside, folder)
     finally:
@@ -77,7 +98,8 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
         UserError: it is no exported model, is damaged or incomplete, or has parts that are not installed.
     """
     folder = Path(folder).expanduser()
-    version = _check_exported(folder).get("tiny_audio_version", "unknown")
+    saved = check_exported(folder)
+    version = saved.get("tiny_audio_version", "unknown")
     with quiet_transformers():
         try:
             model, info = TinyAudioModel.from_pretrained(
@@ -98,19 +120,23 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
             ) from error
         _check_complete(folder, info)
     if types_as_saved:
-        _narrow(model, folder)
+        _narrow(model, folder, saved.get("base_weights") or {})
     # transformers forgets what was frozen while it loads.
     return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
 
 
-def _narrow(model: TinyAudioModel, folder: Path) -> None:
-    """Give parameters the types of the folder's files."""
-    parameters = dict(model.named_parameters())
+def _narrow(model: TinyAudioModel, folder: Path, references: dict[str, Any]) -> None:
+    """Give parameters the types of the folder's files, and of the base checkpoints as they were trained on."""
+    types = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys() & parameters.keys():
-                tensor = parameters[name]
-                tensor.data = tensor.data.to(file.get_slice(name)[:0].dtype)
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                types[name] = file.get_slice(name)[:0].dtype
+    for name, tensor in model.named_parameters():
+        if name in types:
+            tensor.data = tensor.data.to(types[name])
+        elif (kind := name.partition(".")[0]) in references:
+            tensor.data = tensor.data.to(getattr(torch, references[kind]["dtype"]))
 
 
 def _used(config: TinyAudioConfig) -> dict[str, Any]:
@@ -119,13 +145,14 @@ def _used(config: TinyAudioConfig) -> dict[str, Any]:
     return {kind: registry.entry(getattr(config, kind)["name"]) for kind, registry in registries}
 
 
-def _write_model(model: TinyAudioModel, folder: Path) -> None:
+def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
     """Weights and ``config.json``; the model's own config stays as it is."""
     own = model.config
     config = copy.deepcopy(own)
+    kept = None if weights == "all" else _trained(model, config)
     model.config = config
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=kept)
     finally:
         model.config = own
     # Parts of several types run together only under autocast, which whoever loads this need not know of.
@@ -145,6 +172,20 @@ def _write_model(model: TinyAudioModel, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
+def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
+    """Tensors that no checkpoint holds; where the others are is written into the config."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    found = base_weights.references({kind: getattr(config, kind) for kind in base_weights.KINDS}, tensors)
+    config.base_weights = found
+    for kind, reference in found.items():
+        for name in reference.pop("names"):
+            del tensors[name]
+        part = getattr(config, kind)
+        if not Path(part["pretrained"]).is_dir():
+            setattr(config, kind, {**part, "revision": reference["fingerprint"]})
+    return tensors
+
+
 def _check_found(folder: Path, files: dict[str, str]) -> None:
     """That transformers, which looks for imports by a regular expression, will copy all of the bundle."""
     from transformers.dynamic_module_utils import get_relative_imports
@@ -158,7 +199,12 @@ def _check_found(folder: Path, files: dict[str, str]) -> None:
                 )
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write an export where something else lies.
+
+    Raises:
+        UserError: ``folder`` is a file, or holds something that is not an exported model.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
@@ -172,8 +218,12 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _check_exported(folder: Path) -> dict[str, Any]:
-    """The folder's config.json."""
+def check_exported(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        UserError: it is not the folder of an exported model.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of an exported model")
     path = folder / "config.json"
@@ -195,16 +245,10 @@ def _check_exported(folder: Path) -> dict[str, Any]:
 
 
 def _check_complete(folder: Path, info: dict[str, Any]) -> None:
-    problems = []
-    for kind in ("missing", "unexpected", "mismatched"):
-        # A mismatched key comes with its two shapes.
-        keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info[f"{kind}_keys"])
-        if keys:
-            problems.append(f"{kind}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})")
-    if problems:
+    if problems := "; ".join(base_weights.key_problems(info)):
         raise UserError(
             f"{folder}: the weights are not exactly those of the model that config.json describes; "
-            f"{'; '.join(problems)}; copy or export it again"
+            f"{problems}; copy or export it again"
         )
 
 
