@@ -32,7 +32,7 @@ from tiny_audio.decoders import build_tokenizer
 from tiny_audio.device import device_of, set_tf32
 from tiny_audio.evaluation import check_group_by, evaluate_clips, longest_duration_s
 from tiny_audio.export import export_model, load_model
-from tiny_audio.export.card import model_card
+from tiny_audio.export.card import base_licences, model_card
 from tiny_audio.files import cache_dir, write_atomically
 from tiny_audio.ledger import account
 from tiny_audio.model import TinyAudioModel, describe_parts
@@ -351,9 +351,10 @@ class Run:
             return content if content and len(content) <= _MAX_LISTENABLE_BYTES else None
 
         page = render_report(report, read_metrics(self.folder / "metrics.jsonl"), hypotheses, read_audio)
+        card = model_card(report, base_licences(report["recipe"]))
         write_atomically(self.folder / "report.html", page)
         write_atomically(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-        write_atomically(self.folder / "model" / "README.md", model_card(report))
+        write_atomically(self.folder / "model" / "README.md", card)
         self._state["report"] = self._report_identity()
         self._save_state()
 

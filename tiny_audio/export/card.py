@@ -6,37 +6,66 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiny_audio import __version__
 from tiny_audio.ledger import ledger_rows
 
 _USE = """\
 ```python
-from transformers import AutoModel, AutoProcessor
+from transformers import pipeline
 
-model = AutoModel.from_pretrained("path/of/this/folder", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("path/of/this/folder", trust_remote_code=True)
-batch = processor(waveform, sampling_rate=16_000)  # float32, mono
-print([heard.text for heard in model.transcribe(**batch, tokenizer=processor.tokenizer)])
-```"""
+recogniser = pipeline("automatic-speech-recognition", model="path/of/this/folder", trust_remote_code=True)
+print(recogniser("clip.mp3")["text"])
+```
+
+It needs `torch`, `torchaudio`, `transformers`, `pydantic` and `soundfile`, and `peft` where it has adapters. wav, flac,
+ogg and mp3 are read without FFmpeg, at any rate and length; `return_timestamps="word"` gives the time of each word
+where there is a CTC head. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it, too."""
 
 
-def model_card(report: Mapping[str, Any]) -> str:
+def base_licences(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Licences of the checkpoints that a recipe begins with, as far as their own cards tell.
+
+    Of the hub, one question each, whose failure is no failure here: a card may be written without a network.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.repocard import metadata_load
+    from huggingface_hub.utils import httpx
+
+    found = {}
+    for base in _bases(recipe):
+        try:
+            if Path(base).is_dir():
+                told: Any = metadata_load(Path(base) / "README.md") or {}
+            else:
+                card = HfApi().model_info(base, timeout=5).card_data
+                told = card.to_dict() if card else {}
+        # No such file, no network, no such repository, a card that is no YAML.
+        except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
+            continue
+        licence = told.get("license_name") if told.get("license") == "other" else told.get("license")
+        if isinstance(licence, str):
+            found[base] = licence
+    return found
+
+
+def model_card(report: Mapping[str, Any], licences: Mapping[str, str] | None = None) -> str:
     """Markdown, with the front matter that Hugging Face's hub reads.
 
     Args:
         report: ``report.json`` of the run.
+        licences: of base checkpoints, as :func:`base_licences` finds them.
     """
-    return "\n".join(_lines(report)) + "\n"
+    return "\n".join(_lines(report, licences or {})) + "\n"
 
 
-def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+def _bases(recipe: Mapping[str, Any]) -> list[str]:
+    return [part["pretrained"] for part in (recipe["encoder"], recipe["decoder"]) if part["init"] == "pretrained"]
+
+
+def _lines(report: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator[str]:
     recipe, name = report["recipe"], _text(report["name"])
-    bases = [part["pretrained"] for part in (recipe["encoder"], recipe["decoder"]) if part["init"] == "pretrained"]
-    yield from ("---", "library_name: transformers", "pipeline_tag: automatic-speech-recognition")
-    yield "tags: [tiny-audio, automatic-speech-recognition]"
-    hub = [base for base in bases if not Path(base).exists()]
-    if hub:
-        yield from ("base_model:", *(f"  - {base}" for base in hub))
-    yield from ("---", "", f"# {name}", "")
+    yield from ("---", _front_matter(report), "---", "", f"# {name}", "")
     yield (
         "A speech recogniser: audio of speech in, its text out. Trained with Tiny Audio, run "
         f"`{report['run_id']}`; this page is generated from that run."
@@ -52,6 +81,53 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Use", "", _USE)
     yield from ("", "## Limits", "")
     yield from (f"- {limit}" for limit in _limits(report))
+    yield from ("", "## Licences", "")
+    yield from _licences(recipe, licences)
+    yield from ("", "## Citation", "")
+    yield from _citation(report)
+
+
+def _front_matter(report: Mapping[str, Any]) -> str:
+    """YAML, with the results as a ``model-index``."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    hub = [base for base in _bases(report["recipe"]) if not Path(base).exists()]
+    results = [
+        EvalResult(
+            task_type="automatic-speech-recognition",
+            task_name="Automatic Speech Recognition",
+            dataset_type=str(source.get("repo") or source["name"]),
+            dataset_name=name,
+            metric_type=metric,
+            metric_name=metric.upper(),
+            metric_value=round(100 * scores[metric], 2),
+            metric_args=_how(scores, metric),
+        )
+        for name, scores in report["evaluation"].items()
+        for source in [report["recipe"]["data"]["evaluation"][name]]
+        for metric in ("wer", "cer")
+    ]
+    card = ModelCardData(
+        base_model=hub or None,
+        library_name="transformers",
+        pipeline_tag="automatic-speech-recognition",
+        tags=["tiny-audio", "automatic-speech-recognition"],
+        # Where nothing was scored there is no index, and without an index the name has no place.
+        model_name=str(report["name"]) if results else None,
+        eval_results=results or None,
+    )
+    return card.to_yaml()
+
+
+def _how(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """What a rate means nothing without."""
+    told: dict[str, Any] = {
+        "normalizer": f"{scores['normalizer']} ({scores['normalizer_version']})",
+        "num_utterances": scores["num_utterances"],
+    }
+    if metric == "wer":
+        told["interval_95"] = [round(100 * bound, 2) for bound in scores["wer_interval"]]
+    return told
 
 
 def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -112,7 +188,7 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
         f" beyond the set{'s' * (len(sets) > 1)} above." if sets else "."
     )
     longest = report["recipe"]["data"]["max_duration_s"]
-    yield f"It was trained on clips of at most {longest:g} s; longer audio must be cut."
+    yield f"It was trained on clips of at most {longest:g} s; longer audio is cut at silences before it is heard."
     for name, scores in sets.items():
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]
         yield f"On {_text(name)}, {looping} of {scores['num_utterances']} hypotheses loop and {empty} are empty."
@@ -120,7 +196,35 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
         "Its decoder is a language model, which can write words that nobody said. Do not use it unchecked where an "
         "error does harm."
     )
-    yield "No licence is stated here: those of the base models and of the data apply."
+
+
+def _licences(recipe: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator[str]:
+    """A folder of somebody's machine goes by its last name."""
+    rows = []
+    for base in dict.fromkeys(_bases(recipe)):
+        name = Path(base).name if Path(base).exists() else base
+        rows.append((name, licences.get(base, f"see {name}")))
+    if rows:
+        yield from _table(("base model", "licence"), rows)
+        yield ""
+    yield "No licence of this model itself is stated here: those of the base models and of the data apply."
+
+
+def _citation(report: Mapping[str, Any]) -> Iterator[str]:
+    version = report["provenance"].get("tiny-audio", __version__)
+    finished = str(report["provenance"].get("finished", ""))
+    yield from (
+        "```bibtex",
+        f"@misc{{tiny_audio_{report['run_id']},",
+        f"  title = {{{_text(report['name'])}: a speech recogniser trained with Tiny Audio {version}}},",
+        *([f"  year = {{{finished[:4]}}},"] if finished else []),
+        f"  note = {{Run {report['run_id']}}}",
+        "}",
+        "```",
+    )
+    bases = [base for base in dict.fromkeys(_bases(report["recipe"])) if not Path(base).exists()]
+    if bases:
+        yield from ("", f"Cite its base models, too: {', '.join(map(_text, bases))}.")
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
