@@ -382,6 +382,32 @@ def schema() -> None:
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or that of an exported model.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where it goes; an earlier export is replaced.")],
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="Fold adapters into the weights; loading then needs no peft.")
+    ] = False,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="all: the folder needs nothing else. trained: only what was trained, and the commits of the base "
+            "models, which are fetched on loading."
+        ),
+    ] = "all",
+) -> None:
+    """Write a run's model as a Hugging Face folder. It loads without this package.
+
+    Example: tiny-audio export runs/mine my-model --merge-lora
+    """
+    from tiny_audio.export.command import export_run
+
+    done = export_run(run, folder, merge_lora=merge_lora, weights=weights)
+    merged = f"; adapters of {done['merged_layers']} layers merged" if merge_lora else ""
+    print(f"{folder}: {done['files']} files, {done['bytes'] / 1e6:,.1f} MB{merged}")
+
+
+@app.command()
 def transcribe(
     model_dir: ModelDir,
     audio: Annotated[list[Path], typer.Argument(metavar="AUDIO...", help="wav, flac, ogg or mp3 files.")],

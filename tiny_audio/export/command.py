@@ -1,0 +1,73 @@
+"""``tiny-audio export``: a run's model, or an export, as another folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.export import Weights, check_replaceable, export_model, load_model
+from tiny_audio.export._merge import merge_adapters
+from tiny_audio.export.card import base_licences, model_card
+
+_CARD = "README.md"
+
+
+def export_run(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> dict[str, Any]:
+    """Write the model of a run, or of an exported folder, to another folder; gives what was done.
+
+    Args:
+        run: a run's folder, or that of an exported model.
+        folder: where it goes; an earlier export there is replaced.
+        merge_lora: fold adapters into the weights that they adapt.
+        weights: see :func:`tiny_audio.export.export_model`.
+
+    Returns:
+        ``merged_layers``, ``files`` and ``bytes``.
+
+    Raises:
+        UserError: there is no model, it is damaged, or the folder cannot be written.
+    """
+    if weights not in ("all", "trained"):
+        raise UserError(f"--weights {weights}: choose all, or trained")
+    kind: Weights = "all" if weights == "all" else "trained"
+    source = model_folder(run)
+    if folder.exists() and folder.resolve() == source.resolve():
+        raise UserError(f"{folder} is the model that is to be exported; give another folder")
+    check_replaceable(folder)
+    model, tokenizer = load_model(source, types_as_saved=True)
+    merged = merge_adapters(model) if merge_lora else 0
+    export_model(model, tokenizer, folder, weights=kind, card=_card(run, source))
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    return {"merged_layers": merged, "files": len(sizes), "bytes": sum(sizes)}
+
+
+def model_folder(run: Path) -> Path:
+    """Where the model of a run lies, which may be an exported folder itself.
+
+    Raises:
+        UserError: there is no such folder, or the run has no model yet.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give a run's folder, or that of an exported model")
+    if (run / "state.json").is_file():
+        if not (run / "model" / "config.json").is_file():
+            raise UserError(f"{run}: this run has no model yet; finish it with the command that began it")
+        return run / "model"
+    return run
+
+
+def _card(run: Path, source: Path) -> str | None:
+    report = run / "report.json"
+    if report.is_file():
+        try:
+            read = json.loads(report.read_text(encoding="utf-8"))
+            return model_card(read, base_licences(read["recipe"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{report}: it is damaged, or of another version: {type(error).__name__}: {error}; run the run's "
+                "command again, which writes it"
+            ) from error
+    own = source / _CARD
+    return own.read_text(encoding="utf-8") if own.is_file() else None
