@@ -408,6 +408,21 @@ def export(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported model, or a finished run.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face hub. The token is that of HF_TOKEN, or of `hf auth login`.
+
+    Example: HF_TOKEN=hf_... tiny-audio push my-model me/my-model --private
+    """
+    from tiny_audio.export.push import push_folder
+
+    print(push_folder(folder, repo, private=private))
+
+
+@app.command()
 def transcribe(
     model_dir: ModelDir,
     audio: Annotated[list[Path], typer.Argument(metavar="AUDIO...", help="wav, flac, ogg or mp3 files.")],

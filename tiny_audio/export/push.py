@@ -1,0 +1,114 @@
+"""``tiny-audio push``: an exported folder to a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from tiny_audio.base_weights import KINDS
+from tiny_audio.config import UserError
+from tiny_audio.export import check_exported
+from tiny_audio.export.command import model_folder
+
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md"]
+"""What an export consists of; whatever else lies in the folder stays here."""
+
+
+def push_folder(folder: Path, repo: str, *, private: bool) -> str:
+    """Upload an exported model in one commit; the repository is made, if it is not there.
+
+    The token is that of ``HF_TOKEN`` or of ``hf auth login``.
+
+    Args:
+        folder: of an exported model, or of a finished run.
+        repo: ``owner/name``.
+        private: make a new repository private; one that is there stays as it is.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        UserError: the folder is no whole export, there is no token, or the hub refuses or does not answer.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx, validate_repo_id
+
+    source = model_folder(folder)
+    _check_whole(source)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is no name of a repository: {error}; give owner/name") from error
+    if "/" not in repo:
+        raise UserError(f"{repo!r} does not say whose repository; give owner/name")
+    if get_token() is None:
+        raise UserError(
+            "there is no token for the hub; set HF_TOKEN to one that may write "
+            "(https://huggingface.co/settings/tokens), or run `hf auth login`"
+        )
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=source,
+            allow_patterns=_PATTERNS,
+            commit_message="A model that tiny-audio exported",
+        )
+    except OfflineModeIsEnabled as error:
+        raise UserError("HF_HUB_OFFLINE is set, and nothing can be uploaded so; unset it") from error
+    except HfHubHTTPError as error:
+        raise UserError(_refusal(repo, error)) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise UserError(
+            f"the hub at {api.endpoint} cannot be reached: {_first_line(error)}; check the network and HF_ENDPOINT"
+        ) from error
+    # What huggingface_hub makes of an upload that failed, and of a card that the hub does not take.
+    except (RuntimeError, ValueError) as error:
+        cause = error.__cause__
+        raise UserError(f"the upload to {repo} failed: {_first_line(error)} {_first_line(cause)}".rstrip()) from error
+    return commit.commit_url
+
+
+def _check_whole(folder: Path) -> None:
+    """Refuse what nobody could load from the hub."""
+    config = check_exported(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: there are no weights, no *.safetensors; copy or export it again")
+    for path in files:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: the weights cannot be read: {_first_line(error)}; export it again") from error
+    if not (folder / "modeling_tiny_audio.py").is_file():
+        raise UserError(f"{folder}: the code that runs the model is missing; export it again")
+    references = config.get("base_weights") or {}
+    for kind in KINDS:
+        if kind in references and Path(config[kind]["pretrained"]).is_dir():
+            raise UserError(
+                f"{folder}: the {kind}'s weights stayed in the folder {config[kind]['pretrained']}, where nobody else "
+                "can read them; export it with --weights all"
+            )
+
+
+def _refusal(repo: str, error: Exception) -> str:
+    answer = getattr(error, "response", None)
+    status = getattr(answer, "status_code", None)
+    said = getattr(error, "server_message", None) or _first_line(error)
+    todo = {
+        401: "the token is not valid, or not sent; make a new one and set HF_TOKEN",
+        403: f"the token may not write to {repo}; give it the permission, or another owner",
+        404: "there is no such owner or repository",
+        409: "the repository was changed meanwhile, or the name is taken; try again, or give another name",
+        412: "the repository was changed meanwhile; try again",
+        429: "too many requests; wait, and try again",
+    }.get(status or 0, "try again later")
+    return f"the hub refuses ({status}): {said}; {todo}"
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next(iter(str(error).strip().splitlines()), "") if error is not None else ""
