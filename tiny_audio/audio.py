@@ -58,6 +58,8 @@ _SHORT_DATA_CHUNK = re.compile(r"data : (\d+) \(should be (\d+)\)")
 _MP3_HEAD_BYTES = 65_536
 _MP3_TRAILER_BYTES = 1_024
 """Tags at the end."""
+_FILTER_WIDTH = 8
+"""Samples of the lower rate that the resampling filter reaches to either side (torchaudio: 6, over a roll-off of 0.99)."""
 _STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
 
 
@@ -94,25 +96,27 @@ def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None 
     """
     name = _name(source, name)
     with _opened(source, name) as (file, stream):
-        rate, expected = file.samplerate, file.frames
-        if expected > max_duration_s * rate:
+        if file.frames > max_duration_s * file.samplerate:
             raise AudioError(
                 "too_long",
-                f"{name}: {expected / rate:.2f} s of audio; at most {max_duration_s:g} s is allowed, "
+                f"{name}: {file.frames / file.samplerate:.2f} s of audio; at most {max_duration_s:g} s is allowed, "
                 "and a clip is never cut",
             )
-        channel_means = [_mean_of_channels(block, name) for block in _blocks(file, name)]
-        frames = sum(map(len, channel_means))
-        if file.format == "MP3":
-            _check_mp3(stream, frames, expected, name)
-        elif frames < expected:
-            raise _truncated(name, expected, frames, "samples")
-    if frames < MIN_DURATION_S * rate:
-        raise AudioError(
-            "too_short", f"{name}: {frames:,} samples at {rate:,} Hz; at least {MIN_DURATION_S} s is needed"
-        )
-    waveform = channel_means[0] if len(channel_means) == 1 else torch.cat(channel_means)
-    return _resampled(waveform, rate)
+        blocks = list(_mono_blocks(file, stream, name))
+        return _resampled(blocks[0] if len(blocks) == 1 else torch.cat(blocks), file.samplerate)
+
+
+def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[torch.Tensor]:
+    """A clip of any length, decoded as it is needed: put together, the blocks ``[samples]`` are :func:`load_audio`'s.
+
+    A block is some seconds to a minute long, and no more than a few of them are held.
+
+    Raises:
+        AudioError: as :func:`load_audio`, while the blocks are taken; damage is found where it is, after good blocks.
+    """
+    name = _name(source, name)
+    with _opened(source, name) as (file, stream):
+        yield from _resampled_blocks(_mono_blocks(file, stream, name), file.samplerate)
 
 
 def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
@@ -225,6 +229,22 @@ def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(block)
 
 
+def _mono_blocks(file: soundfile.SoundFile, stream: io.BytesIO | int, name: str) -> Iterator[torch.Tensor]:
+    """Channel means ``[frames]``; after the last, that no more and no less was there than the header promises."""
+    frames = 0
+    for block in _blocks(file, name):
+        frames += len(block)
+        yield _mean_of_channels(block, name)
+    if file.format == "MP3":
+        _check_mp3(stream, frames, file.frames, name)
+    elif frames < file.frames:
+        raise _truncated(name, file.frames, frames, "samples")
+    if frames < MIN_DURATION_S * file.samplerate:
+        raise AudioError(
+            "too_short", f"{name}: {frames:,} samples at {file.samplerate:,} Hz; at least {MIN_DURATION_S} s is needed"
+        )
+
+
 def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
     # Checked before anything is computed: one such sample poisons the mean and the resampling filter.
     low, high = (float(bound) for bound in torch.aminmax(block))  # NaN where there is one
@@ -264,12 +284,38 @@ def _words(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).strip()
 
 
+def _ratio(rate: int) -> Fraction:
+    # The filter holds one phase per output sample of a period: 44,101 Hz taken exactly would need gigabytes.
+    return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
+
+
 def _resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
     if rate == SAMPLE_RATE:
         return waveform
     import torchaudio
 
-    # The filter holds one phase per output sample of a period: 44,101 Hz taken exactly would need gigabytes.
-    ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
+    ratio = _ratio(rate)
     resampled: torch.Tensor = torchaudio.functional.resample(waveform, ratio.denominator, ratio.numerator)
     return resampled
+
+
+def _resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
+    """As :func:`_resampled` of all together: each block is resampled with what the filter sees on either side of it."""
+    if rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    ratio = _ratio(rate)
+    period, made = ratio.denominator, ratio.numerator  # so many samples become so many
+    reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
+    held = torch.zeros(0)
+    before = 0  # of what is held, already given out and kept for the filter; a multiple of the period
+    for block in blocks:
+        held = torch.cat([held, block])
+        after = (len(held) - reach) // period * period
+        if after <= before:
+            continue
+        yield _resampled(held, rate)[before // period * made : after // period * made]
+        kept = max(0, after - reach)
+        held, before = held[kept:], after - kept
+    if len(held):
+        yield _resampled(held, rate)[before // period * made :]
