@@ -26,7 +26,11 @@ ORDER = [
     "frames",
     "audio",
     "providers",
+    "ffmpeg",
     "ctc",
+    "guards",
+    "speech_activity",
+    "word_times",
     "packing",
     "pretrained",
     "published",
@@ -40,6 +44,8 @@ ORDER = [
     "base_weights",
     "processor",
     "model",
+    "recogniser",
+    "subtitles",
     "significance",
     "scoring",
     "slices",
@@ -64,6 +70,7 @@ ORDER = [
     "compare",
     "sweep",
     "transcribe",
+    "transcription",
     "show",
     "reference",
     "doctor",
@@ -177,8 +184,7 @@ def travelling() -> set[str]:
     """All that an export may bundle: what the model reaches, and every part."""
     waiting = {
         "model",
-        "pipeline",
-        "processor",
+        "recogniser",
         *(part for part in concrete_parts() if top(part) in ("encoders", "projectors", "decoders")),
     }
     found: set[str] = set()

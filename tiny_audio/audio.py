@@ -59,7 +59,7 @@ _MP3_HEAD_BYTES = 65_536
 _MP3_TRAILER_BYTES = 1_024
 """Tags at the end."""
 _FILTER_WIDTH = 8
-"""Samples of the lower rate that the resampling filter reaches to either side (torchaudio: 6, over a roll-off of 0.99)."""
+"""Samples of the lower rate that the resampling filter reaches to either side: torchaudio's 6 and some."""
 _STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
 
 

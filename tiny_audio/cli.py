@@ -424,23 +424,45 @@ def push(
 
 @app.command()
 def transcribe(
-    model_dir: ModelDir,
-    audio: Annotated[list[Path], typer.Argument(metavar="AUDIO...", help="wav, flac, ogg or mp3 files.")],
-    as_json: AsJson = False,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or that of an exported model.")],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="AUDIO...",
+            help="Files of any length, folders of files, - for standard input. wav, flac, ogg, opus and mp3; with the "
+            "FFmpeg program also m4a, mp4 and others.",
+        ),
+    ],
+    output_format: Annotated[str, typer.Option("--format", help="text, json, srt, vtt or tsv.")] = "text",
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a file there for each recording; what is there already is not done again.", file_okay=False
+        ),
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Time each word; needs a model with a CTC head. Not for text.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is in --output-dir.")] = False,
+    no_guards: Annotated[
+        bool, typer.Option("--no-guards", help="Write what the model writes, also in silence, noise and loops.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
-    """Write what is said in audio files. One line each; files that cannot be read are named, the rest is done."""
-    from tiny_audio.transcribe import transcribe_files
+    """Write what is said in audio files. As text, tables or subtitles; what cannot be read is named, the rest is done.
 
-    rows = transcribe_files(model_dir, audio)
-    if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        for row in rows:
-            if row["error"] is None:
-                print(f"{row['audio_filepath']}\t{row['text']}")
-    failed = [row for row in rows if row["error"] is not None]
-    if failed:
-        raise UserError("\n".join(row["error"] for row in failed))
+    Example: tiny-audio transcribe runs/mine recordings --format srt --output-dir subtitles
+    """
+    from tiny_audio.transcription import Options
+    from tiny_audio.transcription import transcribe as transcribe_all
+
+    options = Options("json" if as_json else output_format, output_dir, words, not no_guards, overwrite)
+    outcome = transcribe_all(model, audio, options, lambda text: print(text, end="", flush=True))
+    if output_dir is not None:
+        already = f", {outcome.skipped} were there already" if outcome.skipped else ""
+        print(f"{outcome.done} written to {output_dir}{already}")
+    if outcome.errors:
+        raise UserError("\n".join(outcome.errors))
 
 
 @app.command()
