@@ -75,7 +75,7 @@ def test_half_precision(tmp_path: Path, dtype: torch.dtype, encoder: str, decode
     assert {tensor.dtype for tensor in half.parameters()} == {dtype}
     said = heard(half, tokenizer)
     assert len(said["ids"]) == 2
-    frames = half.encode(**{"waveforms": torch.tensor(clips()[0])[None], "lengths": torch.tensor([16_000])})
+    frames = half.encode(waveforms=torch.tensor(clips()[0])[None], lengths=torch.tensor([16_000]))
     exact = model.encode(torch.tensor(clips()[0])[None], torch.tensor([16_000]))
     assert frames.values.dtype == dtype
     error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()

@@ -42,6 +42,7 @@ ORDER = [
     "drafting",
     "generation_file",
     "base_weights",
+    "saved_model",
     "processor",
     "model",
     "recogniser",

@@ -374,7 +374,7 @@ def test_a_card_names_the_models_that_it_began_from(document: Document, finished
     report["recipe"]["data"]["train"]["clips"] = {"name": "loquacious", "repo": "speechbrain/LoquaciousSet"}
     report |= {"evaluation": {}}
     card = model_card(report)
-    assert "base_model:\n  - facebook/hubert-xlarge-ls960-ft\n---" in card
+    assert "\nbase_model:\n- facebook/hubert-xlarge-ls960-ft\nlibrary_name: transformers\n" in card
     assert "| clips | loquacious | speechbrain/LoquaciousSet | training |" in card
     assert "Not measured: the run scored no set." in card
 

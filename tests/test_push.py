@@ -17,7 +17,6 @@ from tests.test_export import assemble
 from tiny_audio.cli import main
 from tiny_audio.export import export_model
 
-
 # huggingface_hub's own way to send a large file is one that its HTTP library advises against.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 

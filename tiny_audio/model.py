@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from tiny_audio import base_weights, ctc
-from tiny_audio.config import UserError
+from tiny_audio import ctc
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.drafting import Drafted, TextDraft, decode_drafted
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
 from tiny_audio.frames import Frames, length_mask
-from tiny_audio.generation_file import read_generation, write_generation
-from tiny_audio.pretrained import quiet
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.prompt import Prompt
+from tiny_audio.saved_model import SavedModel
 
 LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """From hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and label smoothing to losses ``[K]``:
@@ -93,7 +90,7 @@ class TargetScores:
     """``[B]``, nats over each row's labels."""
 
 
-class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
+class TinyAudioModel(SavedModel):
     """An encoder, a projector and a decoder as one transformers model.
 
     B clips · S samples · N audio embeddings · L positions · H decoder channels · V token ids
@@ -102,6 +99,7 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
     config_class = TinyAudioConfig
     base_model_prefix = ""
     main_input_name = "waveforms"
+    input_modalities = ("audio",)
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -156,40 +154,6 @@ class TinyAudioModel(PreTrainedModel):  # type: ignore[misc]
         model = cls(config, (built_encoder, PROJECTORS.build(projector, context), built_decoder))
         model.drafts_from_ctc()  # refuses what cannot be done
         return model
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but every tensor must have its place, and what an export left out is fetched.
-
-        With ``output_loading_info``, keys that differ are told and not refused; only safetensors are read.
-
-        Raises:
-            UserError: a key is missing, unexpected or of another shape, or a base checkpoint cannot be read.
-        """
-        name, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        allows_shapes = kwargs.pop("ignore_mismatched_sizes", False)
-        settings = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
-        with quiet():  # transformers would list what is accounted for below
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
-        missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
-        info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)
-        model.config.base_weights = None
-        problems = dict(info) | ({"mismatched_keys": ()} if allows_shapes else {})
-        if not tells and (found := "; ".join(base_weights.key_problems(problems))):
-            raise UserError(
-                f"{name}: the weights are not exactly those of the model that config.json describes; {found}; "
-                "copy or export it again"
-            )
-        if name is not None:
-            model.config.generation = read_generation(str(name), model.config.generation, kwargs)
-        return (model, info) if tells else model
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As transformers', with the ``generation_config.json`` that tells how text is searched for."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        settings = GenerationConfig(**self.config.generation)
-        write_generation(settings, self.config.end_token_id, Path(save_directory))
-        super().save_pretrained(save_directory, **kwargs)
 
     @staticmethod
     def _rebuild(config: TinyAudioConfig) -> tuple[Encoder, Projector, Decoder]:

@@ -38,7 +38,7 @@ def base_licences(recipe: Mapping[str, Any]) -> dict[str, str]:
             if Path(base).is_dir():
                 told: Any = metadata_load(Path(base) / "README.md") or {}
             else:
-                card = HfApi().model_info(base, timeout=5).card_data
+                card: Any = HfApi().model_info(base, timeout=5).card_data
                 told = card.to_dict() if card else {}
         # No such file, no network, no such repository, a card that is no YAML.
         except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
