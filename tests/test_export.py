@@ -152,7 +152,7 @@ def test_folder_is_whole_and_names_no_base_model(tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} < files
-    assert {"processor_config.json", "modeling_tiny_audio.py"} < files
+    assert {"processor_config.json", "modeling_tiny_audio.py", "pipeline_tiny_audio.py"} < files
     assert "adapter_config.json" not in files
     assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".py", ".jinja"}  # no pickles
     assert all((tmp_path / "model" / name).is_file() for name in files)
@@ -372,7 +372,7 @@ def test_bundle_imports_what_may_be_installed_and_nothing_else() -> None:
 
 
 def test_transformers_finds_every_file(exported: Path) -> None:
-    mains = [str(exported / f"{name}_tiny_audio.py") for name in ("modeling", "processing")]
+    mains = [str(exported / f"{name}_tiny_audio.py") for name in ("modeling", "processing", "pipeline")]
     found = {*mains, *(file for main in mains for file in get_relative_import_files(main))}
     assert found == {str(path) for path in exported.glob("*.py")}
 

@@ -46,6 +46,7 @@ ORDER = [
     "processor",
     "model",
     "recogniser",
+    "pipeline",
     "subtitles",
     "significance",
     "scoring",
@@ -185,6 +186,8 @@ def travelling() -> set[str]:
     """All that an export may bundle: what the model reaches, and every part."""
     waiting = {
         "model",
+        "pipeline",
+        "processor",
         "recogniser",
         *(part for part in concrete_parts() if top(part) in ("encoders", "projectors", "decoders")),
     }

@@ -119,6 +119,44 @@ def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[t
         yield from _resampled_blocks(_mono_blocks(file, stream, name), file.samplerate)
 
 
+def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
+    """Samples that are decoded already, as :func:`load_audio` would give them.
+
+    Args:
+        samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.
+        rate: of the samples, in Hz.
+        max_duration_s: longer audio is refused, never cut.
+        name: what messages call it.
+
+    Raises:
+        AudioError: they cannot be used.
+    """
+    if not samples.is_floating_point():
+        raise AudioError(
+            "undecodable",
+            f"{name}: samples of {str(samples.dtype).removeprefix('torch.')}; floating-point ones between -1 and 1 are "
+            "needed, so divide 16-bit samples by 32768",
+        )
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
+        raise AudioError(
+            "channels",
+            f"{name}: samples of the shape {tuple(samples.shape)}; [samples], or [channels, samples] with at most "
+            f"{MAX_CHANNELS} channels is needed (soundfile.read gives the transpose)",
+        )
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError("sample_rate", f"{name}: {rate:,} samples a second; {MIN_RATE:,} to {MAX_RATE:,} are allowed")
+    count = samples.shape[-1]
+    if count > max_duration_s * rate:
+        raise AudioError("too_long", f"{name}: {count / rate:.2f} s of audio; at most {max_duration_s:g} s is allowed")
+    if count < MIN_DURATION_S * rate:
+        raise AudioError(
+            "too_short", f"{name}: {count:,} samples at {rate:,} Hz; at least {MIN_DURATION_S} s is needed"
+        )
+    # [channels, samples] -> [samples, channels]
+    block = samples.detach().cpu().float().reshape(-1, count).T
+    return _resampled(_mean_of_channels(block, name), rate)
+
+
 def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
     """Seconds of audio, by the header alone.
 

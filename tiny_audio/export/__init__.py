@@ -18,7 +18,7 @@ from tiny_audio import __version__, base_weights
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export._bundle import MODEL, PROCESSOR, bundle, flat_name
+from tiny_audio.export._bundle import MODEL, PIPELINE, PROCESSOR, bundle, flat_name
 from tiny_audio.export._quiet import quiet_transformers
 from tiny_audio.files import commit_folder
 from tiny_audio.model import TinyAudioConfig, TinyAudioModel
@@ -42,7 +42,7 @@ def export_model(
 ) -> None:
     """Write a flat folder with weights, the tokenizer, and the code that runs them.
 
-    ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True`` where
+    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True`` where
     torch, torchaudio, transformers, pydantic and soundfile are installed, and peft for a model with adapters or one on
     the hub. Tensors keep their type in the file; loading takes the widest of them for all, unless it is told another
     ``dtype``.
@@ -167,6 +167,12 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
         "AutoConfig": f"{main}.TinyAudioConfig",
         "AutoModel": f"{main}.TinyAudioModel",
         "AutoModelForSpeechSeq2Seq": f"{main}.TinyAudioModel",
+    }
+    config.custom_pipelines = {
+        "automatic-speech-recognition": {
+            "impl": f"{flat_name(PIPELINE)}.TinyAudioPipeline",
+            "pt": ["AutoModelForSpeechSeq2Seq"],
+        }
     }
     config.tiny_audio_version = __version__
     config.save_pretrained(folder)

@@ -18,8 +18,12 @@ from tiny_audio import __version__
 from tiny_audio.config import UserError
 
 PACKAGE = "tiny_audio"
-MODEL, PROCESSOR = "tiny_audio.model", "tiny_audio.processor"
-_MAIN_FILES = {MODEL: "modeling_tiny_audio", PROCESSOR: "processing_tiny_audio"}
+MODEL, PROCESSOR, PIPELINE = "tiny_audio.model", "tiny_audio.processor", "tiny_audio.pipeline"
+_MAIN_FILES = {
+    MODEL: "modeling_tiny_audio",
+    PROCESSOR: "processing_tiny_audio",
+    PIPELINE: "pipeline_tiny_audio",
+}
 """The names that Hugging Face users look for."""
 
 
@@ -51,7 +55,7 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
     owned = {PACKAGE, *(part.partition(".")[0] for part in parts)}
     files: dict[str, str] = {}
     origins: dict[str, str] = {}
-    waiting = [MODEL, PROCESSOR, *parts]
+    waiting = [MODEL, PROCESSOR, PIPELINE, *parts]
     while waiting:
         module = waiting.pop()
         name = flat_name(module)
@@ -156,11 +160,17 @@ def _module_import(module: str, name: str) -> list[str]:
 
 
 def _with_parts(text: str, parts: Iterable[str]) -> str:
-    """The model's module with imports of the parts that it uses, after its own: a flat folder discovers nothing."""
+    """The model's module with imports of the parts that it uses, after its own: a flat folder discovers nothing.
+
+    And with a mention of the pipeline's, which is never run: a loaded model that is saved again takes along the files
+    that its own file names.
+    """
     own = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
     last = own[-1].end_lineno
     assert last is not None
     lines = text.splitlines(keepends=True)
     added = ["\n# The parts of this model, which register themselves.\n"]
     added += [f"from .{flat_name(part)} import __name__ as _{flat_name(part)}\n" for part in dict.fromkeys(parts)]
-    return "".join([*lines[:last], *added, *lines[last:]])
+    pipeline = flat_name(PIPELINE)
+    mention = f"\n\nif False:\n    from .{pipeline} import __name__ as _{pipeline}\n"
+    return "".join([*lines[:last], *added, *lines[last:], mention])
