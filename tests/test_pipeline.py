@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
+import subprocess
 import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -309,8 +311,8 @@ print(json.dumps(results))
 """
 
 
-def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -> None:
-    site = only(INSTALLED, tmp_path / "site")
+def check_listening(folder: Path, tmp_path: Path, python: Path | str, flags: list[str], site: Path | str) -> None:
+    """That a process with neither this package nor any program hears what this one does."""
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     shutil.copytree(folder / "model", tmp_path / "a-model.v1")
@@ -321,7 +323,7 @@ def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -
     texts = expected(folder)
     paths = [folder / name for name in FILES]
     environment = {**offline(tmp_path), "PATH": str(nothing), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    found = run(sys.executable, ["-I", "-S"], LISTEN, site, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
+    found = run(python, flags, LISTEN, site, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
     assert found == {
         "alone": texts,
         "batches": texts,
@@ -333,3 +335,17 @@ def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -
     }
     config = json.loads((tmp_path / "a-model.v1-again" / "config.json").read_text())
     assert config["custom_pipelines"][TASK]["impl"] == "pipeline_tiny_audio.TinyAudioPipeline"
+
+
+def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -> None:
+    check_listening(folder, tmp_path, sys.executable, ["-I", "-S"], only(INSTALLED, tmp_path / "site"))
+
+
+@pytest.mark.slow
+def test_in_a_fresh_environment(folder: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pins = tmp_path / "constraints.txt"
+    pins.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in INSTALLED))
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, *INSTALLED], check=True)
+    check_listening(folder, tmp_path, python, ["-I"], "")
