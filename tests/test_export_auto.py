@@ -137,7 +137,9 @@ def test_a_changed_generation_config_changes_what_is_done(tmp_path: Path) -> Non
     export_model(model, tokenizer, tmp_path / "model")
     change_generation(tmp_path / "model", max_new_tokens=3, num_beams=2)
     for loaded in (AutoModel.from_pretrained(tmp_path / "model"), load_model(tmp_path / "model")[0]):
-        assert loaded.config.generation == {"max_new_tokens": 3, "num_beams": 2, "ctc_weight": 0.0}
+        assert type(GREEDY)(**loaded.config.generation) == GREEDY.model_copy(
+            update={"max_new_tokens": 3, "num_beams": 2}
+        )
         assert loaded.generate(**TinyAudioProcessor(tokenizer)(clips())).shape[1] == 3
     (tmp_path / "model" / "generation_config.json").unlink()
     assert AutoModel.from_pretrained(tmp_path / "model").config.generation["max_new_tokens"] == GREEDY.max_new_tokens
