@@ -1,4 +1,4 @@
-"""A model folder and audio files -> text, or scores."""
+"""A model folder and audio files -> text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio.audio import AudioError, load_audio
-from tiny_audio.console import scores_table
-from tiny_audio.data.clips import ClipSet
 from tiny_audio.device import device_of
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.evaluation import Hypothesis, evaluate_clips, longest_duration_s
+from tiny_audio.evaluation import longest_duration_s
 from tiny_audio.export import load_model
-from tiny_audio.files import cache_dir
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.model import TinyAudioModel
-from tiny_audio.scoring import normalizer
-from tiny_audio.sources import SOURCES, SourceContext
 
 _BATCH_PADDED_S = 120.0
 
@@ -66,40 +61,3 @@ def transcribe_files(model_dir: Path, paths: Sequence[Path]) -> list[dict[str, A
                 "truncated": transcript.truncated,
             }
     return rows
-
-
-def evaluate_manifest(
-    model_dir: Path, manifest: Path, normalizer_name: str, group_by: str | None
-) -> tuple[dict[str, Any], list[Hypothesis]]:
-    """Scores and raw hypotheses of a model on a manifest.
-
-    Raises:
-        UserError: the model or the manifest cannot be read, or nothing in it can be scored.
-    """
-    name = normalizer(normalizer_name).name  # refuses what it does not know
-    model, tokenizer = load_model(model_dir)
-    model.to(device_of("auto"))
-    source = SOURCES.build(SOURCES.parse({"name": "manifest", "path": str(manifest)}), SourceContext(cache_dir()))
-    limit = max_duration_s(model)
-    gathered = ClipSet.gather({manifest.stem: source}, 1 / SAMPLE_RATE, limit)
-    gathered.check_any(str(manifest))
-    scores, hypotheses, dropped = evaluate_clips(
-        model,
-        tokenizer,
-        gathered.clips,
-        normalizer_name=name,
-        num_bootstrap=1000,
-        group_by=group_by,
-        max_duration_s=limit,
-        max_padded_s=_BATCH_PADDED_S,
-    )
-    unread = [*gathered.dropped, *dropped]
-    scores["dropped"] = [{"id": drop.id, "reason": drop.reason, "detail": drop.detail} for drop in unread]
-    return scores, hypotheses
-
-
-def print_scores(name: str, scores: dict[str, Any]) -> None:
-    """A table, and what could not be read."""
-    print(scores_table({name: scores}))
-    for drop in scores["dropped"]:
-        print(f"not scored: {drop['id']}: {drop['reason']}: {drop['detail']}")

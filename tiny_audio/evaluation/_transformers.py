@@ -1,0 +1,85 @@
+"""Any speech recogniser that transformers has a class for, through its own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt
+from torch import Tensor
+
+from tiny_audio.config import Config, UserError
+from tiny_audio.decoding import Transcript
+from tiny_audio.device import device_of
+from tiny_audio.evaluation.targets import ModelTarget
+from tiny_audio.frames import SAMPLE_RATE
+
+_BATCH = 16
+_WINDOW_S = 30.0
+"""Whisper takes so much at once, and needs its own timestamps to go on from there."""
+
+
+class TransformersOptions(Config):
+    """What can be said behind a model's name, as in ``openai/whisper-small:language=en``."""
+
+    revision: str | None = None
+    """A branch, a tag or a commit on the hub."""
+    language: str | None = None
+    """For models of several languages, such as Whisper; None lets them find out."""
+    num_beams: PositiveInt = 1
+    """Of models with a decoder; 1 is greedy."""
+    max_new_tokens: PositiveInt | None = None
+    """Of models with a decoder; None takes the model's own limit."""
+
+
+class TransformersTarget(ModelTarget):
+    """A model of CTC or of encoder and decoder, with its own processor; no code of its repository is run."""
+
+    def __init__(
+        self, label: str, place: str | Path, kind: str, options: TransformersOptions, identity: dict[str, Any]
+    ) -> None:
+        self.label, self._place, self._kind, self._options = label, str(place), kind, options
+        self.identity = {"kind": "transformers", "model_type": kind, **options.model_dump(), **identity}
+
+    def load(self) -> None:
+        """See :meth:`Target.load`."""
+        from transformers import pipeline
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_CTC_MAPPING_NAMES,
+            MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        )
+
+        # The pipeline takes what it does not know for CTC, and then hears nothing without a word about it.
+        if self._kind not in MODEL_FOR_CTC_MAPPING_NAMES | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+            raise UserError(
+                f"{self._place}: a model of another kind: model_type is {self._kind!r} in its config.json, which is no "
+                "speech recogniser that transformers has a class for; give one such as openai/whisper-small or "
+                "facebook/wav2vec2-base-960h, or a model that tiny-audio exported"
+            )
+        try:
+            self._pipeline: Any = pipeline(
+                "automatic-speech-recognition",
+                model=self._place,
+                revision=self._options.revision,
+                device=device_of("auto"),
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+            # A folder lacks a file, holds another model's weights, or needs a package: each has its own type there.
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"{self._place}: transformers cannot load it: {words[0]}") from error
+
+    def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
+        """See :meth:`ModelTarget.transcribe`."""
+        clips = [{"raw": waveform.numpy(), "sampling_rate": SAMPLE_RATE} for waveform in waveforms]
+        settings: dict[str, Any] = {}
+        if not self._pipeline.type.startswith("ctc"):
+            settings["generate_kwargs"] = {"num_beams": self._options.num_beams}
+            if self._options.language is not None:
+                settings["generate_kwargs"]["language"] = self._options.language
+            if self._options.max_new_tokens is not None:
+                settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
+        if self._pipeline.type == "seq2seq_whisper" and max(map(len, waveforms)) > _WINDOW_S * SAMPLE_RATE:
+            settings["return_timestamps"] = True
+        heard = self._pipeline(clips, batch_size=min(_BATCH, len(clips)), **settings)
+        return [Transcript(one["text"].strip(), None, truncated=False) for one in heard]

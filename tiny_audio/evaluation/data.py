@@ -1,0 +1,131 @@
+"""What is evaluated on: a manifest, any source of the recipes, or a set of the Open ASR Leaderboard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
+from tiny_audio.files import cache_dir
+from tiny_audio.registry import did_you_mean
+from tiny_audio.sources import SOURCES, Dropped, SourceContext
+from tiny_audio.yaml_file import read_yaml
+
+_LEADERBOARD = "hf-audio/open-asr-leaderboard"
+_ESB = "hf-audio/esb-datasets-test-only-sorted"
+"""Where the leaderboard's sets were before, and where those are that it has given up."""
+
+PRESETS: dict[str, tuple[str, str, str]] = {
+    "leaderboard/ami": (_LEADERBOARD, "ami", "test"),
+    "leaderboard/earnings22": (_LEADERBOARD, "earnings22", "test"),
+    "leaderboard/gigaspeech": (_LEADERBOARD, "gigaspeech", "test"),
+    "leaderboard/librispeech_clean": (_LEADERBOARD, "librispeech", "test.clean"),
+    "leaderboard/librispeech_other": (_LEADERBOARD, "librispeech", "test.other"),
+    "leaderboard/spgispeech": (_LEADERBOARD, "spgispeech", "test"),
+    "leaderboard/tedlium": (_ESB, "tedlium", "test"),
+    "leaderboard/voxpopuli": (_LEADERBOARD, "voxpopuli", "test"),
+}
+"""The public English sets of the Open ASR Leaderboard: repository on the hub, config and split."""
+ALL_PRESETS = "leaderboard"
+
+_UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in scoring"})
+"""References that mark what nobody is scored on."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Clips to score on, under a name."""
+
+    name: str
+    clips: tuple[Clip, ...]
+    dropped: tuple[Dropped, ...]
+    """What its source could not list."""
+    fingerprint: str
+
+
+def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None = None) -> list[DataSet]:
+    """All sets that ``--data`` names, indexed.
+
+    Args:
+        texts: each the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
+        max_samples: of each set, at most so many clips: always the same, and those of fewer are among those of more.
+        cache: where sources keep what they fetch; None takes the user's cache folder.
+
+    Raises:
+        UserError: there is no such data, it cannot be read, holds nothing, or two sets have one name.
+    """
+    sets: dict[str, DataSet] = {}
+    for text in texts:
+        for name, fields in _sources(text).items():
+            if name in sets:
+                raise UserError(f"--data {text}: there are two sets called {name!r}; rename one, or give it once")
+            sets[name] = _index(name, fields, text, max_samples, cache or cache_dir())
+    return list(sets.values())
+
+
+def _sources(text: str) -> dict[str, dict[str, Any]]:
+    """Name of the set -> fields of its source."""
+    path = Path(text).expanduser()
+    named = text.partition(":")[0] in {*SOURCES.names(), *PRESETS} and not path.exists()
+    if path.suffix in (".yaml", ".yml") and not named:
+        return _from_yaml(path)
+    if path.is_file() or (path.suffix in (".jsonl", ".json", ".ndjson") and not named):
+        return {folder_name(path.stem): {"name": "manifest", "path": str(path)}}
+    if path.is_dir():
+        raise UserError(
+            f"--data {text} is a folder; for the audio files in it write --data folder:path={text}, and see "
+            "`tiny-audio reference sources`"
+        )
+    name, fields = split_spec(text)
+    if name == ALL_PRESETS and not fields:
+        return {folder_name(preset): _preset(preset) for preset in PRESETS}
+    if name in PRESETS:
+        return {folder_name(name): _preset(name) | fields}
+    names = SOURCES.names()
+    if name not in names:
+        raise UserError(
+            f"--data {text}: there is no file of that name, and no source or preset either; "
+            f"{did_you_mean(name, [*names, ALL_PRESETS, *PRESETS])}"
+        )
+    return {folder_name(text.replace(":", "-", 1)): {"name": name} | fields}
+
+
+def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
+    """A source, or several under names of their own, as in ``data.evaluation`` of a recipe."""
+    document = read_yaml(path)
+    if isinstance(document.get("name"), str):
+        return {folder_name(path.stem): document}
+    wrong = [key for key, value in document.items() if not (isinstance(value, dict) and "name" in value)]
+    if wrong or not document:
+        raise UserError(
+            f"--data {path}: must hold a source, such as `name: librispeech`, or several under names of their own, "
+            f"such as `clean: {{name: librispeech, split: test.clean}}`; {wrong[0] if wrong else 'it'!r} is none"
+        )
+    return {folder_name(key): value for key, value in document.items()}
+
+
+def _preset(name: str) -> dict[str, Any]:
+    repo, config, split = PRESETS[name]
+    columns = {"duration_column": "audio_length_s", "id_column": "id"}
+    return {"name": "hub", "repo": repo, "config": config, "split": split, **columns}
+
+
+def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None, cache: Path) -> DataSet:
+    source = SOURCES.build(parse_part(SOURCES, fields, f"--data {text}"), SourceContext(cache))
+    gathered = ClipSet.gather({name: source}, 0.0, float("inf"))
+    gathered.check_any(f"--data {text}")
+    clips = [clip for clip in gathered.clips if clip.utterance.text.strip().lower() not in _UNSCORED]
+    if max_samples is not None and max_samples < len(clips):
+        kept = set(sorted((clip.id for clip in clips), key=_lot)[:max_samples])
+        clips = [clip for clip in clips if clip.id in kept]
+    return DataSet(name, tuple(clips), gathered.dropped, gathered.fingerprint)
+
+
+def _lot(clip_id: str) -> bytes:
+    """Sets are often sorted by length or speaker, so that the first clips are like no others."""
+    return hashlib.sha256(clip_id.encode()).digest()

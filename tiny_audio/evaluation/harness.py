@@ -1,0 +1,259 @@
+"""Targets and data sets -> hypotheses, scores, times and costs, in a folder for each pair.
+
+``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, in the field names of the Open ASR Leaderboard's
+manifests; rows are appended as they come, so that an interrupted evaluation goes on where it was, and asks again only
+for what failed. ``scores.json`` is made of them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.console import in_columns
+from tiny_audio.data.clips import Clip
+from tiny_audio.evaluation import Hypothesis, check_group_by
+from tiny_audio.evaluation._spec import folder_name
+from tiny_audio.evaluation.data import DataSet
+from tiny_audio.evaluation.targets import Outcome, Target
+from tiny_audio.files import write_atomically
+from tiny_audio.scoring import Normalizer, score_set
+
+_SHOWN_FAILURES = 3
+HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
+
+Scores = dict[str, dict[str, Any]]
+"""By the name of the set."""
+
+
+def evaluate_targets(
+    targets: Sequence[Target],
+    sets: Sequence[DataSet],
+    output_dir: Path,
+    normalizer: Normalizer,
+    *,
+    group_by: str | None,
+    num_bootstrap: int = 1000,
+    note: Callable[[str], None],
+) -> dict[str, Scores]:
+    """Evaluate each target on each set.
+
+    Args:
+        group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
+        note: is told how things go.
+
+    Returns:
+        the scores by the target's label and the set's name: the keys of :func:`tiny_audio.scoring.score_set`, and
+        ``target``, ``set``, ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages),
+        ``truncated_hypotheses``, ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None: nothing was left to do),
+        ``cost_usd``, ``price`` and ``dropped``.
+
+    Raises:
+        UserError: a target cannot be loaded, a folder holds something else, or nothing can be scored.
+        RunFailed: a target answers nothing.
+    """
+    for data in sets:
+        check_group_by(data.clips, group_by)
+    works = [(target, [_Work(target, data, output_dir) for data in sets]) for target in targets]
+    results: dict[str, Scores] = {}
+    for target, items in works:
+        load_s = None
+        if any(work.missing for work in items):
+            began = time.perf_counter()
+            target.load()
+            load_s = time.perf_counter() - began
+            note(f"{target.label}: ready after {load_s:.1f} s")
+            try:
+                for work in items:
+                    work.complete(note)
+            finally:
+                target.close()
+        results[target.label] = {
+            work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s) for work in items
+        }
+    return results
+
+
+class _Work:
+    """One target on one set: a folder."""
+
+    def __init__(self, target: Target, data: DataSet, output_dir: Path) -> None:
+        self.target, self.data = target, data
+        self.folder = output_dir / folder_name(target.label) / data.name
+        self._errors_of_audio = 0
+        self.failures: list[Hypothesis] = []
+        identity = {"target": target.identity, "data": data.fingerprint}
+        self._check_identity(json.loads(json.dumps(identity)))
+        known = {row["id"]: row for row in _read(self.folder / HYPOTHESES)}
+        self.rows: dict[str, Hypothesis] = {
+            clip.id: known[clip.id] for clip in data.clips if clip.id in known and known[clip.id]["error"] is None
+        }
+        self._others = [row for name, row in known.items() if name not in self.rows and row["error"] is None]
+        """Of a run over more samples."""
+
+    @property
+    def missing(self) -> list[Clip]:
+        """Clips without a transcript."""
+        return [clip for clip in self.data.clips if clip.id not in self.rows]
+
+    def complete(self, note: Callable[[str], None]) -> None:
+        """Ask for what is missing."""
+        missing = self.missing
+        if not missing:
+            return
+        path = self.folder / HYPOTHESES
+        if self.rows:
+            note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are there")
+        # Without the half line that a kill may have left, and without failures.
+        write_atomically(path, _lines([*self.rows.values(), *self._others]))
+        failed: dict[str, Hypothesis] = {}
+        with path.open("a", encoding="utf-8") as file:
+            for done, outcome in enumerate(self.target.hear(missing), start=1):
+                row = _row(outcome)
+                (self.rows if outcome.error is None else failed)[row["id"]] = row
+                self._errors_of_audio += outcome.is_audio
+                file.write(_lines([row]))
+                file.flush()
+                if done % 100 == 0:
+                    note(f"{self.target.label} on {self.data.name}: {done} of {len(missing)}, {len(failed)} failed")
+        everything = self.rows | failed
+        rows = [everything[clip.id] for clip in self.data.clips]
+        write_atomically(path, _lines([*rows, *self._others]))
+        self.failures = [row for row in rows if row["error"] is not None]
+        if not self.rows:
+            first = f"the first: {self.failures[0]['id']}: {self.failures[0]['error']}"
+            message = f"{self.target.label} on {self.data.name}: none of {len(rows)} clips was transcribed; {first}"
+            raise UserError(message) if self._errors_of_audio == len(rows) else RunFailed(message)
+
+    def score(
+        self, normalizer: Normalizer, group_by: str | None, num_bootstrap: int, load_s: float | None
+    ) -> dict[str, Any]:
+        """Score what was answered, and write it."""
+        rows = [self.rows[clip.id] for clip in self.data.clips if clip.id in self.rows]
+        has_ctc = all(row["ctc_text"] is not None for row in rows)
+        scores = score_set(
+            [row["text"] for row in rows],
+            [row["pred_text"] for row in rows],
+            normalizer,
+            ctc_hypotheses=[row["ctc_text"] for row in rows] if has_ctc else None,
+            num_bootstrap=num_bootstrap,
+            groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
+        )
+        audio_s, time_s = (sum(row[key] for row in rows) for key in ("duration", "time"))
+        price = self.target.price()
+        scores |= {
+            "target": self.target.label,
+            "set": self.data.name,
+            "num_clips": len(self.data.clips),
+            "num_failed": len(self.failures),
+            "failure_rate": len(self.failures) / len(self.data.clips),
+            "failures": [{"id": row["id"], "error": row["error"]} for row in self.failures[:20]],
+            "truncated_hypotheses": sum(row["truncated"] for row in rows),
+            "audio_s": audio_s,
+            "time_s": time_s,
+            "rtfx": audio_s / time_s if time_s else None,
+            "load_s": load_s,
+            "cost_usd": None if price is None else audio_s / 3600 * price.usd_per_hour,
+            "price": None if price is None else {"usd_per_hour": price.usd_per_hour, "source": price.source},
+            "dropped": [{"id": drop.id, "reason": drop.reason, "detail": drop.detail} for drop in self.data.dropped],
+        }
+        write_atomically(self.folder / SCORES, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
+        return scores
+
+    def _check_identity(self, identity: dict[str, Any]) -> None:
+        path = self.folder / IDENTITY
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if (self.folder / HYPOTHESES).exists():
+                raise UserError(f"{self.folder} holds hypotheses of nobody knows whom; give another --output-dir")
+            write_atomically(path, json.dumps(identity, indent=1, ensure_ascii=False) + "\n")
+            return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = None
+        if before != identity:
+            old = before if isinstance(before, dict) else {}
+            changed = [what for what in ("target", "data") if old.get(what) != identity[what]]
+            raise UserError(
+                f"{self.folder} holds results of another {' and other '.join(changed)}: what was evaluated has changed "
+                "since; give another --output-dir, or remove that folder"
+            )
+
+
+def _row(outcome: Outcome) -> Hypothesis:
+    utterance, transcript = outcome.clip.utterance, outcome.transcript
+    return {
+        "id": outcome.clip.id,
+        "audio_filepath": utterance.audio,
+        "duration": utterance.duration_s,
+        "time": outcome.time_s,
+        "text": utterance.text,
+        "pred_text": None if transcript is None else transcript.text,
+        "ctc_text": None if transcript is None else transcript.ctc_text,
+        "truncated": None if transcript is None else transcript.truncated,
+        "error": outcome.error,
+        "metadata": dict(utterance.metadata),
+    }
+
+
+def _lines(rows: Sequence[Hypothesis]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _read(path: Path) -> Iterator[Hypothesis]:
+    """Whole rows of a file that may end in the middle of one.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            complete = isinstance(row, dict) and row.keys() >= {"id", "error", "pred_text", "duration", "time", "text"}
+        except ValueError:
+            complete = False
+        if complete:
+            yield row
+        elif number < len(lines):  # what a kill cuts off has no end of line
+            raise UserError(f"{path}, line {number}: no hypothesis of an evaluation; give another --output-dir")
+
+
+def comparison_table(results: dict[str, Scores]) -> str:
+    """All pairs, set by set; then what was not scored."""
+    rows = [["set", "target", "WER", "95 % interval", "CER", "sub", "del", "ins", "clips", "failed", "RTFx", "USD"]]
+    sets = dict.fromkeys(name for scores in results.values() for name in scores)
+    entries = [scores[name] for name in sets for scores in results.values() if name in scores]
+    for entry in entries:
+        low, high = entry["wer_interval"]
+        rows.append(
+            [
+                *(entry["set"], entry["target"], f"{entry['wer']:.1%}", f"[{100 * low:.1f}, {100 * high:.1f}]"),
+                f"{entry['cer']:.1%}",
+                *(str(entry[kind]) for kind in ("substitutions", "deletions", "insertions", "num_utterances")),
+                str(entry["num_failed"]),
+                "" if entry["rtfx"] is None else f"{entry['rtfx']:.1f}",
+                "" if entry["cost_usd"] is None else f"{entry['cost_usd']:.2f}",
+            ]
+        )
+    lines = [in_columns(rows, num_texts=2), f"normaliser: {entries[0]['normalizer']}"]
+    for entry in entries:
+        shown = entry["failures"][:_SHOWN_FAILURES]
+        lines += [f"not transcribed by {entry['target']}: {one['id']}: {one['error']}" for one in shown]
+        if entry["num_failed"] > len(shown):
+            lines.append(f"... and {entry['num_failed'] - len(shown)} more of {entry['set']}")
+    for name in sets:
+        if len({entry["num_utterances"] for entry in entries if entry["set"] == name}) > 1:
+            lines.append(f"{name}: not all targets transcribed the same clips, so that their rates do not compare")
+    dropped = {drop["id"]: drop for entry in entries for drop in entry["dropped"]}
+    lines += [f"not listed: {drop['id']}: {drop['reason']}: {drop['detail']}" for drop in dropped.values()]
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""The name of a target -> the target."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tiny_audio.config import UserError
+from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
+from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
+from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
+from tiny_audio.model import TinyAudioConfig
+from tiny_audio.providers import PROVIDERS
+from tiny_audio.registry import did_you_mean
+
+_PROVIDER = "provider:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_NEEDED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+"""Of a model of ours on the hub: its code is not fetched, since it is run by this package."""
+
+
+def resolve_targets(texts: Sequence[str]) -> list[Target]:
+    """All targets, none of them loaded.
+
+    Args:
+        texts: each the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
+
+    Raises:
+        UserError: there is no such thing, or two have one name.
+    """
+    targets: dict[str, Target] = {}
+    for text in texts:
+        target = resolve_target(text)
+        if target.label in targets:
+            raise UserError(
+                f"{text}: there are two targets called {target.label!r}; rename a folder, or evaluate them one by one "
+                "into folders of their own (--output-dir)"
+            )
+        targets[target.label] = target
+    return list(targets.values())
+
+
+def resolve_target(text: str) -> Target:
+    """One target, see :func:`resolve_targets`."""
+    if text.startswith(_PROVIDER):
+        name, fields = split_spec(text.removeprefix(_PROVIDER))
+        config = parse_part(PROVIDERS, {"name": name} | fields, text)
+        return ProviderTarget(folder_name(text.removeprefix(_PROVIDER).replace(":", "-", 1)), config)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return _in_folder(text, folder, {})
+    if folder.exists():
+        raise UserError(f"{text} is a file; give the folder of a run or of a model")
+    name, fields = split_spec(text)
+    folder = Path(name).expanduser()
+    if fields and folder.is_dir():
+        return _in_folder(text, folder, fields)
+    if text in PROVIDERS.names() or name in PROVIDERS.names():
+        raise UserError(f"{text}: there is no folder of that name; for the provider write provider:{text}")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(
+            f"{name}: no such folder, and no name of a model on the hub (owner/model) either; give the folder of a run "
+            "or of a model"
+        )
+    return _on_hub(text, name, fields)
+
+
+def _in_folder(text: str, folder: Path, fields: dict[str, Any]) -> Target:
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    path = folder / "config.json"
+    if not path.is_file():
+        unfinished = (folder / "recipe.yaml").is_file()
+        hint = (
+            "this run has exported no model yet: finish it with the same command"
+            if unfinished
+            else ("give the folder of a run or of a model")
+        )
+        raise UserError(f"{folder}: there is no config.json; {hint}")
+    whole = folder.absolute()
+    label = folder_name((whole.parent if whole.name == "model" else whole).name)
+    label = label if not fields else f"{label}-{folder_name(text.partition(':')[2])}"
+    weights = [file for pattern in ("*.safetensors", "*.json", "*.bin") for file in folder.glob(pattern)]
+    files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(weights)}
+    identity = {"path": str(whole), "files": files}
+    return _of_kind(text, label, folder, _model_type(path), fields, identity)
+
+
+def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
+    import httpx2
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    revision = fields.get("revision")
+    try:
+        path = Path(hf_hub_download(name, "config.json", revision=revision))
+        kind = _model_type(path)
+        if kind == TinyAudioConfig.model_type:
+            place = Path(snapshot_download(name, revision=revision, allow_patterns=_NEEDED))
+        else:
+            place = Path(name)
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        if isinstance(error, UserError):
+            raise
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{name}: there is no folder of that name, and the model cannot be had from the Hugging Face hub either: "
+            f"{words[0]}"
+        ) from error
+    # The cache keeps a commit's files in a folder of its name.
+    identity = {"hub": name, "commit": path.parent.name}
+    label = folder_name(text.replace("/", "--").replace(":", "-", 1))
+    return _of_kind(text, label, place, kind, fields, identity)
+
+
+def _of_kind(text: str, label: str, place: Path, kind: str, fields: dict[str, Any], identity: dict[str, Any]) -> Target:
+    if kind == TinyAudioConfig.model_type:
+        if fields.keys() - {"revision"}:
+            raise UserError(f"{text}: a model of tiny-audio takes no options; how it decodes is in its config.json")
+        return OwnTarget(label, place, {"kind": "tiny_audio", **identity})
+    try:
+        options = TransformersOptions(**fields)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(map(str, wrong["loc"]))
+        unknown = f"unknown option; {did_you_mean(field, TransformersOptions.model_fields)}"
+        raise UserError(f"{text}: {field}: {unknown if wrong['type'] == 'extra_forbidden' else wrong['msg']}") from None
+    return TransformersTarget(label, place, kind, options, identity)
+
+
+def _model_type(path: Path) -> str:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise UserError(f"{path}: says no model_type; give the folder of a run or of a model of transformers")
+    return kind

@@ -1,0 +1,196 @@
+"""Whom is listened to: a run, an exported model, any speech recogniser of transformers, or a provider."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.audio import AudioError
+from tiny_audio.config import RunFailed
+from tiny_audio.data.clips import Clip
+from tiny_audio.decoding import Transcript
+from tiny_audio.device import device_of
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.evaluation import UNBOUNDED_DURATION_S, longest_duration_s
+from tiny_audio.export import load_model
+from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
+
+_BATCH_PADDED_S = 120.0
+_GIVE_UP_AFTER = 20
+"""Clips in a row for which a provider has no answer; each was asked for several times."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one clip: a transcript and the time that it took, or an error."""
+
+    clip: Clip
+    transcript: Transcript | None
+    time_s: float | None
+    """Seconds, without loading the audio; a clip of a batch has its equal share. Of a provider, from the request to
+    the text, further tries and pauses included."""
+    error: str | None
+    is_audio: bool = False
+    """The error is one of the clip itself, whoever listens."""
+
+
+class Target(ABC):
+    """Somebody who transcribes clips."""
+
+    label: str
+    """Its name in tables, and of its folder."""
+    identity: dict[str, Any]
+    """What makes its hypotheses what they are, as JSON: results are continued only where it is equal."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Make ready. Called once; the time is stated apart.
+
+        Raises:
+            UserError: it cannot be.
+        """
+
+    @abstractmethod
+    def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
+        """Transcribe clips, in an order of its own.
+
+        Raises:
+            RunFailed, UserError: nobody answers any more.
+        """
+
+    @abstractmethod
+    def price(self) -> Price | None:
+        """What an hour of audio costs; None where nobody knows or nobody asks."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held."""
+
+
+class ModelTarget(Target, ABC):
+    """A model on this machine, given batches of similar length."""
+
+    max_duration_s: float = UNBOUNDED_DURATION_S
+
+    @abstractmethod
+    def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
+        """Waveforms ``[S]`` each, on the CPU -> what is said in them."""
+
+    def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
+        """See :meth:`Target.hear`: longest first, so that what does not fit fails at once."""
+        waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
+        warm = False
+        while waiting:
+            size = max(1, int(_BATCH_PADDED_S / max(0.1, waiting[0].utterance.duration_s)))
+            batch, waiting = waiting[:size], waiting[size:]
+            loaded: list[tuple[Clip, Tensor]] = []
+            for clip in batch:
+                try:
+                    loaded.append((clip, clip.load(self.max_duration_s)))
+                except AudioError as error:
+                    yield Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
+            if not loaded:
+                continue
+            waveforms = [waveform for _, waveform in loaded]
+            if not warm:
+                self.transcribe(waveforms)  # kernels are chosen, and memory is taken, the first time
+                warm = True
+            began = time.perf_counter()
+            transcripts = self.transcribe(waveforms)
+            took = (time.perf_counter() - began) / len(loaded)
+            for (clip, _), transcript in zip(loaded, transcripts, strict=True):
+                yield Outcome(clip, transcript, took, None)
+
+    def price(self) -> Price | None:
+        """See :meth:`Target.price`."""
+        return None
+
+    def close(self) -> None:
+        """See :meth:`Target.close`."""
+
+
+class OwnTarget(ModelTarget):
+    """A model that this package exported."""
+
+    def __init__(self, label: str, folder: Path, identity: dict[str, Any]) -> None:
+        self.label, self._folder, self.identity = label, folder, identity
+
+    def load(self) -> None:
+        """See :meth:`Target.load`."""
+        self._model, self._tokenizer = load_model(self._folder)
+        self._model.to(device_of("auto"))
+        self.max_duration_s = longest_duration_s(ENCODERS.parse(self._model.config.encoder))
+
+    def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
+        """See :meth:`ModelTarget.transcribe`."""
+        device = self._model.device
+        lengths = torch.tensor([len(waveform) for waveform in waveforms], device=device)
+        return self._model.transcribe(pad_sequence(waveforms, batch_first=True).to(device), lengths, self._tokenizer)
+
+
+class ProviderTarget(Target):
+    """A provider, asked for several clips at a time."""
+
+    def __init__(self, label: str, config: ProviderConfig) -> None:
+        self.label, self._config = label, config
+        ways = {"concurrency", "usd_per_hour", "timeout_s", "max_retries", "retry_wait_s", "max_wait_s", "poll_every_s"}
+        self.identity = {"kind": "provider", **config.model_dump(mode="json", exclude=ways)}
+
+    def load(self) -> None:
+        """See :meth:`Target.load`."""
+        self._provider = PROVIDERS.build(self._config)
+
+    def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
+        """See :meth:`Target.hear`: as answers come."""
+        waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
+        pool = ThreadPoolExecutor(self._config.concurrency)
+        try:
+            while True:
+                # No more than are asked for at a time: a clip that waits is not in memory.
+                asked |= {
+                    pool.submit(self._ask, clip) for clip in islice(waiting, self._config.concurrency - len(asked))
+                }
+                if not asked:
+                    return
+                done, asked = wait(asked, return_when=FIRST_COMPLETED)
+                for outcome in [future.result() for future in done]:
+                    yield outcome
+                    if not outcome.is_audio:
+                        failures = 0 if outcome.error is None else failures + 1
+                    if failures >= _GIVE_UP_AFTER:
+                        raise RunFailed(
+                            f"{self.label}: no answer for {failures} clips in a row, the last: {outcome.error}; what "
+                            "was answered is kept, and the same command goes on from there"
+                        )
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _ask(self, clip: Clip) -> Outcome:
+        try:
+            audio = encode(clip.load(float("inf")))
+        except AudioError as error:
+            return Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
+        began = time.perf_counter()
+        try:
+            heard = self._provider.transcribe(audio)
+        except ProviderError as error:
+            return Outcome(clip, None, None, str(error))
+        return Outcome(clip, Transcript(heard.text, None, truncated=False), time.perf_counter() - began, None)
+
+    def price(self) -> Price | None:
+        """See :meth:`Target.price`."""
+        return self._config.price()
+
+    def close(self) -> None:
+        """See :meth:`Target.close`."""
+        self._provider.close()
