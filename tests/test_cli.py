@@ -102,7 +102,7 @@ def test_a_wrong_override(call: Output) -> None:
         (["run"], "Missing argument 'RECIPE'"),
         (["list", "--jsn"], "No such option: --jsn"),
         (["transcribe", "model"], "Missing argument 'AUDIO...'"),
-        (["evaluate", "model"], "Missing argument 'MANIFEST'"),
+        (["evaluate", "model"], "Missing option '--data'"),
     ],
 )
 def test_arguments_that_make_no_sense(call: Output, arguments: list[str], message: str) -> None:
@@ -412,73 +412,6 @@ def test_a_clip_is_heard_the_same_whatever_it_comes_with(call: Output, trained: 
         assert json.loads(call("transcribe", trained / "run" / "model", clip, "--json")[1]) == [row]
 
 
-# --- evaluate
-
-
-def test_evaluate_as_json(call: Output, trained: Path, tmp_path: Path) -> None:
-    output = tmp_path / "hypotheses.jsonl"
-    arguments = [trained / "run" / "model", trained / "manifest.jsonl", "--group-by", "speaker", "--output", output]
-    code, out, err = call("evaluate", *arguments, "--json")
-    assert (code, err) == (0, "")
-    scores = json.loads(out)
-    assert scores["num_utterances"] == 8
-    assert scores["num_groups"] == 3
-    assert scores["dropped"] == []
-    assert {"wer", "cer", "wer_interval", "ctc", "truncated_hypotheses"} <= scores.keys()
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    run = [json.loads(line) for line in (trained / "run" / "evaluation" / "held_out.jsonl").read_text().splitlines()]
-    assert [(row["text"], row["pred_text"]) for row in rows] == [(row["text"], row["pred_text"]) for row in run]
-    report = json.loads((trained / "run" / "report.json").read_text())
-    assert scores["wer"] == report["evaluation"]["held_out"]["wer"]
-
-
-def test_evaluate_as_a_table(call: Output, trained: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "mixed.jsonl"
-    names = ("clip000.wav", "nan.wav", "stereo.wav")
-    rows = [{"audio_filepath": str(trained / name), "duration": 1.1, "text": "yes"} for name in names]
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, out, err = call("evaluate", trained / "run" / "model", manifest, "--normalizer", "lower")
-    assert (code, err) == (0, "")
-    header, row, ctc, normaliser, unread = out.splitlines()
-    assert header.split() == ["WER", "95", "%", "interval", "CER", "sub", "del", "ins", "clips"]
-    assert row.split()[0] == "mixed"
-    assert row.split()[-1] == "2"
-    assert ctc.startswith("  CTC head alone")
-    assert normaliser == "normaliser: lower"
-    name = trained / "nan.wav"
-    assert unread == f"not scored: mixed/{name}: non_finite: {name}: holds NaN or infinite samples"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--group-by", "accent"], "error: evaluation.group_by: no clip has a column 'accent' (columns: speaker); "),
-        (["--normalizer", "upper"], "error: "),
-        (["--output", "/nowhere/at/all.jsonl"], "error: --output /nowhere/at/all.jsonl: there is no folder /nowhere"),
-    ],
-)
-def test_evaluate_with_wrong_options(call: Output, trained: Path, options: list[str], message: str) -> None:
-    code, out, err = call("evaluate", trained / "run" / "model", trained / "manifest.jsonl", *options)
-    assert (code, out) == (2, "")
-    assert err.startswith(message)
-
-
-def test_evaluate_without_a_usable_clip(call: Output, trained: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "long.jsonl"
-    row = {"audio_filepath": str(trained / "clip000.wav"), "duration": 500.0, "text": "yes"}
-    manifest.write_text(json.dumps(row) + "\n")
-    code, _, err = call("evaluate", trained / "run" / "model", manifest)
-    assert code == 2
-    assert err.startswith(f"error: {manifest} has no usable clip; 1 dropped, the first: lasts 500.00 s")
-    manifest.write_text(json.dumps(row | {"audio_filepath": str(trained / "nan.wav"), "duration": 1.0}) + "\n")
-    code, _, err = call("evaluate", trained / "run" / "model", manifest)
-    assert code == 2
-    assert err.startswith("error: no utterance to score")
-    code, _, err = call("evaluate", trained / "run" / "model", tmp_path / "none.jsonl")
-    assert code == 2
-    assert "none.jsonl does not exist" in err
-
-
 # --- model folders
 
 
@@ -517,11 +450,10 @@ def test_model_folders_that_cannot_be_used(
     call: Output, trained: Path, tmp_path: Path, what: str, message: str
 ) -> None:
     folder = damaged(trained, tmp_path, what)
-    for command in (("transcribe", folder, trained / "clip000.wav"), ("evaluate", folder, trained / "manifest.jsonl")):
-        code, out, err = call(*command)
-        assert (code, out) == (2, "")
-        assert err.startswith("error: ")
-        assert message in err
+    code, out, err = call("transcribe", folder, trained / "clip000.wav")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
 
 
 def test_transcribe_in_a_process_of_its_own(trained: Path) -> None:

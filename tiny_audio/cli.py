@@ -467,10 +467,27 @@ def transcribe(
 
 @app.command()
 def evaluate(
-    model_dir: ModelDir,
-    manifest: Annotated[
-        Path, typer.Argument(metavar="MANIFEST", help="JSON lines with audio_filepath, duration and text.")
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="A run's folder, a model's, a model on the hub (openai/whisper-small:language=en), or "
+            "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. Keys come from the environment.",
+        ),
     ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="A manifest of JSON lines, a YAML file with sources, SOURCE:key=value,... such as "
+            "librispeech:split=test.clean, or leaderboard or leaderboard/ami, ... Can be given again.",
+        ),
+    ],
+    max_samples: Annotated[
+        int | None, typer.Option(help="Clips of each set, drawn by their ids. Default: all.", min=1)
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="Where hypotheses and scores go, for each target and set.", file_okay=False)
+    ] = Path("runs/evaluation"),
     normalizer: Annotated[
         str,
         typer.Option(
@@ -480,21 +497,24 @@ def evaluate(
     group_by: Annotated[
         str | None, typer.Option(help="Column, such as speaker, whose groups are resampled whole for the interval.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the raw hypotheses there, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on a manifest. WER and CER with a 95 % interval, by the same scorer as at training."""
-    from tiny_audio.transcribe import evaluate_manifest, print_scores
+    """Score models and providers on the same clips. The same command goes on, and asks again only for what failed.
 
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; make it first")
-    scores, hypotheses = evaluate_manifest(model_dir, manifest, normalizer, group_by)
-    if output is not None:
-        output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses))
-    if as_json:
-        print(json.dumps(scores, indent=1))
-    else:
-        print_scores(manifest.stem, scores)
+    Example: tiny-audio evaluate runs/mine provider:pocketsphinx --data leaderboard/ami --max-samples 200
+    """
+    from tiny_audio.evaluation.data import read_data
+    from tiny_audio.evaluation.harness import comparison_table, evaluate_targets
+    from tiny_audio.evaluation.resolve import resolve_targets
+    from tiny_audio.scoring import normalizer as normalizer_called
+
+    rule = normalizer_called(normalizer)
+    found = resolve_targets(targets)
+    sets = read_data(data, max_samples)
+    results = evaluate_targets(
+        found, sets, output_dir, rule, group_by=group_by, note=lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    print(json.dumps(results, indent=1, ensure_ascii=False) if as_json else comparison_table(results))
 
 
 @app.command()
