@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from tiny_audio import ctc
+from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoding import GenerationConfig, Transcript
