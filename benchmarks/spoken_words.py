@@ -1,0 +1,85 @@
+"""Sentences with the time at which espeak-ng begins each word: a process of its own, since espeak-ng is GPL-3.
+
+    python benchmarks/spoken_words.py FOLDER NUMBER SEED
+
+writes NUMBER clips, at espeak-ng's own rate, and ``words.jsonl`` with ``audio_filepath``, ``text`` and ``starts_s``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from tiny_audio.sources import _synthetic_grammar as grammar
+from tiny_audio.sources._synthetic_espeak import RATE_HZ, Delivery, Espeak
+from tiny_audio.sources._synthetic_voices import ACCENTS, HELD_OUT_VOICES
+
+WORD = 1
+GRAMMARS = ("digits", "numbers", "home", "phone")
+SPOKEN_ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+
+
+class Event(ctypes.Structure):
+    """``espeak_EVENT`` of espeak-ng's ``speak_lib.h``."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    )
+
+
+class ListeningEspeak(Espeak):
+    """An espeak-ng whose word events are kept: character, from 1, and sample."""
+
+    def __init__(self) -> None:
+        self.words: dict[int, int] = {}
+        super().__init__()
+
+    def _collect(self, samples: int | None, count: int, events: object) -> int:
+        address = int(events or 0)  # type: ignore[call-overload]
+        while address and (event := Event.from_address(address)).type:
+            if event.type == WORD:
+                self.words.setdefault(event.text_position, event.sample)
+            address += ctypes.sizeof(Event)
+        return super()._collect(samples, count, events)
+
+
+def main(folder: Path, number: int, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = []
+    while len(rows) < number:
+        line = grammar.GRAMMARS[rng.choice(GRAMMARS)](rng)
+        text = grammar.written(line)
+        # Where a word is spelled in phonemes, characters of what is spoken are not those of the text.
+        if grammar.spoken(line) != text or not grammar.is_held_out(text):
+            continue
+        voice = f"{ACCENTS[rng.choice(SPOKEN_ACCENTS)]}+{rng.choice(HELD_OUT_VOICES)}"
+        delivery = Delivery(voice, rng.randint(150, 210), rng.randint(40, 60), rng.randint(40, 60), rng.randint(0, 20))
+        with ListeningEspeak() as espeak:
+            audio = espeak.say(text, delivery)
+            words = dict(espeak.words)
+        begins = [
+            index + 1 for index in range(len(text)) if text[index] != " " and (index == 0 or text[index - 1] == " ")
+        ]
+        if not set(begins) <= words.keys():  # espeak-ng says some words as one
+            continue
+        path = folder / f"{len(rows):04d}.flac"
+        soundfile.write(path, 0.4 * audio / np.abs(audio).max(), RATE_HZ)
+        rows.append({"audio_filepath": path.name, "text": text, "starts_s": [words[at] / RATE_HZ for at in begins]})
+    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,318 @@
+"""What `tiny-audio transcribe` promises, measured on speech that it makes itself.
+
+    python benchmarks/transcription.py runs/quickstart                 minutes on two cores
+    python benchmarks/transcription.py runs/quickstart --hours 0.1     a first look
+
+takes a run of `recipes/quickstart.yaml` (or its `model` folder) and measures
+
+- a long recording, made of sentences of held-out voices with pauses of 0.5 to 3 s, in one command: its word error rate
+  against that of the sentences one by one, its peak memory against that of a sixth of it, its subtitles by parsers that
+  are not ours;
+- word starts against espeak-ng's own word events;
+- 50 clips in which nobody speaks: what is written with the guards, and without;
+- guards on speech: whether they change any text, and what becomes of speech that is 40 dB softer;
+- whether a clip's text depends on what it shares a batch with.
+
+Needs espeak-ng (`pip install -e '.[synthetic]'`), and `pysubs2` and `webvtt-py` to validate subtitles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from record import Record
+
+from tiny_audio.audio import load_audio
+from tiny_audio.export import load_model
+from tiny_audio.files import cache_dir
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.guards import leveled
+from tiny_audio.recogniser import Recogniser, Transcription
+from tiny_audio.scoring import align, normalizer
+from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.transcription import model_folder
+
+MAX_WER_DIFFERENCE, MAX_START_ERROR_S, MAX_MEMORY_GAIN = 0.005, 0.1, 1.25
+PAUSES_S = (0.5, 3.0)
+ROOM_DBFS = -75.0
+"""Of the noise under the shorter recording; the long one's pauses are digital silence."""
+NUM_TIMED, NUM_SPOKEN = 200, 400
+ATTENUATION_DB = 40.0
+PEAK_OF = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+Clips = list[tuple[np.ndarray, str]]
+
+
+def sentences(number: int, seed: int) -> Clips:
+    """Held-out sentences in held-out voices, as in the quickstart's evaluation, from another seed."""
+    config = {
+        "name": "synthetic",
+        "num_utterances": number,
+        "seed": seed,
+        "voices": "held_out",
+        "sentences": "held_out",
+        "rate_wpm": [150, 210],
+        "pitch": [40, 60],
+        "pitch_range": [40, 60],
+        "word_gap_ms": [0, 20],
+        "grammars": ["digits", "numbers", "home", "phone"],
+        "accents": ["en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"],
+    }
+    index = SOURCES.build(SOURCES.parse(config), SourceContext(cache_dir())).index()
+    return [(soundfile.read(one.audio, dtype="float32")[0], one.text) for one in index.utterances]
+
+
+def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    alignments = align(references, hypotheses, normalizer("lower"))
+    return sum(one.errors for one in alignments) / sum(one.num_reference_words for one in alignments)
+
+
+def texts(recogniser: Recogniser, clips: Sequence[np.ndarray]) -> list[str]:
+    return [one.text for one in recogniser.transcribe([torch.from_numpy(clip) for clip in clips])]
+
+
+def write_recording(path: Path, clips: Clips, seconds: float, noise_dbfs: float | None) -> int:
+    """A FLAC file of about so many seconds; gives how many of the clips are in it."""
+    rng = np.random.default_rng(1)
+    samples = used = 0
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
+        for clip, _ in clips:
+            part = np.concatenate([np.zeros(int(rng.uniform(*PAUSES_S) * SAMPLE_RATE)), clip])
+            noise = 0 if noise_dbfs is None else 10 ** (noise_dbfs / 20) * rng.standard_normal(len(part))
+            file.write(part + noise)
+            samples, used = samples + len(part), used + 1
+            if samples >= seconds * SAMPLE_RATE:
+                break
+    return used
+
+
+def transcribed(model: Path, audio: Path, *options: str) -> tuple[float, float]:
+    """Run the command; seconds and peak MiB of its process."""
+    command = [sys.executable, "-m", "tiny_audio.cli", "transcribe", str(model), str(audio), *options]
+    # A process inherits the peak of the one that starts it, so a small one does.
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", PEAK_OF, *command], check=True, capture_output=True, text=True)
+    return time.monotonic() - started, int(done.stdout) / 1024
+
+
+def long_recording(
+    record: Record, model: Path, recogniser: Recogniser, clips: Clips, hours: float, folder: Path
+) -> None:
+    short, long = folder / "short.flac", folder / "long.flac"
+    num_short = write_recording(short, clips, hours * 600, ROOM_DBFS)
+    used = write_recording(long, clips, hours * 3600, None)
+    said = [text for _, text in clips[:used]]
+    one_by_one = texts(recogniser, [clip for clip, _ in clips[:used]])
+    rows = {}
+    for path, number in ((long, used), (short, num_short)):
+        seconds, peak = transcribed(model, path, "--format", "json", "--output-dir", str(folder))
+        heard = json.loads(path.with_suffix(".json").read_text())
+        # Both as one long text: alignments over the joints of sentences can only be cheaper.
+        whole = " ".join(said[:number])
+        rates = wer([whole], [heard["text"]]), wer([whole], [" ".join(one_by_one[:number])])
+        rows[path] = (heard, rates, peak, seconds, number)
+    heard, (together, alone), peak, _, _ = rows[long]
+    small, pieces = rows[short][2], heard["segments"]
+    record.say(f"## A recording of {heard['duration'] / 60:.0f} minutes\n")
+    names = {long: "all, silent pauses", short: f"a sixth, noise at {ROOM_DBFS:.0f} dBFS"}
+    record.table(
+        ["recording", "sentences", "pieces", "WER", "WER one by one", "peak memory, MiB", "seconds"],
+        [
+            [
+                *(names[path], number, len(one["segments"]), f"{rates[0]:.2%}", f"{rates[1]:.2%}"),
+                *(f"{memory:.0f}", f"{seconds:.0f}"),
+            ]
+            for path, (one, rates, memory, seconds, number) in rows.items()
+        ],
+    )
+    record.say(f"The longest piece has {max(one['end_s'] - one['start_s'] for one in pieces):.1f} s.\n")
+    record.bar("within 0.5 points of the sentences one by one", abs(together - alone) <= MAX_WER_DIFFERENCE)
+    record.bar("six times the length takes at most a quarter more memory", peak <= MAX_MEMORY_GAIN * small)
+    subtitles(record, model, long, folder)
+
+
+def subtitles(record: Record, model: Path, audio: Path, folder: Path) -> None:
+    try:
+        import pysubs2
+        import webvtt
+    except ImportError:
+        record.say("Subtitles: not validated; run pip install pysubs2 webvtt-py.")
+        return
+    for kind in ("srt", "vtt"):
+        transcribed(model, audio, "--format", kind, "--output-dir", str(folder))
+    srt = pysubs2.load(str(folder / "long.srt"), format_="srt")
+    vtt = webvtt.read(str(folder / "long.vtt"))
+    ours = json.loads((folder / "long.json").read_text())["text"].split()
+    in_srt = " ".join(event.plaintext for event in srt).split()
+    in_vtt = " ".join(caption.text for caption in vtt).split()
+    times = [(event.start, event.end) for event in srt]
+    in_order = all(start < end for start, end in times) and all(a[1] <= b[0] for a, b in itertools.pairwise(times))
+    lines = [line for event in srt for line in event.plaintext.split("\n")]
+    record.say(
+        f"Subtitles: {len(srt)} cues, lines of at most {max(map(len, lines))} characters, cues of at most "
+        f"{max(end - start for start, end in times) / 1000:.1f} s.\n"
+    )
+    record.bar("pysubs2 reads every word from the .srt, cues in order without overlap", in_srt == ours and in_order)
+    record.bar("webvtt-py reads every word from the .vtt", in_vtt == ours)
+
+
+def word_starts(record: Record, recogniser: Recogniser, folder: Path) -> None:
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("spoken_words.py")), str(folder), str(NUM_TIMED), "7"], check=True
+    )
+    rows = [json.loads(line) for line in (folder / "words.jsonl").read_text().splitlines()]
+    clips = [load_audio(folder / row["audio_filepath"], max_duration_s=recogniser.whole_s) for row in rows]
+    errors, right = [], 0
+    for row, heard in zip(rows, recogniser.transcribe(clips, word_timestamps=True), strict=True):
+        if heard.text == row["text"]:
+            right += 1
+            words = heard.segments[0].words or ()
+            errors += [word.start_s - start for word, start in zip(words, row["starts_s"], strict=True)]
+    sizes = np.abs(errors)
+    record.say("## Word starts\n")
+    record.table(
+        ["sentences", "of them right", "words", "median error", "90 % within", "median with its sign"],
+        [
+            [
+                *(len(rows), right, len(errors), f"{1000 * np.median(sizes):.0f} ms"),
+                *(f"{1000 * np.percentile(sizes, 90):.0f} ms", f"{1000 * np.median(errors):+.0f} ms"),
+            ]
+        ],
+    )
+    record.bar("median within 100 ms of espeak-ng's word events", bool(np.median(sizes) <= MAX_START_ERROR_S))
+
+
+def nothing_said() -> dict[str, list[np.ndarray]]:
+    """50 clips of 1 to 9 s without a word."""
+    rng = np.random.default_rng(5)
+
+    def seconds() -> np.ndarray:
+        return np.arange(int(rng.uniform(1, 9) * SAMPLE_RATE)) / SAMPLE_RATE
+
+    def at_some_level(wave: np.ndarray) -> np.ndarray:
+        return (wave / np.abs(wave).max() * 10 ** (rng.uniform(-50, -3) / 20)).astype(np.float32)
+
+    def coloured(slope: float) -> np.ndarray:
+        spectrum = np.fft.rfft(rng.standard_normal(len(seconds())))
+        return np.fft.irfft(spectrum * np.maximum(np.arange(len(spectrum)), 1.0) ** -slope)
+
+    def melody() -> np.ndarray:
+        notes, harmonics = [], int(rng.integers(1, 16))
+        for _ in range(12):
+            t = np.arange(int(rng.uniform(0.15, 0.7) * SAMPLE_RATE)) / SAMPLE_RATE
+            chord = [110 * 2 ** (rng.integers(0, 30) / 12) for _ in range(rng.integers(1, 4))]
+            wave = sum(
+                np.sin(2 * np.pi * f * h * t + rng.uniform(0, 6)) / h
+                for f in chord
+                for h in range(1, harmonics + 1)
+                if f * h < 7500
+            )
+            notes.append(wave * np.minimum(t / 0.02, 1) * np.exp(-rng.uniform(0, 5) * t))
+        return np.concatenate(notes)
+
+    dither = [np.round(rng.standard_normal(len(seconds()))).astype(np.float32) / 32768 for _ in range(5)]
+    return {
+        "digital silence": [np.zeros_like(seconds(), dtype=np.float32) for _ in range(5)],
+        "dither of one 16-bit step": dither,
+        "white noise": [at_some_level(coloured(0.0)) for _ in range(15)],
+        "pink noise": [at_some_level(coloured(0.5)) for _ in range(5)],
+        "one tone": [at_some_level(np.sin(2 * np.pi * rng.uniform(100, 3000) * seconds())) for _ in range(5)],
+        "melodies in chords": [at_some_level(melody()) for _ in range(15)],
+    }
+
+
+def no_words(record: Record, guarded: Recogniser, raw: Recogniser) -> None:
+    rows, invented = [], 0
+    for kind, clips in nothing_said().items():
+        with_guards = guarded.transcribe([torch.from_numpy(clip) for clip in clips])
+        without = texts(raw, clips)
+        invented += sum(bool(heard.text) for heard in with_guards)
+        why = Counter(reason for heard in with_guards for reason in reasons(heard))
+        found = ", ".join(f"{count} {reason}" for reason, count in why.most_common())
+        rows.append([kind, len(clips), sum(map(bool, without)), sum(bool(heard.text) for heard in with_guards), found])
+    raw_total = sum(row[2] for row in rows)
+    rows.append(["all", sum(row[1] for row in rows), raw_total, invented, ""])
+    record.say("## Nobody speaks\n")
+    record.table(["clips of", "clips", "with text, raw model", "with text, guarded", "suppressed as"], rows)
+    record.bar("no words are invented", invented == 0)
+
+
+def reasons(heard: Transcription) -> list[str]:
+    return [segment.suppressed for segment in heard.segments if segment.suppressed is not None]
+
+
+def speech_kept(record: Record, guarded: Recogniser, raw: Recogniser, clips: Clips) -> None:
+    waves, said = [wave for wave, _ in clips], [text for _, text in clips]
+    plain, heard = texts(raw, waves), guarded.transcribe([torch.from_numpy(wave) for wave in waves])
+    kept = [one.text for one in heard]
+    fired = sum(bool(reasons(one)) for one in heard)
+    softer = [wave * np.float32(10 ** (-ATTENUATION_DB / 20)) for wave in waves]
+    coarse = [(np.round(wave * 32768) / 32768).astype(np.float32) for wave in softer]
+    rows = [["as it is, raw model", f"{wer(said, plain):.2%}", *lost(said, plain), ""]]
+    rows.append(["as it is", f"{wer(said, kept):.2%}", *lost(said, kept), fired])
+    results = {}
+    for name, waveforms in (("40 dB softer", softer), ("40 dB softer, in 16 bits", coarse)):
+        results[name] = guarded.transcribe([torch.from_numpy(wave) for wave in waveforms])
+        found = [one.text for one in results[name]]
+        count = sum(bool(reasons(one)) for one in results[name])
+        rows.append([name, f"{wer(said, found):.2%}", *lost(said, found), count])
+    quiet_raw = texts(raw, softer)
+    rows.append(["40 dB softer, raw model", f"{wer(said, quiet_raw):.2%}", *lost(said, quiet_raw), ""])
+    num_words = sum(len(text.split()) for text in said)
+    record.say(f"## Speech: {len(clips)} sentences, {num_words} words\n")
+    record.table(["", "WER", "words lost", "sentences without text", "guards fired"], rows)
+    record.bar("guards change no text of speech", kept == plain and not fired)
+    soft_texts = [one.text for one in results["40 dB softer"]]
+    record.say(
+        f"Of the words heard at their own level, {lost(kept, soft_texts)[0]} are missing 40 dB softer, where the model "
+        "hears another level than before.\n"
+    )
+    quiet = [leveled(torch.from_numpy(wave)).numpy() for wave in softer]
+    record.bar("guards take no word from speech 40 dB softer", texts(raw, quiet) == soft_texts)
+    record.bar("no word is lost 40 dB softer, in 1000", lost(kept, soft_texts)[0] <= 0.001 * num_words)
+    alone = [texts(guarded, [wave])[0] for wave in waves[:100]]
+    record.bar("100 sentences have the same text alone as among 400", alone == kept[:100])
+
+
+def lost(said: Sequence[str], heard: Sequence[str]) -> tuple[int, int]:
+    """Words deleted, and sentences of which nothing was heard."""
+    alignments = align(said, heard, normalizer("lower"))
+    return sum(one.deletions for one in alignments), sum(not text for text in heard)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path, help="a run of recipes/quickstart.yaml, or its model folder")
+    parser.add_argument("--hours", type=float, default=1.0, help="of the long recording; default 1")
+    parser.add_argument("--output", type=Path, help="write the page there")
+    arguments = parser.parse_args()
+    record = Record("Transcription: long recordings, word times, guards", arguments.output)
+    folder = model_folder(arguments.model)
+    model, tokenizer = load_model(folder)
+    guarded, raw = Recogniser(model, tokenizer), Recogniser(model, tokenizer, guard=False)
+    clips = sentences(int(arguments.hours * 1100) + NUM_SPOKEN, 40)
+    with tempfile.TemporaryDirectory() as place:
+        long_recording(record, folder, guarded, clips, arguments.hours, Path(place))
+        word_starts(record, guarded, Path(place))
+    no_words(record, guarded, raw)
+    speech_kept(record, guarded, raw, clips[-NUM_SPOKEN:])
+    return record.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
