@@ -384,7 +384,7 @@ def test_transcribe_names_what_it_cannot_read_and_does_the_rest(call: Output, tr
 
 def test_transcribe_as_json(call: Output, trained: Path) -> None:
     files = [trained / name for name in ("nan.wav", "clip001.flac", "10_channels.wav")]
-    code, out, err = call("transcribe", trained / "run" / "model", *files, "--json")
+    code, out, err = call("transcribe", trained / "run" / "model", *files, "--json", "--no-guards")
     assert code == 2
     assert err == f"error: {trained / 'nan.wav'}: holds NaN or infinite samples\n"
     bad, good, wide = json.loads(out)
@@ -394,6 +394,7 @@ def test_transcribe_as_json(call: Output, trained: Path) -> None:
         "text": None,
         "ctc_text": None,
         "truncated": None,
+        "segments": None,
         "error": f"{trained / 'nan.wav'}: holds NaN or infinite samples",
     }
     assert good.keys() == bad.keys()
@@ -407,9 +408,9 @@ def test_transcribe_as_json(call: Output, trained: Path) -> None:
 
 def test_a_clip_is_heard_the_same_whatever_it_comes_with(call: Output, trained: Path) -> None:
     clips = [trained / f"clip00{number}.{'wav' if number % 3 == 0 else 'flac'}" for number in range(8)]
-    together = json.loads(call("transcribe", trained / "run" / "model", *clips, "--json")[1])
+    together = json.loads(call("transcribe", trained / "run" / "model", *clips, "--json", "--no-guards")[1])
     for clip, row in zip(clips[:3], together, strict=False):
-        assert json.loads(call("transcribe", trained / "run" / "model", clip, "--json")[1]) == [row]
+        assert json.loads(call("transcribe", trained / "run" / "model", clip, "--json", "--no-guards")[1]) == [row]
 
 
 # --- model folders
@@ -450,6 +451,9 @@ def test_model_folders_that_cannot_be_used(
     call: Output, trained: Path, tmp_path: Path, what: str, message: str
 ) -> None:
     folder = damaged(trained, tmp_path, what)
+    if what == "a run's folder":
+        assert call("transcribe", folder, trained / "clip000.wav")[0] == 0, "which finds the model in it"
+        return
     code, out, err = call("transcribe", folder, trained / "clip000.wav")
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

@@ -76,7 +76,8 @@ def split(blocks: Iterable[Tensor], longest_s: float) -> Iterator[Piece]:
             speech_db, sound_db = _thresholds(smooth)
             for index in range(judged, stop):
                 level = float(smooth[index - before])
-                for start, end in pieces.hear(index, level, level > speech_db, level > sound_db):
+                sharp = powers[index - before] > 10 ** (sound_db / 10)
+                for start, end in pieces.hear(index, level, level > speech_db, level > sound_db, bool(sharp)):
                     yield _piece(held, first, start, end)
             judged = stop
             dropped = max(before, judged - _STRETCH)
@@ -132,6 +133,8 @@ class _Pieces:
     """Where the piece before ended."""
     sounding: int = 0
     """Frames in a row with any sound, up to now."""
+    recent: list[bool] = field(default_factory=list)
+    """Whether each of the last frames has any sound, by itself."""
     history: list[tuple[float, bool]] = field(default_factory=list)
     """Level and activity of each frame since ``start``."""
 
@@ -139,14 +142,16 @@ class _Pieces:
         """The first frame that may still become part of a piece."""
         return max(self.free_from, judged - _LEAD) if self.start is None else self.start
 
-    def hear(self, index: int, level: float, active: bool, sounding: bool) -> Iterator[tuple[int, int]]:
-        """One frame on; gives the piece that it closes."""
+    def hear(self, index: int, level: float, active: bool, sounding: bool, sharp: bool) -> Iterator[tuple[int, int]]:
+        """One frame on; gives the piece that it closes. ``sharp`` is ``sounding`` of the frame by itself."""
+        self.recent = [*self.recent[-_LEAD:], sharp]
         before, self.sounding = self.sounding, self.sounding + 1 if sounding else 0
         if self.start is None:
-            if not active:
+            if not (active and sharp):
                 return
             # Levels are means over some frames, which rise before the sound begins.
-            self.start = max(self.free_from, index - min(before, _LEAD) + _SMOOTHED // 2)
+            soft = self.recent[-1 - min(before, _LEAD, len(self.recent) - 1) :]
+            self.start = max(self.free_from, index + 1 - len(soft) + soft.index(True))
             self.history = [(np.inf, False)] * max(0, index - self.start)
         self.history.append((level, active))
         if active:

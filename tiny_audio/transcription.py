@@ -187,7 +187,12 @@ def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
             raise
         if not has_ffmpeg():
             raise AudioError(error.reason, f"{error}; {HINT}") from error
-        yield from ffmpeg_blocks(path, name)
+        try:
+            yield from ffmpeg_blocks(path, name)
+        except AudioError as other:
+            if other.reason != "undecodable":
+                raise
+            raise AudioError("undecodable", f"{error}; {str(other).removeprefix(f'{name}: ')}") from other
         return
     if duration_s <= whole_s:
         yield load_audio(path, max_duration_s=whole_s, name=name)

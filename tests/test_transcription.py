@@ -1,0 +1,168 @@
+"""`tiny-audio transcribe`: formats, folders, standard input, what is done already, what cannot be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.test_model import assemble
+from tiny_audio.audio import audio_blocks, load_audio
+from tiny_audio.cli import main
+from tiny_audio.export import export_model
+from tiny_audio.frames import SAMPLE_RATE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model``, ``headless`` and ``audio``, in which are two clips and a long recording."""
+    folder = tmp_path_factory.mktemp("place")
+    export_model(*assemble(), folder / "model")
+    export_model(*assemble(head=False), folder / "headless")
+    (folder / "audio" / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, bursts in (("a.wav", 1), ("b.flac", 1), ("deep/long.flac", 20)):
+        parts = [np.concatenate([np.zeros(SAMPLE_RATE), 0.1 * rng.standard_normal(SAMPLE_RATE)]) for _ in range(bursts)]
+        soundfile.write(folder / "audio" / name, np.concatenate(parts), SAMPLE_RATE)
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["transcribe", *map(str, arguments), "--no-guards"])
+    return code, *capsys.readouterr()
+
+
+def test_every_format_tells_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = place / "audio" / "deep" / "long.flac"
+    (row,) = json.loads(call(capsys, place / "model", long, "--format", "json", "--words")[1])
+    assert len(row["segments"]) == 20
+    assert row["text"]
+    words = [word for segment in row["segments"] for word in segment["words"]]
+    assert " ".join(word["text"] for word in words) == row["text"]
+    assert all(0 <= word["confidence"] <= 1 for word in words if word["confidence"] is not None)
+    assert call(capsys, place / "model", long)[1] == f"{long}\t{row['text']}\n"
+    head, *lines = call(capsys, place / "model", long, "--format", "tsv", "--words")[1].splitlines()
+    assert head == "audio_filepath\tstart_s\tend_s\ttext"
+    assert [line.split("\t")[3] for line in lines] == row["text"].split()
+    code, out, err = call(capsys, place / "model", long, "--format", "vtt")
+    assert (code, err) == (0, "")
+    assert out.startswith("WEBVTT\n\n00:00:0")
+
+
+def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = tmp_path / "audio"
+    shutil.copytree(place / "audio", audio)
+    (audio / "bad.wav").write_text("no audio")
+    arguments = (place / "model", audio, "--format", "srt", "--output-dir", tmp_path / "out")
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == f"3 written to {tmp_path / 'out'}\n"
+    assert err.startswith(f"error: {audio / 'bad.wav'}: not an audio file that can be decoded")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {str(path.relative_to(tmp_path / "out")) for path in written} == {"a.srt", "b.srt", "deep/long.srt"}
+    (audio / "bad.wav").unlink()
+    (tmp_path / "out" / "a.srt").unlink()
+    code, out, err = call(capsys, *arguments)
+    assert (code, out, err) == (0, f"1 written to {tmp_path / 'out'}, 2 were there already\n", "")
+    assert (tmp_path / "out" / "b.srt").stat().st_mtime_ns == written[tmp_path / "out" / "b.srt"]
+    os.utime(audio / "b.flac")  # changed since
+    assert call(capsys, *arguments)[1].startswith("1 written")
+    assert call(capsys, *arguments, "--overwrite")[1].startswith("3 written")
+
+
+def test_recordings_of_one_name_keep_their_suffix(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.flac", "a.wav"):
+        samples, _ = soundfile.read(place / "audio" / "a.wav")
+        soundfile.write(tmp_path / name, samples, SAMPLE_RATE)
+    call(capsys, place / "model", tmp_path, "--output-dir", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt"]
+
+
+def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = place / "audio" / "a.wav"
+    text = call(capsys, place / "model", clip)[1].split("\t")[1]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(clip.read_bytes())))
+    assert call(capsys, place / "model", "-")[1] == f"-\t{text}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "doc"], "--format 'doc' is unknown; choose one of text, json, srt, vtt, tsv"),
+        (["--words"], "--words has no place in plain text; add --format json, srt, vtt or tsv"),
+        (["--overwrite"], "--overwrite has no effect without --output-dir; remove it"),
+        (["--format", "srt"], "3 recordings do not fit into one .srt; add --output-dir, and each gets its own"),
+    ],
+)
+def test_what_makes_no_sense(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert call(capsys, place / "model", place / "audio", *arguments) == (2, "", f"error: {message}\n")
+
+
+def test_nothing_to_do(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no audio file lies in" in call(capsys, place / "model", tmp_path)[2]
+    clip = place / "audio" / "a.wav"
+    assert "- was given twice" in _twice(place, capsys)
+    message = call(capsys, place / "model", clip, clip)[2]
+    assert f"{clip} and {clip} would have the same output; transcribe one at a time" in message
+
+
+def _twice(place: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"x")))
+        return call(capsys, place / "model", "-", "-")[2]
+
+
+def test_words_need_a_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = place / "audio" / "a.wav"
+    assert "found by the CTC head" in call(capsys, place / "headless", clip, "--json", "--words")[2]
+    assert call(capsys, place / "headless", clip, "--format", "srt")[0] == 0
+
+
+def test_without_ffmpeg_it_is_named(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = call(capsys, place / "model", tmp_path / "x.m4a")
+    assert (code, out) == (2, "")
+    assert "install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget install ffmpeg)" in err
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
+def test_m4a_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = tmp_path / "a.m4a"
+    command = ["ffmpeg", "-v", "error", "-i", str(place / "audio" / "a.wav"), "-c:a", "aac", str(clip)]
+    subprocess.run(command, check=True, capture_output=True)
+    (row,) = json.loads(call(capsys, place / "model", clip, "--json")[1])
+    assert row["duration"] == pytest.approx(2.0, abs=0.1)
+    clip.write_bytes(clip.read_bytes()[:2000])
+    code, _, err = call(capsys, place / "model", clip)
+    assert code == 2
+    assert err.startswith(f"error: {clip}: not an audio file that can be decoded")
+    assert "; FFmpeg cannot decode it: " in err
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_blocks_are_the_whole(tmp_path: Path, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiny_audio.audio._BLOCK_SAMPLES", 10_000)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * rate + 13)
+    soundfile.write(tmp_path / "x.wav", samples, rate)
+    whole = load_audio(tmp_path / "x.wav", max_duration_s=60)
+    blocks = list(audio_blocks(tmp_path / "x.wav"))
+    assert len(blocks) > 2
+    assert np.abs(np.concatenate(blocks) - whole.numpy()).max() < 1e-6
