@@ -149,9 +149,9 @@ class _Pieces:
         if self.start is None:
             if not (active and sharp):
                 return
-            # Levels are means over some frames, which rise before the sound begins.
+            # Levels are means over some frames, which rise before the sound begins; one frame of silence stays.
             soft = self.recent[-1 - min(before, _LEAD, len(self.recent) - 1) :]
-            self.start = max(self.free_from, index + 1 - len(soft) + soft.index(True))
+            self.start = max(self.free_from, index - len(soft) + soft.index(True))
             self.history = [(np.inf, False)] * max(0, index - self.start)
         self.history.append((level, active))
         if active:
