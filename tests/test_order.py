@@ -89,6 +89,54 @@ def test_a_bound_in_seconds_makes_batches_of_about_as_much_audio() -> None:
     assert np.mean(sizes) > 50.0
 
 
+@pytest.mark.parametrize("max_padded_s", [None, 100.0])
+@pytest.mark.parametrize("pool_batches", [1, 2, 50])
+def test_every_batch_is_sorted_by_duration(max_padded_s: float | None, pool_batches: int) -> None:
+    durations_s = np.array(speech(3000))
+    config = BatchingConfig(max_padded_s=max_padded_s, pool_batches=pool_batches)
+    assert all((np.diff(durations_s[batch]) >= 0).all() for batch in plan_epoch(durations_s, config, 0, 0))
+
+
+def test_random_batches_are_as_full_as_their_bounds_allow() -> None:
+    durations_s = speech(3000)
+    config = BatchingConfig(max_clips=64, max_padded_s=400.0, pool_batches=1)
+    plan = plan_epoch(durations_s, config, 0, 0)
+    shuffled = np.random.default_rng([0, 0]).permutation(3000).tolist()
+    expected: list[list[int]] = [[]]
+    for clip in shuffled:
+        longer = [*expected[-1], clip]
+        if len(longer) > 64 or len(longer) * max(durations_s[one] for one in longer) > 400.0:
+            expected.append([clip])
+        else:
+            expected[-1] = longer
+    assert sorted(map(sorted, batches(plan))) == sorted(map(sorted, expected))
+    assert np.mean([len(batch) for batch in plan]) > 20
+
+
+# Of runs that are published, which can be continued and repeated.
+PUBLISHED = {
+    (2, None, False): "8151a9387872c0e9",
+    (2, None, True): "0fee864d49d9a2dc",
+    (2, 60.0, False): "911a28c07e4c008c",
+    (2, 60.0, True): "c80a90abe2702c38",
+    (50, None, False): "7ad4debc07d39938",
+    (50, None, True): "7a23de03e17abce4",
+    (50, 60.0, False): "42fdf41489e4eaa7",
+    (50, 60.0, True): "684f1dd02ba814e1",
+}
+
+
+@pytest.mark.parametrize(("pool_batches", "max_padded_s", "grouped"), PUBLISHED)
+def test_plans_of_sorted_pools_stay_what_they_were(
+    pool_batches: int, max_padded_s: float | None, grouped: bool
+) -> None:
+    config = BatchingConfig(max_clips=8, max_padded_s=max_padded_s, pool_batches=pool_batches, shuffle_clips=700)
+    durations_s = (np.arange(2000) * 37 % 1901 + 50) / 100  # exact on every machine
+    groups, weights = (np.arange(2000) // 60, np.full(2000, 1.25)) if grouped else (None, None)
+    plan = plan_epoch(durations_s, config, 5, 3, groups=groups, weights=weights)
+    assert plan.hash == PUBLISHED[pool_batches, max_padded_s, grouped]
+
+
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 32, 801])
 def test_batches_are_full_but_the_last_of_a_pool(count: int) -> None:
     sizes = [len(batch) for batch in plan_epoch([1.0] * count, BatchingConfig(max_clips=16), 0, 0)]

@@ -29,7 +29,7 @@ class BatchingConfig(Config):
     """Most seconds in a batch, padding included: clips times the longest of them. None bounds by clips alone."""
     pool_batches: PositiveInt = 50
     """Clips of so many batches are sorted by duration together. More is less padding and less shuffling; 1 sorts
-    only within a batch, so that batches are random."""
+    only within a batch, so that which clips share one is random."""
     shuffle_clips: PositiveInt = 20_000
     """Corpora in parquet files are fetched by row group, and row groups come in random order; the clips of so many row
     groups as hold so many clips are shuffled together. More is a better shuffle, and needs more of the disk."""
@@ -151,25 +151,34 @@ def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: n
 
 
 def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The window's clips in the order of unshuffled batches, and where each batch ends."""
+    """The window's clips in the order of unshuffled batches, each sorted by duration, and where each batch ends."""
+    if config.pool_batches == 1:
+        ends = _cut(durations[window], config, None)
+        batches = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+        return window[np.lexsort((window, durations[window], batches))], ends
     size = config.max_clips * config.pool_batches
-    if config.pool_batches > 1:
-        pools = np.arange(len(window)) // size
-        window = window[np.lexsort((window, durations[window], pools))]
+    pools = np.arange(len(window)) // size
+    window = window[np.lexsort((window, durations[window], pools))]
+    return window, _cut(durations[window], config, size)
+
+
+def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -> np.ndarray:
+    """Where batches end that are cut from clips in their order."""
     if config.max_padded_s is not None:
-        return window, np.array(list(_ends(durations[window].tolist(), size, config.max_clips, config.max_padded_s)))
+        return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
     # Pools hold whole batches, so only the window's last one is cut short.
-    ends = np.arange(config.max_clips, len(window) + config.max_clips, config.max_clips)
-    return window, np.minimum(ends, len(window))
+    ends = np.arange(config.max_clips, len(durations) + config.max_clips, config.max_clips)
+    return np.minimum(ends, len(durations))
 
 
-def _ends(durations: list[float], pool_size: int, max_clips: int, max_padded_s: float) -> Iterator[int]:
+def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
     """Where batches end that are as full as both bounds allow; a clip beyond the bound comes alone."""
     start, longest = 0, 0.0
     for place, duration in enumerate(durations):
         longest = max(longest, duration)
         count = place - start
-        if count and (count == max_clips or (count + 1) * longest > max_padded_s or place % pool_size == 0):
+        full = count == max_clips or (count + 1) * longest > max_padded_s
+        if count and (full or (pool_size is not None and place % pool_size == 0)):
             yield place
             start, longest = place, duration
     yield len(durations)
