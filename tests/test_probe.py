@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import Document, changed, tiny_recipe
 from tiny_audio.cli import main
 from tiny_audio.config import RunFailed, UserError
+from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.probe import GIB, MOST_CLIPS, Bucket, Probe, most_that_fit, probe_recipe, probe_table
 from tiny_audio.probe._process import Measured, Process
 from tiny_audio.recipe import Recipe
@@ -76,6 +78,42 @@ def test_a_bucket_that_was_not_filled_sets_no_budget() -> None:
     assert Probe("a GPU", 8 * GIB, 0.1, (bucket(2, MOST_CLIPS), bucket(1, MOST_CLIPS))).max_padded_s == 2 * MOST_CLIPS
 
 
+def parts_of(plan: EpochPlan, durations_s: np.ndarray, size: int) -> list[tuple[int, float]]:
+    """Clips and padded seconds of every process in every batch."""
+    parts = [batch[rank::size] for batch in plan for rank in range(size)]
+    return [(len(part), len(part) * durations_s[part].max(initial=0.0)) for part in parts]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("pool_batches", [1, 50])
+def test_no_process_gets_more_than_was_found_to_fit_one(processes: int, pool_batches: int) -> None:
+    probe = Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 3), bucket(5, 13)), processes)
+    assert (probe.budget_s, probe.max_clips) == (60, 13 * processes)
+    durations_s = np.random.default_rng(0).lognormal(1.5, 0.6, 20_000).clip(0.5, 20.0)
+
+    def parts(max_padded_s: float) -> list[tuple[int, float]]:
+        config = BatchingConfig(max_clips=probe.max_clips, max_padded_s=max_padded_s, pool_batches=pool_batches)
+        return parts_of(plan_epoch(durations_s, config, 0, 0), durations_s, processes)
+
+    found = parts(probe.max_padded_s)
+    assert max(clips for clips, _ in found) <= 13
+    assert 57 < max(padded_s for _, padded_s in found) <= 60
+    if processes > 1:
+        assert max(padded_s for _, padded_s in parts(60 * processes)) > 63, "so many times one's budget is too much"
+
+
+def test_a_budget_of_several_processes_says_so() -> None:
+    buckets = (bucket(20, 5), bucket(10, 9), bucket(5, 30))
+    probe = Probe("a GPU", 8 * GIB, 0.1, buckets, num_processes=8)
+    assert "the recipe, for 8 processes together:\n  batching: {max_padded_s: 580, max_clips: 240}" in probe_table(
+        probe
+    )
+    assert probe.as_json()["num_processes"] == 8
+    assert "recipe:\n" in probe_table(Probe("a GPU", 8 * GIB, 0.1, buckets))
+    # Where not even the longest clip is within the budget, such a clip comes alone.
+    assert Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 1), bucket(10, 1)), num_processes=8).max_padded_s == 10
+
+
 # --- real training
 
 
@@ -132,6 +170,7 @@ def test_what_the_kernel_ends_for_its_memory_does_not_fit(process: Process) -> N
     [
         ({}, "probe: a CPU's memory is not this run's alone; say how much it may take, with --memory-gb"),
         ({"memory_gb": 0}, "--memory-gb 0 is no amount of memory; give GiB, above 0"),
+        ({"memory_gb": 1, "num_processes": 0}, "--num-processes 0 is no number of processes; give 1 or more"),
         ({"memory_gb": 1, "margin": 1.0}, "--margin 1 is a share of the memory; give one from 0 to below 1"),
         (
             {"memory_gb": 1, "durations_s": [5.0]},
@@ -157,6 +196,8 @@ def test_the_command(document: Document, write_recipe: Callable[..., Path], caps
     path = str(write_recipe(document))
     assert main(["probe", path, "--durations", "a,b", "--memory-gb", "1"]) == 2
     assert "error: --durations 'a,b' are no numbers of seconds; give some such as 5,10,20" in capsys.readouterr().err
+    assert main(["probe", path, "--num-processes", "-2", "--memory-gb", "1"]) == 2
+    assert "error: --num-processes -2 is no number of processes; give 1 or more" in capsys.readouterr().err
     lost = ["encoder=whisper", "encoder.pretrained=/no/such/folder", "--memory-gb", "1"]
     assert main(["probe", path, *lost]) == 2
     assert "error: whisper: there is no folder '/no/such/folder'; give the folder" in capsys.readouterr().err

@@ -312,6 +312,9 @@ def probe(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Read no checkpoint's weights; they take as much memory.")
     ] = False,
+    num_processes: Annotated[
+        int, typer.Option(help="Processes that will train together, such as one per GPU; a batch is of all of them.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Find the largest batches that fit, by trying. Prints the budget to put into the recipe.
@@ -331,6 +334,7 @@ def probe(
         margin=margin,
         durations_s=seconds,
         random_weights=random_weights,
+        num_processes=num_processes,
     )
     print(json.dumps(probed.as_json(), indent=1) if as_json else probe_table(probed))
 

@@ -48,17 +48,30 @@ class Probe:
     margin: float
     buckets: tuple[Bucket, ...]
     """Longest first."""
+    num_processes: int = 1
+    """How many train together, each on a device like this one."""
 
     @property
-    def max_padded_s(self) -> float:
-        """The budget that no bucket breaks; those that hold as many clips as were tried set none."""
+    def budget_s(self) -> float:
+        """The padded seconds of one process that no bucket breaks; those that hold as many clips as were tried set
+        none."""
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
 
     @property
+    def max_padded_s(self) -> float:
+        """The budget of a batch of all processes, of which each takes its part.
+
+        Of c clips of n processes one takes ⌈c/n⌉, so up to (n - 1)/n of the longest clip more than its share.
+        """
+        others = self.num_processes - 1
+        # A batch that fits one of them is safe in any case.
+        return max(self.budget_s, self.num_processes * self.budget_s - others * self.buckets[0].duration_s)
+
+    @property
     def max_clips(self) -> int:
-        """Those of the shortest duration."""
-        return self.buckets[-1].clips
+        """Those of the shortest duration, in all processes together."""
+        return self.num_processes * self.buckets[-1].clips
 
     def as_json(self) -> dict[str, Any]:
         """Bytes and seconds."""
@@ -66,6 +79,7 @@ class Probe:
             "device": self.device,
             "memory_bytes": self.memory_bytes,
             "margin": self.margin,
+            "num_processes": self.num_processes,
             "buckets": [
                 {
                     "duration_s": bucket.duration_s,
@@ -87,6 +101,7 @@ def probe_recipe(
     margin: float = MARGIN,
     durations_s: Sequence[float] | None = None,
     random_weights: bool = False,
+    num_processes: int = 1,
 ) -> Probe:
     """Train on synthetic batches, ever larger and smaller, in a process of its own.
 
@@ -96,6 +111,7 @@ def probe_recipe(
         margin: share of the memory to leave free.
         durations_s: of the buckets; None halves the longest three times.
         random_weights: build checkpoints' architectures without reading their weights, which take as much memory.
+        num_processes: how many are to train together; what fits is measured in one, and the budget is of all.
 
     Raises:
         UserError: an argument that makes no sense, a part that cannot be built, or not even one clip fits.
@@ -108,6 +124,8 @@ def probe_recipe(
         raise UserError(f"--memory-gb {memory_gb:g} is no amount of memory; give GiB, above 0")
     if not 0 <= margin < 1:
         raise UserError(f"--margin {margin:g} is a share of the memory; give one from 0 to below 1")
+    if num_processes < 1:
+        raise UserError(f"--num-processes {num_processes} is no number of processes; give 1 or more")
     durations = _durations(recipe, durations_s)
     slowest = min(*(recipe.augmentation.speed or (1.0,)), 1.0)
     buckets = []
@@ -129,7 +147,7 @@ def probe_recipe(
                     "`tiny-audio plan` says what would"
                 )
             buckets.append(Bucket(duration_s, clips, measured, predict(clips)))
-        return Probe(process.device_name, process.memory_bytes, margin, tuple(buckets))
+        return Probe(process.device_name, process.memory_bytes, margin, tuple(buckets), num_processes)
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
@@ -191,4 +209,5 @@ def probe_table(probe: Probe) -> str:
         )
     share = f"{probe.memory_bytes / GIB:.2f} GiB of {probe.device}, {probe.margin:.0%} of it left free (--margin)"
     batching = f"batching: {{max_padded_s: {probe.max_padded_s:g}, max_clips: {probe.max_clips}}}"
-    return f"{in_columns(rows, num_texts=1)}\n{share}\nput into the recipe:\n  {batching}"
+    together = "" if probe.num_processes == 1 else f", for {probe.num_processes} processes together"
+    return f"{in_columns(rows, num_texts=1)}\n{share}\nput into the recipe{together}:\n  {batching}"
