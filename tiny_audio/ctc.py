@@ -38,7 +38,10 @@ class CtcVocabulary:
     @classmethod
     def of(cls, transcripts: Iterable[str]) -> CtcVocabulary:
         """All characters of the transcripts, sorted."""
-        return cls(tuple(sorted({character for text in transcripts for character in text})))
+        characters: set[str] = set()
+        for text in transcripts:
+            characters.update(text)
+        return cls(tuple(sorted(characters)))
 
     def __len__(self) -> int:
         return len(self.characters) + 1

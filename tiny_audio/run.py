@@ -28,7 +28,7 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import Clip, ClipSet, Labeler
 from tiny_audio.data.dropped import DroppedLog, read_dropped
-from tiny_audio.decoders import build_tokenizer
+from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.device import device_of, set_tf32
 from tiny_audio.evaluation import check_group_by, evaluate_clips, longest_duration_s
 from tiny_audio.export import export_model, load_model
@@ -48,6 +48,7 @@ from tiny_audio.training.loop import Trainer, Watcher, summary
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.spelling import Spelling
 from tiny_audio.training.world import World, joined
 from tiny_audio.yaml_file import dump_yaml
 
@@ -176,7 +177,8 @@ class Run:
         recipe = _pinned(recipe, inputs)
         world.together(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
         self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
-        model, tokenizer, labeler = world.in_turn(lambda: assemble(recipe, clips, start))
+        spelling = world.on_main(lambda: self._spelling(recipe, clips, start))
+        model, tokenizer, labeler = world.in_turn(lambda: assemble(recipe, clips, start, spelling))
         scores = world.is_main or recipe.execution.parallel == "fsdp"
         monitor = world.in_turn(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, monitor, work, world)
@@ -187,7 +189,7 @@ class Run:
             # Whole again, from the checkpoint of the last step.
             last = latest(self.folder / "checkpoints")
             assert last is not None
-            model = assemble(recipe, clips, start)[0]
+            model = assemble(recipe, clips, start, spelling)[0]
             set_types(model, recipe.training.precision, device_of(recipe.execution.device))
             load_weights(last, model)
         done = {"summary": summary(progress), "totals": trainer.ledger.totals(), "parts": describe_parts(model)}
@@ -211,6 +213,16 @@ class Run:
         work = self._work_of_clips(recipe, recorded)
         self._save_state()
         return inputs, work
+
+    def _spelling(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> Spelling:
+        """Of these clips: read once in a run."""
+        recorded = self._state["training"]
+        known = recorded.get("spelling")
+        if known is None or known["data"] != clips.fingerprint:
+            known = {"data": clips.fingerprint, **asdict(Spelling.learn(recipe, clips, start))}
+            recorded["spelling"] = known
+            self._save_state()
+        return Spelling(known["tokenizer"], known["characters"])
 
     def _work_of_clips(self, recipe: Recipe, recorded: dict[str, Any]) -> Work | None:
         """What a clip takes: rehearsed once in a run, before anything is seeded."""
@@ -380,23 +392,40 @@ class Run:
         }
 
 
-def assemble(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> tuple[TinyAudioModel, Any, Labeler]:
+def assemble(
+    recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling | None = None
+) -> tuple[TinyAudioModel, Any, Labeler]:
     """The model as training begins with it, its tokenizer, and what turns transcripts into its targets.
+
+    Args:
+        recipe: names the parts.
+        clips: to train on.
+        start: ``training.init_from``.
+        spelling: of those clips, so that their transcripts need not be read; None reads them.
 
     Raises:
         UserError: a part cannot be built, or ``start`` does not fit.
     """
     clips.check_any("data.train")
+    if spelling is None:
+        spelling = Spelling.learn(recipe, clips, start)
     # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
-    taken = start is not None and start.takes("decoder")
-    tokenizer = start.tokenizer() if start and taken else build_tokenizer(recipe.decoder, clips.texts)
+    if start is not None and start.takes("decoder"):
+        tokenizer = start.tokenizer()
+    elif spelling.tokenizer is not None:
+        tokenizer = restore_tokenizer(spelling.tokenizer)
+    else:
+        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
     vocabulary, head = None, None
     if recipe.ctc is not None and recipe.ctc.init == "pretrained":
         head = PretrainedHead.read(recipe.encoder)
         vocabulary = head.vocabulary
     elif recipe.ctc is not None:
-        taken = start is not None and start.takes("ctc_head")
-        vocabulary = start.ctc_vocabulary() if start and taken else CtcVocabulary.of(clips.texts)
+        if spelling.characters is not None:
+            vocabulary = CtcVocabulary(tuple(spelling.characters))
+        else:
+            assert start is not None
+            vocabulary = start.ctc_vocabulary()
     prompt = build_prompt(recipe.prompt, tokenizer)
     # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
     set_seed(recipe.training.seed)

@@ -24,7 +24,7 @@ from tiny_audio.data.handover import SUPPORTED, Handover
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.sources import Dropped, Source, Utterance
+from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 from tiny_audio.text import TargetText, TargetTextChoice
 
 BOUNDS = ("too_short", "too_long")
@@ -184,8 +184,11 @@ class ClipSet:
 
     @property
     def texts(self) -> Iterator[str]:
-        """All transcripts, one by one."""
-        return (clip.utterance.text for clip in self.clips)
+        """All transcripts, as they become targets, one by one."""
+        clips = self.clips
+        for run in runs(clips.members):
+            utterances = clips.sets[clips.members[run.start]][2]
+            yield from map(clips.target_text, texts_of(utterances, clips.rows[run]))
 
     @property
     def duration_s(self) -> float:

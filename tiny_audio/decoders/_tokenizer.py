@@ -40,7 +40,6 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
         UserError: there are no transcripts.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     texts = sorted(transcripts)
     alphabet = sorted({character for text in texts for character in text} | {" "})
@@ -57,6 +56,19 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer)
+
+
+def restore_tokenizer(trained: str) -> Any:
+    """What :func:`train_tokenizer` made, from its ``backend_tokenizer.to_str()``."""
+    from tokenizers import Tokenizer
+
+    return _wrapped(Tokenizer.from_str(trained))
+
+
+def _wrapped(tokenizer: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

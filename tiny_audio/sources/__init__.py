@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,27 @@ class Utterance:
     """Where the source finds the clip: a path for files."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further columns, such as ``speaker`` and ``sex``."""
+
+
+class Columns(Sequence[Utterance]):
+    """Utterances that are kept as columns, of which transcripts can be read without the rest."""
+
+    @abstractmethod
+    def texts(self, rows: np.ndarray) -> Iterator[str]:
+        """Transcripts of the numbers ``[m]``, in their order."""
+
+
+def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
+    """Transcripts of the numbers ``[m]``, in their order, by the fastest way there is."""
+    if isinstance(utterances, Columns):
+        return utterances.texts(rows)
+    return (utterances[row].text for row in rows.tolist())
+
+
+def runs(members: np.ndarray) -> Iterator[slice]:
+    """Places of ``[m]`` that hold the same number one after another."""
+    ends = [*(np.flatnonzero(np.diff(members)) + 1).tolist(), len(members)]
+    return (slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if end > start)
 
 
 @dataclass(frozen=True, slots=True)

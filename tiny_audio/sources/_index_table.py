@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tiny_audio.config import UserError
 from tiny_audio.files import commit_folder
-from tiny_audio.sources import Dropped, Index, Utterance
+from tiny_audio.sources import Columns, Dropped, Index, Utterance, runs
 from tiny_audio.sources._parquet import METADATA
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the table's layout; belongs into the names of index folders."""
 
+_TEXTS = 1 << 16
+"""Become strings together."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
 
 
@@ -91,7 +93,7 @@ def read_index(folder: Path) -> Index:
 
 
 @dataclass(frozen=True, eq=False)
-class TableUtterances(Sequence[Utterance]):
+class TableUtterances(Columns):
     """The usable rows of an index table, each made into an utterance when it is asked for; pickles as its place."""
 
     path: Path
@@ -122,6 +124,19 @@ class TableUtterances(Sequence[Utterance]):
         }
         audio = f"{self.shards[row['shard']]}:{row['row_group']}:{row['row']}"
         return Utterance(row["id"], row["duration_s"], row["text"], audio, metadata)
+
+    def texts(self, rows: np.ndarray) -> Iterator[str]:
+        """Record batch by record batch; put together, a large corpus would outgrow what an Arrow array can hold."""
+        import numpy as np
+
+        chunks, wanted = _mapped(self.path).column("text").chunks, self.rows[rows]
+        ends = np.cumsum([len(chunk) for chunk in chunks])
+        numbers = np.searchsorted(ends, wanted, side="right")
+        for run in runs(numbers):
+            chunk = chunks[numbers[run.start]]
+            own = wanted[run] - (ends[numbers[run.start]] - len(chunk))
+            for start in range(0, len(own), _TEXTS):
+                yield from chunk.take(own[start : start + _TEXTS]).to_pylist()
 
 
 def place(utterance: Utterance) -> tuple[str, int, int]:

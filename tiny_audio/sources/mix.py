@@ -13,7 +13,18 @@ import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tiny_audio.config import Config, UserError
-from tiny_audio.sources import SOURCES, Dropped, Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.sources import (
+    SOURCES,
+    Columns,
+    Dropped,
+    Index,
+    Source,
+    SourceConfig,
+    SourceContext,
+    Utterance,
+    runs,
+    texts_of,
+)
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -165,7 +176,7 @@ class _Part:
         )
 
 
-class _Utterances(Sequence[Utterance]):
+class _Utterances(Columns):
     """The utterances of all parts, made when they are looked at."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
@@ -190,6 +201,15 @@ class _Utterances(Sequence[Utterance]):
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[number] for part in self._parts for number in range(len(part.rows)))
+
+    def texts(self, rows: np.ndarray) -> Iterator[str]:
+        """As the parts' own sources read them."""
+        members = np.searchsorted(self._ends, rows, side="right")
+        for run in runs(members):
+            number = int(members[run.start])
+            part = self._parts[number]
+            first = int(self._ends[number]) - len(part.rows)
+            yield from texts_of(part.utterances, part.rows[rows[run] - first])
 
 
 @SOURCES.register
