@@ -82,17 +82,52 @@ def test_a_command_that_looks(site: Path, command: list[str]) -> None:
     assert "attentive" in done.stdout
 
 
-def test_it_trains(site: Path, tmp_path: Path) -> None:
-    """The page's first training command, on a tiny recipe in the quickstart's place."""
-    (command,) = (line for line in COMMANDS if line[1] == "run")
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """In the quickstart's place: a tiny one."""
     document = tiny_recipe(tmp_path)
     write_clips(tmp_path, 8)
-    document["training"]["steps"] = 3
-    (tmp_path / "recipe.yaml").write_text(json.dumps(document))
+    document["training"] |= {"steps": 3, "warmup_steps": 0}
+    document["evaluation"] = {"num_bootstrap": 100}
+    document["generation"] = {"max_new_tokens": 5}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def command_of(name: str) -> list[str]:
+    (command,) = (line for line in COMMANDS if line[1] == name)
+    return command
+
+
+def test_no_command_is_left_out() -> None:
+    assert {line[0] for line in COMMANDS} == {"tiny-audio"}
+    assert {line[1] for line in COMMANDS} == {"list", "reference", "validate", "run", "sweep", "bench"}
+    assert command_of("run")[2] == command_of("sweep")[2] == "recipes/quickstart.yaml"
+
+
+def test_it_trains(site: Path, recipe: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    done = call(
-        site, "-m", "tiny_audio.cli", "run", str(tmp_path / "recipe.yaml"), *command[3:], "--output-dir", str(output)
-    )
+    done = call(site, "-m", "tiny_audio.cli", "run", recipe, *command_of("run")[3:], "--output-dir", str(output))
     assert done.returncode == 0, done.stderr
     report = json.loads((output / "report.json").read_text())
     assert next(part for part in report["parts"] if part["part"] == "projector")["name"] == "attentive"
+
+
+def test_it_is_swept(site: Path, recipe: str, tmp_path: Path) -> None:
+    output = tmp_path / "sweep"
+    done = call(site, "-m", "tiny_audio.cli", "sweep", recipe, *command_of("sweep")[3:], "--output-dir", str(output))
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(path.read_text()) for path in output.rglob("report.json")]
+    runs = {(report["recipe"]["projector"]["name"], report["provenance"]["seed"]) for report in reports}
+    assert len(reports) == len(runs) == 6
+    assert runs == {(projector, seed) for projector in ("swiglu", "attentive") for seed in (0, 1, 2)}
+
+
+def test_it_is_benched(site: Path, tmp_path: Path) -> None:
+    """At its full width, on one short clip."""
+    short = ("--durations", "1", "--batch-sizes", "1", "--max-time", "0.01", "--json")
+    done = call(site, "-m", "tiny_audio.cli", *command_of("bench")[1:], *short)
+    assert done.returncode == 0, done.stderr
+    assert "attentive" in done.stdout
+    assert "swiglu" in done.stdout
