@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.test_parallel import train
 from tests.test_report import REPORT
 from tests.test_training import Listener, make_trainer, parse
+from tests.worlds import in_world
 from tiny_audio.data.clips import Batch
 from tiny_audio.export.card import model_card
 from tiny_audio.ledger import account, ledger_rows
@@ -28,8 +31,10 @@ from tiny_audio.run import Run
 from tiny_audio.training import checkpoint
 from tiny_audio.training.checkpoint import Progress
 from tiny_audio.training.host import Host, measured_peak, nvml_meter, peak_resident_bytes
-from tiny_audio.training.ledger import Amounts, Ledger
+from tiny_audio.training.ledger import Amounts, Beside, Ledger, added
+from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +88,7 @@ def test_a_step(one_step: Callable[..., None]) -> None:
     assert progress.flops == 2e6 + 4 * 2e6 + 10 * positions + 100 * 10
     assert progress.possible_flops == 4e9
     assert progress.rated_j == 50 * 4.5
+    peak = peak_resident_bytes()
     row = ledger.row()
     assert row["audio_hours_per_hour"] == 1.0
     assert row["tokens_per_s"] == 2.5
@@ -90,7 +96,7 @@ def test_a_step(one_step: Callable[..., None]) -> None:
     assert row["data_wait_share"] == 0.25
     assert row["utilization"] == progress.flops / 4e9
     assert row["energy_kwh"] == 225 / 3.6e6
-    assert row["peak_memory_bytes"] == peak_resident_bytes()
+    assert peak <= row["peak_memory_bytes"] <= peak_resident_bytes()
 
 
 def test_a_row_is_of_the_steps_since_the_last(one_step: Callable[..., None]) -> None:
@@ -127,7 +133,60 @@ def test_a_meter_goes_before_the_rated_power(one_step: Callable[..., None]) -> N
 
 
 def test_amounts_of_several_processes_add_up() -> None:
-    assert Amounts(1.0, 2.0, 3, 4.0) + Amounts(10.0, 20.0, 30, 40.0) == Amounts(11.0, 22.0, 33, 44.0)
+    assert Amounts(1.0, 2.0, 3, 4.0, 5.0) + Amounts(10.0, 20.0, 30, 40.0, 50.0) == Amounts(11.0, 22.0, 33, 44.0, 55.0)
+
+
+def test_what_comes_after_the_last_step_counts_too(one_step: Callable[..., None]) -> None:
+    clock, progress = Clock(), Progress()
+    ledger = Ledger(progress, host(), WORK, clock)
+    one_step(ledger, clock)
+    clock.now += 7.0
+    ledger.rest(ledger.joules())
+    assert (progress.wall_s, progress.beside_s) == (4.0, 7.5)
+    assert (progress.rated_j, progress.measured_j) == (50 * 11.5, 0.0)
+    one_step(ledger, clock)
+    assert progress.beside_s == 8.0, "and only once"
+
+
+def test_joules_of_all_processes_add_up(one_step: Callable[..., None]) -> None:
+    first, second = (iter(range(0, 10_000, drawn)) for drawn in (10, 700))
+    ledger = Ledger(Progress(), host(joules=lambda: next(first)), None)
+    other = Ledger(Progress(), host(joules=lambda: next(second)), None)
+    ledger.step_done(ledger.amounts([batch(1.0)]) + other.amounts([batch(1.0)]))
+    assert ledger.progress.measured_j == 710
+    ledger.rest(ledger.joules() + other.joules())
+    assert (ledger.progress.measured_j, ledger.progress.rated_j) == (1420, 0)
+
+
+def test_meters_of_two_real_processes(document: Document, tmp_path: Path) -> None:
+    def work(world: World) -> float:
+        trainers: list[Trainer] = []
+
+        def meter(trainer: Trainer) -> None:
+            readings = itertools.count(0, 1000**world.rank)
+            trainer._host = dataclasses.replace(trainer._host, joules=lambda: float(next(readings)))
+            trainers.append(trainer)
+
+        train(document, tmp_path / "run", world, prepare=meter)
+        return trainers[0].progress.measured_j
+
+    assert in_world(2, work) == [5005.0, 5005.0], "four steps, and what came after them"
+
+
+def test_what_one_process_does_after_training_is_added() -> None:
+    clock, readings = Clock(), iter([1000.0, 1300.0, 1350.0])
+    beside = Beside(host(joules=lambda: next(readings)), clock)
+    clock.now += 6.0
+    export = beside.took()
+    assert export == {"beside_s": 6.0, "measured_j": 300.0, "rated_j": 0.0}
+    clock.now += 1.0
+    scoring = beside.took()
+    assert scoring == {"beside_s": 1.0, "measured_j": 50.0, "rated_j": 0.0}
+    totals = Ledger(Progress(wall_s=3000, beside_s=593, measured_j=50.0, rated_j=7.0), host(), None).totals()
+    whole = added(totals, [export, scoring])
+    assert whole == totals | {"beside_s": 600.0, "measured_j": 400.0}
+    assert account(whole, 3.0, 0.0)["cost_usd"] == 3.0
+    assert added(totals, []) == totals
 
 
 # --- work
@@ -174,6 +233,15 @@ def test_a_cpus_peak_is_measured_and_its_power_assumed() -> None:
     assert found.peak_source == "measured with a matrix product"
     assert (found.rated_watts, found.power_source) == (8.0, "assumed for 1 CPU thread")
     assert found.price_per_hour is None
+
+
+def test_a_process_reads_the_meter_of_its_own_gpu(nvml: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+    alone, of_four = (Host.of(torch.device("cuda"), ExecutionConfig(), TRAINING, count) for count in (1, 4))
+    assert (of_four.rated_watts, of_four.peak_flops) == (4 * alone.rated_watts, 4 * alone.peak_flops)
+    assert of_four.joules is not None
+    assert of_four.joules() - of_four.joules() == -2.5
 
 
 def test_gpus_of_the_table_are_known_by_pytorchs_names() -> None:
@@ -246,7 +314,10 @@ def test_every_figure_says_how_it_is_known() -> None:
         "work": ("2.25 EFLOPs", "counted as tiny-audio plan does, without padding"),
         "utilisation": ("41.2%", "of the peak, 150 TFLOPS (table, a40)"),
         "peak memory": ("26.00 GiB", "of the GPU, as PyTorch's allocator counts"),
-        "time": ("10.0 h", "10.0% of it evaluation and checkpoints; starting, and steps that were lost, not counted"),
+        "time": (
+            "10.0 h",
+            "10.0% of it evaluation, checkpoints and export; starting, lost steps and this report not counted",
+        ),
         "cost": ("$4.40", "$0.44 an hour (rough, from the table)"),
         "energy": ("2.5 kWh", "measured by NVML, the GPU alone"),
         "CO2": ("1.11 kg", "445 g/kWh (execution.grid_gco2_per_kwh)"),
@@ -259,7 +330,11 @@ def test_every_figure_says_how_it_is_known() -> None:
         ({"flops": None}, "work", ("not known", "the model could not be rehearsed")),
         ({"utilization": None}, "utilisation", ("not known", "without the work")),
         ({"memory_of": "process"}, "peak memory", ("26.00 GiB", "resident, of the training process")),
-        ({"occupied_hours": 0.05, "step_hours": 0.05}, "time", ("3.0 min", "0.0% of it evaluation and checkpoints")),
+        (
+            {"occupied_hours": 0.05, "step_hours": 0.05},
+            "time",
+            ("3.0 min", "0.0% of it evaluation, checkpoints and export"),
+        ),
         ({"cost_usd": None}, "cost", ("not known", "set execution.price_per_hour")),
         (
             {"energy_measured_share": 0.0},
@@ -276,6 +351,7 @@ def test_every_figure_says_how_it_is_known() -> None:
             "energy",
             ("not known", "unknown for X: set execution.rated_watts"),
         ),
+        ({"num_processes": 2}, "energy", ("2.5 kWh", "measured by NVML, the GPUs alone")),
         ({"energy_measured_share": None}, "CO2", ("not known", "without the energy")),
         ({"co2_kg": 8.9e-6}, "CO2", ("8.9 mg", "445 g/kWh")),
     ],
@@ -334,7 +410,24 @@ def test_a_runs_report_and_metrics(finished: Path) -> None:
     for row in rows:
         assert {"tokens_per_s", "utilization", "data_wait_share", "peak_memory_bytes", "energy_kwh"} <= row.keys()
         assert 0 < row["utilization"] < 1
-    assert rows[-1]["energy_kwh"] == ledger["energy_kwh"]
+    assert rows[-1]["energy_kwh"] < ledger["energy_kwh"]
+
+
+def test_a_runs_cost_is_of_all_that_it_did(finished: Path) -> None:
+    report, state = (json.loads((finished / name).read_text()) for name in ("report.json", "state.json"))
+    last = checkpoint.latest(finished / "checkpoints")
+    assert last is not None
+    steps = json.loads((last / "progress.json").read_text())
+    totals = state["training"]["totals"]
+    assert totals["wall_s"] == steps["wall_s"]
+    assert totals["beside_s"] > steps["beside_s"], "the last checkpoint"
+    asides = [state["export"]["took"], state["evaluation"]["held_out"]["took"]]
+    assert all(aside["beside_s"] > 0 for aside in asides)
+    occupied_s = totals["wall_s"] + totals["beside_s"] + sum(aside["beside_s"] for aside in asides)
+    assert 3600 * report["ledger"]["occupied_hours"] == pytest.approx(occupied_s)
+    joules = totals["rated_j"] + sum(aside["rated_j"] for aside in asides)
+    assert 3.6e6 * report["ledger"]["energy_kwh"] == pytest.approx(joules)
+    assert joules == pytest.approx(8.0 * occupied_s), "one CPU thread"
 
 
 def test_another_price_makes_another_report_and_nothing_else(document: Document, finished: Path) -> None:

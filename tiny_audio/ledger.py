@@ -102,7 +102,7 @@ def _memory_source(ledger: Mapping[str, Any]) -> str:
 def _time(ledger: Mapping[str, Any]) -> Row:
     beside = ledger["occupied_hours"] - ledger["step_hours"]
     share = beside / ledger["occupied_hours"] if ledger["occupied_hours"] else 0.0
-    how = f"{share:.1%} of it evaluation and checkpoints; starting, and steps that were lost, not counted"
+    how = f"{share:.1%} of it evaluation, checkpoints and export; starting, lost steps and this report not counted"
     return "time", _duration(ledger["occupied_hours"]), how
 
 
@@ -118,7 +118,7 @@ def _energy(ledger: Mapping[str, Any]) -> list[Row]:
         return [("energy", _UNKNOWN, source), ("CO2", _UNKNOWN, "without the energy")]
     rated = f"from the rated power, {watts:,.0f} W ({source})" if watts else "from the rated power"
     if share == 1:
-        how = "measured by NVML, the GPU alone"
+        how = "measured by NVML, the GPUs alone" if ledger["num_processes"] > 1 else "measured by NVML, the GPU alone"
     elif share == 0:
         how = f"not measured: {rated}, drawn all the time"
     else:

@@ -43,7 +43,9 @@ from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.report import render_report
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
 from tiny_audio.training.checkpoint import latest, load_weights
+from tiny_audio.training.host import Host
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
+from tiny_audio.training.ledger import Beside, added
 from tiny_audio.training.loop import Trainer, Watcher, summary
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.precision import set_types
@@ -185,6 +187,7 @@ class Run:
         progress = trainer.run()
         if not world.is_main:
             return
+        beside = self._beside()
         if trainer.is_sharded:
             # Whole again, from the checkpoint of the last step.
             last = latest(self.folder / "checkpoints")
@@ -194,7 +197,7 @@ class Run:
             load_weights(last, model)
         done = {"summary": summary(progress), "totals": trainer.ledger.totals(), "parts": describe_parts(model)}
         self._state["training"] |= {**done, "finished": True}
-        self._export_from(model, tokenizer)
+        self._export_from(model, tokenizer, beside)
         self._save_state()
 
     def _record(self, recipe: Recipe, inputs: dict[str, str | None]) -> tuple[dict[str, str | None], Work | None]:
@@ -267,15 +270,20 @@ class Run:
             max_padded_s=recipe.execution.evaluate_max_padded_s,
         )
 
-    def _export_from(self, model: TinyAudioModel, tokenizer: Any) -> None:
+    def _beside(self) -> Beside:
+        recipe = self.recipe
+        return Beside(Host.of(device_of(recipe.execution.device), recipe.execution, recipe.training))
+
+    def _export_from(self, model: TinyAudioModel, tokenizer: Any, beside: Beside) -> None:
         model.config.generation = self.recipe.generation.model_dump(mode="json")
         export_model(model, tokenizer, self.folder / "model")
-        self._state["export"] = {"generation": model.config.generation}
+        self._state["export"] = {"generation": model.config.generation, "took": beside.took()}
 
     def _export(self) -> None:
         """Generation settings travel with the model: where they changed, it is written again."""
         if self._state["export"]["generation"] != self.recipe.generation.model_dump(mode="json"):
-            self._export_from(*load_model(self.folder / "model", types_as_saved=True))
+            beside = self._beside()
+            self._export_from(*load_model(self.folder / "model", types_as_saved=True), beside)
             self._save_state()
 
     def _evaluation_identity(self, name: str) -> str:
@@ -305,6 +313,7 @@ class Run:
         return self._state.get("report") == self._report_identity() and all(file.exists() for file in files)
 
     def _evaluate(self, names: list[str]) -> None:
+        beside = self._beside()
         half = self.recipe.training.precision == "bf16"
         # No wider than it was trained: what fitted the GPU then, fits now.
         model, tokenizer = load_model(self.folder / "model", types_as_saved=half)
@@ -326,6 +335,7 @@ class Run:
                 "identity": self._evaluation_identity(name),
                 "data": gathered.fingerprint,
                 "scores": scores,
+                "took": beside.took(),
             }
             self._save_state()
             low, high = scores["wer_interval"]
@@ -333,13 +343,16 @@ class Run:
 
     def _report(self) -> None:
         recipe, training = self.recipe, self._state["training"]
+        scored = [self._state["evaluation"][name] for name in recipe.data.evaluation]
+        asides = [done["took"] for done in [self._state["export"], *scored] if "took" in done]
+        totals = added(training["totals"], asides)
         report = {
             "run_id": recipe.run_id(),
             "name": self.name,
             "parameters": {row["part"]: {k: row[k] for k in ("total", "trainable")} for row in training["parts"]},
             "parts": training["parts"],
             "training": training["summary"],
-            "ledger": account(training["totals"], recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
+            "ledger": account(totals, recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
             "evaluation": {name: self._state["evaluation"][name]["scores"] for name in recipe.data.evaluation},
             "dropped": dict(Counter(drop.reason for drop in read_dropped(self.folder / "dropped.jsonl"))),
             "provenance": self._provenance(),

@@ -35,7 +35,7 @@ class Host:
     price_per_hour: float | None
     """US dollars, of the table."""
     joules: Callable[[], float] | None
-    """A meter: what the devices have drawn since it began to count. None where nothing measures."""
+    """A meter: what the device of this process alone has drawn since it began to count. None where nothing measures."""
 
     @classmethod
     def of(
@@ -75,7 +75,7 @@ class Host:
             watts * num_processes,
             power_source,
             price,
-            None if meter is None else lambda: meter() * num_processes,
+            meter,
         )
 
     def peak_memory_bytes(self) -> int:

@@ -7,7 +7,7 @@ took back are in none of them, and neither is the time it takes to start.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,6 +23,7 @@ _SUMS = (
     *("wall_s", "waited_s", "beside_s", "audio_s", "padded_s", "tokens"),
     *("flops", "possible_flops", "measured_j", "rated_j"),
 )
+_ASIDE = ("beside_s", "measured_j", "rated_j")
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Amounts:
     """Of transcripts, end tokens included."""
     flops: float = 0.0
     """That the clips need; padding is none."""
+    joules: float = 0.0
+    """By the device's meter, since the step before; 0 where there is none."""
 
     def __add__(self, other: Amounts) -> Amounts:
         return Amounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -74,7 +77,15 @@ class Ledger:
             sum(batch.padded_s for batch in batches),
             sum(tokens),
             self._work.flops(seconds, tokens) if self._work else 0.0,
+            self.joules(),
         )
+
+    def joules(self) -> float:
+        """That this process's device has drawn since this was last asked; 0 without a meter."""
+        if self._host.joules is None:
+            return 0.0
+        before, self._joules = self._joules, self._host.joules()
+        return self._joules - before
 
     def step_done(self, amounts: Amounts) -> None:
         """A step is over.
@@ -93,12 +104,25 @@ class Ledger:
         if self._work:
             progress.flops += amounts.flops
             progress.possible_flops += self._host.peak_flops * step_s
+        self._drawn(step_s + beside_s, amounts.joules)
+
+    def rest(self, joules: float) -> None:
+        """What came after the last step is over.
+
+        Args:
+            joules: of all processes, see :meth:`joules`.
+        """
+        now = self._clock()
+        beside_s = now - self._ended
+        self._ended = now
+        self.progress.beside_s += beside_s
+        self._drawn(beside_s, joules)
+
+    def _drawn(self, seconds: float, joules: float) -> None:
         if self._host.joules:
-            joules = self._host.joules()
-            progress.measured_j += joules - self._joules
-            self._joules = joules
+            self.progress.measured_j += joules
         else:
-            progress.rated_j += self._host.rated_watts * (step_s + beside_s)
+            self.progress.rated_j += self._host.rated_watts * seconds
 
     def row(self) -> dict[str, Any]:
         """Of the steps since the last row; hours, memory and energy are of the whole training so far."""
@@ -125,3 +149,27 @@ class Ledger:
             "memory_of": "GPU" if host.device.type == "cuda" else "process",
             "price_per_hour": host.price_per_hour,
         }
+
+
+class Beside:
+    """Follows what one process does after training: exporting, scoring.
+
+    Args:
+        host: this process's device alone; the others are done.
+        clock: seconds that only go up.
+    """
+
+    def __init__(self, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ledger = Ledger(Progress(), host, None, clock)
+
+    def took(self) -> dict[str, float]:
+        """Since it began, or was last asked; adds to :meth:`Ledger.totals`."""
+        before = replace(self._ledger.progress)
+        self._ledger.rest(self._ledger.joules())
+        return {name: getattr(self._ledger.progress, name) - getattr(before, name) for name in _ASIDE}
+
+
+def added(totals: Mapping[str, Any], asides: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """The totals of a training, and of what came after it."""
+    asides = list(asides)
+    return {**totals, **{name: totals[name] + sum(aside[name] for aside in asides) for name in _ASIDE}}

@@ -150,6 +150,7 @@ class Trainer:
                 self._train()
                 if self.world.any(self.stop.requested):
                     raise self._stopped()
+                self.ledger.rest(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
                 # What a full disk does not take now, it did not take before, and that was said.
@@ -214,8 +215,9 @@ class Trainer:
         last = micro_batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
         own = self.ledger.amounts([micro_batch.batch for micro_batch in micro_batches if micro_batch.weight])
-        audio_s, padded_s, tokens, flops = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops])
-        self.ledger.step_done(Amounts(audio_s, padded_s, int(tokens), flops))
+        sums = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops, own.joules])
+        audio_s, padded_s, tokens, flops, joules = sums
+        self.ledger.step_done(Amounts(audio_s, padded_s, int(tokens), flops, joules))
         if execution.log_clips:
             self._write(lambda: self._log_clips(micro_batches))
         if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
