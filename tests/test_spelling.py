@@ -19,7 +19,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import build_tokenizer, restore_tokenizer
 from tiny_audio.run import Run, assemble
-from tiny_audio.sources import Columns, texts_of
+from tiny_audio.sources import SOURCES, Columns, SourceContext, texts_of
 from tiny_audio.sources._index_table import TableUtterances
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.spelling import Spelling
@@ -58,7 +58,9 @@ def mixed(tmp_path: Path, document: Document) -> ClipSet:
     table = {"name": "parquet", "path": str(tmp_path / "shards"), "audio_column": "wav", "id_column": "ID"}
     parts = {"read": {"source": manifest}, "wild": {"source": table, "max_clips": 17}, "all": {"source": table}}
     train = {"clips": manifest, "table": table, "mix": {"name": "mix", "sources": parts}}
-    return gather(parse(changed(document, data__train=train, data__min_duration_s=0.7, data__target_text="lower")))
+    data = parse(changed(document, data__train=train)).data
+    sources = {name: SOURCES.build(source, SourceContext(tmp_path / "cache")) for name, source in data.train.items()}
+    return ClipSet.gather(sources, 0.7, 10.0, "lower")
 
 
 def test_texts_are_those_of_the_clips(mixed: ClipSet) -> None:
