@@ -186,7 +186,7 @@ class TrainedBenchmark:
     def _train_clips(self) -> ClipSet:
         data = self.recipe.data
         clips = self._gather(data.train, data.target_text)
-        check_dropped(clips.dropped, len(clips.clips) + len(clips.dropped), data.max_dropped_share)
+        check_dropped(clips.dropped, clips.num_inside, data.max_dropped_share)
         return clips
 
     @cached_property

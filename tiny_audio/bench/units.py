@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tiny_audio.augmentation import SpecAugment
 from tiny_audio.bench.features import Features
 from tiny_audio.config import RunFailed
-from tiny_audio.data.clips import ClipSet, Labeler, PlannedBatches, check_dropped
+from tiny_audio.data.clips import BOUNDS, ClipSet, Labeler, PlannedBatches, check_dropped
 from tiny_audio.data.order import plan_epoch
 from tiny_audio.device import set_tf32
 from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
@@ -88,7 +88,8 @@ class CachedMaterial:
                 usable.append(index)
             else:
                 dropped.append(Dropped(clip.id, *problem))
-        check_dropped(dropped, len(usable) + len(dropped), recipe.data.max_dropped_share)
+        num_clips = len(usable) + sum(drop.reason not in BOUNDS for drop in dropped)
+        check_dropped(dropped, num_clips, recipe.data.max_dropped_share)
         durations = [features.clips[index].utterance.duration_s for index in usable]
         for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
             chosen = [usable[place] for place in batch.tolist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
-from tiny_audio.audio import AudioError, load_audio
+from tiny_audio.audio import MIN_DURATION_S, AudioError, load_audio
 from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
@@ -28,7 +28,7 @@ from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 from tiny_audio.text import TargetText, TargetTextChoice
 
 BOUNDS = ("too_short", "too_long")
-"""Reasons that say no more than that a clip is outside data.min_duration_s and data.max_duration_s."""
+"""Reasons by which an index leaves out a clip outside data.min_duration_s and data.max_duration_s, and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,15 @@ class Clip:
             AudioError: the clip is unusable, or lasts nothing like what its index says.
         """
         utterance = self.utterance
-        waveform = load_audio(self.source.encoded(utterance), max_duration_s=max_duration_s, name=utterance.id)
+        audio = self.source.encoded(utterance)
+        try:
+            waveform = load_audio(audio, max_duration_s=max_duration_s, name=utterance.id)
+        except AudioError as error:
+            if error.reason == "too_long" or (error.reason == "too_short" and utterance.duration_s >= MIN_DURATION_S):
+                # By its index, the clip is inside the bounds; that is a fault of the data, and counts as one.
+                said = f"its index says {utterance.duration_s:.2f} s"
+                raise AudioError("duration_differs", f"{error}; {said}, correct it") from error
+            raise
         duration_s = len(waveform) / SAMPLE_RATE
         if abs(duration_s - utterance.duration_s) > max(0.5, 0.1 * utterance.duration_s):
             raise AudioError(
@@ -183,6 +191,28 @@ class ClipSet:
         )
 
     @property
+    def num_inside(self) -> int:
+        """Clips inside the bounds of length, those that cannot be used included."""
+        return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
+
+    def usable_again(self, ids: Collection[str], labeler: Labeler, max_duration_s: float) -> list[str]:
+        """Those of the ids whose clips can be used now, or are no longer part of the data; reads these clips.
+
+        Args:
+            ids: of clips that could not be used.
+        """
+        unusable = {drop.id for drop in self.dropped}.intersection(ids)
+        left = set(ids) - unusable
+        for clip in self.clips if left else ():
+            if clip.id in left:
+                left.remove(clip.id)
+                if labeler.dropped(clip, max_duration_s) is not None:
+                    unusable.add(clip.id)
+                if not left:
+                    break
+        return [id_ for id_ in ids if id_ not in unusable]
+
+    @property
     def texts(self) -> Iterator[str]:
         """All transcripts, as they become targets, one by one."""
         clips = self.clips
@@ -225,6 +255,9 @@ def _joined_weights(weights: Sequence[np.ndarray | None], rows: Sequence[np.ndar
 
 def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
     """Stop where too much is unusable. Clips outside the recipe's own bounds of length do not count: those were chosen.
+
+    Args:
+        num_clips: inside the bounds, unusable ones included.
 
     Raises:
         UserError: counts by reason, and an example of each.
@@ -341,6 +374,15 @@ class Labeler:
         if min_frames(labels) > frames:
             return "text_too_long", f"{len(labels)} characters do not fit {frames} frames"
         return None
+
+    def dropped(self, clip: Clip, max_duration_s: float) -> Dropped | None:
+        """What is wrong with a clip as it is; reads it."""
+        try:
+            num_samples = len(clip.load(max_duration_s))
+        except AudioError as error:
+            return Dropped(clip.id, error.reason, str(error))
+        problem = self.problem(clip.utterance.text, num_samples)
+        return Dropped(clip.id, *problem) if problem else None
 
     def _ids(self, text: str) -> list[int]:
         # A text is checked, and then made into targets.

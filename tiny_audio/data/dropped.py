@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from tiny_audio.data.clips import BOUNDS, check_dropped
+from tiny_audio.files import write_atomically
 from tiny_audio.sources import Dropped
 
 
@@ -28,8 +29,14 @@ class DroppedLog:
         fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(drop)) + "\n" for drop in fresh)
+                file.writelines(map(_line, fresh))
             self._ids |= {drop.id for drop in fresh}
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Clips that can be used again."""
+        kept = [drop for drop in read_dropped(self._path) if drop.id not in ids]
+        write_atomically(self._path, "".join(map(_line, kept)))
+        self._ids.difference_update(ids)
 
 
 def read_dropped(path: Path) -> list[Dropped]:
@@ -39,18 +46,22 @@ def read_dropped(path: Path) -> list[Dropped]:
     return [Dropped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
+def _line(drop: Dropped) -> str:
+    return json.dumps(asdict(drop)) + "\n"
+
+
 class DroppedClips:
     """The training clips that turned out unusable so far, each once, and the ceiling.
 
     Args:
-        num_clips: of the training data, these included.
+        num_clips: of the training data inside the bounds of length, these included.
         max_share: see ``data.max_dropped_share``.
     """
 
     def __init__(self, num_clips: int, max_share: float) -> None:
         self._num_clips, self._max_share = num_clips, max_share
         self._by_id: dict[str, Dropped] = {}
-        self._counted = 0
+        self._counted: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -59,8 +70,18 @@ class DroppedClips:
         """Remember; gives those that are new."""
         fresh = _once(dropped, self._by_id)
         self._by_id |= {drop.id: drop for drop in fresh}
-        self._counted += sum(drop.reason not in BOUNDS for drop in fresh)
+        self._counted |= {drop.id for drop in fresh if drop.reason not in BOUNDS}
         return fresh
+
+    def over_ceiling(self) -> list[str]:
+        """Ids of all that count, where they are too many; nothing where they are not."""
+        return sorted(self._counted) if len(self._counted) > self._max_share * self._num_clips else []
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Clips that can be used again."""
+        for id_ in ids:
+            del self._by_id[id_]
+            self._counted.discard(id_)
 
     def check(self) -> None:
         """Stop where there are too many.
@@ -68,7 +89,7 @@ class DroppedClips:
         Raises:
             UserError: see :func:`tiny_audio.data.clips.check_dropped`.
         """
-        if self._counted > self._max_share * self._num_clips:
+        if self.over_ceiling():
             check_dropped(list(self._by_id.values()), self._num_clips, self._max_share)
 
 

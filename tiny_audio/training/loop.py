@@ -104,8 +104,7 @@ class Trainer:
             # No buffer changes in training: norms over batches are frozen.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        num_clips = len(clips.clips) + len(clips.dropped)
-        self._dropped = DroppedClips(num_clips, recipe.data.max_dropped_share)
+        self._dropped = DroppedClips(clips.num_inside, recipe.data.max_dropped_share)
         device = self.accelerator.device
         set_types(model, self.config.precision, device)
         self.bare_model = model
@@ -142,6 +141,7 @@ class Trainer:
         if last is None:
             self._note_dropped(self.clips.dropped)
         else:
+            self._dropped.forget(self.world.on_main(self._mended))
             self.world.on_main(self._dropped.check)
         self.ledger = Ledger(self.progress, self._host, self._work)
         self.world.on_main(self._open_logs)
@@ -165,6 +165,18 @@ class Trainer:
             path.unlink(missing_ok=True)
         self._dropped_log = DroppedLog(path)
         return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
+
+    def _mended(self) -> list[str]:
+        """Which of the clips that stopped an earlier start can be used now; none of them is read where none did."""
+        ids = self._dropped.over_ceiling()
+        if not ids:
+            return []
+        self.watcher.note(f"{len(ids)} clips could not be used, which is too many: reading them again")
+        usable = self.clips.usable_again(ids, self.labeler, self.recipe.data.max_duration_s)
+        if usable:
+            self._dropped_log.remove(set(usable))
+        self.watcher.note(f"{len(usable)} of them can be used now")
+        return usable
 
     def _open_logs(self) -> None:
         self._metrics = MetricsLog(self.run_dir, self.progress.step)
