@@ -730,7 +730,7 @@ def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None
     recipe = parse(changed(tiny_recipe(tmp_path), batching__max_clips=2))
     clips = gather(recipe)
     _, _, labeler = assemble(recipe, clips, None)
-    batches = Batches(recipe, clips, labeler, World(), lambda dropped: None, pin_memory=False)
+    batches = Batches(recipe, clips, labeler, World(), lambda dropped: None, StopSignal(), pin_memory=False)
     plan = clips.clips.plan(recipe.batching, recipe.training.seed, 0)
     assert next(batches.start(0, 1, plan.hash)).index == 1
     with pytest.raises(RunFailed) as failure:

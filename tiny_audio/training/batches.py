@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from types import FrameType
+from multiprocessing import active_children
+from types import FrameType, TracebackType
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches
@@ -17,6 +19,7 @@ from tiny_audio.data.order import EpochPlan
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
+from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
 
@@ -58,6 +61,7 @@ class Batches:
         labeler: turns transcripts into targets.
         world: each process gets its rows of every batch; batches without a usable clip are left out.
         note_dropped: told about clips that turn out unusable, of all processes in each.
+        stop: breaks off waiting for a batch.
         pin_memory: for a GPU.
     """
 
@@ -68,15 +72,16 @@ class Batches:
         labeler: Labeler,
         world: World,
         note_dropped: Callable[[list[Dropped]], None],
+        stop: StopSignal,
         *,
         pin_memory: bool,
     ) -> None:
         self.recipe, self.clips, self.labeler, self.world = recipe, clips, labeler, world
-        self._note_dropped = note_dropped
+        self._note_dropped, self._stop = note_dropped, stop
         self._pin_memory = pin_memory
 
-    def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch]:
-        """From a place in the plan on.
+    def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch | None]:
+        """From a place in the plan on; None, in all processes, where one was asked to stop while it waited.
 
         Args:
             plan_hash: of the epoch's plan, as a checkpoint knows it; "" at the start.
@@ -87,17 +92,30 @@ class Batches:
             RunFailed: a whole epoch has no usable clip.
         """
         while True:
+            # Before processes are forked: threads of the last epoch that a stop left behind may hold locks.
+            if self.world.any(self._stop.requested):
+                yield None
+                return
             plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
             if index and plan.hash != plan_hash:
                 why = f"epoch {epoch} was planned by another version of the code, and batch {index} of it is another"
                 raise self.world.failure(RunFailed(f"{why}; continue with the version that began, or start over"))
             useful = 0
-            loader = self._loader(plan, epoch, index)
-            with Lookahead(self.clips.clips, plan, index, self.recipe.batching.shuffle_clips) as lookahead:
-                for place, batch in enumerate(loader, start=index):
-                    if self.world.local_rank == 0:
+            ahead_clips = self.recipe.batching.shuffle_clips
+            with (
+                _Loader(self._data_loader(plan, epoch, index)) as loader,
+                Lookahead(self.clips.clips, plan, index, ahead_clips, self._is_stopping) as lookahead,
+            ):
+                for place in range(index, len(plan)):
+                    batch = loader.next(self._stop)
+                    if batch is not None and self.world.local_rank == 0:
                         lookahead.reached(place)
-                    counts, dropped = self._meet(batch)
+                    met = self._meet(batch)
+                    if met is None:
+                        loader.give_up()
+                        yield None
+                        return
+                    counts, dropped = met
                     self._note_dropped(dropped)
                     if not counts.clips:
                         continue
@@ -111,7 +129,10 @@ class Batches:
                 raise self.world.failure(RunFailed(why))
             epoch, index = epoch + 1, 0
 
-    def _loader(self, plan: EpochPlan, epoch: int, index: int) -> Iterator[Batch | str]:
+    def _is_stopping(self) -> bool:
+        return self._stop.requested
+
+    def _data_loader(self, plan: EpochPlan, epoch: int, index: int) -> DataLoader[Batch | str]:
         recipe, world = self.recipe, self.world
         planned = PlannedBatches(
             self.clips.clips,
@@ -124,24 +145,24 @@ class Batches:
             world.rank,
             world.size,
         )
-        return iter(
-            DataLoader(
-                _Spoken(planned),
-                batch_size=None,
-                sampler=range(index, len(plan)),
-                num_workers=recipe.execution.num_workers,
-                worker_init_fn=_outlive_the_first_signal,
-                pin_memory=self._pin_memory,
-                # Loaders draw a base seed from the global generator; that must not depend on how often we restarted.
-                generator=torch.Generator().manual_seed(recipe.training.seed),
-            )
+        return DataLoader(
+            _Spoken(planned),
+            batch_size=None,
+            sampler=range(index, len(plan)),
+            num_workers=recipe.execution.num_workers,
+            worker_init_fn=_outlive_the_first_signal,
+            pin_memory=self._pin_memory,
+            # Loaders draw a base seed from the global generator; that must not depend on how often we restarted.
+            generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
-    def _meet(self, batch: Batch | str) -> tuple[Counts, list[Dropped]]:
-        """What all processes have of a batch, and which of its clips are unusable."""
-        failed = isinstance(batch, str)
-        values = [0.0] * 4 if isinstance(batch, str) else _values(batch)
-        clips, tokens, labels, num_dropped, num_failed = map(int, self.world.sum([*values, float(failed)]))
+    def _meet(self, batch: Batch | str | None) -> tuple[Counts, list[Dropped]] | None:
+        """What all processes have of a batch, and which of its clips are unusable; None where one is to stop."""
+        values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
+        flags = [float(isinstance(batch, str)), float(batch is None)]
+        clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
+        if num_stopping:
+            return None
         if num_failed:
             messages = self.world.gather(batch if isinstance(batch, str) else None)
             raise self.world.failure(LoadingFailed(next(message for message in messages if message is not None)))
@@ -169,6 +190,42 @@ def _values(batch: Batch) -> list[float]:
     return [len(batch.targets), tokens, labels, len(batch.dropped)]
 
 
+class _Loader:
+    """What a DataLoader loads, until it is left."""
+
+    def __init__(self, loader: DataLoader[Batch | str]) -> None:
+        before = set(active_children())
+        self._batches: Iterator[Batch | str] | None = iter(loader)
+        self._processes = set(active_children()) - before
+
+    def __enter__(self) -> _Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._batches = None  # which ends its processes
+
+    def next(self, stop: StopSignal) -> Batch | str | None:
+        """None where a stop was asked for."""
+        assert self._batches is not None
+        try:
+            with stop.waiting():
+                return next(self._batches)
+        except StopAsked:
+            return None
+
+    def give_up(self) -> None:
+        """Its processes break off what they wait for; nobody needs it."""
+        for process in self._processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+
+
+_STOP = StopSignal()
+"""Of a loader's process."""
+
+
 class _Spoken(Dataset[Batch | str]):
     """Batches, or the message where one cannot be had: an error would come out of a loader process in a wrapping."""
 
@@ -180,19 +237,26 @@ class _Spoken(Dataset[Batch | str]):
 
     def __getitem__(self, k: int) -> Batch | str:
         try:
-            return self._batches[k]
+            with _STOP.waiting():
+                return self._batches[k]
         except UserError as error:
             return str(error)
+        except StopAsked:
+            if get_worker_info() is None:
+                raise
+            return "a process that loads clips was told to stop"
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Ctrl-C and many schedulers signal every process: the main one needs its loaders to finish the step.
+    """Ctrl-C and many schedulers signal every process: one that loads breaks off, and the main one goes on to save.
 
     It ends them afterwards, with a SIGTERM where they do not hear.
     """
 
     def give_way(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _STOP.ask()
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, give_way)
     signal.signal(signal.SIGTERM, give_way)

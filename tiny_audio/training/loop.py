@@ -137,6 +137,7 @@ class Trainer:
         optimizer = self.optimizer.optimizer
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, optimizer, self.watcher.note, self.world)
         self.progress = last or checkpoint.Progress()
+        self._saved_step = self.progress.step
         self._dropped.add(self.world.on_main(self._open_dropped))
         if last is None:
             self._note_dropped(self.clips.dropped)
@@ -146,7 +147,7 @@ class Trainer:
         self.ledger = Ledger(self.progress, self._host, self._work)
         self.world.on_main(self._open_logs)
         try:
-            with self.stop.deferred():
+            with self.stop.deferred(self._lost):
                 self._train()
                 if self.world.any(self.stop.requested):
                     raise self._stopped()
@@ -184,7 +185,7 @@ class Trainer:
         self._clips_log = ClipsLog(self.run_dir / "clips.jsonl", self.progress.step) if log_clips else None
 
     def _train(self) -> None:
-        progress, saved_step = self.progress, self.progress.step
+        progress = self.progress
         self.model.train()
         window = _Window()
         planned = Batches(
@@ -193,35 +194,50 @@ class Trainer:
             self.labeler,
             self.world,
             self._note_dropped,
+            self.stop,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         batches = planned.start(progress.epoch, progress.batch, progress.plan)
         try:
             while progress.step < self.config.steps:
-                window = self._one_step(batches, window)
-                stopping = self.world.any(self.stop.requested)
+                micro_batches = self._wait_for(batches)
+                if micro_batches is not None:
+                    window = self._one_step(micro_batches, window)
+                stopping = micro_batches is None or self.world.any(self.stop.requested)
+                del micro_batches  # a loader fills their memory again
                 finished = progress.step == self.config.steps
-                if finished or stopping or progress.step % self.recipe.execution.checkpoint_every == 0:
-                    saved_step = progress.step
+                due = finished or stopping or progress.step % self.recipe.execution.checkpoint_every == 0
+                if due and progress.step > self._saved_step:
                     self._save()
                 if stopping:
                     raise self._stopped()
         except (UserError, FollowedError) as error:
             # Raised in all processes alike, and between steps.
-            if progress.step > saved_step and issubclass(_kind(error), UserError):
+            if progress.step > self._saved_step and issubclass(_kind(error), UserError):
                 self._save()
             if isinstance(error, LoadingFailed):  # in the first process
-                where = f"step {progress.step} is saved" if progress.step else "nothing is trained yet"
-                raise LoadingFailed(f"{error}\n{where}, the same command continues") from error
+                raise LoadingFailed(f"{error}\n{self._where()}") from error
             raise
         finally:
             batches.close()  # and with it the loader's processes
 
-    def _one_step(self, batches: Iterator[MicroBatch], window: _Window) -> _Window:
+    def _wait_for(self, batches: Iterator[MicroBatch | None]) -> list[MicroBatch] | None:
+        """The batches of a step; None, in all processes, where one was asked to stop before they were there."""
+        waited_s, found = self.progress.waited_s, []
+        with self.ledger.waiting():
+            for _ in range(self.config.accumulation):
+                micro_batch = next(batches)
+                if micro_batch is None:
+                    break
+                found.append(micro_batch)
+        if len(found) == self.config.accumulation:
+            return found
+        self.progress.waited_s = waited_s  # of a step that there is not
+        return None
+
+    def _one_step(self, micro_batches: list[MicroBatch], window: _Window) -> _Window:
         """A step, and what is written after it; gives the window to go on with."""
         execution, progress = self.recipe.execution, self.progress
-        with self.ledger.waiting():
-            micro_batches = [next(batches) for _ in range(self.config.accumulation)]
         result = self._step(micro_batches, window)
         progress.step += 1
         last = micro_batches[-1]
@@ -307,8 +323,18 @@ class Trainer:
             )
 
     def _stopped(self) -> Exception:
+        return self.world.failure(Stopped(f"stopped by a signal; {self._where()}"))
+
+    def _where(self) -> str:
+        """What there is, between steps."""
         step = self.progress.step
-        return self.world.failure(Stopped(f"stopped by a signal; step {step} is saved, the same command continues"))
+        return f"{f'step {step} is saved' if step else 'nothing is trained yet'}, the same command continues"
+
+    def _lost(self) -> str:
+        """What leaving in the middle of a step, or of saving, loses."""
+        if self._saved_step:
+            return f"all after step {self._saved_step} is lost, the same command continues from there"
+        return "no step is saved, the same command starts from the beginning"
 
     def _write(self, work: Callable[[], None]) -> None:
         """In the first process, to the run's folder."""
@@ -370,6 +396,7 @@ class Trainer:
     def _save(self) -> None:
         keep, optimizer = self.recipe.execution.keep_checkpoints, self.optimizer.optimizer
         checkpoint.save(self.checkpoints, self.bare_model, optimizer, self.progress, keep, self.world)
+        self._saved_step = self.progress.step
 
 
 def _kind(error: UserError | FollowedError) -> type[Exception]:
