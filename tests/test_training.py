@@ -700,6 +700,21 @@ def test_a_text_that_does_not_fit_its_clip_is_dropped(tmp_path: Path) -> None:
     assert batch.waveforms.shape[0] == len(batch.seeds) == len(batch.ctc_targets) == 2
 
 
+def test_a_text_that_fits_its_clip_only_unhurried_is_used_so(tmp_path: Path) -> None:
+    """Speeding a clip up takes frames away; that is not the data's fault, and nothing to drop it for."""
+    manifest = write_clips(tmp_path, 2)
+    with manifest.open("a") as file:
+        file.write(manifest_row(tmp_path / "clip001.flac", "stop now go on left stop no ba", 0.61))
+    document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, augmentation={"speed": [1.1], "white_noise": {}})
+    first, again = first_batch(document), first_batch(document)
+    assert not first.dropped
+    lengths = {row.numel(): length for row, length in zip(first.targets, first.lengths.tolist(), strict=True)}
+    assert lengths[max(lengths)] == 9760, "as recorded"
+    assert 0.61 * 16_000 / 1.1 < 9_000
+    assert sorted(first.lengths.tolist())[0] < 9_000, "others are sped up"
+    assert torch.equal(first.waveforms, again.waveforms)
+
+
 def test_a_text_with_a_control_token_is_dropped(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
@@ -738,6 +753,28 @@ def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None
     assert str(failure.value) == (
         "epoch 0 was planned by another version of the code, and batch 1 of it is another; continue with the version "
         "that began, or start over"
+    )
+
+
+def test_an_epoch_without_clips_is_passed_over(tmp_path: Path) -> None:
+    """Three clips, each in one epoch of ten; then so rarely that it is a mistake."""
+
+    def mixed(weight: float) -> Document:
+        source = tiny_recipe(tmp_path)["data"]["train"]["clips"]
+        mix = {"name": "mix", "sources": {"few": {"source": source, "weight": weight}}}
+        return changed(tiny_recipe(tmp_path), data__train={"mix": mix}, training__steps=4, execution__log_clips=True)
+
+    write_clips(tmp_path, 3)
+    make_trainer(mixed(0.1), tmp_path / "run").run()
+    epochs = [row["epoch"] for row in read_metrics(tmp_path / "run" / "clips.jsonl")]
+    assert len(epochs) == 4
+    assert epochs[0] > 0
+    assert epochs == sorted(set(epochs))
+    with pytest.raises(RunFailed) as failure:
+        make_trainer(mixed(1e-7), tmp_path / "never").run()
+    assert str(failure.value) == (
+        "the weights in data.train leave 1,000 epochs on end without a clip, up to epoch 1000: they add up to 3e-07 "
+        "clips an epoch; raise them"
     )
 
 

@@ -434,11 +434,16 @@ class PlannedBatches(Dataset[Batch]):
             clip = self.clips[int(index)]
             seed, text = clip_seed(self.seed, self.epoch, clip.id, int(repeat)), clip.utterance.text
             try:
-                waveform = augment_waveform(self.augmentation, clip.load(self.max_duration_s), seed)
+                recorded = clip.load(self.max_duration_s)
+                waveform = augment_waveform(self.augmentation, recorded, seed)
             except AudioError as error:
                 dropped.append(Dropped(clip.id, error.reason, str(error)))
                 continue
             problem = self.labeler.problem(text, len(waveform))
+            if problem and len(waveform) < len(recorded):
+                # Its text may fit the clip, and only not the clip sped up, which is no fault of the data.
+                waveform = augment_waveform(self.augmentation.model_copy(update={"speed": None}), recorded, seed)
+                problem = self.labeler.problem(text, len(waveform))
             if problem:
                 dropped.append(Dropped(clip.id, *problem))
                 continue

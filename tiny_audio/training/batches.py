@@ -22,6 +22,9 @@ from tiny_audio.sources import Dropped
 from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
+_MOST_EMPTY_EPOCHS = 1000
+"""On end: weights may leave an epoch without a clip, and the next one has some."""
+
 
 class LoadingFailed(UserError):  # noqa: N818  # what it says, not what it is
     """A batch cannot be had, for no fault of its clips, such as a hub that went away."""
@@ -89,8 +92,9 @@ class Batches:
         Raises:
             RunFailed: the epoch is planned otherwise now.
             LoadingFailed: clips cannot be had, in whichever process.
-            RunFailed: a whole epoch has no usable clip.
+            RunFailed: a whole epoch has no usable clip, or no clip comes for many epochs.
         """
+        num_empty = 0
         while True:
             # Before processes are forked: threads of the last epoch that a stop left behind may hold locks.
             if self.world.any(self._stop.requested):
@@ -100,7 +104,13 @@ class Batches:
             if index and plan.hash != plan_hash:
                 why = f"epoch {epoch} was planned by another version of the code, and batch {index} of it is another"
                 raise self.world.failure(RunFailed(f"{why}; continue with the version that began, or start over"))
-            useful = 0
+            if not len(plan):
+                num_empty += 1
+                if num_empty > _MOST_EMPTY_EPOCHS:
+                    raise self.world.failure(RunFailed(self._too_rare(epoch)))
+                epoch += 1
+                continue
+            num_empty, useful = 0, 0
             ahead_clips = self.recipe.batching.shuffle_clips
             with (
                 _Loader(self._data_loader(plan, epoch, index)) as loader,
@@ -128,6 +138,14 @@ class Batches:
                 why = f"no clip of epoch {epoch} could be used; see dropped.jsonl for the reasons"
                 raise self.world.failure(RunFailed(why))
             epoch, index = epoch + 1, 0
+
+    def _too_rare(self, epoch: int) -> str:
+        weights = self.clips.clips.weights
+        total = len(self.clips.clips) if weights is None else float(weights.sum())
+        return (
+            f"the weights in data.train leave {_MOST_EMPTY_EPOCHS:,} epochs on end without a clip, up to epoch "
+            f"{epoch}: they add up to {total:g} clips an epoch; raise them"
+        )
 
     def _is_stopping(self) -> bool:
         return self._stop.requested
