@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
 from tests.hub_server import Hub, Repo, forget, running_hub, use_hub
 from tests.parquet_shards import loquacious_shard
 from tests.test_training import Listener, parse
-from tiny_audio.config import UserError
+from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
+from tiny_audio.projectors.swiglu import SwigluProjector
 from tiny_audio.run import Run
 from tiny_audio.sources import Dropped, _hub_ranges
 from tiny_audio.training import checkpoint
@@ -431,6 +433,71 @@ def test_a_hub_that_is_away_before_the_first_step(hub: Hub, streaming: Document,
     with pytest.raises(UserError, match=r"\nnothing is trained yet, the same command continues$"):
         run(streaming, tmp_path / "run", Hearing())
     assert steps_kept(tmp_path / "run") == []
+
+
+# --- memory
+
+
+class Full(Watching):
+    """Takes away all memory of the step that follows, as its first layer finds."""
+
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        super().__init__(
+            step, lambda: monkeypatch.setattr(torch.optim.AdamW if where else SwigluProjector, name(where), full)
+        )
+
+
+def name(where: str) -> str:
+    return "step" if where else "forward"
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore about it")
+
+
+def test_a_step_that_does_not_fit_the_gpu_loses_none_before_it(
+    document: Document, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = changed(document, execution__checkpoint_every=100)
+    with monkeypatch.context() as patch, pytest.raises(UserError) as refusal:
+        run(document, tmp_path / "run", Full(3, patch, ""))
+    assert re.fullmatch(
+        r"the GPU ran out of memory in step 4, with a batch of 3 clips and \d\.\d s, padding included \(\d\.\d s the "
+        r"longest\): CUDA out of memory\. Tried to allocate 20\.00 GiB\.\nstep 3 is saved, the same command "
+        r"continues, where there is more memory\. For this GPU, find with tiny-audio probe what fits, and set "
+        r"batching\.max_padded_s in a new run\.",
+        str(refusal.value),
+    )
+    assert steps_kept(tmp_path / "run") == [3]
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == undisturbed
+
+
+def test_weights_that_are_half_moved_are_not_saved(
+    document: Document, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RunFailed) as failure:
+        run(document, tmp_path / "run", Full(3, patch, "update"))
+    lost = "\nall after step 2 is lost, the same command continues from there, where there is more memory. "
+    assert lost in str(failure.value)
+    assert steps_kept(tmp_path / "run") == [2]
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_that_is_full(document: Document, tmp_path: Path) -> None:
+    document = changed(document, execution__device="cuda", execution__checkpoint_every=100)
+
+    def shrink() -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1e-6)
+
+    try:
+        with pytest.raises((UserError, RunFailed), match=r"^the GPU ran out of memory in step 4, "):
+            run(document, tmp_path / "run", Watching(3, shrink))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 # --- signals

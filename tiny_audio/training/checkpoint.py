@@ -107,7 +107,7 @@ def save(
             for number, name in names:
                 restored.setdefault(number, {})[name] = moments[f"{number}.{name}"]
             _torch_save({"state": restored, "param_groups": state["param_groups"]}, aside / "optimizer.pt")
-            _torch_save(_rng_state(), aside / "rng.pt")
+            _torch_save(rng_state(), aside / "rng.pt")
             (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
             sums = {path.name: _sum_of(path) for path in sorted(aside.iterdir())}
             (aside / _SUMS).write_text(json.dumps(sums, indent=1))
@@ -165,7 +165,7 @@ def load_newest(
         state.setdefault(int(number), {})[name] = spread
     groups, rng, progress = outline
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    _set_rng_state(rng)
+    set_rng_state(rng)
     return Progress(**progress)
 
 
@@ -289,7 +289,7 @@ def _changing(model: nn.Module) -> dict[str, Tensor]:
     return trainable | buffers
 
 
-def _rng_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """Random states of all generators that a part may use."""
     name, keys, *rest = np.random.get_state()
     return {
@@ -300,7 +300,8 @@ def _rng_state() -> dict[str, Any]:
     }
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`rng_state` gave."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]

@@ -35,7 +35,7 @@ from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.parallel import gathered, shard
 from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.step import StepResult, take_step
+from tiny_audio.training.step import OutOfMemory, StepResult, take_step
 from tiny_audio.training.world import World
 
 
@@ -270,16 +270,21 @@ class Trainer:
         if self.world.size > 1:
             # How much a process has drawn before depends on the number of processes; a checkpoint fits any number.
             set_seed(_step_seed(self.config.seed, progress.step, self.world.rank))
-        result = take_step(
-            self.model,
-            self.optimizer,
-            [lambda part=micro_batch: self._score(part) for micro_batch in micro_batches],  # type: ignore[misc]
-            num_tokens=num_tokens,
-            num_labels=num_labels,
-            ctc_weight=ctc.weight if ctc else 0.0,
-            max_gradient_norm=self.config.max_gradient_norm,
-            world=self.world,
-        )
+        before = checkpoint.rng_state()
+        try:
+            result = take_step(
+                self.model,
+                self.optimizer,
+                [lambda part=micro_batch: self._score(part) for micro_batch in micro_batches],  # type: ignore[misc]
+                num_tokens=num_tokens,
+                num_labels=num_labels,
+                ctc_weight=ctc.weight if ctc else 0.0,
+                max_gradient_norm=self.config.max_gradient_norm,
+                world=self.world,
+            )
+        except OutOfMemory as error:
+            checkpoint.set_rng_state(before)  # so that the step can be taken as if it never was
+            raise self._out_of_memory(micro_batches, error) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0
             window.decoder_loss += result.decoder_loss
@@ -321,6 +326,22 @@ class Trainer:
                     "training.warmup_steps."
                 )
             )
+
+    def _out_of_memory(self, micro_batches: list[MicroBatch], error: OutOfMemory) -> Exception:
+        """One that lets what is done be saved, or, where the weights or the other processes do not allow it, not."""
+        self.optimizer.zero_grad()
+        largest = max((micro_batch.batch for micro_batch in micro_batches), key=lambda batch: batch.padded_s)
+        clips = len(largest.lengths)
+        is_whole = self.world.size == 1 and not error.in_update
+        kept = self._where() if is_whole else self._lost()
+        longest_s = largest.padded_s / clips
+        message = (
+            f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips and "
+            f"{largest.padded_s:.1f} s, padding included ({longest_s:.1f} s the longest): {error}\n{kept}, "
+            "where there is more memory. For this GPU, find with tiny-audio probe what fits, and set "
+            "batching.max_padded_s in a new run."
+        )
+        return UserError(message) if is_whole else RunFailed(message)
 
     def _stopped(self) -> Exception:
         return self.world.failure(Stopped(f"stopped by a signal; {self._where()}"))

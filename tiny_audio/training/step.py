@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,26 @@ class StepResult:
         return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
 
 
+class OutOfMemory(Exception):  # noqa: N818  # what it says, not what it is
+    """The GPU has no room for a step.
+
+    Args:
+        in_update: whether the weights may be half moved.
+    """
+
+    def __init__(self, in_update: bool, detail: str) -> None:
+        super().__init__(detail)
+        self.in_update = in_update
+
+
+@contextmanager
+def _needing_memory(in_update: bool) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(in_update, str(error).split("\n")[0]) from error
+
+
 def take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -52,7 +73,29 @@ def take_step(
         num_tokens, num_labels: of all the step's batches, over all processes.
         ctc_weight: of the CTC part, where scores have one.
         max_gradient_norm: gradients are scaled down to it.
+
+    Raises:
+        OutOfMemory: of a GPU.
     """
+    with _needing_memory(in_update=False):
+        result = _differentiated(model, forwards, num_tokens, num_labels, ctc_weight, max_gradient_norm, world)
+    if result.is_finite:
+        with _needing_memory(in_update=True):
+            optimizer.step()
+    optimizer.zero_grad()
+    return result
+
+
+def _differentiated(
+    model: nn.Module,
+    forwards: Sequence[Callable[[], TargetScores]],
+    num_tokens: int,
+    num_labels: int,
+    ctc_weight: float,
+    max_gradient_norm: float,
+    world: World,
+) -> StepResult:
+    """Leaves gradients, scaled down, in the model."""
     decoder_losses, ctc_losses = [], []
     for number, forward in enumerate(forwards, start=1):
         with synchronizing(model, number == len(forwards)):
@@ -68,11 +111,7 @@ def take_step(
             (loss * world.size).backward()  # type: ignore[no-untyped-call]
     gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
     totals = world.sum([_total(decoder_losses), _total(ctc_losses)])
-    result = StepResult(totals[0], totals[1], gradient_norm)
-    if result.is_finite:
-        optimizer.step()
-    optimizer.zero_grad()
-    return result
+    return StepResult(totals[0], totals[1], gradient_norm)
 
 
 def _total(losses: Sequence[torch.Tensor]) -> float:
