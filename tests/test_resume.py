@@ -112,7 +112,7 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-MEASURED = ("wall_s", "waited_s", "beside_s", "possible_flops", "measured_j", "rated_j", "peak_memory_bytes")
+MEASURED = ("wall_s", "waited_s", "beside_s", "possible_flops", "measured_j", "rated_j", "peak_memory_bytes", "logged")
 """Of the machine, which is never twice the same."""
 
 

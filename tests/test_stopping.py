@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.hub_server import Fault, Hub, Repo, running_hub
 from tests.parquet_shards import loquacious_shard
 from tests.test_faults import CARD, NAME, Watching, exported, run, steps_kept
-from tests.test_training import gather, parse
+from tests.test_training import Listener, gather, parse
 from tiny_audio.config import Stopped
 from tiny_audio.run import assemble
 from tiny_audio.training.loop import Trainer
@@ -45,6 +46,14 @@ def send(*numbers: signal.Signals) -> Callable[[], None]:
     return signalled
 
 
+def prepared(document: Document, folder: Path, stop: StopSignal, listener: Listener | None = None) -> Trainer:
+    recipe = parse(document)
+    clips = gather(recipe)
+    model, _, labeler = assemble(recipe, clips, None)
+    folder.mkdir(exist_ok=True)
+    return Trainer(recipe, model, clips, labeler, folder, stop, listener or Listener())
+
+
 # --- one signal, two signals
 
 
@@ -57,6 +66,39 @@ def test_two_signals_at_once_are_one(document: Document, tmp_path: Path) -> None
     assert steps_kept(tmp_path / "run") == [3]
     run(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+
+
+def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document, tmp_path: Path) -> None:
+    """Those before the stop included, and in every column that does not depend on the machine."""
+    document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
+    run(document, tmp_path / "undisturbed")
+    folder, seen = tmp_path / "run", []
+    trainer = prepared(document, folder, StopSignal())
+    # A stop that somebody asked for after the second step, which no line tells of.
+    trainer.bare_model.projector.register_forward_hook(
+        lambda *_: seen.append(1) if len(seen) < 1 else trainer.stop.ask()
+    )
+    with pytest.raises(Stopped):
+        trainer.run()
+    assert steps_kept(folder) == [2]
+    prepared(document, folder, StopSignal()).run()
+    ours, theirs = (read_metrics(path / "metrics.jsonl") for path in (folder, tmp_path / "undisturbed"))
+    for name in ("step", "loss", "decoder_loss", "ctc_loss", "audio_hours", "padding_share"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs], name
+
+
+def test_a_checkpoint_of_an_older_version_is_continued(document: Document, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    prepared(changed(document, training__steps=3), folder, StopSignal()).run()
+    path = folder / "checkpoints" / "step-000000003"
+    known = json.loads((path / "progress.json").read_text())
+    content = json.dumps({name: value for name, value in known.items() if not name.startswith(("window_", "logged"))})
+    assert len(content) < len(json.dumps(known))
+    (path / "progress.json").write_text(content)
+    sums = json.loads((path / "checksums.json").read_text())
+    sums["progress.json"] = [len(content), zlib.crc32(content.encode())]
+    (path / "checksums.json").write_text(json.dumps(sums))
+    assert prepared(document, folder, StopSignal()).run().step == STEPS
 
 
 class Clock:
@@ -77,10 +119,7 @@ class Clock:
 def test_a_second_signal_says_what_it_loses(
     document: Document, tmp_path: Path, every: int, kept: list[int], loss: str
 ) -> None:
-    recipe, clock = parse(changed(document, execution__checkpoint_every=every)), Clock()
-    clips = gather(recipe)
-    model, _, labeler = assemble(recipe, clips, None)
-    (tmp_path / "run").mkdir()
+    clock = Clock()
 
     def twice() -> None:
         send(signal.SIGTERM)()
@@ -88,7 +127,8 @@ def test_a_second_signal_says_what_it_loses(
         send(signal.SIGINT)()
 
     with StopSignal(clock) as stop:
-        trainer = Trainer(recipe, model, clips, labeler, tmp_path / "run", stop, Watching(3, twice))
+        document = changed(document, execution__checkpoint_every=every)
+        trainer = prepared(document, tmp_path / "run", stop, Watching(3, twice))
         with pytest.raises(Stopped) as stopped:
             trainer.run()
     assert str(stopped.value) == f"stopped at once by a second signal, SIGINT: {loss}"

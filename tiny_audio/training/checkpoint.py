@@ -7,7 +7,7 @@ import random
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,13 @@ class Progress:
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    window_decoder_loss: float = 0.0
+    """Since the last line of the log, over all processes, as the three that follow; without skipped steps."""
+    window_ctc_loss: float = 0.0
+    window_tokens: int = 0
+    window_labels: int = 0
+    logged: dict[str, float] = field(default_factory=dict)
+    """The ledger's sums at the last line of the log; empty before the first one."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tiny_audio.data.clips import Batch
@@ -59,7 +59,9 @@ class Ledger:
         self.progress, self._host, self._work, self._clock = progress, host, work, clock
         self._joules = host.joules() if host.joules else 0.0
         self._ended = self._began = clock()
-        self._logged = replace(progress)
+        # A checkpoint that an older version wrote has none after its first line, and begins a window anew.
+        if not progress.logged:
+            progress.logged = self._sums()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -126,10 +128,10 @@ class Ledger:
 
     def row(self) -> dict[str, Any]:
         """Of the steps since the last row; hours, memory and energy are of the whole training so far."""
-        progress, before = self.progress, self._logged
+        progress, before = self.progress, self.progress.logged
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._host.peak_memory_bytes())
-        self._logged = replace(progress)
-        since = {name: getattr(progress, name) - getattr(before, name) for name in _SUMS}
+        progress.logged = self._sums()
+        since = {name: progress.logged[name] - before[name] for name in _SUMS}
         return {
             "audio_hours": progress.audio_s / 3600,
             **rates(since),
@@ -137,6 +139,9 @@ class Ledger:
             "energy_kwh": (progress.measured_j + progress.rated_j) / JOULES_PER_KWH,
             "wall_s": progress.wall_s,
         }
+
+    def _sums(self) -> dict[str, float]:
+        return {name: getattr(self.progress, name) for name in _SUMS}
 
     def totals(self) -> dict[str, Any]:
         """Of the whole training, with where figures of the machine come from; see :func:`tiny_audio.ledger.account`."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,16 +47,6 @@ class Watcher(Protocol):
 
     def note(self, message: str) -> None:
         """Something happened that a person wants to know."""
-
-
-@dataclass
-class _Window:
-    """Sums over all processes since the last line of the log; losses, tokens and labels without skipped steps."""
-
-    decoder_loss: float = 0.0
-    ctc_loss: float = 0.0
-    tokens: int = 0
-    labels: int = 0
 
 
 class Trainer:
@@ -187,7 +177,6 @@ class Trainer:
     def _train(self) -> None:
         progress = self.progress
         self.model.train()
-        window = _Window()
         planned = Batches(
             self.recipe,
             self.clips,
@@ -202,7 +191,7 @@ class Trainer:
             while progress.step < self.config.steps:
                 micro_batches = self._wait_for(batches)
                 if micro_batches is not None:
-                    window = self._one_step(micro_batches, window)
+                    self._one_step(micro_batches)
                 stopping = micro_batches is None or self.world.any(self.stop.requested)
                 del micro_batches  # a loader fills their memory again
                 finished = progress.step == self.config.steps
@@ -235,10 +224,10 @@ class Trainer:
         self.progress.waited_s = waited_s  # of a step that there is not
         return None
 
-    def _one_step(self, micro_batches: list[MicroBatch], window: _Window) -> _Window:
-        """A step, and what is written after it; gives the window to go on with."""
+    def _one_step(self, micro_batches: list[MicroBatch]) -> None:
+        """A step, and what is written after it."""
         execution, progress = self.recipe.execution, self.progress
-        result = self._step(micro_batches, window)
+        result = self._step(micro_batches)
         progress.step += 1
         last = micro_batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
@@ -249,11 +238,11 @@ class Trainer:
         if execution.log_clips:
             self._write(lambda: self._log_clips(micro_batches))
         if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
-            self._write(lambda: self._log(window, result.gradient_norm))
-            window = _Window()
+            self._write(lambda: self._log(result.gradient_norm))
+            progress.window_decoder_loss = progress.window_ctc_loss = 0.0
+            progress.window_tokens = progress.window_labels = 0
         if execution.evaluate_every and progress.step % execution.evaluate_every == 0:
             self._evaluate()
-        return window
 
     def _note_dropped(self, dropped: Sequence[Dropped]) -> None:
         fresh = self._dropped.add(dropped)
@@ -261,7 +250,7 @@ class Trainer:
             self._write(lambda: self._dropped_log.add(fresh))
             self.world.on_main(self._dropped.check)
 
-    def _step(self, micro_batches: list[MicroBatch], window: _Window) -> StepResult:
+    def _step(self, micro_batches: list[MicroBatch]) -> StepResult:
         progress, ctc = self.progress, self.recipe.ctc
         num_tokens = sum(micro_batch.counts.tokens for micro_batch in micro_batches)
         num_labels = sum(micro_batch.counts.labels for micro_batch in micro_batches)
@@ -287,10 +276,10 @@ class Trainer:
             raise self._out_of_memory(micro_batches, error) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0
-            window.decoder_loss += result.decoder_loss
-            window.ctc_loss += result.ctc_loss
-            window.tokens += num_tokens
-            window.labels += num_labels
+            progress.window_decoder_loss += result.decoder_loss
+            progress.window_ctc_loss += result.ctc_loss
+            progress.window_tokens += num_tokens
+            progress.window_labels += num_labels
         else:
             self._skip()
         return result
@@ -378,10 +367,10 @@ class Trainer:
             clips = micro_batch.plan[micro_batch.index].tolist()
             self._clips_log.write(self.progress.step, **place, clips=[self.clips.clips[clip].id for clip in clips])
 
-    def _log(self, window: _Window, gradient_norm: float) -> None:
+    def _log(self, gradient_norm: float) -> None:
         progress, ctc = self.progress, self.recipe.ctc
-        decoder_loss = window.decoder_loss / window.tokens if window.tokens else math.nan
-        ctc_loss = window.ctc_loss / max(1, window.labels) if ctc else None
+        decoder_loss = progress.window_decoder_loss / progress.window_tokens if progress.window_tokens else math.nan
+        ctc_loss = progress.window_ctc_loss / max(1, progress.window_labels) if ctc else None
         values = {
             "epoch": progress.epoch,
             "loss": decoder_loss + (ctc.weight * ctc_loss if ctc and ctc_loss is not None else 0.0),
