@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from tiny_audio.audio import MAX_CHANNELS, AudioError, audio_duration, load_audio
+from tiny_audio.audio import MAX_CHANNELS, AudioError, FileError, audio_duration, load_audio
 from tiny_audio.frames import SAMPLE_RATE
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -118,7 +118,6 @@ def test_the_name_is_used_in_messages(tmp_path: Path) -> None:
         load_audio(b"RIFF, says who?", max_duration_s=1, name="clip 7 of the shard")
     with pytest.raises(AudioError, match=r"^audio of 15 bytes: "):
         audio_duration(b"RIFF, says who?")
-    refused(tmp_path / "none.wav", "missing", f"{tmp_path}/none.wav: no such file")
 
 
 def test_an_audio_error_crosses_processes() -> None:
@@ -136,10 +135,10 @@ def test_no_audio_at_all(tmp_path: Path) -> None:
     refused(nothing, "empty", "nothing.wav: a file of 0 bytes")
     refused(b"", "empty", "audio of 0 bytes: a file of 0 bytes")
     refused(tmp_path, "not_a_file", f"{tmp_path}: a folder, not an audio file")
-    refused(tmp_path / "none.wav", "missing", "no such file")
-    refused(text / "below.wav", "unreadable", "cannot be opened: Not a directory")
     refused(Path("a\0b"), "unreadable", "cannot be opened: embedded null byte")
     refused(tmp_path / ("x" * 300), "unreadable", "cannot be opened: File name too long")
+    (tmp_path / "loop").symlink_to("loop")
+    refused(tmp_path / "loop", "unreadable", "cannot be opened: Too many levels of symbolic links")
     refused(encoded(tone()[:0]), "empty", "holds no samples")
     refused(encoded(tone()[:1]), "too_short", "1 samples at 16,000 Hz; at least 0.025 s is needed")
     refused(encoded(tone()[:399]), "too_short", "399 samples")
@@ -158,7 +157,35 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "secret.wav"
     path.write_bytes(encoded(tone()))
     path.chmod(0)
-    refused(path, "unreadable", "cannot be opened: Permission denied")
+    unread(path, "cannot be read: Permission denied; the clip may be good")
+
+
+def unread(path: Path, message: str) -> None:
+    """A file that says nothing about its clip."""
+    for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
+        with pytest.raises(FileError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: {message}")
+        assert not isinstance(caught.value, AudioError)
+
+
+def test_a_file_that_cannot_be_read_is_no_bad_clip(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    unread(path, "no such file")
+    path.write_bytes(encoded(tone()))
+    unread(path / "below.wav", "cannot be read: Not a directory; the clip may be good, so it is not left out: see to ")
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, bounds[1]))
+    try:
+        unread(path, "cannot be read: Too many open files; ")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+    assert len(load_audio(path, max_duration_s=2)) == SAMPLE_RATE
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+def test_a_disk_that_fails_while_it_is_read_is_no_bad_clip() -> None:
+    unread(Path("/proc/self/mem"), "cannot be read: Input/output error; ")  # where nothing is mapped
 
 
 def test_the_name_of_a_file_decides_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -60,6 +61,10 @@ _MP3_TRAILER_BYTES = 1_024
 """Tags at the end."""
 _FILTER_WIDTH = 8
 """Samples of the lower rate that the resampling filter reaches to either side: torchaudio's 6 and some."""
+_READ_BYTES = 1 << 20
+_AS_IF_CUT = ("undecodable", "truncated", "empty")
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors that no disk that comes back mends."""
 _STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
 
 
@@ -67,8 +72,8 @@ class AudioError(UserError):
     """A clip that cannot be used.
 
     Attributes:
-        reason: a short code to count by: ``missing``, ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``,
-            ``empty``, ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
+        reason: a short code to count by: ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``, ``empty``,
+            ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
             ``unknown_length``.
     """
 
@@ -78,6 +83,10 @@ class AudioError(UserError):
 
     def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+class FileError(UserError):
+    """A file that cannot be read now, such as one on a disk that is away: which says nothing about the clip in it."""
 
 
 def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None = None) -> torch.Tensor:
@@ -93,6 +102,7 @@ def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None 
 
     Raises:
         AudioError: the clip cannot be used, whatever is wrong with it.
+        FileError: its file cannot be read.
     """
     name = _name(source, name)
     with _opened(source, name) as (file, stream):
@@ -161,7 +171,8 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
     """Seconds of audio, by the header alone.
 
     Raises:
-        AudioError: not an audio file that can be opened, or its header does not tell.
+        AudioError: not an audio file that can be decoded, or its header does not tell.
+        FileError: the file cannot be read.
     """
     name = _name(source, name)
     with _opened(source, name) as (file, _):
@@ -181,6 +192,41 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 @contextmanager
 def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
+    """See :func:`_decoder`."""
+    try:
+        with _decoder(source, name) as opened:
+            yield opened
+    except AudioError as error:
+        if not isinstance(source, bytes) and error.reason in _AS_IF_CUT:
+            _check_readable(source)
+        raise
+
+
+def _check_readable(path: Path) -> None:
+    """libsndfile takes an error of the disk for the end of the file.
+
+    Raises:
+        FileError: there is one.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            while file.read(_READ_BYTES):
+                pass
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> FileError:
+    if isinstance(error, FileNotFoundError):
+        return FileError(f"{path}: no such file")
+    return FileError(
+        f"{path}: cannot be read: {error.strerror}; the clip may be good, so it is not left out: see to the disk, and "
+        "to who may read the file"
+    )
+
+
+@contextmanager
+def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
     """The open file, its header checked, and what it reads from: a stream or a descriptor."""
     import soundfile
 
@@ -230,12 +276,14 @@ def _descriptor(path: Path, name: str) -> int:
     try:
         # Opening a pipe for reading would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError as error:
-        raise AudioError("missing", f"{name}: no such file") from error
     except IsADirectoryError as error:
         raise AudioError("not_a_file", f"{name}: a folder, not an audio file") from error
-    except (OSError, ValueError) as error:
-        raise AudioError("unreadable", f"{name}: cannot be opened: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        if error.errno not in _OF_THE_NAME:
+            raise _unreadable(path, error) from error
+        raise AudioError("unreadable", f"{name}: cannot be opened: {error.strerror}") from error
+    except ValueError as error:
+        raise AudioError("unreadable", f"{name}: cannot be opened: {error}") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

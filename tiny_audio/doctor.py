@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tiny_audio.audio import AudioError
+from tiny_audio.audio import AudioError, FileError
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import Clip, ClipSet
@@ -194,7 +194,7 @@ def _spread(items: Sequence[_T], count: int) -> list[_T]:
 def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Finding:
     try:
         waveform = clip.load(max_duration_s)
-    except AudioError as error:
+    except (AudioError, FileError) as error:
         return Finding(clip.id, str(error), True)
     frames = recipe.encoder.num_frames(len(waveform))
     detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {target!r}"

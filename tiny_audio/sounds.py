@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tiny_audio.audio import MIN_DURATION_S, AudioError, audio_duration, is_audio_name, load_audio
+from tiny_audio.audio import MIN_DURATION_S, AudioError, FileError, audio_duration, is_audio_name, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.files import files_below
 
@@ -60,7 +60,7 @@ class Sounds:
     def _duration(self, name: str) -> float | str:
         try:
             seconds = audio_duration(self.folder / name, name=name)
-        except AudioError as error:
+        except (AudioError, FileError) as error:
             return str(error)
         if not MIN_DURATION_S <= seconds <= MAX_SOUND_S:
             return f"{name} lasts {seconds:g} s; {MIN_DURATION_S} to {MAX_SOUND_S:g} s are allowed"

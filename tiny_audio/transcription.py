@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from tiny_audio.audio import AudioError, audio_blocks, audio_duration, is_audio_name, load_audio
+from tiny_audio.audio import AudioError, FileError, audio_blocks, audio_duration, is_audio_name, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.device import device_of
 from tiny_audio.export import load_model
@@ -155,7 +155,7 @@ class _Job:
         recording = self._recordings[number]
         try:
             yield from decoded(recording.path, recording.name, self._recogniser.whole_s)
-        except AudioError as error:
+        except (AudioError, FileError) as error:
             self._errors[number] = str(error)
 
     def _finish(self, recording: _Recording, heard: Transcription, error: str | None, live: bool) -> None:
@@ -325,5 +325,5 @@ def _duration(recording: _Recording) -> float:
     """0 where the header does not tell."""
     try:
         return audio_duration(recording.path)
-    except AudioError:
+    except (AudioError, FileError):
         return 0.0

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.sources import Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, NonEmpty
@@ -24,7 +23,7 @@ from tiny_audio.sources._hub_cache import DiskCache
 from tiny_audio.sources._hub_files import Shards, Split, pinned_shards
 from tiny_audio.sources._hub_ranges import RangeFile
 from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
-from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, words
+from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
 from tiny_audio.sources._row_groups import ROW_GROUPS
 
 if TYPE_CHECKING:
@@ -82,6 +81,8 @@ class HubSource(Source):
 
     def encoded(self, utterance: Utterance) -> bytes:
         """The clip's bytes, out of its row group, which is fetched where the cache does not have it."""
+        import pyarrow as pa
+
         shard, row_group, row = place(utterance)
         commit = self._shards().commit
         where = place_of(shard, row_group, row)
@@ -89,8 +90,8 @@ class HubSource(Source):
             clips = ROW_GROUPS(
                 (self.split.repo, commit, shard, row_group), lambda: (self._audio(commit, shard, row_group), 0)
             )
-        except OSError as error:
-            raise AudioError("undecodable", f"{where}: cannot be read: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise unread(error, where) from error
         return clip_bytes(clips, row, where)
 
     def _shards(self) -> Shards:
@@ -138,16 +139,11 @@ class HubSource(Source):
         return table
 
     def _audio(self, commit: str, shard: str, row_group: int) -> pa.ChunkedArray:
-        import pyarrow as pa
-
         identity = json.dumps([self.split.repo, commit, shard, self.columns.audio])
         name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
 
         def fetch() -> pa.ChunkedArray:
-            try:
-                return read_audio(_opened_for_audio(self.split.repo, commit, shard), row_group, self.columns)
-            except pa.ArrowException as error:
-                raise OSError(words(error)) from error
+            return read_audio(_opened_for_audio(self.split.repo, commit, shard), row_group, self.columns)
 
         return DiskCache(self.cache_dir / "row_groups", self.cache_bytes).get(name, fetch)
 
@@ -183,7 +179,7 @@ def _opened(repo: str, commit: str, path: str, *, pre_buffer: bool) -> pq.Parque
 
     try:
         return pq.ParquetFile(RangeFile(repo, commit, path), pre_buffer=pre_buffer)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise BrokenShardError(
             f"{path} of {repo} at commit {commit} cannot be read: {words(error)}; tell those who keep the dataset, "
             "or choose another revision"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -215,6 +216,17 @@ class _FileCheck:
     def _list(folder: str) -> frozenset[str]:
         try:
             with os.scandir(folder) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
-        except (OSError, ValueError):
+                return frozenset(entry.name for entry in entries if _is_file(entry))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return frozenset()
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                return frozenset()
+            raise UserError(f"the folder {folder} cannot be read: {error.strerror}; see to the disk") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False  # a link to itself

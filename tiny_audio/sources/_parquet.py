@@ -111,6 +111,23 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
     return value
 
 
+def unread(error: Exception, where: str) -> UserError:
+    """What it says of a clip that its row group could not be read.
+
+    Args:
+        error: what Arrow raised. Errors of the disk have a number there; those of damaged bytes have none.
+        where: the clip, or the file.
+
+    Returns:
+        an :class:`AudioError` where the bytes are damaged.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return UserError(
+            f"{where}: cannot be read: {words(error)}; its clips may be good, so they are not left out: see to the disk"
+        )
+    return AudioError("undecodable", f"{where}: cannot be read: {words(error)}")
+
+
 def words(error: Exception) -> str:
     """What Arrow says, on one line."""
     return " ".join(str(error).split())
@@ -204,6 +221,9 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
         try:
             clips = audio(group)
         except (pa.ArrowException, OSError) as error:
+            problem = unread(error, shard)
+            if not isinstance(problem, AudioError):
+                raise problem from error
             for row in range(size):
                 problems.add(start + row, "undecodable", f"the row group cannot be read: {words(error)}")
         else:

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, PositiveFloat
 
-from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
 from tiny_audio.sources._hub_cache import DiskCache
 from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
-from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, words
+from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
 from tiny_audio.sources._row_groups import ROW_GROUPS
 
 if TYPE_CHECKING:
@@ -76,26 +75,24 @@ class ParquetSource(Source):
 
     def encoded(self, utterance: Utterance) -> bytes:
         """The clip's bytes, out of its row group."""
+        import pyarrow as pa
+
         shard, row_group, row = place(utterance)
         path = self._path(shard)
         try:
             clips = ROW_GROUPS((path, row_group), lambda: (self._read(path, row_group), 0))
         except FileNotFoundError as error:
             raise UserError(f"{path} is gone since it was indexed; put it back, or start again") from error
-        except OSError as error:
-            raise AudioError("undecodable", f"{place_of(shard, row_group, row)}: cannot be read: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise unread(error, place_of(shard, row_group, row)) from error
         return clip_bytes(clips, row, place_of(shard, row_group, row))
 
     def _read(self, path: Path, row_group: int) -> pa.ChunkedArray:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         def read() -> pa.ChunkedArray:
-            try:
-                with pq.ParquetFile(path) as file:
-                    return read_audio(file, row_group, self.columns)
-            except pa.ArrowException as error:
-                raise OSError(words(error)) from error
+            with pq.ParquetFile(path) as file:
+                return read_audio(file, row_group, self.columns)
 
         status = path.stat()
         identity = json.dumps([str(path), status.st_mtime_ns, status.st_size, self.columns.audio])
