@@ -271,6 +271,19 @@ def test_links_are_followed_and_circles_end(place: Path, tmp_path: Path) -> None
     (place / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "circle").symlink_to(place)
     assert list(files_below(place, lambda name: True)) == ["link/a.wav"]
+    (place / "itself").symlink_to("itself")
+    assert list(files_below(place, lambda name: True)) == ["link/a.wav"]
+
+
+def test_a_folder_is_listed_once_whatever_links_to_it(place: Path) -> None:
+    for number in range(9):  # the disk lists them in an order of its own
+        write_clip(place / f"{number}" / "a.wav")
+        (place / f"link-{number}").symlink_to(f"{number}")
+    write_clip(place / "a.wav")
+    (place / "0" / "all").symlink_to(place)
+    assert list(files_below(place, lambda name: True)) == [*(f"{number}/a.wav" for number in range(9)), "a.wav"]
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes")
+    assert [utterance.id for utterance in folder(place).index().utterances] == ["a.wav"]
 
 
 # --- common voice -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -19,28 +20,44 @@ def cache_dir() -> Path:
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
     """Files at any depth, links followed, by their names below the folder (with ``/``), sorted; hidden ones left out.
 
+    A folder is listed once: under its own name where it lies below, else under that of the first link to it.
+
     Args:
         wanted: whether to list a file, by its own name.
 
     Raises:
         OSError: the folder, or one in it, cannot be read.
     """
-    found, waiting, seen = {}, [""], set()
-    while waiting:
-        below = waiting.pop()
+    found = {}
+    waiting, links = [""], list[str]()
+    seen = set()
+    while waiting or links:
+        below = waiting.pop() if waiting else links.pop(0)
+        status = os.stat(folder / below)
+        if (status.st_dev, status.st_ino) in seen:  # links may go in circles
+            continue
+        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder / below) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 name = below + entry.name
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or _leads_nowhere(entry):
                     continue
                 if entry.is_file() and wanted(entry.name):
                     found[name] = entry.stat()
                 elif entry.is_dir():
-                    status = entry.stat()
-                    if (status.st_dev, status.st_ino) not in seen:  # links may go in circles
-                        seen.add((status.st_dev, status.st_ino))
-                        waiting.append(f"{name}/")
+                    (links if entry.is_symlink() else waiting).append(f"{name}/")
     return dict(sorted(found.items()))
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to itself."""
+    try:
+        entry.is_file()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return True
+    return False
 
 
 def commit_folder(aside: Path, final: Path) -> None:
