@@ -538,6 +538,18 @@ def test_damaged_pins_and_unwritable_caches(hub: Hub, tmp_path: Path) -> None:
         build(tmp_path / "file").index()
 
 
+@pytest.mark.parametrize("content", [b"", bytes(5_000)])
+def test_a_part_of_an_index_that_is_damaged_is_made_anew(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    index = build(tmp_path).index()
+    (folder,) = (path for path in (tmp_path / "hub" / "speechbrain--LoquaciousSet").iterdir() if path.is_dir())
+    shutil.rmtree(folder)
+    part = folder.with_name(f"{folder.name}.shards") / "000001.arrow"
+    part.parent.mkdir()
+    part.write_bytes(content)
+    forget()
+    assert build(tmp_path).index() == index
+
+
 # --- the cache --------------------------------------------------------------------------------------------------
 
 

@@ -121,9 +121,11 @@ class HubSource(Source):
     def _table(self, shards: Shards, number: int, part: Path) -> pa.Table:
         import pyarrow as pa
 
-        if part.exists():
+        try:
             with pa.memory_map(str(part)) as source:
                 return pa.ipc.open_file(source).read_all()
+        except (pa.ArrowException, OSError):
+            pass  # none yet, or one that a machine that went down cut short: indexed anew
         path = shards.paths[number]
         # Ranges of neighbouring columns are fetched as one.
         with _opened(self.split.repo, shards.commit, path, pre_buffer=True) as file:
