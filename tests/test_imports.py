@@ -71,7 +71,6 @@ ORDER = [
     "probe",
     "compare",
     "sweep",
-    "transcribe",
     "transcription",
     "show",
     "reference",

@@ -14,11 +14,9 @@ from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.model import TinyAudioModel
+from tiny_audio.recogniser import UNBOUNDED_DURATION_S
 from tiny_audio.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.sources import Dropped
-
-UNBOUNDED_DURATION_S = 120.0
-"""Longest clip for an encoder that has no limit of its own: attention over more outgrows most machines."""
 
 Hypothesis = dict[str, Any]
 """One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,

@@ -21,9 +21,10 @@ from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.evaluation import UNBOUNDED_DURATION_S, longest_duration_s
+from tiny_audio.evaluation import longest_duration_s
 from tiny_audio.export import load_model
 from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
+from tiny_audio.recogniser import UNBOUNDED_DURATION_S
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
