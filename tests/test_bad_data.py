@@ -171,7 +171,7 @@ def test_more_bad_clips_than_allowed_stop_the_run(
 ) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
     settings = {"training__steps": 70, "data__max_dropped_share": 0.02}
-    allowed = r"^\d of 280 training clips are unusable \(2.\d%; data.max_dropped_share is 2.0%\):\n  "
+    allowed = r"^\d of 278 training clips are unusable \(2.\d%; data.max_dropped_share is 2.0%\):\n  "
     with pytest.raises(UserError, match=allowed):
         Run(recipe(document, corpus[0], **settings), "bad", tmp_path / "run", Silent()).complete()
 

@@ -350,7 +350,8 @@ def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
     code, _, err = call("run", path, "--output-dir", tmp_path / "run")
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
-    reasons = {**UNUSABLE, "manifest.jsonl:25": "audio_missing"}
+    # By the manifest, each lasts a second.
+    reasons = {**UNUSABLE, "one_sample.wav": "duration_differs", "manifest.jsonl:25": "audio_missing"}
     expected = {f"{split}/{name}": reason for split in ("clips", "held_out") for name, reason in reasons.items()}
     assert {row["id"]: row["reason"] for row in rows} == expected
     assert all(row["detail"] for row in rows)

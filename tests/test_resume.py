@@ -360,6 +360,8 @@ def test_a_model_that_is_gone_is_made_again(recipe: Path, finished: Path) -> Non
     assert code == 0
     after = snapshot(finished)
     contents = {name: content for name, (_, content) in after.items() if name.startswith(("model/", "checkpoints/"))}
+    card = contents.pop("model/README.md")  # tells what exporting twice took
+    assert b"# " in card
     assert {name: before[name][1] for name in contents} == contents
     assert "model/model.safetensors" in contents
     assert after["metrics.jsonl"][1] == before["metrics.jsonl"][1]
