@@ -36,7 +36,7 @@ from tiny_audio.data.clips import ClipSet
 from tiny_audio.recipe import Recipe
 from tiny_audio.run import Run
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext
-from tiny_audio.sources._hub_cache import DiskCache
+from tiny_audio.sources._row_groups import ROW_GROUPS
 from tiny_audio.sources.hub import HubConfig
 from tiny_audio.sources.loquacious import LoquaciousConfig
 
@@ -553,60 +553,51 @@ def test_a_part_of_an_index_that_is_damaged_is_made_anew(hub: Hub, tmp_path: Pat
 # --- the cache --------------------------------------------------------------------------------------------------
 
 
-def clips(size: int) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array([os.urandom(size)])])
-
-
-def test_the_disk_cache_stays_below_its_bound(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path / "cache", 1_000_000)
-    for number in range(40):
-        cache.get(f"{number}", lambda: clips(100_000))
-        cache.get("0", lambda: clips(100_000))
-        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 1_000_000
-    names = {path.stem for path in cache.folder.iterdir()}
-    assert {"0", "39", "38", "37"} <= names
-    assert not names & {"1", "2", "3"}
-
-
-def test_several_small_files_are_counted_too(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path / "cache", 100_000)
-    for number in range(300):
-        cache.get(f"{number}", lambda: clips(1_000))
-    assert 50_000 < sum(path.stat().st_size for path in cache.folder.iterdir()) <= 105_000
-
-
-def test_a_file_cut_short_is_fetched_again(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path / "cache", 1_000_000)
-    first = cache.get("a", lambda: clips(1_000))
-    path = cache.folder / "a.arrow"
-    again = cache.get("a", lambda: clips(1_000))
-    assert again.equals(first)
-    path.write_bytes(path.read_bytes()[:700])
-    fresh = clips(1_000)
-    assert cache.get("a", lambda: fresh).equals(fresh)
-
-
-def test_what_is_deleted_stays_readable_for_who_reads_it(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path / "cache", 1_000_000)
-    kept = clips(50_000)
-    mapped = cache.get("a", lambda: kept)
-    shutil.rmtree(cache.folder)
-    assert mapped.equals(kept)
-
-
-def test_a_cache_without_room(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("")
-    with pytest.raises(UserError, match=r"cache cannot be written: .*; free some space, lower cache_gb, or set TINY_"):
-        DiskCache(tmp_path / "cache", 1_000_000).get("a", lambda: clips(10))
-
-
 def test_a_small_cache_costs_fetches_and_no_clip(hub: Hub, tmp_path: Path) -> None:
     source = build(tmp_path, cache_gb=0.0004)
     index = source.index()
     for _ in range(2):
         forget()
         assert_audio(source, index)
-        assert sum(path.stat().st_size for path in (tmp_path / "hub" / "row_groups").iterdir()) <= 420_000
+        (folder,) = (tmp_path / "hub" / "row_groups").iterdir()
+        assert 200_000 < sum(path.stat().st_size for path in folder.iterdir()) <= 400_000
+
+
+def cached(cache: Path) -> set[Path]:
+    return set((cache / "hub" / "row_groups").rglob("*.arrow"))
+
+
+def test_each_split_has_a_bound_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    large = build(tmp_path)
+    index = large.index()
+    assert_audio(large, index)
+    kept = cached(tmp_path)
+    assert len(kept) == 12
+    small = build(tmp_path, split="dev", cache_gb=0.0002)
+    for utterance in small.index().utterances:
+        assert small.encoded(utterance) == loquacious_row(int(utterance.id.split("-")[1]))["wav"]["bytes"]
+    assert len(cached(tmp_path)) == 13
+    count = len(hub.requests)
+    forget()
+    assert_audio(build(tmp_path), index)
+    assert {request.path for request in hub.requests[count:] if request.is_place} == set()
+    assert cached(tmp_path) > kept
+
+
+def test_what_has_no_room_on_disk_is_kept_in_memory_up_to_a_bound(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = build(tmp_path, cache_gb=1e-9)
+    utterances = source.index().utterances
+    size = sum(len(loquacious_row(number)["wav"]["bytes"]) for number in range(15))
+    monkeypatch.setattr(ROW_GROUPS, "_max_bytes", size - 1)  # two of three
+    fetched = []
+    for number in (0, 5, 0, 5, 10, 5, 0):  # the first clips of three row groups
+        before = len(hub.requests)
+        source.encoded(utterances[number])
+        fetched.append(len(hub.requests) > before)
+    assert fetched == [True, True, False, False, True, False, True]
+    assert cached(tmp_path) == set()
 
 
 # --- whole ------------------------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ class HubSourceConfig(SourceConfig):
     max_shards: PositiveInt | None = None
     """At most so many of the split's files, evenly spread over it, since corpora are often sorted; None takes all."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra={"identity": False})
-    """Gigabytes of fetched audio to keep on disk, over all datasets. Two windows of `batching.shuffle_clips` (20,000
-    clips of 10 s are 6 GB) are the least that is fetched once in an epoch; what holds all is fetched once in all."""
+    """Gigabytes of fetched audio to keep on disk for this split of this dataset; a mix may use the sum over its splits.
+    Two windows of `batching.shuffle_clips` (20,000 clips of 10 s are 6 GB) are the least that is fetched once in an
+    epoch; what holds all is fetched once in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class HubSource(Source):
         where = place_of(shard, row_group, row)
         try:
             clips = ROW_GROUPS(
-                (self.split.repo, commit, shard, row_group), lambda: (self._audio(commit, shard, row_group), 0)
+                (self.split.repo, commit, shard, row_group), lambda: self._audio(commit, shard, row_group)
             )
         except (pa.ArrowException, OSError) as error:
             raise unread(error, where) from error
@@ -129,7 +130,9 @@ class HubSource(Source):
         path = shards.paths[number]
         # Ranges of neighbouring columns are fetched as one.
         with _opened(self.split.repo, shards.commit, path, pre_buffer=True) as file:
-            table = index_shard(file, path, number, self.columns, lambda group: self._audio(shards.commit, path, group))
+            table = index_shard(
+                file, path, number, self.columns, lambda group: self._audio(shards.commit, path, group)[0]
+            )
         aside = part.with_name(f".{part.name}.{uuid.uuid4().hex}")
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -140,14 +143,18 @@ class HubSource(Source):
             raise UserError(f"the cache folder {part.parent} cannot be written: {error}") from error
         return table
 
-    def _audio(self, commit: str, shard: str, row_group: int) -> pa.ChunkedArray:
+    def _audio(self, commit: str, shard: str, row_group: int) -> tuple[pa.ChunkedArray, int]:
+        """See :meth:`DiskCache.get`."""
         identity = json.dumps([self.split.repo, commit, shard, self.columns.audio])
         name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
 
         def fetch() -> pa.ChunkedArray:
             return read_audio(_opened_for_audio(self.split.repo, commit, shard), row_group, self.columns)
 
-        return DiskCache(self.cache_dir / "row_groups", self.cache_bytes).get(name, fetch)
+        # A folder for each split, as each has a bound of its own.
+        split = json.dumps([self.split.repo, self.split.config, self.split.split])
+        folder = self.cache_dir / "row_groups" / hashlib.sha256(split.encode()).hexdigest()[:24]
+        return DiskCache(folder, self.cache_bytes).get(name, fetch)
 
 
 def hub_source(

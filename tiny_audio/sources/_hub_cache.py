@@ -1,4 +1,4 @@
-"""Row groups fetched from the hub, kept on disk up to a bound: the ones not used for the longest time go first."""
+"""Row groups fetched from elsewhere, kept on disk up to a bound: the ones not used for the longest time go first."""
 
 from __future__ import annotations
 
@@ -6,41 +6,42 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from tiny_audio.config import UserError
+from tiny_audio.sources._locks import is_free, locked
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
-_SLACK = 0.05
-"""The share of the bound that a process may write before it looks again how much there is."""
-_WRITTEN: dict[Path, int] = {}
-"""By folder, what this process has written since it looked; a folder that is not here was never looked at."""
-_LOCK = threading.Lock()
+_FULL = 0.95
+"""The share of the bound that is left after a deletion, so that not every row group needs a look at all of them."""
+_LOOKED: set[Path] = set()
+"""The folders that this process, or the one that it was forked from, has looked through."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskCache:
     """A folder of Arrow files, one for each row group, which are mapped, so that a clip costs what it is long.
 
-    Several processes may use one folder. What is deleted while another process has it mapped stays readable there.
+    Several processes may use one folder, and all its files together, those being written too, never pass the bound:
+    who writes one first adds its size to a count that the folder's lock guards. What is deleted while another process
+    has it mapped stays readable there.
     """
 
     folder: Path
     max_bytes: int
 
-    def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
-        """The row group of that name.
+    def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> tuple[pa.ChunkedArray, int]:
+        """The row group of that name, and the bytes of memory that it takes: none where it is mapped.
 
         Args:
-            fetch: gets it from elsewhere, where it is not here.
+            fetch: gets it from elsewhere, where it is not here. What has no room here stays in memory.
 
         Raises:
             UserError: the folder cannot be written.
@@ -48,28 +49,30 @@ class DiskCache:
         path = self.folder / f"{name}.arrow"
         clips = self._read(path)
         if clips is not None:
-            return clips
-        with self._locked(name):
+            return clips, 0
+        with self._fetching(name):
             clips = self._read(path)  # another process may have been fetching it
-            if clips is None:
-                clips = fetch()
-                self._write(path, clips)
-                # Mapped, not kept in memory: what was fetched may be large.
-                clips = self._read(path) or clips
-        return clips
+            if clips is not None:
+                return clips, 0
+            fetched = fetch()
+            self._write(path, fetched)
+            clips = self._read(path)
+        return (fetched, fetched.nbytes) if clips is None else (clips, 0)
 
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """One fetches, the others wait; a lock goes with its process."""
-        path = self.folder / f".lock-{hashlib.sha256(name.encode()).digest()[0]:02x}"
+    def _fetching(self, name: str) -> Iterator[None]:
+        """One fetches, the others wait."""
+        with contextlib.ExitStack() as stack:
+            with self._writing():
+                stack.enter_context(locked(self.folder / f".lock-{hashlib.sha256(name.encode()).digest()[0]:02x}"))
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
+            yield
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error}; {_ADVICE}") from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _read(self, path: Path) -> pa.ChunkedArray | None:
         import pyarrow as pa
@@ -87,38 +90,75 @@ class DiskCache:
         return clips
 
     def _write(self, path: Path, clips: pa.ChunkedArray) -> None:
+        """Write it where there is room; nothing is written where there is none."""
         import pyarrow as pa
 
+        table = pa.table({"bytes": clips})
+        counted = pa.MockOutputStream()
+        with pa.ipc.new_file(counted, table.schema) as writer:
+            writer.write_table(table)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writing():
+            file = self._reserved(aside, counted.size())
+            if file is None:
+                return
             try:
-                table = pa.table({"bytes": clips})
-                with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
-                size = aside.stat().st_size
-                self._make_room(size)
-                os.replace(aside, path)
+                with file:
+                    with pa.ipc.new_file(file, table.schema) as writer:
+                        writer.write_table(table)
+                    file.flush()
+                    # Under the lock, as who looks through the folder could miss a file that gets another name.
+                    with locked(self.folder / ".lock"):
+                        os.replace(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written: {error}; {_ADVICE}") from error
 
-    def _make_room(self, size: int) -> None:
-        with _LOCK:
-            written = _WRITTEN.get(self.folder)
-            if written is not None and written + size <= _SLACK * self.max_bytes:
-                _WRITTEN[self.folder] = written + size
-                return
-            _WRITTEN[self.folder] = 0
-        files = []
-        for path in self.folder.glob("*.arrow"):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+    def _reserved(self, aside: Path, size: int) -> BinaryIO | None:
+        """A file of this size to be written, locked for as long as it is open; None where there is no room."""
+        with locked(self.folder / ".lock") as count:
+            count.seek(0)
+            said = count.read()
+            used = int(said) if said.isdigit() else None  # none yet, or damaged
+            if used is None or used + size > self.max_bytes or self.folder not in _LOOKED:
+                used = self._looked_through(size)
+                _LOOKED.add(self.folder)
+            fits = used + size <= self.max_bytes
+            count.truncate(0)
+            count.write(b"%d" % (used + size if fits else used))
+            if not fits:
+                return None
+            file = aside.open("wb")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.truncate(size)
+            except OSError:
+                file.close()
+                aside.unlink(missing_ok=True)
+                raise
+            return file
+
+    def _looked_through(self, size: int) -> int:
+        """Bytes in the folder, after the deletion of what stands in the way of ``size`` more, and of what the writers
+        that were killed left behind.
+        """
+        files, used = [], 0
+        for path in self.folder.iterdir():
+            being_written = path.name.startswith(".") and ".arrow." in path.name
+            if path.suffix != ".arrow" and not being_written:
+                continue
+            if being_written and is_free(path):
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # deleted by somebody else
                 status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(file[1] for file in files) + size - round((1 - _SLACK) * self.max_bytes)
+                used += status.st_size
+                if not being_written:
+                    files.append((status.st_mtime_ns, status.st_size, path))
+        if used - sum(file[1] for file in files) + size > self.max_bytes:
+            return used  # it would have no room even then
         for _, file_size, path in sorted(files):
-            if excess <= 0:
-                return
+            if used + size <= _FULL * self.max_bytes:
+                break
             path.unlink(missing_ok=True)
-            excess -= file_size
+            used -= file_size
+        return used

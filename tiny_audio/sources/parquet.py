@@ -38,8 +38,9 @@ class ParquetConfig(ColumnsConfig):
     """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra={"identity": False})
-    """Gigabytes of row groups to keep on disk as clips can be read from them one by one; parquet gives them only all at
-    once. With less than the clips that are shuffled together, row groups are read many times."""
+    """Gigabytes of row groups of this path to keep on disk as clips can be read from them one by one; parquet gives
+    them only all at once. With less than the clips that are shuffled together, row groups are read many times. A mix
+    may use the sum over its paths."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -80,14 +81,15 @@ class ParquetSource(Source):
         shard, row_group, row = place(utterance)
         path = self._path(shard)
         try:
-            clips = ROW_GROUPS((path, row_group), lambda: (self._read(path, row_group), 0))
+            clips = ROW_GROUPS((path, row_group), lambda: self._read(path, row_group))
         except FileNotFoundError as error:
             raise UserError(f"{path} is gone since it was indexed; put it back, or start again") from error
         except (pa.ArrowException, OSError) as error:
             raise unread(error, place_of(shard, row_group, row)) from error
         return clip_bytes(clips, row, place_of(shard, row_group, row))
 
-    def _read(self, path: Path, row_group: int) -> pa.ChunkedArray:
+    def _read(self, path: Path, row_group: int) -> tuple[pa.ChunkedArray, int]:
+        """See :meth:`DiskCache.get`."""
         import pyarrow.parquet as pq
 
         def read() -> pa.ChunkedArray:
@@ -97,7 +99,9 @@ class ParquetSource(Source):
         status = path.stat()
         identity = json.dumps([str(path), status.st_mtime_ns, status.st_size, self.columns.audio])
         name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
-        return DiskCache(self.cache_dir / "parquet" / "row_groups", self.cache_bytes).get(name, read)
+        # A folder for each source, as each has a bound of its own.
+        folder = self.cache_dir / "parquet" / "row_groups" / hashlib.sha256(str(self.path).encode()).hexdigest()[:24]
+        return DiskCache(folder, self.cache_bytes).get(name, read)
 
     def _tables(self, root: Path, shards: list[str]) -> Iterator[pa.Table]:
         import pyarrow as pa

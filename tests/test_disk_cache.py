@@ -1,0 +1,156 @@
+"""Row groups on disk: whoever writes, and whoever is killed while writing, the bound holds and nothing is left over."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tiny_audio.config import UserError
+from tiny_audio.sources._hub_cache import DiskCache
+
+
+def clips(size: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([os.urandom(size)])])
+
+
+def held(folder: Path) -> int:
+    """Bytes of row groups in a folder, of those too that are being written, while no file is made or renamed."""
+    with (folder / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(path.stat().st_size for path in folder.iterdir() if ".arrow" in path.name)
+
+
+def test_the_disk_cache_stays_below_its_bound(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 1_000_000)
+    for number in range(40):
+        cache.get(f"{number}", lambda: clips(100_000))
+        cache.get("0", lambda: clips(100_000))
+        assert held(cache.folder) <= 1_000_000
+    names = {path.stem for path in cache.folder.iterdir()}
+    assert {"0", "39", "38", "37"} <= names
+    assert not names & {"1", "2", "3"}
+
+
+def test_several_small_files_are_counted_too(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 100_000)
+    for number in range(300):
+        cache.get(f"{number}", lambda: clips(1_000))
+    assert 50_000 < held(cache.folder) <= 100_000
+
+
+def test_a_file_cut_short_is_fetched_again(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 1_000_000)
+    first, _ = cache.get("a", lambda: clips(1_000))
+    path = cache.folder / "a.arrow"
+    again, _ = cache.get("a", lambda: clips(1_000))
+    assert again.equals(first)
+    path.write_bytes(path.read_bytes()[:700])
+    fresh = clips(1_000)
+    assert cache.get("a", lambda: fresh)[0].equals(fresh)
+
+
+def test_what_is_deleted_stays_readable_for_who_reads_it(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 1_000_000)
+    kept = clips(50_000)
+    mapped, memory = cache.get("a", lambda: kept)
+    assert memory == 0
+    shutil.rmtree(cache.folder)
+    assert mapped.equals(kept)
+
+
+def test_a_cache_without_room(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=r"cache cannot be written: .*; free some space, lower cache_gb, or set TINY_"):
+        DiskCache(tmp_path / "cache", 1_000_000).get("a", lambda: clips(10))
+
+
+def test_what_is_larger_than_the_bound_is_kept_in_memory_and_drives_nothing_out(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 100_000)
+    cache.get("small", lambda: clips(50_000))
+    large = clips(200_000)
+    found, memory = cache.get("large", lambda: large)
+    assert found.equals(large)
+    assert memory >= 200_000
+    assert [path.name for path in cache.folder.glob("*.arrow")] == ["small.arrow"]
+
+
+# --- with others ------------------------------------------------------------------------------------------------
+
+CHILD = """
+import os, sys
+from pathlib import Path
+import pyarrow as pa
+from tiny_audio.sources._hub_cache import DiskCache
+
+def clips():
+    return pa.chunked_array([pa.array([os.urandom(10_000)])])
+
+cache = DiskCache(Path(sys.argv[1]), 400_000)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def child(folder: Path, code: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD + code, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_the_bound_holds_over_many_processes(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "cache"
+    tmp_path.mkdir()
+    code = "for number in range(60): cache.get(f'{os.getpid()}-{number}', clips)"
+    processes = [child(tmp_path, code) for _ in range(6)]
+    for process in processes:
+        go(process)
+    peak = 0
+    while any(process.poll() is None for process in processes):
+        peak = max(peak, held(tmp_path))
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    assert 200_000 < held(tmp_path) <= 400_000
+    assert peak <= 400_000
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    process = child(tmp_path, "os.replace = lambda *paths: os.kill(os.getpid(), 9)\ncache.get('a', clips)")
+    go(process)
+    process.communicate()
+    assert process.returncode == -9
+    (left,) = tmp_path.glob(".a.arrow.*")
+    assert left.stat().st_size > 10_000
+    code = "cache.get('b', clips)\nprint([path.name for path in cache.folder.iterdir() if '.arrow' in path.name])"
+    process = child(tmp_path, code)
+    go(process)
+    assert process.communicate()[0] == "['b.arrow']\n"
+
+
+def test_what_another_is_writing_counts_and_is_not_swept(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 1_000_000)
+    with (tmp_path / ".other.arrow.0123").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.truncate(700_000)
+        for number in range(10):
+            cache.get(f"{number}", lambda: clips(100_000))
+            assert 700_000 < held(tmp_path) <= 1_000_000
+        _, memory = cache.get("large", lambda: clips(400_000))
+        assert memory >= 400_000, "no room beside what is being written"
+    cache.get("large", lambda: clips(900_000))
+    assert [path.name for path in tmp_path.iterdir() if ".arrow" in path.name] == ["large.arrow"]

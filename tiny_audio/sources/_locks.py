@@ -1,0 +1,50 @@
+"""Locks between processes: files locked by ``flock``, which the system frees when their process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str | None = None) -> Iterator[BinaryIO]:
+    """Hold the lock of a file, which is made where it is not there and never deleted, and give the file.
+
+    Args:
+        waiting: logged where another holds it.
+
+    Raises:
+        OSError: the folder cannot be written, or its file system knows no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                _LOG.info(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield file
+        finally:
+            # A process forked meanwhile has the file open too: closed here alone, it would stay locked.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock of a file; one that is not there has none."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
