@@ -36,6 +36,7 @@ from tiny_audio.data.clips import ClipSet
 from tiny_audio.recipe import Recipe
 from tiny_audio.run import Run
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext
+from tiny_audio.sources._locks import locked
 from tiny_audio.sources._row_groups import ROW_GROUPS
 from tiny_audio.sources.hub import HubConfig
 from tiny_audio.sources.loquacious import LoquaciousConfig
@@ -548,6 +549,77 @@ def test_a_part_of_an_index_that_is_damaged_is_made_anew(hub: Hub, tmp_path: Pat
     part.write_bytes(content)
     forget()
     assert build(tmp_path).index() == index
+
+
+def test_a_part_of_an_index_is_on_the_disk_before_it_has_its_name(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    build(tmp_path).index()
+    parts = [path.name.split(".")[1] for path in synced if path.parent.suffix == ".shards"]
+    assert sorted(parts) == ["000000", "000001", "000002"]
+
+
+def test_two_processes_that_index_the_same_split_do_it_once(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import pyarrow.parquet\n"
+        "from tiny_audio.sources import SOURCES, SourceContext\n"
+        "config = SOURCES.parse({'name': 'loquacious', 'config': 'small'})\n"
+        "source = SOURCES.build(config, SourceContext(Path(sys.argv[1])))\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print(source.index().fingerprint)\n"
+    )
+    index = build(tmp_path / "another").index()
+    alone = sorted(str(request.range) for request in hub.requests if request.is_place)
+    hub.requests.clear()
+    hub.fault = lambda number, path: time.sleep(0.3) if path.startswith("/places/") else None
+    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "cache")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate()[0] for process in processes]
+    assert said == [f"{index.fingerprint}\n"] * 2
+    assert sorted(str(request.range) for request in hub.requests if request.is_place) == alone
+
+
+def test_what_killed_indexing_left_is_swept(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "speechbrain--LoquaciousSet"
+    for name in ("dead.0123.tmp", "live.0123.tmp", "old.shards", "live.shards", "recent.shards"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "000000.arrow").write_bytes(b"x")
+    for name in ("old.shards", "live.shards"):
+        os.utime(folder / name, (time.time() - 8 * 86_400,) * 2)
+    with locked(folder / ".live.lock"):
+        index = build(tmp_path).index()
+        left = {path.name for path in folder.iterdir() if path.suffix in (".tmp", ".shards")}
+        assert left == {"live.0123.tmp", "live.shards", "recent.shards"}
+    shutil.rmtree(next(path for path in folder.iterdir() if len(path.name) == 24))
+    assert build(tmp_path).index() == index
+    assert {path.name for path in folder.iterdir() if path.suffix in (".tmp", ".shards")} == {"recent.shards"}
 
 
 # --- the cache --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
+import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tiny_audio.sources._columns import Columns, NonEmpty
 from tiny_audio.sources._hub_cache import DiskCache
 from tiny_audio.sources._hub_files import Shards, Split, pinned_shards
 from tiny_audio.sources._hub_ranges import RangeFile
-from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
+from tiny_audio.sources._index_table import VERSION, parts_of, place, read_index, write_index
 from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
 from tiny_audio.sources._row_groups import ROW_GROUPS
 
@@ -72,8 +72,7 @@ class HubSource(Source):
         folder = self.cache_dir / self.split.repo.replace("/", "--") / key
         if not folder.exists():
             _LOG.info("indexing %d files of %s", len(shards.paths), self.split.repo)
-            write_index(folder, self._tables(shards, folder.with_name(f"{key}.shards")), shards.paths, identity)
-            shutil.rmtree(folder.with_name(f"{key}.shards"), ignore_errors=True)
+            write_index(folder, self._tables(shards, parts_of(folder)), shards.paths, identity)
         index = read_index(folder)
         if not index.utterances:
             first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
@@ -136,8 +135,11 @@ class HubSource(Source):
         aside = part.with_name(f".{part.name}.{uuid.uuid4().hex}")
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+            with aside.open("wb") as file:
+                with pa.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table)
+                file.flush()
+                os.fsync(file.fileno())
             aside.rename(part)
         except OSError as error:
             raise UserError(f"the cache folder {part.parent} cannot be written: {error}") from error

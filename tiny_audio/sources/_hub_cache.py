@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tiny_audio.config import UserError
-from tiny_audio.sources._locks import is_free, locked
+from tiny_audio.sources._locks import locked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,9 +146,9 @@ class DiskCache:
             being_written = path.name.startswith(".") and ".arrow." in path.name
             if path.suffix != ".arrow" and not being_written:
                 continue
-            if being_written and is_free(path):
-                path.unlink(missing_ok=True)
-                continue
+            if being_written:
+                with contextlib.suppress(BlockingIOError), locked(path, wait=False):
+                    path.unlink()
             with contextlib.suppress(FileNotFoundError):  # deleted by somebody else
                 status = path.stat()
                 used += status.st_size

@@ -6,9 +6,11 @@ The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. An ord
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 from tiny_audio.config import UserError
 from tiny_audio.files import commit_folder
 from tiny_audio.sources import Columns, Dropped, Index, Utterance, runs
+from tiny_audio.sources._locks import locked
 from tiny_audio.sources._parquet import METADATA
 
 if TYPE_CHECKING:
@@ -32,33 +35,67 @@ VERSION = 1
 _TEXTS = 1 << 16
 """Become strings together."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
+_ASIDE, _PARTS = ".tmp", ".shards"
+_PARTS_KEPT_S = 7 * 86_400
 
 
 def write_index(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str) -> None:
     """Write the tables of all shards, in order, into a folder that appears whole; memory holds a shard at a time.
 
+    Of several processes one writes; to the others the folder is there then, and their tables are not asked for.
     Ids that come again get their place added. The fingerprint is the hash of ``identity`` and of all usable rows.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    digest = hashlib.sha256(identity.encode())
-    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        try:
-            aside.mkdir(parents=True)
-            repeated = _write(aside / _ROWS, _fingerprinted(tables, digest))
-            if repeated:
-                (aside / _ROWS).rename(aside / "repeated.arrow")
-                _write(aside / _ROWS, _renamed(_batches(aside / "repeated.arrow"), repeated, shards))
-                (aside / "repeated.arrow").unlink()
-            about = {"shards": list(shards), "fingerprint": digest.hexdigest()}
-            (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
-            commit_folder(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with locked(_lock(folder.name, folder), f"waiting for another process that writes the index {folder}"):
+            if not folder.exists():
+                _write_alone(folder, tables, shards, identity)
+            _sweep(folder)
     except OSError as error:
         raise UserError(f"the cache folder {folder.parent} cannot be written: {error}") from error
+
+
+def parts_of(folder: Path) -> Path:
+    """Where parts of an index lie until it is whole; its writer may use it, who alone holds the index's lock."""
+    return folder.with_name(f"{folder.name}{_PARTS}")
+
+
+def _lock(key: str, beside: Path) -> Path:
+    return beside.with_name(f".{key}.lock")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what is left in the way of the index, and beside it what writers that were killed left behind.
+
+    Parts stay for a while, as an index that was interrupted goes on from them.
+    """
+    shutil.rmtree(parts_of(folder), ignore_errors=True)
+    for path in list(folder.parent.iterdir()):
+        key = path.name.split(".")[0]
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # swept by another process, or not left behind
+            old = path.suffix == _PARTS and path.stat().st_mtime < time.time() - _PARTS_KEPT_S
+            if old or path.suffix == _ASIDE:
+                with contextlib.nullcontext() if key == folder.name else locked(_lock(key, folder), wait=False):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str) -> None:
+    digest = hashlib.sha256(identity.encode())
+    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{_ASIDE}")
+    try:
+        aside.mkdir(parents=True)
+        repeated = _write(aside / _ROWS, _fingerprinted(tables, digest))
+        if repeated:
+            (aside / _ROWS).rename(aside / "repeated.arrow")
+            _write(aside / _ROWS, _renamed(_batches(aside / "repeated.arrow"), repeated, shards))
+            (aside / "repeated.arrow").unlink()
+        about = {"shards": list(shards), "fingerprint": digest.hexdigest()}
+        (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        commit_folder(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_index(folder: Path) -> Index:

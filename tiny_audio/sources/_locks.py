@@ -13,13 +13,15 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: str | None = None) -> Iterator[BinaryIO]:
+def locked(path: Path, waiting: str | None = None, *, wait: bool = True) -> Iterator[BinaryIO]:
     """Hold the lock of a file, which is made where it is not there and never deleted, and give the file.
 
     Args:
         waiting: logged where another holds it.
+        wait: for another that holds it.
 
     Raises:
+        BlockingIOError: another holds it, and it is not to be waited for.
         OSError: the folder cannot be written, or its file system knows no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +29,8 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             if waiting is not None:
                 _LOG.info(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -35,16 +39,3 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[BinaryIO]:
         finally:
             # A process forked meanwhile has the file open too: closed here alone, it would stay locked.
             fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def is_free(path: Path) -> bool:
-    """Whether nobody holds the lock of a file; one that is not there has none."""
-    try:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(file, fcntl.LOCK_UN)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
