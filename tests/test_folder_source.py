@@ -257,6 +257,30 @@ def test_headers_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(opened) == 9, "a damaged cache is made anew"
 
 
+def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_clip(place / name)
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes", "b.wav,no")
+
+    def while_one_is_away(folder: Path, *arguments: Any) -> dict[str, _durations.Header]:
+        (place / "b.wav").rename(place.parent / "aside.wav")
+        (place / "b.wav").symlink_to("b.wav")
+        try:
+            return _durations.read_headers(folder, *arguments)
+        finally:
+            (place.parent / "aside.wav").replace(place / "b.wav")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tiny_audio.sources.folder.read_headers", while_one_is_away)
+        index = folder(place).index()
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [("b.wav", "unreadable")]
+    assert [utterance.id for utterance in index.utterances] == ["a.wav"]
+    again = folder(place).index()
+    assert again.dropped == ()
+    assert [(utterance.id, utterance.text) for utterance in again.utterances] == [("a.wav", "yes"), ("b.wav", "no")]
+    assert folder(place).index() == again
+
+
 def test_a_cache_that_cannot_be_written(place: Path, tmp_path: Path) -> None:
     write_clip(place / "a.wav")
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
@@ -345,6 +369,19 @@ def test_a_clip_that_comes_later_is_found(corpus: Path, tmp_path: Path) -> None:
     assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 1
     (tmp_path / "aside.mp3").rename(corpus / "clips" / "common_voice_en_1.mp3")
     assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 0
+
+
+def test_a_clip_that_was_mended_is_found(corpus: Path, tmp_path: Path) -> None:
+    whole = build("common_voice", corpus, tmp_path / "another").index()
+    clip = corpus / "clips" / "common_voice_en_2.mp3"
+    clip.rename(tmp_path / "aside.mp3")
+    clip.write_bytes(b"no audio")
+    index = build("common_voice", corpus, tmp_path / "cache").index()
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [("common_voice_en_2.mp3", "undecodable")]
+    (tmp_path / "aside.mp3").replace(clip)
+    again = build("common_voice", corpus, tmp_path / "cache").index()
+    assert again == whole
+    assert again.fingerprint == whole.fingerprint
 
 
 def test_an_older_release_without_durations(corpus: Path, tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ _SAVED_EVERY = 50_000
 """Files; an interrupted reading goes on from there."""
 
 
+NOT_OF_THE_FILE = ("unreadable", "missing")
+"""Codes of :class:`AudioError` that tell of an attempt to read a file, not of what it holds: it is tried again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What the header of a file says."""
@@ -32,7 +36,8 @@ class Header:
 
 
 def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: Path) -> dict[str, Header]:
-    """The headers of files below a folder; a file of the same name, size and time as before is not opened again.
+    """The headers of files below a folder; a file of the same name, size and time as before is not opened again, unless
+    it could not be.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -43,7 +48,8 @@ def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: P
     waiting = []
     for name, status in files.items():
         key, header = kept.get(name, (None, None))
-        if header is not None and key == (status.st_size, status.st_mtime_ns):
+        same = key == (status.st_size, status.st_mtime_ns)
+        if header is not None and same and header.reason not in NOT_OF_THE_FILE:
             found[name] = header
         else:
             waiting.append(name)

@@ -39,19 +39,25 @@ _ASIDE, _PARTS = ".tmp", ".shards"
 _PARTS_KEPT_S = 7 * 86_400
 
 
-def write_index(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str) -> None:
+def write_index(
+    folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str, *, anew: bool = False
+) -> None:
     """Write the tables of all shards, in order, into a folder that appears whole; memory holds a shard at a time.
 
     Of several processes one writes; to the others the folder is there then, and their tables are not asked for.
     Ids that come again get their place added. The fingerprint is the hash of ``identity`` and of all usable rows.
+
+    Args:
+        anew: also where the folder is there, which is replaced.
 
     Raises:
         UserError: the folder cannot be written.
     """
     try:
         with locked(_lock(folder.name, folder), f"waiting for another process that writes the index {folder}"):
-            if not folder.exists():
+            if anew or not folder.exists():
                 _write_alone(folder, tables, shards, identity)
+                _mapped.cache_clear()
             _sweep(folder)
     except OSError as error:
         raise UserError(f"the cache folder {folder.parent} cannot be written: {error}") from error
@@ -191,7 +197,7 @@ def _table(path: Path) -> pa.Table:
 
 
 _mapped = lru_cache(maxsize=8)(_table)
-"""As :func:`_table`; an index folder's name is a hash of what it holds, so what was mapped once stays right."""
+"""As :func:`_table`; what was mapped once stays right, until an index is written anew."""
 
 
 def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table]:

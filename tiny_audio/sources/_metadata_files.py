@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tiny_audio.config import UserError
 from tiny_audio.sources import Index
+from tiny_audio.sources._durations import NOT_OF_THE_FILE
 from tiny_audio.sources._index_table import read_index, write_index
 from tiny_audio.sources._parquet import METADATA
 
@@ -74,17 +75,20 @@ def read_columns(path: Path) -> list[str]:
 def file_index(
     folder: Path, make: Callable[[], tuple[Iterable[ClipRow], Sequence[str]]], tables: Sequence[str], identity: str
 ) -> Index:
-    """The index of clips that are files of their own, made in ``folder`` where it is not there yet.
+    """The index of clips that are files of their own, made in ``folder`` where it is not there yet, and anew where
+    files could not be read.
 
     Args:
         make: gives the rows, and the columns of their metadata.
         tables: names of the tables, for ids that come twice.
         identity: goes into the fingerprint.
     """
-    if not folder.exists():
-        write_index(folder, _tables(*make()), tables, identity)
+    index = read_index(folder) if folder.exists() else None
+    if index is None or any(dropped.reason in NOT_OF_THE_FILE for dropped in index.dropped):
+        write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
+        index = read_index(folder)
     # Clips of a table lie together in its index, and nowhere else.
-    return replace(read_index(folder), groups=None)
+    return replace(index, groups=None)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:

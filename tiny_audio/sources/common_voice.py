@@ -61,13 +61,14 @@ class CommonVoiceSource(Source):
         if not table.is_file():
             raise UserError(f"there is no {table}; {self._hint()}")
         try:
-            there = sorted(entry.name for entry in os.scandir(self.path / _CLIPS) if entry.is_file())
+            with os.scandir(self.path / _CLIPS) as entries:
+                there = {entry.name: _facts(entry.stat()) for entry in entries if entry.is_file()}
         except OSError as error:
             raise UserError(
                 f"the folder {self.path / _CLIPS} cannot be read: {error.strerror}; {self._hint()}"
             ) from error
-        tables = [path.stat() for path in (table, durations) if path.is_file()]
-        facts = [VERSION, self.split, [(status.st_size, status.st_mtime_ns) for status in tables], there]
+        tables = [_facts(path.stat()) for path in (table, durations) if path.is_file()]
+        facts = [VERSION, self.split, tables, sorted(there.items())]
         key = hashlib.sha256(json.dumps(["common_voice", *facts]).encode()).hexdigest()[:24]
         folder = self.cache_dir / "common_voice" / key
         index = file_index(folder, lambda: self._made(table, set(there)), [table.name], "common_voice")
@@ -136,6 +137,11 @@ def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Sou
     """The source of a split; it reads nothing before it is indexed."""
     path = Path(os.path.expanduser(config.path)).absolute()
     return CommonVoiceSource(path, config.split, context.cache_dir.absolute())
+
+
+def _facts(status: os.stat_result) -> tuple[int, int]:
+    """By which a changed file is known."""
+    return status.st_size, status.st_mtime_ns
 
 
 def _clip(
