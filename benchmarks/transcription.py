@@ -35,14 +35,13 @@ import torch
 from record import Record
 
 from tiny_audio.audio import load_audio
-from tiny_audio.export import load_model
+from tiny_audio.export import load_model, model_folder
 from tiny_audio.files import cache_dir
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.guards import leveled
 from tiny_audio.recogniser import Recogniser, Transcription
 from tiny_audio.scoring import align, normalizer
 from tiny_audio.sources import SOURCES, SourceContext
-from tiny_audio.transcription import model_folder
 
 MAX_WER_DIFFERENCE, MAX_START_ERROR_S, MAX_MEMORY_GAIN = 0.005, 0.1, 1.25
 PAUSES_S = (0.5, 3.0)

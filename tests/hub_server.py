@@ -231,15 +231,23 @@ def _tree(repo: Repo, folder: str, query: dict[str, list[str]]) -> list[dict[str
 def running_hub() -> Iterator[Hub]:
     """A hub that answers at ``hub.endpoint``."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    with serving(type("Handler", (_Handler,), {"hub": hub})) as hub.port:
+        try:
+            yield hub
+        finally:
+            hub.released.set()
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Requests to this machine are answered at the port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    hub.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield hub
+        yield server.server_address[1]
     finally:
-        hub.released.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.parquet_shards import encoded_clip, write_parquet
+from tests.test_faults import Watching
 from tests.test_training import Listener, parse
 from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
@@ -41,19 +42,6 @@ def few_files(count: int) -> Iterator[None]:
 
 
 # --- whole runs
-
-
-class Watching(Listener):
-    """Does something when a step is logged."""
-
-    def __init__(self, step: int, act: Callable[[], object]) -> None:
-        super().__init__()
-        self._step, self._act = step, act
-
-    def step(self, step: int, values: dict[str, Any]) -> None:
-        super().step(step, values)
-        if step == self._step:
-            self._act()
 
 
 def run(document: Document, folder: Path, listener: Listener) -> bytes:

@@ -391,8 +391,8 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
         ),
         ("runs/not/there", "runs/not/there: no such folder, and no name of a model on the hub (owner/model) either"),
         ("file", "file is a file; give the folder of a run or of a model"),
-        ("empty", "there is no config.json; give the folder of a run or of a model"),
-        ("unfinished", "this run has exported no model yet: finish it with the same command"),
+        ("empty", "there is no config.json; give a run's folder, or that of an exported model"),
+        ("unfinished", "this run has no model yet; finish it with the command that began it"),
         ("no_json", "not valid JSON"),
         ("no_type", "says no model_type"),
         ("bert:langage=en", "langage: unknown option; did you mean 'language'?"),
@@ -405,7 +405,7 @@ def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypa
         (tmp_path / name).mkdir()
     for name, content in contents.items():
         (tmp_path / name / "config.json").write_text(content)
-    (tmp_path / "unfinished" / "recipe.yaml").write_text("")
+    (tmp_path / "unfinished" / "state.json").write_text("{}")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as caught:
         resolve_target(text)

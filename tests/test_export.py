@@ -268,16 +268,19 @@ def change_config(folder: Path, **fields: Any) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such folder; give the folder of an exported model"):
+    with pytest.raises(UserError, match="nowhere: no such folder; give a run's folder, or that of an exported model"):
         load_model(tmp_path / "nowhere")
 
 
 def test_no_config(exported: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no config.json; this is a run's folder: give its `model` folder"):
-        load_model(exported.parent)
+    load_model(exported.parent)  # as a run's folder has its model in it
     (exported / "config.json").unlink()
-    with pytest.raises(UserError, match=r"there is no config.json; give the folder of an exported model"):
-        load_model(exported)
+    for folder in (exported, exported.parent):
+        with pytest.raises(UserError, match=r"there is no config.json; give a run's folder, or that of an exported "):
+            load_model(folder)
+    (exported.parent / "state.json").touch()
+    with pytest.raises(UserError, match="this run has no model yet; finish it with the command that began it"):
+        load_model(exported.parent)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[]"])

@@ -55,7 +55,7 @@ def document(data: Path) -> Document:
 class Watching(Listener):
     """Does something when a step is logged."""
 
-    def __init__(self, step: int, act: Callable[[], None]) -> None:
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
         super().__init__()
         self._step, self._act = step, act
 

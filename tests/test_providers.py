@@ -32,7 +32,7 @@ VARIABLES = {
     "openai": "OPENAI_API_KEY",
 }
 OVER_HTTP = [entry.name for entry in PROVIDERS.entries() if issubclass(entry.config, HttpConfig)]
-SPEECH = Path("/work/shared/speech/librispeech-sample")
+SPEECH = Path(__file__).parents[2] / "shared" / "speech" / "librispeech-sample"
 
 
 @pytest.fixture

@@ -166,5 +166,6 @@ def test_folders_that_are_no_export(exported: Path, tmp_path: Path, capsys: pyte
     config["encoder"]["pretrained"] = str(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"base_weights": {"encoder": {"tensors": 1}}}))
     assert f"the encoder's weights stayed in the folder {tmp_path}" in refused(capsys, str(tmp_path), "me/x")
+    (tmp_path / "config.json").unlink()
     (tmp_path / "state.json").touch()
     assert "this run has no model yet; finish it" in refused(capsys, str(tmp_path), "me/x")

@@ -20,7 +20,7 @@ from tiny_audio.scoring import NormalizerName, align, normalizer
 from tiny_audio.significance import matched_pairs, matched_segments
 
 GOLDEN: dict[str, Any] = json.loads(gzip.decompress(Path(__file__).with_name("sclite_golden.json.gz").read_bytes()))
-SPEECH = Path("/work/shared/speech")
+SPEECH = Path(__file__).parents[2] / "shared" / "speech"
 NONE = normalizer("none")
 
 

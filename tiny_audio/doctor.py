@@ -18,12 +18,12 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.decoders import load_tokenizer
-from tiny_audio.evaluation import longest_duration_s
 from tiny_audio.files import cache_dir
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.pretrained import TransformersPartConfig, attention_for, published_architecture
 from tiny_audio.prompt import AUDIO, build_prompt
 from tiny_audio.recipe import Recipe
+from tiny_audio.recogniser import longest_duration_s
 from tiny_audio.sounds import sounds_in
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.text import TargetText, TargetTextChoice, markers

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.decoding import Transcript
-from tiny_audio.encoders import ENCODERS
+from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.guards import Reason, contradicts, leveled, loop_without_head, unlike_speech, unlooped
 from tiny_audio.model import TinyAudioModel
@@ -26,6 +26,11 @@ LONGEST_PIECE_S = 30.0
 """Of a recording that is cut: longer pieces were in nobody's training data."""
 _LARGEST_POOL = 8
 """Batches that are sorted by length together, at most. The first come one by one, so that something is seen soon."""
+
+
+def longest_duration_s(encoder: EncoderConfig) -> float:
+    """Longest clip that a model with this encoder transcribes in one piece."""
+    return encoder.max_duration_s() or UNBOUNDED_DURATION_S
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Recogniser:
         self._tokenizer = tokenizer
         self._max_padded_s = max_padded_s
         self._guard = guard
-        self.whole_s: float = ENCODERS.parse(model.config.encoder).max_duration_s() or UNBOUNDED_DURATION_S
+        self.whole_s = longest_duration_s(ENCODERS.parse(model.config.encoder))
         """Longest recording that is taken in one piece."""
 
     @property

@@ -30,7 +30,7 @@ from tiny_audio.data.clips import Clip, ClipSet, Labeler
 from tiny_audio.data.dropped import DroppedLog, read_dropped
 from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.device import device_of, set_tf32
-from tiny_audio.evaluation import check_group_by, evaluate_clips, longest_duration_s
+from tiny_audio.evaluation import check_group_by, evaluate_clips
 from tiny_audio.export import export_model, load_model
 from tiny_audio.export.card import base_licences, model_card
 from tiny_audio.files import cache_dir, write_atomically
@@ -40,6 +40,7 @@ from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained import checkpoint_fingerprint
 from tiny_audio.prompt import build_prompt
 from tiny_audio.recipe import Recipe, content_hash
+from tiny_audio.recogniser import longest_duration_s
 from tiny_audio.report import render_report
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
 from tiny_audio.training.checkpoint import latest, load_weights

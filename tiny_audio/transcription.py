@@ -72,13 +72,6 @@ class Outcome:
     """One message for each that could not be read."""
 
 
-def model_folder(path: Path) -> Path:
-    """An exported model's folder as it is, a run's folder as its ``model``."""
-    path = path.expanduser()
-    inside = path / "model"
-    return inside if not (path / "config.json").is_file() and (inside / "config.json").is_file() else path
-
-
 def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Callable[[str], None]) -> Outcome:
     """Write what is said in all recordings, in their order; what cannot be read is an error of its own.
 
@@ -102,7 +95,7 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
         waiting = [one for one in recordings if options.overwrite or not _is_done(one, options)]
         outcome.skipped = len(recordings) - len(waiting)
         if waiting:
-            loaded, tokenizer = load_model(model_folder(model))
+            loaded, tokenizer = load_model(model)
             recogniser = Recogniser(loaded.to(device_of("auto")), tokenizer, guard=options.guard)
             _Job(recogniser, waiting, options, write, outcome).run(stack)
         elif options.format == "json" and options.output_dir is None:

@@ -12,20 +12,13 @@ from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
-from tiny_audio.encoders import EncoderConfig
 from tiny_audio.model import TinyAudioModel
-from tiny_audio.recogniser import UNBOUNDED_DURATION_S
 from tiny_audio.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.sources import Dropped
 
 Hypothesis = dict[str, Any]
 """One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,
 metadata``. Raw: nothing is normalised, so that any scorer can be run over it later."""
-
-
-def longest_duration_s(encoder: EncoderConfig) -> float:
-    """Longest clip that a model with this encoder transcribes in one piece."""
-    return encoder.max_duration_s() or UNBOUNDED_DURATION_S
 
 
 def transcribe_clips(

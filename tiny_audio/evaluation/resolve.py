@@ -14,6 +14,7 @@ from tiny_audio.config import UserError
 from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
+from tiny_audio.export import model_folder
 from tiny_audio.model import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.registry import did_you_mean
@@ -71,17 +72,8 @@ def resolve_target(text: str) -> Target:
 
 
 def _in_folder(text: str, folder: Path, fields: dict[str, Any]) -> Target:
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
+    folder = model_folder(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        unfinished = (folder / "recipe.yaml").is_file()
-        hint = (
-            "this run has exported no model yet: finish it with the same command"
-            if unfinished
-            else ("give the folder of a run or of a model")
-        )
-        raise UserError(f"{folder}: there is no config.json; {hint}")
     whole = folder.absolute()
     label = folder_name((whole.parent if whole.name == "model" else whole).name)
     label = label if not fields else f"{label}-{folder_name(text.partition(':')[2])}"

@@ -11,20 +11,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio.audio import AudioError
 from tiny_audio.config import RunFailed
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of
-from tiny_audio.encoders import ENCODERS
-from tiny_audio.evaluation import longest_duration_s
 from tiny_audio.export import load_model
 from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
-from tiny_audio.recogniser import UNBOUNDED_DURATION_S
+from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
@@ -121,22 +117,22 @@ class ModelTarget(Target, ABC):
 
 
 class OwnTarget(ModelTarget):
-    """A model that this package exported."""
+    """A model that this package exported; clips that it does not take whole are split at pauses, nothing is guarded."""
+
+    max_duration_s = float("inf")
 
     def __init__(self, label: str, folder: Path, identity: dict[str, Any]) -> None:
         self.label, self._folder, self.identity = label, folder, identity
 
     def load(self) -> None:
         """See :meth:`Target.load`."""
-        self._model, self._tokenizer = load_model(self._folder)
-        self._model.to(device_of("auto"))
-        self.max_duration_s = longest_duration_s(ENCODERS.parse(self._model.config.encoder))
+        model, tokenizer = load_model(self._folder)
+        self._recogniser = Recogniser(model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, guard=False)
 
     def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
         """See :meth:`ModelTarget.transcribe`."""
-        device = self._model.device
-        lengths = torch.tensor([len(waveform) for waveform in waveforms], device=device)
-        return self._model.transcribe(pad_sequence(waveforms, batch_first=True).to(device), lengths, self._tokenizer)
+        heard = self._recogniser.transcribe(waveforms)
+        return [Transcript(one.text, one.ctc_text, one.truncated) for one in heard]
 
 
 class ProviderTarget(Target):

@@ -85,19 +85,19 @@ def export_model(
 
 
 def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
-    """An exported model, to evaluate, and its tokenizer; by this package's code and not by the folder's.
+    """A run's model, or an exported one, to evaluate, and its tokenizer; by this package's code, not the folder's.
 
     Nothing in it is set to train: to train on from an export, see ``training.init_from``.
 
     Args:
-        folder: where it lies.
+        folder: a run's, or that of an exported model.
         types_as_saved: keep the type that each tensor has in the file, so that the model takes no more memory than in
             its training; where types differ, it runs under autocast only. Otherwise the widest is taken for all.
 
     Raises:
         UserError: it is no exported model, is damaged or incomplete, or has parts that are not installed.
     """
-    folder = Path(folder).expanduser()
+    folder = model_folder(Path(folder))
     saved = check_exported(folder)
     version = saved.get("tiny_audio_version", "unknown")
     with quiet_transformers():
@@ -224,19 +224,30 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def check_exported(folder: Path) -> dict[str, Any]:
-    """The folder's config.json.
+def model_folder(folder: Path) -> Path:
+    """Where a run's model lies; the folder of an exported model is it itself.
 
     Raises:
-        UserError: it is not the folder of an exported model.
+        UserError: there is no such folder, or no model in it.
     """
+    folder = folder.expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of an exported model")
+        raise UserError(f"{folder}: no such folder; give a run's folder, or that of an exported model")
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
+    if (folder / "state.json").is_file():
+        raise UserError(f"{folder}: this run has no model yet; finish it with the command that began it")
+    raise UserError(f"{folder}: there is no config.json; give a run's folder, or that of an exported model")
+
+
+def check_exported(folder: Path) -> dict[str, Any]:
+    """The config.json of a :func:`model_folder`.
+
+    Raises:
+        UserError: it is not that of an exported model.
+    """
     path = folder / "config.json"
-    if not path.is_file():
-        is_run = (folder / "model" / "config.json").is_file()
-        hint = "this is a run's folder: give its `model` folder" if is_run else "give the folder of an exported model"
-        raise UserError(f"{folder}: there is no config.json; {hint}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

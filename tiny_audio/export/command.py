@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import UserError
-from tiny_audio.export import Weights, check_replaceable, export_model, load_model
+from tiny_audio.export import Weights, check_replaceable, export_model, load_model, model_folder
 from tiny_audio.export._merge import merge_adapters
 from tiny_audio.export.card import base_licences, model_card
 
@@ -41,21 +41,6 @@ def export_run(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> di
     export_model(model, tokenizer, folder, weights=kind, card=_card(run, source))
     sizes = [path.stat().st_size for path in folder.iterdir()]
     return {"merged_layers": merged, "files": len(sizes), "bytes": sum(sizes)}
-
-
-def model_folder(run: Path) -> Path:
-    """Where the model of a run lies, which may be an exported folder itself.
-
-    Raises:
-        UserError: there is no such folder, or the run has no model yet.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give a run's folder, or that of an exported model")
-    if (run / "state.json").is_file():
-        if not (run / "model" / "config.json").is_file():
-            raise UserError(f"{run}: this run has no model yet; finish it with the command that began it")
-        return run / "model"
-    return run
 
 
 def _card(run: Path, source: Path) -> str | None:

@@ -8,8 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from tiny_audio.base_weights import KINDS
 from tiny_audio.config import UserError
-from tiny_audio.export import check_exported
-from tiny_audio.export.command import model_folder
+from tiny_audio.export import check_exported, model_folder
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md"]
 """What an export consists of; whatever else lies in the folder stays here."""

@@ -27,7 +27,7 @@ class Utterance:
     """Further columns, such as ``speaker`` and ``sex``."""
 
 
-class Columns(Sequence[Utterance]):
+class ColumnarUtterances(Sequence[Utterance]):
     """Utterances that are kept as columns, of which transcripts can be read without the rest."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Columns(Sequence[Utterance]):
 
 def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
     """Transcripts of the numbers ``[m]``, in their order, by the fastest way there is."""
-    if isinstance(utterances, Columns):
+    if isinstance(utterances, ColumnarUtterances):
         return utterances.texts(rows)
     return (utterances[row].text for row in rows.tolist())
 

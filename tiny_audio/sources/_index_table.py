@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tiny_audio.config import UserError
 from tiny_audio.files import commit_folder
-from tiny_audio.sources import Columns, Dropped, Index, Utterance, runs
+from tiny_audio.sources import ColumnarUtterances, Dropped, Index, Utterance, runs
 from tiny_audio.sources._locks import locked
 from tiny_audio.sources._parquet import METADATA
 
@@ -136,7 +136,7 @@ def read_index(folder: Path) -> Index:
 
 
 @dataclass(frozen=True, eq=False)
-class TableUtterances(Columns):
+class TableUtterances(ColumnarUtterances):
     """The usable rows of an index table, each made into an utterance when it is asked for; pickles as its place."""
 
     path: Path

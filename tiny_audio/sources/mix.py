@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveI
 from tiny_audio.config import Config, UserError
 from tiny_audio.sources import (
     SOURCES,
-    Columns,
+    ColumnarUtterances,
     Dropped,
     Index,
     Source,
@@ -176,7 +176,7 @@ class _Part:
         )
 
 
-class _Utterances(Columns):
+class _Utterances(ColumnarUtterances):
     """The utterances of all parts, made when they are looked at."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:

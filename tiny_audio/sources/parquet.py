@@ -8,8 +8,8 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
-from functools import partial
+from dataclasses import astuple, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -56,7 +56,6 @@ class ParquetSource(Source):
     columns: Columns
     cache_bytes: int
     cache_dir: Path
-    _paths: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     def index(self) -> Index:
         """See :meth:`Source.index`; the first call reads the files' metadata columns, later ones a cached table."""
@@ -79,7 +78,7 @@ class ParquetSource(Source):
         import pyarrow as pa
 
         shard, row_group, row = place(utterance)
-        path = self._path(shard)
+        path = self._root / shard
         try:
             clips = ROW_GROUPS((path, row_group), lambda: self._read(path, row_group))
         except FileNotFoundError as error:
@@ -118,11 +117,7 @@ class ParquetSource(Source):
             with file:
                 yield index_shard(file, shard, number, self.columns, partial(read_audio, file, columns=self.columns))
 
-    def _path(self, shard: str) -> Path:
-        if shard not in self._paths:
-            self._paths[shard] = self._root() / shard
-        return self._paths[shard]
-
+    @cached_property
     def _root(self) -> Path:
         """The folder that the shards' names are relative to: nothing about the machine gets into ids."""
         parts = self.path.parts
@@ -132,7 +127,7 @@ class ParquetSource(Source):
         return self.path if self.path.is_dir() else self.path.parent
 
     def _shards(self) -> tuple[Path, list[str]]:
-        root = self._root()
+        root = self._root
         if self.path.is_dir():
             found = [path for path in self.path.rglob("*.parquet") if path.is_file()]
             what = "no .parquet file is in the folder"
