@@ -22,6 +22,7 @@ from tiny_audio.augmentation import (
     AugmentationConfig,
     NoiseConfig,
     ReverberationConfig,
+    SilenceConfig,
     SpecAugment,
     SpecAugmentConfig,
     WhiteNoiseConfig,
@@ -84,6 +85,63 @@ def test_all_speeds_are_used() -> None:
     assert {length: lengths.count(length) > 8 for length in set(lengths)} == {1778: True, 1600: True, 1455: True}
 
 
+def quiet(before_s: float = 0.3, after_s: float = 0.3, **fields: Any) -> AugmentationConfig:
+    return AugmentationConfig(silence=SilenceConfig(max_before_s=before_s, max_after_s=after_s), **fields)
+
+
+def silences_s(config: AugmentationConfig, waveform: Tensor, seed: int, longest_s: float) -> tuple[float, float]:
+    """What came before and after a clip that is untouched itself."""
+    padded = augment_waveform(config, waveform, seed, longest_s)
+    before = int(padded.ne(0).nonzero()[0])
+    assert torch.equal(padded[before : before + len(waveform)], waveform)
+    after = len(padded) - before - len(waveform)
+    assert not padded[:before].any()
+    assert not padded[before + len(waveform) :].any()
+    return before / RATE, after / RATE
+
+
+@pytest.mark.parametrize(("before_s", "after_s"), [(0.3, 0.3), (0.5, 0.0), (0.0, 0.2), (1.0, 0.1)])
+def test_silence_is_of_all_lengths_up_to_its_bounds(before_s: float, after_s: float) -> None:
+    waveform = tone(0.5) + 0.4
+    drawn = [silences_s(quiet(before_s, after_s), waveform, seed, math.inf) for seed in range(200)]
+    for found, bound in zip(zip(*drawn, strict=True), (before_s, after_s), strict=True):
+        assert max(found) <= bound
+        for quarter in range(4):
+            share = sum(bound * quarter / 4 <= one <= bound * (quarter + 1) / 4 for one in found) / 200
+            assert 0.15 < share < 0.35 or bound == 0
+    correlation = np.corrcoef(np.array(drawn).T)[0, 1] if before_s and after_s else 0.0
+    assert abs(correlation) < 0.2
+
+
+def test_silence_makes_no_clip_longer_than_allowed() -> None:
+    waveform = tone(0.9) + 0.4
+    drawn = [silences_s(quiet(0.3, 0.1), waveform, seed, 1.0) for seed in range(100)]
+    free = [silences_s(quiet(0.3, 0.1), waveform, seed, math.inf) for seed in range(100)]
+    for (before, after), (wanted_before, wanted_after) in zip(drawn, free, strict=True):
+        assert before + after <= 0.1
+        # Less of both, in proportion.
+        assert before * wanted_after == pytest.approx(after * wanted_before, abs=1e-4)
+    assert sum(before + after > 0.0998 for before, after in drawn) > 50
+    for longest_s in (0.9, 0.5):
+        assert torch.equal(augment_waveform(quiet(), waveform, 3, longest_s), waveform)
+
+
+def test_silence_is_not_slowed_down_and_gets_noise() -> None:
+    config = quiet(0.3, 0.0, speed=(0.5,), white_noise=WhiteNoiseConfig(snr_db=(0.0, 0.0), probability=1.0))
+    lengths = [len(augment_waveform(config, tone(1.0), seed)) / RATE for seed in range(50)]
+    assert 2.0 <= min(lengths) < 2.1
+    assert 2.2 < max(lengths) <= 2.3
+    assert augment_waveform(config, tone(1.0), 0)[:5].all()
+
+
+def test_how_long_a_clip_becomes() -> None:
+    assert AugmentationConfig().longest_s(2.0, 10.0) == 2.0
+    assert quiet(0.3, 0.2).longest_s(2.0, 10.0) == 2.5
+    assert quiet(0.3, 0.2).longest_s(9.9, 10.0) == 10.0
+    assert quiet(0.3, 0.2, speed=(0.5, 1.1)).longest_s(2.0, 10.0) == 4.5
+    assert quiet(0.3, 0.2, speed=(0.5, 1.1)).longest_s(9.0, 10.0) == 18.0
+
+
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
 def test_noise_has_the_ratio_that_was_asked_for(snr_db: float) -> None:
     config, waveform = AugmentationConfig(white_noise=WhiteNoiseConfig(snr_db=(snr_db, snr_db))), tone(4.0)
@@ -109,7 +167,7 @@ def test_silence_stays_silent_and_an_empty_clip_empty() -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**64 - 1), samples=st.integers(400, 3000))
 def test_a_seed_decides_everything(seed: int, samples: int) -> None:
-    config = AugmentationConfig(speed=(0.9, 1.0, 1.1), white_noise=WhiteNoiseConfig(snr_db=(5.0, 30.0)))
+    config = quiet(speed=(0.9, 1.0, 1.1), white_noise=WhiteNoiseConfig(snr_db=(5.0, 30.0)))
     waveform = tone()[:samples]
     before = waveform.clone()
     torch.manual_seed(seed % 1000)
@@ -127,6 +185,10 @@ def test_a_seed_decides_everything(seed: int, samples: int) -> None:
         ({"speed": ()}, r"needs factors between 0.5 and 2, such as \[0.9, 1.0, 1.1\], not \[\]"),
         ({"speed": (0.4, 1.0)}, r"needs factors between 0.5 and 2, .*, not \[0.4, 1.0\]"),
         ({"speed": (1.0, 2.5)}, r"needs factors between 0.5 and 2"),
+        (
+            {"silence": {"max_before_s": 0.0, "max_after_s": 0.0}},
+            "adds nothing with max_before_s and max_after_s both 0; raise one, or remove the section",
+        ),
         ({"white_noise": {"snr_db": (20.0, 5.0)}}, r"is a range \[lowest, highest\], and 20.0 is above 5.0"),
     ],
 )
@@ -217,6 +279,7 @@ def test_silence_and_silent_sounds_change_nothing(folder: Path, tmp_path: Path) 
 def test_a_clip_is_a_function_of_its_seed_whatever_came_before(folder: Path) -> None:
     config = AugmentationConfig(
         speed=(0.9, 1.1),
+        silence=SilenceConfig(),
         reverberation=ReverberationConfig(folder=str(folder), probability=0.7),
         noise=NoiseConfig(folder=str(folder), probability=0.7),
         white_noise=WhiteNoiseConfig(),

@@ -312,6 +312,8 @@ def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
     document = changed(document, batching={"max_clips": 32, "max_padded_s": 40.0}, data__max_duration_s=10.0)
     assert worst_shapes(parse(document)) == [Shape(4, 10.0), Shape(32, 1.25)]
     assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(4, 20.0), Shape(32, 2.5)]
+    silence = {"max_before_s": 0.5, "max_after_s": 0.25}
+    assert worst_shapes(parse(document, augmentation__silence=silence)) == [Shape(4, 10.0), Shape(32, 2.0)]
     assert worst_shapes(parse(document, batching__max_clips=3)) == [Shape(3, 10.0)]
     unbounded = parse(document, batching__max_clips=10**9, data__min_duration_s=0.5)
     assert worst_shapes(unbounded) == [Shape(4, 10.0), Shape(80, 0.5)]

@@ -20,7 +20,12 @@ FULL: dict[str, Any] = {
     **tiny_recipe(Path("clips")),
     "ctc": {"weight": 0.5},
     "prompt": {"system": "/no_think", "user": "Write: {audio}"},
-    "augmentation": {"spec_augment": {"num_time_masks": 1}, "speed": [0.9, 1.0], "white_noise": {"snr_db": [5, 30]}},
+    "augmentation": {
+        "spec_augment": {"num_time_masks": 1},
+        "speed": [0.9, 1.0],
+        "silence": {},
+        "white_noise": {"snr_db": [5, 30]},
+    },
     "generation": {"num_beams": 4, "ctc_weight": 0.3},
     "evaluation": {"normalizer": "lower", "group_by": "speaker"},
 }

@@ -43,6 +43,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "decoder__dropout": 0.1,
         "augmentation": {
             "speed": [0.9, 1.0, 1.1],
+            "silence": {},
             "reverberation": sounds,
             "noise": sounds,
             "white_noise": {},

@@ -18,6 +18,7 @@ from tests.conftest import UNUSABLE, Document, changed, manifest_row, tiny_recip
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import ClipSet, PlannedBatches, check_dropped
 from tiny_audio.data.dropped import DroppedLog, read_dropped
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.run import Run, assemble
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
@@ -452,6 +453,7 @@ def test_evaluating_while_training_changes_nothing(document: Document, tmp_path:
 
 def test_loader_processes_change_nothing(document: Document, tmp_path: Path) -> None:
     speed = {"augmentation__speed": [0.9, 1.0, 1.1], "augmentation__white_noise": {"snr_db": [10.0, 30.0]}}
+    speed |= {"augmentation__silence": {}}
     write_clips(tmp_path / "sounds", 3)
     sounds = {"folder": str(tmp_path / "sounds"), "probability": 0.5}
     speed |= {"augmentation__noise": sounds, "augmentation__reverberation": sounds}
@@ -684,6 +686,21 @@ def first_batch(document: Document) -> Any:
     _, _, labeler = assemble(recipe, clips, None)
     plan = clips.clips.plan(recipe.batching, 0, 0)
     return PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
+
+
+def test_silence_around_clips_counts_as_audio_and_stays_within_bounds(tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, 4)
+    with manifest.open("a") as file:
+        file.write(manifest_row(tmp_path / "clip001.flac", "no " * 11, 0.61))  # in 31 frames of its own is no room
+    document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, data__max_duration_s=1.5, batching__max_clips=8)
+    plain = first_batch(document)
+    silence = {"max_before_s": 5.0, "max_after_s": 5.0}
+    padded = first_batch(changed(document, augmentation__silence=silence))
+    assert [drop.reason for drop in plain.dropped] == ["text_too_long"]
+    assert not padded.dropped
+    assert len(padded.lengths) == len(plain.lengths) + 1
+    assert 1.49 < int(padded.lengths.max()) / SAMPLE_RATE <= 1.5
+    assert padded.audio_s > plain.audio_s
 
 
 def test_a_text_that_does_not_fit_its_clip_is_dropped(tmp_path: Path) -> None:

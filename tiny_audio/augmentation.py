@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator, model_validator
 from torch import Tensor
 
 from tiny_audio.config import Config, UserError
-from tiny_audio.frames import Frames
+from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.sounds import sounds_in
 
 
@@ -31,6 +32,27 @@ class SpecAugmentConfig(Config):
     num_channel_masks: NonNegativeInt = 2
     max_channel_share: float = Field(default=0.2, gt=0, le=1)
     """Widest channel mask, as a share of the channels."""
+
+
+class SilenceConfig(Config):
+    """Silence around the clip, as long as chance has it. Clips that all begin with their first sound teach a model
+    nothing about recordings, which do not."""
+
+    max_before_s: float = Field(default=0.3, ge=0, le=10)
+    """Longest silence before it."""
+    max_after_s: float = Field(default=0.3, ge=0, le=10)
+    """Longest silence after it."""
+
+    @model_validator(mode="after")
+    def _check_any(self) -> SilenceConfig:
+        if not self.longest_s:
+            raise ValueError("adds nothing with max_before_s and max_after_s both 0; raise one, or remove the section")
+        return self
+
+    @property
+    def longest_s(self) -> float:
+        """Most that a clip gets."""
+        return self.max_before_s + self.max_after_s
 
 
 class WhiteNoiseConfig(Config):
@@ -71,12 +93,13 @@ class ReverberationConfig(Config):
 class AugmentationConfig(Config):
     """Off by default: heavy augmentation under a frozen encoder makes most test sets worse.
 
-    A clip is changed in the order speed, reverberation, noise, white noise, SpecAugment.
+    A clip is changed in the order speed, silence, reverberation, noise, white noise, SpecAugment.
     """
 
     spec_augment: SpecAugmentConfig | None = None
     speed: tuple[PositiveFloat, ...] | None = None
     """Factors to choose from for each clip, such as ``[0.9, 1.0, 1.1]``; pitch moves along (Ko et al. 2015)."""
+    silence: SilenceConfig | None = None
     reverberation: ReverberationConfig | None = None
     noise: NoiseConfig | None = None
     white_noise: WhiteNoiseConfig | None = None
@@ -87,6 +110,12 @@ class AugmentationConfig(Config):
         if speed is not None and (not speed or min(speed) < 0.5 or max(speed) > 2):
             raise ValueError(f"needs factors between 0.5 and 2, such as [0.9, 1.0, 1.1], not {list(speed)}")
         return speed
+
+    def longest_s(self, duration_s: float, max_duration_s: float) -> float:
+        """Longest that a clip of that duration becomes. Only speed makes one longer than ``max_duration_s``."""
+        slowed = duration_s / min(*(self.speed or (1.0,)), 1.0)
+        added = self.silence.longest_s if self.silence else 0.0
+        return max(slowed, min(slowed + added, max_duration_s))
 
     def folders(self) -> dict[str, str]:
         """Folders of sounds, by the section that names them."""
@@ -121,8 +150,11 @@ def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{clip_id}{again}".encode()).digest()[:8], "big")
 
 
-def augment_waveform(config: AugmentationConfig, waveform: Tensor, seed: int) -> Tensor:
-    """Speed, room and noise on one clip ``[S]``, a function of its seed and of the names and content of the sounds."""
+def augment_waveform(
+    config: AugmentationConfig, waveform: Tensor, seed: int, max_duration_s: float = math.inf
+) -> Tensor:
+    """Speed, silence, room and noise on one clip ``[S]``, a function of its seed and of the names and content of the
+    sounds. No silence makes a clip longer than ``max_duration_s``."""
     rng = random.Random(seed)
     factor = rng.choice(config.speed) if config.speed else 1.0
     if factor != 1.0:
@@ -130,6 +162,12 @@ def augment_waveform(config: AugmentationConfig, waveform: Tensor, seed: int) ->
 
         # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
+    if config.silence:
+        before_s, after_s = rng.uniform(0, config.silence.max_before_s), rng.uniform(0, config.silence.max_after_s)
+        share = min(1.0, max(0.0, max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
+        # Digital silence: noise lies under speech too, and comes by its own sections, after this one.
+        padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
+        waveform = torch.nn.functional.pad(waveform, padding)
     if config.reverberation and rng.random() < config.reverberation.probability:
         response = _drawn(config.reverberation.folder, rng)
         if response is not None:

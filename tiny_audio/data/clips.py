@@ -435,7 +435,7 @@ class PlannedBatches(Dataset[Batch]):
             seed, text = clip_seed(self.seed, self.epoch, clip.id, int(repeat)), clip.utterance.text
             try:
                 recorded = clip.load(self.max_duration_s)
-                waveform = augment_waveform(self.augmentation, recorded, seed)
+                waveform = augment_waveform(self.augmentation, recorded, seed, self.max_duration_s)
             except AudioError as error:
                 dropped.append(Dropped(clip.id, error.reason, str(error)))
                 continue

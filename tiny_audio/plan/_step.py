@@ -86,7 +86,6 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
     Raises:
         UserError: there are too many clips in one.
     """
-    slowest = min(*(recipe.augmentation.speed or (1.0,)), 1.0)
     longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
     if budget is not None:
         most = min(most, int(budget / recipe.data.min_duration_s))  # a large number may stand for no bound
@@ -95,10 +94,14 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
             f"a batch of {most:,} clips cannot be planned, nor trained on; lower batching.max_clips to at most "
             f"{_MAX_CLIPS:,}, or bound the seconds of a batch by batching.max_padded_s"
         )
+
+    def lasting(duration_s: float) -> float:
+        return recipe.augmentation.longest_s(duration_s, recipe.data.max_duration_s)
+
     if budget is None or most * longest <= budget:
-        return [Shape(most, longest / slowest)]
+        return [Shape(most, lasting(longest))]
     # Many short clips have more prompts and more text.
-    return [Shape(int(budget // longest), longest / slowest), Shape(most, budget / most / slowest)]
+    return [Shape(int(budget // longest), lasting(longest)), Shape(most, lasting(budget / most))]
 
 
 def rehearse_worst(recipe: Recipe, device: Device) -> Rehearsed:

@@ -127,11 +127,10 @@ def probe_recipe(
     if num_processes < 1:
         raise UserError(f"--num-processes {num_processes} is no number of processes; give 1 or more")
     durations = _durations(recipe, durations_s)
-    slowest = min(*(recipe.augmentation.speed or (1.0,)), 1.0)
     buckets = []
     with Process(recipe, memory_gb, margin, random_weights) as process:
         for duration_s in durations:
-            longest_s = duration_s / slowest
+            longest_s = recipe.augmentation.longest_s(duration_s, recipe.data.max_duration_s)
 
             def predict(clips: int, longest_s: float = longest_s) -> int:
                 return predict_bytes(recipe, clips, longest_s, "cuda" if device == "cuda" else "cpu")
