@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from tiny_audio.encoders import Encoder
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders.whisper import WhisperConfig
 from tiny_audio.frames import Frames
+from tiny_audio.testing import ENCODER_CHECKS
 
 SECONDS = (1.0, 0.31, 0.7301, 0.105)
 
@@ -260,3 +263,39 @@ def test_whisper_refuses_more_than_its_positions(whisper: tuple[Any, Encoder]) -
     audio = torch.zeros(1, 31 * SAMPLE_RATE)
     with pytest.raises(ValueError, match=r"a clip of 31\.0 s is longer than this encoder's 30 s; split it"):
         whisper[1](audio, torch.tensor([audio.shape[1]]))
+
+
+# --- Whisper's front end with level_invariant
+
+
+@pytest.fixture(scope="module")
+def invariant() -> Encoder:
+    tiny = WhisperConfig.tiny().model_copy(update={"level_invariant": True})
+    return ENCODERS.build(tiny, EncoderContext()).eval()
+
+
+@pytest.mark.parametrize("gain_db", [-60.0, -40.0, -6.0, 6.0])
+def test_soft_and_loud_speech_have_the_same_features(invariant: Encoder, gain_db: float) -> None:
+    waveforms, lengths = batch([quiet_speech(), speech(0.3101, 2)])
+    wanted = invariant.features(waveforms, lengths)
+    found = invariant.features(waveforms * 10 ** (gain_db / 20), lengths)
+    assert torch.equal(found.lengths, wanted.lengths)
+    assert float((found.values - wanted.values)[wanted.mask()].abs().max()) < 1e-5
+
+
+def test_features_of_loud_speech_are_whispers_moved_by_a_constant(invariant: Encoder) -> None:
+    plain = ENCODERS.build(WhisperConfig.tiny(), EncoderContext()).eval()
+    clips = batch([5 * speech(1.0)])
+    difference = invariant.features(*clips).values - plain.features(*clips).values
+    assert float(difference.max() - difference.min()) < 1e-5
+    assert float(invariant.features(*clips).values.max()) == pytest.approx(1.25, abs=1e-6)
+
+
+def test_silence_stays_silence_at_any_level(invariant: Encoder) -> None:
+    features = invariant.features(torch.zeros(1, SAMPLE_RATE), torch.tensor([SAMPLE_RATE]))
+    assert bool((features.values == -0.75).all())
+
+
+@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+def test_the_contract_at_any_level(check: Callable[[EncoderConfig], None]) -> None:
+    check(WhisperConfig.tiny().model_copy(update={"level_invariant": True}))

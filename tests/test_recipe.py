@@ -410,6 +410,7 @@ NO_IDENTITY = {
 
 IDENTITY = {
     "encoder.dropout": 0.1,
+    "encoder.level_invariant": True,
     "encoder.overrides.d_model": 64,
     "projector.stack": 4,
     "projector.output_rms": 1.0,

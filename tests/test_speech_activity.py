@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.speech_activity import FRAME, split, whole_or_split
+from tiny_audio.speech_activity import FRAME, MARGIN_S, split, whole_or_split
 
 LONGEST_S = 10.0
 
@@ -33,22 +33,44 @@ def spans(waveform: Tensor, block: int | None = None) -> list[tuple[float, float
 
 
 @pytest.mark.parametrize(("floor", "gain"), [(0.0, 1.0), (0.001, 1.0), (0.0, 0.01), (0.001, 0.01)])
-def test_pieces_begin_and_end_where_the_sound_does(floor: float, gain: float) -> None:
+def test_pieces_are_what_sounds_with_a_margin_on_either_side(floor: float, gain: float) -> None:
     bursts = [(1.0, 2.0), (0.6, 0.3), (2.0, 5.0), (0.8, 1.0)]
     found = spans(recording(bursts, floor=floor, gain=gain))
     begins = [1.0, 3.6, 5.9, 11.7]
     assert len(found) == len(bursts)
     for (start, end), begin, (_, duration) in zip(found, begins, bursts, strict=True):
-        assert begin - 0.16 <= start <= begin
-        assert begin + duration <= end <= begin + duration + 0.16
+        # Levels are means over 50 ms, which rise before the sound begins and fall after it ends.
+        assert begin - MARGIN_S - 0.03 <= start <= begin - MARGIN_S
+        assert begin + duration + MARGIN_S <= end <= begin + duration + MARGIN_S + 0.031
 
 
 def test_a_short_pause_ends_nothing_and_a_click_is_no_speech() -> None:
     ((start, end),) = spans(recording([(1.0, 1.0), (0.3, 1.0)]))
-    assert (start, end) == pytest.approx((1.0, 3.4), abs=0.15)
+    assert (start, end) == pytest.approx((1.0 - MARGIN_S, 3.3 + MARGIN_S), abs=0.03)
     clicked = recording([(1.0, 1.0), (3.0, 0.0)])
     clicked[4 * SAMPLE_RATE] = 0.5
-    assert len(spans(clicked)) == 1 or spans(clicked)[1][1] - spans(clicked)[1][0] < 0.3
+    assert len(spans(clicked)) == 1 or spans(clicked)[1][1] - spans(clicked)[1][0] < 2 * MARGIN_S + 0.1
+
+
+def test_no_margin_reaches_beyond_the_recording_or_into_another_piece() -> None:
+    waveform = recording([(0.1, 1.0), (0.58, 1.0)])[: -SAMPLE_RATE + 800]
+    (first, between), (after, last) = spans(waveform)
+    assert first == 0.0
+    assert last == pytest.approx(2.68 + 0.05, abs=0.01)
+    assert between <= after
+
+
+def test_sounds_too_soft_for_speech_come_along_beside_it() -> None:
+    """As an f before a loud vowel, or a t after it."""
+    waveform = recording([(1.0, 1.0)])
+    waveform[: round(0.85 * SAMPLE_RATE)] = 0.0
+    rng = np.random.default_rng(2)
+    soft = torch.from_numpy(1e-4 * rng.standard_normal(round(0.15 * SAMPLE_RATE))).float()
+    waveform[round(0.85 * SAMPLE_RATE) : SAMPLE_RATE] = soft
+    waveform[2 * SAMPLE_RATE : round(2.15 * SAMPLE_RATE)] = soft
+    ((start, end),) = spans(waveform)
+    assert start <= 0.85
+    assert end >= 2.15
 
 
 def test_without_a_pause_it_is_cut_where_it_is_softest() -> None:

@@ -18,22 +18,18 @@ FRAME = SAMPLE_RATE // 100
 
 PAUSE_S = 0.5
 """A pause as long as this ends a piece: sentences are apart by more, words by less."""
-TAIL_S = 0.05
-"""What stays after the last sound of a piece."""
-_LEAD_S = 0.15
-"""So far before and after speech, at most, soft sounds above the noise belong to it (after Rabiner and Sambur 1975).
-No silence is taken before them, since clips that models train on often begin with the first sound."""
+MARGIN_S = 0.2
+"""What stays of a pause on either side of it: sounds too soft to count as speech lie there."""
 _SHORTEST_S = 0.03
 """Less sound than this between two pauses is a click."""
 _STRETCH = 3000
 """Frames that get one threshold, from what is heard in them and in as many before and after."""
 _SMOOTHED = 5
-_PAUSE, _TAIL, _LEAD, _SHORTEST = (round(s * SAMPLE_RATE / FRAME) for s in (PAUSE_S, TAIL_S, _LEAD_S, _SHORTEST_S))
+_PAUSE, _MARGIN, _SHORTEST = (round(s * SAMPLE_RATE / FRAME) for s in (PAUSE_S, MARGIN_S, _SHORTEST_S))
 
 _QUIETEST_DB = -110.0
 """Below the noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
-_SOUND_DB = 4.0
 """Speech is so much above the noise, or at most so much below the loudest; where these are closer than the last, no
 pause can be told from speech, and all counts as speech."""
 
@@ -73,11 +69,10 @@ def split(blocks: Iterable[Tensor], longest_s: float) -> Iterator[Piece]:
         while measured - judged >= 2 * _STRETCH or (block is None and judged < measured):
             stop = min(judged + _STRETCH, measured)
             smooth = _levels(powers[: judged + 2 * _STRETCH - before])
-            speech_db, sound_db = _thresholds(smooth)
+            speech_db = _threshold(smooth)
             for index in range(judged, stop):
                 level = float(smooth[index - before])
-                sharp = powers[index - before] > 10 ** (sound_db / 10)
-                for start, end in pieces.hear(index, level, level > speech_db, level > sound_db, bool(sharp)):
+                for start, end in pieces.hear(index, level, level > speech_db):
                     yield _piece(held, first, start, end)
             judged = stop
             dropped = max(before, judged - _STRETCH)
@@ -112,11 +107,10 @@ def _levels(powers: Levels) -> Levels:
     return np.asarray(10 * np.log10(np.maximum(smooth, 10 ** (_QUIETEST_DB / 10))))
 
 
-def _thresholds(levels: Levels) -> tuple[float, float]:
-    """Above the first is speech; above the second, something beside the noise."""
+def _threshold(levels: Levels) -> float:
+    """Above it is speech."""
     floor, loud = np.percentile(levels, [10, 99])
-    speech = float(min(max(floor + _ABOVE_FLOOR_DB, loud - _BELOW_SPEECH_DB), loud - _RANGE_DB))
-    return speech, min(speech, float(floor) + _SOUND_DB)
+    return float(min(max(floor + _ABOVE_FLOOR_DB, loud - _BELOW_SPEECH_DB), loud - _RANGE_DB))
 
 
 @dataclass
@@ -127,46 +121,34 @@ class _Pieces:
     start: int | None = None
     last: int = 0
     """The last frame with speech."""
-    until: int = 0
-    """The last frame of the soft sounds after it."""
     free_from: int = 0
     """Where the piece before ended."""
-    sounding: int = 0
-    """Frames in a row with any sound, up to now."""
-    recent: list[bool] = field(default_factory=list)
-    """Whether each of the last frames has any sound, by itself."""
     history: list[tuple[float, bool]] = field(default_factory=list)
     """Level and activity of each frame since ``start``."""
 
     def needed(self, judged: int) -> int:
         """The first frame that may still become part of a piece."""
-        return max(self.free_from, judged - _LEAD) if self.start is None else self.start
+        return max(self.free_from, judged - _MARGIN) if self.start is None else self.start
 
-    def hear(self, index: int, level: float, active: bool, sounding: bool, sharp: bool) -> Iterator[tuple[int, int]]:
-        """One frame on; gives the piece that it closes. ``sharp`` is ``sounding`` of the frame by itself."""
-        self.recent = [*self.recent[-_LEAD:], sharp]
-        before, self.sounding = self.sounding, self.sounding + 1 if sounding else 0
+    def hear(self, index: int, level: float, active: bool) -> Iterator[tuple[int, int]]:
+        """One frame on; gives the piece that it closes."""
         if self.start is None:
-            if not (active and sharp):
+            if not active:
                 return
-            # Levels are means over some frames, which rise before the sound begins; one frame of silence stays.
-            soft = self.recent[-1 - min(before, _LEAD, len(self.recent) - 1) :]
-            self.start = max(self.free_from, index - len(soft) + soft.index(True))
-            self.history = [(np.inf, False)] * max(0, index - self.start)
+            self.start = max(self.free_from, index - _MARGIN)
+            self.history = [(np.inf, False)] * (index - self.start)
         self.history.append((level, active))
         if active:
-            self.last = self.until = index
-        elif sounding and self.until == index - 1 and index - self.last <= _LEAD:
-            self.until = index
+            self.last = index
         if index - self.last >= _PAUSE:
-            yield from self._close(self.until + 1 + _TAIL)
+            yield from self._close(self.last + 1 + _MARGIN)
         elif len(self.history) >= self.longest:
             yield from self._cut()
 
     def end(self) -> Iterator[tuple[int, int]]:
         """The piece that the end closes."""
         if self.start is not None:
-            yield from self._close(min(self.until + 1 + _TAIL, self.start + len(self.history)))
+            yield from self._close(min(self.last + 1 + _MARGIN, self.start + len(self.history)))
 
     def _close(self, end: int) -> Iterator[tuple[int, int]]:
         assert self.start is not None

@@ -27,6 +27,8 @@ WINDOW = 400
 """Samples of the analysis window, 25 ms."""
 HOP = 160
 """Samples between mel frames, 10 ms."""
+_LEAST, _LEAST_OF_ANY_LEVEL = -10.0, -16.0
+"""Decimal logarithm of the power that silence has; the second leaves 80 dB below speech that nobody can hear."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -38,6 +40,8 @@ class WhisperConfig(EncoderConfig):
     name: Literal["whisper"] = "whisper"
     pretrained: str = "openai/whisper-large-v3-turbo"
     """Hub id or local folder of a whole Whisper checkpoint; its decoder is left out."""
+    level_invariant: bool = False
+    """Whether a clip has the same features however loud it is. Whisper's own checkpoints know levels as they come."""
 
     def num_frames(self, num_samples: int) -> int:
         """Half the mel frames, rounded up."""
@@ -112,6 +116,7 @@ class WhisperEncoder(Encoder):
         self.model = model
         self.dim: int = model.config.d_model
         self.frame_rate = SAMPLE_RATE / HOP / 2
+        self.level_invariant = config.level_invariant
         self.packs = config.attention in PACKED
         self.max_frames: int = model.config.max_source_positions
         # Sinusoids by construction: they never train, from scratch neither.
@@ -125,7 +130,8 @@ class WhisperEncoder(Encoder):
         return (self._num_mel_frames(num_samples) + 1) // 2
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Log-mel ``[B, F, mels]``, each clip normalised by its own maximum, as Whisper's feature extractor does.
+        """Log-mel ``[B, F, mels]``, each clip cut off 80 dB below its own maximum, as Whisper's feature extractor does;
+        ``level_invariant`` also moves that maximum to where loud speech has it.
 
         Silence follows the clip, as in Whisper's 30 s window, so a clip's last frames see zeros and not the padding's
         neighbours; the clip's start is reflected, as there.
@@ -141,11 +147,15 @@ class WhisperEncoder(Encoder):
         power = spectrum[..., : size // HOP].abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)
         # [B, bins, F] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        least = _LEAST_OF_ANY_LEVEL if self.level_invariant else _LEAST
         with torch.autocast(power.device.type, enabled=False):
-            mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=1e-10).log10()
+            mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=10**least).log10()
         frames = Frames(mel, num_mel_frames, SAMPLE_RATE / HOP)
-        loudest = mel.masked_fill(~frames.mask()[..., None], -10.0).amax(dim=(1, 2), keepdim=True)
-        return Frames((torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0, num_mel_frames, frames.rate)
+        loudest = mel.masked_fill(~frames.mask()[..., None], least).amax(dim=(1, 2), keepdim=True)
+        mel = torch.maximum(mel, loudest - 8.0)
+        if self.level_invariant:
+            mel = mel - loudest.clamp(min=least + 8.0) + 1.0  # silence stays silence
+        return Frames((mel + 4.0) / 4.0, num_mel_frames, frames.rate)
 
     def encode(self, features: Frames) -> Frames:
         """Two convolutions (stride 1 and 2), then the layers with padded frames masked."""
