@@ -86,7 +86,8 @@ def test_all_speeds_are_used() -> None:
 
 
 def quiet(before_s: float = 0.3, after_s: float = 0.3, **fields: Any) -> AugmentationConfig:
-    return AugmentationConfig(silence=SilenceConfig(max_before_s=before_s, max_after_s=after_s), **fields)
+    silence = SilenceConfig(max_before_s=before_s, max_after_s=after_s, probability=1.0)
+    return AugmentationConfig(silence=silence, **fields)
 
 
 def silences_s(config: AugmentationConfig, waveform: Tensor, seed: int, longest_s: float) -> tuple[float, float]:
@@ -246,7 +247,8 @@ def test_a_short_noise_is_looped_from_a_random_place(folder: Path) -> None:
 
 def test_probability_is_a_share_of_the_clips(folder: Path) -> None:
     waveform = tone(0.05)
-    for config in (noisy(folder, probability=0.2), roomy(folder, 0.2)):
+    silence = AugmentationConfig(silence=SilenceConfig(probability=0.2))
+    for config in (noisy(folder, probability=0.2), roomy(folder, 0.2), silence):
         untouched = sum(torch.equal(augment_waveform(config, waveform, seed), waveform) for seed in range(300))
         assert 210 < untouched < 270
 

@@ -151,6 +151,7 @@ WRONG = [
     ("augmentation.speed", [], r"augmentation.speed: needs factors between 0.5 and 2"),
     ("augmentation.silence", {"max_before_s": 0, "max_after_s": 0},
      r"augmentation.silence: adds nothing with max_before_s and max_after_s both 0; raise one, or remove the section"),
+    ("augmentation.silence.probability", 0, r"silence.probability: should be greater than 0, not 0"),
     ("augmentation.silence.max_before_s", -0.1, r"silence.max_before_s: should be greater than or equal to 0, not -0"),
     ("augmentation.silence.max_after_s", 11, r"silence.max_after_s: should be less than or equal to 10, not 11"),
     ("augmentation.white_noise", {"snr_db": [20, 5]},

@@ -694,7 +694,7 @@ def test_silence_around_clips_counts_as_audio_and_stays_within_bounds(tmp_path: 
         file.write(manifest_row(tmp_path / "clip001.flac", "no " * 11, 0.61))  # in 31 frames of its own is no room
     document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, data__max_duration_s=1.5, batching__max_clips=8)
     plain = first_batch(document)
-    silence = {"max_before_s": 5.0, "max_after_s": 5.0}
+    silence = {"max_before_s": 5.0, "max_after_s": 5.0, "probability": 1.0}
     padded = first_batch(changed(document, augmentation__silence=silence))
     assert [drop.reason for drop in plain.dropped] == ["text_too_long"]
     assert not padded.dropped

@@ -42,6 +42,8 @@ class SilenceConfig(Config):
     """Longest silence before it."""
     max_after_s: float = Field(default=0.3, ge=0, le=10)
     """Longest silence after it."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Share of the clips that get it: those that begin with their first sound have to be learned too."""
 
     @model_validator(mode="after")
     def _check_any(self) -> SilenceConfig:
@@ -162,7 +164,7 @@ def augment_waveform(
 
         # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
-    if config.silence:
+    if config.silence and rng.random() < config.silence.probability:
         before_s, after_s = rng.uniform(0, config.silence.max_before_s), rng.uniform(0, config.silence.max_after_s)
         share = min(1.0, max(0.0, max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
         # Digital silence: noise lies under speech too, and comes by its own sections, after this one.

@@ -27,6 +27,9 @@ LONGEST_PIECE_S = 30.0
 _LARGEST_POOL = 8
 """Batches that are sorted by length together, at most. The first come one by one, so that something is seen soon."""
 
+_LEAST_S = 2.0
+"""What a piece counts for in a batch, at least: each has a prompt, a text and beams of its own, however short it is."""
+
 
 def longest_duration_s(encoder: EncoderConfig) -> float:
     """Longest clip that a model with this encoder transcribes in one piece."""
@@ -197,7 +200,8 @@ class Recogniser:
                 segments[index] = _without_text(pieces[index], None, reason, word_timestamps)
                 report(segments[index].end_s - segments[index].start_s)
         while waiting:
-            size = max(1, int(self._max_padded_s * SAMPLE_RATE / len(pieces[waiting[0]].waveform)))
+            longest_s = len(pieces[waiting[0]].waveform) / SAMPLE_RATE
+            size = max(1, int(self._max_padded_s / max(longest_s, _LEAST_S)))
             batch, waiting = waiting[:size], waiting[size:]
             decoded = self._decoded([pieces[index] for index in batch], word_timestamps)
             segments |= zip(batch, decoded, strict=True)
