@@ -298,7 +298,7 @@ def silence_before(record: Record, guarded: Recogniser, clips: Clips) -> None:
         silence = np.zeros(milliseconds * SAMPLE_RATE // 1000, dtype=np.float32)
         rates[milliseconds] = wer(said, texts(guarded, [np.concatenate([silence, wave]) for wave, _ in clips]))
     record.say("## Silence before the first sound\n")
-    record.table(["silence, ms", *rates], [["WER", *(f"{rate:.2%}" for rate in rates.values())]])
+    record.table(["silence, ms", *map(str, rates)], [["WER", *(f"{rate:.2%}" for rate in rates.values())]])
     record.bar("within a point of the same without", max(rates.values()) - rates[0] <= MAX_WER_OF_SILENCE)
 
 

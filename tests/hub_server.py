@@ -1,4 +1,4 @@
-"""A hub on this machine: the part of the Hugging Face hub's protocol that reading a dataset takes.
+"""A hub on this machine: the part of the Hugging Face hub's protocol that reading a dataset or a model takes.
 
 Repository information, trees, ``resolve`` with a redirect to signed places on another host, ranges, gates, and, on
 demand, what a real one does on a bad day: limits with reset headers, errors, cut connections, signatures that expire.
@@ -23,7 +23,7 @@ Fault = Literal["limit", "error", "cut", "stall"]
 
 @dataclass
 class Repo:
-    """A dataset repository at one commit."""
+    """A repository at one commit."""
 
     files: dict[str, bytes]
     card: dict[str, Any] = field(default_factory=dict)
@@ -134,12 +134,13 @@ class _Handler(BaseHTTPRequestHandler):
         if steps[0] == "places":
             self._place("/".join(steps[1:3]), "/".join(steps[3:]), parse_qs(url.query), cut)
             return
-        name = "/".join(steps[2:4] if steps[0] == "api" else steps[1:3])
+        before = {"api": 2, "datasets": 1}.get(steps[0], 0)  # a model's files are at /owner/name/resolve/...
+        name = "/".join(steps[before : before + 2])
         repo = self.hub.repos.get(name)
         if repo is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             return
-        rest = steps[4:] if steps[0] == "api" else steps[3:]
+        rest = steps[before + 2 :]
         if self.hub.refusal is not None:
             self._send(*self.hub.refusal)
             return
@@ -172,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos[name].at(query["commit"][0])
         assert repo is not None
         content = repo.files[path]
-        if not self.hub.knows_ranges:
+        if not self.hub.knows_ranges or "range" not in self.headers:
             self._send(200, content)
             return
         first, last = self.headers["range"].removeprefix("bytes=").split("-")

@@ -147,7 +147,7 @@ def test_list_as_json(call: Output) -> None:
     code, out, _ = call("list", "--json")
     registered = json.loads(out)
     assert code == 0
-    assert list(registered) == ["encoders", "projectors", "decoders", "sources"]
+    assert list(registered) == ["encoders", "projectors", "decoders", "sources", "providers"]
     for parts in registered.values():
         assert parts
         assert all(set(part) == {"name", "summary", "module"} and part["summary"] for part in parts)
@@ -173,7 +173,7 @@ def test_list_of_an_unknown_kind(call: Output) -> None:
     assert (code, out) == (2, "")
     assert err == (
         "error: there is no kind of part called 'projector'; did you mean 'projectors'? "
-        "Allowed: decoders, encoders, projectors, sources\n"
+        "Allowed: decoders, encoders, projectors, providers, sources\n"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tests.test_model import assemble
 from tiny_audio.config import UserError
-from tiny_audio.decoding import Transcript
+from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.recogniser import Recogniser, Segment, Transcription
 from tiny_audio.speech_activity import Piece
@@ -104,6 +105,38 @@ def test_a_stream_gives_segments_before_the_end_and_counts_all_seconds() -> None
     numbers = [number for number, _ in events]
     assert numbers == sorted(numbers)
     assert sum(done) == pytest.approx(len(waveform) / SAMPLE_RATE + 1.0)
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["drafted", "plain"])
+def test_a_text_is_told_token_by_token(head: bool) -> None:
+    found, waveforms = recogniser(head=head), [burst(1.0), long(14), burst(2.0, 1)]
+    told: dict[tuple[int, float], list[str]] = {}
+
+    def on_text(number: int, start_s: float, text: str) -> None:
+        told.setdefault((number, start_s), []).append(text)
+
+    said, whole = {}, []
+    for number, event in found.stream(([wave] for wave in waveforms), on_text=on_text):
+        if isinstance(event, Segment):
+            said[number, event.start_s] = event.text
+        else:
+            whole.append(event)
+    assert whole == found.transcribe(waveforms)
+    assert {key: texts[-1] for key, texts in told.items()} == said
+    assert all(later.startswith(earlier) for texts in told.values() for earlier, later in pairwise(texts))
+    assert max(len(set(texts)) for texts in told.values()) > 3
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_beams_tell_the_likeliest_text_so_far(ctc_weight: float) -> None:
+    settings = GenerationConfig(max_new_tokens=12, num_beams=3, ctc_weight=ctc_weight)
+    found, waveforms = Recogniser(*assemble(settings), guard=False), [burst(1.0), burst(2.0, 1)]
+    told: dict[int, list[str]] = {0: [], 1: []}
+    events = found.stream(([wave] for wave in waveforms), on_text=lambda number, _, text: told[number].append(text))
+    assert [event for _, event in events if isinstance(event, Transcription)] == found.transcribe(waveforms)
+    for texts in told.values():
+        assert len(set(texts)) > 3
+        assert [len(text) for text in texts] != [len(texts[-1])] * len(texts)
 
 
 def test_guards_write_nothing_where_nobody_speaks() -> None:

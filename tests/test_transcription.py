@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
+import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +64,44 @@ def test_every_format_tells_the_same(place: Path, capsys: pytest.CaptureFixture[
     code, out, err = call(capsys, place / "model", long, "--format", "vtt")
     assert (code, err) == (0, "")
     assert out.startswith("WEBVTT\n\n00:00:0")
+
+
+def test_a_terminal_shows_texts_as_they_grow(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long, clip = place / "audio" / "deep" / "long.flac", place / "audio" / "a.wav"
+    code = "import sys; from tiny_audio.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "transcribe", place / "model", long, clip, "--no-guards"]
+    ours, theirs = pty.openpty()
+    size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns: no line is broken
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+        os.close(theirs)
+        shown = b"".join(iter(lambda: _read(ours), b"")).decode()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    os.close(ours)
+    rows = [
+        (row["audio_filepath"], segment["text"])
+        for row in json.loads(call(capsys, place / "model", long, clip, "--json")[1])
+        for segment in row["segments"]
+        if segment["text"]
+    ]
+    lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
+    assert [(name, text) for name, _, text in lines] == rows
+    # What comes before the first of them grew to it, and was wiped off.
+    name, clock, whole = lines[0]
+    growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)
+    assert len(set(growing)) > 3
+    assert all(whole.startswith(text) for text in growing)
+    assert growing[-1] == whole
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # the other end is closed, on Linux
+        return b""
 
 
 def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

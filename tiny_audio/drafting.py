@@ -7,7 +7,7 @@ said there. All up to the first disagreement is what greedy decoding gives, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -148,6 +148,7 @@ def decode_drafted(
     *,
     max_new_tokens: int,
     end_id: int,
+    tell: Callable[[int, list[int]], None] | None = None,
 ) -> list[Drafted]:
     """Greedy decoding of B rows that verifies drafts.
 
@@ -162,6 +163,7 @@ def decode_drafted(
         drafts: B of them.
         max_new_tokens: where a row without an end token is cut.
         end_id: the token that ends a row.
+        tell: called after each pass, with the number of a row and its certain ids up to now.
     """
     device = embeddings.device
     said: list[list[int]] = [[] for _ in drafts]
@@ -187,6 +189,8 @@ def decode_drafted(
             lengths[row] += len(known[place]) + agreed
             said[row] += certain
             passes[row] += 1
+            if tell is not None:
+                tell(row, said[row])
             if certain[-1] != end_id and len(said[row]) < max_new_tokens:
                 going.append(place)
                 kept.append(lengths[row])

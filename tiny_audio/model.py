@@ -21,6 +21,7 @@ from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.drafting import Drafted, TextDraft, decode_drafted
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
 from tiny_audio.frames import Frames, length_mask
+from tiny_audio.live_text import LiveIds
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.prompt import Prompt
 from tiny_audio.saved_model import SavedModel
@@ -28,6 +29,10 @@ from tiny_audio.saved_model import SavedModel
 LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """From hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and label smoothing to losses ``[K]``:
 cross-entropy that needs no logits."""
+
+OnText = Callable[[int, str], None]
+"""Hears the number of a clip and its text up to now. The text that wins in the end may be another one: with beams, and
+where the CTC head has a say."""
 
 
 class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
@@ -328,17 +333,19 @@ class TinyAudioModel(SavedModel):
         return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer)
 
     @torch.no_grad()
-    def transcribe_frames(self, frames: Frames, tokenizer: Any) -> list[Transcript]:
-        """As :meth:`transcribe`, of frames as :meth:`encode` gives them."""
+    def transcribe_frames(self, frames: Frames, tokenizer: Any, on_text: OnText | None = None) -> list[Transcript]:
+        """As :meth:`transcribe`, of frames as :meth:`encode` gives them; ``on_text`` hears each text while it grows."""
         audio, audio_lengths = self.projector(frames)
+        tell = self._telling(on_text, tokenizer)
         settings = GenerationConfig(**self.config.generation)
         num_candidates = settings.num_beams if settings.ctc_weight else 1
         ctc_texts = self.ctc_texts(frames)
         if self.drafts_from_ctc():
-            drafted = self.verify(audio, audio_lengths, [text or "" for text in ctc_texts], tokenizer)
+            drafted = self.verify(audio, audio_lengths, [text or "" for text in ctc_texts], tokenizer, tell)
             sequences = [clip.ids for clip in drafted]
         else:
-            found = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates)
+            live = {} if tell is None else {"stopping_criteria": [LiveIds(len(audio), tell)]}
+            found = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates, **live)
             sequences = found.tolist()
         rows = [self._until_end(row) for row in sequences]
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
@@ -357,7 +364,14 @@ class TinyAudioModel(SavedModel):
         return transcripts
 
     @torch.no_grad()
-    def verify(self, audio: Tensor, audio_lengths: Tensor, texts: Sequence[str], tokenizer: Any) -> list[Drafted]:
+    def verify(
+        self,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        texts: Sequence[str],
+        tokenizer: Any,
+        tell: Callable[[int, list[int]], None] | None = None,
+    ) -> list[Drafted]:
         """Greedy ids of B clips, and the passes of the decoder that they took, with guesses of their texts.
 
         Args:
@@ -365,6 +379,7 @@ class TinyAudioModel(SavedModel):
             audio_lengths: ``[B]``.
             texts: B guesses; a wrong one costs time and nothing else.
             tokenizer: the decoder's.
+            tell: see :func:`tiny_audio.drafting.decode_drafted`.
         """
         cache = self.decoder.cache()
         assert cache is not None, "drafts_from_ctc says when there is none"
@@ -372,7 +387,7 @@ class TinyAudioModel(SavedModel):
         alphabet = self.ctc_vocabulary.characters if self.ctc_vocabulary else ()
         drafts = [TextDraft(text, tokenizer, end, alphabet) for text in texts]
         prompts = self._prompts(audio, audio_lengths)
-        return decode_drafted(self.decoder, cache, *prompts, drafts, max_new_tokens=limit, end_id=end)
+        return decode_drafted(self.decoder, cache, *prompts, drafts, max_new_tokens=limit, end_id=end, tell=tell)
 
     def _best(
         self,
@@ -408,6 +423,16 @@ class TinyAudioModel(SavedModel):
             return [None] * len(frames.lengths)
         labels = ctc.greedy(frames.ctc_logits, frames.lengths)
         return [self.ctc_vocabulary.decode(row).strip() for row in labels]
+
+    def _telling(self, on_text: OnText | None, tokenizer: Any) -> Callable[[int, list[int]], None] | None:
+        """Ids to text, where somebody listens."""
+        if on_text is None:
+            return None
+
+        def tell(clip: int, ids: list[int]) -> None:
+            on_text(clip, tokenizer.decode(self._until_end(ids)[0], skip_special_tokens=True).strip())
+
+        return tell
 
     def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
         """Ids before the end token, and whether there was one."""

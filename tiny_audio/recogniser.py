@@ -16,7 +16,7 @@ from tiny_audio.decoding import Transcript
 from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.guards import Reason, contradicts, leveled, loop_without_head, unlike_speech, unlooped
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model import OnText, TinyAudioModel
 from tiny_audio.speech_activity import Piece, whole_or_split
 from tiny_audio.word_times import Spelling, Word, align, shifted
 
@@ -140,6 +140,7 @@ class Recogniser:
         *,
         word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
+        on_text: Callable[[int, float, str], None] | None = None,
     ) -> Iterator[tuple[int, Segment | Transcription]]:
         """As :meth:`transcribe`, as it comes: of each recording its segments, then the whole.
 
@@ -149,6 +150,8 @@ class Recogniser:
         Args:
             recordings: each gives its blocks, mono float32 ``[S]`` at 16 kHz.
             word_timestamps, on_progress: as of :meth:`transcribe`.
+            on_text: called while a batch is decoded, with the number of a recording, where a piece of it begins in
+                seconds, and the piece's text up to now, as the decoder writes it: nothing is guarded yet.
 
         Yields:
             the number of the recording, and what is done of it.
@@ -161,7 +164,15 @@ class Recogniser:
         report = on_progress or (lambda seconds: None)
         done: list[Segment] = []  # of the recording that is not complete yet
         for pool in self._pools(recordings):
-            segments = iter(self._heard([item for _, item in pool if isinstance(item, Piece)], word_timestamps, report))
+            numbered = [(number, item) for number, item in pool if isinstance(item, Piece)]
+
+            def hear(index: int, text: str, numbered: list[tuple[int, Piece]] = numbered) -> None:
+                number, piece = numbered[index]
+                assert on_text is not None
+                on_text(number, piece.start / SAMPLE_RATE, text)
+
+            pieces = [piece for _, piece in numbered]
+            segments = iter(self._heard(pieces, word_timestamps, report, hear if on_text else None))
             for number, item in pool:
                 if isinstance(item, Piece):
                     done.append(next(segments))
@@ -187,7 +198,13 @@ class Recogniser:
             pool.append((number, end))
         yield pool
 
-    def _heard(self, pieces: Sequence[Piece], word_timestamps: bool, report: Callable[[float], None]) -> list[Segment]:
+    def _heard(
+        self,
+        pieces: Sequence[Piece],
+        word_timestamps: bool,
+        report: Callable[[float], None],
+        on_text: OnText | None,
+    ) -> list[Segment]:
         """Segments in the order of the pieces, which are decoded longest first, so that what does not fit fails at
         once."""
         segments: dict[int, Segment] = {}
@@ -202,17 +219,17 @@ class Recogniser:
         while waiting:
             longest_s = len(pieces[waiting[0]].waveform) / SAMPLE_RATE
             size = max(1, int(self._max_padded_s / max(longest_s, _LEAST_S)))
-            batch, waiting = waiting[:size], waiting[size:]
-            decoded = self._decoded([pieces[index] for index in batch], word_timestamps)
+            batch, waiting = sorted(waiting[:size]), waiting[size:]
+            decoded = self._decoded([pieces[index] for index in batch], word_timestamps, _of_rows(batch, on_text))
             segments |= zip(batch, decoded, strict=True)
             report(sum(segment.end_s - segment.start_s for segment in decoded))
         return [segments[index] for index in range(len(pieces))]
 
-    def _decoded(self, pieces: Sequence[Piece], word_timestamps: bool) -> list[Segment]:
+    def _decoded(self, pieces: Sequence[Piece], word_timestamps: bool, on_text: OnText | None) -> list[Segment]:
         clips = [leveled(piece.waveform) if self._guard else piece.waveform for piece in pieces]
         lengths = torch.tensor([len(clip) for clip in clips], device=self._model.device)
         frames = self._model.encode(pad_sequence(clips, batch_first=True).to(self._model.device), lengths)
-        transcripts = self._model.transcribe_frames(frames, self._tokenizer)
+        transcripts = self._model.transcribe_frames(frames, self._tokenizer, on_text)
         return [
             self._segment(piece, transcript, _row(frames, row), word_timestamps)
             for row, (piece, transcript) in enumerate(zip(pieces, transcripts, strict=True))
@@ -285,6 +302,11 @@ class _End:
     def duration_s(self) -> float:
         """Of the recording, once all of it was taken."""
         return self.samples / SAMPLE_RATE
+
+
+def _of_rows(numbers: Sequence[int], on_text: OnText | None) -> OnText | None:
+    """Hears of the rows of a batch under their numbers elsewhere."""
+    return None if on_text is None else lambda row, text: on_text(numbers[row], text)
 
 
 def _row(frames: Frames, row: int) -> Frames:

@@ -11,6 +11,7 @@ from tiny_audio.console import in_columns
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.projectors import PROJECTORS
+from tiny_audio.providers import PROVIDERS
 from tiny_audio.recipe import Recipe
 from tiny_audio.registry import Registry, did_you_mean
 from tiny_audio.sources import SOURCES
@@ -21,6 +22,7 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "projectors": PROJECTORS,
     "decoders": DECODERS,
     "sources": SOURCES,
+    "providers": PROVIDERS,
 }
 
 

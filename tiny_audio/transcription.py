@@ -123,16 +123,20 @@ class _Job:
         options = self._options
         to_stdout = options.output_dir is None
         live = to_stdout and options.format == "text" and sys.stdout.isatty()
-        report = None if live else _progress(stack, self._recordings)
+        screen = stack.enter_context(_Screen(self._recordings)) if live else None
+        report = screen.batch_done if screen else _progress(stack, self._recordings)
         timed = options.words or (options.format in ("srt", "vtt") and self._recogniser.times_words)
         if to_stdout and options.format == "tsv":
             self._write(_TSV_HEAD)
         blocks = (self._blocks(number) for number in range(len(self._recordings)))
-        for number, event in self._recogniser.stream(blocks, word_timestamps=timed, on_progress=report):
+        events = self._recogniser.stream(
+            blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
+        )
+        for number, event in events:
             recording = self._recordings[number]
             if isinstance(event, Segment):
-                if live and event.text:
-                    self._write(f"{recording.name}\t{_clock(event.start_s)}\t{event.text}\n")
+                if screen and event.text:
+                    self._write(_line(recording, event.start_s, event.text) + "\n")
                 continue
             error = self._errors.get(number)
             if error is not None:
@@ -165,6 +169,41 @@ class _Job:
                 self._write(f"{recording.name}\t{heard.text}\n")
             else:
                 self._write(rendered(recording.name, heard, options).removeprefix(_TSV_HEAD))
+
+
+class _Screen:
+    """What a terminal shows while a batch is decoded, and no longer: its earliest piece, as the text grows."""
+
+    def __init__(self, recordings: Sequence[_Recording]) -> None:
+        self._recordings = recordings
+        self._earliest: tuple[int, float] | None = None
+        self._live: Any = None
+
+    def __enter__(self) -> _Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.batch_done(0.0)
+
+    def text(self, number: int, start_s: float, text: str) -> None:
+        """A piece's text up to now."""
+        if not text or (self._earliest is not None and (number, start_s) > self._earliest):
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        self._earliest = number, start_s
+        if self._live is None:
+            self._live = Live(console=Console(), transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(Text(_line(self._recordings[number], start_s, text)), refresh=True)
+
+    def batch_done(self, seconds: float) -> None:
+        """What is certain is written now."""
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._earliest = None
 
 
 def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
@@ -240,6 +279,10 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(entry) for key, entry in value.items()}
     return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _line(recording: _Recording, start_s: float, text: str) -> str:
+    return f"{recording.name}\t{_clock(start_s)}\t{text}"
 
 
 def _clock(seconds: float) -> str:

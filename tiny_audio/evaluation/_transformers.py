@@ -13,6 +13,7 @@ from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of
 from tiny_audio.evaluation.targets import ModelTarget
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
@@ -57,13 +58,14 @@ class TransformersTarget(ModelTarget):
                 "facebook/wav2vec2-base-960h, or a model that tiny-audio exported"
             )
         try:
-            self._pipeline: Any = pipeline(
-                "automatic-speech-recognition",
-                model=self._place,
-                revision=self._options.revision,
-                device=device_of("auto"),
-                trust_remote_code=False,
-            )
+            with quiet_transformers():
+                self._pipeline: Any = pipeline(
+                    "automatic-speech-recognition",
+                    model=self._place,
+                    revision=self._options.revision,
+                    device=device_of("auto"),
+                    trust_remote_code=False,
+                )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
             # A folder lacks a file, holds another model's weights, or needs a package: each has its own type there.
             words = str(error).strip().splitlines() or [type(error).__name__]
@@ -81,5 +83,8 @@ class TransformersTarget(ModelTarget):
                 settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
         if self._pipeline.type == "seq2seq_whisper" and max(map(len, waveforms)) > _WINDOW_S * SAMPLE_RATE:
             settings["return_timestamps"] = True
-        heard = self._pipeline(clips, batch_size=min(_BATCH, len(clips)), **settings)
+        # The pipeline makes no batches for a tokenizer without a token to pad with.
+        size = 1 if self._pipeline.tokenizer.pad_token_id is None else min(_BATCH, len(clips))
+        with quiet_transformers():
+            heard = self._pipeline(clips, batch_size=size, **settings)
         return [Transcript(one["text"].strip(), None, truncated=False) for one in heard]

@@ -19,11 +19,11 @@ from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export._bundle import MODEL, PIPELINE, PROCESSOR, bundle, flat_name
-from tiny_audio.export._quiet import quiet_transformers
 from tiny_audio.files import commit_folder
 from tiny_audio.model import TinyAudioConfig, TinyAudioModel
 from tiny_audio.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS
+from tiny_audio.quiet import quiet_transformers
 from tiny_audio.registry import UnknownPartError
 
 Weights = Literal["all", "trained"]
