@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.decoding import Transcript
+from tiny_audio.device import in_parts_that_fit
 from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.guards import Reason, contradicts, leveled, loop_without_head, unlike_speech, unlooped
@@ -220,7 +221,11 @@ class Recogniser:
             longest_s = len(pieces[waiting[0]].waveform) / SAMPLE_RATE
             size = max(1, int(self._max_padded_s / max(longest_s, _LEAST_S)))
             batch, waiting = sorted(waiting[:size]), waiting[size:]
-            decoded = self._decoded([pieces[index] for index in batch], word_timestamps, _of_rows(batch, on_text))
+
+            def decode(part: Sequence[int]) -> list[Segment]:
+                return self._decoded([pieces[index] for index in part], word_timestamps, _of_rows(part, on_text))
+
+            decoded = in_parts_that_fit(decode, batch)
             segments |= zip(batch, decoded, strict=True)
             report(sum(segment.end_s - segment.start_s for segment in decoded))
         return [segments[index] for index in range(len(pieces))]

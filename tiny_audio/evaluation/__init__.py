@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tiny_audio.audio import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
+from tiny_audio.device import in_parts_that_fit
+from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.model import TinyAudioModel
 from tiny_audio.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.sources import Dropped
@@ -31,24 +33,18 @@ def transcribe_clips(
 ) -> Iterator[Hypothesis | Dropped]:
     """Decode clips in batches of similar length; what cannot be read is said, never taken for an empty hypothesis.
 
-    Yields in the order of decoding: longest first, so that what does not fit fails at once.
+    Yields in the order of decoding: longest first.
     """
-    waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
-    while waiting:
-        size = max(1, int(max_padded_s / max(0.1, waiting[0].utterance.duration_s)))
-        batch, waiting = waiting[:size], waiting[size:]
-        loaded = []
-        for clip in batch:
-            try:
-                loaded.append((clip, clip.load(max_duration_s)))
-            except AudioError as error:
-                yield Dropped(clip.id, error.reason, str(error))
-        if not loaded:
-            continue
-        waveforms = pad_sequence([waveform for _, waveform in loaded], batch_first=True).to(model.device)
-        lengths = torch.tensor([len(waveform) for _, waveform in loaded], device=model.device)
-        for (clip, _), transcript in zip(loaded, model.transcribe(waveforms, lengths, tokenizer), strict=True):
-            yield hypothesis(clip, transcript)
+
+    def transcribe(waveforms: Sequence[Tensor]) -> list[Transcript]:
+        lengths = torch.tensor([len(waveform) for waveform in waveforms], device=model.device)
+        return model.transcribe(pad_sequence(list(waveforms), batch_first=True).to(model.device), lengths, tokenizer)
+
+    for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
+        yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
+        if batch.clips:
+            transcripts = in_parts_that_fit(transcribe, batch.waveforms)
+            yield from map(hypothesis, batch.clips, transcripts)
 
 
 def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:

@@ -17,7 +17,8 @@ from tiny_audio.audio import AudioError
 from tiny_audio.config import RunFailed
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
-from tiny_audio.device import device_of
+from tiny_audio.device import device_of, in_parts_that_fit
+from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import load_model
 from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
 from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
@@ -84,29 +85,24 @@ class ModelTarget(Target, ABC):
         """Waveforms ``[S]`` each, on the CPU -> what is said in them."""
 
     def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.hear`: longest first, so that what does not fit fails at once."""
-        waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
+        """See :meth:`Target.hear`: longest first."""
         warm = False
-        while waiting:
-            size = max(1, int(_BATCH_PADDED_S / max(0.1, waiting[0].utterance.duration_s)))
-            batch, waiting = waiting[:size], waiting[size:]
-            loaded: list[tuple[Clip, Tensor]] = []
-            for clip in batch:
-                try:
-                    loaded.append((clip, clip.load(self.max_duration_s)))
-                except AudioError as error:
-                    yield Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
-            if not loaded:
+        for batch in loaded_batches(clips, max_duration_s=self.max_duration_s, max_padded_s=_BATCH_PADDED_S):
+            for clip, error in batch.unread:
+                yield Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
+            if not batch.clips:
                 continue
-            waveforms = [waveform for _, waveform in loaded]
             if not warm:
-                self.transcribe(waveforms)  # kernels are chosen, and memory is taken, the first time
+                self._fitting(batch.waveforms)  # kernels are chosen, and memory is taken, the first time
                 warm = True
             began = time.perf_counter()
-            transcripts = self.transcribe(waveforms)
-            took = (time.perf_counter() - began) / len(loaded)
-            for (clip, _), transcript in zip(loaded, transcripts, strict=True):
+            transcripts = self._fitting(batch.waveforms)
+            took = (time.perf_counter() - began) / len(batch.clips)
+            for clip, transcript in zip(batch.clips, transcripts, strict=True):
                 yield Outcome(clip, transcript, took, None)
+
+    def _fitting(self, waveforms: list[Tensor]) -> list[Transcript]:
+        return in_parts_that_fit(lambda part: self.transcribe(list(part)), waveforms)
 
     def price(self) -> Price | None:
         """See :meth:`Target.price`."""

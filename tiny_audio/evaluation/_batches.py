@@ -1,0 +1,40 @@
+"""Clips of a set, loaded in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tiny_audio.audio import AudioError
+from tiny_audio.data.clips import Clip
+
+_SHORTEST_S = 0.1
+"""What a clip counts for, at least."""
+
+
+@dataclass
+class LoadedBatch:
+    """What could be read of a batch, and what could not."""
+
+    clips: list[Clip] = field(default_factory=list)
+    waveforms: list[Tensor] = field(default_factory=list)
+    """``[S]`` of each clip, on the CPU."""
+    unread: list[tuple[Clip, AudioError]] = field(default_factory=list)
+
+
+def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s: float) -> Iterator[LoadedBatch]:
+    """Longest first, so that what does not fit fails at once; at most ``max_padded_s`` seconds with padding."""
+    waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
+    while waiting:
+        size = max(1, int(max_padded_s / max(_SHORTEST_S, waiting[0].utterance.duration_s)))
+        batch, waiting = waiting[:size], waiting[size:]
+        loaded = LoadedBatch()
+        for clip in batch:
+            try:
+                loaded.waveforms.append(clip.load(max_duration_s))
+                loaded.clips.append(clip)
+            except AudioError as error:
+                loaded.unread.append((clip, error))
+        yield loaded
