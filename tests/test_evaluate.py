@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shlex
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.evaluation.data import PRESETS, _preset, read_data
 from tiny_audio.evaluation.resolve import resolve_target
+from tiny_audio.providers import Heard, ProviderRefusedError
 from tiny_audio.sources import SOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +143,13 @@ def test_all_kinds_side_by_side(call: Output, server: Vendors, trained: Path, ct
     ]
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
+    before, _, command = err.splitlines()[-1].partition(": ")
+    assert before == "who is better, and where"
+    assert shlex.split(command)[:2] == ["tiny-audio", "rescore"]
+    assert main(shlex.split(command)[1:]) == 0
+    page = (tmp_path / "manifest.html").read_text()
+    assert "MAPSSWE" in page
+    assert page.count("tiny-wav2vec2") > 0
     assert normaliser == "normaliser: whisper_english"
     assert all(folder.is_dir() for folder in (tmp_path / "run", tmp_path / "tiny-wav2vec2"))
     heard = rows_in(tmp_path / "tiny-wav2vec2" / "manifest")
@@ -231,6 +243,39 @@ def test_a_provider_that_answers_nothing(call: Output, server: Vendors, trained:
     assert code == 1
     assert "no answer for 20 clips in a row, the last: deepgram: POST " in err
     assert len(server.asked) <= 24
+
+
+def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    target: Any = resolve_target("provider:deepgram:concurrency=3")
+    all_asked, calls = threading.Barrier(3), itertools.count()
+
+    class Account:
+        def transcribe(self, audio: bytes) -> Heard:
+            number = next(calls)
+            all_asked.wait(10)
+            if number == 0:
+                raise ProviderRefusedError("deepgram: the account is empty")
+            time.sleep(0.1)
+            return Heard("yes")
+
+    target._provider = Account()
+    (data,) = read_data([str(trained / "manifest.jsonl")], None)
+    heard = []
+    with pytest.raises(ProviderRefusedError, match="the account is empty"):
+        heard.extend(target.hear(data.clips))  # which keeps what comes before the error
+    assert next(calls) == 3
+    assert len(heard) == 2
+
+
+def test_what_does_not_change_answers_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    ways = "concurrency=1,usd_per_hour=2.0,timeout_s=5.0,max_retries=1,retry_wait_s=1.0,max_wait_s=3.0"
+    plain, other, another = (
+        resolve_target(f"provider:deepgram{suffix}").identity for suffix in ("", f":{ways}", ":model=nova-2")
+    )
+    assert plain == other
+    assert plain != another
 
 
 def test_clips_that_cannot_be_read(call: Output, trained: Path, tmp_path: Path) -> None:

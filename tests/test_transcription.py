@@ -114,7 +114,8 @@ def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.Ca
     assert out == f"3 written to {tmp_path / 'out'}\n"
     assert err.startswith(f"error: {audio / 'bad.wav'}: not an audio file that can be decoded")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {str(path.relative_to(tmp_path / "out")) for path in written} == {"a.srt", "b.srt", "deep/long.srt"}
+    names = {str(path.relative_to(tmp_path / "out")) for path in written}
+    assert names == {"a.srt", "b.srt", "deep/long.srt", "transcribe.json"}
     (audio / "bad.wav").unlink()
     (tmp_path / "out" / "a.srt").unlink()
     code, out, err = call(capsys, *arguments)
@@ -125,6 +126,53 @@ def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.Ca
     assert call(capsys, *arguments, "--overwrite")[1].startswith("3 written")
 
 
+def test_files_of_others_are_not_taken_for_transcripts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(place / "audio" / "a.wav", tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("what a person wrote")
+    arguments = (place / "model", tmp_path / "a.wav", "--output-dir", tmp_path)
+    refused = "is there already, and is not of tiny-audio transcribe; give another --output-dir, or --overwrite"
+    assert call(capsys, *arguments) == (2, "", f"error: {tmp_path / 'a.txt'} {refused}\n")
+    assert (tmp_path / "a.txt").read_text() == "what a person wrote"
+    assert call(capsys, *arguments, "--overwrite")[0] == 0
+    assert (tmp_path / "a.txt").read_text() != "what a person wrote"
+
+
+def test_transcripts_of_another_model_or_other_options_are_not_gone_on_with(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, output = place / "audio" / "a.wav", ("--output-dir", tmp_path)
+    assert call(capsys, place / "model", clip, *output)[0] == 0
+    refused = "a.txt is there already, and is of another model, or of other options; give another"
+    code, _, err = call(capsys, place / "headless", clip, *output)
+    assert code == 2
+    assert refused in err
+    assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2  # with guards
+    assert refused in capsys.readouterr().err
+    # Another format is nobody else's, and new recordings may come.
+    assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
+    assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", "transcribe.json"}
+    assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
+
+
+def test_two_files_of_one_name_need_no_file_of_their_own_on_standard_output(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(place / "audio" / "a.wav", tmp_path / folder / "a.wav")
+    clips = (tmp_path / "x" / "a.wav", tmp_path / "y" / "a.wav")
+    code, out, _ = call(capsys, place / "model", *clips)
+    assert (code, len(out.splitlines())) == (0, 2)
+    code, _, err = call(capsys, place / "model", *clips, "--output-dir", tmp_path / "out")
+    assert (code, err) == (
+        2,
+        f"error: {clips[0]} and {clips[1]} would have the same file in --output-dir; transcribe one at a time\n",
+    )
+
+
 def test_recordings_of_one_name_keep_their_suffix(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +180,7 @@ def test_recordings_of_one_name_keep_their_suffix(
         samples, _ = soundfile.read(place / "audio" / "a.wav")
         soundfile.write(tmp_path / name, samples, SAMPLE_RATE)
     call(capsys, place / "model", tmp_path, "--output-dir", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt", "transcribe.json"]
 
 
 def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +210,7 @@ def test_nothing_to_do(place: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     clip = place / "audio" / "a.wav"
     assert "- was given twice" in _twice(place, capsys)
     message = call(capsys, place / "model", clip, clip)[2]
-    assert f"{clip} and {clip} would have the same output; transcribe one at a time" in message
+    assert message == ""
 
 
 def _twice(place: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -4,51 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import tiny_recipe, write_clips
+from tests.tutorial import blocks, call, install
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "write_a_projector.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = blocks("write_a_projector.md")
 COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page's files, installed: a folder of packages with the page's entry point."""
-    folder = tmp_path_factory.mktemp("site")
-    for kind, text in BLOCKS:
-        if kind == "python":
-            name = re.match(r"# (\w+\.py)\n", text)
-            assert name, "each Python block starts with the name of its file"
-            (folder / name.group(1)).write_text(text)
-    (toml,) = (text for kind, text in BLOCKS if kind == "toml")
-    group = re.search(r'entry-points\."([\w.]+)"', toml)
-    assert group
-    metadata = folder / "attentive-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: attentive\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text(f"[{group.group(1)}]\nattentive = attentive\n")
-    return folder
-
-
-def call(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(site), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return install(BLOCKS, tmp_path_factory.mktemp("site"), "attentive")
 
 
 def test_the_file_is_as_short_as_promised() -> None:

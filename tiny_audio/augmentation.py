@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator, model_validator
 from torch import Tensor
 
-from tiny_audio.config import Config, UserError
+from tiny_audio.config import NO_IDENTITY, Config, UserError
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.sounds import sounds_in
 
@@ -76,7 +76,7 @@ class WhiteNoiseConfig(Config):
 class NoiseConfig(WhiteNoiseConfig):
     """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random piece of a random file."""
 
-    folder: str = Field(min_length=1, json_schema_extra={"identity": False})
+    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
     """Audio files, at any depth. Names and sizes are remembered by a run, since they decide the weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
     """How much louder than the noise the clip is, from and to; drawn for each clip."""
@@ -85,7 +85,7 @@ class NoiseConfig(WhiteNoiseConfig):
 class ReverberationConfig(Config):
     """Rooms: clips as heard there, by recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
 
-    folder: str = Field(min_length=1, json_schema_extra={"identity": False})
+    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
     """Audio files with one impulse response each, at any depth; of several channels, the mean. Names and sizes are
     remembered by a run, since they decide the weights."""
     probability: float = Field(default=0.3, gt=0, le=1)

@@ -508,7 +508,7 @@ def evaluate(
     Example: tiny-audio evaluate runs/mine provider:pocketsphinx --data leaderboard/ami --max-samples 200
     """
     from tiny_audio.evaluation.data import read_data
-    from tiny_audio.evaluation.harness import comparison_table, evaluate_targets
+    from tiny_audio.evaluation.harness import comparison_commands, comparison_table, evaluate_targets
     from tiny_audio.evaluation.resolve import resolve_targets
     from tiny_audio.scoring import normalizer as normalizer_called
 
@@ -519,6 +519,8 @@ def evaluate(
         found, sets, output_dir, rule, group_by=group_by, note=lambda text: print(text, file=sys.stderr, flush=True)
     )
     print(json.dumps(results, indent=1, ensure_ascii=False) if as_json else comparison_table(results))
+    for command in comparison_commands(results, output_dir):
+        print(f"who is better, and where: {command}", file=sys.stderr)
 
 
 @app.command()

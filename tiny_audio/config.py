@@ -1,8 +1,14 @@
-"""The strict pydantic base of every recipe section and every part's config, and the user's mistakes."""
+"""The strict pydantic base of every recipe section and every part's config, what of it decides results, and errors."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
+
+NO_IDENTITY: JsonDict = {"identity": False}
+"""``Field(json_schema_extra=NO_IDENTITY)`` marks what decides no result: a path, a bound on retries."""
 
 
 class Config(BaseModel):
@@ -19,6 +25,27 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+def identity_of(config: BaseModel) -> dict[str, Any]:
+    """The dump without the fields that are marked with :data:`NO_IDENTITY`."""
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        found[name] = _decisive(getattr(config, name))
+    return found
+
+
+def _decisive(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity_of(value)
+    if isinstance(value, dict):
+        return {key: _decisive(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_decisive(item) for item in value]
+    return value
 
 
 class UserError(ValueError):

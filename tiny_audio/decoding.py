@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from tiny_audio.config import Config
+from tiny_audio.config import NO_IDENTITY, Config
 
 
 class GenerationConfig(Config):
@@ -20,7 +20,7 @@ class GenerationConfig(Config):
     ctc_weight: float = Field(default=0.0, ge=0, lt=1)
     """Joint decoding: the beams and the CTC head's greedy text are scored by both, and the best
     (1 - w)·log p_decoder + w·log p_ctc wins (after Watanabe et al. 2017). 0 asks the decoder alone."""
-    draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra={"identity": False})
+    draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc``: greedy decoding verifies the CTC head's text, many tokens in one pass of the decoder, and gives the same
     tokens sooner. The same but for rounding, which can decide between two tokens that are equally likely: in single
     precision hardly ever, in half precision now and then, as another batch size does. So None drafts in single

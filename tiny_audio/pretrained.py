@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from tiny_audio.config import Config, UserError
+from tiny_audio.config import NO_IDENTITY, Config, UserError
 from tiny_audio.packing import VARLEN, register_varlen
 from tiny_audio.registry import did_you_mean
 
@@ -61,7 +61,7 @@ class TransformersPartConfig(Config):
     """``auto`` is SDPA where the family has it. ``varlen`` runs all clips of a batch as one sequence without padding,
     by PyTorch's kernel in half precision on a GPU, and clip by clip elsewhere. Flash Attention 2 does the same, and
     needs a GPU, half precision and its package."""
-    gradient_checkpointing: bool = Field(default=False, json_schema_extra={"identity": False})
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Compute activations again in the backward pass instead of keeping them: a third more time, far less memory."""
     learning_rate: PositiveFloat | None = None
     """At its highest, for this part; None is ``training.learning_rate``. The schedule is the same."""

@@ -8,6 +8,7 @@ for what failed. ``scores.json`` is made of them.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -226,6 +227,18 @@ def _read(path: Path) -> Iterator[Hypothesis]:
             yield row
         elif number < len(lines):  # what a kill cuts off has no end of line
             raise UserError(f"{path}, line {number}: no hypothesis of an evaluation; give another --output-dir")
+
+
+def comparison_commands(results: dict[str, Scores], output_dir: Path) -> list[str]:
+    """For each set that several targets were evaluated on: what says who of them is better, and on which clips."""
+    sets = dict.fromkeys(name for scores in results.values() for name in scores)
+    commands = []
+    for name in sets:
+        files = [output_dir / folder_name(target) / name / HYPOTHESES for target in results]
+        if len(files) > 1:
+            page = output_dir / f"{name}.html"
+            commands.append(shlex.join(["tiny-audio", "rescore", *map(str, files), "--html", str(page)]))
+    return commands
 
 
 def comparison_table(results: dict[str, Scores]) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from tiny_audio.audio import AudioError
-from tiny_audio.config import RunFailed
+from tiny_audio.config import RunFailed, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of, in_parts_that_fit
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import load_model
-from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
+from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, ProviderRefusedError, encode
 from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
 
 _BATCH_PADDED_S = 120.0
@@ -136,8 +136,7 @@ class ProviderTarget(Target):
 
     def __init__(self, label: str, config: ProviderConfig) -> None:
         self.label, self._config = label, config
-        ways = {"concurrency", "usd_per_hour", "timeout_s", "max_retries", "retry_wait_s", "max_wait_s", "poll_every_s"}
-        self.identity = {"kind": "provider", **config.model_dump(mode="json", exclude=ways)}
+        self.identity = {"kind": "provider", **identity_of(config)}
 
     def load(self) -> None:
         """See :meth:`Target.load`."""
@@ -146,27 +145,34 @@ class ProviderTarget(Target):
     def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.hear`: as answers come."""
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
+        end: Exception | None = None
         pool = ThreadPoolExecutor(self._config.concurrency)
         try:
             while True:
                 # No more than are asked for at a time: a clip that waits is not in memory.
-                asked |= {
-                    pool.submit(self._ask, clip) for clip in islice(waiting, self._config.concurrency - len(asked))
-                }
+                room = 0 if end else self._config.concurrency - len(asked)
+                asked |= {pool.submit(self._ask, clip) for clip in islice(waiting, room)}
                 if not asked:
-                    return
+                    break
                 done, asked = wait(asked, return_when=FIRST_COMPLETED)
-                for outcome in [future.result() for future in done]:
+                for future in done:
+                    try:
+                        outcome = future.result()
+                    except ProviderRefusedError as error:
+                        end = end or error  # answers that are under way may be paid for
+                        continue
                     yield outcome
                     if not outcome.is_audio:
                         failures = 0 if outcome.error is None else failures + 1
                     if failures >= _GIVE_UP_AFTER:
-                        raise RunFailed(
+                        end = end or RunFailed(
                             f"{self.label}: no answer for {failures} clips in a row, the last: {outcome.error}; what "
                             "was answered is kept, and the same command goes on from there"
                         )
         finally:
             pool.shutdown(cancel_futures=True)
+        if end is not None:
+            raise end
 
     def _ask(self, clip: Clip) -> Outcome:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from tiny_audio.config import Config, RunFailed, UserError
+from tiny_audio.config import NO_IDENTITY, Config, RunFailed, UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.registry import Registry
 
@@ -57,9 +57,9 @@ class ProviderConfig(Config, ABC):
     """Base of every provider's config."""
 
     name: str
-    concurrency: PositiveInt = 4
+    concurrency: PositiveInt = Field(default=4, json_schema_extra=NO_IDENTITY)
     """Clips that are asked for at a time; keep to what your plan allows."""
-    usd_per_hour: float | None = Field(default=None, ge=0)
+    usd_per_hour: float | None = Field(default=None, ge=0, json_schema_extra=NO_IDENTITY)
     """US dollars for an hour of audio, as your plan has it. None takes the list price, where it is known."""
 
     def price(self) -> Price | None:

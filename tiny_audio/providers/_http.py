@@ -19,9 +19,9 @@ from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from pydantic import BaseModel, NonNegativeInt, PositiveFloat, ValidationError, field_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, ValidationError, field_validator
 
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.providers import ProviderConfig, ProviderError, ProviderRefusedError
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -47,13 +47,13 @@ class HttpConfig(ProviderConfig):
     """Where the API is."""
     language: str | None = "en"
     """What is spoken, as a code such as `en`; None lets the provider find out."""
-    timeout_s: PositiveFloat = 300.0
+    timeout_s: PositiveFloat = Field(default=300.0, json_schema_extra=NO_IDENTITY)
     """Longest wait for an answer, or for a transcript that is made in the background."""
-    max_retries: NonNegativeInt = 6
+    max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
     """Further tries after a failure that may pass: limits, server errors, broken connections."""
-    retry_wait_s: PositiveFloat = 0.5
+    retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
     """First pause before another try; each further one is twice as long, up to a minute, less a random part."""
-    max_wait_s: PositiveFloat = 120.0
+    max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
     """Longest pause that a server may ask for; more than that is a failure."""
 
     @field_validator("base_url")

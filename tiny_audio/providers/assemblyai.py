@@ -6,8 +6,9 @@ import time
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, PositiveFloat
+from pydantic import BaseModel, Field, PositiveFloat
 
+from tiny_audio.config import NO_IDENTITY
 from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
 from tiny_audio.providers._http import Api, HttpConfig, read_key
 
@@ -27,7 +28,7 @@ class AssemblyAIConfig(HttpConfig):
     """Where the API is; in the EU, https://api.eu.assemblyai.com."""
     model: str = "universal-2"
     """One name for the API's `speech_models`, such as `universal-2` or `universal-3-5-pro`."""
-    poll_every_s: PositiveFloat = 1.0
+    poll_every_s: PositiveFloat = Field(default=1.0, json_schema_extra=NO_IDENTITY)
     """Pause between two looks at whether the transcript is there."""
 
     def list_price(self) -> Price | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
+from tiny_audio.config import NO_IDENTITY
 from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
 from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
 
@@ -21,7 +22,7 @@ class ElevenLabsConfig(HttpConfig):
     name: Literal["elevenlabs"] = "elevenlabs"
     base_url: str = "https://api.elevenlabs.io"
     """Where the API is."""
-    concurrency: PositiveInt = 3
+    concurrency: PositiveInt = Field(default=3, json_schema_extra=NO_IDENTITY)
     """Clips that are asked for at a time; the smaller plans allow 2 to 5."""
     model: str = "scribe_v2"
     """Such as `scribe_v2` or `scribe_v1`."""

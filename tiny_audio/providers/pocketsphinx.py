@@ -6,10 +6,10 @@ import re
 import threading
 from typing import Any, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from tiny_audio.audio import load_audio
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider, ProviderConfig
 
@@ -27,7 +27,7 @@ class PocketSphinxConfig(ProviderConfig):
     """
 
     name: Literal["pocketsphinx"] = "pocketsphinx"
-    concurrency: PositiveInt = 1
+    concurrency: PositiveInt = Field(default=1, json_schema_extra=NO_IDENTITY)
     """Threads, each with a decoder of its own; they take turns in Python, so that more are hardly faster."""
 
     def list_price(self) -> Price | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from tiny_audio.augmentation import AugmentationConfig
-from tiny_audio.config import Config
+from tiny_audio.config import NO_IDENTITY, Config, identity_of
 from tiny_audio.ctc import CtcConfig
 from tiny_audio.data.order import BatchingConfig
 from tiny_audio.decoders import DECODERS, DecoderConfig
@@ -20,7 +20,6 @@ from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.prompt import PromptConfig
 from tiny_audio.recipe._contradictions import contradictions
-from tiny_audio.recipe._identity import identity_of
 from tiny_audio.recipe._mistakes import explain, refusal
 from tiny_audio.scoring import NormalizerName
 from tiny_audio.sources import SOURCES, SourceConfig
@@ -50,14 +49,14 @@ class DataConfig(Config):
     ``whisper_english``, which writes contractions out and leaves fillers and remarks in brackets away, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. References of the evaluation stay as
     they are."""
-    max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra={"identity": False})
+    max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
     """Stop where a larger share of the training clips turns out unusable; clips outside the bounds do not count."""
 
 
 class InitFrom(Config):
     """Weights to start from, instead of the parts' own."""
 
-    path: str = Field(json_schema_extra={"identity": False})
+    path: str = Field(json_schema_extra=NO_IDENTITY)
     """A run folder, or an exported model's. With the decoder comes its tokenizer, with the CTC head its characters."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
     """Which parts to take; None takes all."""
@@ -94,7 +93,7 @@ class TrainingConfig(Config):
     """Let a GPU multiply fp32 matrices in TF32."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, the order of clips, augmentation and dropout."""
-    max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra={"identity": False})
+    max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra=NO_IDENTITY)
     """A step with a loss or gradient that is not finite is skipped; more than this in a row stop the run."""
     init_from: InitFrom | None = None
     """Start from another run's weights; None starts from the parts' own."""

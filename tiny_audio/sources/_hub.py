@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, NonEmpty
 from tiny_audio.sources._hub_cache import DiskCache
@@ -46,7 +46,7 @@ class HubSourceConfig(SourceConfig):
     machine see the same data; write the commit to have the same elsewhere."""
     max_shards: PositiveInt | None = None
     """At most so many of the split's files, evenly spread over it, since corpora are often sorted; None takes all."""
-    cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra={"identity": False})
+    cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
     """Gigabytes of fetched audio to keep on disk for this split of this dataset; a mix may use the sum over its splits.
     Two windows of `batching.shuffle_clips` (20,000 clips of 10 s are 6 GB) are the least that is fetched once in an
     epoch; what holds all is fetched once in all."""

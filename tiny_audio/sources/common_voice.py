@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
 from tiny_audio.sources._index_table import VERSION
@@ -34,7 +34,7 @@ class CommonVoiceConfig(SourceConfig):
     """
 
     name: Literal["common_voice"] = "common_voice"
-    path: Annotated[str, StringConstraints(min_length=1)] = Field(json_schema_extra={"identity": False})
+    path: Annotated[str, StringConstraints(min_length=1)] = Field(json_schema_extra=NO_IDENTITY)
     """The folder of one language, such as `cv-corpus-22.0-2025-06-20/en`, in which `clips` and the tables lie; `~` is
     your home folder."""
     split: Literal["train", "dev", "test", "validated"] = "train"

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints
 
 from tiny_audio.audio import is_audio_name
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
@@ -42,7 +42,7 @@ class FolderConfig(SourceConfig):
     """
 
     name: Literal["folder"] = "folder"
-    path: NonEmpty = Field(json_schema_extra={"identity": False})
+    path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
     """The folder; `~` is your home folder."""
     text_column: NonEmpty | None = None
     """What is said; None takes `transcription` or `text`, whichever there is."""

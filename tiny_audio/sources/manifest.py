@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from tiny_audio.config import NO_IDENTITY
 from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
 from tiny_audio.sources._manifest import Columns, ManifestSource
 
@@ -18,7 +19,7 @@ class ManifestConfig(SourceConfig):
     """Audio files listed in a JSON-lines manifest."""
 
     name: Literal["manifest"] = "manifest"
-    path: NonEmpty = Field(json_schema_extra={"identity": False})
+    path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
     """The manifest: one JSON object a line. `~` is your home folder."""
     audio_column: NonEmpty = "audio_filepath"
     """The audio file; a relative path is relative to the manifest's folder."""

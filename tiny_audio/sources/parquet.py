@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, PositiveFloat
 
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
 from tiny_audio.sources._hub_cache import DiskCache
@@ -34,10 +34,10 @@ class ParquetConfig(ColumnsConfig):
     """Local parquet files that hold the audio itself, as Hugging Face's datasets do."""
 
     name: Literal["parquet"] = "parquet"
-    path: NonEmpty = Field(json_schema_extra={"identity": False})
+    path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
     """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
     home folder."""
-    cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra={"identity": False})
+    cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
     """Gigabytes of row groups of this path to keep on disk as clips can be read from them one by one; parquet gives
     them only all at once. With less than the clips that are shuffled together, row groups are read many times. A mix
     may use the sum over its paths."""

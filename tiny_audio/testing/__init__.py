@@ -6,7 +6,8 @@
         check_projector(MyConfig.tiny())
 
 Each raises an ``AssertionError`` that names the part and what it does not keep. The single checks, for a test each,
-are in :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS` and :data:`SOURCE_CHECKS`.
+are in :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS` and
+:data:`PROVIDER_CHECKS`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 from tiny_audio.decoders import DecoderConfig
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.projectors import ProjectorConfig
+from tiny_audio.providers import ProviderConfig
 from tiny_audio.sources import SourceConfig, SourceContext
 from tiny_audio.testing._decoders import CHECKS as DECODER_CHECKS
 from tiny_audio.testing._encoders import CHECKS as ENCODER_CHECKS
 from tiny_audio.testing._projectors import CHECKS as PROJECTOR_CHECKS
+from tiny_audio.testing._providers import CHECKS as PROVIDER_CHECKS
 from tiny_audio.testing._sources import CHECKS as SOURCE_CHECKS
 
 
@@ -43,3 +46,9 @@ def check_source(config: SourceConfig, context: SourceContext) -> None:
     """All of :data:`SOURCE_CHECKS` on a source that has a few usable clips."""
     for check in SOURCE_CHECKS:
         check(config, context)
+
+
+def check_provider(config: ProviderConfig) -> None:
+    """All of :data:`PROVIDER_CHECKS` on a provider that can be asked: with its key, or a server of yours."""
+    for check in PROVIDER_CHECKS:
+        check(config)

@@ -1,0 +1,84 @@
+"""The Provider contract, over all that are registered; those behind an API ask a server that answers as documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from contracts._registered import check_config, names, parts
+from tests.provider_server import KEY, Vendors, vendors
+from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Provider, ProviderConfig
+from tiny_audio.registry import Entry
+from tiny_audio.testing import PROVIDER_CHECKS, check_provider
+
+PARTS = parts(PROVIDERS)
+VARIABLES = ("ASSEMBLYAI_API_KEY", "DEEPGRAM_API_KEY", "ELEVENLABS_API_KEY", "OPENAI_API_KEY")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
+    for variable in VARIABLES:
+        monkeypatch.setenv(variable, KEY)
+    with vendors() as state:
+        yield state
+
+
+def asking(entry: Entry[Any, Any], server: Vendors) -> ProviderConfig:
+    """The part's own tiny config, with the server in the vendor's place."""
+    if entry.name == "pocketsphinx" and find_spec("pocketsphinx") is None:
+        pytest.skip("needs the package pocketsphinx")
+    config: ProviderConfig = entry.config.tiny()
+    if "base_url" not in entry.config.model_fields:
+        return config
+    url = server.url + ("/v1" if entry.name.startswith("openai") else "")
+    return entry.config.model_validate({**config.model_dump(), "base_url": url}, strict=False)
+
+
+@pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
+def test_config(entry: Entry[Any, Any]) -> None:
+    check_config(entry)
+
+
+@pytest.mark.parametrize("check", PROVIDER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
+def test_contract(entry: Entry[Any, Any], check: Callable[[ProviderConfig], None], server: Vendors) -> None:
+    check(asking(entry, server))
+
+
+class Wrong(Provider):
+    """Keeps all of the contract but one thing."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+
+    def transcribe(self, audio: bytes) -> Heard:
+        heard: Heard = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return heard
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (["yes"], "transcribe gave a str, which is no Heard"),
+        ([Heard("yes ")], "there are blanks around the text 'yes '"),
+        ([Heard("a", (HeardWord("a", 1.0, 0.5),))], "the word 'a' from 1.0 to 0.5 s is not in its place"),
+        ([Heard("a", (HeardWord("a", 500.0, 700.0),))], "the word 'a' from 500.0 to 700.0 s is not in its place"),
+        ([Heard("a", (HeardWord("a", 0.0, 1.0, 97.0),))], "the word 'a' has the confidence 97.0; it goes from 0 to 1"),
+        ([Heard(""), Heard("a"), Heard("b")], "threads, it hears something else in the same clip"),
+    ],
+)
+def test_what_does_not_keep_it(
+    answers: list[Any], message: str, server: Vendors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = PROVIDERS.entry("deepgram")
+    monkeypatch.setattr(PROVIDERS, "build", lambda config: Wrong(answers))
+    with pytest.raises(AssertionError) as caught:
+        check_provider(asking(entry, server))
+    assert str(caught.value).startswith("deepgram: ")
+    assert message in str(caught.value)

@@ -1,0 +1,64 @@
+"""The code and the commands of docs/write_a_provider.md, as a reader would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_clips
+from tests.tutorial import blocks, call, install
+
+BLOCKS = blocks("write_a_provider.md")
+COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(BLOCKS, tmp_path_factory.mktemp("site"), "program")
+
+
+def test_the_contract_holds(site: Path) -> None:
+    done = call(site, "-m", "pytest", "-q", "-c", os.devnull, "-W", "error", str(site / "test_program.py"))
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_a_broken_one_is_found(site: Path, tmp_path: Path) -> None:
+    code = (site / "program.py").read_text()
+    assert "done.stdout.strip()" in code
+    (tmp_path / "program.py").write_text(code.replace("done.stdout.strip()", 'done.stdout + " "'))
+    (tmp_path / "test_program.py").write_text((site / "test_program.py").read_text())
+    done = call(tmp_path, "-m", "pytest", "-q", "-c", os.devnull, str(tmp_path / "test_program.py"))
+    assert done.returncode == 1
+    assert "AssertionError: program: there are blanks around the text" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS[:2], ids=" ".join)
+def test_a_command_that_looks(site: Path, command: list[str]) -> None:
+    done = call(site, "-m", "tiny_audio.cli", *command[1:])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"program`?\]?.* Any program that is given", " ".join(done.stdout.split()))
+
+
+def test_it_is_evaluated(site: Path, tmp_path: Path) -> None:
+    (command,) = COMMANDS[2:]
+    assert command[:3] == ["tiny-audio", "evaluate", "runs/mine"]
+    write_clips(tmp_path, 6)
+    listen = tmp_path / "listen"
+    listen.write_text('#!/bin/sh\n[ -s "$1" ] && echo yes\n')
+    listen.chmod(0o755)
+    arguments = [command[3].replace("./listen", str(listen)), *command[4:5], str(tmp_path / "manifest.jsonl")]
+    done = call(site, "-m", "tiny_audio.cli", "evaluate", *arguments, "--output-dir", str(tmp_path / "out"), "--json")
+    assert done.returncode == 0, done.stderr
+    ((scores,),) = (sets.values() for sets in json.loads(done.stdout).values())
+    assert (scores["num_clips"], scores["num_failed"], scores["cost_usd"]) == (6, 0, 0.0)
+    (path,) = (tmp_path / "out").rglob("hypotheses.jsonl")
+    assert {json.loads(line)["pred_text"] for line in path.read_text().splitlines()} == {"yes"}
+    done = call(site, "-m", "tiny_audio.cli", "evaluate", "provider:program:path=/no/program", *arguments[1:])
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "error: provider program: /no/program cannot be run: " in done.stderr

@@ -1,0 +1,58 @@
+"""The Provider contract, check by check."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.providers import PROVIDERS, Heard, ProviderConfig, encode
+from tiny_audio.testing._checks import expect
+
+DURATION_S = 2.0
+"""Of the clips that are asked for: silence, and a tone that comes and goes."""
+
+
+def check_config(config: ProviderConfig) -> None:
+    """A summary for the reference page, a price that can be reckoned with, and fields that survive JSON."""
+    expect(bool((type(config).__doc__ or "").strip()), config, "the config has no docstring, its line in the reference")
+    price = config.price()
+    usable = price is None or (math.isfinite(price.usd_per_hour) and price.usd_per_hour >= 0 and bool(price.source))
+    expect(usable, config, f"the price is {price}; it needs US dollars for an hour, and a source")
+    expect(PROVIDERS.parse(config.model_dump(mode="json")) == config, config, "through JSON, the config is another one")
+
+
+def check_answers(config: ProviderConfig) -> None:
+    """Of silence too there is an answer; a clip has the same from several threads; words lie in the clip, in order."""
+    seconds = torch.arange(int(DURATION_S * SAMPLE_RATE)) / SAMPLE_RATE
+    tone = 0.3 * torch.sin(2 * torch.pi * 220 * seconds) * (torch.sin(2 * torch.pi * 2 * seconds) > 0)
+    silent, sounding = encode(torch.zeros_like(tone)), encode(tone)
+    provider = PROVIDERS.build(config)
+    try:
+        _check_heard(config, provider.transcribe(silent))
+        alone = provider.transcribe(sounding)
+        _check_heard(config, alone)
+        with ThreadPoolExecutor(config.concurrency) as pool:
+            together = list(pool.map(provider.transcribe, [sounding] * 2 * config.concurrency))
+    finally:
+        provider.close()
+    same = all(one.text == alone.text for one in together)
+    expect(same, config, f"asked from {config.concurrency} threads, it hears something else in the same clip")
+
+
+def _check_heard(config: ProviderConfig, heard: object) -> None:
+    expect(isinstance(heard, Heard), config, f"transcribe gave a {type(heard).__name__}, which is no Heard")
+    assert isinstance(heard, Heard)
+    expect(heard.text == heard.text.strip(), config, f"there are blanks around the text {heard.text!r}")
+    before = 0.0
+    for word in heard.words or ():
+        inside = before <= word.start_s <= word.end_s <= DURATION_S + 0.5
+        expect(inside, config, f"the word {word.text!r} from {word.start_s} to {word.end_s} s is not in its place")
+        sure = word.confidence is None or 0 <= word.confidence <= 1
+        expect(sure, config, f"the word {word.text!r} has the confidence {word.confidence}; it goes from 0 to 1")
+        before = word.start_s
+
+
+CHECKS = (check_config, check_answers)
