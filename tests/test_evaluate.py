@@ -157,6 +157,30 @@ def test_all_kinds_side_by_side(call: Output, server: Vendors, trained: Path, ct
     assert {row["ctc_text"] for row in heard} == {None}
 
 
+def test_padding_is_nothing_that_a_model_without_a_mask_hears(ctc_model: Path) -> None:
+    target: Any = resolve_target(str(ctc_model))
+    target.load()
+    assert not target._pipeline.feature_extractor.return_attention_mask
+    clips = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (80_000, 16_000)]
+    together = [one.text for one in target.transcribe(clips)]
+    assert together == [target.transcribe([clip])[0].text for clip in clips]
+    assert all(together)
+    with pytest.MonkeyPatch.context() as patch:  # as it would be otherwise
+        patch.setattr(target, "_takes_batches", lambda: True)
+        assert [one.text for one in target.transcribe(clips)] != together
+
+
+def test_a_missing_key_is_said_before_anything_is_heard(
+    call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
+    targets = [trained / "run", "provider:deepgram"]
+    code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not")
+    assert not list(tmp_path.rglob("hypotheses.jsonl"))
+
+
 def test_a_provider_has_a_price(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
     target = deepgram(server, usd_per_hour=3600)
     code, out, _ = call(target, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path, "--json")

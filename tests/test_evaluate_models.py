@@ -219,6 +219,13 @@ def test_an_older_revision_is_another_model(hub: Hub, whisper: Path) -> None:
     assert now.label != then.label
 
 
+def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
+    for revision in ("1234567", "12e4567"):
+        assert main(["evaluate", f"acme/tiny-whisper:revision={revision}", "--data", "none.jsonl"]) == 2
+        assert "the model cannot be had from the Hugging Face hub either: " in capsys.readouterr().err
+
+
 def test_a_long_clip_is_what_transcribe_makes_of_it(
     evaluated: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -230,6 +230,17 @@ def test_replaces_an_older_export(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_link_leads_to_where_the_export_goes(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        export_model(*assemble(), link)
+        assert link.is_symlink()
+        assert (tmp_path / "disk" / "config.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "model"}
+
+
 def test_refuses_to_replace_anything_else(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     (tmp_path / "thesis.tex").write_text("years of work")

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -156,6 +157,16 @@ def test_settings_of_a_call_and_of_the_pipeline(folder: Path, pipe: Any) -> None
     assert own(path)["text"] == short
     assert own(path, max_new_tokens=8)["text"] == expected(folder)[1]
     assert pipe(path, chunk_length_s=30, stride_length_s=(4, 2))["text"] == expected(folder)[1]
+
+
+def test_calls_at_one_time_keep_to_their_own_settings(folder: Path, pipe: Any) -> None:
+    path, before = str(folder / "b.flac"), dict(pipe.model.config.generation)
+    texts = {limit: expected(folder, max_new_tokens=limit)[1] for limit in (2, 5)}
+    assert len(set(texts.values())) == 2
+    with ThreadPoolExecutor(4) as pool:
+        heard = list(pool.map(lambda limit: (limit, pipe(path, max_new_tokens=limit)["text"]), [2, 5] * 10))
+    assert all(text == texts[limit] for limit, text in heard)
+    assert pipe.model.config.generation == before
 
 
 def test_timestamps(folder: Path, pipe: Any) -> None:

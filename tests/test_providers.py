@@ -293,6 +293,15 @@ def test_who_is_refused_stops(server: Vendors, make: Any, name: str, fault: Faul
     assert len(server.asked) == 1
 
 
+def test_a_key_goes_nowhere_in_the_open() -> None:
+    fields = {"name": "openai_compatible", "base_url": "http://example.com/v1", "model": "whisper"}
+    assert PROVIDERS.parse(fields).key_variable is None
+    assert PROVIDERS.parse({**fields, "base_url": "https://example.com/v1", "key_variable": "MY_KEY"})
+    assert PROVIDERS.parse({**fields, "base_url": "http://127.0.0.1:8000/v1", "key_variable": "MY_KEY"})
+    with pytest.raises(ValidationError, match=r"would show the key of key_variable to everybody on the way; write it"):
+        PROVIDERS.parse({**fields, "key_variable": "MY_KEY"})
+
+
 @pytest.mark.parametrize("name", VARIABLES)
 def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     secret = "sk-Wr0ngButSecret"

@@ -270,6 +270,8 @@ def test_utterances(html):
         (b"RIFF....", "data:audio/wav;base64,"),
         (b"OggS....", "data:audio/ogg;base64,"),
         (b"ID3.....", "data:audio/mpeg;base64,"),
+        (b"\xff\xfb....", "data:audio/mpeg;base64,"),
+        (b"\xff\xf3....", "data:audio/mpeg;base64,"),
         (b"<script>", "the audio is in no format that browsers play"),
         (b"", "the audio is in no format that browsers play"),
         (None, "no audio at hand"),

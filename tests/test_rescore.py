@@ -103,6 +103,15 @@ def test_it_is_the_score_of_the_same_texts(write: Write) -> None:
         assert target["rtfx"] is None
 
 
+def test_names_with_dots_are_whole(write: Write, tmp_path: Path) -> None:
+    rows = noisy(0.2, leaderboard, 3)
+    first, second = (write("a", rows).rename(tmp_path / name) for name in ("hyp.small", "hyp.large"))
+    assert [target.name for target in read_targets([first, second])] == ["hyp.small", "hyp.large"]
+    fourth = write("a", rows).rename(tmp_path / "a.json")
+    third = write("a", rows)
+    assert [target.name for target in read_targets([third, fourth])] == ["a.jsonl", "a.json"]
+
+
 def test_a_failure_is_no_empty_hypothesis(write: Write) -> None:
     rows = noisy(0.2, leaderboard)
     failed = [

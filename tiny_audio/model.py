@@ -288,13 +288,18 @@ class TinyAudioModel(SavedModel):
         audio, audio_lengths = self.projector(self.encode(waveforms, waveform_lengths))
         return self._generate_spliced(audio, audio_lengths, **settings)
 
-    def drafts_from_ctc(self) -> bool:
+    @property
+    def generation(self) -> GenerationConfig:
+        """How :meth:`transcribe` decodes, where nothing else is said."""
+        return GenerationConfig(**self.config.generation)
+
+    def drafts_from_ctc(self, settings: GenerationConfig | None = None) -> bool:
         """Whether :meth:`transcribe` verifies the CTC head's text, as ``generation.draft`` says.
 
         Raises:
             UserError: it is to, and there is no head, or the decoder cannot go back.
         """
-        settings = GenerationConfig(**self.config.generation)
+        settings = settings or self.generation
         can_go_back = self.decoder.cache() is not None
         if settings.draft == "ctc" and self.ctc_head is None:
             raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
@@ -315,9 +320,11 @@ class TinyAudioModel(SavedModel):
         nothing = torch.empty(0, dtype=torch.long, device=audio.device)
         return self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left")
 
-    def _generate_spliced(self, audio: Tensor, audio_lengths: Tensor, **settings: Any) -> Any:
+    def _generate_spliced(
+        self, audio: Tensor, audio_lengths: Tensor, own: GenerationConfig | None = None, **settings: Any
+    ) -> Any:
         embeddings, mask = self._prompts(audio, audio_lengths)
-        own = GenerationConfig(**self.config.generation)
+        own = own or self.generation
         defaults = {
             "max_new_tokens": own.max_new_tokens,
             "num_beams": own.num_beams,
@@ -333,19 +340,34 @@ class TinyAudioModel(SavedModel):
         return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer)
 
     @torch.no_grad()
-    def transcribe_frames(self, frames: Frames, tokenizer: Any, on_text: OnText | None = None) -> list[Transcript]:
-        """As :meth:`transcribe`, of frames as :meth:`encode` gives them; ``on_text`` hears each text while it grows."""
+    def transcribe_frames(
+        self,
+        frames: Frames,
+        tokenizer: Any,
+        on_text: OnText | None = None,
+        settings: GenerationConfig | None = None,
+    ) -> list[Transcript]:
+        """As :meth:`transcribe`, of frames as :meth:`encode` gives them.
+
+        Args:
+            frames: of B clips, with the CTC logits of a model that has a head.
+            tokenizer: the decoder's.
+            on_text: hears each text while it grows.
+            settings: None takes the model's own.
+        """
         audio, audio_lengths = self.projector(frames)
         tell = self._telling(on_text, tokenizer)
-        settings = GenerationConfig(**self.config.generation)
+        settings = settings or self.generation
         num_candidates = settings.num_beams if settings.ctc_weight else 1
         ctc_texts = self.ctc_texts(frames)
-        if self.drafts_from_ctc():
-            drafted = self.verify(audio, audio_lengths, [text or "" for text in ctc_texts], tokenizer, tell)
+        if self.drafts_from_ctc(settings):
+            limit = settings.max_new_tokens
+            guesses = [text or "" for text in ctc_texts]
+            drafted = self.verify(audio, audio_lengths, guesses, tokenizer, tell, max_new_tokens=limit)
             sequences = [clip.ids for clip in drafted]
         else:
             live = {} if tell is None else {"stopping_criteria": [LiveIds(len(audio), tell)]}
-            found = self._generate_spliced(audio, audio_lengths, num_return_sequences=num_candidates, **live)
+            found = self._generate_spliced(audio, audio_lengths, settings, num_return_sequences=num_candidates, **live)
             sequences = found.tolist()
         rows = [self._until_end(row) for row in sequences]
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
@@ -371,6 +393,8 @@ class TinyAudioModel(SavedModel):
         texts: Sequence[str],
         tokenizer: Any,
         tell: Callable[[int, list[int]], None] | None = None,
+        *,
+        max_new_tokens: int | None = None,
     ) -> list[Drafted]:
         """Greedy ids of B clips, and the passes of the decoder that they took, with guesses of their texts.
 
@@ -380,10 +404,11 @@ class TinyAudioModel(SavedModel):
             texts: B guesses; a wrong one costs time and nothing else.
             tokenizer: the decoder's.
             tell: see :func:`tiny_audio.drafting.decode_drafted`.
+            max_new_tokens: None takes the model's own.
         """
         cache = self.decoder.cache()
         assert cache is not None, "drafts_from_ctc says when there is none"
-        end, limit = self.config.end_token_id, GenerationConfig(**self.config.generation).max_new_tokens
+        end, limit = self.config.end_token_id, max_new_tokens or self.generation.max_new_tokens
         alphabet = self.ctc_vocabulary.characters if self.ctc_vocabulary else ()
         drafts = [TextDraft(text, tokenizer, end, alphabet) for text in texts]
         prompts = self._prompts(audio, audio_lengths)

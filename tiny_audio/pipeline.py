@@ -6,8 +6,7 @@ files. This one reads audio as the rest of Tiny Audio does, and transcribes it a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +102,10 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             forward["settings"] = self._generation(settings)
         return {}, forward, postprocess
 
-    def _generation(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _generation(self, settings: Mapping[str, Any]) -> GenerationConfig:
         """The model's settings with some replaced."""
         try:
-            return GenerationConfig(**{**self.model.config.generation, **settings}).model_dump(mode="json")
+            return GenerationConfig(**{**self.model.config.generation, **settings})
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()
@@ -121,12 +120,12 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return {"waveform": _waveform(recording).numpy()}
 
     def _forward(
-        self, inputs: dict[str, Any], word_timestamps: bool = False, settings: Mapping[str, Any] | None = None
+        self, inputs: dict[str, Any], word_timestamps: bool = False, settings: GenerationConfig | None = None
     ) -> dict[str, Any]:
         given = inputs["waveform"]
         waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
-        with _generating(self.model, settings):
-            heard = Recogniser(self.model, self.tokenizer).transcribe(waveforms, word_timestamps=word_timestamps)
+        recogniser = Recogniser(self.model, self.tokenizer, generation=settings)
+        heard = recogniser.transcribe(waveforms, word_timestamps=word_timestamps)
         return {"transcription": heard if isinstance(given, list) else heard[0]}
 
     def postprocess(self, outputs: dict[str, Any], return_timestamps: str | bool = False) -> dict[str, Any]:
@@ -183,14 +182,3 @@ def _fetched(url: str) -> bytes:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{url}: cannot be fetched: {str(error).splitlines()[0]}") from error
     return bytes(answer.content)
-
-
-@contextmanager
-def _generating(model: Any, settings: Mapping[str, Any] | None) -> Iterator[None]:
-    """The model with other generation settings, for the length of a block."""
-    own = model.config.generation
-    model.config.generation = own if settings is None else dict(settings)
-    try:
-        yield
-    finally:
-        model.config.generation = own

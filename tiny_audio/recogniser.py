@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio import ctc
 from tiny_audio.config import UserError
-from tiny_audio.decoding import Transcript
+from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.device import in_parts_that_fit
 from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE, Frames
@@ -91,18 +91,26 @@ class Recogniser:
         model: to evaluate, on the device where it shall run.
         tokenizer: the model's.
         max_padded_s: seconds of audio in a batch, padding included; a longer piece is a batch of its own.
+        generation: how to decode; None takes the model's own settings.
         guard: whether to suppress what nobody said (see :mod:`tiny_audio.guards`), and to raise the level of very soft
             audio. Without, every piece gives exactly what the model writes.
     """
 
     def __init__(
-        self, model: TinyAudioModel, tokenizer: Any, *, max_padded_s: float = 120.0, guard: bool = True
+        self,
+        model: TinyAudioModel,
+        tokenizer: Any,
+        *,
+        max_padded_s: float = 120.0,
+        generation: GenerationConfig | None = None,
+        guard: bool = True,
     ) -> None:
         if not max_padded_s > 0:
             raise UserError(f"max_padded_s is {max_padded_s}; a batch holds more than 0 seconds")
         self._model = model
         self._tokenizer = tokenizer
         self._max_padded_s = max_padded_s
+        self._generation = generation
         self._guard = guard
         self.whole_s = longest_duration_s(ENCODERS.parse(model.config.encoder))
         """Longest recording that is taken in one piece."""
@@ -234,7 +242,7 @@ class Recogniser:
         clips = [leveled(piece.waveform) if self._guard else piece.waveform for piece in pieces]
         lengths = torch.tensor([len(clip) for clip in clips], device=self._model.device)
         frames = self._model.encode(pad_sequence(clips, batch_first=True).to(self._model.device), lengths)
-        transcripts = self._model.transcribe_frames(frames, self._tokenizer, on_text)
+        transcripts = self._model.transcribe_frames(frames, self._tokenizer, on_text, self._generation)
         return [
             self._segment(piece, transcript, _row(frames, row), word_timestamps)
             for row, (piece, transcript) in enumerate(zip(pieces, transcripts, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,17 +13,24 @@ from tiny_audio.registry import Registry, did_you_mean
 from tiny_audio.yaml_file import apply_overrides
 
 
-def split_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """The name and the fields; values are read as YAML.
+def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The name and the fields; values are read as YAML, but for those fields that are taken ``as_written``.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
+    >>> split_spec("owner/model:revision=1234567,num_beams=2", ["revision"])
+    ('owner/model', {'revision': '1234567', 'num_beams': 2})
 
     Raises:
         UserError: a field is not of the form key=value.
     """
     name, colon, rest = text.partition(":")
-    return name, apply_overrides({}, rest.split(",")) if colon else {}
+    if not colon:
+        return name, {}
+    parts = rest.split(",")
+    fields = apply_overrides({}, parts)
+    written = (part.partition("=") for part in parts)
+    return name, fields | {key: value for key, _, value in written if key in as_written}
 
 
 def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], said: str) -> Any:

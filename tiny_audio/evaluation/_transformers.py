@@ -42,9 +42,8 @@ class TransformersTarget(ModelTarget):
         self.label, self._place, self._kind, self._options = label, str(place), kind, options
         self.identity = {"kind": "transformers", "model_type": kind, **options.model_dump(), **identity}
 
-    def load(self) -> None:
-        """See :meth:`Target.load`."""
-        from transformers import pipeline
+    def check(self) -> None:
+        """See :meth:`Target.check`."""
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_CTC_MAPPING_NAMES,
             MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -57,6 +56,11 @@ class TransformersTarget(ModelTarget):
                 "speech recogniser that transformers has a class for; give one such as openai/whisper-small or "
                 "facebook/wav2vec2-base-960h, or a model that tiny-audio exported"
             )
+
+    def load(self) -> None:
+        """See :meth:`Target.load`."""
+        from transformers import pipeline
+
         try:
             with quiet_transformers():
                 self._pipeline: Any = pipeline(
@@ -83,8 +87,13 @@ class TransformersTarget(ModelTarget):
                 settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
         if self._pipeline.type == "seq2seq_whisper" and max(map(len, waveforms)) > _WINDOW_S * SAMPLE_RATE:
             settings["return_timestamps"] = True
-        # The pipeline makes no batches for a tokenizer without a token to pad with.
-        size = 1 if self._pipeline.tokenizer.pad_token_id is None else min(_BATCH, len(clips))
+        size = min(_BATCH, len(clips)) if self._takes_batches() else 1
         with quiet_transformers():
             heard = self._pipeline(clips, batch_size=size, **settings)
         return [Transcript(one["text"].strip(), None, truncated=False) for one in heard]
+
+    def _takes_batches(self) -> bool:
+        """Not without a token to pad texts with, which the pipeline asks for; and not where the model knows no mask, as
+        wav2vec 2.0's base models do not, and would take the padding for silence that was recorded."""
+        masks = self._pipeline.feature_extractor.return_attention_mask or not self._pipeline.type.startswith("ctc")
+        return masks and self._pipeline.tokenizer.pad_token_id is not None

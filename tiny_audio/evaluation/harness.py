@@ -60,6 +60,9 @@ def evaluate_targets(
     for data in sets:
         check_group_by(data.clips, group_by)
     works = [(target, [_Work(target, data, output_dir) for data in sets]) for target in targets]
+    for target, items in works:
+        if any(work.missing for work in items):
+            target.check()
     results: dict[str, Scores] = {}
     for target, items in works:
         load_s = None

@@ -57,7 +57,8 @@ def resolve_target(text: str) -> Target:
         return _in_folder(text, folder, {})
     if folder.exists():
         raise UserError(f"{text} is a file; give the folder of a run or of a model")
-    name, fields = split_spec(text)
+    # A commit may have digits only, or look like another number.
+    name, fields = split_spec(text, ["revision", "language"])
     folder = Path(name).expanduser()
     if fields and folder.is_dir():
         return _in_folder(text, folder, fields)

@@ -19,7 +19,7 @@ from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of, in_parts_that_fit
 from tiny_audio.evaluation._batches import loaded_batches
-from tiny_audio.export import load_model
+from tiny_audio.export import check_exported, load_model
 from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, ProviderRefusedError, encode
 from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
 
@@ -49,6 +49,14 @@ class Target(ABC):
     """Its name in tables, and of its folder."""
     identity: dict[str, Any]
     """What makes its hypotheses what they are, as JSON: results are continued only where it is equal."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse early what :meth:`load` would refuse after the targets before it were evaluated.
+
+        Raises:
+            UserError: a key or a package is missing, or a model is of a kind that nothing here runs.
+        """
 
     @abstractmethod
     def load(self) -> None:
@@ -120,6 +128,10 @@ class OwnTarget(ModelTarget):
     def __init__(self, label: str, folder: Path, identity: dict[str, Any]) -> None:
         self.label, self._folder, self.identity = label, folder, identity
 
+    def check(self) -> None:
+        """See :meth:`Target.check`."""
+        check_exported(self._folder)
+
     def load(self) -> None:
         """See :meth:`Target.load`."""
         model, tokenizer = load_model(self._folder)
@@ -137,6 +149,10 @@ class ProviderTarget(Target):
     def __init__(self, label: str, config: ProviderConfig) -> None:
         self.label, self._config = label, config
         self.identity = {"kind": "provider", **identity_of(config)}
+
+    def check(self) -> None:
+        """See :meth:`Target.check`."""
+        PROVIDERS.build(self._config).close()
 
     def load(self) -> None:
         """See :meth:`Target.load`."""

@@ -61,7 +61,7 @@ def export_model(
     """
     check_replaceable(folder)
     files = bundle([_used(model.config)[kind].module for kind in ("encoder", "projector", "decoder")])
-    folder = folder.absolute()
+    folder = folder.resolve()  # a link leads to where there is room: what is aside has to lie there too
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -70,7 +70,7 @@ class HttpConfig(ProviderConfig):
             raise ValueError(
                 "must be a plain address, without user, password, query or fragment: keys come from the environment"
             )
-        if cls.sends_key and not _is_private_enough(value):
+        if cls.sends_key and not is_private_enough(value):
             raise ValueError(f"{value!r} would show your key to everybody on the way; write it as https://host/path")
         return value.rstrip("/")
 
@@ -198,7 +198,7 @@ class Api:
         return words if len(words) <= _MAX_SHOWN else f"{words[:_MAX_SHOWN]} ..."
 
 
-def _is_private_enough(url: str) -> bool:
+def is_private_enough(url: str) -> bool:
     """Whether a key may be sent there: encrypted, or on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""

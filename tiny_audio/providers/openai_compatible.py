@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
+from pydantic import model_validator
+
 from tiny_audio.providers import PROVIDERS, Price, Provider
-from tiny_audio.providers._http import read_key
+from tiny_audio.providers._http import is_private_enough, read_key
 from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
 
 
@@ -19,6 +21,15 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
     """Where the API is, with its version: `http://localhost:8000/v1`."""
     key_variable: str | None = None
     """The environment variable with the server's key; None sends none."""
+
+    @model_validator(mode="after")
+    def _check_key(self) -> Self:
+        if self.key_variable is not None and not is_private_enough(self.base_url):
+            raise ValueError(
+                f"base_url {self.base_url!r} would show the key of key_variable to everybody on the way; write it as "
+                "https://host/path, or leave key_variable out"
+            )
+        return self
 
     def list_price(self) -> Price | None:
         """Nobody knows whose server it is."""

@@ -124,6 +124,7 @@ def _pair(said: str | None, heard: str | None) -> Markup:
 def audio(data: bytes | None) -> Markup:
     """A player of an encoded clip, or why there is none."""
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
+    types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag
     kind = next((kind for magic, kind in types.items() if data and data.startswith(magic)), None)
     if data is None or kind is None:
         reason = "no audio at hand" if data is None else "the audio is in no format that browsers play"

@@ -59,10 +59,13 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
         UserError: a file is missing, is no JSON lines, lacks a field, or has one that is of another kind; or one clip
             or one file is there twice.
     """
-    whole = [Path(os.path.abspath(path)).with_suffix("") for path in paths]
-    twice = next((path for place, path in enumerate(paths) if whole[place] in whole[:place]), None)
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    twice = next((path for place, path in enumerate(paths) if absolute[place] in absolute[:place]), None)
     if twice is not None:
         raise UserError(f"{twice} is given twice; give each file of hypotheses once")
+    whole = [path.with_suffix("") if path.suffix in (".jsonl", ".json") else path for path in absolute]
+    if len(set(whole)) < len(whole):
+        whole = absolute
     names = next(
         names
         for depth in range(1, max(len(path.parts) for path in whole) + 1)
