@@ -249,6 +249,16 @@ def test_refuses_to_replace_anything_else(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("name", [".git", "notes.md", "onnx"])
+def test_what_lies_beside_an_export_is_not_lost(tmp_path: Path, name: str) -> None:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    (tmp_path / "model" / name).mkdir()
+    with pytest.raises(UserError, match=rf"holds '{name}' beside an exported model, which no export writes"):
+        export_model(model, tokenizer, tmp_path / "model")
+    assert (tmp_path / "model" / name).exists()
+
+
 def test_a_failed_export_leaves_the_old_one(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")

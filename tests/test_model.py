@@ -26,13 +26,15 @@ BEAMS = GenerationConfig(max_new_tokens=8, num_beams=3)
 JOINT = GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=0.4)
 
 
-def assemble(generation: GenerationConfig = GREEDY, *, head: bool = True) -> tuple[TinyAudioModel, Any]:
+def assemble(
+    generation: GenerationConfig = GREEDY, *, head: bool = True, encoder: str = "whisper"
+) -> tuple[TinyAudioModel, Any]:
     """A tiny random model with matrices so large that it says something, and its tokenizer."""
     torch.manual_seed(0)
     decoder: Any = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
     tokenizer = build_tokenizer(decoder, TRANSCRIPTS)
     model = TinyAudioModel.assemble(
-        ENCODERS.entry("whisper").config.tiny(),  # type: ignore[attr-defined]
+        ENCODERS.entry(encoder).config.tiny(),  # type: ignore[attr-defined]
         PROJECTORS.entry("swiglu").config.tiny(),  # type: ignore[attr-defined]
         decoder,
         tokenizer=tokenizer,

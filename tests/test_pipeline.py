@@ -111,6 +111,7 @@ def test_every_form_of_a_recording(folder: Path, pipe: Any) -> None:
         "bytearray": bytearray((folder / "b.flac").read_bytes()),
         "raw": {"raw": samples[:, 0], "sampling_rate": rate},
         "array": {"array": samples[:, 0].astype(np.float64), "sampling_rate": rate, "path": "elsewhere.wav"},
+        "a rate of numpy's": {"raw": samples[:, 0], "sampling_rate": np.int64(rate)},
         "channels": {"raw": channels, "sampling_rate": rate},
         "a tensor": {"raw": torch.tensor(samples[:, 0]), "sampling_rate": rate},
         "a data set's bytes": {"bytes": (folder / "b.flac").read_bytes(), "path": None},

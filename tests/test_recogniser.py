@@ -74,6 +74,14 @@ def test_long_recordings_are_cut_and_joined_in_order() -> None:
     assert [one.text for one in alone] == [segment.text for segment in heard.segments]
 
 
+def test_an_encoder_without_a_limit_takes_no_more_than_it_can_have_learned() -> None:
+    found = Recogniser(*assemble(encoder="hubert"), guard=False)
+    assert found.whole_s == 30.0
+    whole, cut = found.transcribe([long(14)[: 29 * SAMPLE_RATE], long(16)])
+    assert len(whole.segments) == 1
+    assert len(cut.segments) == 16
+
+
 @pytest.mark.parametrize("max_padded_s", [0.1, 7.0, 1000.0])
 def test_batches_and_blocks_change_nothing(max_padded_s: float) -> None:
     waveforms = [long(14), burst(1.0), long(3), pause(0), long(20)]

@@ -103,6 +103,18 @@ def test_it_is_the_score_of_the_same_texts(write: Write) -> None:
         assert target["rtfx"] is None
 
 
+def test_rows_that_are_odd(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    odd = '{"audio_filepath": "a", "duration": 1, "text": "a", "pred_text": "a \\ud83d"}\n'
+    path = write("odd", odd + odd.replace('"a", "d', '"b", "d').replace("ud83d", "ud83d\\ude00"))
+    assert main(["rescore", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    assert "a \N{GRINNING FACE}" in (tmp_path / "page.html").read_text()
+    refusals = {"1" * 400: "duration should be seconds, 0 or more, not Infinity", "[" * 90_000: "is no JSON object"}
+    for duration, message in refusals.items():
+        capsys.readouterr()
+        assert main(["rescore", str(write("odd", odd.replace('"duration": 1', f'"duration": {duration}')))]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_names_with_dots_are_whole(write: Write, tmp_path: Path) -> None:
     rows = noisy(0.2, leaderboard, 3)
     first, second = (write("a", rows).rename(tmp_path / name) for name in ("hyp.small", "hyp.large"))

@@ -341,6 +341,14 @@ def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
     return block[:, 0] if block.shape[1] == 1 else block.mean(dim=1)  # [frames, channels] -> [frames]
 
 
+def length_is_guessed(path: Path) -> bool:
+    """Whether a file is an MP3 without a tag that says how long it is; its decoder may then leave out the end."""
+    with path.open("rb") as file:
+        head = file.read(_MP3_HEAD_BYTES)
+    is_mp3 = head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+    return is_mp3 and not any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+
+
 def _check_mp3(stream: io.BytesIO | int, frames: int, expected: int, name: str) -> None:
     """An MP3 without a length tag has a guessed length: too high a guess is harmless, too low a one cuts the clip."""
     position = os.lseek(stream, 0, os.SEEK_CUR) if isinstance(stream, int) else stream.tell()

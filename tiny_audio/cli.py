@@ -465,6 +465,8 @@ def transcribe(
     if output_dir is not None:
         already = f", {outcome.skipped} were there already" if outcome.skipped else ""
         print(f"{outcome.done} written to {output_dir}{already}")
+    for name in outcome.truncated:
+        print(f"{name}: a text was cut at max_new_tokens, and words may be missing", file=sys.stderr)
     if outcome.errors:
         raise UserError("\n".join(outcome.errors))
 
@@ -515,12 +517,25 @@ def evaluate(
     rule = normalizer_called(normalizer)
     found = resolve_targets(targets)
     sets = read_data(data, max_samples)
+    errors: dict[str, Exception] = {}
     results = evaluate_targets(
-        found, sets, output_dir, rule, group_by=group_by, note=lambda text: print(text, file=sys.stderr, flush=True)
+        found,
+        sets,
+        output_dir,
+        rule,
+        group_by=group_by,
+        note=lambda text: print(text, file=sys.stderr, flush=True),
+        failed=lambda label, error: errors.update({label: error}),
     )
-    print(json.dumps(results, indent=1, ensure_ascii=False) if as_json else comparison_table(results))
+    if as_json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))
+    elif results:
+        print(comparison_table(results))
     for command in comparison_commands(results, output_dir):
         print(f"who is better, and where: {command}", file=sys.stderr)
+    if errors:
+        whose_fault = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
+        raise whose_fault("\n".join(str(error) for error in errors.values()))
 
 
 @app.command()

@@ -7,6 +7,7 @@ files. This one reads audio as the rest of Tiny Audio does, and transcribes it a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
     """Audio in, text out.
 
     A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, or a mapping with ``raw`` or
-    ``array`` and ``sampling_rate``, or with ``bytes`` or ``path``, as data sets have them; or a list of these.
+    ``array`` and ``sampling_rate``, or with ``bytes`` or ``path``, as data sets that do not decode have them; or a
+    list of these.
     """
 
     _load_processor = False
@@ -151,9 +153,9 @@ def _waveform(recording: Any) -> torch.Tensor:
         samples = next((recording[key] for key in ("raw", "array") if recording.get(key) is not None), None)
         if samples is not None:
             rate = recording.get("sampling_rate")
-            if not isinstance(rate, int):
+            if isinstance(rate, bool) or not isinstance(rate, Integral):
                 raise UserError(f"sampling_rate is {rate!r} beside the samples; give a whole number of Hz")
-            return _from_samples(samples, rate)
+            return _from_samples(samples, int(rate))
         recording = next((recording[key] for key in ("bytes", "path") if recording.get(key) is not None), recording)
     if isinstance(recording, bytes | bytearray):
         return load_audio(bytes(recording), max_duration_s=MAX_DURATION_S)

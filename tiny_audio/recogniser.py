@@ -24,7 +24,7 @@ from tiny_audio.word_times import Spelling, Word, align, shifted
 UNBOUNDED_DURATION_S = 120.0
 """Longest clip that is taken in one piece by an encoder that has no limit of its own."""
 LONGEST_PIECE_S = 30.0
-"""Of a recording that is cut: longer pieces were in nobody's training data."""
+"""Longer ones were in hardly anybody's training data, and their texts would be cut at ``max_new_tokens``."""
 _LARGEST_POOL = 8
 """Batches that are sorted by length together, at most. The first come one by one, so that something is seen soon."""
 
@@ -83,8 +83,9 @@ class Transcription:
 class Recogniser:
     """A model that takes recordings of any length, many at a time.
 
-    What the encoder takes whole is transcribed in one piece, as ``model.transcribe`` does; longer recordings are cut at
-    pauses (see :func:`tiny_audio.speech_activity.split`). Pieces of all recordings share batches of similar length;
+    Up to :data:`LONGEST_PIECE_S`, and to what the encoder takes, a recording is transcribed in one piece, as
+    ``model.transcribe`` does; longer ones are cut at pauses (see :func:`tiny_audio.speech_activity.split`). Pieces of
+    all recordings share batches of similar length;
     each gives the same text whatever it shares a batch with.
 
     Args:
@@ -112,7 +113,7 @@ class Recogniser:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._guard = guard
-        self.whole_s = longest_duration_s(ENCODERS.parse(model.config.encoder))
+        self.whole_s = min(longest_duration_s(ENCODERS.parse(model.config.encoder)), LONGEST_PIECE_S)
         """Longest recording that is taken in one piece."""
 
     @property
@@ -198,7 +199,7 @@ class Recogniser:
         batches, waiting_s = 1, 0.0
         for number, blocks in enumerate(recordings):
             end = _End()
-            for piece in whole_or_split(end.counting(blocks), self.whole_s, min(self.whole_s, LONGEST_PIECE_S)):
+            for piece in whole_or_split(end.counting(blocks), self.whole_s, self.whole_s):
                 pool.append((number, piece))
                 waiting_s += len(piece.waveform) / SAMPLE_RATE
                 if waiting_s >= batches * self._max_padded_s:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
-from tiny_audio.device import in_parts_that_fit
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.model import TinyAudioModel
+from tiny_audio.recogniser import Recogniser
 from tiny_audio.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.sources import Dropped
 
@@ -33,18 +29,14 @@ def transcribe_clips(
 ) -> Iterator[Hypothesis | Dropped]:
     """Decode clips in batches of similar length; what cannot be read is said, never taken for an empty hypothesis.
 
-    Yields in the order of decoding: longest first.
+    Yields in the order of decoding: longest first. Nothing is guarded; a clip that is longer than a model takes at once
+    is split at pauses.
     """
-
-    def transcribe(waveforms: Sequence[Tensor]) -> list[Transcript]:
-        lengths = torch.tensor([len(waveform) for waveform in waveforms], device=model.device)
-        return model.transcribe(pad_sequence(list(waveforms), batch_first=True).to(model.device), lengths, tokenizer)
-
+    recogniser = Recogniser(model, tokenizer, max_padded_s=max_padded_s, guard=False)
     for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
         yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
-        if batch.clips:
-            transcripts = in_parts_that_fit(transcribe, batch.waveforms)
-            yield from map(hypothesis, batch.clips, transcripts)
+        for clip, heard in zip(batch.clips, recogniser.transcribe(batch.waveforms), strict=True):
+            yield hypothesis(clip, Transcript(heard.text, heard.ctc_text, heard.truncated))
 
 
 def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:

@@ -40,12 +40,14 @@ def evaluate_targets(
     group_by: str | None,
     num_bootstrap: int = 1000,
     note: Callable[[str], None],
+    failed: Callable[[str, Exception], None],
 ) -> dict[str, Scores]:
     """Evaluate each target on each set.
 
     Args:
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
         note: is told how things go.
+        failed: is told of each of several targets that could not be evaluated, and why; the others go on.
 
     Returns:
         the scores by the target's label and the set's name: the keys of :func:`tiny_audio.scoring.score_set`, and
@@ -54,8 +56,9 @@ def evaluate_targets(
         ``cost_usd``, ``price`` and ``dropped``.
 
     Raises:
-        UserError: a target cannot be loaded, a folder holds something else, or nothing can be scored.
-        RunFailed: a target answers nothing.
+        UserError: a folder holds something else, or nothing can be scored; a key, a package or a kind of model that is
+            needed is not there; or the only target cannot be loaded.
+        RunFailed: the only target answers nothing.
     """
     for data in sets:
         check_group_by(data.clips, group_by)
@@ -65,21 +68,33 @@ def evaluate_targets(
             target.check()
     results: dict[str, Scores] = {}
     for target, items in works:
-        load_s = None
-        if any(work.missing for work in items):
-            began = time.perf_counter()
-            target.load()
-            load_s = time.perf_counter() - began
-            note(f"{target.label}: ready after {load_s:.1f} s")
-            try:
-                for work in items:
-                    work.complete(note)
-            finally:
-                target.close()
-        results[target.label] = {
-            work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s) for work in items
-        }
+        try:
+            load_s = _complete(target, items, note)
+        except (UserError, RunFailed) as error:
+            if len(works) == 1:
+                raise
+            failed(target.label, error)
+        else:
+            results[target.label] = {
+                work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s) for work in items
+            }
     return results
+
+
+def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None]) -> float | None:
+    """Ask for all that is missing; seconds that loading took, None where nothing was."""
+    if not any(work.missing for work in items):
+        return None
+    began = time.perf_counter()
+    target.load()
+    load_s = time.perf_counter() - began
+    note(f"{target.label}: ready after {load_s:.1f} s")
+    try:
+        for work in items:
+            work.complete(note)
+    finally:
+        target.close()
+    return load_s
 
 
 class _Work:

@@ -20,7 +20,7 @@ from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of, in_parts_that_fit
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import check_exported, load_model
-from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, ProviderRefusedError, encode
+from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
 from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
 
 _BATCH_PADDED_S = 120.0
@@ -161,7 +161,7 @@ class ProviderTarget(Target):
     def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.hear`: as answers come."""
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
-        end: Exception | None = None
+        end: BaseException | None = None
         pool = ThreadPoolExecutor(self._config.concurrency)
         try:
             while True:
@@ -170,11 +170,17 @@ class ProviderTarget(Target):
                 asked |= {pool.submit(self._ask, clip) for clip in islice(waiting, room)}
                 if not asked:
                     break
-                done, asked = wait(asked, return_when=FIRST_COMPLETED)
+                try:
+                    done, asked = wait(asked, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt as interrupt:
+                    if end is not None:  # somebody cannot wait
+                        raise
+                    end = interrupt
+                    continue
                 for future in done:
                     try:
                         outcome = future.result()
-                    except ProviderRefusedError as error:
+                    except Exception as error:
                         end = end or error  # answers that are under way may be paid for
                         continue
                     yield outcome

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,9 @@ from tiny_audio.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.quiet import quiet_transformers
 from tiny_audio.registry import UnknownPartError
+
+_WRITTEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md", "__pycache__")
+"""What exports consist of, and what Python leaves when one is used."""
 
 Weights = Literal["all", "trained"]
 
@@ -209,7 +213,7 @@ def check_replaceable(folder: Path) -> None:
     """Refuse to write an export where something else lies.
 
     Raises:
-        UserError: ``folder`` is a file, or holds something that is not an exported model.
+        UserError: ``folder`` is a file, or holds something that is not of an exported model.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -221,6 +225,14 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(
             f"{folder} is there already and holds something else than an exported model, which would be lost; give "
             "another folder, or remove it"
+        )
+    foreign = sorted(
+        entry.name for entry in folder.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN)
+    )
+    if foreign:
+        raise UserError(
+            f"{folder} holds {foreign[0]!r} beside an exported model, which no export writes and which would be lost; "
+            "move it, or give another folder"
         )
 
 

@@ -37,6 +37,9 @@ _FIELDS = (
 )
 _NEEDED = ("text", "pred_text")
 
+_MAX_DIGITS = 300
+"""Of a whole number that a float can hold."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -101,8 +104,8 @@ def _read(path: Path) -> dict[str, Row]:
 
 def _row(line: str, place: str) -> Row:
     try:
-        given = json.loads(line)
-    except ValueError:
+        given = json.loads(line, parse_int=_number)
+    except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         raise UserError(
@@ -118,7 +121,10 @@ def _row(line: str, place: str) -> Row:
     row["id"] = str(row["id"] if row["id"] is not None else row["audio_filepath"])
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
-        if not isinstance(row[key], str) and not (optional and row[key] is None):
+        if isinstance(row[key], str):
+            # Half a character, as programs leave that cut texts by their length, can be written nowhere.
+            row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        elif not (optional and row[key] is None):
             raise UserError(f"{place}: {key} should be a text, not {json.dumps(row[key])[:60]}")
     for key in ("duration", "time"):
         row[key] = _seconds(row[key], f"{place}: {key}")
@@ -131,6 +137,10 @@ def _row(line: str, place: str) -> Row:
         key: value if value is None else str(value) for key, value in (row["metadata"] or {}).items()
     }
     return row
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) < _MAX_DIGITS else math.inf
 
 
 def _seconds(value: object, place: str) -> float | None:

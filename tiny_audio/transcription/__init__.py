@@ -33,6 +33,8 @@ class Outcome:
     done: int = 0
     skipped: int = 0
     """Had their output already."""
+    truncated: list[str] = field(default_factory=list)
+    """Recordings with a text that was cut at ``max_new_tokens``."""
     errors: list[str] = field(default_factory=list)
     """One message for each that could not be read."""
 
@@ -114,6 +116,8 @@ class _Job:
                 self._outcome.errors.append(error)
             else:
                 self._outcome.done += 1
+                if event.truncated:
+                    self._outcome.truncated.append(recording.name)
             self._finish(recording, event, error, live)
         if to_stdout and options.format == "json":
             self._write(json.dumps(self._rows, indent=1, ensure_ascii=False) + "\n")

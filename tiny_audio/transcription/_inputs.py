@@ -13,7 +13,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tiny_audio.audio import AudioError, FileError, audio_blocks, audio_duration, is_audio_name, load_audio
+from tiny_audio.audio import (
+    AudioError,
+    FileError,
+    audio_blocks,
+    audio_duration,
+    is_audio_name,
+    length_is_guessed,
+    load_audio,
+)
 from tiny_audio.config import UserError
 from tiny_audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
 from tiny_audio.files import files_below
@@ -84,10 +92,19 @@ def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
                 raise
             raise AudioError("undecodable", f"{error}; {str(other).removeprefix(f'{name}: ')}") from other
         return
-    if duration_s <= whole_s:
-        yield load_audio(path, max_duration_s=whole_s, name=name)
-    else:
-        yield from audio_blocks(path, name=name)
+    guessed = length_is_guessed(path)
+    if guessed and has_ffmpeg():
+        yield from ffmpeg_blocks(path, name)
+        return
+    try:
+        if duration_s <= whole_s:
+            yield load_audio(path, max_duration_s=whole_s, name=name)
+        else:
+            yield from audio_blocks(path, name=name)
+    except AudioError as error:
+        if not guessed:
+            raise
+        raise AudioError(error.reason, f"{error}; {HINT}") from error
 
 
 def duration(recording: Recording) -> float:
