@@ -143,6 +143,16 @@ def test_how_long_a_clip_becomes() -> None:
     assert quiet(0.3, 0.2, speed=(0.5, 1.1)).longest_s(9.0, 10.0) == 18.0
 
 
+def test_silence_makes_no_noise_softer() -> None:
+    config = quiet(10.0, 10.0, white_noise=WhiteNoiseConfig(snr_db=(20.0, 20.0), probability=1.0))
+    waveform = tone(1.0)
+    for seed in range(5):
+        noisy = augment_waveform(config, waveform, seed)
+        noise = noisy[:160]  # before the first sound, as good as always
+        assert len(noisy) > 2 * len(waveform)
+        assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(20.0, abs=1.5)
+
+
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
 def test_noise_has_the_ratio_that_was_asked_for(snr_db: float) -> None:
     config, waveform = AugmentationConfig(white_noise=WhiteNoiseConfig(snr_db=(snr_db, snr_db))), tone(4.0)

@@ -292,6 +292,35 @@ def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeyp
     assert len(heard) == 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (ValueError("oops"), "deepgram: ValueError: oops"),
+        ("yes", "deepgram: gave 'yes', which is no Heard with a text"),
+        (Heard(None), "deepgram: gave Heard(text=None, words=None), which is no Heard with a text"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_mistake_in_a_provider_costs_its_clip(
+    answer: Any, message: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    target: Any = resolve_target("provider:deepgram:concurrency=1")
+    answers = [answer]
+
+    class Odd:
+        def transcribe(self, audio: bytes) -> Heard:
+            given = answers.pop() if answers else Heard("yes")
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+    target._provider = Odd()
+    (data,) = read_data([str(trained / "manifest.jsonl")], None)
+    first, *others = target.hear(data.clips)
+    assert (first.error, first.transcript) == (message, None)
+    assert [one.transcript.text for one in others] == ["yes"] * 7
+
+
 def test_what_does_not_change_answers_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
     ways = "concurrency=1,usd_per_hour=2.0,timeout_s=5.0,max_retries=1,retry_wait_s=1.0,max_wait_s=3.0"
@@ -419,7 +448,10 @@ def test_presets_are_sources() -> None:
         ("leaderboard/amy", "did you mean 'leaderboard/ami'?"),
         ("librispeech:split=test", "--data librispeech:split=test: split: Input should be"),
         ("librispeech:splt=test.clean", "splt: unknown field; did you mean 'split'?"),
-        ("librispeech:split", "'split' is not of the form section.field=value"),
+        (
+            "librispeech:split",
+            "librispeech:split: 'split' is not of the form field=value; fields are separated by commas, and",
+        ),
         ("hub", "--data hub: repo: is missing, and has no default"),
         (".", "--data . is a folder; for the audio files in it write --data folder:path=."),
     ],

@@ -187,6 +187,10 @@ def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_
     manifest.write_text(json.dumps({"audio_filepath": "long.flac", "duration": 33.0, "text": "a long one"}) + "\n")
     _, rows = evaluated(whisper, manifest)
     assert [(row["error"], row["duration"]) for row in rows] == [(None, 33.0)]
+    target: Any = resolve_target(str(whisper))
+    target.load()
+    waves = [torch.from_numpy(noise[:size].astype(np.float32)) for size in (8000, len(noise), 16_000)]
+    assert target.transcribe(waves) == [target.transcribe([wave])[0] for wave in waves]
 
 
 def test_a_model_of_transformers_on_a_hub(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:

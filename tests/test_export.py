@@ -356,9 +356,21 @@ def test_part_of_another_version(exported: Path) -> None:
         load_model(exported)
 
 
+def test_a_config_that_somebody_changed(exported: Path) -> None:
+    change_config(exported, projector={"name": "swiglu", "wings": 2})
+    with pytest.raises(UserError, match=r"wings: .*; it was changed since it was exported: copy or export it again"):
+        load_model(exported)
+    change_config(exported, projector=None)
+    with pytest.raises(UserError, match=r"config\.json has no section 'projector'; copy or export it again"):
+        load_model(exported)
+
+
 def test_missing_or_broken_tokenizer(exported: Path) -> None:
     (exported / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"the tokenizer cannot be read: .*; copy or export it again"):
+        load_model(exported)
+    (exported / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"the tokenizer is missing, there is no tokenizer\.json; copy"):
         load_model(exported)
     (exported / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match=r"the tokenizer is missing, there is no tokenizer_config\.json"):

@@ -82,6 +82,18 @@ def test_recorded_speech_is_speech(manifest: str) -> None:
         assert {heard_as(wave), heard_as(0.01 * wave), heard_as(in_noise)} == {None}, row["audio_filepath"]
 
 
+@pytest.mark.parametrize("snr_db", [20, 40])
+@pytest.mark.parametrize("duration_s", [12, 29.9])
+def test_a_word_in_a_long_noise_is_heard(synthetic: list[np.ndarray], duration_s: float, snr_db: float) -> None:
+    rng = np.random.default_rng(0)
+    for wave in synthetic[:10]:
+        noise = rng.standard_normal(int(duration_s * SAMPLE_RATE)) * wave.std() / 10 ** (snr_db / 20)
+        assert heard_as(noise) == "noise"
+        start = int(rng.integers(len(noise) - len(wave)))
+        noise[start : start + len(wave)] += wave
+        assert heard_as(noise) is None
+
+
 def test_only_very_soft_audio_gets_louder(synthetic: list[np.ndarray]) -> None:
     wave = torch.from_numpy(synthetic[0])
     assert leveled(wave) is wave

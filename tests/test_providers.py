@@ -404,6 +404,13 @@ def test_without_a_word_pauses_double(server: Vendors, make: Any) -> None:
     assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
 
 
+def test_a_server_that_asks_for_no_pause_gets_one(server: Vendors, make: Any) -> None:
+    server.faults = [limited(retry_after="0")] * 3
+    make("deepgram", retry_wait_s=0.04).transcribe(AUDIO)
+    pauses = [later.at - sooner.at for sooner, later in itertools.pairwise(server.asked)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
+
+
 def test_too_long_a_pause_is_a_failure(server: Vendors, make: Any) -> None:
     server.faults = [limited(retry_after="3600")]
     with pytest.raises(ProviderError, match=r"answered 429: .*\(it asks to wait 3600 s; max_wait_s is 120\)"):

@@ -83,6 +83,16 @@ def test_a_pause_begins_a_cue() -> None:
     assert [cue.text for cue in cues([part])] == ["a", "b"]
 
 
+def test_words_without_time_of_their_own_do_not_overlap() -> None:
+    words = tuple(
+        Word(text, start, end, 1.0) for text, start, end in (("a", 1.0, 1.0), ("b", 1.0, 1.0), ("c", 1.0, 1.5))
+    )
+    found = cues([Segment(0.0, 2.0, "a b c", None, False, 1.0, words, None)], each_word=True)
+    assert [cue.text for cue in found] == ["a", "b", "c"]
+    assert all(cue.start_s < cue.end_s for cue in found)
+    assert all(later.start_s >= earlier.end_s for earlier, later in itertools.pairwise(found))
+
+
 def test_times_of_hours_and_nothing() -> None:
     assert "01:06:40,000 --> " in as_srt(cues([segment("late", 4000.0, 4002.0)]))
     assert "01:06:40.000 --> 01:06:41.800" in as_vtt(cues([segment("late", 4000.0, 4002.0)]))

@@ -170,6 +170,19 @@ def test_transcripts_of_another_model_or_other_options_are_not_gone_on_with(
     assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_a_name_that_is_no_text(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / os.fsdecode(b"a\xff.wav")
+    shutil.copy(place / "audio" / "a.wav", odd)
+    shutil.copy(place / "audio" / "b.flac", tmp_path / "b.flac")
+    code, out, _ = call(capsys, place / "model", tmp_path, "--json")
+    assert code == 0
+    assert [Path(row["audio_filepath"]).name for row in json.loads(out)] == ["a\N{REPLACEMENT CHARACTER}.wav", "b.flac"]
+    code, out, _ = call(capsys, place / "model", tmp_path, "--json", "--output-dir", tmp_path / "out")
+    assert (code, out) == (0, f"2 written to {tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / os.fsdecode(b"a\xff.json")).is_file()
+
+
 def test_two_files_of_one_name_need_no_file_of_their_own_on_standard_output(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +221,7 @@ def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeyp
     [
         (["--format", "doc"], "--format 'doc' is unknown; choose one of text, json, srt, vtt, tsv"),
         (["--words"], "--words has no place in plain text; add --format json, srt, vtt or tsv"),
+        (["--json", "--format", "srt"], "--json and --format srt are both given; leave one out"),
         (["--overwrite"], "--overwrite has no effect without --output-dir; remove it"),
         (["--format", "srt"], "3 recordings do not fit into one .srt; add --output-dir, and each gets its own"),
     ],

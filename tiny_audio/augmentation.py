@@ -164,6 +164,7 @@ def augment_waveform(
 
         # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
+    loudness = _loudness(waveform)  # of what is said: silence does not make it softer
     if config.silence and rng.random() < config.silence.probability:
         before_s, after_s = rng.uniform(0, config.silence.max_before_s), rng.uniform(0, config.silence.max_after_s)
         share = min(1.0, max(0.0, max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
@@ -178,11 +179,11 @@ def augment_waveform(
         snr_db, start = rng.uniform(*config.noise.snr_db), rng.random()
         noise = _drawn(config.noise.folder, rng)
         if noise is not None:
-            waveform = _mixed(waveform, _piece(noise, len(waveform), start), snr_db)
+            waveform = waveform + _at(_piece(noise, len(waveform), start), loudness, snr_db)
     if config.white_noise and rng.random() < config.white_noise.probability:
         snr_db = rng.uniform(*config.white_noise.snr_db)
         noise = torch.randn(waveform.shape, generator=torch.Generator().manual_seed(seed % 2**63))
-        waveform = waveform + noise * waveform.pow(2).mean().sqrt() * 10 ** (-snr_db / 20)
+        waveform = waveform + _at(noise, loudness, snr_db)
     return waveform
 
 
@@ -209,10 +210,10 @@ def _piece(sound: Tensor, length: int, start: float) -> Tensor:
     return turned.repeat(-(-length // len(sound)))[:length]
 
 
-def _mixed(waveform: Tensor, noise: Tensor, snr_db: float) -> Tensor:
-    if _loudness(noise) == 0:
-        return waveform  # a pause in the recording
-    return waveform + noise * (_loudness(waveform) / _loudness(noise) * 10 ** (-snr_db / 20))
+def _at(noise: Tensor, loudness: Tensor, snr_db: float) -> Tensor:
+    """A noise so much softer than that loudness; a pause in its recording stays one."""
+    own = _loudness(noise)
+    return noise * (loudness / own * 10 ** (-snr_db / 20)) if own else noise
 
 
 def _loudness(waveform: Tensor) -> Tensor:

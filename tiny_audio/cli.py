@@ -437,7 +437,9 @@ def transcribe(
             "FFmpeg program also m4a, mp4 and others.",
         ),
     ],
-    output_format: Annotated[str, typer.Option("--format", help="text, json, srt, vtt or tsv.")] = "text",
+    output_format: Annotated[
+        str | None, typer.Option("--format", help="text, json, srt, vtt or tsv. Default: text.", show_default=False)
+    ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -460,7 +462,9 @@ def transcribe(
     from tiny_audio.transcription import Options
     from tiny_audio.transcription import transcribe as transcribe_all
 
-    options = Options("json" if as_json else output_format, output_dir, words, not no_guards, overwrite)
+    if as_json and output_format not in (None, "json"):
+        raise UserError(f"--json and --format {output_format} are both given; leave one out")
+    options = Options("json" if as_json else output_format or "text", output_dir, words, not no_guards, overwrite)
     outcome = transcribe_all(model, audio, options, lambda text: print(text, end="", flush=True))
     if output_dir is not None:
         already = f", {outcome.skipped} were there already" if outcome.skipped else ""

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tiny_audio.config import UserError
 from tiny_audio.decoding import GenerationConfig
 
@@ -56,5 +58,8 @@ def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -
         return GenerationConfig(**{**own, **changes}).model_dump(mode="json")
     except UserError:
         raise
+    except ValidationError as error:
+        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UserError(f"{NAME} of {name} cannot be used: {words}; correct it") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{NAME} of {name} cannot be used: {' '.join(str(error).split())}; correct it") from error

@@ -29,6 +29,8 @@ _SILENT_PEAK = 1e-4
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
 
+_STRETCH = 4 * SAMPLE_RATE
+"""Samples that are judged together."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _STEADY_SHAPE_DB = 4.5
 """Noise keeps the shape of its spectrum: 3.6 dB of change in a band at most; speech in noise as loud as it, 6.1."""
@@ -42,7 +44,7 @@ _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.22, 0.55
 speech 0.14 and 0.50 or less."""
 
 _REPEATS = 4
-_MAX_CHARACTERS_PER_S = 30.0
+MAX_CHARACTERS_PER_S = 30.0
 """Nobody speaks so fast."""
 _MAX_DISAGREEMENT = 8.0
 """Nats per character of the text; at most 5.9 where the head hears an accent that it never heard."""
@@ -66,13 +68,25 @@ def unlike_speech(waveform: Tensor) -> Literal["silence", "noise", "tones"] | No
     """What a sound is, where it is certainly no speech; None otherwise.
 
     It looks for what even speech in loud noise has: a spectrum that changes its shape, and is not made of steady tones.
+    A word in a long noise would not show in the whole, so stretches of some seconds are judged one by one.
 
     Args:
         waveform: ``[S]``.
     """
-    if len(waveform) == 0 or float(waveform.abs().max()) < _SILENT_PEAK:
-        return "silence"
     samples = waveform.detach().double().cpu().numpy()
+    last = max(0, len(samples) - _STRETCH)
+    reasons = set[Literal["silence", "noise", "tones"]]()
+    for start in [*range(0, last, _STRETCH // 2), last]:
+        reason = _unlike_speech(samples[start : start + _STRETCH])
+        if reason is None:
+            return None
+        reasons.add(reason)
+    return "noise" if "noise" in reasons else "tones" if "tones" in reasons else "silence"
+
+
+def _unlike_speech(samples: Array) -> Literal["silence", "noise", "tones"] | None:
+    if float(np.abs(samples).max(initial=0.0)) < _SILENT_PEAK:
+        return "silence"
     sharpened = np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])
     short = _spectra(sharpened, _WINDOW)
     loud = _loud(short, 25.0)
@@ -170,7 +184,7 @@ def _loop(words: list[str]) -> tuple[int, int, int] | None:
 def loop_without_head(text: str, *, truncated: bool, duration_s: float) -> str | None:
     """The text without its loop, where there is one and it shows by itself that nobody said so: no end came, or it is
     faster than anybody speaks. People do say the same word four times, so the loop alone proves nothing."""
-    if not truncated and len(text) <= _MAX_CHARACTERS_PER_S * duration_s:
+    if not truncated and len(text) <= MAX_CHARACTERS_PER_S * duration_s:
         return None
     shorter = unlooped(text)
     return shorter if len(shorter.split()) < len(text.split()) else None

@@ -16,7 +16,15 @@ from tiny_audio.decoding import GenerationConfig, Transcript
 from tiny_audio.device import in_parts_that_fit
 from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.guards import Reason, contradicts, leveled, loop_without_head, unlike_speech, unlooped
+from tiny_audio.guards import (
+    MAX_CHARACTERS_PER_S,
+    Reason,
+    contradicts,
+    leveled,
+    loop_without_head,
+    unlike_speech,
+    unlooped,
+)
 from tiny_audio.model import OnText, TinyAudioModel
 from tiny_audio.speech_activity import Piece, whole_or_split
 from tiny_audio.word_times import Spelling, Word, align, shifted
@@ -292,6 +300,9 @@ class Recogniser:
     def _contradicted(self, text: str, frames: Frames) -> bool:
         assert frames.ctc_logits is not None
         own, spelled = ctc.greedy(frames.ctc_logits, frames.lengths)[0], self._spelling(text).labels
+        num_frames = int(frames.lengths[0])
+        if ctc.min_frames(spelled) > num_frames:  # which has no likelihood: so fast a talker, or nobody
+            return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
         scores = ctc.log_likelihood(frames.ctc_logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])
         return contradicts(float(scores[0]), float(scores[1]), len(own), len(spelled))
 

@@ -41,6 +41,11 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         found += (
             Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in _groups(words, 1 if each_word else None)
         )
+    # A word without time of its own gets a millisecond, and pushes what comes after it on.
+    for index, cue in enumerate(found[1:], start=1):
+        earliest = found[index - 1].start_s + 0.001
+        if cue.start_s < earliest:
+            found[index] = Cue(earliest, max(cue.end_s, earliest), cue.text)
     return [
         _shown(cue, found[index + 1].start_s if index + 1 < len(found) else None) for index, cue in enumerate(found)
     ]

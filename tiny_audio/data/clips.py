@@ -442,7 +442,8 @@ class PlannedBatches(Dataset[Batch]):
             problem = self.labeler.problem(text, len(waveform))
             if problem and len(waveform) < len(recorded):
                 # Its text may fit the clip, and only not the clip sped up, which is no fault of the data.
-                waveform = augment_waveform(self.augmentation.model_copy(update={"speed": None}), recorded, seed)
+                as_recorded = self.augmentation.model_copy(update={"speed": None})
+                waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
                 problem = self.labeler.problem(text, len(waveform))
             if problem:
                 dropped.append(Dropped(clip.id, *problem))

@@ -28,6 +28,11 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
     if not colon:
         return name, {}
     parts = rest.split(",")
+    wrong = next((part for part in parts if "=" not in part), None)
+    if wrong is not None:
+        raise UserError(
+            f"{text}: {wrong!r} is not of the form field=value; fields are separated by commas, and no value holds one"
+        )
     fields = apply_overrides({}, parts)
     written = (part.partition("=") for part in parts)
     return name, fields | {key: value for key, _, value in written if key in as_written}

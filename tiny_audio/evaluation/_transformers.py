@@ -77,6 +77,12 @@ class TransformersTarget(ModelTarget):
 
     def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
         """See :meth:`ModelTarget.transcribe`."""
+        window = int(_WINDOW_S * SAMPLE_RATE)
+        long = [len(waveform) > window for waveform in waveforms]
+        if self._pipeline.type == "seq2seq_whisper" and len(set(long)) > 1:  # which do not fit into one batch
+            apart = {is_long: [wave for wave in waveforms if (len(wave) > window) is is_long] for is_long in set(long)}
+            heard_of = {is_long: iter(self.transcribe(part)) for is_long, part in apart.items()}
+            return [next(heard_of[is_long]) for is_long in long]
         clips = [{"raw": waveform.numpy(), "sampling_rate": SAMPLE_RATE} for waveform in waveforms]
         settings: dict[str, Any] = {}
         if not self._pipeline.type.startswith("ctc"):
@@ -85,7 +91,7 @@ class TransformersTarget(ModelTarget):
                 settings["generate_kwargs"]["language"] = self._options.language
             if self._options.max_new_tokens is not None:
                 settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
-        if self._pipeline.type == "seq2seq_whisper" and max(map(len, waveforms)) > _WINDOW_S * SAMPLE_RATE:
+        if self._pipeline.type == "seq2seq_whisper" and long[0]:
             settings["return_timestamps"] = True
         size = min(_BATCH, len(clips)) if self._takes_batches() else 1
         with quiet_transformers():

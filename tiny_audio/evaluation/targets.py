@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from tiny_audio.audio import AudioError
-from tiny_audio.config import RunFailed, identity_of
+from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
 from tiny_audio.device import device_of, in_parts_that_fit
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import check_exported, load_model
-from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, encode
+from tiny_audio.providers import PROVIDERS, Heard, Price, ProviderConfig, ProviderError, encode
 from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
 
 _BATCH_PADDED_S = 120.0
@@ -203,9 +203,15 @@ class ProviderTarget(Target):
             return Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
         began = time.perf_counter()
         try:
-            heard = self._provider.transcribe(audio)
+            heard: Any = self._provider.transcribe(audio)
         except ProviderError as error:
             return Outcome(clip, None, None, str(error))
+        except UserError:
+            raise
+        except Exception as error:  # a mistake in somebody's provider costs the clip, and not the evaluation
+            return Outcome(clip, None, None, f"{self._config.name}: {type(error).__name__}: {error}")
+        if not isinstance(heard, Heard) or not isinstance(heard.text, str):
+            return Outcome(clip, None, None, f"{self._config.name}: gave {heard!r}, which is no Heard with a text")
         return Outcome(clip, Transcript(heard.text, None, truncated=False), time.perf_counter() - began, None)
 
     def price(self) -> Price | None:

@@ -39,6 +39,7 @@ for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
 AutoProcessor.register(TinyAudioConfig, TinyAudioProcessor, exist_ok=True)
 
 _TOKENIZER_FILE = "tokenizer_config.json"
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def export_model(
@@ -104,6 +105,9 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
     folder = model_folder(Path(folder))
     saved = check_exported(folder)
     version = saved.get("tiny_audio_version", "unknown")
+    for kind in ("encoder", "projector", "decoder"):
+        if not isinstance(saved.get(kind), dict):
+            raise UserError(f"{folder}: config.json has no section {kind!r}; copy or export it again")
     with quiet_transformers():
         try:
             model, info = TinyAudioModel.from_pretrained(
@@ -113,9 +117,13 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
             raise UserError(f"{folder}: {error}; install the package that offers it") from error
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            remedy = (
+                "it was changed since it was exported: copy or export it again"
+                if version == __version__
+                else f"it was exported by tiny-audio {version}: install that"
+            )
             raise UserError(
-                f"{folder}: config.json does not fit the parts of tiny-audio {__version__}: {problems}; it was "
-                f"exported by tiny-audio {version}: install that"
+                f"{folder}: config.json does not fit the parts of tiny-audio {__version__}: {problems}; {remedy}"
             ) from error
         except (SafetensorError, OSError) as error:
             raise UserError(
@@ -291,6 +299,8 @@ def load_exported_tokenizer(folder: Path) -> Any:
 
     if not (folder / _TOKENIZER_FILE).is_file():
         raise UserError(f"{folder}: the tokenizer is missing, there is no {_TOKENIZER_FILE}; copy or export it again")
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        raise UserError(f"{folder}: the tokenizer is missing, there is no tokenizer.json; copy or export it again")
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -155,8 +155,8 @@ class Api:
             raise ProviderError(f"{failure} (it asks to wait {asked:.0f} s; max_wait_s is {self.config.max_wait_s:g})")
         pause = min(self.config.retry_wait_s * 2.0**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1)
         if asked is not None:
-            # Never before its time; not all at once either.
-            pause = asked + random.uniform(0, min(asked, self.config.retry_wait_s))
+            # Never before its time; not all at once either. Some servers say 0 to everybody.
+            pause = max(pause, asked + random.uniform(0, min(asked, self.config.retry_wait_s)))
             with self._lock:
                 self._open_at = max(self._open_at, time.monotonic() + asked)
         time.sleep(pause)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -54,6 +55,8 @@ def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
             found += (Recording(given / name, str(given / name), name) for name in names)
         else:
             found.append(Recording(given, str(given), given.name))
+    # Names that are no text cannot be written anywhere; their bytes stay in the paths.
+    found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # clip.mp4 and clip.srt belong together; only where two would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
     times = Counter(stems)
