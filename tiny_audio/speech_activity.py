@@ -18,7 +18,7 @@ FRAME = SAMPLE_RATE // 100
 
 PAUSE_S = 0.5
 """A pause as long as this ends a piece: sentences are apart by more, words by less."""
-MARGIN_S = 0.15
+MARGIN_S = 0.1
 """What stays of a pause on either side of it: sounds too soft to count as speech lie there."""
 _SHORTEST_S = 0.03
 """Less sound than this between two pauses is a click."""
