@@ -387,7 +387,7 @@ def test_transcribe_as_json(call: Output, trained: Path) -> None:
     files = [trained / name for name in ("nan.wav", "clip001.flac", "10_channels.wav")]
     code, out, err = call("transcribe", trained / "run" / "model", *files, "--json", "--no-guards")
     assert code == 2
-    assert err == f"error: {trained / 'nan.wav'}: holds NaN or infinite samples\n"
+    assert err.splitlines()[-1] == f"error: {trained / 'nan.wav'}: holds NaN or infinite samples"
     bad, good, wide = json.loads(out)
     assert bad == {
         "audio_filepath": str(trained / "nan.wav"),

@@ -19,7 +19,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import build_tokenizer, restore_tokenizer
 from tiny_audio.run import Run, assemble
-from tiny_audio.sources import SOURCES, Columns, SourceContext, texts_of
+from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, texts_of
 from tiny_audio.sources._index_table import TableUtterances
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.spelling import Spelling
@@ -71,7 +71,9 @@ def test_texts_are_those_of_the_clips(mixed: ClipSet) -> None:
 
 
 def test_a_table_is_read_by_its_column_alone(mixed: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = [(name, utterances) for name, _, utterances in mixed.clips.sets if isinstance(utterances, Columns)]
+    columns = [
+        (name, utterances) for name, _, utterances in mixed.clips.sets if isinstance(utterances, ColumnarUtterances)
+    ]
     assert [name for name, _ in columns] == ["table", "mix"]
     chosen = [np.random.default_rng(0).permutation(len(utterances)) for _, utterances in columns]
     expected = [
