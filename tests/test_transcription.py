@@ -86,7 +86,8 @@ def test_a_terminal_shows_texts_as_they_grow(place: Path, capsys: pytest.Capture
     ours, theirs = pty.openpty()
     size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns: no line is broken
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
-    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
         os.close(theirs)
         shown = b"".join(iter(lambda: _read(ours), b"")).decode()
