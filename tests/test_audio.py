@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from tiny_audio.audio import MAX_CHANNELS, AudioError, FileError, audio_duration, load_audio
+from tiny_audio.audio import MAX_CHANNELS, AudioError, FileError, audio_duration, length_is_guessed, load_audio
 from tiny_audio.frames import SAMPLE_RATE
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -269,6 +269,10 @@ def test_an_mp3_of_guessed_length_is_not_cut(tmp_path: Path) -> None:
     (tmp_path / "clip.mp3").write_bytes(untagged)
     for source in (untagged, tmp_path / "clip.mp3"):
         refused(source, "unknown_length", "variable bit rate without a length tag", "convert it to FLAC")
+    assert length_is_guessed(tmp_path / "clip.mp3")
+    (tmp_path / "clip.mp3").write_bytes(mp3)
+    (tmp_path / "clip.wav").write_bytes(WAV)
+    assert not any(length_is_guessed(tmp_path / name) for name in ("clip.mp3", "clip.wav"))
 
 
 def test_damage_in_the_middle() -> None:

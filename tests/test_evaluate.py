@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -290,6 +291,42 @@ def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeyp
         heard.extend(target.hear(data.clips))  # which keeps what comes before the error
     assert next(calls) == 3
     assert len(heard) == 2
+
+
+def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    target: Any = resolve_target("provider:deepgram:concurrency=2")
+    all_asked = threading.Barrier(2)
+
+    class Slow:
+        def transcribe(self, audio: bytes) -> Heard:
+            if all_asked.wait(10) == 0:
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+            return Heard("yes")
+
+    target._provider = Slow()
+    (data,) = read_data([str(trained / "manifest.jsonl")], None)
+    heard = []
+    with pytest.raises(KeyboardInterrupt):
+        heard.extend(target.hear(data.clips))
+    assert len(heard) == 2
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_shown(
+    call: Output, server: Vendors, trained: Path, tmp_path: Path
+) -> None:
+    server.faults = [Fault("status", 401)] * 100
+    targets = [deepgram(server), trained / "run"]
+    arguments = [*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out.splitlines()[1].split()[:2] == ["manifest", "run"]
+    assert err.splitlines()[-1].startswith("error: deepgram: POST ")
+    server.faults = [Fault("status", 500)] * 100
+    code, out, err = call(*arguments, "--json")
+    assert (code, list(json.loads(out))) == (1, ["run"])
+    assert err.splitlines()[-1].startswith("failed: deepgram-base_url=")
 
 
 @pytest.mark.parametrize(

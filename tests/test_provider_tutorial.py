@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_clips
-from tests.tutorial import blocks, call, install
+from tests.tutorial import blocks, broken, call, contract, install
 
 BLOCKS = blocks("write_a_provider.md")
 COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
@@ -23,17 +22,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_contract_holds(site: Path) -> None:
-    done = call(site, "-m", "pytest", "-q", "-c", os.devnull, "-W", "error", str(site / "test_program.py"))
+    done = contract(site, "test_program.py", "-W", "error")
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
 
 def test_a_broken_one_is_found(site: Path, tmp_path: Path) -> None:
-    code = (site / "program.py").read_text()
-    assert "done.stdout.strip()" in code
-    (tmp_path / "program.py").write_text(code.replace("done.stdout.strip()", 'done.stdout + " "'))
-    (tmp_path / "test_program.py").write_text((site / "test_program.py").read_text())
-    done = call(tmp_path, "-m", "pytest", "-q", "-c", os.devnull, str(tmp_path / "test_program.py"))
+    wrong = broken(site, tmp_path, "program.py", "done.stdout.strip()", 'done.stdout + " "')
+    done = contract(wrong, "test_program.py")
     assert done.returncode == 1
     assert "AssertionError: program: there are blanks around the text" in done.stdout
 

@@ -194,6 +194,20 @@ def test_the_head_is_asked(head_hears: str, decoder_writes: str, text: str, reas
     assert (segment.confidence is None) == (not text)
 
 
+@pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
+def test_too_few_frames_for_a_text_say_nothing_against_it(num_frames: int, suppressed: str | None) -> None:
+    """At 12.5 frames a second a fast talker says more characters than there are; nobody says 40 in a second."""
+    model, tokenizer = assemble()
+    assert model.ctc_vocabulary is not None
+    text = "one two three four five"
+    logits = posteriors("one", model.ctc_vocabulary.characters)
+    logits = torch.cat([logits, logits[:, 1:2].expand(-1, num_frames - logits.shape[1], -1)], dim=1)  # and blanks
+    frames = Frames(torch.zeros(1, num_frames, 4), torch.tensor([num_frames]), 12.5, logits)
+    piece = Piece(0, burst(num_frames / 12.5))
+    heard = Recogniser(model, tokenizer)._guarded(piece, Transcript(text, "one", False), frames)
+    assert heard == ((text, None) if suppressed is None else ("", suppressed))
+
+
 def test_without_a_head_only_a_loop_that_shows_is_written_once() -> None:
     model, tokenizer = assemble(head=False)
     piece, frames = Piece(0, burst(1.0)), Frames(torch.zeros(1, 50, 4), torch.tensor([50]), 50.0)

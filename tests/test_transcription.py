@@ -263,6 +263,32 @@ def test_without_ffmpeg_it_is_named(
     assert "install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget install ffmpeg)" in err
 
 
+def untagged_mp3(path: Path) -> Path:
+    """Five seconds, of which no frame says so."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)
+    soundfile.write(file, noise, SAMPLE_RATE, format="MP3")
+    mp3 = file.getvalue()
+    path.write_bytes(mp3[mp3.index(b"\xff\xf3", 4) :])
+    return path
+
+
+def test_an_mp3_of_guessed_length_needs_ffmpeg(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = call(capsys, place / "model", untagged_mp3(tmp_path / "x.mp3"))
+    assert (code, out) == (2, "")
+    assert "an MP3 of variable bit rate without a length tag" in err
+    assert "install the FFmpeg program" in err
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
+def test_an_mp3_of_guessed_length_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = json.loads(call(capsys, place / "model", untagged_mp3(tmp_path / "x.mp3"), "--json")[1])
+    assert row["duration"] == pytest.approx(5.0, abs=0.15)
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
 def test_m4a_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = tmp_path / "a.m4a"

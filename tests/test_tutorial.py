@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import tiny_recipe, write_clips
-from tests.tutorial import blocks, call, install
+from tests.tutorial import blocks, broken, call, contract, install
 
 BLOCKS = blocks("write_a_projector.md")
 COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
@@ -27,18 +26,15 @@ def test_the_file_is_as_short_as_promised() -> None:
 
 
 def test_the_contract_holds(site: Path) -> None:
-    done = call(site, "-m", "pytest", "-q", "-c", os.devnull, "-W", "error", str(site / "test_attentive.py"))
+    done = contract(site, "test_attentive.py", "-W", "error")
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
 
 def test_a_mask_left_out_is_found(site: Path, tmp_path: Path) -> None:
-    code = (site / "attentive.py").read_text()
-    assert ".masked_fill(~frames.mask(), LOWEST)" in code
-    broken = code.replace(".masked_fill(~frames.mask(), LOWEST)", "")
-    (tmp_path / "attentive.py").write_text(broken)
-    (tmp_path / "test_attentive.py").write_text((site / "test_attentive.py").read_text())
-    done = call(tmp_path, "-m", "pytest", "-q", "-c", os.devnull, str(tmp_path / "test_attentive.py"))
+    done = contract(
+        broken(site, tmp_path, "attentive.py", ".masked_fill(~frames.mask(), LOWEST)", ""), "test_attentive.py"
+    )
     assert done.returncode == 1
     assert "AssertionError: attentive: a clip of" in done.stdout
 

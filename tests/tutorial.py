@@ -44,3 +44,18 @@ def call(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=600,
     )
+
+
+def contract(site: Path, tests: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """The page's own tests."""
+    return call(site, "-m", "pytest", "-q", "-c", os.devnull, *options, str(site / tests))
+
+
+def broken(site: Path, folder: Path, module: str, right: str, wrong: str) -> Path:
+    """The page's files with a mistake in one."""
+    for path in site.glob("*.py"):
+        (folder / path.name).write_text(path.read_text())
+    code = (site / module).read_text()
+    assert right in code
+    (folder / module).write_text(code.replace(right, wrong))
+    return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.config import JsonDict
 
 NO_IDENTITY: JsonDict = {"identity": False}
@@ -46,6 +46,12 @@ def _decisive(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_decisive(item) for item in value]
     return value
+
+
+def problems(error: ValidationError) -> str:
+    """What does not fit, and where in the config."""
+    found = ((".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors())
+    return "; ".join(f"{place}: {words}" if place else words for place, words in found)
 
 
 class UserError(ValueError):

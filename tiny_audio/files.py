@@ -63,10 +63,8 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 def commit_folder(aside: Path, final: Path) -> None:
     """Make a finished folder appear under its name at once, contents on the disk before the name.
 
-    A folder that has the name already is replaced, where a link of that name leads; ``aside`` must lie on the same file
-    system.
+    A folder that has the name already is replaced; ``aside`` must lie on the same file system.
     """
-    final = final.resolve()
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)
     # Renamed away, not deleted in place: a kill at any moment leaves no half folder under the name.

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, problems
 from tiny_audio.decoding import GenerationConfig
 
 NAME = "generation_config.json"
@@ -59,7 +59,6 @@ def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -
     except UserError:
         raise
     except ValidationError as error:
-        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"{NAME} of {name} cannot be used: {words}; correct it") from error
+        raise UserError(f"{NAME} of {name} cannot be used: {problems(error)}; correct it") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{NAME} of {name} cannot be used: {' '.join(str(error).split())}; correct it") from error

@@ -18,7 +18,7 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from tiny_audio.audio import load_audio, waveform_of
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, problems
 from tiny_audio.decoding import GenerationConfig
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recogniser import Recogniser
@@ -109,10 +109,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         try:
             return GenerationConfig(**{**self.model.config.generation, **settings})
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()
-            )
-            raise UserError(f"generation settings: {problems}") from error
+            raise UserError(f"generation settings: {problems(error)}") from error
 
     def preprocess(self, recording: Any) -> dict[str, Any]:
         """Decode, down-mix, resample: ``waveform [S]`` at 16 kHz.

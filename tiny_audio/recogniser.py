@@ -30,7 +30,7 @@ from tiny_audio.speech_activity import Piece, whole_or_split
 from tiny_audio.word_times import Spelling, Word, align, shifted
 
 UNBOUNDED_DURATION_S = 120.0
-"""Longest clip that is taken in one piece by an encoder that has no limit of its own."""
+"""Longest clip that is scored where the encoder has no limit of its own."""
 LONGEST_PIECE_S = 30.0
 """Longer ones were in hardly anybody's training data, and their texts would be cut at ``max_new_tokens``."""
 _LARGEST_POOL = 8
@@ -41,7 +41,7 @@ _LEAST_S = 2.0
 
 
 def longest_duration_s(encoder: EncoderConfig) -> float:
-    """Longest clip that a model with this encoder transcribes in one piece."""
+    """Longest clip that a run with this encoder scores."""
     return encoder.max_duration_s() or UNBOUNDED_DURATION_S
 
 
@@ -93,8 +93,7 @@ class Recogniser:
 
     Up to :data:`LONGEST_PIECE_S`, and to what the encoder takes, a recording is transcribed in one piece, as
     ``model.transcribe`` does; longer ones are cut at pauses (see :func:`tiny_audio.speech_activity.split`). Pieces of
-    all recordings share batches of similar length;
-    each gives the same text whatever it shares a batch with.
+    all recordings share batches of similar length; each gives the same text whatever it shares a batch with.
 
     Args:
         model: to evaluate, on the device where it shall run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from tiny_audio.config import Config, UserError
 from tiny_audio.decoding import Transcript
-from tiny_audio.device import device_of
+from tiny_audio.device import device_of, in_parts_that_fit
 from tiny_audio.evaluation.targets import ModelTarget
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.quiet import quiet_transformers
@@ -77,26 +79,28 @@ class TransformersTarget(ModelTarget):
 
     def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
         """See :meth:`ModelTarget.transcribe`."""
-        window = int(_WINDOW_S * SAMPLE_RATE)
-        long = [len(waveform) > window for waveform in waveforms]
-        if self._pipeline.type == "seq2seq_whisper" and len(set(long)) > 1:  # which do not fit into one batch
-            apart = {is_long: [wave for wave in waveforms if (len(wave) > window) is is_long] for is_long in set(long)}
-            heard_of = {is_long: iter(self.transcribe(part)) for is_long, part in apart.items()}
-            return [next(heard_of[is_long]) for is_long in long]
+        is_whisper = self._pipeline.type == "seq2seq_whisper"
+        long = [is_whisper and len(waveform) > _WINDOW_S * SAMPLE_RATE for waveform in waveforms]
+        texts: dict[int, str] = {}
+        for is_long in set(long):  # which do not fit into one batch
+            numbers = [number for number, one in enumerate(long) if one is is_long]
+            heard = in_parts_that_fit(partial(self._texts, is_long=is_long), [waveforms[number] for number in numbers])
+            texts |= zip(numbers, heard, strict=True)
+        return [Transcript(texts[number], None, truncated=False) for number in range(len(waveforms))]
+
+    def _texts(self, waveforms: Sequence[Tensor], *, is_long: bool) -> list[str]:
         clips = [{"raw": waveform.numpy(), "sampling_rate": SAMPLE_RATE} for waveform in waveforms]
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"return_timestamps": True} if is_long else {}
         if not self._pipeline.type.startswith("ctc"):
             settings["generate_kwargs"] = {"num_beams": self._options.num_beams}
             if self._options.language is not None:
                 settings["generate_kwargs"]["language"] = self._options.language
             if self._options.max_new_tokens is not None:
                 settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
-        if self._pipeline.type == "seq2seq_whisper" and long[0]:
-            settings["return_timestamps"] = True
         size = min(_BATCH, len(clips)) if self._takes_batches() else 1
         with quiet_transformers():
             heard = self._pipeline(clips, batch_size=size, **settings)
-        return [Transcript(one["text"].strip(), None, truncated=False) for one in heard]
+        return [one["text"].strip() for one in heard]
 
     def _takes_batches(self) -> bool:
         """Not without a token to pad texts with, which the pipeline asks for; and not where the model knows no mask, as

@@ -14,14 +14,14 @@ from tiny_audio.config import UserError
 from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
-from tiny_audio.export import model_folder
+from tiny_audio.export import FILES, model_folder
 from tiny_audio.model import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.registry import did_you_mean
 
 _PROVIDER = "provider:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_NEEDED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_NEEDED = [pattern for pattern in FILES if pattern not in ("*.py", "README.md")]
 """Of a model of ours on the hub: its code is not fetched, since it is run by this package."""
 
 

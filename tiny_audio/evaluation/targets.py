@@ -17,7 +17,7 @@ from tiny_audio.audio import AudioError
 from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.decoding import Transcript
-from tiny_audio.device import device_of, in_parts_that_fit
+from tiny_audio.device import device_of
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import check_exported, load_model
 from tiny_audio.providers import PROVIDERS, Heard, Price, ProviderConfig, ProviderError, encode
@@ -90,7 +90,7 @@ class ModelTarget(Target, ABC):
 
     @abstractmethod
     def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """Waveforms ``[S]`` each, on the CPU -> what is said in them."""
+        """Waveforms ``[S]`` each, on the CPU -> what is said in them; in smaller parts where memory ends."""
 
     def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.hear`: longest first."""
@@ -101,16 +101,13 @@ class ModelTarget(Target, ABC):
             if not batch.clips:
                 continue
             if not warm:
-                self._fitting(batch.waveforms)  # kernels are chosen, and memory is taken, the first time
+                self.transcribe(batch.waveforms)  # kernels are chosen, and memory is taken, the first time
                 warm = True
             began = time.perf_counter()
-            transcripts = self._fitting(batch.waveforms)
+            transcripts = self.transcribe(batch.waveforms)
             took = (time.perf_counter() - began) / len(batch.clips)
             for clip, transcript in zip(batch.clips, transcripts, strict=True):
                 yield Outcome(clip, transcript, took, None)
-
-    def _fitting(self, waveforms: list[Tensor]) -> list[Transcript]:
-        return in_parts_that_fit(lambda part: self.transcribe(list(part)), waveforms)
 
     def price(self) -> Price | None:
         """See :meth:`Target.price`."""
@@ -180,7 +177,7 @@ class ProviderTarget(Target):
                 for future in done:
                     try:
                         outcome = future.result()
-                    except Exception as error:
+                    except UserError as error:
                         end = end or error  # answers that are under way may be paid for
                         continue
                     yield outcome

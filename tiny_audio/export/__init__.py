@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from tiny_audio import __version__, base_weights
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, problems
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export._bundle import MODEL, PIPELINE, PROCESSOR, bundle, flat_name
@@ -27,8 +27,8 @@ from tiny_audio.projectors import PROJECTORS
 from tiny_audio.quiet import quiet_transformers
 from tiny_audio.registry import UnknownPartError
 
-_WRITTEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md", "__pycache__")
-"""What exports consist of, and what Python leaves when one is used."""
+FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md")
+"""What exports consist of."""
 
 Weights = Literal["all", "trained"]
 
@@ -116,14 +116,13 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
         except UnknownPartError as error:
             raise UserError(f"{folder}: {error}; install the package that offers it") from error
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             remedy = (
                 "it was changed since it was exported: copy or export it again"
                 if version == __version__
                 else f"it was exported by tiny-audio {version}: install that"
             )
             raise UserError(
-                f"{folder}: config.json does not fit the parts of tiny-audio {__version__}: {problems}; {remedy}"
+                f"{folder}: config.json does not fit the parts of tiny-audio {__version__}: {problems(error)}; {remedy}"
             ) from error
         except (SafetensorError, OSError) as error:
             raise UserError(
@@ -235,7 +234,9 @@ def check_replaceable(folder: Path) -> None:
             "another folder, or remove it"
         )
     foreign = sorted(
-        entry.name for entry in folder.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN)
+        entry.name
+        for entry in folder.iterdir()
+        if not any(fnmatch(entry.name, pattern) for pattern in (*FILES, "__pycache__"))  # which using one leaves
     )
     if foreign:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from tiny_audio import __version__
 from tiny_audio.ledger import ledger_rows
+from tiny_audio.recogniser import LONGEST_PIECE_S
 
 _USE = """\
 ```python
@@ -188,7 +189,10 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
         f" beyond the set{'s' * (len(sets) > 1)} above." if sets else "."
     )
     longest = report["recipe"]["data"]["max_duration_s"]
-    yield f"It was trained on clips of at most {longest:g} s; longer audio is cut at silences before it is heard."
+    yield (
+        f"It was trained on clips of at most {longest:g} s. Recordings of more than {LONGEST_PIECE_S:g} s, or of more "
+        "than its encoder takes, are cut at silences before they are heard."
+    )
     for name, scores in sets.items():
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]
         yield f"On {_text(name)}, {looping} of {scores['num_utterances']} hypotheses loop and {empty} are empty."

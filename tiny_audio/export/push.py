@@ -8,10 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from tiny_audio.base_weights import KINDS
 from tiny_audio.config import UserError
-from tiny_audio.export import check_exported, model_folder
-
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md"]
-"""What an export consists of; whatever else lies in the folder stays here."""
+from tiny_audio.export import FILES, check_exported, model_folder
 
 
 def push_folder(folder: Path, repo: str, *, private: bool) -> str:
@@ -53,7 +50,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=source,
-            allow_patterns=_PATTERNS,
+            allow_patterns=list(FILES),
             commit_message="A model that tiny-audio exported",
         )
     except OfflineModeIsEnabled as error:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, ValidationError, field_validator
 
-from tiny_audio.config import NO_IDENTITY, UserError
+from tiny_audio.config import NO_IDENTITY, UserError, problems
 from tiny_audio.providers import ProviderConfig, ProviderError, ProviderRefusedError
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -189,8 +189,7 @@ class Api:
         try:
             return answer.model_validate(body)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or '(all)'}: {one['msg']}" for one in error.errors())
-            raise self.problem(f"answered something else than is documented: {wrong}") from None
+            raise self.problem(f"answered something else than is documented: {problems(error)}") from None
 
     def _shown(self, words: str) -> str:
         """Some servers repeat the key that they refuse."""
