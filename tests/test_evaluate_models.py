@@ -214,13 +214,16 @@ def test_a_model_of_ours_on_a_hub_needs_none_of_its_code(
     assert not [request.path for request in hub.requests if request.path.endswith(".py")]
 
 
-def test_an_older_revision_is_another_model(hub: Hub, whisper: Path) -> None:
+def test_an_older_revision_is_another_model(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
     older = Repo(files_of(whisper))
     newer = {**older.files, "config.json": older.files["config.json"] + b"\n"}
     hub.repos["acme/tiny-whisper"] = Repo(newer, before=older)
     now, then = (resolve_target(f"acme/tiny-whisper{suffix}") for suffix in ("", f":revision={older.commit}"))
     assert (now.identity["commit"], then.identity["commit"]) == (hub.repos["acme/tiny-whisper"].commit, older.commit)
     assert now.label != then.label
+    evaluated(f"acme/tiny-whisper:revision={older.commit}", clips)
+    asked = {request.path.split("/")[4] for request in hub.requests if request.path.endswith("/model.safetensors")}
+    assert asked == {older.commit}
 
 
 def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,8 +103,9 @@ def test_a_terminal_shows_texts_as_they_grow(place: Path, capsys: pytest.Capture
     ]
     lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
     assert [(name, text) for name, _, text in lines] == rows
-    # What comes before the first of them grew to it, and was wiped off.
+    # What comes before the first of them grew to it, and was wiped off; nothing else was shown before.
     name, clock, whole = lines[0]
+    assert re.match(rf"(\x1b\[[?0-9;]*[a-zA-Z])*{re.escape(name)} +{clock} ", shown)
     growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)
     assert len(set(growing)) > 3
     assert all(whole.startswith(text) for text in growing)
