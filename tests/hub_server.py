@@ -97,6 +97,12 @@ class Hub:
             self._count += 1
             return self._count
 
+    def forget_requests(self) -> None:
+        """The next one is the first, so that faults come where a test expects them, whichever test was before."""
+        with self._lock:
+            self.requests.clear()
+            self._count = 0
+
     def bytes_sent(self) -> int:
         """Of files, from the places they lie at."""
         return sum(request.sent for request in self.requests if request.is_place)

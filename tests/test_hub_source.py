@@ -72,7 +72,7 @@ def server() -> Iterator[Hub]:
 def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A hub with LoquaciousSet on a good day; waits of the library are noted, not waited."""
     server.repos = {NAME: Repo(dict(files), CARD)}
-    server.requests.clear()
+    server.forget_requests()
     server.fault = lambda number, path: None
     server.signature, server.refusal, server.knows_ranges = 0, None, True
     use_hub(monkeypatch, server.endpoint)
