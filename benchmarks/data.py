@@ -46,7 +46,7 @@ from record import Record, spread
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from tiny_audio.augmentation import AugmentationConfig
+from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.clips import ClipSet, Labeler, PlannedBatches
 from tiny_audio.data.order import BatchingConfig
 from tiny_audio.decoders import DECODERS, build_tokenizer

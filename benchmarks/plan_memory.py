@@ -213,9 +213,9 @@ def build(recipe: Any, device: str) -> Any:
     from tiny_audio.ctc import CtcVocabulary
     from tiny_audio.decoders import DECODERS, DecoderContext
     from tiny_audio.encoders import ENCODERS, EncoderContext
-    from tiny_audio.model import TinyAudioConfig, TinyAudioModel
+    from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+    from tiny_audio.pretrained.published import architecture
     from tiny_audio.projectors import PROJECTORS, ProjectorContext
-    from tiny_audio.published import architecture
 
     trained = recipe.decoder.tokenizer
     known = architecture(recipe.decoder) or {"vocab_size": trained and trained.vocab_size}

@@ -22,9 +22,9 @@ import torch
 from tiny_audio.data.order import BatchingConfig, plan_epoch
 from tiny_audio.decoders import DECODERS, build_tokenizer
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
-from tiny_audio.prompt import PromptConfig, build_prompt
 from tiny_audio.training.compilation import compile_layers
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -35,13 +35,13 @@ import soundfile
 import torch
 from record import Record
 
-from tiny_audio.audio import load_audio
+from tiny_audio.analysis.scoring import align, normalizer
+from tiny_audio.audio.load import load_audio
 from tiny_audio.export import load_model, model_folder
-from tiny_audio.files import cache_dir
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.guards import leveled
-from tiny_audio.recogniser import Recogniser, Transcription
-from tiny_audio.scoring import align, normalizer
+from tiny_audio.inference.filters import leveled
+from tiny_audio.inference.transcriber import Recogniser, Transcription
+from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
 
 MAX_WER_DIFFERENCE, MAX_START_ERROR_S, MAX_MEMORY_GAIN = 0.005, 0.1, 1.25

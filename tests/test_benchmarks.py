@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from conftest import changed, tiny_recipe, write_clips
-from test_drafting import assemble
 
+from tests.model.test_drafting import assemble
 from tiny_audio.export import export_model
 
 ROOT = Path(__file__).parents[1]

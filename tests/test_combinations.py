@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, build_tokenizer
-from tiny_audio.decoding import GenerationConfig
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
-from tiny_audio.prompt import PromptConfig, build_prompt
 
 TRANSCRIPTS = ("one two three", "four five six", "zero")
 SIZES = (32_000, 24_000, 13_337)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_clips
-from tests.tutorial import blocks, broken, call, contract, install
+from tests.support.tutorial import blocks, broken, call, contract, install
 
 BLOCKS = blocks("write_a_provider.md")
 COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import tiny_recipe, write_clips
-from tests.tutorial import blocks, broken, call, contract, install
+from tests.support.tutorial import blocks, broken, call, contract, install
 
 BLOCKS = blocks("write_a_projector.md")
 COMMANDS = [shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]

@@ -71,8 +71,8 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     folder = output_dir or Path("runs") / f"{recipe.stem}-{loaded.run_id()}"
-    from tiny_audio.console import ConsoleWatcher
-    from tiny_audio.run import Run
+    from tiny_audio.commands.console import ConsoleWatcher
+    from tiny_audio.commands.run import Run
     from tiny_audio.training.world import launched_first
 
     with ConsoleWatcher(loaded.training.steps) as watcher:
@@ -103,7 +103,7 @@ def sweep(
 
     Example: tiny-audio sweep recipes/quickstart.yaml projector=swiglu,conv,qformer training.seed=0,1,2
     """
-    from tiny_audio.sweep import Sweep
+    from tiny_audio.commands.sweep import Sweep
 
     planned = Sweep(recipe, overrides, output_dir)
     if dry_run:
@@ -137,8 +137,8 @@ def compare(
 
     Example: tiny-audio compare runs/swiglu runs/conv --html comparison.html
     """
-    from tiny_audio.compare import compare_folders, comparison_table
-    from tiny_audio.report import render_comparison
+    from tiny_audio.analysis.compare import compare_folders, comparison_table
+    from tiny_audio.analysis.report import render_comparison
 
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
@@ -208,8 +208,8 @@ def bench_projectors(
 
     Example: tiny-audio bench projectors recipes/bench_projectors.yaml --variants benchmarks/projectors.yaml --train
     """
-    from tiny_audio.bench.command import Options, benchmark_projectors
-    from tiny_audio.bench.tables import results_table, timings_table
+    from tiny_audio.commands.bench.command import Options, benchmark_projectors
+    from tiny_audio.commands.bench.tables import results_table, timings_table
 
     options = Options(
         variants, durations, batch_sizes, max_time, device, steps, seconds, seeds, baseline, controls, no_feature_cache
@@ -239,7 +239,7 @@ def doctor(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None, overrides: Overrides = None
 ) -> None:
     """Look at this machine and at what a recipe needs of it. Its real data and checkpoints are read."""
-    from tiny_audio.doctor import examine
+    from tiny_audio.commands.doctor import examine
     from tiny_audio.recipe import load_recipe
 
     healthy = True
@@ -253,8 +253,8 @@ def doctor(
 @app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the resolved recipe and what it builds. Of each part: class, parameters, trainable ones, width and rate."""
+    from tiny_audio.commands.show import describe_recipe, print_description
     from tiny_audio.recipe import load_recipe
-    from tiny_audio.show import describe_recipe, print_description
 
     description = describe_recipe(load_recipe(recipe, overrides or []))
     if as_json:
@@ -321,7 +321,7 @@ def probe(
 
     Example: tiny-audio probe recipes/tiny_audio_buckets.yaml --random-weights
     """
-    from tiny_audio.probe import probe_recipe, probe_table
+    from tiny_audio.commands.probe import probe_recipe, probe_table
     from tiny_audio.recipe import load_recipe
 
     try:
@@ -347,7 +347,7 @@ def list_parts(
     as_json: AsJson = False,
 ) -> None:
     """List the parts there are, those of installed plugins included."""
-    from tiny_audio.show import list_registered, print_registered
+    from tiny_audio.commands.show import list_registered, print_registered
 
     registered = list_registered(kind)
     if as_json:
@@ -366,8 +366,8 @@ def reference(
     ] = None,
 ) -> None:
     """Print what a recipe can say about each part, as Markdown. Plugins included."""
-    from tiny_audio.reference import reference_page, write_reference
-    from tiny_audio.show import registries_of
+    from tiny_audio.commands.reference import reference_page, write_reference
+    from tiny_audio.commands.show import registries_of
 
     registries = registries_of(kind)
     if output_dir is not None:
@@ -459,8 +459,8 @@ def transcribe(
 
     Example: tiny-audio transcribe runs/mine recordings --format srt --output-dir subtitles
     """
-    from tiny_audio.transcription import Options
-    from tiny_audio.transcription import transcribe as transcribe_all
+    from tiny_audio.commands.transcribe import Options
+    from tiny_audio.commands.transcribe import transcribe as transcribe_all
 
     if as_json and output_format not in (None, "json"):
         raise UserError(f"--json and --format {output_format} are both given; leave one out")
@@ -513,10 +513,10 @@ def evaluate(
 
     Example: tiny-audio evaluate runs/mine provider:pocketsphinx --data leaderboard/ami --max-samples 200
     """
+    from tiny_audio.analysis.scoring import normalizer as normalizer_called
     from tiny_audio.evaluation.data import read_data
     from tiny_audio.evaluation.harness import comparison_commands, comparison_table, evaluate_targets
     from tiny_audio.evaluation.resolve import resolve_targets
-    from tiny_audio.scoring import normalizer as normalizer_called
 
     rule = normalizer_called(normalizer)
     found = resolve_targets(targets)
@@ -567,14 +567,14 @@ def rescore(
 
     Example: tiny-audio rescore runs/a/evaluation/test.jsonl other.jsonl --html page.html
     """
-    from tiny_audio.rescore import audio_reader, rescore_table
-    from tiny_audio.rescore import rescore as rescore_files
+    from tiny_audio.analysis.rescore import audio_reader, rescore_table
+    from tiny_audio.analysis.rescore import rescore as rescore_files
 
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
     found = rescore_files(hypotheses, normalizer_name=normalizer, cost=cost, group_by=group_by)
     if html is not None:
-        from tiny_audio.report import render_targets
+        from tiny_audio.analysis.report import render_targets
 
         page = render_targets(found.summary, found.rows, found.alignments, audio_reader(hypotheses))
         html.write_text(page, encoding="utf-8")

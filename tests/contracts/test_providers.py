@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from contracts._registered import check_config, names, parts
-from tests.provider_server import KEY, Vendors, vendors
+from tests.support.provider_server import KEY, Vendors, vendors
 from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Provider, ProviderConfig
 from tiny_audio.registry import Entry
 from tiny_audio.testing import PROVIDER_CHECKS, check_provider

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from contracts._registered import check_config, names, parts
-from tests.hub_server import Hub, Repo, running_hub, use_hub
-from tests.parquet_shards import (
+from tests.support.hub_server import Hub, Repo, running_hub, use_hub
+from tests.support.parquet_shards import (
     GIGASPEECH,
     LIBRISPEECH,
     LOQUACIOUS,

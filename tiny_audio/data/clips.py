@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
-from tiny_audio.audio import MIN_DURATION_S, AudioError, load_audio
-from tiny_audio.augmentation import AugmentationConfig, augment_waveform, clip_seed
+from tiny_audio.audio.load import MIN_DURATION_S, AudioError, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.data.handover import SUPPORTED, Handover
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
+from tiny_audio.data.text import TargetText, TargetTextChoice
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
-from tiny_audio.text import TargetText, TargetTextChoice
 
 BOUNDS = ("too_short", "too_long")
 """Reasons by which an index leaves out a clip outside data.min_duration_s and data.max_duration_s, and no more."""

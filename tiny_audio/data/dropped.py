@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tiny_audio.data.clips import BOUNDS, check_dropped
-from tiny_audio.files import write_atomically
+from tiny_audio.runtime.files import write_atomically
 from tiny_audio.sources import Dropped
 
 

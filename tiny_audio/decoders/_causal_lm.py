@@ -12,8 +12,8 @@ from torch import Tensor
 from tiny_audio.config import UserError
 from tiny_audio.decoders import Decoder, DecoderCache, DecoderConfig, DecoderContext, Head
 from tiny_audio.decoders._cache import CausalLMCache, can_forget
-from tiny_audio.packing import PACKED, Packing
-from tiny_audio.pretrained import (
+from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.parts import (
     Attention,
     architecture_of,
     attention_for,
@@ -53,7 +53,7 @@ def build_causal_lm(
         config_class: of ``transformers``, where it is not the model's own.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained`.
+        UserError: see :mod:`tiny_audio.pretrained.parts`.
     """
     from transformers import GenerationConfig
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoders._causal_lm import LLAMA_LAYERS, TINY_LLAMA, build_causal_lm
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
-from tiny_audio.pretrained import ALL_ATTENTIONS
+from tiny_audio.pretrained.parts import ALL_ATTENTIONS
 
 
 class LlamaConfig(DecoderConfig):

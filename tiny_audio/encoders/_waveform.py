@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.packing import PACKED, Packing
-from tiny_audio.pretrained import (
+from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.parts import (
     architecture_of,
     attention_for,
     load_weights,
@@ -92,7 +92,7 @@ def build_waveform_encoder(
         attention: transformers' implementation; None is what the config says.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained`; or the checkpoint has an adapter on top.
+        UserError: see :mod:`tiny_audio.pretrained.parts`; or the checkpoint has an adapter on top.
     """
     architecture = transformers_config(
         model_class.config_class,

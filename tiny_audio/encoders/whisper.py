@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.packing import PACKED, Packing
-from tiny_audio.pretrained import (
+from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.parts import (
     ALL_ATTENTIONS,
     architecture_of,
     attention_for,

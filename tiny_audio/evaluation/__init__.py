@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
-from tiny_audio.decoding import Transcript
 from tiny_audio.evaluation._batches import loaded_batches
-from tiny_audio.model import TinyAudioModel
-from tiny_audio.recogniser import Recogniser
-from tiny_audio.scoring import NormalizerName, normalizer, score_set
+from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.model.decoding import Transcript
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
 
 Hypothesis = dict[str, Any]
@@ -85,7 +85,7 @@ def evaluate_clips(
         group_by: metadata column whose groups the bootstrap resamples whole; None resamples utterances.
 
     Returns:
-        the scores as JSON (see :func:`tiny_audio.scoring.score_set`), the raw hypotheses in the order of ``clips``,
+        the scores as JSON (see :func:`tiny_audio.analysis.scoring.score_set`), the raw hypotheses in the order of ``clips``,
         and the clips that could not be read.
 
     Raises:

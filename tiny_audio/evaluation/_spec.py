@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tiny_audio.config import UserError
 from tiny_audio.registry import Registry, did_you_mean
-from tiny_audio.yaml_file import apply_overrides
+from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:

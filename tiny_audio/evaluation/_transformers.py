@@ -11,11 +11,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from tiny_audio.config import Config, UserError
-from tiny_audio.decoding import Transcript
-from tiny_audio.device import device_of, in_parts_that_fit
 from tiny_audio.evaluation.targets import ModelTarget
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.quiet import quiet_transformers
+from tiny_audio.model.decoding import Transcript
+from tiny_audio.runtime.device import device_of, in_parts_that_fit
+from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0

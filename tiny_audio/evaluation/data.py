@@ -11,10 +11,10 @@ from typing import Any
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
-from tiny_audio.files import cache_dir
 from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.files import cache_dir
+from tiny_audio.runtime.yaml_file import read_yaml
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
-from tiny_audio.yaml_file import read_yaml
 
 _LEADERBOARD = "hf-audio/open-asr-leaderboard"
 _ESB = "hf-audio/esb-datasets-test-only-sorted"

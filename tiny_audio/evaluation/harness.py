@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis.scoring import Normalizer, score_set
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.console import in_columns
 from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation import Hypothesis, check_group_by
 from tiny_audio.evaluation._spec import folder_name
 from tiny_audio.evaluation.data import DataSet
 from tiny_audio.evaluation.targets import Outcome, Target
-from tiny_audio.files import write_atomically
-from tiny_audio.scoring import Normalizer, score_set
+from tiny_audio.runtime.columns import in_columns
+from tiny_audio.runtime.files import write_atomically
 
 _SHOWN_FAILURES = 3
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
@@ -50,7 +50,7 @@ def evaluate_targets(
         failed: is told of each of several targets that could not be evaluated, and why; the others go on.
 
     Returns:
-        the scores by the target's label and the set's name: the keys of :func:`tiny_audio.scoring.score_set`, and
+        the scores by the target's label and the set's name: the keys of :func:`tiny_audio.analysis.scoring.score_set`, and
         ``target``, ``set``, ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages),
         ``truncated_hypotheses``, ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None: nothing was left to do),
         ``cost_usd``, ``price`` and ``dropped``.

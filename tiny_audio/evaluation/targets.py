@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from tiny_audio.audio import AudioError
+from tiny_audio.audio.load import AudioError
 from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
-from tiny_audio.decoding import Transcript
-from tiny_audio.device import device_of
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import check_exported, load_model
+from tiny_audio.inference.transcriber import UNBOUNDED_DURATION_S, Recogniser
+from tiny_audio.model.decoding import Transcript
 from tiny_audio.providers import PROVIDERS, Heard, Price, ProviderConfig, ProviderError, encode
-from tiny_audio.recogniser import UNBOUNDED_DURATION_S, Recogniser
+from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20

@@ -20,12 +20,12 @@ from tiny_audio.config import UserError, problems
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export._bundle import MODEL, PIPELINE, PROCESSOR, bundle, flat_name
-from tiny_audio.files import commit_folder
-from tiny_audio.model import TinyAudioConfig, TinyAudioModel
-from tiny_audio.processor import TinyAudioProcessor
+from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS
-from tiny_audio.quiet import quiet_transformers
 from tiny_audio.registry import UnknownPartError
+from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.quiet import quiet_transformers
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md")
 """What exports consist of."""

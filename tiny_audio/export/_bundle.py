@@ -18,7 +18,7 @@ from tiny_audio import __version__
 from tiny_audio.config import UserError
 
 PACKAGE = "tiny_audio"
-MODEL, PROCESSOR, PIPELINE = "tiny_audio.model", "tiny_audio.processor", "tiny_audio.pipeline"
+MODEL, PROCESSOR, PIPELINE = "tiny_audio.model.model", "tiny_audio.model.processor", "tiny_audio.inference.pipeline"
 _MAIN_FILES = {
     MODEL: "modeling_tiny_audio",
     PROCESSOR: "processing_tiny_audio",
@@ -74,7 +74,7 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
 def flat_name(module: str) -> str:
     """File name without its suffix.
 
-    >>> flat_name("tiny_audio.encoders.whisper"), flat_name("tiny_audio.model"), flat_name("plugin.conv")
+    >>> flat_name("tiny_audio.encoders.whisper"), flat_name("tiny_audio.model.model"), flat_name("plugin.conv")
     ('encoders_whisper', 'modeling_tiny_audio', 'plugin_conv')
     """
     return _MAIN_FILES.get(module) or module.removeprefix(f"{PACKAGE}.").replace(".", "_")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
 
 _ADAPTER = "default"
 """What peft calls the only one there is."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio import __version__
-from tiny_audio.ledger import ledger_rows
-from tiny_audio.recogniser import LONGEST_PIECE_S
+from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.inference.transcriber import LONGEST_PIECE_S
 
 _USE = """\
 ```python

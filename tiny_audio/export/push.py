@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from tiny_audio.base_weights import KINDS
 from tiny_audio.config import UserError
 from tiny_audio.export import FILES, check_exported, model_folder
+from tiny_audio.model.base_weights import KINDS
 
 
 def push_folder(folder: Path, repo: str, *, private: bool) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tiny_audio.plan._hardware import Machine
 from tiny_audio.plan._step import Rehearsed, rehearse_worst
 from tiny_audio.recipe import Recipe
-from tiny_audio.yaml_file import apply_overrides
+from tiny_audio.runtime.yaml_file import apply_overrides
 
 _MOST = 3
 """Changes that are named."""

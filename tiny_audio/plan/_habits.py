@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from tiny_audio.packing import attend_by_kernel
+from tiny_audio.pretrained.packing import attend_by_kernel
 
 # The lists of ATen/autocast_mode.h, as far as models call them.
 # fmt: off

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tiny_audio.augmentation import SpecAugment
 from tiny_audio.config import UserError
+from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.meta import build_on_meta
-from tiny_audio.packing import PACKED
 from tiny_audio.plan._habits import DeviceHabits, use_flash_attention
 from tiny_audio.plan._rehearsal import BACKWARD, OTHER, Rehearsal
+from tiny_audio.plan.meta import build_on_meta
+from tiny_audio.pretrained.packing import PACKED
 from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:
-    from tiny_audio.model import TinyAudioModel
+    from tiny_audio.model.model import TinyAudioModel
 
 Device = Literal["cuda", "cpu"]
 PARTS = ("encoder", "projector", "decoder", "ctc_head")
@@ -62,7 +62,7 @@ class Rehearsed:
     flops: dict[str, dict[str, int]]
     """Part -> ``forward`` and ``backward``."""
     parts: list[dict[str, Any]]
-    """Rows of :func:`tiny_audio.model.describe_parts`."""
+    """Rows of :func:`tiny_audio.model.model.describe_parts`."""
     approximate: bool
     """Whether sizes depend on a vocabulary that only transcripts can tell."""
     num_tokens: int
@@ -119,10 +119,10 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1
         text_share: times as much text as is usual for the longest clip's duration.
 
     Raises:
-        UserError: a part cannot be built, see :func:`tiny_audio.meta.build_on_meta`.
+        UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.
     """
     prompt_tokens = prompt_tokens_of(recipe)
-    from tiny_audio.model import describe_parts
+    from tiny_audio.model.model import describe_parts
 
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()

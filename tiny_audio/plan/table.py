@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tiny_audio.console import in_columns
 from tiny_audio.plan import Plan, Row
 from tiny_audio.plan._hardware import CONTEXT_BYTES, FRAGMENTATION, GIB, GPUS, PROCESS_BYTES
 from tiny_audio.plan._order import SPREAD
 from tiny_audio.plan._step import CHARACTERS_PER_S
+from tiny_audio.runtime.columns import in_columns
 
 _KINDS = {
     "weights": "weights",

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt
 
-from tiny_audio.audio import load_audio
+from tiny_audio.audio.load import load_audio
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider, ProviderConfig

@@ -10,21 +10,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from tiny_audio.augmentation import AugmentationConfig
+from tiny_audio.analysis.scoring import NormalizerName
 from tiny_audio.config import NO_IDENTITY, Config, identity_of
 from tiny_audio.ctc import CtcConfig
+from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.order import BatchingConfig
+from tiny_audio.data.text import TargetTextChoice
 from tiny_audio.decoders import DECODERS, DecoderConfig
-from tiny_audio.decoding import GenerationConfig
 from tiny_audio.encoders import ENCODERS, EncoderConfig
+from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.prompt import PromptConfig
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
-from tiny_audio.prompt import PromptConfig
 from tiny_audio.recipe._contradictions import contradictions
 from tiny_audio.recipe._mistakes import explain, refusal
-from tiny_audio.scoring import NormalizerName
+from tiny_audio.runtime.yaml_file import apply_overrides, read_yaml
 from tiny_audio.sources import SOURCES, SourceConfig
-from tiny_audio.text import TargetTextChoice
-from tiny_audio.yaml_file import apply_overrides, read_yaml
 
 _MAX_DURATION_S = 86_400
 """A day; nobody trains on longer clips, and the arithmetic of frames stays within 64 bits."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tiny_audio import published
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.pretrained import published
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.registry import did_you_mean
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_audio.audio import AudioError, audio_duration
+from tiny_audio.audio.load import AudioError, audio_duration
 from tiny_audio.config import UserError
 
 _LOG = logging.getLogger(__name__)

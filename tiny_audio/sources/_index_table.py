@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from tiny_audio.config import UserError
-from tiny_audio.files import commit_folder
+from tiny_audio.runtime.files import commit_folder
 from tiny_audio.sources import ColumnarUtterances, Dropped, Index, Utterance, runs
 from tiny_audio.sources._locks import locked
 from tiny_audio.sources._parquet import METADATA

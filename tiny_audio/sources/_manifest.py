@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tiny_audio.audio import AudioError, audio_duration
+from tiny_audio.audio.load import AudioError, audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.sources import Dropped, Index, Source, Utterance
 

@@ -13,9 +13,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
-from tiny_audio.audio import is_audio_name
+from tiny_audio.audio.load import is_audio_name
 from tiny_audio.config import NO_IDENTITY, UserError
-from tiny_audio.files import files_below
+from tiny_audio.runtime.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
 from tiny_audio.sources._index_table import VERSION

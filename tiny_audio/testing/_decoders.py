@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer
-from tiny_audio.drafting import decode_drafted
 from tiny_audio.frames import length_mask
-from tiny_audio.packing import VARLEN
+from tiny_audio.model.drafting import decode_drafted
+from tiny_audio.pretrained.packing import VARLEN
 from tiny_audio.testing._checks import (
     NOISE,
     changed,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.packing import VARLEN
+from tiny_audio.pretrained.packing import VARLEN
 from tiny_audio.testing._checks import (
     NOISE,
     changed,

@@ -6,7 +6,7 @@ import math
 import pickle
 from pathlib import Path
 
-from tiny_audio.audio import load_audio
+from tiny_audio.audio.load import load_audio
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
 from tiny_audio.testing._checks import expect

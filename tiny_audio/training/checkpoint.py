@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.files import commit_folder
+from tiny_audio.runtime.files import commit_folder
 from tiny_audio.training.parallel import plain, spread_like
 from tiny_audio.training.world import World
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.files import write_atomically
+from tiny_audio.runtime.files import write_atomically
 from tiny_audio.training.metrics import read_metrics
 
 

@@ -18,7 +18,7 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.export import load_exported_tokenizer
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import InitFrom
 
 ALL_PARTS = ("encoder", "projector", "decoder", "ctc_head")

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from tiny_audio.analysis.ledger import JOULES_PER_KWH, rates
 from tiny_audio.data.clips import Batch
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.ledger import JOULES_PER_KWH, rates
 from tiny_audio.plan.work import Work
 from tiny_audio.training.checkpoint import Progress
 from tiny_audio.training.host import Host
@@ -144,7 +144,7 @@ class Ledger:
         return {name: getattr(self.progress, name) for name in _SUMS}
 
     def totals(self) -> dict[str, Any]:
-        """Of the whole training, with where figures of the machine come from; see :func:`tiny_audio.ledger.account`."""
+        """Of the whole training, with where figures of the machine come from; see :func:`tiny_audio.analysis.ledger.account`."""
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {
             "num_processes": host.num_processes,

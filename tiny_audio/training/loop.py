@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from tiny_audio.augmentation import SpecAugment
 from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
+from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.data.clips import ClipSet, Labeler
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
-from tiny_audio.device import device_of, set_tf32
-from tiny_audio.model import TargetScores, TinyAudioModel
+from tiny_audio.model.model import TargetScores, TinyAudioModel
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import device_of, set_tf32
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
 from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.files import write_atomically
+from tiny_audio.runtime.files import write_atomically
 
 
 class MetricsLog:

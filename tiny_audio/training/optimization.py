@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tiny_audio.model import TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, TrainingConfig
 
 

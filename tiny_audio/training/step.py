@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tiny_audio.model import TargetScores
+from tiny_audio.model.model import TargetScores
 from tiny_audio.training.parallel import plain, synchronizing
 from tiny_audio.training.world import World
 

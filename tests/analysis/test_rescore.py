@@ -1,0 +1,371 @@
+"""Raw hypotheses in, scores out: of this project's files and of others'; against cases counted by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.support.sclite import corrupted
+from tiny_audio.analysis.report import render_targets
+from tiny_audio.analysis.rescore import Rescored, audio_reader, read_targets, rescore, rescore_table
+from tiny_audio.analysis.rescore._sounds import MAX_CLIP_BYTES
+from tiny_audio.analysis.scoring import align, normalizer, paired_difference, score
+from tiny_audio.analysis.significance import matched_pairs
+from tiny_audio.cli import main
+from tiny_audio.config import UserError
+
+Row = dict[str, Any]
+Write = Callable[..., Path]
+TEXTS = ("turn the light on", "stop now", "call the doctor at home", "go on", "what time is it in the garden")
+
+
+def leaderboard(number: int, text: str, heard: str) -> Row:
+    """A row with the leaderboard's fields only."""
+    fields = {"audio_filepath": f"sample_{number}", "duration": 2.0 + number % 5, "time": 0.1}
+    return {**fields, "text": text, "pred_text": heard}
+
+
+def ours(number: int, text: str, heard: str) -> Row:
+    """A row as a run writes it."""
+    row = leaderboard(number, text, heard)
+    del row["time"]
+    metadata = {"speaker": f"s{number % 6}", "sex": ("female", "male")[number % 2]}
+    return {"id": row["audio_filepath"], **row, "ctc_text": text, "truncated": number % 10 == 0, "metadata": metadata}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(name: str, rows: list[Row] | str) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return written
+
+
+def noisy(rate: float, make: Callable[[int, str, str], Row], size: int = 120) -> list[Row]:
+    rng = random.Random(int(1000 * rate))
+    texts = [TEXTS[number % len(TEXTS)] for number in range(size)]
+    return [make(number, text, corrupted(text, rng, rate, ["banana", "on"])) for number, text in enumerate(texts)]
+
+
+def only(found: Rescored) -> Row:
+    (target,) = found.summary["targets"]
+    return dict(target)
+
+
+def test_one_file_by_hand(write: Write) -> None:
+    path = write(
+        "mine",
+        [
+            {**leaderboard(0, "a b c d", "a x c"), "speaker": "p", "truncated": False},
+            {**leaderboard(1, "e f", ""), "speaker": "q", "truncated": True},
+            {**leaderboard(2, "g", "go on go on go on go on"), "speaker": "q"},
+            {"audio_filepath": "x", "duration": 9.0, "text": "h", "error": "HTTP 500"},
+        ],
+    )
+    found = rescore([path], normalizer_name="lower")
+    target = only(found)
+    assert target["name"] == "mine"
+    # One substitution and one deletion; two deletions; one substitution and seven insertions.
+    assert (target["substitutions"], target["deletions"], target["insertions"]) == (2, 3, 7)
+    assert target["wer"] == 12 / 7
+    assert (target["num_utterances"], target["num_reference_words"]) == (3, 7)
+    assert (target["failures"], target["num_clips"], target["failure_rate"]) == (1, 4, 0.25)
+    assert (target["empty_rate"], target["looping_rate"], target["truncated_rate"]) == (1 / 3, 1 / 3, 1 / 2)
+    assert (target["rtfx"], target["num_timed"]) == (pytest.approx((2 + 3 + 4) / 0.3), 3)
+    assert (found.summary["group_by"], found.summary["num_groups"], found.summary["left_out"]) == ("speaker", 2, 1)
+    assert (target["normalizer"], target["cost"], target["scorer"]) == ("lower", "unit", "jiwer")
+
+
+def test_it_is_the_score_of_the_same_texts(write: Write) -> None:
+    rows = noisy(0.3, ours)
+    texts, heard = ([row[key] for row in rows] for key in ("text", "pred_text"))
+    speakers = [row["metadata"]["speaker"] for row in rows]
+    rule = normalizer("whisper_english")
+    for cost in ("unit", "sclite"):
+        target = only(rescore([write("mine", rows)], cost=cost))
+        expected = score(texts, heard, rule, num_bootstrap=2000, cost=cost)  # type: ignore[arg-type]
+        assert {key: target[key] for key in expected.model_dump()} == expected.model_dump(mode="json")
+        grouped = score(texts, heard, rule, num_bootstrap=2000, cost=cost, groups=speakers)  # type: ignore[arg-type]
+        assert tuple(target["wer_interval_by_group"]) == grouped.wer_interval
+        assert target["ctc_wer"] == 0
+        assert target["rtfx"] is None
+
+
+def test_rows_that_are_odd(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    odd = '{"audio_filepath": "a", "duration": 1, "text": "a", "pred_text": "a \\ud83d"}\n'
+    path = write("odd", odd + odd.replace('"a", "d', '"b", "d').replace("ud83d", "ud83d\\ude00"))
+    assert main(["rescore", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    assert "a \N{GRINNING FACE}" in (tmp_path / "page.html").read_text()
+    refusals = {"1" * 400: "duration should be seconds, 0 or more, not Infinity", "[" * 90_000: "is no JSON object"}
+    for duration, message in refusals.items():
+        capsys.readouterr()
+        assert main(["rescore", str(write("odd", odd.replace('"duration": 1', f'"duration": {duration}')))]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_names_with_dots_are_whole(write: Write, tmp_path: Path) -> None:
+    rows = noisy(0.2, leaderboard, 3)
+    first, second = (write("a", rows).rename(tmp_path / name) for name in ("hyp.small", "hyp.large"))
+    assert [target.name for target in read_targets([first, second])] == ["hyp.small", "hyp.large"]
+    fourth = write("a", rows).rename(tmp_path / "a.json")
+    third = write("a", rows)
+    assert [target.name for target in read_targets([third, fourth])] == ["a.jsonl", "a.json"]
+
+
+def test_a_failure_is_no_empty_hypothesis(write: Write) -> None:
+    rows = noisy(0.2, leaderboard)
+    failed = [
+        {**row, "pred_text": None, "error": "timeout"} if number % 3 == 0 else row for number, row in enumerate(rows)
+    ]
+    kept = [row for number, row in enumerate(rows) if number % 3]
+    target, expected = only(rescore([write("failed", failed)])), only(rescore([write("kept", kept)]))
+    for key in ("wer", "cer", "deletions", "empty_rate", "num_utterances", "wer_interval"):
+        assert target[key] == expected[key]
+    assert (target["failure_rate"], expected["failure_rate"]) == (1 / 3, 0)
+
+
+def test_several_files_on_the_clips_that_all_have(write: Write) -> None:
+    worse, better = noisy(0.4, leaderboard), noisy(0.05, ours)
+    better[7] |= {"error": "HTTP 429", "pred_text": None}
+    third = noisy(0.4, ours)[:100]
+    paths = [write("worse", worse), write("better", list(reversed(better))), write("third", third)]
+    found = rescore(paths, normalizer_name="lower")
+    summary = found.summary
+    assert (summary["num_utterances"], summary["left_out"], summary["baseline"]) == (99, 21, "worse")
+    assert [target["failure_rate"] for target in summary["targets"]] == [0, 1 / 120, 0]
+    ids = [row["id"] for row in found.rows[0]]
+    assert [[row["id"] for row in rows] for rows in found.rows[1:]] == [ids, ids]
+    # The leaderboard's file has no speakers, and the first file's columns are those that count.
+    assert summary["group_by"] is None
+    texts = [row["text"] for row in found.rows[0]]
+    heard = [[row["pred_text"] for row in rows] for rows in found.rows]
+    rule = normalizer("lower")
+    for entry, other in zip(summary["differences"], heard[1:], strict=True):
+        expected = paired_difference(texts, heard[0], other, rule, num_bootstrap=2000)
+        assert (entry["difference"], tuple(entry["interval"])) == (expected.difference, expected.interval)
+        test = matched_pairs(*([a.edits for a in align(texts, side, rule)] for side in (heard[0], other)))
+        assert (entry["mapsswe"]["z"], entry["mapsswe"]["num_segments"]) == (test.z, test.num_segments)
+        assert entry["p_adjusted"] >= entry["mapsswe"]["p_value"]
+    assert [entry["verdict"] for entry in summary["differences"]] == ["better", "no difference shown"]
+    turned = rescore([paths[1], paths[0]], normalizer_name="lower").summary["differences"][0]
+    assert turned["verdict"] == "worse"
+    assert turned["mapsswe"]["z"] < 0 < turned["difference"]
+
+
+def test_slices_cover_the_set(write: Write) -> None:
+    summary = rescore([write("one", noisy(0.3, ours)), write("two", noisy(0.1, ours))]).summary
+    assert {part["column"] for part in summary["slices"]} == {"duration", "speaker", "sex"}
+    for column in ("duration", "speaker", "sex"):
+        parts = [part for part in summary["slices"] if part["column"] == column]
+        assert sum(part["num_utterances"] for part in parts) == summary["num_utterances"]
+        errors = sum(part["wer"]["one"] * part["num_reference_words"] for part in parts)
+        assert errors / summary["num_reference_words"] == pytest.approx(summary["targets"][0]["wer"])
+    # Three speakers in each half: too few for an interval of it.
+    assert all(part["intervals"]["one"] is None for part in summary["slices"] if part["column"] == "sex")
+
+
+def test_columns_of_other_files_and_missing_durations(write: Write) -> None:
+    rows = [{**row, "accent": "north"} for row in noisy(0.3, leaderboard)]
+    rows[3] |= {"duration": None, "accent": "south"}
+    found = rescore([write("mine", rows)], group_by="accent")
+    assert {part["column"] for part in found.summary["slices"]} == {"accent"}
+    assert found.summary["num_groups"] == 2
+    assert only(found)["num_timed"] == 119
+
+
+def test_names_tell_files_apart(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "test.jsonl")
+        paths[-1].write_text(json.dumps(leaderboard(0, "a", "a")))
+    assert [target.name for target in read_targets(paths)] == ["a/test", "b/test"]
+
+
+ROW = leaderboard(0, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hello\n", "mine.jsonl, line 1: is no JSON object; a file of hypotheses has one a line, with audio_filepath"),
+        ("[1]\n", "mine.jsonl, line 1: is no JSON object"),
+        ("\n\n", "mine.jsonl has no row; give a file of hypotheses, one JSON object a line"),
+        ([ROW, {"text": "a", "id": "x"}], "mine.jsonl, line 2: has no pred_text (it has text, id); add it"),
+        ([{"pred_text": "a"}], "line 1: has no text and no audio_filepath (it has pred_text); add it"),
+        ([{**ROW, "pred_text": None}], "line 1: pred_text should be a text, not null"),
+        ([{**ROW, "text": 3}], "line 1: text should be a text, not 3"),
+        ([{**ROW, "error": 500}], "line 1: error should be a text, not 500"),
+        ([{**ROW, "duration": "3 s"}], 'line 1: duration should be seconds, 0 or more, not "3 s"'),
+        ([{**ROW, "time": -1}], "line 1: time should be seconds, 0 or more, not -1"),
+        ([{**ROW, "truncated": "no"}], 'line 1: truncated should be true or false, not "no"'),
+        ([{**ROW, "metadata": []}], "line 1: metadata should be an object, not []"),
+        (
+            [ROW, leaderboard(1, "c", "c"), ROW],
+            "line 3: the clip 'sample_0' is in line 1 already, and would count twice; keep one of the rows, or give "
+            "each an `id` of its own",
+        ),
+        (
+            [{**ROW, "error": "down"}],
+            "there is no clip for which mine has a hypothesis (mine: 0 with a hypothesis of 1)",
+        ),
+        ([{**ROW, "text": ""}], "the 1 references have no word after the normalizer 'whisper_english'"),
+    ],
+)
+def test_what_is_no_file_of_hypotheses(write: Write, content: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        rescore([write("mine", content)])
+
+
+def test_what_cannot_be_asked(write: Write, tmp_path: Path) -> None:
+    path, shifted = write("mine", noisy(0.2, ours)), noisy(0.2, ours)
+    shifted[2]["text"] = "something else"
+    elsewhere = write("elsewhere", [{**ROW, "audio_filepath": "elsewhere"}])
+    binary = tmp_path / "sound.jsonl"
+    binary.write_bytes(b"\xff\xfe\x00")
+    asked: list[tuple[Callable[[], object], str]] = [
+        (
+            lambda: rescore([path, write("shifted", shifted)]),
+            "mine and shifted have different references for 1 of 120 clips, such as sample_2: "
+            "'call the doctor at home' and 'something else'; score both against the same references",
+        ),
+        (
+            lambda: rescore([path, elsewhere]),
+            "there is no clip for which each target has a hypothesis (mine: 120 with a hypothesis of 120, such as "
+            "sample_0; elsewhere: 1 with a hypothesis of 1, such as elsewhere); clips are told by `id`, or else by",
+        ),
+        (lambda: rescore([path, path]), f"{path} is given twice; give each file of hypotheses once"),
+        (lambda: rescore([tmp_path / "no.jsonl"]), "no.jsonl does not exist; give a file of hypotheses, such as"),
+        (lambda: rescore([tmp_path]), f"{tmp_path} is a folder; give a file of hypotheses, such as"),
+        (lambda: rescore([binary]), "sound.jsonl is no text; give a file of hypotheses, one JSON object a line"),
+        (lambda: rescore([path], cost="nist"), "unknown cost 'nist'; allowed: unit, sclite; choose one of these"),
+        (lambda: rescore([path], normalizer_name="x"), "unknown normalizer 'x'; allowed: none, lower, basic,"),
+        (
+            lambda: rescore([path], group_by="room"),
+            "--group-by room: no clip has a column of that name (columns: sex, speaker); name one of them, or leave",
+        ),
+    ]
+    for call, message in asked:
+        with pytest.raises(UserError, match=re.escape(message)):
+            call()
+
+
+def test_the_table_says_what_counts(write: Write) -> None:
+    rows = noisy(0.4, ours)
+    rows[0] |= {"error": "HTTP 500"}
+    text = rescore_table(rescore([write("worse", rows), write("better", noisy(0.05, ours))], cost="sclite"))
+    assert "119 utterances; " in text
+    assert "1 clips without a hypothesis of every target left out" in text
+    assert "cost sclite (tiny-audio" in text
+    assert "failed: of all clips of the target; the other rates are over those that did not fail" in text
+    assert re.search(r"better +-\d+\.\d\d +\[-\d+\.\d\d, -\d+\.\d\d\] +\d+ +\d+\.\d{3} +<0\.001 +<0\.001 +better", text)
+    assert "whole groups by speaker" in text
+    assert "RTFx" not in text  # no file has times
+    assert "worse, the worst; [-said-] and {+heard+}" in text
+    assert "CTC head" in text
+    assert "mind:" not in text
+    one = rescore_table(rescore([write("timed", [leaderboard(0, "stop now", "stop <b>")])]))
+    assert "CTC head" not in one
+    assert "RTFx" in one
+    assert "failed: of" not in one
+    assert "[-now-]" in one
+
+
+def test_numbers_that_become_one_word_are_said(write: Write) -> None:
+    path = write(
+        "digits", [leaderboard(0, "room one two three", "room one two four"), leaderboard(1, "go on", "go on")]
+    )
+    found = rescore([path])
+    assert (found.summary["glued_references"], only(found)["num_reference_words"]) == (1, 4)
+    assert "mind: this normaliser makes one word of the numbers of 1 references" in rescore_table(found)
+    page = render_targets(found.summary, found.rows, found.alignments, audio_reader([path]))
+    assert "This normaliser makes one word of the numbers of 1 references" in page
+    assert rescore([path], normalizer_name="lower").summary["glued_references"] == 0
+
+
+@pytest.fixture
+def with_sound(tmp_path: Path, write: Write) -> tuple[Path, Path]:
+    """Two files of hypotheses beside their clips."""
+    (tmp_path / "flac").mkdir()
+    clips = list(enumerate(TEXTS[:3]))
+    for number, _ in clips:
+        soundfile.write(tmp_path / f"flac/{number}.flac", np.zeros(1600, dtype=np.float32), 16_000)
+    rows = [{**leaderboard(number, text, text), "audio_filepath": f"flac/{number}.flac"} for number, text in clips]
+    others = [{**row, "pred_text": "<script>alert(1)</script>"} for row in rows]
+    return write("one", rows), write("two", others)
+
+
+def test_the_page(with_sound: tuple[Path, Path], write: Write) -> None:
+    found = rescore(with_sound, normalizer_name="none")
+    page = render_targets(found.summary, found.rows, found.alignments, audio_reader(with_sound))
+    assert page.count('<audio controls="" preload="metadata" src="data:audio/flac;base64,') == 3
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "Where they differ most" in page
+    assert "Difference from one" in page
+    assert "MAPSSWE" in page
+    assert "edits cost one each (scorer jiwer" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+
+    path = write("alone", noisy(0.3, ours))
+    alone = rescore([path], cost="sclite")
+    page = render_targets(alone.summary, alone.rows, alone.alignments, audio_reader([path]))
+    assert "Where they differ most" not in page
+    assert "as in NIST&#x27;s sclite" in page
+    assert "no audio at hand" in page
+    assert "by speaker" in page
+
+    same = rescore([write("a", [ROW]), write("b", [ROW])])
+    page = render_targets(same.summary, same.rows, same.alignments, audio_reader([]))
+    assert "Every target has as many errors as the others in every utterance." in page
+
+
+def test_clips_that_are_too_long_stay_outside(tmp_path: Path) -> None:
+    long, short, missing = (tmp_path / name for name in ("long.flac", "short.flac", "missing.flac"))
+    long.write_bytes(b"fLaC" + bytes(MAX_CLIP_BYTES))
+    short.write_bytes(b"fLaC")
+    read = audio_reader([tmp_path / "hypotheses.jsonl"])
+    assert read({"audio_filepath": "short.flac"}) == read({"audio_filepath": str(short)}) == b"fLaC"
+    for path in ("long.flac", str(missing), "bad\0name", "x" * 5000, None):
+        assert read({"audio_filepath": path}) is None
+    for number in range(13):
+        (tmp_path / f"{number}.flac").write_bytes(bytes(MAX_CLIP_BYTES))
+    taken = [read({"audio_filepath": f"{number}.flac"}) is not None for number in range(13)]
+    assert taken == [*[True] * 11, False, False]  # 24 MiB, less what the short one took
+
+
+def test_the_command(with_sound: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = map(str, with_sound)
+    page = tmp_path / "page.html"
+    assert main(["rescore", one, two, "--normalizer", "lower", "--cost", "sclite", "--html", str(page), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [target["name"] for target in summary["targets"]] == ["one", "two"]
+    assert summary["cost"] == "sclite"
+    assert page.read_text().startswith("<!doctype html>")
+    assert main(["rescore", one]) == 0
+    assert "normaliser whisper_english" in capsys.readouterr().out
+    assert main(["rescore", one, "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert f"there is no folder {tmp_path / 'no'}; make it first" in capsys.readouterr().err
+    assert main(["rescore", str(tmp_path / "no.jsonl")]) == 2
+
+
+def test_it_needs_no_torch(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from tiny_audio.cli import main; "
+        f"code = main(['rescore', *{[str(path) for path in with_sound]!r}, '--html', {str(tmp_path / 'p.html')!r}]); "
+        "print(code, sorted({'torch', 'transformers', 'datasets', 'soundfile', 'pyarrow'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"

@@ -1,0 +1,180 @@
+"""Intervals hold what they promise, and chance is called chance: on errors drawn from known rates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tiny_audio.analysis.significance import (
+    Errors,
+    difference_interval,
+    difference_p_value,
+    holm,
+    mean_wer,
+    wer_interval,
+)
+from tiny_audio.analysis.significance._tails import tail_bound
+
+WORDS = np.full(120, 6)
+
+
+def draw(rng: np.random.Generator, *, rate: float = 0.2, num_seeds: int = 1, seed_spread: float = 0.0) -> Errors:
+    """Errors ``[S, U]``: every seed has a rate of its own around ``rate``, every utterance a difficulty for all."""
+    difficulty = rng.gamma(2.0, 0.5, len(WORDS))
+    rates = np.clip(rng.normal(rate, seed_spread, (num_seeds, 1)), 0.01, 0.9)
+    return rng.binomial(WORDS, np.clip(rates * difficulty, 0, 1))
+
+
+def as_errors(*rows: list[int]) -> NDArray[np.int64]:
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_spread"), [(1, 0.0), (3, 0.0), (3, 0.04)])
+def test_equals_are_called_different_about_as_often_as_promised(num_seeds: int, seed_spread: float) -> None:
+    rng = np.random.default_rng(7)
+    called = 0
+    for _ in range(200):
+        both = draw(rng, num_seeds=2 * num_seeds, seed_spread=seed_spread)
+        called += difference_p_value(both[:num_seeds], both[num_seeds:], WORDS, num_draws=400) < 0.05
+    assert called / 200 < 0.09  # 0.05, and two standard deviations and a half
+
+
+def test_resampling_three_seeds_instead_would_call_equals_different_too_often() -> None:
+    """Why seeds are not resampled: all three of one variant are above all of the other once in ten times."""
+    rng = np.random.default_rng(7)
+    apart = 0
+    for _ in range(400):
+        both = draw(rng, num_seeds=6, seed_spread=0.04).sum(axis=1)
+        apart += both[:3].max() < both[3:].min() or both[3:].max() < both[:3].min()
+    assert apart / 400 > 0.07
+
+
+def test_a_real_difference_is_found() -> None:
+    rng = np.random.default_rng(0)
+    worse, better = draw(rng, rate=0.3, num_seeds=3, seed_spread=0.01), draw(rng, rate=0.15, num_seeds=3)
+    assert difference_p_value(worse, better, WORDS) < 0.01
+    low, high = difference_interval(worse, better, WORDS)
+    assert low < mean_wer(better, WORDS) - mean_wer(worse, WORDS) < high < 0
+
+
+def test_intervals_hold_the_true_difference_nineteen_times_in_twenty() -> None:
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(200):
+        both = draw(rng, num_seeds=6, seed_spread=0.04)
+        low, high = difference_interval(both[:3], both[3:], WORDS, num_draws=400)
+        held += low <= 0 <= high
+    assert held / 200 > 0.91
+
+
+def test_one_variant_against_itself() -> None:
+    errors = draw(np.random.default_rng(0))
+    assert difference_p_value(errors, errors, WORDS) == 1.0
+    assert difference_interval(errors, errors, WORDS) == (0.0, 0.0)
+
+
+def test_few_sentences_that_differ_prove_little() -> None:
+    """4 of 120, all in favour of one: a coin shows one face 4 times in a row, either, once in 8 times."""
+    baseline, other = np.ones((1, 120), dtype=int), np.ones((1, 120), dtype=int)
+    other[0, :4] = 0
+    assert difference_p_value(baseline, other, WORDS) == pytest.approx(0.125, abs=0.01)
+    other[0, :10] = 0
+    assert difference_p_value(baseline, other, WORDS) == pytest.approx(2 / 1024, abs=0.001)
+
+
+def test_groups_are_tossed_whole() -> None:
+    baseline, other = np.ones((1, 120), dtype=int), np.zeros((1, 120), dtype=int)
+    assert difference_p_value(baseline, other, WORDS) < 0.001
+    speakers = [f"s{number % 3}" for number in range(120)]
+    assert difference_p_value(baseline, other, WORDS, groups=speakers) == pytest.approx(0.25, abs=0.02)
+    apart: list[str | None] = [None] * 120
+    assert difference_p_value(baseline, other, WORDS, groups=apart) < 0.001
+
+
+def test_the_number_of_seeds_need_not_be_the_same() -> None:
+    one, three = as_errors([1] * 120), as_errors([1] * 120, [1] * 120, [1] * 120)
+    assert mean_wer(one, WORDS) == mean_wer(three, WORDS)
+    assert difference_p_value(one, three, WORDS) == 1.0
+    assert difference_interval(one, three, WORDS) == (0.0, 0.0)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    steady = as_errors([1] * 120, [1] * 120, [1] * 120)
+    shaky = as_errors([0] * 120, [1] * 120, [2] * 120)
+    assert mean_wer(steady, WORDS) == mean_wer(shaky, WORDS)
+    assert wer_interval(steady, WORDS) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
+    low, high = wer_interval(shaky, WORDS)
+    # t with 2 degrees of freedom: 4.30 standard errors either way, and no rate is below 0.
+    assert low == 0
+    assert high == pytest.approx(1 / 6 + 4.30 * (1 / 6) / np.sqrt(3), rel=0.25)
+
+
+def test_one_seed_is_taken_to_spread_as_the_others_do() -> None:
+    shaky = as_errors([0] * 120, [1] * 120, [2] * 120)
+    lucky = as_errors([0] * 120)
+    low, high = difference_interval(shaky, lucky, WORDS)
+    assert low < 0 < high
+    assert difference_p_value(shaky, lucky, WORDS) > 0.2
+
+
+def test_a_family_of_a_thousand_can_show_something() -> None:
+    """What no draw reaches is rarer than the draws can tell, and Holm multiplies by the size of the family."""
+    rng = np.random.default_rng(0)
+    baseline = draw(rng, rate=0.3)
+    lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)
+    p_values = [difference_p_value(baseline, lost, WORDS), *[difference_p_value(baseline, same, WORDS)] * 999]
+    adjusted = holm(p_values)
+    assert adjusted[0] < 0.001
+    assert adjusted[1] == 1.0
+
+
+@pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
+def test_beyond_the_draws_the_p_value_is_no_smaller_than_the_exact_one(num_sentences: int) -> None:
+    """All in favour of one: exactly, a coin that shows one face every time, either."""
+    words = np.full(200, 6)
+    baseline, other = np.ones((1, 200), dtype=int), np.ones((1, 200), dtype=int)
+    other[0, :num_sentences] = 0
+    p_value = difference_p_value(baseline, other, words, num_draws=1000)
+    exact = 2.0 ** (1 - num_sentences)
+    assert exact <= p_value <= 1 / 200
+    assert num_sentences < 40 or p_value <= 1e-8
+
+
+def test_beyond_the_draws_seeds_keep_their_long_tails() -> None:
+    """With three seeds each, a difference of many standard errors is still not impossible."""
+    rng = np.random.default_rng(0)
+    worse = draw(rng, rate=0.5, num_seeds=3, seed_spread=0.01)
+    better = draw(rng, rate=0.05, num_seeds=3, seed_spread=0.01)
+    few, many = (difference_p_value(worse, better, WORDS, num_draws=number) for number in (100, 1_000_000))
+    assert 1e-6 < many <= few < 1 / 101
+
+
+@settings(deadline=None)
+@given(st.floats(0.5, 50), st.floats(1.0, 60.0), st.floats(0.1, 2.0))
+def test_the_bound_is_one(distance: float, freedom: float, tosses: float) -> None:
+    """Against 20,000 draws of what it bounds, within their own error."""
+    rng = np.random.default_rng(0)
+    drawn = tosses * rng.choice([-1, 1], (20_000, 8)).sum(axis=1) + rng.standard_t(freedom, 20_000)
+    share = float((np.abs(drawn) >= distance).mean())
+    assert share - 4 * (share / 20_000) ** 0.5 <= tail_bound(distance, 8 * tosses**2, 1.0, freedom)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_between_the_p_value_and_bonferroni(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert len(adjusted) == len(p_values)
+    for p_value, strict in zip(p_values, adjusted, strict=True):
+        assert p_value <= strict <= min(1.0, len(p_values) * p_value)
+    if p_values:
+        place = p_values.index(min(p_values))
+        assert adjusted[place] == min(1.0, len(p_values) * min(p_values))
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [adjusted[place] for place in order] == sorted(adjusted)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []

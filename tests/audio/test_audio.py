@@ -1,0 +1,316 @@
+"""Decoding real files, whole, hostile and damaged ones."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import resource
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tiny_audio.audio.load import MAX_CHANNELS, AudioError, FileError, audio_duration, length_is_guessed, load_audio
+from tiny_audio.frames import SAMPLE_RATE
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+def tone(seconds: float = 1.0, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encoded(samples: np.ndarray, rate: int = SAMPLE_RATE, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def refused(source: Path | bytes, reason: str, *words: str, max_duration_s: float = 30.0) -> None:
+    with pytest.raises(AudioError) as caught:
+        load_audio(source, max_duration_s=max_duration_s)
+    assert caught.value.reason == reason, str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "tolerance"),
+    [
+        ("WAV", "PCM_16", 1e-4),
+        ("WAV", "PCM_U8", 1e-2),
+        ("WAV", "PCM_24", 1e-6),
+        ("WAV", "FLOAT", 0.0),
+        ("WAV", "ULAW", 2e-2),
+        ("FLAC", "PCM_16", 1e-4),
+        ("OGG", "VORBIS", 5e-2),
+        ("MP3", None, 5e-2),
+    ],
+)
+def test_formats_from_bytes_and_from_files(tmp_path: Path, kind: str, subtype: str | None, tolerance: float) -> None:
+    data = encoded(tone(), kind=kind, subtype=subtype)
+    path = tmp_path / f"clip.{kind.lower()}"
+    path.write_bytes(data)
+    waveform = load_audio(data, max_duration_s=2)
+    assert waveform.dtype == torch.float32
+    assert waveform.shape == (SAMPLE_RATE,)
+    middle = slice(2_000, -2_000)  # lossy codecs ring at the ends
+    assert (waveform[middle] - torch.from_numpy(tone())[middle]).abs().max() <= tolerance
+    assert torch.equal(load_audio(path, max_duration_s=2), waveform)
+    assert audio_duration(path) == audio_duration(data) == 1.0
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 11_127, 44_101])
+def test_every_sampling_rate_becomes_16_khz(rate: int) -> None:
+    waveform = load_audio(encoded(tone(1.0, rate), rate, subtype="FLOAT"), max_duration_s=2)
+    assert abs(len(waveform) - SAMPLE_RATE) <= 16
+    samples = np.arange(len(waveform))
+    spectrum = np.abs(np.fft.rfft(waveform.numpy() * np.hanning(len(waveform))))
+    assert np.argmax(spectrum) == pytest.approx(440, abs=1)
+    middle = slice(4_000, 12_000)
+    fit = np.stack([np.sin(2 * np.pi * 440 * samples / SAMPLE_RATE), np.cos(2 * np.pi * 440 * samples / SAMPLE_RATE)])
+    amplitude = np.linalg.norm(2 * (fit[:, middle] * waveform.numpy()[middle]).mean(axis=1))
+    assert amplitude == pytest.approx(0.3, rel=0.02)
+
+
+def test_an_awkward_rate_costs_no_gigabytes() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    load_audio(encoded(tone(0.5, 767_999), 767_999), max_duration_s=2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+def test_channels_are_averaged_before_the_length_is_judged() -> None:
+    left, right = tone(hertz=440), tone(hertz=1_000)
+    stereo = load_audio(encoded(np.stack([left, right], 1), subtype="FLOAT"), max_duration_s=1.0)
+    torch.testing.assert_close(stereo, torch.from_numpy((left + right) / 2))
+    ten = load_audio(encoded(np.stack([left] * 10, 1), 48_000, subtype="FLOAT"), max_duration_s=1.0)
+    assert len(ten) == math.ceil(SAMPLE_RATE / 3)
+    opposite = load_audio(encoded(np.stack([left, -left], 1), subtype="FLOAT"), max_duration_s=1.0)
+    assert opposite.abs().max() == 0
+
+
+def test_blocks_join_without_a_seam() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(np.float32)  # over two blocks of 2**20
+    waveform = load_audio(encoded(samples, subtype="FLOAT"), max_duration_s=30)
+    torch.testing.assert_close(waveform, torch.from_numpy(samples).mean(dim=1))
+
+
+def test_the_length_limit_is_exact_and_never_cuts() -> None:
+    assert len(load_audio(encoded(tone(1.0)), max_duration_s=1.0)) == SAMPLE_RATE
+    one_more = encoded(np.append(tone(1.0), np.float32(0)))
+    refused(one_more, "too_long", "1.00 s of audio; at most 1 s is allowed, and a clip is never cut", max_duration_s=1)
+    stereo = encoded(np.zeros((SAMPLE_RATE * 31, 2), np.float32))
+    refused(stereo, "too_long", "31.00 s of audio; at most 30 s")
+
+
+def test_the_name_is_used_in_messages(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"^clip 7 of the shard: not an audio file that can be decoded: "):
+        load_audio(b"RIFF, says who?", max_duration_s=1, name="clip 7 of the shard")
+    with pytest.raises(AudioError, match=r"^audio of 15 bytes: "):
+        audio_duration(b"RIFF, says who?")
+
+
+def test_an_audio_error_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(AudioError("empty", "a.wav: holds no samples")))
+    assert (error.reason, str(error)) == ("empty", "a.wav: holds no samples")
+    assert isinstance(error, ValueError)
+
+
+def test_no_audio_at_all(tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("this is a letter, not a recording\n")
+    nothing = tmp_path / "nothing.wav"
+    nothing.touch()
+    refused(text, "undecodable", "text.wav: not an audio file that can be decoded: ", "ormat not recognised")
+    refused(nothing, "empty", "nothing.wav: a file of 0 bytes")
+    refused(b"", "empty", "audio of 0 bytes: a file of 0 bytes")
+    refused(tmp_path, "not_a_file", f"{tmp_path}: a folder, not an audio file")
+    refused(Path("a\0b"), "unreadable", "cannot be opened: embedded null byte")
+    refused(tmp_path / ("x" * 300), "unreadable", "cannot be opened: File name too long")
+    (tmp_path / "loop").symlink_to("loop")
+    refused(tmp_path / "loop", "unreadable", "cannot be opened: Too many levels of symbolic links")
+    refused(encoded(tone()[:0]), "empty", "holds no samples")
+    refused(encoded(tone()[:1]), "too_short", "1 samples at 16,000 Hz; at least 0.025 s is needed")
+    refused(encoded(tone()[:399]), "too_short", "399 samples")
+    assert len(load_audio(encoded(tone()[:400]), max_duration_s=1)) == 400
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    refused(pipe, "not_a_file", "a device or pipe, not an audio file")
+    refused(Path("/dev/zero"), "not_a_file", "a device or pipe, not an audio file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = tmp_path / "secret.wav"
+    path.write_bytes(encoded(tone()))
+    path.chmod(0)
+    unread(path, "cannot be read: Permission denied; the clip may be good")
+
+
+def unread(path: Path, message: str) -> None:
+    """A file that says nothing about its clip."""
+    for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
+        with pytest.raises(FileError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: {message}")
+        assert not isinstance(caught.value, AudioError)
+
+
+def test_a_file_that_cannot_be_read_is_no_bad_clip(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    unread(path, "no such file")
+    path.write_bytes(encoded(tone()))
+    unread(path / "below.wav", "cannot be read: Not a directory; the clip may be good, so it is not left out: see to ")
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, bounds[1]))
+    try:
+        unread(path, "cannot be read: Too many open files; ")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+    assert len(load_audio(path, max_duration_s=2)) == SAMPLE_RATE
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+def test_a_disk_that_fails_while_it_is_read_is_no_bad_clip() -> None:
+    unread(Path("/proc/self/mem"), "cannot be read: Input/output error; ")  # where nothing is mapped
+
+
+def test_the_name_of_a_file_decides_nothing(tmp_path: Path) -> None:
+    for name in ("clip.raw", "clip.mp3", "clip"):
+        (tmp_path / name).write_bytes(encoded(tone(), kind="FLAC"))
+        assert len(load_audio(tmp_path / name, max_duration_s=2)) == SAMPLE_RATE
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_samples_that_are_no_numbers(value: float, channels: int) -> None:
+    samples = np.stack([tone()] * channels, 1)
+    samples[9_000, 0] = value
+    refused(encoded(samples, subtype="FLOAT"), "non_finite", "holds NaN or infinite samples")
+
+
+def test_samples_far_out_of_range() -> None:
+    samples = tone()
+    samples[100] = 1e30
+    refused(encoded(samples, subtype="FLOAT"), "out_of_range", "holds samples above 65,536 times full scale")
+
+
+WAV = encoded(tone(), subtype="PCM_16")
+FLAC = encoded(tone(), kind="FLAC")
+_DATA_SIZE, _CHANNELS, _RATE = 40, 22, 24  # offsets in the RIFF header
+_FLAC_TOTAL = 21  # the low half of this byte and the next four: 36 bits
+
+
+def test_forged_riff_headers() -> None:
+    refused(
+        patched(WAV, _DATA_SIZE, struct.pack("<I", 0x7FFFFFF0)),
+        "truncated",
+        "cut off: the header promises 2,147,483,632 bytes of audio, 32,000 are there",
+    )
+    refused(patched(WAV, _DATA_SIZE, struct.pack("<I", 0)), "empty", "holds no samples")
+    refused(patched(WAV, _CHANNELS, struct.pack("<H", 65_535)), "undecodable", "Too many channels")
+    many = encoded(np.zeros((1_000, MAX_CHANNELS + 1), np.float32))
+    refused(many, "channels", "65 channels; 1 to 64 are allowed")
+    refused(patched(WAV, _RATE, struct.pack("<I", 1)), "sample_rate", "1 samples a second; 1,000 to 768,000")
+    refused(patched(WAV, _RATE, struct.pack("<I", 2**31 - 1)), "sample_rate", "2,147,483,647 samples a second")
+    refused(patched(WAV, _RATE, struct.pack("<I", 2**31)), "undecodable", "not an audio file that can be decoded")
+    refused(patched(WAV, _RATE, struct.pack("<I", 0)), "undecodable")
+
+
+def test_a_wav_written_to_a_pipe_has_no_length_and_is_whole() -> None:
+    streamed = patched(patched(WAV, 4, b"\xff" * 4), _DATA_SIZE, b"\xff" * 4)
+    assert torch.equal(load_audio(streamed, max_duration_s=2), load_audio(WAV, max_duration_s=2))
+
+
+def test_forged_flac_headers() -> None:
+    def claiming(samples: int) -> bytes:
+        high = (FLAC[_FLAC_TOTAL] & 0xF0) | (samples >> 32)
+        return patched(FLAC, _FLAC_TOTAL, bytes([high]) + struct.pack(">I", samples & 0xFFFFFFFF))
+
+    refused(claiming(2**36 - 1), "too_long", "4294967.30 s of audio; at most 30 s")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(claiming(2**36 - 1), "truncated", "promises 68,719,476,735 samples, 16,000 are there", max_duration_s=1e9)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    refused(claiming(2 * SAMPLE_RATE), "truncated", "cut off: the header promises 32,000 samples, 16,000 are there")
+    refused(claiming(0), "unknown_length", "its header does not tell its length; write the file anew")
+    with pytest.raises(AudioError, match="does not tell its length"):
+        audio_duration(claiming(0))
+
+
+def test_files_that_are_cut_off(tmp_path: Path) -> None:
+    refused(WAV[: len(WAV) // 2], "truncated", "the header promises 32,000 bytes of audio, 15,978 are there")
+    refused(FLAC[: len(FLAC) // 2], "undecodable", "decoding failed, the file is damaged or cut off")
+    refused(FLAC[:60], "undecodable")
+    mp3 = encoded(tone(4.0), kind="MP3")
+    refused(mp3[: len(mp3) // 2], "truncated", "cut off: the header promises 64,000 samples, ")
+    path = tmp_path / "half.mp3"
+    path.write_bytes(mp3[: len(mp3) // 2])
+    refused(path, "truncated", "half.mp3: cut off")
+    with pytest.raises(AudioError, match="cut off"):
+        audio_duration(WAV[:-100])
+
+
+def test_an_mp3_of_guessed_length_is_not_cut(tmp_path: Path) -> None:
+    mp3 = encoded(np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32), kind="MP3")
+    untagged = mp3[mp3.index(b"\xff\xf3", 4) :]  # without the first frame, which holds the length
+    (tmp_path / "clip.mp3").write_bytes(untagged)
+    for source in (untagged, tmp_path / "clip.mp3"):
+        refused(source, "unknown_length", "variable bit rate without a length tag", "convert it to FLAC")
+    assert length_is_guessed(tmp_path / "clip.mp3")
+    (tmp_path / "clip.mp3").write_bytes(mp3)
+    (tmp_path / "clip.wav").write_bytes(WAV)
+    assert not any(length_is_guessed(tmp_path / name) for name in ("clip.mp3", "clip.wav"))
+
+
+def test_damage_in_the_middle() -> None:
+    refused(patched(FLAC, 3_000, b"\xaa" * 50), "undecodable", "decoding failed")
+
+
+@pytest.mark.parametrize("data", [WAV, FLAC, encoded(tone(), kind="OGG"), encoded(tone(), kind="MP3")])
+def test_whatever_is_damaged_ends_in_an_audio_error_or_audio(data: bytes) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        hostile = bytearray(data)
+        for _ in range(rng.integers(1, 6)):
+            hostile[rng.integers(min(len(data), rng.choice([64, len(data)])))] = rng.integers(256)
+        source = bytes(hostile[: rng.integers(1, len(data))] if rng.random() < 0.3 else hostile)
+        try:
+            waveform = load_audio(source, max_duration_s=5)
+        except AudioError:
+            continue
+        assert waveform.ndim == 1
+        assert waveform.isfinite().all()
+
+
+def test_descriptors_are_closed(tmp_path: Path) -> None:
+    (tmp_path / "good.wav").write_bytes(WAV)
+    (tmp_path / "bad.wav").write_text("text")
+    (tmp_path / "empty.wav").touch()
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        load_audio(tmp_path / "good.wav", max_duration_s=2)
+        refused(tmp_path / "bad.wav", "undecodable")
+        refused(tmp_path / "empty.wav", "empty")
+        refused(tmp_path, "not_a_file")
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared recordings")
+def test_real_recordings() -> None:
+    for path in sorted((SHARED / "speech" / "librispeech-sample").rglob("*.flac"))[:3]:
+        waveform = load_audio(path, max_duration_s=30)
+        assert len(waveform) / SAMPLE_RATE == audio_duration(path)
+        assert 0.01 < waveform.abs().max() <= 1

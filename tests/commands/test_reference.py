@@ -1,0 +1,40 @@
+"""The reference pages say what the code says, today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from tiny_audio.cli import main
+from tiny_audio.commands.reference import reference_page
+from tiny_audio.commands.show import REGISTRIES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_the_page_is_current(kind: str) -> None:
+    page = (DOCS / f"{kind}.md").read_text()
+    assert page == reference_page(kind, REGISTRIES[kind]), "run `make docs`"
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_every_field_of_every_part_is_there(kind: str) -> None:
+    page = reference_page(kind, REGISTRIES[kind])
+    sections = {text.split("\n", 1)[0]: text for text in page.split("\n## ")[1:]}
+    shared = sections.get(f"Fields of every {REGISTRIES[kind].kind}", "")
+    for entry in REGISTRIES[kind].entries():
+        config: type[BaseModel] = entry.config
+        for name in config.model_fields.keys() - {"name"}:
+            assert f"| `{name}` |" in sections[entry.name] + shared, f"{entry.name}.{name} is missing"
+
+
+def test_pages_are_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reference", "projectors", "--output-dir", str(tmp_path / "new")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'new' / 'projectors.md'}\n"
+    assert main(["reference", "projectors"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "new" / "projectors.md").read_text()
+    assert main(["reference", "projector"]) == 2
+    assert "did you mean 'projectors'?" in capsys.readouterr().err

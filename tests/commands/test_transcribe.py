@@ -1,0 +1,315 @@
+"""`tiny-audio transcribe`: formats, folders, standard input, what is done already, what cannot be read."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.model.test_model import assemble
+from tiny_audio.audio.load import audio_blocks, load_audio
+from tiny_audio.cli import main
+from tiny_audio.export import export_model
+from tiny_audio.frames import SAMPLE_RATE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model``, ``headless`` and ``audio``, in which are two clips and a long recording."""
+    folder = tmp_path_factory.mktemp("place")
+    export_model(*assemble(), folder / "model")
+    export_model(*assemble(head=False), folder / "headless")
+    (folder / "audio" / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, bursts in (("a.wav", 1), ("b.flac", 1), ("deep/long.flac", 20)):
+        parts = [np.concatenate([np.zeros(SAMPLE_RATE), 0.1 * rng.standard_normal(SAMPLE_RATE)]) for _ in range(bursts)]
+        soundfile.write(folder / "audio" / name, np.concatenate(parts), SAMPLE_RATE)
+    return folder
+
+
+CUT = ": a text was cut at max_new_tokens, and words may be missing"
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["transcribe", *map(str, arguments), "--no-guards"])
+    out, err = capsys.readouterr()
+    # A model that knows no end says much more than it may.
+    return code, out, "".join(line for line in err.splitlines(keepends=True) if CUT not in line)
+
+
+def test_every_format_tells_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = place / "audio" / "deep" / "long.flac"
+    (row,) = json.loads(call(capsys, place / "model", long, "--format", "json", "--words")[1])
+    assert len(row["segments"]) == 20
+    assert row["text"]
+    words = [word for segment in row["segments"] for word in segment["words"]]
+    assert " ".join(word["text"] for word in words) == row["text"]
+    assert all(0 <= word["confidence"] <= 1 for word in words if word["confidence"] is not None)
+    assert call(capsys, place / "model", long)[1] == f"{long}\t{row['text']}\n"
+    head, *lines = call(capsys, place / "model", long, "--format", "tsv", "--words")[1].splitlines()
+    assert head == "audio_filepath\tstart_s\tend_s\ttext"
+    assert [line.split("\t")[3] for line in lines] == row["text"].split()
+    code, out, err = call(capsys, place / "model", long, "--format", "vtt")
+    assert (code, err) == (0, "")
+    assert out.startswith("WEBVTT\n\n00:00:0")
+
+
+def test_a_text_that_was_cut_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = place / "audio" / "a.wav"
+    (row,) = json.loads(call(capsys, place / "model", clip, "--json")[1])
+    assert row["truncated"]
+    assert main(["transcribe", str(place / "model"), str(clip), "--no-guards"]) == 0
+    assert capsys.readouterr().err == f"{clip}{CUT}\n"
+
+
+def test_a_terminal_shows_texts_as_they_grow(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long, clip = place / "audio" / "deep" / "long.flac", place / "audio" / "a.wav"
+    code = "import sys; from tiny_audio.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "transcribe", place / "model", long, clip, "--no-guards"]
+    ours, theirs = pty.openpty()
+    size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns: no line is broken
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+        os.close(theirs)
+        shown = b"".join(iter(lambda: _read(ours), b"")).decode()
+        assert process.stderr is not None
+        assert set(process.stderr.read().decode().splitlines()) <= {f"{name}{CUT}" for name in (long, clip)}
+    assert process.returncode == 0
+    os.close(ours)
+    rows = [
+        (row["audio_filepath"], segment["text"])
+        for row in json.loads(call(capsys, place / "model", long, clip, "--json")[1])
+        for segment in row["segments"]
+        if segment["text"]
+    ]
+    lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
+    assert [(name, text) for name, _, text in lines] == rows
+    # What comes before the first of them grew to it, and was wiped off; nothing else was shown before.
+    name, clock, whole = lines[0]
+    assert re.match(rf"(\x1b\[[?0-9;]*[a-zA-Z])*{re.escape(name)} +{clock} ", shown)
+    growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)
+    assert len(set(growing)) > 3
+    assert all(whole.startswith(text) for text in growing)
+    assert growing[-1] == whole
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # the other end is closed, on Linux
+        return b""
+
+
+def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = tmp_path / "audio"
+    shutil.copytree(place / "audio", audio)
+    (audio / "bad.wav").write_text("no audio")
+    arguments = (place / "model", audio, "--format", "srt", "--output-dir", tmp_path / "out")
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == f"3 written to {tmp_path / 'out'}\n"
+    assert err.startswith(f"error: {audio / 'bad.wav'}: not an audio file that can be decoded")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    names = {str(path.relative_to(tmp_path / "out")) for path in written}
+    assert names == {"a.srt", "b.srt", "deep/long.srt", "transcribe.json"}
+    (audio / "bad.wav").unlink()
+    (tmp_path / "out" / "a.srt").unlink()
+    code, out, err = call(capsys, *arguments)
+    assert (code, out, err) == (0, f"1 written to {tmp_path / 'out'}, 2 were there already\n", "")
+    assert (tmp_path / "out" / "b.srt").stat().st_mtime_ns == written[tmp_path / "out" / "b.srt"]
+    os.utime(audio / "b.flac")  # changed since
+    assert call(capsys, *arguments)[1].startswith("1 written")
+    assert call(capsys, *arguments, "--overwrite")[1].startswith("3 written")
+
+
+def test_files_of_others_are_not_taken_for_transcripts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(place / "audio" / "a.wav", tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("what a person wrote")
+    arguments = (place / "model", tmp_path / "a.wav", "--output-dir", tmp_path)
+    refused = "is there already, and is not of tiny-audio transcribe; give another --output-dir, or --overwrite"
+    assert call(capsys, *arguments) == (2, "", f"error: {tmp_path / 'a.txt'} {refused}\n")
+    assert (tmp_path / "a.txt").read_text() == "what a person wrote"
+    assert call(capsys, *arguments, "--overwrite")[0] == 0
+    assert (tmp_path / "a.txt").read_text() != "what a person wrote"
+
+
+def test_transcripts_of_another_model_or_other_options_are_not_gone_on_with(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, output = place / "audio" / "a.wav", ("--output-dir", tmp_path)
+    assert call(capsys, place / "model", clip, *output)[0] == 0
+    refused = "a.txt is there already, and is of another model, or of other options; give another"
+    code, _, err = call(capsys, place / "headless", clip, *output)
+    assert code == 2
+    assert refused in err
+    assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2  # with guards
+    assert refused in capsys.readouterr().err
+    # Another format is nobody else's, and new recordings may come.
+    assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
+    assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", "transcribe.json"}
+    assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_a_name_that_is_no_text(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / os.fsdecode(b"a\xff.wav")
+    shutil.copy(place / "audio" / "a.wav", odd)
+    shutil.copy(place / "audio" / "b.flac", tmp_path / "b.flac")
+    code, out, _ = call(capsys, place / "model", tmp_path, "--json")
+    assert code == 0
+    assert [Path(row["audio_filepath"]).name for row in json.loads(out)] == ["a\N{REPLACEMENT CHARACTER}.wav", "b.flac"]
+    code, out, _ = call(capsys, place / "model", tmp_path, "--json", "--output-dir", tmp_path / "out")
+    assert (code, out) == (0, f"2 written to {tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / os.fsdecode(b"a\xff.json")).is_file()
+
+
+def test_two_files_of_one_name_need_no_file_of_their_own_on_standard_output(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(place / "audio" / "a.wav", tmp_path / folder / "a.wav")
+    clips = (tmp_path / "x" / "a.wav", tmp_path / "y" / "a.wav")
+    code, out, _ = call(capsys, place / "model", *clips)
+    assert (code, len(out.splitlines())) == (0, 2)
+    code, _, err = call(capsys, place / "model", *clips, "--output-dir", tmp_path / "out")
+    assert (code, err) == (
+        2,
+        f"error: {clips[0]} and {clips[1]} would have the same file in --output-dir; transcribe one at a time\n",
+    )
+
+
+def test_recordings_of_one_name_keep_their_suffix(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.flac", "a.wav"):
+        samples, _ = soundfile.read(place / "audio" / "a.wav")
+        soundfile.write(tmp_path / name, samples, SAMPLE_RATE)
+    call(capsys, place / "model", tmp_path, "--output-dir", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt", "transcribe.json"]
+
+
+def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = place / "audio" / "a.wav"
+    text = call(capsys, place / "model", clip)[1].split("\t")[1]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(clip.read_bytes())))
+    assert call(capsys, place / "model", "-")[1] == f"-\t{text}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "doc"], "--format 'doc' is unknown; choose one of text, json, srt, vtt, tsv"),
+        (["--words"], "--words has no place in plain text; add --format json, srt, vtt or tsv"),
+        (["--json", "--format", "srt"], "--json and --format srt are both given; leave one out"),
+        (["--overwrite"], "--overwrite has no effect without --output-dir; remove it"),
+        (["--format", "srt"], "3 recordings do not fit into one .srt; add --output-dir, and each gets its own"),
+    ],
+)
+def test_what_makes_no_sense(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert call(capsys, place / "model", place / "audio", *arguments) == (2, "", f"error: {message}\n")
+
+
+def test_nothing_to_do(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no audio file lies in" in call(capsys, place / "model", tmp_path)[2]
+    clip = place / "audio" / "a.wav"
+    assert "- was given twice" in _twice(place, capsys)
+    message = call(capsys, place / "model", clip, clip)[2]
+    assert message == ""
+
+
+def _twice(place: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"x")))
+        return call(capsys, place / "model", "-", "-")[2]
+
+
+def test_words_need_a_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = place / "audio" / "a.wav"
+    assert "found by the CTC head" in call(capsys, place / "headless", clip, "--json", "--words")[2]
+    assert call(capsys, place / "headless", clip, "--format", "srt")[0] == 0
+
+
+def test_without_ffmpeg_it_is_named(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = call(capsys, place / "model", tmp_path / "x.m4a")
+    assert (code, out) == (2, "")
+    assert "install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget install ffmpeg)" in err
+
+
+def untagged_mp3(path: Path) -> Path:
+    """Five seconds, of which no frame says so."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)
+    soundfile.write(file, noise, SAMPLE_RATE, format="MP3")
+    mp3 = file.getvalue()
+    path.write_bytes(mp3[mp3.index(b"\xff\xf3", 4) :])
+    return path
+
+
+def test_an_mp3_of_guessed_length_needs_ffmpeg(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = call(capsys, place / "model", untagged_mp3(tmp_path / "x.mp3"))
+    assert (code, out) == (2, "")
+    assert "an MP3 of variable bit rate without a length tag" in err
+    assert "install the FFmpeg program" in err
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
+def test_an_mp3_of_guessed_length_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = json.loads(call(capsys, place / "model", untagged_mp3(tmp_path / "x.mp3"), "--json")[1])
+    assert row["duration"] == pytest.approx(5.0, abs=0.15)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
+def test_m4a_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = tmp_path / "a.m4a"
+    command = ["ffmpeg", "-v", "error", "-i", str(place / "audio" / "a.wav"), "-c:a", "aac", str(clip)]
+    subprocess.run(command, check=True, capture_output=True)
+    (row,) = json.loads(call(capsys, place / "model", clip, "--json")[1])
+    assert row["duration"] == pytest.approx(2.0, abs=0.1)
+    clip.write_bytes(clip.read_bytes()[:2000])
+    code, _, err = call(capsys, place / "model", clip)
+    assert code == 2
+    assert err.startswith(f"error: {clip}: not an audio file that can be decoded")
+    assert "; FFmpeg cannot decode it: " in err
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_blocks_are_the_whole(tmp_path: Path, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiny_audio.audio.load._BLOCK_SAMPLES", 10_000)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * rate + 13)
+    soundfile.write(tmp_path / "x.wav", samples, rate)
+    whole = load_audio(tmp_path / "x.wav", max_duration_s=60)
+    blocks = list(audio_blocks(tmp_path / "x.wav"))
+    assert len(blocks) > 2
+    assert np.abs(np.concatenate(blocks) - whole.numpy()).max() < 1e-6

@@ -1,0 +1,211 @@
+"""Encoders from every kind of checkpoint that their families are released as, each of its tensors accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoder_checkpoints import FAMILIES, GROUP_NORM, WAVEFORM_FAMILIES, bare, build, original
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tiny_audio.config import UserError
+from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.pretrained.parts import published_architecture
+
+KINDS = [
+    *((name, None) for name in FAMILIES),
+    ("wav2vec2", "Wav2Vec2ForPreTraining"),
+    ("parakeet", "ParakeetForRNNT"),
+    ("parakeet", "ParakeetForTDT"),
+]
+
+
+def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def assert_holds(folder: Path, name: str, model: Any, **fields: Any) -> None:
+    """All of the original encoder's tensors, but for the mask vector of a SpecAugment that is switched off."""
+    own, its = build(name, folder, **fields).state_dict(), model.state_dict()
+    its.pop("masked_spec_embed", None)
+    assert own.keys() == {f"model.{key}" for key in its}
+    for key, tensor in its.items():
+        assert torch.equal(own[f"model.{key}"], tensor), key
+
+
+@pytest.mark.parametrize(("name", "head"), KINDS)
+def test_with_what_the_released_ones_have_on_top(tmp_path: Path, name: str, head: str | None) -> None:
+    whole = original(name, head)
+    whole.save_pretrained(tmp_path)
+    saved, model = load_file(tmp_path / "model.safetensors"), bare(name, whole)
+    assert len(saved) > len(model.state_dict()), "there is something on top"
+    assert_holds(tmp_path, name, model)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "whisper"])
+def test_the_encoder_alone(tmp_path: Path, name: str) -> None:
+    model = bare(name, original(name))
+    model.save_pretrained(tmp_path)
+    assert_holds(tmp_path, name, model)
+
+
+@pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
+def test_base_checkpoints(tmp_path: Path, name: str) -> None:
+    whole = original(name, **GROUP_NORM)
+    whole.save_pretrained(tmp_path)
+    assert_holds(tmp_path, name, bare(name, whole))
+
+
+@pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
+def test_weight_norm_under_its_old_names(tmp_path: Path, name: str) -> None:
+    """As older versions of torch called it, in a pickle: the form that most were released in."""
+    whole = original(name)
+    whole.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        key = f"{whole.base_model_prefix}.encoder.pos_conv_embed.conv"
+        tensors[f"{key}.{old}"] = tensors.pop(f"{key}.parametrizations.weight.{new}")
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert_holds(tmp_path, name, bare(name, whole))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tensor_without_a_place(tmp_path: Path, name: str) -> None:
+    original(name).save_pretrained(tmp_path)
+    change(tmp_path, lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}))
+    with pytest.raises(
+        UserError, match=r"does not hold exactly the weights of \w+; 1 unexpected: extra\.weight; choose a checkpoint"
+    ):
+        build(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
+    original(name).save_pretrained(tmp_path)
+    key = next(key for key in load_file(tmp_path / "model.safetensors") if "layers.1." in key and "decoder" not in key)
+    change(tmp_path, lambda tensors: tensors.pop(key))
+    with pytest.raises(UserError, match=r"does not hold exactly the weights of \w+; 1 missing: \S*layers\.1\."):
+        build(name, tmp_path)
+
+
+def test_statistics_of_a_batch_norm_are_weights_too(tmp_path: Path) -> None:
+    original("parakeet").save_pretrained(tmp_path)
+    change(tmp_path, lambda tensors: tensors.pop("encoder.layers.0.conv.norm.running_mean"))
+    with pytest.raises(UserError, match=r"1 missing: layers\.0\.conv\.norm\.running_mean"):
+        build("parakeet", tmp_path)
+
+
+def test_training_leaves_the_batch_norms_statistics_alone(tmp_path: Path) -> None:
+    original("parakeet").save_pretrained(tmp_path)
+    encoder = build("parakeet", tmp_path, freeze=False).train()
+    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+    encoder(torch.randn(2, 16_000), torch.tensor([16_000, 9_000])).values.sum().backward()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "hubert"])
+def test_a_checkpoint_of_another_family(tmp_path: Path, name: str) -> None:
+    original("hubert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is a 'hubert' checkpoint, not '[\w-]+'; choose the part of that family"):
+        build(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{}", "parakeet: .* has no config.json that names a model_type"),
+        ('{"model_type": "parakeet_ctc", "encoder_config": {"model_type": "parakeet_encoder", "hidden_size": "x"}}',
+         "parakeet: cannot read .*: .*'hidden_size' expected int"),
+    ],
+)  # fmt: skip
+def test_a_damaged_config_of_a_whole_recogniser(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=message):
+        build("parakeet", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "w2v-bert"])
+def test_an_adapter_on_top(tmp_path: Path, name: str) -> None:
+    original(name, add_adapter=True).save_pretrained(tmp_path)
+    message = f"add_adapter puts convolutions on top of the layers, which {name} has no place for; choose a checkpoint"
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: {message}"):
+        build(name, tmp_path)
+    config = ENCODERS.parse({"name": name, "init": "random", "overrides": {"add_adapter": True}})
+    with pytest.raises(UserError, match=f"^{name}: {message}"):
+        ENCODERS.build(config, EncoderContext())
+
+
+# --- fields
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "allowed"),
+    [
+        ("wavlm", "flash_attention_2", "auto, sdpa"),
+        ("wavlm", "eager", "auto, sdpa"),
+        ("w2v-bert", "flash_attention_2", "auto, sdpa, eager"),
+        ("parakeet", "flash_attention_2", "auto, sdpa, eager"),
+    ],
+)
+def test_an_attention_that_the_family_lacks(name: str, attention: str, allowed: str) -> None:
+    with pytest.raises(ValidationError, match=f"attention: {name} has no {attention}; choose one of {allowed}"):
+        ENCODERS.parse({"name": name, "attention": attention})
+
+
+@pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper"])
+def test_families_with_flash_attention(name: str) -> None:
+    """Which transformers says itself."""
+    model = bare(name, original(name))
+    assert model._supports_flash_attn
+    assert "flash_attention_2" in ENCODERS.entry(name).config.attentions
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_on_layers_that_the_family_lacks(name: str) -> None:
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["query"]}
+    with pytest.raises(
+        ValidationError, match=rf"lora\.targets: {name} has no linear layer called 'query'; .*Allowed: "
+    ):
+        ENCODERS.parse({"name": name, "lora": lora})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_may_say_which_layer(tmp_path: Path, name: str) -> None:
+    original(name).save_pretrained(tmp_path)
+    attention = "attention" if name in WAVEFORM_FAMILIES else "self_attn"
+    target = f"layers.1.{attention}.{'linear_q' if name == 'w2v-bert' else 'q_proj'}"
+    encoder = build(name, tmp_path, lora={"rank": 2, "alpha": 4.0, "targets": [target]})
+    trainable = [key for key, tensor in encoder.named_parameters() if tensor.requires_grad]
+    assert len(trainable) == 2
+    assert all(target in key for key in trainable)
+
+
+# --- without weights
+
+
+@pytest.mark.parametrize("layer", ["last", 1, "weighted"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_a_checkpoints_config_alone(tmp_path: Path, name: str, layer: str | int) -> None:
+    """As a recipe is shown and planned: on the meta device, with the shapes that the weights would give."""
+    original(name).save_pretrained(tmp_path)
+    config = ENCODERS.parse({"name": name, "pretrained": str(tmp_path), "layer": layer})
+    architecture = published_architecture(config)
+    assert architecture is not None
+    (tmp_path / "model.safetensors").rename(tmp_path / "later")
+    with torch.device("meta"):
+        planned = ENCODERS.build(config, EncoderContext(architecture))
+    assert {tensor.device.type for tensor in planned.parameters()} == {"meta"}
+    (tmp_path / "later").rename(tmp_path / "model.safetensors")
+    loaded = build(name, tmp_path, layer=layer)
+    shapes = [{key: tensor.shape for key, tensor in part.state_dict().items()} for part in (planned, loaded)]
+    assert shapes[0] == shapes[1]
+    assert (planned.dim, planned.frame_rate) == (loaded.dim, loaded.frame_rate)

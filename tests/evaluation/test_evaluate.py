@@ -1,0 +1,619 @@
+"""`tiny-audio evaluate`: targets of each kind on data of each kind, interrupted, resumed, and refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import changed, tiny_recipe, write_clips, write_odd_clips
+from tests.support.provider_server import KEY, Fault, Vendors, vendors
+from tiny_audio.cli import main
+from tiny_audio.config import UserError
+from tiny_audio.evaluation.data import PRESETS, _preset, read_data
+from tiny_audio.evaluation.resolve import resolve_target
+from tiny_audio.providers import Heard, ProviderRefusedError
+from tiny_audio.sources import SOURCES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Output = Callable[..., tuple[int, str, str]]
+FIELDS = [
+    *("id", "audio_filepath", "duration", "time", "text", "pred_text", "ctc_text", "truncated", "error", "metadata"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of clips, and in it a finished ``run`` over them."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_clips(folder, 8)
+    write_odd_clips(folder)
+    document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=20, training__steps=4)
+    (folder / "recipe.yaml").write_text(json.dumps(document))
+    assert main(["run", str(folder / "recipe.yaml"), "--output-dir", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ctc_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CTC model of transformers, with random weights."""
+    from transformers import (
+        Wav2Vec2Config,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+        Wav2Vec2Processor,
+    )
+
+    folder = tmp_path_factory.mktemp("ctc") / "tiny-wav2vec2"
+    folder.mkdir()
+    names = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(names),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8, 8, 8, 8, 8, 8),
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    with vendors() as state:
+        yield state
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Output:
+    """Run `evaluate` in this process: exit code, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["evaluate", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text().splitlines()]
+
+
+def deepgram(server: Vendors, **fields: object) -> str:
+    settings = {"base_url": server.url, "retry_wait_s": 0.01, "max_retries": 0, **fields}
+    return "provider:deepgram:" + ",".join(f"{key}={value}" for key, value in settings.items())
+
+
+# --- targets
+
+
+def test_a_run_scores_as_at_its_end(call: Output, trained: Path, tmp_path: Path) -> None:
+    for number, target in enumerate((trained / "run", trained / "run" / "model")):
+        output = tmp_path / str(number)
+        arguments = [target, "--data", trained / "manifest.jsonl", "--group-by", "speaker", "--output-dir", output]
+        code, out, err = call(*arguments, "--json")
+        assert code == 0, err
+        assert err.startswith("run: ready after ")
+        scores = json.loads(out)["run"]["manifest"]
+        report = json.loads((trained / "run" / "report.json").read_text())["evaluation"]["held_out"]
+        assert scores["wer"] == report["wer"]
+        assert (scores["num_clips"], scores["num_failed"], scores["num_groups"]) == (8, 0, 3)
+        assert scores == json.loads((output / "run" / "manifest" / "scores.json").read_text())
+        rows = rows_in(output / "run" / "manifest")
+        run = [json.loads(line) for line in (trained / "run/evaluation/held_out.jsonl").read_text().splitlines()]
+        assert [(row["text"], row["pred_text"], row["ctc_text"]) for row in rows] == [
+            (row["text"], row["pred_text"], row["ctc_text"]) for row in run
+        ]
+        assert [list(row) for row in rows] == [FIELDS] * 8
+        assert {row["metadata"]["speaker"] for row in rows} == {"s0", "s1", "s2"}
+        assert scores["audio_s"] == pytest.approx(sum(row["duration"] for row in rows))
+        assert scores["rtfx"] == pytest.approx(scores["audio_s"] / sum(row["time"] for row in rows))
+        assert scores["load_s"] > 0
+        assert scores["cost_usd"] is None
+
+
+def test_all_kinds_side_by_side(call: Output, server: Vendors, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
+    targets = [trained / "run", ctc_model, deepgram(server)]
+    code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert code == 0, err
+    header, *table, normaliser = out.splitlines()
+    assert header.split() == [
+        *("set", "target", "WER", "95", "%", "interval", "CER", "sub", "del", "ins", "clips", "failed", "RTFx", "USD"),
+    ]
+    assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
+    assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
+    before, _, command = err.splitlines()[-1].partition(": ")
+    assert before == "who is better, and where"
+    assert shlex.split(command)[:2] == ["tiny-audio", "rescore"]
+    assert main(shlex.split(command)[1:]) == 0
+    page = (tmp_path / "manifest.html").read_text()
+    assert "MAPSSWE" in page
+    assert page.count("tiny-wav2vec2") > 0
+    assert normaliser == "normaliser: whisper_english"
+    assert all(folder.is_dir() for folder in (tmp_path / "run", tmp_path / "tiny-wav2vec2"))
+    heard = rows_in(tmp_path / "tiny-wav2vec2" / "manifest")
+    assert any(row["pred_text"] for row in heard)
+    assert {row["ctc_text"] for row in heard} == {None}
+
+
+def test_padding_is_nothing_that_a_model_without_a_mask_hears(ctc_model: Path) -> None:
+    target: Any = resolve_target(str(ctc_model))
+    target.load()
+    assert not target._pipeline.feature_extractor.return_attention_mask
+    clips = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (80_000, 16_000)]
+    together = [one.text for one in target.transcribe(clips)]
+    assert together == [target.transcribe([clip])[0].text for clip in clips]
+    assert all(together)
+    with pytest.MonkeyPatch.context() as patch:  # as it would be otherwise
+        patch.setattr(target, "_takes_batches", lambda: True)
+        assert [one.text for one in target.transcribe(clips)] != together
+
+
+def test_a_missing_key_is_said_before_anything_is_heard(
+    call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
+    targets = [trained / "run", "provider:deepgram"]
+    code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not")
+    assert not list(tmp_path.rglob("hypotheses.jsonl"))
+
+
+def test_a_provider_has_a_price(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+    target = deepgram(server, usd_per_hour=3600)
+    code, out, _ = call(target, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path, "--json")
+    assert code == 0
+    ((scores,),) = (one.values() for one in json.loads(out).values())
+    assert scores["cost_usd"] == pytest.approx(scores["audio_s"])
+    assert scores["price"] == {"usd_per_hour": 3600, "source": "usd_per_hour"}
+    assert len(server.asked) == 8
+
+
+# --- what goes wrong on the way
+
+
+def test_what_failed_is_no_hypothesis_and_is_asked_for_again(
+    call: Output, server: Vendors, trained: Path, tmp_path: Path
+) -> None:
+    arguments = [deepgram(server, concurrency=1), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    server.faults = [Fault("status", 400), Fault("body", 200, body="{}")]
+    code, out, _ = call(*arguments)
+    assert code == 0
+    assert out.splitlines()[1].split()[-4:-2] == ["6", "2"]
+    assert "not transcribed by deepgram-" in out
+    assert "answered 400: " in out
+    (folder,) = (path.parent for path in tmp_path.rglob("hypotheses.jsonl"))
+    failed = [row for row in rows_in(folder) if row["error"]]
+    assert [(row["pred_text"], row["time"], row["truncated"]) for row in failed] == [(None, None, None)] * 2
+    scores = json.loads((folder / "scores.json").read_text())
+    assert (scores["num_utterances"], scores["num_failed"], scores["failure_rate"]) == (6, 2, 0.25)
+    assert [one["id"] for one in scores["failures"]] == [row["id"] for row in failed]
+
+    server.asked.clear()
+    code, out, err = call(*arguments)
+    assert code == 0
+    assert len(server.asked) == 2
+    assert "6 of 8 are there" in err
+    assert [row["error"] for row in rows_in(folder)] == [None] * 8
+    assert out.splitlines()[1].split()[-4:-2] == ["8", "0"]
+
+    server.asked.clear()
+    code, _, err = call(*arguments)
+    assert (code, err, server.asked) == (0, "", [])
+    assert json.loads((folder / "scores.json").read_text())["load_s"] is None
+
+
+def test_an_interrupted_evaluation_goes_on(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+    arguments = [deepgram(server, concurrency=1), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    server.faults = [Fault("body", 200, body=server_text())] * 3 + [Fault("status", 401)]
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "answered 401: " in err
+    (path,) = tmp_path.rglob("hypotheses.jsonl")
+    assert len(path.read_text().splitlines()) == 3
+    with path.open("a") as file:
+        file.write('{"id": "manifest/clip')  # as a kill leaves it
+    server.asked.clear()
+    code, _, err = call(*arguments)
+    assert code == 0
+    assert "3 of 8 are there" in err
+    assert len(server.asked) == 5
+    assert len(rows_in(path.parent)) == 8
+
+
+def server_text() -> str:
+    return json.dumps({"results": {"channels": [{"alternatives": [{"transcript": "yes"}]}]}})
+
+
+def test_a_provider_that_answers_nothing(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+    server.faults = [Fault("status", 500)] * 100
+    arguments = ["--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "8"]
+    code, out, err = call(deepgram(server), *arguments)
+    assert (code, out) == (1, "")
+    assert "on manifest: none of 8 clips was transcribed; the first: manifest/clip0" in err
+    clips = (trained / "manifest.jsonl").read_text()
+    (trained / "many.jsonl").write_text(
+        "".join(
+            json.dumps(json.loads(line) | {"audio_filepath": "./" * number + json.loads(line)["audio_filepath"]}) + "\n"
+            for number in range(4)
+            for line in clips.splitlines()
+        )
+    )
+    server.faults = [Fault("status", 500)] * 100
+    server.asked.clear()
+    code, _, err = call(deepgram(server, concurrency=2), "--data", trained / "many.jsonl", "--output-dir", tmp_path)
+    assert code == 1
+    assert "no answer for 20 clips in a row, the last: deepgram: POST " in err
+    assert len(server.asked) <= 24
+
+
+def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    target: Any = resolve_target("provider:deepgram:concurrency=3")
+    all_asked, calls = threading.Barrier(3), itertools.count()
+
+    class Account:
+        def transcribe(self, audio: bytes) -> Heard:
+            number = next(calls)
+            all_asked.wait(10)
+            if number == 0:
+                raise ProviderRefusedError("deepgram: the account is empty")
+            time.sleep(0.1)
+            return Heard("yes")
+
+    target._provider = Account()
+    (data,) = read_data([str(trained / "manifest.jsonl")], None)
+    heard = []
+    with pytest.raises(ProviderRefusedError, match="the account is empty"):
+        heard.extend(target.hear(data.clips))  # which keeps what comes before the error
+    assert next(calls) == 3
+    assert len(heard) == 2
+
+
+def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    target: Any = resolve_target("provider:deepgram:concurrency=2")
+    all_asked = threading.Barrier(2)
+
+    class Slow:
+        def transcribe(self, audio: bytes) -> Heard:
+            if all_asked.wait(10) == 0:
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+            return Heard("yes")
+
+    target._provider = Slow()
+    (data,) = read_data([str(trained / "manifest.jsonl")], None)
+    heard = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of tests may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            heard.extend(target.hear(data.clips))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(heard) == 2
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_shown(
+    call: Output, server: Vendors, trained: Path, tmp_path: Path
+) -> None:
+    server.faults = [Fault("status", 401)] * 100
+    targets = [deepgram(server), trained / "run"]
+    arguments = [*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out.splitlines()[1].split()[:2] == ["manifest", "run"]
+    assert err.splitlines()[-1].startswith("error: deepgram: POST ")
+    server.faults = [Fault("status", 500)] * 100
+    code, out, err = call(*arguments, "--json")
+    assert (code, list(json.loads(out))) == (1, ["run"])
+    assert err.splitlines()[-1].startswith("failed: deepgram-base_url=")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (ValueError("oops"), "deepgram: ValueError: oops"),
+        ("yes", "deepgram: gave 'yes', which is no Heard with a text"),
+        (Heard(None), "deepgram: gave Heard(text=None, words=None), which is no Heard with a text"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_mistake_in_a_provider_costs_its_clip(
+    answer: Any, message: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    target: Any = resolve_target("provider:deepgram:concurrency=1")
+    answers = [answer]
+
+    class Odd:
+        def transcribe(self, audio: bytes) -> Heard:
+            given = answers.pop() if answers else Heard("yes")
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+    target._provider = Odd()
+    (data,) = read_data([str(trained / "manifest.jsonl")], None)
+    first, *others = target.hear(data.clips)
+    assert (first.error, first.transcript) == (message, None)
+    assert [one.transcript.text for one in others] == ["yes"] * 7
+
+
+def test_what_does_not_change_answers_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    ways = "concurrency=1,usd_per_hour=2.0,timeout_s=5.0,max_retries=1,retry_wait_s=1.0,max_wait_s=3.0"
+    plain, other, another = (
+        resolve_target(f"provider:deepgram{suffix}").identity for suffix in ("", f":{ways}", ":model=nova-2")
+    )
+    assert plain == other
+    assert plain != another
+
+
+def test_clips_that_cannot_be_read(call: Output, trained: Path, tmp_path: Path) -> None:
+    rows = [
+        {"audio_filepath": str(trained / name), "duration": 1.1, "text": "yes"} for name in ("clip000.wav", "nan.wav")
+    ]
+    manifest = tmp_path / "mixed.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"audio_filepath": "no.wav", "text": "a"}]))
+    code, out, _ = call(trained / "run", "--data", manifest, "--output-dir", tmp_path / "out")
+    assert code == 0
+    name = trained / "nan.wav"
+    assert f"not transcribed by run: mixed/{name}: non_finite: {name}: holds NaN or infinite samples" in out
+    assert "not listed: mixed/mixed.jsonl:3: audio_missing: " in out
+    manifest.write_text(json.dumps(rows[1]) + "\n")
+    code, _, err = call(trained / "run", "--data", manifest, "--output-dir", tmp_path / "other")
+    assert code == 2
+    assert "none of 1 clips was transcribed; the first: mixed/" in err
+
+
+def test_other_clips_do_not_compare(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+    server.faults = [Fault("status", 400)] * 5
+    targets = [trained / "run", deepgram(server, concurrency=1)]
+    code, out, _ = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert code == 0
+    assert "... and 2 more of manifest" in out
+    assert "manifest: not all targets transcribed the same clips, so that their rates do not compare" in out
+
+
+# --- folders that are not what is asked for
+
+
+def test_results_of_something_else_are_not_continued(call: Output, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run" / "model", run / "model")
+    shutil.copy(trained / "manifest.jsonl", tmp_path)
+    for clip in trained.glob("clip*"):
+        shutil.copy(clip, tmp_path)
+    arguments = [run, "--data", tmp_path / "manifest.jsonl", "--output-dir", tmp_path / "out"]
+    assert call(*arguments)[0] == 0
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "manifest.jsonl").write_text("".join(lines[:4]))
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "holds results of another data: what was evaluated has changed since; give another --output-dir" in err
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    assert call(*arguments)[0] == 0
+    (run / "model" / "model.safetensors").touch()
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "holds results of another target" in err
+    (tmp_path / "out/run/manifest/target.json").unlink()
+    assert "holds hypotheses of nobody knows whom" in call(*arguments)[2]
+
+
+def test_a_file_of_other_rows(call: Output, trained: Path, tmp_path: Path) -> None:
+    arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    assert call(*arguments)[0] == 0
+    path = tmp_path / "run" / "manifest" / "hypotheses.jsonl"
+    path.write_text('{"a": 1}\n' + path.read_text())
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert f"{path}, line 1: no hypothesis of an evaluation; give another --output-dir" in err
+
+
+# --- data
+
+
+def test_samples_are_always_the_same(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+    few, more = (read_data([str(trained / "manifest.jsonl")], count)[0].clips for count in (3, 5))
+    assert {clip.id for clip in few} < {clip.id for clip in more}
+    assert (len(few), len(more)) == (3, 5)
+    arguments = [deepgram(server), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    assert call(*arguments, "--max-samples", 5)[0] == 0
+    assert call(*arguments, "--max-samples", 3)[0] == 0
+    assert len(server.asked) == 5
+    assert call(*arguments)[0] == 0
+    assert len(server.asked) == 8
+
+
+def test_sources_and_yaml_files(trained: Path, tmp_path: Path) -> None:
+    manifest = trained / "manifest.jsonl"
+    one = read_data([f"manifest:path={manifest}"], None)
+    assert len(one[0].clips) == 8
+    source = f"{{name: manifest, path: {manifest}}}"
+    path = tmp_path / "sets.yaml"
+    path.write_text(f"clean: {source}\nother: {source}\n")
+    assert [(data.name, len(data.clips)) for data in read_data([str(path)], 2)] == [("clean", 2), ("other", 2)]
+    path.write_text(f"name: manifest\npath: {manifest}\n")
+    assert [data.name for data in read_data([str(path)], None)] == ["sets"]
+
+
+def test_references_that_are_not_scored(trained: Path) -> None:
+    rows = [
+        {"audio_filepath": "clip000.wav", "duration": 1.1, "text": text}
+        for text in ("yes", "ignore_time_segment_in_scoring")
+    ]
+    (trained / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [clip.utterance.text for clip in read_data([str(trained / "marked.jsonl")], None)[0].clips] == ["yes"]
+
+
+def test_presets_are_sources() -> None:
+    assert len(PRESETS) == 8
+    for name in PRESETS:
+        config = SOURCES.parse(_preset(name))
+        assert config.repo.startswith("hf-audio/")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing.jsonl", "nothing.jsonl does not exist"),
+        ("nothing.yaml", "there is no recipe at nothing.yaml"),
+        (
+            "libri",
+            "--data libri: there is no file of that name, and no source or preset either; did you mean 'librispeech'?",
+        ),
+        ("leaderboard/amy", "did you mean 'leaderboard/ami'?"),
+        ("librispeech:split=test", "--data librispeech:split=test: split: Input should be"),
+        ("librispeech:splt=test.clean", "splt: unknown field; did you mean 'split'?"),
+        (
+            "librispeech:split",
+            "librispeech:split: 'split' is not of the form field=value; fields are separated by commas, and",
+        ),
+        ("hub", "--data hub: repo: is missing, and has no default"),
+        (".", "--data . is a folder; for the audio files in it write --data folder:path=."),
+    ],
+)
+def test_data_that_is_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_data([text], None)
+    assert message in str(caught.value)
+
+
+def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
+    manifest = str(trained / "manifest.jsonl")
+    with pytest.raises(UserError, match="there are two sets called 'manifest'; rename one, or give it once"):
+        read_data([manifest, manifest], None)
+    path = tmp_path / "sets.yaml"
+    path.write_text("clean: librispeech\n")
+    with pytest.raises(UserError, match=r"must hold a source, such as `name: librispeech`, .*'clean' is none"):
+        read_data([str(path)], None)
+
+
+# --- targets that are none
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("provider:deepgrm", "unknown provider 'deepgrm'; did you mean 'deepgram'?"),
+        (
+            "provider:deepgram:modle=nova-3",
+            "provider:deepgram:modle=nova-3: modle: unknown field; did you mean 'model'?",
+        ),
+        ("provider:openai:base_url=nowhere", "base_url: 'nowhere' is no address; write it as https://host/path"),
+        ("provider:openai_compatible:model=a", "base_url: is missing, and has no default"),
+        (
+            "deepgram:model=nova-3",
+            "there is no folder of that name; for the provider write provider:deepgram:model=nova-3",
+        ),
+        ("runs/not/there", "runs/not/there: no such folder, and no name of a model on the hub (owner/model) either"),
+        ("file", "file is a file; give the folder of a run or of a model"),
+        ("empty", "there is no config.json; give a run's folder, or that of an exported model"),
+        ("unfinished", "this run has no model yet; finish it with the command that began it"),
+        ("no_json", "not valid JSON"),
+        ("no_type", "says no model_type"),
+        ("bert:langage=en", "langage: unknown option; did you mean 'language'?"),
+    ],
+)
+def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {"no_json": "{", "no_type": "{}", "bert": '{"model_type": "bert"}'}
+    for name in ("empty", "unfinished", *contents):
+        (tmp_path / name).mkdir()
+    for name, content in contents.items():
+        (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "unfinished" / "state.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        resolve_target(text)
+    assert message in str(caught.value)
+
+
+def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
+    def refused(folder: Path) -> str:
+        code, out, err = call(folder, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "out")
+        assert (code, out) == (2, "")
+        return err
+
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    assert "a model of another kind: model_type is 'bert' in its config.json, which is no speech recogniser" in refused(
+        tmp_path / "bert"
+    )
+    shutil.copytree(ctc_model, tmp_path / "half")
+    (tmp_path / "half" / "model.safetensors").unlink()
+    assert "half: transformers cannot load it: " in refused(tmp_path / "half")
+    shutil.copytree(trained / "run" / "model", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "the weights cannot be read, the folder is damaged or incomplete" in refused(tmp_path / "cut")
+
+
+def test_a_model_on_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="and the model cannot be had from the Hugging Face hub either: "):
+        resolve_target("nobody/nothing-at-all")
+
+
+def test_two_targets_of_one_name(call: Output, trained: Path, tmp_path: Path) -> None:
+    targets = [trained / "run", trained / "run" / "model"]
+    code, _, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert code == 2
+    assert "there are two targets called 'run'; rename a folder" in err
+
+
+def test_options_of_a_model_of_ours(trained: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a model of tiny-audio takes no options; how it decodes is in its config\.json"
+    ):
+        resolve_target(f"{trained / 'run'}:language=en")
+
+
+def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
+    code, out, err = call("provider:deepgram", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not set; get a key "
+        "from the provider and run: export DEEPGRAM_API_KEY=...\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--group-by", "accent"], "error: evaluation.group_by: no clip has a column 'accent' (columns: speaker); "),
+        (["--normalizer", "upper"], "error: "),
+        (["--max-samples", "0"], "Invalid value for '--max-samples'"),
+    ],
+)
+def test_wrong_options(call: Output, trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    code, out, err = call(*arguments, *options)
+    assert (code, out) == (2, "")
+    assert message in err

@@ -1,0 +1,255 @@
+"""`tiny-audio evaluate` with models: Whisper's kind, models on a hub, and clips longer than a model takes at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.conftest import write_clips
+from tests.model.test_model import assemble
+from tests.support.hub_server import Hub, Repo, running_hub, use_hub
+from tiny_audio.cli import main
+from tiny_audio.evaluation.resolve import resolve_target
+from tiny_audio.export import export_model
+from tiny_audio.frames import SAMPLE_RATE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Output = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Whisper of two languages, with random weights, as transformers saves it."""
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    folder = tmp_path_factory.mktemp("whisper") / "tiny-whisper"
+    folder.mkdir()
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
+    special += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    times = [f"<|{0.02 * step:.2f}|>" for step in range(1501)]
+    ids = {token: number for number, token in enumerate([*letters, *special, *times])}
+    tokenizer = WhisperTokenizer(vocab={letter: ids[letter] for letter in letters}, merges=[])
+    tokenizer.add_tokens([*special, *times], special_tokens=True)
+    tokenizer.pad_token = "<|endoftext|>"
+    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
+    end = ids["<|endoftext|>"]
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=len(ids),
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_target_positions=40,
+            pad_token_id=end,
+            bos_token_id=end,
+            eos_token_id=end,
+            decoder_start_token_id=ids["<|startoftranscript|>"],
+            suppress_tokens=[],
+            begin_suppress_tokens=[],
+        )
+    )
+    model.generation_config = GenerationConfig(
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        is_multilingual=True,
+        lang_to_id={"<|en|>": ids["<|en|>"], "<|de|>": ids["<|de|>"]},
+        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        return_timestamps=False,
+        max_length=40,
+        max_initial_timestamp_index=50,
+        suppress_tokens=[],
+        begin_suppress_tokens=[],
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "positions" not in name:
+            torch.nn.init.normal_(parameter, std=0.4)  # so large that it says something
+    with torch.no_grad():  # letters win over the many tokens that are none
+        model.get_input_embeddings().weight[: len(letters)] *= 3
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, 6)
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with an empty cache of it."""
+    from huggingface_hub import constants
+
+    with running_hub() as server:
+        use_hub(monkeypatch, server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield server
+
+
+@pytest.fixture
+def evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Output:
+    """Scores and hypotheses of one target on one manifest."""
+
+    def run(target: object, manifest: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        capsys.readouterr()
+        output = tmp_path / f"results-{len(list(tmp_path.iterdir()))}"
+        code = main(["evaluate", str(target), "--data", str(manifest), "--output-dir", str(output), *arguments])
+        errors = capsys.readouterr().err
+        assert code == 0, errors
+        said = [line for line in errors.splitlines() if line and not line.startswith("Fetching ")]  # from a hub
+        assert len(said) == 1, errors  # how long loading took, and no more
+        (folder,) = (path.parent for path in output.rglob("hypotheses.jsonl"))
+        lines = (folder / "hypotheses.jsonl").read_text().splitlines()
+        return json.loads((folder / "scores.json").read_text()), [json.loads(line) for line in lines]
+
+    return run
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def texts(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["id"]: row["pred_text"] for row in rows}
+
+
+def test_whisper_in_a_folder(evaluated: Output, whisper: Path, clips: Path) -> None:
+    from transformers import pipeline
+
+    scores, rows = evaluated(whisper, clips)
+    assert (scores["num_clips"], scores["num_failed"]) == (6, 0)
+    pipe = pipeline("automatic-speech-recognition", model=str(whisper))
+    wanted = {}
+    for row in rows:
+        samples, rate = soundfile.read(row["audio_filepath"], dtype="float32")
+        wanted[row["id"]] = pipe({"raw": samples, "sampling_rate": rate}, generate_kwargs={"num_beams": 1})["text"]
+    assert texts(rows) == {key: text.strip() for key, text in wanted.items()}
+    assert any(wanted.values())
+    assert len(set(wanted.values())) > 1
+
+
+def test_what_is_said_behind_its_name_reaches_whisper(whisper: Path, clips: Path) -> None:
+    asked: list[dict[str, Any]] = []
+    target: Any = resolve_target(f"{whisper}:language=de,num_beams=2,max_new_tokens=3")
+    target.load()
+    generate = target._pipeline.model.generate
+
+    def watched(**settings: Any) -> Any:
+        asked.append(settings)
+        return generate(**settings)
+
+    target._pipeline.model.generate = watched
+    (heard,) = target.transcribe([torch.zeros(SAMPLE_RATE)])
+    (settings,) = asked
+    assert (settings["language"], settings["num_beams"], settings["max_new_tokens"]) == ("de", 2, 3)
+    assert len(heard.text) <= 3
+
+
+def test_a_tokenizer_without_padding_takes_clips_one_by_one(whisper: Path) -> None:
+    target: Any = resolve_target(str(whisper))
+    target.load()
+    noise = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (8000, 16000)]
+    wanted = target.transcribe(noise)
+    target._pipeline.tokenizer.pad_token = None
+    assert target.transcribe(noise) == wanted
+
+
+def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_path: Path) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(33 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "long.flac", noise, SAMPLE_RATE)
+    manifest = tmp_path / "long.jsonl"
+    manifest.write_text(json.dumps({"audio_filepath": "long.flac", "duration": 33.0, "text": "a long one"}) + "\n")
+    _, rows = evaluated(whisper, manifest)
+    assert [(row["error"], row["duration"]) for row in rows] == [(None, 33.0)]
+    target: Any = resolve_target(str(whisper))
+    target.load()
+    waves = [torch.from_numpy(noise[:size].astype(np.float32)) for size in (8000, len(noise), 16_000)]
+    assert target.transcribe(waves) == [target.transcribe([wave])[0] for wave in waves]
+
+
+def test_a_model_of_transformers_on_a_hub(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
+    hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
+    wanted = texts(evaluated(whisper, clips)[1])
+    scores, rows = evaluated("acme/tiny-whisper:language=en", clips)
+    assert scores["num_failed"] == 0
+    assert texts(rows) == texts(evaluated(f"{whisper}:language=en", clips)[1])
+    assert wanted.keys() == texts(rows).keys()
+
+
+def test_a_model_of_ours_on_a_hub_needs_none_of_its_code(
+    evaluated: Output, hub: Hub, clips: Path, tmp_path: Path
+) -> None:
+    export_model(*assemble(), tmp_path / "model")
+    hub.repos["acme/ours"] = Repo(files_of(tmp_path / "model"))
+    scores, rows = evaluated("acme/ours", clips)
+    assert scores["num_failed"] == 0
+    assert texts(rows) == texts(evaluated(tmp_path / "model", clips)[1])
+    assert any(texts(rows).values())
+    assert not [request.path for request in hub.requests if request.path.endswith(".py")]
+
+
+def test_an_older_revision_is_another_model(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
+    older = Repo(files_of(whisper))
+    newer = {**older.files, "config.json": older.files["config.json"] + b"\n"}
+    hub.repos["acme/tiny-whisper"] = Repo(newer, before=older)
+    now, then = (resolve_target(f"acme/tiny-whisper{suffix}") for suffix in ("", f":revision={older.commit}"))
+    assert (now.identity["commit"], then.identity["commit"]) == (hub.repos["acme/tiny-whisper"].commit, older.commit)
+    assert now.label != then.label
+    evaluated(f"acme/tiny-whisper:revision={older.commit}", clips)
+    asked = {request.path.split("/")[4] for request in hub.requests if request.path.endswith("/model.safetensors")}
+    assert asked == {older.commit}
+
+
+def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
+    for revision in ("1234567", "12e4567"):
+        assert main(["evaluate", f"acme/tiny-whisper:revision={revision}", "--data", "none.jsonl"]) == 2
+        assert "the model cannot be had from the Hugging Face hub either: " in capsys.readouterr().err
+
+
+def test_a_long_clip_is_what_transcribe_makes_of_it(
+    evaluated: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_model(*assemble(), tmp_path / "model")
+    rng = np.random.default_rng(0)
+    parts = [np.concatenate([np.zeros(SAMPLE_RATE), 0.1 * rng.standard_normal(SAMPLE_RATE)]) for _ in range(20)]
+    soundfile.write(tmp_path / "long.flac", np.concatenate(parts), SAMPLE_RATE)
+    manifest = tmp_path / "long.jsonl"
+    manifest.write_text(json.dumps({"audio_filepath": "long.flac", "duration": 40.0, "text": "a long one"}) + "\n")
+    _, (row,) = evaluated(tmp_path / "model", manifest)
+    capsys.readouterr()
+    assert main(["transcribe", str(tmp_path / "model"), str(tmp_path / "long.flac"), "--no-guards", "--json"]) == 0
+    (heard,) = json.loads(capsys.readouterr().out)
+    assert len(heard["segments"]) == 20
+    assert (row["pred_text"], row["ctc_text"], row["truncated"]) == (
+        heard["text"],
+        heard["ctc_text"],
+        heard["truncated"],
+    )
+    assert row["pred_text"]

@@ -1,0 +1,169 @@
+"""What users of transformers do with an export: auto classes, streamers, half precision, device maps, saving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    GenerationConfig,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+from tests.export.test_export import GREEDY, JOINT, assemble, change_config, clips, heard
+from tiny_audio.config import UserError
+from tiny_audio.export import export_model, load_model
+from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+from tiny_audio.model.processor import TinyAudioProcessor
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto") / "model"
+    model, tokenizer = assemble(lora=True)
+    export_model(model, tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForSpeechSeq2Seq, TinyAudioModel])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_with_this_package_nobody_need_be_trusted(exported: Path, auto: Any, trusted: bool) -> None:
+    model = auto.from_pretrained(exported, trust_remote_code=trusted)
+    processor = AutoProcessor.from_pretrained(exported, trust_remote_code=trusted)
+    assert type(model) is TinyAudioModel
+    assert type(processor) is TinyAudioProcessor
+    assert type(AutoConfig.from_pretrained(exported, trust_remote_code=trusted)) is TinyAudioConfig
+    assert not model.training
+    assert heard(model, processor.tokenizer) == heard(*load_model(exported))
+
+
+def test_streamers_get_the_tokens_as_they_come(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load_model(exported)
+    batch = TinyAudioProcessor(tokenizer)(clips()[:1])
+    text = tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True)
+    assert text
+    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True, timeout=10)
+    model.generate(**batch, streamer=streamer)
+    assert "".join(streamer) == text
+    capsys.readouterr()
+    model.generate(**batch, streamer=TextStreamer(tokenizer, skip_special_tokens=True))
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_settings_of_a_call_go_before_the_models_own(exported: Path) -> None:
+    model, tokenizer = load_model(exported)
+    batch = TinyAudioProcessor(tokenizer)(clips())
+    assert model.generate(**batch).shape[1] > 2
+    assert model.generate(**batch, max_new_tokens=2).shape == (2, 2)
+    assert model.generate(**batch, num_beams=2, num_return_sequences=2).shape[0] == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("encoder", "decoder"), [("hubert", "gemma3"), ("whisper", "smollm3"), ("parakeet", "qwen3")])
+def test_half_precision(tmp_path: Path, dtype: torch.dtype, encoder: str, decoder: str) -> None:
+    model, tokenizer = assemble(encoder, decoder)
+    export_model(model, tokenizer, tmp_path / "model")
+    half = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "model", dtype=dtype)
+    assert {tensor.dtype for tensor in half.parameters()} == {dtype}
+    said = heard(half, tokenizer)
+    assert len(said["ids"]) == 2
+    frames = half.encode(waveforms=torch.tensor(clips()[0])[None], lengths=torch.tensor([16_000]))
+    exact = model.encode(torch.tensor(clips()[0])[None], torch.tensor([16_000]))
+    assert frames.values.dtype == dtype
+    error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()
+    assert error < 0.1
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_device_maps(exported: Path, device_map: Any) -> None:
+    model = AutoModel.from_pretrained(exported, device_map=device_map)
+    tokenizer = load_model(exported)[1]
+    assert heard(model, tokenizer) == heard(*load_model(exported))
+
+
+def test_keys_are_refused_by_the_auto_classes_too(tmp_path: Path) -> None:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    change_config(tmp_path / "model", ctc_characters=["a", "b"])
+    with pytest.raises(
+        UserError, match=r"model: the weights are not exactly those .*; mismatched: ctc_head\.bias, ctc"
+    ):
+        AutoModel.from_pretrained(tmp_path / "model")
+    change_config(tmp_path / "model", ctc_characters=None)
+    with pytest.raises(UserError, match=r"unexpected: ctc_head\.bias, ctc_head\.weight \(2\); copy or export it again"):
+        AutoModel.from_pretrained(tmp_path / "model")
+    model, info = TinyAudioModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert set(info["unexpected_keys"]) == {"ctc_head.bias", "ctc_head.weight"}
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModel.from_pretrained(tmp_path / "model")
+
+
+# generation_config.json
+
+
+def test_generation_config_says_what_is_done(tmp_path: Path) -> None:
+    model, tokenizer = assemble(generation=JOINT)
+    export_model(model, tokenizer, tmp_path / "model")
+    said = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert (said.max_new_tokens, said.num_beams, said.do_sample) == (JOINT.max_new_tokens, JOINT.num_beams, False)
+    assert said.eos_token_id == said.pad_token_id == model.config.end_token_id
+    model.save_pretrained(tmp_path / "again")
+    written = (tmp_path / "again" / "generation_config.json").read_text()
+    assert written == (tmp_path / "model" / "generation_config.json").read_text()
+
+
+def change_generation(folder: Path, **fields: Any) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_changed_generation_config_changes_what_is_done(tmp_path: Path) -> None:
+    model, tokenizer = assemble(generation=GREEDY)
+    export_model(model, tokenizer, tmp_path / "model")
+    change_generation(tmp_path / "model", max_new_tokens=3, num_beams=2)
+    for loaded in (AutoModel.from_pretrained(tmp_path / "model"), load_model(tmp_path / "model")[0]):
+        assert type(GREEDY)(**loaded.config.generation) == GREEDY.model_copy(
+            update={"max_new_tokens": 3, "num_beams": 2}
+        )
+        assert loaded.generate(**TinyAudioProcessor(tokenizer)(clips())).shape[1] == 3
+    (tmp_path / "model" / "generation_config.json").unlink()
+    assert AutoModel.from_pretrained(tmp_path / "model").config.generation["max_new_tokens"] == GREEDY.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"do_sample": True}, r"sets do_sample, and transcripts are not sampled; set it to false"),
+        ({"num_beams": 1}, r"cannot be used: .*ctc_weight 0\.3 chooses between several candidates .*; correct it"),
+        ({"max_new_tokens": "many"}, r"cannot be used: .*max_new_tokens"),
+    ],
+)
+def test_a_generation_config_that_cannot_be(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    model, tokenizer = assemble(generation=JOINT)
+    export_model(model, tokenizer, tmp_path / "model")
+    change_generation(tmp_path / "model", **fields)
+    with pytest.raises(UserError, match=r"generation_config\.json of .*" + message):
+        load_model(tmp_path / "model")
+
+
+def test_a_generation_config_that_is_damaged(tmp_path: Path) -> None:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"generation_config\.json of .* cannot be used: Expecting value"):
+        load_model(tmp_path / "model")

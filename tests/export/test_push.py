@@ -1,0 +1,171 @@
+"""``tiny-audio push`` against a hub on this machine that speaks the real one's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.export.test_export import assemble
+from tests.support.hub_uploads import TOKEN, UploadHub, upload_hub
+from tiny_audio.cli import main
+from tiny_audio.export import export_model
+
+# huggingface_hub's own way to send a large file is one that its HTTP library advises against.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("push") / "model"
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, folder, card="---\nlibrary_name: transformers\n---\n# A model\n")
+    (folder / "optimizer.pt").write_bytes(b"a pickle that is nobody's business")
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
+    with upload_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose protocol is a program's own
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def test_the_command_uploads_all_of_an_export_and_nothing_else(exported: Path, tmp_path: Path) -> None:
+    """In a process of its own, which reads HF_ENDPOINT and HF_TOKEN as a user sets them."""
+    with upload_hub() as hub:
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "tiny_audio.cli", "push", str(exported), "me/my-model", "--private"]
+        done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{hub.endpoint}/me/my-model/commit/")
+    files = {path.name: path.read_bytes() for path in exported.iterdir() if path.name != "optimizer.pt"}
+    assert hub.repos == {"me/my-model": files}
+    assert hub.private == {"me/my-model": True}
+    assert [commit["summary"] for commit in hub.commits] == ["A model that tiny-audio exported"]
+
+
+def test_a_repository_that_is_there_gets_a_commit(hub: UploadHub, exported: Path) -> None:
+    hub.repos["me/there"] = {"LICENSE": b"mine"}
+    assert main(["push", str(exported), "me/there"]) == 0
+    assert {"LICENSE", "model.safetensors", "README.md"} <= hub.repos["me/there"].keys()
+    assert not hub.private
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["push", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("error: ") == 1
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "words", "message"),
+    [
+        (
+            "create",
+            401,
+            "Invalid username or password.",
+            r"(401): Invalid username or password.; the token is not valid",
+        ),
+        (
+            "create",
+            403,
+            "You don't have the rights",
+            "(403): You don't have the rights; the token may not write to me/x",
+        ),
+        (
+            "commit",
+            409,
+            "A commit has happened since",
+            "(409): A commit has happened since; the repository was changed",
+        ),
+        ("commit", 412, "Precondition", "(412): Precondition; the repository was changed meanwhile; try again"),
+        ("preupload", 404, "Repository not found", "there is no such owner or repository"),
+    ],
+)
+def test_refusals_of_the_hub(
+    hub: UploadHub,
+    exported: Path,
+    capsys: pytest.CaptureFixture[str],
+    action: str,
+    status: int,
+    words: str,
+    message: str,
+) -> None:
+    hub.refusals[action] = (status, words)
+    said = refused(capsys, str(exported), "me/x")
+    assert "the hub refuses" in said
+    assert message in said
+
+
+def test_a_token_that_is_not_valid(
+    hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    assert "(401): Invalid credentials in Authorization header; the token is not valid" in refused(
+        capsys, str(exported), "me/x"
+    )
+    assert not hub.repos
+
+
+def test_no_token(
+    hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert "there is no token for the hub; set HF_TOKEN to one that may write" in refused(capsys, str(exported), "me/x")
+    assert not hub.requests
+
+
+def test_no_hub(
+    hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert "the hub at http://127.0.0.1:1 cannot be reached: " in refused(capsys, str(exported), "me/x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set, and nothing can be uploaded so; unset it" in refused(capsys, str(exported), "me/x")
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("model", "'model' does not say whose repository; give owner/name"),
+        ("a/b/c", "'a/b/c' is no name of a repository"),
+    ],
+)
+def test_names_that_are_none(exported: Path, capsys: pytest.CaptureFixture[str], repo: str, message: str) -> None:
+    assert message in refused(capsys, str(exported), repo)
+
+
+def test_folders_that_are_no_export(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such folder; give a run's folder" in refused(capsys, str(tmp_path / "nowhere"), "me/x")
+    assert "there is no config.json" in refused(capsys, str(tmp_path), "me/x")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "a model folder of another kind: model_type is 'llama'" in refused(capsys, str(tmp_path), "me/x")
+    (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
+    assert "there are no weights, no *.safetensors" in refused(capsys, str(tmp_path), "me/x")
+    weights = (exported / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:100])
+    assert "model.safetensors: the weights cannot be read: " in refused(capsys, str(tmp_path), "me/x")
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert "the code that runs the model is missing; export it again" in refused(capsys, str(tmp_path), "me/x")
+    (tmp_path / "modeling_tiny_audio.py").touch()
+    config = json.loads((exported / "config.json").read_text())
+    config["encoder"]["pretrained"] = str(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"base_weights": {"encoder": {"tensors": 1}}}))
+    assert f"the encoder's weights stayed in the folder {tmp_path}" in refused(capsys, str(tmp_path), "me/x")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "state.json").touch()
+    assert "this run has no model yet; finish it" in refused(capsys, str(tmp_path), "me/x")

@@ -1,0 +1,347 @@
+"""Exports of what was trained alone, with references to base checkpoints; with merged adapters; the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.export.test_export import GREEDY, TRANSCRIPTS, change_config, heard, losses, offline, only, run
+from tests.support.encoder_checkpoints import original
+from tiny_audio.cli import main
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.export import export_model, load_model
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import PromptConfig, build_prompt
+from tiny_audio.projectors import PROJECTORS
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
+
+
+def language_model(folder: Path, seed: int = 0) -> Path:
+    """A tiny decoder in half precision and its tokenizer, as published."""
+    tiny = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
+    tokenizer = build_tokenizer(tiny, TRANSCRIPTS)
+    torch.manual_seed(seed)
+    decoder: Any = DECODERS.build(tiny, DecoderContext(tokenizer))
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    decoder.model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def bases(tmp_path: Path) -> dict[str, str]:
+    """Folders of an encoder's and a decoder's checkpoint."""
+    original("hubert").save_pretrained(tmp_path / "bases" / "encoder")
+    language_model(tmp_path / "bases" / "decoder")
+    return {kind: str(tmp_path / "bases" / kind) for kind in ("encoder", "decoder")}
+
+
+def trained(bases: dict[str, str], *, lora: bool = True, **encoder: Any) -> tuple[TinyAudioModel, Any]:
+    """A model on frozen checkpoints whose other weights are as after training."""
+    adapters = {"lora": LORA} if lora else {}
+    decoder = DECODERS.parse({"name": "smollm3", "pretrained": bases["decoder"], **adapters})
+    tokenizer = build_tokenizer(decoder, TRANSCRIPTS)
+    torch.manual_seed(1)
+    model = TinyAudioModel.assemble(
+        ENCODERS.parse({"name": "hubert", "pretrained": bases["encoder"], **adapters, **encoder}),
+        PROJECTORS.entry("swiglu").config.tiny(),  # type: ignore[attr-defined]
+        decoder,
+        tokenizer=tokenizer,
+        prompt=build_prompt(PromptConfig(), tokenizer),
+        ctc_vocabulary=CtcVocabulary.of(TRANSCRIPTS),
+        generation=GREEDY,
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+        if parameter.requires_grad and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.4 if "lora" not in name else 0.3)
+    return model.eval(), tokenizer
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_only_what_was_trained_is_written(tmp_path: Path, bases: dict[str, str], lora: bool) -> None:
+    model, tokenizer = trained(bases, lora=lora)
+    export_model(model, tokenizer, tmp_path / "all")
+    export_model(model, tokenizer, tmp_path / "trained", weights="trained")
+    saved = load_file(tmp_path / "trained" / "model.safetensors")
+    frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    assert not saved.keys() & frozen
+    assert {name for name, tensor in model.named_parameters() if tensor.requires_grad} == saved.keys() & dict(
+        model.named_parameters()
+    ).keys()
+    assert any("lora_A" in name for name in saved) == lora
+    references = json.loads((tmp_path / "trained" / "config.json").read_text())["base_weights"]
+    assert references["decoder"]["dtype"] == "bfloat16"
+    assert references["encoder"]["dtype"] == "float32"
+    assert all(len(reference["fingerprint"]) == 64 for reference in references.values())
+    whole, _ = load_model(tmp_path / "all")
+    loaded, loaded_tokenizer = load_model(tmp_path / "trained")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    assert heard(loaded, loaded_tokenizer) == heard(whole, tokenizer)
+    assert any(heard(loaded, tokenizer)["ids"])
+
+
+def test_types_come_back_as_they_were_trained_in(tmp_path: Path, bases: dict[str, str]) -> None:
+    model, tokenizer = trained(bases)
+    for tensor in model.parameters():
+        if not tensor.requires_grad:
+            tensor.data = tensor.data.to(torch.bfloat16)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    loaded, _ = load_model(tmp_path / "model", types_as_saved=True)
+    for name, tensor in model.named_parameters():
+        assert dict(loaded.named_parameters())[name].dtype == tensor.dtype, name
+        assert torch.equal(dict(loaded.named_parameters())[name], tensor), name
+
+
+def test_a_part_that_trained_whole_is_written_whole(tmp_path: Path, bases: dict[str, str]) -> None:
+    model, tokenizer = trained(bases, lora=False, freeze=False)
+    with torch.no_grad():
+        for tensor in model.encoder.parameters():
+            tensor.add_(0.01)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"].keys() == {"decoder"}
+    shutil.rmtree(bases["encoder"])
+    assert heard(load_model(tmp_path / "model")[0], tokenizer) == heard(model.float(), tokenizer)
+
+
+def test_random_parts_need_no_reference(tmp_path: Path) -> None:
+    from tests.export.test_export import assemble
+
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"] == {}
+    assert heard(load_model(tmp_path / "model")[0], tokenizer) == heard(model, tokenizer)
+
+
+def test_a_loaded_model_is_whole_and_saves_so(tmp_path: Path, bases: dict[str, str]) -> None:
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    loaded, _ = load_model(tmp_path / "model")
+    loaded.save_pretrained(tmp_path / "again")
+    shutil.rmtree(Path(bases["encoder"]).parent)
+    again = TinyAudioModel.from_pretrained(tmp_path / "again")
+    assert heard(again, tokenizer) == heard(loaded, tokenizer)
+    half = TinyAudioModel.from_pretrained(tmp_path / "again", dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in half.parameters()} == {torch.bfloat16}
+
+
+def test_of_the_hub_the_commit_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch that moves on, in what a download leaves behind."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    names = {}
+    for kind, folder in bases.items():
+        repository = cache / f"models--somebody--{kind}"
+        shutil.copytree(folder, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(COMMIT)
+        names[kind] = f"somebody/{kind}"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    model, tokenizer = trained(names)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert [config[kind]["revision"] for kind in names] == [COMMIT] * 2
+    assert [config["base_weights"][kind]["fingerprint"] for kind in names] == [COMMIT] * 2
+    moved = COMMIT[::-1]
+    language_model(cache / "models--somebody--decoder" / "snapshots" / moved, seed=1)
+    (cache / "models--somebody--decoder" / "refs" / "main").write_text(moved)
+    assert heard(load_model(tmp_path / "model")[0], tokenizer) == heard(model.float(), tokenizer)
+    shutil.rmtree(cache / "models--somebody--decoder" / "snapshots" / COMMIT)
+    with pytest.raises(UserError, match=rf"smollm3: cannot read 'somebody/decoder' at revision {COMMIT}: "):
+        load_model(tmp_path / "model")
+
+
+def test_a_checkpoint_that_changed(tmp_path: Path, bases: dict[str, str]) -> None:
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    language_model(Path(bases["decoder"]), seed=1)
+    with pytest.raises(UserError, match=r"decoder: '.*' holds other weights than those that this model was trained on"):
+        load_model(tmp_path / "model")
+    with pytest.raises(UserError, match=r"decoder: nothing in '.*' is what this model was trained on: it is another"):
+        export_model(model, tokenizer, tmp_path / "other", weights="trained")
+    assert not (tmp_path / "other").exists()
+    shutil.rmtree(bases["decoder"])
+    with pytest.raises(UserError, match=r"smollm3: there is no folder '.*'; give the folder of a checkpoint"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "lost", ["decoder.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "ctc_head.bias"]
+)
+def test_every_key_is_accounted_for(tmp_path: Path, bases: dict[str, str], lost: str) -> None:
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights[lost]
+    save_file(weights, path, metadata={"format": "pt"})
+    expected = (
+        r"the decoder lacks \d+ tensors, and \d+ are to come from" if "lora" in lost else r"missing: ctc_head\.bias"
+    )
+    for load in (load_model, TinyAudioModel.from_pretrained):
+        with pytest.raises(UserError, match=expected):
+            load(tmp_path / "model")
+
+
+def test_a_tensor_that_the_checkpoint_has_not(tmp_path: Path, bases: dict[str, str]) -> None:
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights["decoder.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    references = json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"]
+    references["decoder"]["tensors"] += 1
+    change_config(tmp_path / "model", base_weights=references)
+    with pytest.raises(UserError, match=r"lora_A.default.weight is missing from the export, and '.*' has none of that"):
+        load_model(tmp_path / "model")
+
+
+# Merged adapters
+
+
+def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str]) -> None:
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "plain")
+    assert main(["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora"]) == 0
+    loaded, _ = load_model(tmp_path / "merged")
+    plain, _ = load_model(tmp_path / "plain")
+    assert not any("lora" in name or "base_layer" in name for name in loaded.state_dict())
+    layer = "model.encoder.layers.0.attention.q_proj"
+    adapted, merged = (model.encoder.get_submodule(layer).double() for model in (plain, loaded))
+    own = torch.randn(50, merged.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(merged(own), adapted(own), rtol=1e-6, atol=1e-6)
+    loaded, plain = loaded.float(), plain.float()
+    torch.testing.assert_close(losses(loaded, tokenizer), losses(plain, tokenizer), rtol=1e-5, atol=0)
+    assert heard(loaded, tokenizer) == heard(plain, tokenizer)
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["encoder"]["lora"], config["decoder"]["lora"]) == (None, None)
+    # What was merged has full precision, the rest is as it was.
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    layer = "decoder.model.model.layers.0.self_attn"
+    assert weights[f"{layer}.q_proj.weight"].dtype == torch.float32
+    assert weights[f"{layer}.k_proj.weight"].dtype == torch.bfloat16
+
+
+def test_merged_and_trained_alone(tmp_path: Path, bases: dict[str, str]) -> None:
+    """Merged layers are no checkpoint's any more; the others are."""
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "plain", weights="trained")
+    command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]
+    assert main(command) == 0
+    saved = load_file(tmp_path / "merged" / "model.safetensors")
+    layer = "decoder.model.model.layers.0.self_attn"
+    assert f"{layer}.q_proj.weight" in saved
+    assert f"{layer}.k_proj.weight" not in saved
+    assert heard(load_model(tmp_path / "merged")[0], tokenizer) == heard(load_model(tmp_path / "plain")[0], tokenizer)
+
+
+LOAD = """
+import json, sys
+site, *folders = sys.argv[1:]
+sys.path.append(site)
+from transformers import AutoModel, AutoTokenizer
+import importlib.util, numpy as np
+for absent in ("tiny_audio", "peft"):
+    assert importlib.util.find_spec(absent) is None, absent
+generator = np.random.default_rng(0)
+clips = [generator.normal(0, 0.1, size).astype(np.float32) for size in (16_000, 9_001)]
+results = []
+for folder in folders:
+    from transformers import AutoProcessor
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    batch = processor(clips)
+    said = [[t.text, t.ctc_text, t.truncated] for t in model.transcribe(**batch, tokenizer=processor.tokenizer)]
+    results.append({"ids": model.generate(**batch).tolist(), "transcripts": said})
+print(json.dumps(results))
+"""
+
+
+def test_without_this_package_and_without_peft(tmp_path: Path, bases: dict[str, str]) -> None:
+    """And whoever trusts the export's code has not trusted that of the base checkpoints."""
+    marker = tmp_path / "ran"
+    for folder in bases.values():
+        path = Path(folder) / "config.json"
+        code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": code}))
+        (Path(folder) / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "plain")
+    export_model(trained(bases, lora=False)[0], tokenizer, tmp_path / "frozen", weights="trained")
+    assert main(["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora"]) == 0
+    folders = [tmp_path / "merged", tmp_path / "frozen"]
+    expected = [heard(*load_model(folder)) for folder in folders]
+    installed = ["torch", "torchaudio", "transformers", "pydantic", "soundfile"]
+    site = only(installed, tmp_path / "site")
+    results = run(sys.executable, ["-I", "-S"], LOAD, site, *folders, cwd=tmp_path, **offline(tmp_path))
+    assert results == expected
+    assert not marker.exists()
+
+
+# The command
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["export", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("error: ") == 1
+    return printed.err
+
+
+def test_bad_input(tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    there, to = str(tmp_path / "model"), str(tmp_path / "to")
+    assert "no such folder; give a run's folder, or that of an exported model" in refused(capsys, there, to)
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "model")
+    assert "--weights some: choose all, or trained" in refused(capsys, there, to, "--weights", "some")
+    assert "model is the model that is to be exported; give another folder" in refused(capsys, there, there)
+    assert "holds something else than an exported model" in refused(capsys, there, bases["encoder"])
+    assert "a model folder of another kind: model_type is 'hubert'" in refused(capsys, bases["encoder"], to)
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    assert "the weights cannot be read, the folder is damaged" in refused(capsys, there, to)
+    save_file({"a": torch.zeros(1)}, weights, metadata={"format": "pt"})
+    assert "the weights are not exactly those of the model that config.json describes; missing: " in refused(
+        capsys, there, to
+    )
+    weights.write_bytes(whole)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "state.json").write_text("{}")
+    assert "run: this run has no model yet; finish it with the command" in refused(capsys, str(run_folder), to)
+    shutil.copytree(tmp_path / "model", run_folder / "model")
+    (run_folder / "report.json").write_text("{}")
+    assert "report.json: it is damaged, or of another version: KeyError: 'recipe'" in refused(
+        capsys, str(run_folder), to
+    )
+    assert not Path(to).exists()
+
+
+def test_a_card_goes_along(tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = trained(bases, lora=False)
+    export_model(model, tokenizer, tmp_path / "model", card="# Mine\n")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "to"), "--merge-lora"]) == 0
+    assert (tmp_path / "to" / "README.md").read_text() == "# Mine\n"
+    assert "MB; adapters of 0 layers merged\n" in capsys.readouterr().out

@@ -1,0 +1,363 @@
+"""``pipeline("automatic-speech-recognition", model=…)``: every form of a recording, alone and in batches."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import pipeline
+
+from tests.conftest import write_odd_clips
+from tests.export.test_export import INSTALLED, assemble, offline, only, run
+from tiny_audio.audio.load import AudioError, load_audio, waveform_of
+from tiny_audio.config import UserError
+from tiny_audio.export import export_model, load_model
+from tiny_audio.inference.pipeline import TinyAudioPipeline
+from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.model.model import TinyAudioModel
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TASK = "automatic-speech-recognition"
+
+
+def voice(seconds: float, pitch: float, rate: int = 16_000) -> np.ndarray[Any, Any]:
+    """What no guard takes for noise or tones: a pitch that moves, overtones that change, between short silences."""
+    rng = np.random.default_rng(0)
+    samples, step = int(seconds * rate), int(0.15 * rate)
+    time = np.arange(samples) / rate
+    phase = 2 * np.pi * np.cumsum(pitch * (1 + 0.2 * np.sin(2 * np.pi * 3.1 * time))) / rate
+    sound = 0.003 * rng.standard_normal(samples)
+    for overtone in range(1, 30):
+        loudness = np.repeat(rng.uniform(0, 1, samples // step + 1) ** 2, step)[:samples]
+        sound += 0.1 * loudness / overtone**0.5 * np.sin(overtone * phase) * (0.55 + 0.45 * np.sin(8 * np.pi * time))
+    edge = np.zeros(rate // 4)
+    return np.concatenate([edge, sound, edge]).astype(np.float32)
+
+
+def talkative() -> tuple[TinyAudioModel, Any]:
+    """A tiny random model whose CTC head believes whatever the decoder says."""
+    model, tokenizer = assemble()
+    assert model.ctc_head is not None
+    with torch.no_grad():
+        model.ctc_head.weight.zero_()
+        model.ctc_head.bias.zero_()
+        model.ctc_head.bias[2] = 0.001
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model, and sounds in every format."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    model, tokenizer = talkative()
+    export_model(model, tokenizer, folder / "model")
+    soundfile.write(folder / "a.wav", voice(0.9, 110), 16_000)
+    soundfile.write(folder / "b.flac", np.stack([voice(1.6, 150, 44_100)] * 2, axis=1), 44_100)
+    soundfile.write(folder / "c.mp3", voice(1.2, 200, 22_050), 22_050)
+    soundfile.write(folder / "d.ogg", voice(0.6, 90, 8_000), 8_000)
+    return folder
+
+
+FILES = ("a.wav", "b.flac", "c.mp3", "d.ogg")
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Any:
+    pipe = pipeline(TASK, model=str(folder / "model"), trust_remote_code=True, device="cpu")
+    assert type(pipe).__module__.startswith("transformers_modules.")
+    return pipe
+
+
+def expected(folder: Path, **settings: Any) -> list[str]:
+    """What ``tiny-audio transcribe`` hears in each file."""
+    model, tokenizer = load_model(folder / "model")
+    model.config.generation |= settings
+    waveforms = [load_audio(folder / name, max_duration_s=60.0) for name in FILES]
+    return [heard.text for name in waveforms for heard in Recogniser(model, tokenizer).transcribe([name])]
+
+
+def test_files_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:
+    paths = [str(folder / name) for name in FILES]
+    texts = expected(folder)
+    assert any(texts), "nothing was said: equality shows little"
+    assert [pipe(path) for path in paths] == [{"text": text} for text in texts]
+    assert pipe(paths) == [{"text": text} for text in texts]
+    for batch_size in (2, 3, 4):
+        assert pipe(paths, batch_size=batch_size) == [{"text": text} for text in texts]
+    assert pipe(tuple(paths)) == [{"text": text} for text in texts]
+    assert list(pipe(path for path in paths)) == [{"text": text} for text in texts]
+    assert pipe([]) == []
+
+
+def test_every_form_of_a_recording(folder: Path, pipe: Any) -> None:
+    samples, rate = soundfile.read(folder / "b.flac", dtype="float32")
+    text = pipe(str(folder / "b.flac"))
+    channels = samples.T
+    forms = {
+        "path": folder / "b.flac",
+        "bytes": (folder / "b.flac").read_bytes(),
+        "bytearray": bytearray((folder / "b.flac").read_bytes()),
+        "raw": {"raw": samples[:, 0], "sampling_rate": rate},
+        "array": {"array": samples[:, 0].astype(np.float64), "sampling_rate": rate, "path": "elsewhere.wav"},
+        "a rate of numpy's": {"raw": samples[:, 0], "sampling_rate": np.int64(rate)},
+        "channels": {"raw": channels, "sampling_rate": rate},
+        "a tensor": {"raw": torch.tensor(samples[:, 0]), "sampling_rate": rate},
+        "a data set's bytes": {"bytes": (folder / "b.flac").read_bytes(), "path": None},
+        "a data set's path": {"bytes": None, "path": str(folder / "b.flac")},
+        "samples at 16 kHz": load_audio(folder / "b.flac", max_duration_s=60).numpy(),
+    }
+    for form, recording in forms.items():
+        assert pipe(recording) == text, form
+    assert pipe(list(forms.values()), batch_size=4) == [text] * len(forms)
+
+
+def test_a_recording_on_the_web(folder: Path, pipe: Any) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert pipe(f"{url}/a.wav") == pipe(str(folder / "a.wav"))
+        with pytest.raises(ValueError, match=r"/none.wav: cannot be fetched: .*404"):
+            pipe(f"{url}/none.wav")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    with pytest.raises(ValueError, match=r"/a.wav: cannot be fetched: "):
+        pipe(f"{url}/a.wav")
+
+
+def test_settings_of_a_call_and_of_the_pipeline(folder: Path, pipe: Any) -> None:
+    path = str(folder / "b.flac")
+    short = expected(folder, max_new_tokens=2)[1]
+    assert short != expected(folder)[1]
+    assert pipe(path, max_new_tokens=2)["text"] == short
+    assert pipe(path, generate_kwargs={"max_new_tokens": 2})["text"] == short
+    assert pipe(path)["text"] == expected(folder)[1]
+    own = pipeline(TASK, model=str(folder / "model"), trust_remote_code=True, device="cpu", max_new_tokens=2)
+    assert own(path)["text"] == short
+    assert own(path, max_new_tokens=8)["text"] == expected(folder)[1]
+    assert pipe(path, chunk_length_s=30, stride_length_s=(4, 2))["text"] == expected(folder)[1]
+
+
+def test_calls_at_one_time_keep_to_their_own_settings(folder: Path, pipe: Any) -> None:
+    path, before = str(folder / "b.flac"), dict(pipe.model.config.generation)
+    texts = {limit: expected(folder, max_new_tokens=limit)[1] for limit in (2, 5)}
+    assert len(set(texts.values())) == 2
+    with ThreadPoolExecutor(4) as pool:
+        heard = list(pool.map(lambda limit: (limit, pipe(path, max_new_tokens=limit)["text"]), [2, 5] * 10))
+    assert all(text == texts[limit] for limit, text in heard)
+    assert pipe.model.config.generation == before
+
+
+def test_timestamps(folder: Path, pipe: Any) -> None:
+    path = str(folder / "b.flac")
+    words = pipe(path, return_timestamps="word")
+    assert [chunk["text"] for chunk in words["chunks"]] == words["text"].split()
+    starts = [chunk["timestamp"][0] for chunk in words["chunks"]]
+    assert starts == sorted(starts)
+    assert all(0 <= start <= end <= 2.2 for start, end in (chunk["timestamp"] for chunk in words["chunks"]))
+    pieces = pipe([path, str(folder / "a.wav")], return_timestamps=True, batch_size=2)
+    assert " ".join(chunk["text"] for chunk in pieces[0]["chunks"]) == pieces[0]["text"] == words["text"]
+    assert "chunks" not in pipe(path, return_timestamps=False)
+
+
+def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
+    model, tokenizer = assemble(ctc=False)
+    pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
+    with pytest.raises(
+        UserError, match="return_timestamps='word' needs a CTC head, which this model has not; choose True"
+    ):
+        pipe(np.zeros(16_000, dtype=np.float32), return_timestamps="word")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"return_timestamps": "char"},
+            r"return_timestamps='char': choose 'word', True \(pieces of speech\), or False",
+        ),
+        ({"language": "en", "task": "x"}, "language, task: no argument of this pipeline; it takes batch_size, return_"),
+        ({"max_new_tokens": 0}, "generation settings: max_new_tokens: Input should be greater than 0"),
+        ({"ctc_weight": 0.5}, "generation settings: .*chooses between several candidates and num_beams is 1"),
+    ],
+)
+def test_arguments_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    model, tokenizer = assemble()
+    with pytest.raises(UserError, match=message):
+        TinyAudioPipeline(model, tokenizer, device="cpu")(np.zeros(16_000, dtype=np.float32), **settings)
+
+
+def test_recordings_that_cannot_be(tmp_path: Path) -> None:
+    write_odd_clips(tmp_path)
+    model, tokenizer = assemble()
+    pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
+    for recording, message in (
+        (str(tmp_path / "nowhere.wav"), "nowhere.wav: no such file"),
+        (str(tmp_path / "text.wav"), "text.wav: not an audio file that can be decoded"),
+        (b"no audio", "audio of 8 bytes: not an audio file that can be decoded"),
+        ({"raw": np.zeros(9000, dtype=np.float32)}, "sampling_rate is None beside the samples; give a whole number"),
+        ({"raw": np.zeros(9000, dtype=np.int16), "sampling_rate": 8000}, "samples of int16; floating-point ones"),
+        ({"text": "hello"}, "a recording of the type dict was given; give a path, a URL, the bytes of a file"),
+        (3, "a recording of the type int was given"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe(recording)
+        with pytest.raises(UserError, match=message):
+            pipe([recording, recording], batch_size=2)
+
+
+def test_a_tokenizer_without_padding_is_no_hindrance(folder: Path) -> None:
+    model, tokenizer = talkative()
+    tokenizer.pad_token = None
+    pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
+    paths = [str(folder / name) for name in FILES]
+    assert pipe(paths, batch_size=2) == pipe(paths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
+    pipe = pipeline(TASK, model=str(folder / "model"), trust_remote_code=True, device="cpu", dtype=dtype)
+    assert pipe.dtype == dtype
+    assert isinstance(pipe(str(folder / "a.wav"))["text"], str)
+
+
+def test_a_pipeline_saves_itself(folder: Path, tmp_path: Path, pipe: Any) -> None:
+    pipe.save_pretrained(tmp_path / "again")
+    shutil.copy(folder / "model" / "modeling_tiny_audio.py", tmp_path / "again")
+    model, tokenizer = load_model(tmp_path / "again")
+    again = TinyAudioPipeline(model, tokenizer, device="cpu")
+    assert again(str(folder / "b.flac")) == pipe(str(folder / "b.flac"))
+
+
+# Samples that are decoded already
+
+
+def test_samples_are_heard_as_a_file_of_them(tmp_path: Path) -> None:
+    samples = np.stack([voice(0.5, 110, 44_100), voice(0.5, 200, 44_100)])
+    soundfile.write(tmp_path / "a.wav", samples.T, 44_100, "FLOAT")
+    wanted = load_audio(tmp_path / "a.wav", max_duration_s=60)
+    found = waveform_of(torch.tensor(samples), 44_100, max_duration_s=60, name="x")
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "reason", "message"),
+    [
+        (
+            torch.ones(9000, dtype=torch.int32),
+            16_000,
+            "undecodable",
+            "x: samples of int32; .* divide 16-bit samples by",
+        ),
+        (torch.ones(9000, 2), 16_000, "channels", r"x: samples of the shape \(9000, 2\); .*gives the transpose"),
+        (torch.ones(2, 2, 2), 16_000, "channels", r"x: samples of the shape \(2, 2, 2\)"),
+        (torch.ones(9000), 10, "sample_rate", "x: 10 samples a second; 1,000 to 768,000 are allowed"),
+        (torch.ones(9000), 1_000, "too_long", "x: 9.00 s of audio; at most 5 s is allowed"),
+        (torch.ones(9), 16_000, "too_short", "x: 9 samples at 16,000 Hz; at least 0.025 s is needed"),
+        (torch.full((9000,), torch.nan), 16_000, "non_finite", "x: holds NaN or infinite samples"),
+        (torch.full((9000,), 1e9), 16_000, "out_of_range", "x: holds samples above 65,536 times full scale"),
+    ],
+)
+def test_samples_that_cannot_be(samples: torch.Tensor, rate: int, reason: str, message: str) -> None:
+    with pytest.raises(AudioError, match=message) as raised:
+        waveform_of(samples, rate, max_duration_s=5, name="x")
+    assert raised.value.reason == reason
+
+
+# Where this package is not installed
+
+LISTEN = """
+import json, os, shutil, sys
+site, folder, *paths = sys.argv[1:]
+if site:
+    sys.path.append(site)
+import importlib.util
+assert importlib.util.find_spec("tiny_audio") is None
+assert shutil.which("ffmpeg") is None
+import soundfile
+from transformers import pipeline
+
+task = "automatic-speech-recognition"
+pipe = pipeline(task, model=folder, trust_remote_code=True)
+samples, rate = soundfile.read(paths[1], dtype="float32")
+results = {
+    "alone": [pipe(path)["text"] for path in paths],
+    "batches": [row["text"] for row in pipe(paths, batch_size=8)],
+    "raw": pipe({"raw": samples.T, "sampling_rate": rate}, max_new_tokens=2)["text"],
+    "words": [chunk["text"] for chunk in pipe(paths[1], return_timestamps="word")["chunks"]],
+}
+pipe.model.save_pretrained(folder + "-again")
+pipe.tokenizer.save_pretrained(folder + "-again")
+again = pipeline(model=folder + "-again", trust_remote_code=True)
+results["again"] = [row["text"] for row in again(paths, batch_size=3)]
+again.save_pretrained(folder + "-third")
+third = pipeline(task, model=folder + "-third", trust_remote_code=True)
+results["third"] = [row["text"] for row in third(paths)]
+# As after a download from the hub, whose names have dots and dashes.
+hub = pipeline(task, model="some-body/a.model", trust_remote_code=True)
+results["hub"] = [row["text"] for row in hub(paths)]
+assert "tiny_audio" not in sys.modules
+print(json.dumps(results))
+"""
+
+
+def check_listening(folder: Path, tmp_path: Path, python: Path | str, flags: list[str], site: Path | str) -> None:
+    """That a process with neither this package nor any program hears what this one does."""
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    shutil.copytree(folder / "model", tmp_path / "a-model.v1")
+    repository = tmp_path / "hub" / "models--some-body--a.model"
+    shutil.copytree(folder / "model", repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    texts = expected(folder)
+    paths = [folder / name for name in FILES]
+    environment = {**offline(tmp_path), "PATH": str(nothing), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    found = run(python, flags, LISTEN, site, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
+    assert found == {
+        "alone": texts,
+        "batches": texts,
+        "raw": expected(folder, max_new_tokens=2)[1],
+        "words": texts[1].split(),
+        "again": texts,
+        "third": texts,
+        "hub": texts,
+    }
+    config = json.loads((tmp_path / "a-model.v1-again" / "config.json").read_text())
+    assert config["custom_pipelines"][TASK]["impl"] == "pipeline_tiny_audio.TinyAudioPipeline"
+
+
+def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -> None:
+    check_listening(folder, tmp_path, sys.executable, ["-I", "-S"], only(INSTALLED, tmp_path / "site"))
+
+
+@pytest.mark.slow
+def test_in_a_fresh_environment(folder: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pins = tmp_path / "constraints.txt"
+    pins.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in INSTALLED))
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, *INSTALLED], check=True)
+    check_listening(folder, tmp_path, python, ["-I"], "")

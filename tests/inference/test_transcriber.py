@@ -1,0 +1,236 @@
+"""Recordings of any length through a tiny model: what is whole, what is cut, and that batches change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.test_model import assemble
+from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE, Frames
+from tiny_audio.inference.speech_activity import Piece
+from tiny_audio.inference.transcriber import Recogniser, Segment, Transcription
+from tiny_audio.model.decoding import GenerationConfig, Transcript
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def burst(duration_s: float, seed: int = 0) -> Tensor:
+    return 0.1 * torch.randn(round(duration_s * SAMPLE_RATE), generator=torch.Generator().manual_seed(seed))
+
+
+def pause(duration_s: float) -> Tensor:
+    return torch.zeros(round(duration_s * SAMPLE_RATE))
+
+
+def long(count: int) -> Tensor:
+    parts = [part for number in range(count) for part in (pause(1), burst(0.5 + 0.3 * (number % 5), number))]
+    return torch.cat([*parts, pause(1)])
+
+
+def recogniser(*, head: bool = True, guard: bool = False, max_padded_s: float = 20.0) -> Recogniser:
+    return Recogniser(*assemble(head=head), max_padded_s=max_padded_s, guard=guard)
+
+
+def test_what_the_encoder_takes_is_transcribed_as_the_model_does() -> None:
+    model, tokenizer = assemble()
+    clips = [burst(duration, number) for number, duration in enumerate((1.0, 0.4, 2.2))]
+    clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # silence at the ends stays
+    heard = Recogniser(model, tokenizer, guard=False).transcribe(clips)
+    for clip, one in zip(clips, heard, strict=True):
+        (wanted,) = model.transcribe(clip[None], torch.tensor([len(clip)]), tokenizer)
+        (segment,) = one.segments
+        assert (one.text, segment.ctc_text, segment.truncated) == (wanted.text, wanted.ctc_text, wanted.truncated)
+        assert (segment.start_s, segment.end_s, one.duration_s) == (
+            0.0,
+            len(clip) / SAMPLE_RATE,
+            len(clip) / SAMPLE_RATE,
+        )
+        assert segment.words is None
+        assert segment.suppressed is None
+    assert any(one.text for one in heard)
+    assert (heard[0].truncated, heard[0].ctc_text) == (heard[0].segments[0].truncated, heard[0].segments[0].ctc_text)
+
+
+def test_long_recordings_are_cut_and_joined_in_order() -> None:
+    found = recogniser()
+    waveform = long(14)
+    assert len(waveform) / SAMPLE_RATE > found.whole_s
+    (heard,) = found.transcribe([waveform])
+    assert len(heard.segments) == 14
+    assert all(segment.end_s - segment.start_s <= found.whole_s for segment in heard.segments)
+    starts = [segment.start_s for segment in heard.segments]
+    assert starts == sorted(starts)
+    assert heard.duration_s == len(waveform) / SAMPLE_RATE
+    assert heard.text == " ".join(segment.text for segment in heard.segments if segment.text)
+    alone = found.transcribe(
+        [waveform[round(s.start_s * SAMPLE_RATE) : round(s.end_s * SAMPLE_RATE)] for s in heard.segments]
+    )
+    assert [one.text for one in alone] == [segment.text for segment in heard.segments]
+
+
+def test_an_encoder_without_a_limit_takes_no_more_than_it_can_have_learned() -> None:
+    found = Recogniser(*assemble(encoder="hubert"), guard=False)
+    assert found.whole_s == 30.0
+    whole, cut = found.transcribe([long(14)[: 29 * SAMPLE_RATE], long(16)])
+    assert len(whole.segments) == 1
+    assert len(cut.segments) == 16
+
+
+@pytest.mark.parametrize("max_padded_s", [0.1, 7.0, 1000.0])
+def test_batches_and_blocks_change_nothing(max_padded_s: float) -> None:
+    waveforms = [long(14), burst(1.0), long(3), pause(0), long(20)]
+    wanted = recogniser().transcribe(waveforms, word_timestamps=True)
+    other = recogniser(max_padded_s=max_padded_s)
+    found = [event for _, event in other.stream((wave.split(7_777) for wave in waveforms), word_timestamps=True)]
+    whole = [event for event in found if isinstance(event, Transcription)]
+    assert [(one.text, one.duration_s) for one in whole] == [(one.text, one.duration_s) for one in wanted]
+    for mine, theirs in zip(whole, wanted, strict=True):
+        assert [word.text for part in mine.segments for word in part.words or ()] == mine.text.split()
+        for a, b in zip(mine.segments, theirs.segments, strict=True):
+            assert (a.start_s, a.end_s, a.ctc_text, a.truncated) == (b.start_s, b.end_s, b.ctc_text, b.truncated)
+
+
+def test_a_stream_gives_segments_before_the_end_and_counts_all_seconds() -> None:
+    waveform, taken, done = long(60), 0, list[float]()
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal taken
+        for block in waveform.split(SAMPLE_RATE):
+            taken += 1
+            yield block
+
+    events = recogniser(max_padded_s=5.0).stream([blocks(), [burst(1.0)]], on_progress=done.append)
+    number, first = next(events)
+    assert number == 0
+    assert isinstance(first, Segment)
+    assert taken < len(waveform) / SAMPLE_RATE
+    numbers = [number for number, _ in events]
+    assert numbers == sorted(numbers)
+    assert sum(done) == pytest.approx(len(waveform) / SAMPLE_RATE + 1.0)
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["drafted", "plain"])
+def test_a_text_is_told_token_by_token(head: bool) -> None:
+    found, waveforms = recogniser(head=head), [burst(1.0), long(14), burst(2.0, 1)]
+    told: dict[tuple[int, float], list[str]] = {}
+
+    def on_text(number: int, start_s: float, text: str) -> None:
+        told.setdefault((number, start_s), []).append(text)
+
+    said, whole = {}, []
+    for number, event in found.stream(([wave] for wave in waveforms), on_text=on_text):
+        if isinstance(event, Segment):
+            said[number, event.start_s] = event.text
+        else:
+            whole.append(event)
+    assert whole == found.transcribe(waveforms)
+    assert {key: texts[-1] for key, texts in told.items()} == said
+    assert all(later.startswith(earlier) for texts in told.values() for earlier, later in pairwise(texts))
+    assert max(len(set(texts)) for texts in told.values()) > 3
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_beams_tell_the_likeliest_text_so_far(ctc_weight: float) -> None:
+    settings = GenerationConfig(max_new_tokens=12, num_beams=3, ctc_weight=ctc_weight)
+    found, waveforms = Recogniser(*assemble(settings), guard=False), [burst(1.0), burst(2.0, 1)]
+    told: dict[int, list[str]] = {0: [], 1: []}
+    events = found.stream(([wave] for wave in waveforms), on_text=lambda number, _, text: told[number].append(text))
+    assert [event for _, event in events if isinstance(event, Transcription)] == found.transcribe(waveforms)
+    for number, texts in told.items():
+        assert len(set(texts)) > 3
+        alone: list[str] = []
+        list(found.stream([[waveforms[number]]], on_text=lambda _, __, text, alone=alone: alone.append(text)))
+        assert texts[: len(alone)] == alone[: len(texts)], "of its own beams"
+
+
+def test_guards_write_nothing_where_nobody_speaks() -> None:
+    found = recogniser(guard=True).transcribe([pause(1), burst(1.0), pause(0)], word_timestamps=True)
+    assert [one.text for one in found] == ["", "", ""]
+    assert [segment.suppressed for one in found for segment in one.segments] == ["silence", "noise"]
+    assert found[0].segments[0].words == ()
+    assert found[0].ctc_text is None
+    assert recogniser().transcribe([burst(1.0)])[0].text
+
+
+def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
+    """Logits of a head that hears ``text`` clearly, a blank after each character."""
+    frames = torch.zeros(1, 2 * len(text) + 1, len(vocabulary) + 1)
+    frames[0, :, 0] = 10.0
+    for index, character in enumerate(text):
+        frames[0, 2 * index, 0] = 0.0
+        frames[0, 2 * index, vocabulary.index(character) + 1] = 10.0
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("head_hears", "decoder_writes", "text", "reason"),
+    [
+        ("one two three", "one two three", "one two three", None),
+        ("one two thre", "one two three", "one two three", None),
+        ("one two three", "One, two: three!", "One, two: three!", None),
+        ("", "one", "", "ctc_silent"),
+        ("", "", "", None),
+        ("zero", "four five six one two three", "", "ctc_disagrees"),
+        ("one two", "one two two two two two two two two two", "one two", "loop"),
+        ("two two two two", "two two two two", "two two two two", None),
+    ],
+)
+def test_the_head_is_asked(head_hears: str, decoder_writes: str, text: str, reason: str | None) -> None:
+    model, tokenizer = assemble()
+    assert model.ctc_vocabulary is not None
+    logits = posteriors(head_hears, model.ctc_vocabulary.characters)
+    frames = Frames(torch.zeros(1, logits.shape[1], 4), torch.tensor([logits.shape[1]]), 50.0, logits)
+    piece = Piece(SAMPLE_RATE, burst(logits.shape[1] / 50))
+    transcript = Transcript(decoder_writes, head_hears, False)
+    segment = Recogniser(model, tokenizer)._segment(piece, transcript, frames, True)
+    assert (segment.text, segment.suppressed) == (text, reason)
+    assert segment.words is not None
+    assert [word.text for word in segment.words] == text.split()
+    assert all(segment.start_s <= word.start_s <= word.end_s <= segment.end_s + 0.1 for word in segment.words)
+    assert (segment.confidence is None) == (not text)
+
+
+@pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
+def test_too_few_frames_for_a_text_say_nothing_against_it(num_frames: int, suppressed: str | None) -> None:
+    """At 12.5 frames a second a fast talker says more characters than there are; nobody says 40 in a second."""
+    model, tokenizer = assemble()
+    assert model.ctc_vocabulary is not None
+    text = "one two three four five"
+    logits = posteriors("one", model.ctc_vocabulary.characters)
+    logits = torch.cat([logits, logits[:, 1:2].expand(-1, num_frames - logits.shape[1], -1)], dim=1)  # and blanks
+    frames = Frames(torch.zeros(1, num_frames, 4), torch.tensor([num_frames]), 12.5, logits)
+    piece = Piece(0, burst(num_frames / 12.5))
+    heard = Recogniser(model, tokenizer)._guarded(piece, Transcript(text, "one", False), frames)
+    assert heard == ((text, None) if suppressed is None else ("", suppressed))
+
+
+def test_without_a_head_only_a_loop_that_shows_is_written_once() -> None:
+    model, tokenizer = assemble(head=False)
+    piece, frames = Piece(0, burst(1.0)), Frames(torch.zeros(1, 50, 4), torch.tensor([50]), 50.0)
+    transcript = Transcript("no no no no", None, True)
+    found = Recogniser(model, tokenizer)
+    looped = found._segment(piece, transcript, frames, False)
+    assert (looped.text, looped.suppressed, looped.truncated, looped.confidence) == ("no", "loop", True, None)
+    ended = found._segment(piece, replace(transcript, truncated=False), frames, False)
+    assert (ended.text, ended.suppressed) == ("no no no no", None)
+
+
+def test_word_timestamps_need_a_head() -> None:
+    found = recogniser(head=False)
+    assert not found.times_words
+    with pytest.raises(
+        UserError, match="found by the CTC head, and this model has none; train one with a section `ctc`"
+    ):
+        found.transcribe([burst(1.0)], word_timestamps=True)
+    assert found.transcribe([burst(1.0)])[0].ctc_text is None
+
+
+def test_a_batch_needs_room() -> None:
+    with pytest.raises(UserError, match=r"max_padded_s is 0; a batch holds more than 0 seconds"):
+        recogniser(max_padded_s=0)

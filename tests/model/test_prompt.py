@@ -1,0 +1,302 @@
+"""The prompt, with real tokenizers: trained ones, those in the formats of published families, and broken ones."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_tokenizers import chat_tokenizer
+from pydantic import ValidationError
+from transformers.utils import chat_template_utils
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DecoderConfig, build_tokenizer
+from tiny_audio.decoders.smollm3 import SmolLM3Config
+from tiny_audio.model.prompt import AUDIO, Prompt, PromptConfig, build_prompt
+
+TEXTS = ["one two three", "Transcribe: now", "system says hello /no_think"]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    config: DecoderConfig = SmolLM3Config.tiny()
+    return build_tokenizer(config, TEXTS)
+
+
+def rendered(prompt: Prompt, tokenizer: Any) -> str:
+    prefix, suffix = (tokenizer.decode(list(ids)) for ids in (prompt.prefix_ids, prompt.suffix_ids))
+    return f"{prefix}{AUDIO}{suffix}"
+
+
+def test_the_audio_stands_where_the_template_puts_the_user(tokenizer: Any) -> None:
+    prompt = build_prompt(PromptConfig(), tokenizer)
+    assert rendered(prompt, tokenizer) == "<|user|>{audio}<|assistant|>"
+    assert prompt.end_id == tokenizer.eos_token_id != tokenizer.pad_token_id
+
+
+def test_words_go_around_the_audio(tokenizer: Any) -> None:
+    prompt = build_prompt(PromptConfig(user="Transcribe: {audio} now"), tokenizer)
+    assert rendered(prompt, tokenizer) == "<|user|>Transcribe: {audio} now<|assistant|>"
+
+
+def test_a_system_message_comes_first(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>"]}, replace_extra_special_tokens=False)
+    prompt = build_prompt(PromptConfig(system="/no_think"), tokenizer)
+    assert rendered(prompt, tokenizer) == "<|system|>/no_think<|user|>{audio}<|assistant|>"
+
+
+def test_no_token_is_added_on_the_way(tokenizer: Any) -> None:
+    before = len(tokenizer)
+    prompt = build_prompt(PromptConfig(), tokenizer)
+    special = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+    assert [*prompt.prefix_ids, *prompt.suffix_ids] == special
+    assert len(tokenizer) == before
+
+
+def test_the_same_prompt_twice(tokenizer: Any) -> None:
+    config = PromptConfig(user="Transcribe: {audio}")
+    assert build_prompt(config, tokenizer) == build_prompt(config, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (PromptConfig(), "{audio}"),
+        (PromptConfig(user="Transcribe: {audio} now"), "Transcribe: {audio} now"),
+        (PromptConfig(system="system "), "system {audio}"),
+    ],
+)
+def test_a_tokenizer_without_a_template_takes_plain_text(tokenizer: Any, config: PromptConfig, text: str) -> None:
+    tokenizer.chat_template = None
+    assert rendered(build_prompt(config, tokenizer), tokenizer) == text
+
+
+def test_plain_text_starts_with_the_token_that_starts_texts(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    tokenizer.bos_token = "<|user|>"
+    assert build_prompt(PromptConfig(), tokenizer).prefix_ids == (tokenizer.bos_token_id,)
+
+
+@pytest.mark.parametrize(
+    ("template", "times"),
+    [
+        ("fixed text", 0),
+        ("{{ messages | length }}", 0),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", 2),
+        ("{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}", 0),
+    ],
+)
+def test_a_template_without_one_place_for_the_audio_is_refused(tokenizer: Any, template: str, times: int) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(
+        UserError, match=rf"^prompt: the chat template shows the user message {times} times, so the audio has no single"
+    ):
+        build_prompt(PromptConfig(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('System role not supported') }}",
+        "{% for m in messages %}",
+        "{{ nothing.there.is }}",
+        "{{ messages[5].content }}",
+    ],
+)
+def test_a_template_that_fails_is_the_users_to_mend(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=r"^prompt: the chat template"):
+        build_prompt(PromptConfig(system="hello"), tokenizer)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
+    tokenizer.eos_token = None
+    assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    tokenizer.chat_template = None
+    with pytest.raises(
+        UserError, match=r"^prompt: the tokenizer has no end-of-text token, so generation could not stop"
+    ):
+        build_prompt(PromptConfig(), tokenizer)
+
+
+@pytest.mark.parametrize(("user", "times"), [("", 0), ("hello", 0), ("{Audio}", 0), ("{audio} {audio}", 2)])
+def test_the_audio_comes_once(user: str, times: int) -> None:
+    with pytest.raises(ValidationError, match=rf"must contain {{audio}} exactly once, and contains it {times} times"):
+        PromptConfig(user=user)
+
+
+def test_a_prompt_that_a_small_tokenizer_cannot_spell_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"^prompt: the tokenizer has no token for a part of .*TRANSCRIBE.*; one trained"
+    ):
+        build_prompt(PromptConfig(user="TRANSCRIBE {audio}"), tokenizer)
+
+
+# --- published families
+
+HELLO = "hello there"
+FAMILIES = {
+    # family: (system, what is rendered around the audio, the end of a turn)
+    "smollm2": (
+        "Listen.",
+        "<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\nTranscribe: {audio}<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "smollm3": (
+        "/no_think /system_override",
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nTranscribe: {audio}<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n",
+        "<|im_end|>",
+    ),
+    "qwen3": (
+        None,
+        "<|im_start|>user\nTranscribe: {audio}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "<|im_end|>",
+    ),
+    "llama": (
+        "Listen.",
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nListen.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nTranscribe: {audio}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "gemma3": (
+        "Listen.",
+        "<bos><start_of_turn>user\nListen.\n\nTranscribe: {audio}<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+    ),
+    "gemma2": (
+        "Listen.",
+        "<bos><start_of_turn>user\nListen.\n\nTranscribe: {audio}<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+    ),
+    "mistral": ("Listen.", "<s>[INST] Listen.\n\nTranscribe: {audio} [/INST]", "</s>"),
+    "zephyr": ("Listen.", "<|user|>\nListen.\n\nTranscribe: {audio}</s>\n<|assistant|>\n", "</s>"),
+    "r1": (None, "<|begin|><|user|>Transcribe: {audio}<|assistant|><think>\n\n</think>\n\n", "<|end|>"),
+    "pythia": ("Listen. ", "<|endoftext|>Listen. Transcribe: {audio}", "<|endoftext|>"),
+}
+
+
+def family_prompt(family: str, folder: Path) -> tuple[Any, PromptConfig, Prompt]:
+    tokenizer = chat_tokenizer(family, folder)
+    config = PromptConfig(system=FAMILIES[family][0], user="Transcribe: {audio}")
+    return tokenizer, config, build_prompt(config, tokenizer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_each_family_reads(family: str, tmp_path: Path) -> None:
+    tokenizer, _, prompt = family_prompt(family, tmp_path)
+    _, wanted, end = FAMILIES[family]
+    found = spelled(tokenizer, prompt.prefix_ids) + AUDIO + spelled(tokenizer, prompt.suffix_ids)
+    if family in ("mistral", "zephyr"):  # the space in front of a text, and after a special token
+        found = found.removeprefix(" ").replace("<s> ", "<s>").replace("</s> ", "</s>")
+    assert found == wanted
+    assert tokenizer.convert_ids_to_tokens(prompt.end_id) == end
+
+
+def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    """The text of ids; a SentencePiece decoder would take the first one's space away, so its pieces are joined."""
+    if tokenizer.unk_token is None:
+        return str(tokenizer.decode(list(ids)))
+    pieces = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+    for byte in {*range(32), *map(ord, "<|>")}:
+        pieces = pieces.replace(f"<0x{byte:02X}>", chr(byte))
+    return pieces.replace("▁", " ")
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("r1", "pythia")])
+def test_prompt_reply_and_end_are_what_the_template_renders(family: str, tmp_path: Path) -> None:
+    """r1's template takes thoughts out of what was said before, and pythia has none."""
+    tokenizer, config, prompt = family_prompt(family, tmp_path)
+    heard = "how are you"
+    user = config.user.replace(AUDIO, heard)
+    messages = [{"role": "system", "content": config.system}] if config.system else []
+    if family in ("gemma2", "mistral", "zephyr"):
+        messages, user = [], f"{config.system}\n\n{user}"
+    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": HELLO}]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, date_string="26 Jul 2024")
+    text = rendered(prompt, tokenizer).replace(AUDIO, heard) + HELLO + tokenizer.decode([prompt.end_id])
+    assert squeezed(whole).startswith(squeezed(text))
+    assert not squeezed(whole).removeprefix(squeezed(text)), "nothing but white space follows the end of the turn"
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_start_once(family: str, tmp_path: Path) -> None:
+    tokenizer, _, prompt = family_prompt(family, tmp_path)
+    starts = [*prompt.prefix_ids, *prompt.suffix_ids].count(tokenizer.bos_token_id)
+    wanted = {"smollm2": 3, "smollm3": 0, "qwen3": 0, "zephyr": 0}.get(family, 1)  # SmolLM2's starts every turn
+    assert starts == wanted
+    if wanted == 1:
+        assert prompt.prefix_ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("family", ["smollm3", "llama"])
+@pytest.mark.parametrize("system", [None, "Listen.", "/no_think /system_override"])
+def test_tomorrows_prompt_is_the_same(
+    family: str, system: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = chat_tokenizer(family, tmp_path)
+    config = PromptConfig(system=system)
+    today = build_prompt(config, tokenizer)
+    naive = [{"role": "user", "content": "a"}]
+    before = tokenizer.apply_chat_template(naive, tokenize=False)
+
+    class Tomorrow(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2031, 2, 3)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert tokenizer.apply_chat_template(naive, tokenize=False) != before, "the template asks for the day"
+    assert build_prompt(config, tokenizer) == today
+
+
+def test_a_clock_at_the_start_of_a_template_keeps_its_first_line(tokenizer: Any) -> None:
+    tokenizer.chat_template = "\n{{ strftime_now('%Y-%m-%d, %-d/%-m %B %H:%M') }} {{ messages[0].content }}"
+    tokenizer.unk_token = None
+    text = rendered(build_prompt(PromptConfig(), tokenizer), tokenizer)
+    assert (
+        text == tokenizer.decode(tokenizer.encode("\n2024-07-26, 26/7 July 00:00 ", add_special_tokens=False)) + AUDIO
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_templates_that_trim_keep_the_space_before_the_audio(family: str, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(family, tmp_path)
+    prompt = build_prompt(PromptConfig(user="  Transcribe:  {audio} "), tokenizer)
+    assert "\nTranscribe:  {audio}<" in rendered(prompt, tokenizer)
+
+
+def test_a_space_of_the_prompt_is_one_space(tmp_path: Path) -> None:
+    """Llama 2's kind of tokenizer puts one in front of all that it encodes, and the end of a prompt starts nothing."""
+    tokenizer = chat_tokenizer("mistral", tmp_path)
+    prompt = build_prompt(PromptConfig(), tokenizer)
+    whole = tokenizer.encode("a [/INST]", add_special_tokens=False)
+    assert tuple(whole[-len(prompt.suffix_ids) :]) == prompt.suffix_ids
+    assert "".join(tokenizer.convert_ids_to_tokens(list(prompt.suffix_ids))) == "▁[/INST]"
+
+
+def test_an_end_that_is_only_a_word_ends_no_text(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} now {% endfor %}"
+    assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.eos_token_id
+
+
+def test_a_template_that_knows_no_replies(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.eos_token_id
+
+
+def test_several_templates_and_none_to_talk_with(tokenizer: Any) -> None:
+    tokenizer.chat_template = {"rag": "{{ messages[0].content }}"}
+    with pytest.raises(UserError, match=r"^prompt: the chat template refuses the messages: .*[Tt]emplate"):
+        build_prompt(PromptConfig(), tokenizer)

@@ -1,0 +1,558 @@
+"""Plans: what a recipe will cost, held against real models, real steps and the arithmetic of layers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import Document, changed
+from tiny_audio.cli import main
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.data.order import plan_epoch
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import Prompt
+from tiny_audio.plan import Plan, _step, plan_recipe
+from tiny_audio.plan._changes import changed as with_overrides
+from tiny_audio.plan._hardware import GIB, GPUS, Machine
+from tiny_audio.plan._order import SPREAD, planned_batches
+from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst, worst_shapes
+from tiny_audio.plan.meta import LETTERS
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.recipe import Recipe, load_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[2]
+CARD = ROOT / "recipes" / "tiny_audio.yaml"
+SHAPE = Shape(3, 4.0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a plan needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def card() -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", None)
+        return plan_recipe(load_recipe(CARD), gpu="a40")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
+    """Puts a GPU with that many bytes into the table; contexts of a real size would hide a tiny model."""
+    monkeypatch.setattr("tiny_audio.plan._hardware.CONTEXT_BYTES", 0)
+
+    def add(memory_bytes: float) -> str:
+        machine = Machine("thimble", int(memory_bytes), 10.0, 5.0, 2.0, 1.5, 9.0)
+        monkeypatch.setitem(GPUS, "thimble", machine)
+        return "thimble"
+
+    return add
+
+
+def parse(document: Document, **changes: Any) -> Recipe:
+    return Recipe.model_validate_json(json.dumps(changed(document, **changes)))
+
+
+def part(registry: Any, name: str) -> Document:
+    return {"name": name, **registry.entry(name).config.tiny().model_dump(mode="json", exclude_unset=True)}
+
+
+# --- the model card
+
+
+def test_the_cards_parameters(card: Plan) -> None:
+    counts = {name: part["trainable"] for name, part in card.as_json()["parameters"].items()}
+    assert counts == {"encoder": 1_966_080, "projector": 121_643_264, "decoder": 15_335_424, "total": 138_944_768}
+
+
+def test_the_cards_batch_of_5_fits_its_gpu(card: Plan) -> None:
+    (row,) = card.rows
+    assert row.fits
+    assert 20 * GIB < card.worst.peak_bytes < 30 * GIB
+    assert card.worst.shape == Shape(5, 20.0)
+    assert row.room_for_clips > 5
+    assert row.changes is None
+
+
+def test_the_cards_weights_gradients_and_moments(card: Plan) -> None:
+    memory, totals = card.worst.memory, card.total_parameters()
+    frozen, trained = totals["total"] - totals["trainable"], totals["trainable"]
+    assert memory["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
+    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # of the batches before, since it accumulates
+    assert memory["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
+
+
+def test_the_cards_work(card: Plan) -> None:
+    """Two FLOPs for each parameter and position; frozen weights cost no more on the way back."""
+    flops = card.flops_per_audio_s()
+    assert flops["encoder"]["forward"] == pytest.approx(2 * 0.945e9 * 50, rel=0.15)
+    tokens_per_s = 10 + 3.4 + 3.8  # audio, text, a prompt of 38 for 10 s
+    assert flops["decoder"]["forward"] == pytest.approx(2 * 2.83e9 * tokens_per_s, rel=0.1)
+    assert flops["encoder"]["backward"] == pytest.approx(flops["encoder"]["forward"], rel=0.1)
+    assert flops["projector"]["backward"] == pytest.approx(2 * flops["projector"]["forward"], rel=0.01)
+
+
+def test_the_cards_hours_and_dollars(card: Plan) -> None:
+    (row,) = card.rows
+    assert card.training_audio_hours == pytest.approx(25_000 * 25 * 10 / 3600)
+    assert 0.25 < card.padding_share < 0.45, "batches of five random clips"
+    total = sum(sum(counts.values()) for counts in card.flops_per_audio_s().values())
+    assert row.audio_hours_per_hour == pytest.approx(0.4 * 149.7e12 / total * (1 - card.padding_share))
+    assert row.wall_hours == pytest.approx(card.training_audio_hours / row.audio_hours_per_hour)
+    assert row.price_per_hour is not None
+    assert row.cost == pytest.approx(row.price_per_hour * row.wall_hours)
+
+
+# --- against real models
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Sizes of the storages of a kilobyte or more that are kept for the backward pass, each counted once."""
+
+    def __init__(self) -> None:
+        self.sizes: Counter[tuple[torch.dtype, int]] = Counter()
+        self._seen: dict[int, Tensor] = {}  # an address stays its own for as long as its tensor is here
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() >= 1024 and storage._cdata not in self._seen:
+            self._seen[storage._cdata] = tensor
+            self.sizes[tensor.dtype, storage.nbytes()] += 1
+        return tensor
+
+
+def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Saved, TinyAudioModel]:
+    """What a real forward pass saves, and the model."""
+
+    class Tokenizer(SimpleNamespace):
+        def __len__(self) -> int:
+            return LETTERS + 5
+
+    model = TinyAudioModel.assemble(
+        recipe.encoder,
+        recipe.projector,
+        recipe.decoder,
+        tokenizer=Tokenizer(pad_token_id=0, bos_token_id=None, eos_token_id=2),
+        prompt=Prompt((), (0,) * prompt_tokens, 2),
+        ctc_vocabulary=CtcVocabulary(tuple(map(chr, range(97, 97 + LETTERS)))) if recipe.ctc else None,
+    ).train()
+    lengths = torch.full((SHAPE.num_clips,), int(SHAPE.duration_s * 16_000))
+    lengths[1:] -= 1600
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.precision == "bf16")
+    saved = Saved()
+    with saved, autocast:
+        scores = model(
+            torch.randn(SHAPE.num_clips, int(lengths.max())),
+            lengths,
+            [torch.ones(num_tokens, dtype=torch.long)] * SHAPE.num_clips,
+            [[1] * 60] * SHAPE.num_clips if recipe.ctc else None,
+        )
+        assert scores.decoder_loss.sum().isfinite()
+    return saved, model
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("encoder", "changes"),
+    [
+        ("hubert", {}),
+        ("hubert", {"encoder__attention": "eager", "decoder__attention": "eager"}),
+        ("hubert", {"encoder__train_front_end": True, "encoder__dropout": 0.1}),
+        ("whisper", {}),
+        ("wavlm", {"encoder__layer": "weighted"}),
+        ("parakeet", {}),
+    ],
+)
+def test_a_rehearsal_saves_what_a_real_forward_pass_saves(
+    document: Document, monkeypatch: pytest.MonkeyPatch, encoder: str, precision: str, changes: Document
+) -> None:
+    """Every storage that is not a handful of numbers, to the byte."""
+    document = changed(document, encoder=part(ENCODERS, encoder), training__precision=precision, ctc={"weight": 1.0})
+    recipe = parse(document, **changes)
+    forward, rehearsed = _step._loss, Saved()
+
+    def watched(*arguments: Any, **named: Any) -> Tensor:
+        with rehearsed:
+            return forward(*arguments, **named)
+
+    monkeypatch.setattr(_step, "_loss", watched)
+    planned = rehearse(recipe, SHAPE, "cpu")
+    real, model = real_step(recipe, planned.num_tokens, planned.prompt_tokens)
+    assert rehearsed.sizes.total() > 80
+    assert rehearsed.sizes == real.sizes
+    assert planned.memory["weights"] == pytest.approx(4 * sum(p.numel() for p in model.parameters()), rel=0.02)
+
+
+def test_the_projectors_work_is_that_of_its_matrices(document: Document) -> None:
+    recipe = parse(document)
+    planned = rehearse(recipe, SHAPE, "cpu")
+    frames = recipe.encoder.num_frames(int(SHAPE.duration_s * 16_000))
+    width, hidden = 5 * 32, 64
+    matrices = 2 * width * hidden + hidden * 32
+    assert planned.flops["projector"] == {
+        "forward": 2 * matrices * SHAPE.num_clips * -(-frames // 5),
+        "backward": 4 * matrices * SHAPE.num_clips * -(-frames // 5),
+    }
+
+
+def all_parts() -> Iterator[tuple[str, str]]:
+    for kind, registry in (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS)):
+        yield from ((kind, entry.name) for entry in registry.entries())
+
+
+@pytest.mark.parametrize(("kind", "name"), list(all_parts()))
+def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> None:
+    registry: Any = {"encoder": ENCODERS, "projector": PROJECTORS, "decoder": DECODERS}[kind]
+    needs_ctc = kind == "projector" and registry.entry(name).config.needs_ctc
+    recipe = parse(document, **{kind: part(registry, name)}, ctc={} if needs_ctc else None, training__precision="bf16")
+    planned = rehearse(recipe, SHAPE, "cuda")
+    for part_name in ("encoder", "projector", "decoder"):
+        assert planned.flops[part_name]["backward"] > planned.flops[part_name]["forward"] > 0
+    assert planned.memory["activations_encoder"] > 0
+    assert planned.peak_bytes > 8 * planned.parameters["projector"]["trainable"]
+
+
+# --- what costs more
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        ({"batching__max_clips": 6}, {"batching__max_clips": 5}),
+        ({"data__max_duration_s": 9.0}, {"data__max_duration_s": 6.0}),
+        ({}, {"encoder__gradient_checkpointing": True}),
+        ({}, {"decoder__gradient_checkpointing": True}),
+        ({"training__accumulation": 2}, {}),
+        ({"encoder__attention": "eager"}, {}),
+        ({}, {"encoder__freeze": True}),
+        ({"ctc": {"weight": 0.5}}, {}),
+        ({"augmentation__speed": [0.8, 1.0]}, {}),
+        ({"projector__hidden_dim": 512}, {}),
+    ],
+)
+def test_what_costs_more(document: Document, more: Document, less: Document) -> None:
+    document = changed(document, data__max_duration_s=6.0)
+    peaks = [rehearse_worst(parse(document, **changes), "cuda").peak_bytes for changes in (more, less)]
+    assert peaks[0] > peaks[1]
+
+
+def test_adapters_cost_by_their_rank(document: Document) -> None:
+    def planned(rank: int) -> Rehearsed:
+        lora = {"rank": rank, "alpha": 8, "targets": ["q_proj", "v_proj"]}
+        return rehearse(parse(document, decoder__freeze=True, decoder__lora=lora), SHAPE, "cuda")
+
+    low, high = planned(4), planned(16)
+    assert high.parameters["decoder"]["trainable"] == 4 * low.parameters["decoder"]["trainable"]
+    assert high.memory["optimizer"] > low.memory["optimizer"]
+    assert high.peak_bytes > low.peak_bytes
+
+
+def test_flash_attention_needs_no_package_and_keeps_no_mask(document: Document) -> None:
+    document = changed(document, training__precision="bf16", execution__device="auto")
+    document["encoder"]["overrides"]["encoder_layers"] = 8  # so that the peak is past the front end
+    attentions = {"encoder__attention": "flash_attention_2", "decoder__attention": "flash_attention_2"}
+    flash, sdpa = (rehearse(parse(document, **changes), SHAPE, "cuda") for changes in (attentions, {}))
+    assert flash.peak_bytes < sdpa.peak_bytes
+    assert flash.parameters == sdpa.parameters
+
+
+def test_a_fused_loss_holds_a_part_of_the_logits(document: Document) -> None:
+    tokenizer = {"kind": "bpe", "vocab_size": 5000}
+    recipe = parse(document, decoder__tokenizer=tokenizer, execution__device="auto")
+    fused, plain = (
+        rehearse(recipe.model_copy(update={"execution": execution}), SHAPE, "cuda")
+        for execution in (recipe.execution.model_copy(update={"fused_cross_entropy": on}) for on in (True, False))
+    )
+    assert fused.memory["logits"] < 0.1 * plain.memory["logits"]
+    assert fused.flops["decoder"]["backward"] > plain.flops["decoder"]["backward"], "logits are computed again"
+    assert fused.parameters == plain.parameters
+
+
+def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
+    document = changed(document, training__precision="bf16", execution__device="auto", data__max_duration_s=1.5)
+    flash, varlen, sdpa = (
+        rehearse(parse(document, encoder__attention=name, decoder__attention=name), Shape(6, 1.5), device)
+        for name, device in (("flash_attention_2", "cuda"), ("varlen", "cuda"), ("sdpa", "cuda"))
+    )
+    assert flash.flops == varlen.flops
+    assert flash.memory == varlen.memory
+    # All clips but one are a fifteenth shorter.
+    for direction in ("forward", "backward"):
+        for part in ("encoder", "decoder"):
+            assert 0.8 < varlen.flops[part][direction] / sdpa.flops[part][direction] < 1
+    packed = parse(document, encoder__attention="varlen", decoder__attention="varlen")
+    on_cpu, padded = (rehearse(recipe, Shape(6, 1.5), "cpu").flops for recipe in (packed, parse(document)))
+    assert on_cpu["encoder"]["forward"] == varlen.flops["encoder"]["forward"] < padded["encoder"]["forward"]
+
+
+def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
+    document = changed(document, batching={"max_clips": 32, "max_padded_s": 40.0}, data__max_duration_s=10.0)
+    assert worst_shapes(parse(document)) == [Shape(4, 10.0), Shape(32, 1.25)]
+    assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(4, 20.0), Shape(32, 2.5)]
+    silence = {"max_before_s": 0.5, "max_after_s": 0.25}
+    assert worst_shapes(parse(document, augmentation__silence=silence)) == [Shape(4, 10.0), Shape(32, 2.0)]
+    assert worst_shapes(parse(document, batching__max_clips=3)) == [Shape(3, 10.0)]
+    unbounded = parse(document, batching__max_clips=10**9, data__min_duration_s=0.5)
+    assert worst_shapes(unbounded) == [Shape(4, 10.0), Shape(80, 0.5)]
+    planned = plan_recipe(parse(document), mean_clip_s=2.0)
+    assert planned.padding_share < 0.05
+    # A batch holds as many seconds as its budget, less padding and the part of a clip that it has no room for.
+    assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
+
+
+def test_padding_is_that_of_the_planned_order(document: Document) -> None:
+    """Against a sum over the batches of random durations, clip by clip."""
+    document = changed(document, batching={"max_clips": 8, "pool_batches": 1}, data__max_duration_s=10.0)
+    recipe = parse(document)
+    durations = np.random.default_rng(1).lognormal(np.log(3.0), SPREAD, 5000).clip(0.3, 10.0)
+    batches = [[durations[clip] for clip in batch] for batch in plan_epoch(durations, recipe.batching, 1, 0)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    planned = planned_batches(recipe, float(durations.mean()))
+    assert planned.padding_share == pytest.approx(1 - durations.sum() / padded, abs=0.02)
+    assert planned.audio_s == pytest.approx(durations.sum() / len(batches), rel=0.02)
+    sorted_by_length = planned_batches(parse(document, batching__pool_batches=50), float(durations.mean()))
+    assert sorted_by_length.padding_share < 0.1 * planned.padding_share
+
+
+@pytest.mark.parametrize("mean_s", [0.3, 0.31, 5.0, 9.9, 10.0])
+def test_any_mean_between_the_bounds_can_be_planned(document: Document, mean_s: float) -> None:
+    recipe = parse(document, batching={"max_clips": 10**9})
+    planned = planned_batches(recipe, mean_s)
+    assert planned.audio_s / 20_000 == pytest.approx(mean_s, rel=1e-6)
+    assert 0 <= planned.padding_share < 1
+
+
+# --- verdicts
+
+
+def test_what_fits_says_how_much_more_would(document: Document, gpu: Callable[[float], str]) -> None:
+    recipe = parse(document)
+    (row,) = plan_recipe(recipe, gpu=gpu(1e9)).rows
+    assert row.fits
+    assert row.changes is None
+    more = with_overrides(recipe, [f"batching.max_clips={row.room_for_clips}"])
+    assert plan_recipe(more, gpu="thimble").rows[0].needed_bytes == pytest.approx(1e9, rel=0.05)
+
+
+def test_what_does_not_fit_says_what_to_change(
+    document: Document, gpu: Callable[[float], str], write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe(changed(document, data__max_duration_s=9.0))
+    recipe = load_recipe(path)
+    needed = plan_recipe(recipe, gpu=gpu(1e9)).rows[0].needed_bytes
+    (row,) = plan_recipe(recipe, gpu=gpu(0.75 * needed)).rows
+    assert not row.fits
+    assert row.changes
+    named = {change.overrides[0].split("=")[0] for change in row.changes}
+    assert {"training.precision", "encoder.gradient_checkpointing"} <= named
+    for change in row.changes:
+        (applied,) = plan_recipe(load_recipe(path, change.overrides), gpu="thimble").rows
+        assert applied.fits
+        assert applied.needed_bytes == change.needed_bytes
+
+
+def test_a_smaller_batch_keeps_the_clips_of_a_step(document: Document, gpu: Callable[[float], str]) -> None:
+    saved = {"encoder__gradient_checkpointing": True, "decoder__gradient_checkpointing": True}
+    recipe = parse(document, **saved, training__precision="bf16", batching__max_clips=12)
+    needed = plan_recipe(recipe, gpu=gpu(1e9)).rows[0].needed_bytes
+    (row,) = plan_recipe(recipe, gpu=gpu(0.6 * needed)).rows
+    assert row.changes
+    (change,) = row.changes
+    clips, accumulation = (int(override.split("=")[1]) for override in change.overrides)
+    assert [override.split("=")[0] for override in change.overrides] == ["batching.max_clips", "training.accumulation"]
+    assert clips * accumulation == pytest.approx(12, abs=2)
+    assert plan_recipe(with_overrides(recipe, change.overrides), gpu="thimble").rows[0].fits
+
+
+def test_what_takes_several_changes(document: Document, gpu: Callable[[float], str]) -> None:
+    recipe = parse(document, batching__max_clips=16, encoder__attention="eager", data__max_duration_s=14.0)
+    all_savers = [
+        "encoder.attention=sdpa",
+        "training.precision=bf16",
+        "encoder.gradient_checkpointing=true",
+        "decoder.gradient_checkpointing=true",
+    ]
+    lean = plan_recipe(with_overrides(recipe, all_savers), gpu=gpu(1e9)).rows[0].needed_bytes
+    (row,) = plan_recipe(recipe, gpu=gpu(1.02 * lean)).rows
+    assert row.changes
+    assert plan_recipe(with_overrides(recipe, row.changes[0].overrides), gpu="thimble").rows[0].fits
+
+
+def test_what_never_fits(document: Document, gpu: Callable[[float], str], capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = plan_recipe(parse(document), gpu=gpu(1000)).rows
+    assert row.changes == ()
+    assert row.room_for_clips == 0
+
+
+# --- the command
+
+
+def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    from tiny_audio.plan.table import print_plan
+
+    print_plan(card)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    for words in (
+        "1,966,080",
+        "138,944,768",
+        "largest batch: 5 clips of 20 s",
+        "activations of the encoder",
+        "CUDA context and libraries (allowance)",
+        "in clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).\nPadding is ",
+        "% of what is computed, where durations are log-normal with a spread of 0.6.",
+        "Prices are rough; give yours (--price-per-hour)",
+        "a40: fits; ",
+    ):
+        assert words in out
+
+
+def test_a_verdict_with_changes(
+    document: Document,
+    gpu: Callable[[float], str],
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_recipe(changed(document, data__max_duration_s=9.0))
+    needed = plan_recipe(load_recipe(path), gpu=gpu(1e9)).rows[0].needed_bytes
+    assert main(["plan", str(path), "--gpu", gpu(0.75 * needed)]) == 0
+    out = capsys.readouterr().out
+    assert "thimble: does not fit; it needs " in out
+    assert "Append one of these lines, each of which fits:\n  training.precision=bf16    (" in out
+    assert "  without changes: --gpu l4, " in out
+    assert main(["plan", str(path), "--gpu", gpu(1000)]) == 0
+    assert "No change of batch, checkpoints or rank makes it fit; choose smaller ch" in capsys.readouterr().out
+
+
+def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(document)
+    assert main(["plan", str(path), "training.steps=40", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert set(plan) == {
+        "run_id",
+        "parts",
+        "parameters",
+        "approximate",
+        "batch",
+        "memory_bytes",
+        "flops_per_audio_s",
+        "training_audio_hours",
+        "padding_share",
+        "assumptions",
+        "machines",
+    }
+    assert set(plan["memory_bytes"]) == {
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations_encoder",
+        "activations_projector",
+        "activations_decoder",
+        "activations_ctc_head",
+        "logits",
+        "backward",
+        "workspace",
+        "peak",
+    }
+    assert set(plan["flops_per_audio_s"]) == {"encoder", "projector", "decoder", "total"}
+    assert plan["memory_bytes"].pop("peak") == sum(plan["memory_bytes"].values())
+    assert [row["name"] for row in plan["machines"]] == list(GPUS)
+    assert all(row["fits"] and row["changes"] is None for row in plan["machines"])
+    assert plan["training_audio_hours"] == pytest.approx(40 * 4 * 5 / 3600)
+    assert plan["run_id"] == load_recipe(path, ["training.steps=40"]).run_id()
+    assert plan["approximate"] is True
+
+
+def test_prices_and_utilization(document: Document) -> None:
+    recipe = parse(document)
+    base, twice = (plan_recipe(recipe, gpu="l4", price_per_hour=2.0, utilization=share).rows[0] for share in (0.2, 0.4))
+    assert base.wall_hours == pytest.approx(2 * twice.wall_hours)
+    assert twice.cost == pytest.approx(2.0 * twice.wall_hours)
+    tf32 = plan_recipe(parse(document, training__tf32=True, execution__device="auto"), gpu="a100-80g").rows[0]
+    assert tf32.audio_hours_per_hour == pytest.approx(
+        8 * plan_recipe(recipe, gpu="a100-80g").rows[0].audio_hours_per_hour
+    )
+
+
+def test_this_cpu(document: Document) -> None:
+    (row,) = plan_recipe(parse(document), gpu="cpu").rows
+    assert row.fits
+    assert (row.price_per_hour, row.cost) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--gpu", "h10"],
+            "--gpu: there is no 'h10' in the table; did you mean 'h100'? Allowed: a100-40g, a100-80g, a40, ",
+        ),
+        (["--utilization", "40"], "--utilization 40 is a share of the peak speed; give one above 0 and at most 1"),
+        (["--utilization", "0"], "--utilization 0 is a share of the peak speed; give one above 0 and at most 1"),
+        (
+            ["batching.max_clips=20000"],
+            "a batch of 20,000 clips cannot be planned, nor trained on; lower batching.max_clips to at most 10,000, or "
+            "bound the seconds of a batch by batching.max_padded_s",
+        ),
+        (["--gpu", ""], "--gpu: there is no '' in the table; Allowed: a100-40g, "),
+        (["--price-per-hour", "-1"], "--price-per-hour -1 is no price; give US dollars, 0 or more"),
+        (
+            ["--mean-clip-s", "20"],
+            "--mean-clip-s 20 is not between data.min_duration_s 0.3 and data.max_duration_s 10; give a duration",
+        ),
+        (
+            ["--gpu", "cpu", "training.precision=bf16", "execution.device=auto", "encoder.attention=flash_attention_2"],
+            "--gpu cpu: flash_attention_2 runs on a GPU only; append encoder.attention=sdpa",
+        ),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    document: Document,
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert main(["plan", str(write_recipe(document)), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+
+
+def test_a_checkpoint_that_nobody_knows_needs_the_network(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = parse(document, encoder={"name": "hubert", "pretrained": "./nowhere"})
+    with pytest.raises(UserError, match=r"hubert: there is no folder './nowhere'"):
+        plan_recipe(recipe)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_real_process(tmp_path: Path) -> None:
+    """A short form of the benchmark, whose measurement knows nothing of the predictor."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "plan_memory.py"), "full, accumulated", "lora"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds" in done.stdout

@@ -1,0 +1,292 @@
+"""Packed rows: equal to padded ones to the last digits of fp64, without padding in any layer, and refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import PromptConfig, build_prompt
+from tiny_audio.pretrained import packing
+from tiny_audio.pretrained.packing import Packing
+from tiny_audio.projectors import PROJECTORS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXTS = ["one two three", "four", "nine zero"]
+SIZES = (16_000, 3_000, 9_111)
+ENCODER_FAMILIES = [entry.name for entry in ENCODERS.entries() if "varlen" in entry.config.attentions]
+DECODER_FAMILIES = [entry.name for entry in DECODERS.entries() if "varlen" in entry.config.attentions]
+LORA = {"rank": 2, "alpha": 4.0, "targets": ("q_proj", "v_proj")}
+EXACT = 1e-12
+
+
+def test_families_that_pack() -> None:
+    assert {"hubert", "wav2vec2", "whisper"} <= set(ENCODER_FAMILIES)
+    assert {"smollm3", "smollm2", "llama", "qwen3", "gemma3", "causal_lm"} <= set(DECODER_FAMILIES)
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_rows_are_packed_and_back(left: bool) -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    mask = mask.flip(1) if left else mask
+    values = torch.randn(3, 4, 2)
+    packed = Packing.of(mask)
+    assert packed.offsets.tolist() == [0, 4, 5, 7]
+    assert packed.offsets.dtype == torch.int32
+    assert packed.longest == 4
+    assert torch.equal(packed.pack(values), values[mask][None])
+    assert packed.positions().tolist() == [[0, 1, 2, 3, 0, 0, 1]]
+    assert torch.equal(packed.unpack(values[mask][None]), values * mask[..., None])
+
+
+# --- attention
+
+
+class Layer(nn.Module):
+    is_causal = True
+    num_key_value_groups = 2
+
+
+def segments(queries: Tensor, keys: Tensor, values: Tensor, sizes: list[int], window: int | None) -> Tensor:
+    """One product over all rows, under a mask that keeps them apart."""
+    row = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    position = torch.cat([torch.arange(size) for size in sizes])
+    distance = position[:, None] - position
+    mask = (row[:, None] == row) & (distance >= 0) & (distance < (window or 10**6))
+    keys, values = keys.repeat_interleave(2, 1), values.repeat_interleave(2, 1)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=0.3).transpose(1, 2)
+
+
+def random_rows(sizes: list[int], **kind: Any) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, sum(sizes), 16) for heads in (4, 2, 2)]
+    queries, keys, values = (torch.randn(shape, generator=numbers, dtype=torch.double) for shape in shapes)
+    return tuple(tensor.to(**kind).requires_grad_() for tensor in (queries, keys, values))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+def test_each_row_attends_to_itself_alone(window: int | None) -> None:
+    sizes = [5, 1, 9, 3]
+    inputs = random_rows(sizes)
+    offsets = F.pad(torch.tensor(sizes).cumsum(0), (1, 0)).int()
+    attended, weights = packing.attend(
+        Layer(), *inputs, None, scaling=0.3, sliding_window=window, cu_seq_lens_q=offsets, max_length_q=9
+    )
+    wanted = segments(*inputs, sizes, window)
+    assert weights is None
+    assert torch.allclose(attended, wanted, rtol=0, atol=EXACT)
+    noise = torch.randn_like(wanted)
+    for found, right in zip(
+        *(torch.autograd.grad((out * noise).sum(), inputs) for out in (attended, wanted)), strict=True
+    ):
+        assert torch.allclose(found, right, rtol=0, atol=EXACT)
+
+
+def test_the_kernel_is_asked_for_as_much_as_it_puts_out() -> None:
+    """By torch's own account of its shapes; what it computes, a GPU has to show."""
+    query = torch.empty(18, 4, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    key = torch.empty(18, 2, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    offsets = torch.tensor([0, 5, 18], dtype=torch.int32, device="meta")
+    attended = packing.attend_by_kernel(query, key, key, offsets, 13, True, 0.3, 4)
+    assert attended.shape == query.shape
+    attended.sum().backward()  # type: ignore[no-untyped-call]
+    assert query.grad is not None and query.grad.shape == query.shape  # noqa: PT018
+    assert key.grad is not None and key.grad.shape == key.shape  # noqa: PT018
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on a GPU only")
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_kernel_equals_row_by_row(window: int | None) -> None:
+    sizes = [5, 1, 90, 33]
+    offsets = F.pad(torch.tensor(sizes).cumsum(0), (1, 0)).int().cuda()
+    settings: dict[str, Any] = {"scaling": 0.3, "sliding_window": window, "cu_seq_lens_q": offsets, "max_length_q": 90}
+    found, wanted = (
+        packing.attend(Layer(), *random_rows(sizes, device="cuda", dtype=dtype), None, **settings)[0]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("size", "taken"), [(8, True), (80, True), (256, True), (12, False), (264, False)])
+def test_heads_that_the_kernel_takes(size: int, taken: bool) -> None:
+    assert packing.takes_heads(size) is taken
+
+
+def test_scores_that_the_kernel_cannot_compute() -> None:
+    with pytest.raises(UserError, match=r"^attention: varlen cannot attend with the softcap of this model; set att"):
+        packing.attend(Layer(), *random_rows([3]), None, softcap=30.0)
+
+
+# --- parts
+
+
+def assemble(encoder: str, decoder: str, fields: dict[str, Any]) -> tuple[TinyAudioModel, Any]:
+    torch.manual_seed(0)
+
+    def config(registry: Any, name: str) -> Any:
+        tiny = registry.entry(name).config.tiny()
+        return type(tiny).model_validate(tiny.model_dump() | fields)
+
+    parts = config(ENCODERS, encoder), config(DECODERS, decoder)
+    tokenizer = build_tokenizer(parts[1], TEXTS)
+    model = TinyAudioModel.assemble(
+        parts[0],
+        PROJECTORS.entry("swiglu").config.tiny(),  # type: ignore[attr-defined]
+        parts[1],
+        tokenizer=tokenizer,
+        prompt=build_prompt(PromptConfig(), tokenizer),
+        ctc_vocabulary=CtcVocabulary.of(TEXTS),
+        generation=GenerationConfig(max_new_tokens=6, num_beams=3, ctc_weight=0.3),
+    )
+    for tensor in model.parameters():
+        if tensor.ndim == 2 and not tensor.requires_grad:
+            nn.init.normal_(tensor, std=0.3)
+    return model.double(), tokenizer
+
+
+def scored(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    waveforms = torch.randn(len(SIZES), max(SIZES), generator=torch.Generator().manual_seed(1))
+    targets = [torch.tensor([*tokenizer.encode(text), model.config.end_token_id]) for text in TEXTS]
+    labels = [(model.ctc_vocabulary or CtcVocabulary(())).encode(text) or [] for text in TEXTS]
+    scores = model(waveforms, torch.tensor(SIZES), targets, labels)
+    assert scores.ctc_loss is not None
+    return scores.decoder_loss, scores.ctc_loss
+
+
+@pytest.mark.parametrize("fields", [{"freeze": False}, {"freeze": True, "lora": LORA}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [(name, DECODER_FAMILIES[number % len(DECODER_FAMILIES)]) for number, name in enumerate(ENCODER_FAMILIES)]
+    + [("whisper", name) for name in DECODER_FAMILIES],
+)
+def test_losses_gradients_and_hypotheses_are_those_of_padded_rows(
+    encoder: str, decoder: str, fields: dict[str, Any]
+) -> None:
+    found: list[tuple[dict[str, Tensor], list[str]]] = []
+    for attention in ("auto", "varlen"):
+        model, tokenizer = assemble(encoder, decoder, {**fields, "attention": attention})
+        losses = torch.stack(scored(model.train(), tokenizer))
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        tensors = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
+        waveforms = torch.randn(len(SIZES), max(SIZES), generator=torch.Generator().manual_seed(1))
+        texts = [heard.text for heard in model.eval().transcribe(waveforms, torch.tensor(SIZES), tokenizer)]
+        found.append((tensors | {"losses": losses.detach()}, texts))
+    (padded, said), (packed, said_packed) = found
+    assert padded.keys() == packed.keys()
+    assert len(padded) > 10
+    largest = max(float(tensor.abs().max()) for tensor in padded.values())
+    for name, wanted in padded.items():
+        # Gemma's norms run in fp32 whatever the weights are.
+        allowed = 1e-6 if decoder == "gemma3" and "norm" in name else EXACT
+        assert (packed[name] - wanted).abs().max() <= allowed * max(float(wanted.abs().max()), 1e-3 * largest), name
+    assert said == said_packed
+
+
+def test_no_layer_sees_padding_and_no_mask_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = assemble("hubert", "gemma3", {"attention": "varlen"})
+    seen: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
+    for part, rows in seen.items():
+        for path, module in getattr(model, part).named_modules():
+            if path.endswith(("q_proj", "intermediate_dense", "up_proj")):
+                module.register_forward_hook(lambda _, inputs, __, rows=rows: rows.add(inputs[0].shape[:2].numel()))
+    masks: list[Tensor | None] = []
+    original: Callable[..., Any] = packing.attend
+
+    def look(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any) -> Any:
+        masks.append(mask)
+        return original(module, query, key, value, mask, **settings)
+
+    from transformers import AttentionInterface
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "varlen", look)
+    scored(model, tokenizer)
+    frames = model.encoder.num_frames(torch.tensor(SIZES))
+    embeddings = int(model.projector.max_embeddings(frames).sum())
+    prompt = len(model.config.prompt_prefix_ids) + len(model.config.prompt_suffix_ids)
+    text = sum(len(tokenizer.encode(text)) for text in TEXTS)
+    assert seen == {"encoder": {int(frames.sum())}, "decoder": {embeddings + len(SIZES) * prompt + text}}
+    assert masks == [None] * len(masks)
+    assert masks
+
+
+def test_half_precision_under_autocast() -> None:
+    for encoder, decoder in (("whisper", "qwen3"), ("hubert", "smollm3")):
+        padded, packed = (assemble(encoder, decoder, {"attention": attention}) for attention in ("auto", "varlen"))
+        losses = []
+        for model, tokenizer in (padded, packed):
+            with torch.autocast("cpu", torch.bfloat16):
+                losses.append(scored(model.float(), tokenizer)[0])
+        assert torch.allclose(*losses, rtol=0.03)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("wavlm", "sdpa"), ("w2v-bert", "sdpa, eager"), ("parakeet", "sdpa, eager")]
+)
+def test_families_that_do_not_pack_refuse_by_name(name: str, allowed: str) -> None:
+    with pytest.raises(ValidationError, match=rf"attention: {name} has no varlen; choose one of auto, {allowed}"):
+        ENCODERS.parse({"name": name, "attention": "varlen"})
+
+
+@pytest.mark.parametrize("registry", [ENCODERS, DECODERS])
+def test_dropout_is_refused(registry: Any) -> None:
+    name = "hubert" if registry is ENCODERS else "llama"
+    with pytest.raises(ValidationError, match="attention: varlen has no dropout; set dropout: 0, or attention: auto"):
+        registry.parse({"name": name, "attention": "varlen", "dropout": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "message"),
+    [
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "BloomForCausalLM has no varlen; choose one of"),
+        (
+            "lfm2",
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 64, "layer_types": ["conv", "full_attention"]},
+            "Lfm2ForCausalLM has no varlen; choose one of auto, ",
+        ),
+        (
+            "gemma2",
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 64, "head_dim": 8},
+            "varlen cannot attend with the softcap of this model",
+        ),
+    ],
+)  # fmt: skip
+def test_language_models_that_cannot_pack(model_type: str, overrides: dict[str, Any], message: str) -> None:
+    tiny: Any = DECODERS.entry("causal_lm").config.tiny()  # type: ignore[attr-defined]
+    fields = {"model_type": model_type, "overrides": overrides, "attention": "varlen"}
+    config = type(tiny).model_validate(tiny.model_dump() | fields)
+    with pytest.raises(UserError, match=message):
+        DECODERS.build(config, DecoderContext(build_tokenizer(config, TEXTS)))
+
+
+def test_a_language_model_with_learned_positions_packs() -> None:
+    tiny: Any = DECODERS.entry("causal_lm").config.tiny()  # type: ignore[attr-defined]
+    fields = {"model_type": "gpt2", "overrides": {"n_embd": 32, "n_layer": 2, "n_head": 4}}
+    rows = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.tensor([[7], [2], [4]])
+    logits = []
+    for attention in ("auto", "varlen"):
+        config = type(tiny).model_validate(tiny.model_dump() | fields | {"attention": attention})
+        torch.manual_seed(0)
+        decoder = DECODERS.build(config, DecoderContext(build_tokenizer(config, TEXTS))).double().eval()
+        logits.append(decoder(rows.double(), mask, mask))
+    assert torch.allclose(*logits, rtol=0, atol=EXACT)

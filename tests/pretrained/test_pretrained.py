@@ -1,0 +1,564 @@
+"""Loading checkpoints: from folders and from a hub, every tensor accounted for, every refusal by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
+from transformers import (
+    HubertConfig,
+    HubertForCTC,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS, Decoder, DecoderContext
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
+from tiny_audio.pretrained.parts import attention_for, published_architecture
+
+LAYER = "hubert.encoder.layers.0.attention.q_proj.weight"
+
+
+def hubert(folder: Path, **fields: Any) -> HubertForCTC:
+    torch.manual_seed(0)
+    config = HubertConfig(**ENCODERS.entry("hubert").config.tiny().overrides, vocab_size=12, **fields)  # type: ignore[attr-defined]
+    model = HubertForCTC(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def whisper(folder: Path) -> WhisperForConditionalGeneration:
+    torch.manual_seed(0)
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "vocab_size": 60}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    config = WhisperConfig(**ENCODERS.entry("whisper").config.tiny().overrides, **decoder, **tokens)  # type: ignore[attr-defined]
+    model = WhisperForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def smollm3(folder: Path, **fields: Any) -> SmolLM3ForCausalLM:
+    torch.manual_seed(0)
+    overrides = DECODERS.entry("smollm3").config.tiny().overrides  # type: ignore[attr-defined]
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 60}
+    model = SmolLM3ForCausalLM(SmolLM3Config(**overrides | tokens | fields))
+    model.save_pretrained(folder)
+    return model
+
+
+def encoder(name: str, pretrained: Path | str, **fields: Any) -> Encoder:
+    config = {"name": name, "pretrained": str(pretrained), **fields}
+    return ENCODERS.build(ENCODERS.parse(config), EncoderContext())
+
+
+def decoder(pretrained: Path | str, **fields: Any) -> Decoder:
+    config = {"name": "smollm3", "pretrained": str(pretrained), **fields}
+    return DECODERS.build(DECODERS.parse(config), DecoderContext(None))
+
+
+def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def assert_same_tensors(found: nn.Module, wanted: nn.Module) -> None:
+    """All of ``wanted``, but for the mask vector of a SpecAugment that is switched off."""
+    own, its = dict(found.state_dict()), dict(wanted.state_dict())
+    its.pop("masked_spec_embed", None)
+    assert own.keys() == its.keys()
+    for name, tensor in its.items():
+        assert torch.equal(own[name], tensor), name
+
+
+# --- what loads
+
+
+def test_hubert_from_a_checkpoint_with_a_ctc_head(tmp_path: Path) -> None:
+    model = hubert(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert {"lm_head.weight", "hubert.masked_spec_embed"} <= saved.keys(), "as the released ones have"
+    assert_same_tensors(encoder("hubert", tmp_path).model, model.hubert)  # type: ignore[arg-type]
+
+
+def test_hubert_from_a_checkpoint_without_a_head(tmp_path: Path) -> None:
+    model = hubert(tmp_path / "whole").hubert
+    model.save_pretrained(tmp_path / "bare")
+    assert "masked_spec_embed" in load_file(tmp_path / "bare" / "model.safetensors")
+    assert_same_tensors(encoder("hubert", tmp_path / "bare").model, model)  # type: ignore[arg-type]
+
+
+def test_hubert_in_the_form_of_the_released_checkpoints(tmp_path: Path) -> None:
+    """A pickle, with the weight norm's tensors under the names that older versions of torch gave them."""
+    model = hubert(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        key = "hubert.encoder.pos_conv_embed.conv"
+        tensors[f"{key}.{old}"] = tensors.pop(f"{key}.parametrizations.weight.{new}")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert_same_tensors(encoder("hubert", tmp_path).model, model.hubert)  # type: ignore[arg-type]
+
+
+def test_the_encoder_of_a_whole_whisper_checkpoint(tmp_path: Path) -> None:
+    model = whisper(tmp_path)
+    assert_same_tensors(encoder("whisper", tmp_path).model, model.model.encoder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_smollm3(tmp_path: Path, tied: bool) -> None:
+    model = smollm3(tmp_path, tie_word_embeddings=tied)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
+    loaded: Any = decoder(tmp_path)
+    assert_same_tensors(loaded.model, model)
+    weights = loaded.model.get_input_embeddings().weight, loaded.model.get_output_embeddings().weight
+    assert (weights[0] is weights[1]) is tied
+
+
+def test_tied_embeddings_that_a_checkpoint_holds_twice(tmp_path: Path) -> None:
+    smollm3(tmp_path)
+    change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    loaded: Any = decoder(tmp_path)
+    assert loaded.model.get_input_embeddings().weight is loaded.model.get_output_embeddings().weight
+    assert loaded.architecture()["tie_word_embeddings"] is True
+
+
+def test_a_head_that_differs_from_the_embeddings_it_is_said_to_be(tmp_path: Path) -> None:
+    """The weights decide; rebuilt from the architecture, the head would otherwise be lost."""
+    smollm3(tmp_path)
+    change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
+    loaded: Any = decoder(tmp_path)
+    config = DECODERS.parse({"name": "smollm3", "pretrained": str(tmp_path)})
+    rebuilt: Any = DECODERS.build(config, DecoderContext(None, json.loads(json.dumps(loaded.architecture()))))
+    rebuilt.load_state_dict(loaded.state_dict())
+    assert_same_tensors(rebuilt, loaded)
+    assert not torch.equal(loaded.model.get_input_embeddings().weight, loaded.model.get_output_embeddings().weight)
+
+
+def test_frozen_weights_keep_their_type_and_trained_ones_are_float32(tmp_path: Path) -> None:
+    smollm3(tmp_path / "whole").to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert {tensor.dtype for tensor in decoder(tmp_path / "half").parameters()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in decoder(tmp_path / "half", freeze=False).parameters()} == {torch.float32}
+
+
+def test_the_dropouts_are_the_recipes(tmp_path: Path) -> None:
+    noisy = {"hidden_dropout": 0.3, "attention_dropout": 0.3, "activation_dropout": 0.3, "feat_proj_dropout": 0.3}
+    hubert(tmp_path, **noisy, layerdrop=0.5, mask_time_prob=0.4, mask_feature_prob=0.4)
+    torch.manual_seed(0)
+    audio, lengths = 0.1 * torch.randn(2, 16_000), torch.tensor([16_000, 9_000])
+    part: Any = encoder("hubert", tmp_path, freeze=False)
+    with torch.no_grad():
+        still, trained = part.eval()(audio, lengths).values, part.train()(audio, lengths).values
+    assert torch.equal(still, trained)
+    config = part.model.config
+    assert {getattr(config, name) for name in (*noisy, "final_dropout", "layerdrop", "mask_time_prob")} == {0.0}
+    part = encoder("hubert", tmp_path, freeze=False, dropout=0.2)
+    assert {getattr(part.model.config, name) for name in (*noisy, "final_dropout")} == {0.2}
+    assert part.model.config.layerdrop == 0.0
+
+
+def test_an_earlier_build_needs_no_checkpoint(tmp_path: Path) -> None:
+    hubert(tmp_path / "moved")
+    built = encoder("hubert", tmp_path / "moved")
+    architecture = json.loads(json.dumps(built.architecture()))
+    (tmp_path / "moved").rename(tmp_path / "elsewhere")
+    config = ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path / "moved")})
+    rebuilt = ENCODERS.build(config, EncoderContext(architecture))
+    assert rebuilt.state_dict().keys() == built.state_dict().keys()
+
+
+def test_loading_says_nothing_of_what_is_not_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    hubert(tmp_path)
+    capfd.readouterr()
+    encoder("hubert", tmp_path)
+    printed = capfd.readouterr()
+    assert "LOAD REPORT" not in printed.out + printed.err
+
+
+# --- adapters
+
+
+def test_adapters(tmp_path: Path) -> None:
+    smollm3(tmp_path)
+    part = decoder(tmp_path, lora={"rank": 3, "alpha": 6.0, "targets": ["q_proj", "k_proj"]})
+    trainable = {name: tensor for name, tensor in part.named_parameters() if tensor.requires_grad}
+    # 32 channels; 4 heads of queries and 2 of keys, 8 channels each; 2 layers.
+    assert sum(tensor.numel() for tensor in trainable.values()) == 2 * 3 * ((32 + 32) + (32 + 16))
+    assert sorted(trainable) == sorted(
+        f"model.model.layers.{layer}.self_attn.{target}.lora_{side}.default.weight"
+        for layer in (0, 1)
+        for target in ("q_proj", "k_proj")
+        for side in "AB"
+    )
+    plain = decoder(tmp_path)
+    tokens = torch.arange(3, 9)[None]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        before = plain(plain.embed(tokens), mask, mask)
+        assert torch.equal(part(part.embed(tokens), mask, mask), before), "adapters start at nothing"
+        for name, tensor in trainable.items():
+            if "lora_B" in name:
+                tensor.fill_(0.1)
+        assert not torch.equal(part(part.embed(tokens), mask, mask), before)
+
+
+def test_adapters_are_named_by_the_end_of_their_path(tmp_path: Path) -> None:
+    hubert(tmp_path)
+    lora = {"rank": 2, "alpha": 2.0, "targets": ["layers.1.attention.q_proj", "output_dense"]}
+    part = encoder("hubert", tmp_path, lora=lora)
+    adapted = {name.split(".lora_")[0] for name, tensor in part.named_parameters() if tensor.requires_grad}
+    assert adapted == {
+        "model.encoder.layers.1.attention.q_proj",
+        "model.encoder.layers.0.feed_forward.output_dense",
+        "model.encoder.layers.1.feed_forward.output_dense",
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [("qproj", "did you mean 'q_proj'? "), ("nowhere.k_proj", "did you mean 'down_proj'? "), ("self_attn", "")],
+)
+def test_adapters_on_layers_that_are_not_there(tmp_path: Path, target: str, hint: str) -> None:
+    smollm3(tmp_path)
+    allowed = "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    lora = {"rank": 2, "alpha": 2.0, "targets": ["k_proj", target]}
+    if "." not in target:  # of a family that is known, before anything is read
+        with pytest.raises(ValidationError) as refused:
+            decoder(tmp_path, lora=lora)
+        known = f"lora.targets: smollm3 has no linear layer called {target!r}; {hint}{allowed.replace('lm_head, ', '')}"
+        assert known in str(refused.value)
+    with pytest.raises(UserError) as caught:
+        decoder(tmp_path, name="causal_lm", lora=lora)
+    assert str(caught.value) == f"lora.targets: no linear layer is called {target!r}; {hint}{allowed}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"freeze": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}},
+            "lora adapts frozen weights; set freeze: true, or remove lora to train all of the part",
+        ),
+        (
+            {"overrides": {"hidden_size": 32}},
+            "overrides change the architecture, which pretrained weights fix; "
+            "set init: random, or remove the overrides",
+        ),
+        (
+            {"train_front_end": True},
+            "train_front_end has no effect under freeze: true; remove it, or set freeze: false",
+        ),
+        ({"lora": {"rank": 2, "alpha": 2.0, "targets": []}}, "at least 1 item"),
+    ],
+)
+def test_fields_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        ENCODERS.parse({"name": "hubert", **fields})
+
+
+# --- what does not load
+
+
+def test_a_missing_tensor(tmp_path: Path) -> None:
+    hubert(tmp_path)
+    change(tmp_path, lambda tensors: tensors.pop(LAYER))
+    with pytest.raises(UserError) as caught:
+        encoder("hubert", tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} does not hold exactly the weights of HubertModel; "
+        "1 missing: encoder.layers.0.attention.q_proj.weight; choose a checkpoint of this family"
+    )
+
+
+def test_tensors_without_a_place(tmp_path: Path) -> None:
+    hubert(tmp_path)
+    more = {f"hubert.extra.{index}": torch.zeros(1) for index in range(7)}
+    change(tmp_path, lambda tensors: tensors.update(more))
+    names = ", ".join(f"hubert.extra.{index}" for index in range(5))
+    with pytest.raises(UserError, match=re.escape(f"; 7 unexpected: {names}, …; choose a checkpoint of this family")):
+        encoder("hubert", tmp_path)
+
+
+def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
+    hubert(tmp_path)
+    change(tmp_path, lambda tensors: tensors.update({LAYER: torch.zeros(3, 5)}))
+    message = "; 1 of another shape: encoder.layers.0.attention.q_proj.weight [3, 5] instead of [32, 32]; choose"
+    with pytest.raises(UserError, match=re.escape(message)):
+        encoder("hubert", tmp_path)
+
+
+def test_a_language_model_without_its_head(tmp_path: Path) -> None:
+    """Unless it is tied: then the embeddings are the head."""
+    smollm3(tmp_path, tie_word_embeddings=False)
+    change(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(UserError, match=r"weights of SmolLM3ForCausalLM; 1 missing: lm_head\.weight; choose"):
+        decoder(tmp_path)
+
+
+def test_a_checkpoint_of_another_family(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whisper(tmp_path)
+    message = f"{tmp_path} is a 'whisper' checkpoint, not 'hubert'; choose the part of that family, or another"
+    capfd.readouterr()
+    with pytest.raises(UserError, match=re.escape(message)):
+        encoder("hubert", tmp_path)
+    assert capfd.readouterr().err == "", "one message is enough"
+    architecture = published_architecture(ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}))
+    with pytest.raises(UserError, match=re.escape(message)):
+        ENCODERS.build(ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}), EncoderContext(architecture))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no/such/folder", "~/no/such/folder"])
+def test_no_such_folder(path: str) -> None:
+    message = f"hubert: there is no folder {path!r}; give the folder of a checkpoint, or a hub id such as owner/name"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        encoder("hubert", path)
+
+
+def test_a_folder_that_holds_no_checkpoint(tmp_path: Path) -> None:
+    message = f"hubert: {str(tmp_path)!r} has no config.json that names a model_type; give a hub id or the folder of a"
+    for content in (None, "{}"):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=re.escape(message)):
+            encoder("hubert", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b'{"model_type": "hubert", "hidden_size": "wide"}', "Field 'hidden_size' expected int.*"),
+        ("config.json", b"{", "It looks like the config file at .* is not a valid JSON file"),
+        ("model.safetensors", b"abc", "Error while deserializing header: .*"),
+        ("model.safetensors", None, r"Error no file named model\.safetensors, or pytorch_model\.bin, found in .*"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    hubert(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    hint = (
+        r"\. Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models\."
+    )
+    with pytest.raises(UserError, match=f"^hubert: cannot read '{re.escape(str(tmp_path))}': {message}{hint}$"):
+        encoder("hubert", tmp_path)
+
+
+# --- random weights
+
+
+def test_an_override_that_the_architecture_does_not_know() -> None:
+    config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"hiden_size": 32}})
+    with pytest.raises(
+        UserError, match=r"^overrides: HubertConfig has no field 'hiden_size'; did you mean 'hidden_siz"
+    ):
+        ENCODERS.build(config, EncoderContext())
+
+
+def test_overrides_that_cannot_be_built_together() -> None:
+    """Each is a valid number; that heads must divide a width, only the architecture knows."""
+    tiny: Any = ENCODERS.entry("whisper").config.tiny()
+    config = ENCODERS.parse({"name": "whisper", "init": "random", "overrides": {**tiny.overrides, "d_model": 7}})
+    message = (
+        r"^overrides do not make a \w+ that can be built: embed_dim must be divisible by num_heads .*; correct them$"
+    )
+    for device in ("cpu", "meta"):
+        with torch.device(device), pytest.raises(UserError, match=message):
+            ENCODERS.build(config, EncoderContext())
+
+
+def test_an_override_that_the_architecture_refuses() -> None:
+    config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"conv_dim": [16, 16]}})
+    with pytest.raises(UserError, match=r"^overrides do not make a valid HubertConfig: Configuration for conv"):
+        ENCODERS.build(config, EncoderContext())
+    config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"hidden_size": "wide"}})
+    with pytest.raises(
+        UserError, match=r"^overrides do not make a valid HubertConfig: Field 'hidden_size' expected int"
+    ):
+        ENCODERS.build(config, EncoderContext())
+
+
+def test_random_parts_publish_nothing_and_pretrained_ones_their_config(tmp_path: Path) -> None:
+    hubert(tmp_path)
+    assert published_architecture(ENCODERS.entry("hubert").config.tiny()) is None  # type: ignore[attr-defined]
+    architecture = published_architecture(ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}))
+    assert architecture is not None
+    assert architecture["hidden_size"] == 32
+    with torch.device("meta"):
+        built = ENCODERS.build(
+            ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}), EncoderContext(architecture)
+        )
+    assert built.dim == 32
+    assert {tensor.device.type for tensor in built.parameters()} == {"meta"}
+
+
+def test_flash_attention_that_is_not_installed() -> None:
+    config: Any = ENCODERS.parse({"name": "hubert", "attention": "flash_attention_2"})
+    if torch.cuda.is_available():
+        pytest.skip("about machines without a GPU")
+    with pytest.raises(
+        UserError, match="attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; pip"
+    ):
+        attention_for(config)
+    assert attention_for(config.model_copy(update={"attention": "auto"})) == "sdpa"
+    assert attention_for(config.model_copy(update={"attention": "eager"})) == "eager"
+
+
+# --- a hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as reading a checkpoint takes."""
+
+    revisions: ClassVar[dict[str, str]] = {}
+    """Branch or tag -> commit."""
+    commits: ClassVar[dict[str, dict[str, bytes]]] = {}
+    """Commit -> file -> content."""
+    repository = "tiny/hubert"
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0].strip("/")
+        found = re.fullmatch(rf"(?:api/models/)?{self.repository}(?:/(resolve|revision|tree)/([^/]+)/?(.*))?", path)
+        if found is None:
+            self._send(404, {"X-Error-Code": "RepoNotFound"}, b"", body)
+            return
+        kind, revision, name = found.group(1), found.group(2) or "main", found.group(3) or ""
+        commit = self.revisions.get(revision, revision)
+        if commit not in self.commits:
+            self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"", body)
+            return
+        files, headers = self.commits[commit], {"X-Repo-Commit": commit}
+        if kind == "resolve":
+            if name not in files:
+                self._send(404, {**headers, "X-Error-Code": "EntryNotFound"}, b"", body)
+                return
+            headers["ETag"] = f'"{hashlib.sha256(files[name]).hexdigest()}"'
+            self._send(200, headers, files[name], body)
+        elif kind == "tree":
+            rows = [
+                {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in files.items()
+            ]
+            self._send(200, headers, json.dumps(rows).encode(), body)
+        else:
+            siblings = [{"rfilename": name} for name in files]
+            about = {"id": self.repository, "sha": commit, "siblings": siblings, "private": False, "tags": []}
+            self._send(200, headers, json.dumps(about).encode(), body)
+
+    def _send(self, status: int, headers: dict[str, str], content: bytes, body: bool) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        """Silence."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    """Address of a hub with one repository: tag ``v1`` has zeros in its final norm's bias, ``main`` has ones."""
+    hubert(tmp_path / "checkpoint")
+    config = (tmp_path / "checkpoint" / "config.json").read_bytes()
+    tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    for value, (name, commit) in enumerate((("v1", "a" * 40), ("main", "b" * 40))):
+        tensors["hubert.encoder.layer_norm.bias"] = torch.full((32,), float(value))
+        Hub.revisions[name] = commit
+        Hub.commits[commit] = {"config.json": config, "model.safetensors": save(tensors, {"format": "pt"})}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+READER = """
+import sys
+from tiny_audio.config import UserError
+from tiny_audio.encoders import ENCODERS, EncoderContext
+for wanted in sys.argv[1:]:
+    repository, _, revision = wanted.partition("@")
+    fields = {"name": "hubert", "pretrained": repository, "revision": revision or None}
+    try:
+        part = ENCODERS.build(ENCODERS.parse(fields), EncoderContext())
+    except UserError as error:
+        print(f"refused: {error}")
+    else:
+        print(float(part.model.encoder.layer_norm.bias.mean()))
+"""
+
+
+def read(tmp_path: Path, *wanted: str, **environment: str) -> list[str]:
+    """A line for each ``repository@revision``: its bias, or the refusal."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    settings = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *wanted],
+        capture_output=True,
+        text=True,
+        env=clean | settings | environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_revision_decides_what_is_read(hub: str, tmp_path: Path) -> None:
+    names = ("tiny/hubert", "tiny/hubert@v1", f"tiny/hubert@{'a' * 40}", "tiny/hubert@main")
+    *values, no_revision, no_repository = read(tmp_path, *names, "tiny/hubert@v9", "tiny/nothing", HF_ENDPOINT=hub)
+    assert values == ["1.0", "0.0", "0.0", "1.0"]
+    assert no_revision.startswith("refused: hubert: cannot read 'tiny/hubert' at revision v9: v9 is not a valid git")
+    assert no_repository.startswith(
+        "refused: hubert: cannot read 'tiny/nothing': tiny/nothing is not a local folder and is not a valid model"
+    )
+    for line in (no_revision, no_repository):
+        assert line.endswith("and check the network and `hf auth login` for gated models.")
+    # What was read once is there without a network, by the same revision.
+    offline = read(tmp_path, "tiny/hubert@v1", "tiny/hubert@main", HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
+    assert offline == ["0.0", "1.0"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HF_HUB_OFFLINE": "1"},
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),  # the hub's client tries again
+    ],
+)
+def test_no_network(tmp_path: Path, environment: dict[str, str]) -> None:
+    (line,) = read(tmp_path, "tiny/hubert", **environment)
+    assert re.fullmatch(
+        r"refused: hubert: cannot read 'tiny/hubert': \S.*\. Give a hub id or the folder of a checkpoint, and check "
+        r"the network and `hf auth login` for gated models\.",
+        line,
+    )

@@ -1,0 +1,86 @@
+"""What a GPU cannot hold at once is done in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import write_clips
+from tests.model.test_model import assemble
+from tiny_audio.config import RunFailed
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.evaluation import transcribe_clips
+from tiny_audio.frames import SAMPLE_RATE, Frames
+from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.runtime.device import in_parts_that_fit
+from tiny_audio.sources import SOURCES, SourceContext
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 8])
+def test_parts_are_as_large_as_fits_and_in_order(room: int) -> None:
+    sizes = []
+
+    def run(items: Sequence[int]) -> list[int]:
+        if len(items) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(items))
+        return [10 * item for item in items]
+
+    assert in_parts_that_fit(run, range(7)) == [0, 10, 20, 30, 40, 50, 60]
+    assert max(sizes) <= room
+    assert len(sizes) == {1: 7, 2: 4, 3: 3, 7: 1, 8: 1}[room]
+
+
+def test_one_that_is_too_large_is_said() -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    with pytest.raises(RunFailed) as caught:
+        in_parts_that_fit(run, range(5))
+    assert str(caught.value) == (
+        "the GPU ran out of memory with a single clip: CUDA out of memory. Tried to allocate 2.00 GiB. See with "
+        "nvidia-smi what else is on it, or take one with more memory."
+    )
+
+
+def small_memory(model: TinyAudioModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """No more than two clips fit; gives the sizes of batches that did."""
+    encode, sizes = model.encode, list[int]()
+
+    def limited(waveforms: Tensor, lengths: Tensor) -> Frames:
+        if len(waveforms) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(waveforms))
+        return encode(waveforms, lengths)
+
+    monkeypatch.setattr(model, "encode", limited)
+    return sizes
+
+
+def test_recordings_and_evaluations_go_on_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = assemble()
+    write_clips(tmp_path, 5)
+    source = SOURCES.build(
+        SOURCES.parse({"name": "manifest", "path": str(tmp_path / "manifest.jsonl")}), SourceContext(tmp_path)
+    )
+    clips = ClipSet.gather({"set": source}, 0.1, 9.0).clips
+    waves = [0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+    rows = list(transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0))
+    heard = Recogniser(model, tokenizer, guard=False).transcribe(waves)
+    sizes = small_memory(model, monkeypatch)
+    assert list(transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0)) == rows
+    told: dict[int, str] = {}
+    events = Recogniser(model, tokenizer, guard=False).stream(
+        ([wave] for wave in waves), on_text=lambda number, _, text: told.update({number: text})
+    )
+    assert [event.text for _, event in events if hasattr(event, "segments")] == [one.text for one in heard]
+    assert told == {number: one.text for number, one in enumerate(heard)}
+    assert sizes
+    assert max(sizes) == 2

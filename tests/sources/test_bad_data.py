@@ -1,0 +1,236 @@
+"""Bad clips and bad days of the hub cost themselves and time, and not one good clip."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from tests.conftest import Document, changed
+from tests.support.hub_server import Fault, Hub, Repo, running_hub, use_hub
+from tests.support.parquet_shards import LOQUACIOUS, Row, encoded_clip, loquacious_row, loquacious_shard
+from tiny_audio.commands.run import Run
+from tiny_audio.config import UserError
+from tiny_audio.data.augmentation import clip_seed
+from tiny_audio.data.clips import Batch, PlannedBatches
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.recipe import Recipe
+from tiny_audio.training.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Silent:
+    """Hears what a run says."""
+
+    def note(self, message: str) -> None: ...
+
+    def step(self, step: int, values: dict[str, Any]) -> None: ...
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seeds of all clips that came to training, which are hashes of seed, epoch and id."""
+    seeds: list[int] = []
+    get = PlannedBatches.__getitem__
+
+    def noted(self: PlannedBatches, k: int) -> Batch:
+        batch = get(self, k)
+        seeds.extend(batch.seeds)
+        return batch
+
+    monkeypatch.setattr(PlannedBatches, "__getitem__", noted)
+    return seeds
+
+
+def epoch_of(ids: list[str], epoch: int) -> Counter[int]:
+    return Counter(clip_seed(0, epoch, clip_id) for clip_id in ids)
+
+
+# --- bad clips
+
+KINDS = {
+    "noise": "undecodable",
+    "nothing": "empty",
+    "null": "audio_missing",
+    "nan": "non_finite",
+    "short": "too_short",
+    "long": "too_long",
+    "lies": "duration_differs",
+    "silent": "text_missing",
+    "latin-1": "bad_unicode",
+    "crowded": "text_too_long",
+    "cut_off": "undecodable",
+    "forged": "truncated",
+    "no_duration": "bad_duration",
+    "special": "special_token",
+}
+"""What is wrong with a clip, and the reason that is told."""
+SHARDS, CLIPS = 4, 70
+"""Shards, and clips of each: 14 bad ones among 280 are 5 %."""
+
+
+def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype=subtype)
+    return buffer.getvalue()
+
+
+def spoiled(row: Row, kind: str) -> Row:
+    """A good row made bad in one way."""
+    tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) / 6)
+    audio: dict[str, Any] = {
+        "noise": {"bytes": b"this is no audio" * 60, "path": None},
+        "nothing": {"bytes": b"", "path": None},
+        "null": {"bytes": None, "path": "elsewhere.wav"},
+        "nan": {"bytes": wav(np.where(np.arange(SAMPLE_RATE) == 99, np.nan, tone), "FLOAT"), "path": None},
+        "short": {"bytes": wav(tone[:800]), "path": None},
+        "long": {"bytes": wav(np.tile(tone, 11)), "path": None},
+        "lies": {"bytes": wav(np.tile(tone, 3)), "path": None},
+        "cut_off": {"bytes": encoded_clip(1, 1.0, "FLAC")[:9_000], "path": None},
+        "forged": {"bytes": b"", "path": None},
+    }
+    forged = bytearray(wav(tone))
+    forged[40:44] = (2_000_000).to_bytes(4, "little")  # the length of the data chunk
+    audio["forged"]["bytes"] = bytes(forged)
+    changes: dict[str, Any] = {"wav": audio[kind]} if kind in audio else {}
+    seconds = {"nan": 1.0, "short": 0.05, "long": 11.0, "lies": 1.0, "cut_off": 1.0, "forged": 1.0}
+    changes |= {"duration": seconds[kind]} if kind in seconds else {}
+    texts = {"silent": "  ", "crowded": "STOP NOW " * 30, "special": "STOP <|end|>"}
+    changes |= {"text": texts[kind]} if kind in texts else {}
+    changes |= {"duration": None} if kind == "no_duration" else {}
+    return row | changes | {"ID": kind}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Shards in LoquaciousSet's schema, of which 5 % are bad, spread over them; and the ids of the good clips."""
+    folder, kinds = tmp_path_factory.mktemp("corpus"), list(KINDS)
+    good = []
+    for shard in range(SHARDS):
+        rows = [loquacious_row(shard * CLIPS + number) for number in range(CLIPS)]
+        for number, kind in enumerate(kinds[shard::SHARDS]):
+            rows[11 + 17 * number] = spoiled(rows[11 + 17 * number], kind)
+        good += [row["ID"] for row in rows if row["ID"] not in KINDS]
+        table = pa.Table.from_pylist(rows, schema=LOQUACIOUS)
+        table = table.set_column(5, "text", latin_1(table))
+        pq.write_table(table, folder / f"train-{shard:05d}-of-{SHARDS:05d}.parquet", row_group_size=20)
+    return folder, good
+
+
+def latin_1(table: pa.Table) -> pa.Array:
+    """The texts, one of them with a byte that UTF-8 does not have, as parquet lets it pass."""
+    texts = [text.as_py().encode() for text in table.column("text")]
+    ids = table.column("ID").to_pylist()
+    texts = [b"CAF\xc9" if id_ == "latin-1" else text for id_, text in zip(ids, texts, strict=True)]
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts, pa.binary()).buffers())
+
+
+def recipe(document: Document, folder: Path, **settings: Any) -> Recipe:
+    columns = {"audio_column": "wav", "id_column": "ID", "speaker_column": "spk_id"}
+    source = {"name": "parquet", "path": str(folder), **columns}
+    fields = {"data__train": {"corpus": source}, "data__evaluation": {}, "data__target_text": "lower"}
+    fields |= {"ctc": {"weight": 0.3}, "batching__max_clips": 8, "execution__log_every": 5}
+    return Recipe.model_validate(changed(document, **(fields | settings)))
+
+
+def test_bad_clips_are_listed_with_their_reasons_and_good_ones_are_all_used(
+    document: Document, corpus: tuple[Path, list[str]], tmp_path: Path, used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    folder, good = corpus
+    assert len(KINDS) / (SHARDS * CLIPS) == 0.05
+    assert len(good) == SHARDS * CLIPS - len(KINDS)
+    steps = 36  # an epoch of batches of 8, and a little: 277 clips get past the index
+    Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", Silent()).complete()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    assert {line["id"].removeprefix("corpus/"): line["reason"] for line in lines} == KINDS
+    assert len(lines) == len(KINDS), "each once"
+    assert all(line["detail"] for line in lines)
+    ids = [f"corpus/{name}" for name in good]
+    assert epoch_of(ids, 0) <= Counter(used)
+    bad = epoch_of([f"corpus/{kind}" for kind in KINDS], 0) + epoch_of([f"corpus/{kind}" for kind in KINDS], 1)
+    assert not bad & Counter(used)
+
+
+def test_more_bad_clips_than_allowed_stop_the_run(
+    document: Document, corpus: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    settings = {"training__steps": 70, "data__max_dropped_share": 0.02}
+    allowed = r"^\d of 278 training clips are unusable \(2.\d%; data.max_dropped_share is 2.0%\):\n  "
+    with pytest.raises(UserError, match=allowed):
+        Run(recipe(document, corpus[0], **settings), "bad", tmp_path / "run", Silent()).complete()
+
+
+# --- bad days
+
+NAME = "speechbrain/LoquaciousSet"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub() as hub:
+        shards = {f"small/train-{n:05d}-of-00004.parquet": loquacious_shard(20 * n, 20, row_group=2) for n in range(4)}
+        config = {"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]}
+        hub.repos[NAME] = Repo(shards, {"configs": [config]})
+        use_hub(monkeypatch, hub.endpoint)
+        yield hub
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were to be waited before another try; nothing here waits longer than a moment."""
+    waits: list[float] = []
+    sleep = time.sleep
+
+    def note(seconds: float) -> None:
+        # The time module is one for all: others, such as the server, sleep shorter.
+        if seconds >= 0.01:
+            waits.append(seconds)
+        sleep(0.0)
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", note)
+    return waits
+
+
+def test_a_hub_that_fails_a_fifth_of_the_time_costs_time_and_no_clip(
+    hub: Hub, document: Document, tmp_path: Path, used: list[int], waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    kinds: tuple[Fault, ...] = ("limit", "error", "cut")
+    rng = random.Random(0)
+    failed: Counter[Fault] = Counter()
+    hub.reset_s = 3
+
+    def fault(number: int, path: str) -> Fault | None:
+        if rng.random() >= 0.2:
+            return None
+        kind = rng.choice(kinds)
+        failed[kind] += 1
+        return kind
+
+    hub.fault = fault
+    source = {"name": "loquacious", "config": "small"}
+    settings = {"data__train": {"corpus": source}, "data__evaluation": {}, "data__target_text": "lower"}
+    settings |= {"batching__max_clips": 8, "training__steps": 10, "execution__log_every": 5}
+    Run(Recipe.model_validate(changed(document, **settings)), "hub", tmp_path / "run", Silent()).complete()
+    assert not (tmp_path / "run" / "dropped.jsonl").exists()
+    assert Counter(used) == epoch_of([f"corpus/clip-{number}" for number in range(80)], 0)
+    assert min(failed[kind] for kind in kinds) >= 3
+    assert 0.15 < failed.total() / len(hub.requests) < 0.25
+    assert waited.count(4.0) >= 3, "as long as the limit says, and a second"
+    assert len(waited) >= failed["limit"] + failed["error"]

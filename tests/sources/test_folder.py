@@ -1,0 +1,409 @@
+"""Sources ``folder`` and ``common_voice``: audio files, and tables that say what is said in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tiny_audio.audio.load import load_audio
+from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.runtime.files import files_below
+from tiny_audio.sources import SOURCES, Index, Source, SourceContext, _durations
+
+
+def write_clip(path: Path, seconds: float = 1.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) / 5), SAMPLE_RATE)
+    return path
+
+
+def write(path: Path, *lines: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines) + b"\n")
+    return path
+
+
+def build(kind: str, path: Path, cache: Path | None = None, **fields: Any) -> Source:
+    config = SOURCES.parse({"name": kind, "path": str(path), **fields})
+    return SOURCES.build(config, SourceContext(cache or path.parent / "cache"))
+
+
+def folder(path: Path, **fields: Any) -> Source:
+    return build("folder", path, **fields)
+
+
+def dropped(index: Index) -> dict[str, str]:
+    return {drop.id: drop.reason for drop in index.dropped}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+# --- folder -----------------------------------------------------------------------------------------------------
+
+
+def test_files_and_what_is_said_in_them(place: Path) -> None:
+    write_clip(place / "a.wav", 0.5)
+    write_clip(place / "deep" / "er" / "b.FLAC", 0.75)
+    write_clip(place / "deep" / "c.mp3", 1.25)
+    write(
+        place / "metadata.csv",
+        "\ufefffile_name,speaker,transcription,age",
+        "a.wav,ann,  Hello you ,31",
+        'deep/er/b.FLAC,,"Yes, ""you""",',
+    )
+    write(place / "deep" / "metadata.csv", "file_name,transcription", "./c.mp3,Grüße")
+    source = folder(place)
+    index = source.index()
+    assert [(u.id, u.text) for u in index.utterances] == [
+        ("deep/c.mp3", "Grüße"),
+        ("a.wav", "Hello you"),
+        ("deep/er/b.FLAC", 'Yes, "you"'),
+    ]
+    assert [u.duration_s for u in index.utterances] == pytest.approx([1.25, 0.5, 0.75], abs=0.05)
+    assert [dict(u.metadata) for u in index.utterances] == [
+        {"file_name": "deep/c.mp3"},
+        {"file_name": "a.wav", "speaker": "ann", "age": "31"},
+        {"file_name": "deep/er/b.FLAC"},
+    ]
+    assert (index.dropped, index.groups) == ((), None)
+    for utterance in index.utterances:
+        audio = pickle.loads(pickle.dumps(source)).encoded(pickle.loads(pickle.dumps(utterance)))
+        assert len(load_audio(audio, max_duration_s=2)) / SAMPLE_RATE == pytest.approx(utterance.duration_s, abs=0.05)
+
+
+def test_json_lines(place: Path) -> None:
+    write_clip(place / "a.wav")
+    rows = [{"file_name": "a.wav", "text": "yes", "native": True, "tags": ["x"]}, {"file_name": "a.wav", "text": "no"}]
+    write(place / "metadata.jsonl", json.dumps(rows[0]), "", json.dumps(rows[1] | {"later": 1}))
+    first, second = folder(place).index().utterances
+    assert first.metadata == {"file_name": "a.wav", "native": "true", "tags": '["x"]'}
+    assert second.metadata == {"file_name": "a.wav", "later": "1"}
+    assert (first.id, second.id) == ("a.wav", "a.wav:metadata.jsonl:3:0"), "a file that is named again"
+
+
+@pytest.mark.parametrize(
+    ("row", "drop", "reason", "detail"),
+    [
+        (
+            "none.wav,yes",
+            "metadata.csv:3",
+            "audio_missing",
+            "there is no audio file none.wav; 'file_name' is 'none.wav'",
+        ),
+        ("../a.wav,yes", "metadata.csv:3", "audio_missing", "there is no audio file ../a.wav"),
+        (",yes", "metadata.csv:3", "audio_missing", "'file_name' must be the path of an audio file, not None"),
+        ("b.wav,", "b.wav", "text_missing", "'transcription' must be a text that is not empty, not None"),
+        ("b.wav,  ", "b.wav", "text_missing", "not '  '"),
+        (
+            "b.wav,yes, you",
+            "metadata.csv:3",
+            "bad_row",
+            "3 cells, and the header names 2; a text with commas needs quo",
+        ),
+        ("b.wav", "metadata.csv:3", "bad_row", "1 cells, and the header names 2"),
+        (b"b.wav,\xff", "metadata.csv:3", "bad_unicode", "not UTF-8"),
+        ("text.wav,yes", "text.wav", "undecodable", "not an audio file that can be decoded"),
+        ("empty.wav,yes", "empty.wav", "empty", "a file of 0 bytes"),
+    ],
+)
+def test_bad_rows_are_dropped_with_their_line(
+    place: Path, row: str | bytes, drop: str, reason: str, detail: str
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_clip(place / name)
+    write(place / "text.wav", "no audio")
+    (place / "empty.wav").write_bytes(b"")
+    write(place / "metadata.csv", "file_name,transcription", "a.wav,yes", row, "a.wav,no")
+    index = folder(place).index()
+    assert [utterance.text for utterance in index.utterances] == ["yes", "no"]
+    (found,) = (found for found in index.dropped if found.id == drop)
+    assert found.reason == reason
+    assert found.detail.startswith("metadata.csv, line 3: ")
+    assert detail in found.detail
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        ("{not json", "not_json", "not JSON: Expecting property name"),
+        ("[" * 100_000, "not_json", "not JSON"),
+        ("[1]", "not_an_object", "not a JSON object, but [1]"),
+        (b'{"file_name": "a.wav", "text": "\xff"}', "bad_unicode", "not UTF-8"),
+        ('{"file_name": "a.wav", "text": "\\ud800"}', "bad_unicode", "holds half a character"),
+        ('{"file_name": "a.wav", "text": 3}', "text_missing", "'text' must be a text that is not empty, not 3"),
+        ('{"file_name": ["a.wav"], "text": "yes"}', "audio_missing", "not ['a.wav']"),
+    ],
+)
+def test_bad_json_lines(place: Path, line: str | bytes, reason: str, detail: str) -> None:
+    write_clip(place / "a.wav")
+    write(place / "metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}', line)
+    (drop,) = folder(place).index().dropped
+    assert drop.reason == reason
+    assert detail in drop.detail
+
+
+def test_files_without_a_row_are_said(place: Path) -> None:
+    for name in ("a.wav", "b.wav", "deep/c.ogg", ".hidden.wav", ".trash/d.wav"):
+        write_clip(place / name)
+    write(place / "notes.txt", "no audio")
+    write(place / "e.m4a", "named like audio")
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes")
+    index = folder(place).index()
+    assert dropped(index) == dict.fromkeys(("b.wav", "deep/c.ogg", "e.m4a"), "row_missing")
+    assert index.dropped[0].detail == "b.wav: no row of metadata.csv names this file"
+
+
+def test_which_column_is_the_text(place: Path) -> None:
+    write_clip(place / "a.wav")
+    table = place / "metadata.csv"
+    write(table, "file_name,text,transcription", "a.wav,one,two")
+    with pytest.raises(
+        UserError, match=r"has both columns, transcription and text; name the one .* as text_column: its"
+    ):
+        folder(place).index()
+    index = folder(place, text_column="text").index()
+    assert (index.utterances[0].text, index.utterances[0].metadata["transcription"]) == ("one", "two")
+    write(table, "file_name,sentence", "a.wav,three")
+    with pytest.raises(UserError, match=r"neither a column transcription nor text; .* columns: file_name, sentence$"):
+        folder(place).index()
+    assert folder(place, text_column="sentence").index().utterances[0].text == "three"
+    with pytest.raises(
+        UserError, match=r"metadata.csv has no column 'said' \(text_column\): its columns: file_name, s"
+    ):
+        folder(place, text_column="said").index()
+
+
+def test_what_is_no_such_folder(place: Path) -> None:
+    expected = "a folder needs a metadata.csv or metadata.jsonl, with the columns file_name (the audio file, from the t"
+
+    def refused(message: str, also: str = expected) -> None:
+        with pytest.raises(UserError) as caught:
+            folder(place).index()
+        assert message in str(caught.value)
+        assert also in str(caught.value)
+
+    refused(f"the folder {place} cannot be read: No such file or directory; ")
+    write_clip(place / "a.wav")
+    refused(f"no table lies in {place}; ")
+    write(place / "metadata.csv", "file,text", "a.wav,yes")
+    refused(f"{place}/metadata.csv has no column 'file_name': its columns: file, text; ")
+    write(place / "metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}')
+    refused(f"{place} holds metadata.csv and metadata.jsonl; keep one of them", "")
+    (place / "metadata.jsonl").unlink()
+    (place / "metadata.csv").write_bytes(b"")
+    refused(f"{place}/metadata.csv is empty; its first line must name its columns", "")
+    write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
+    refused("metadata.csv names a column twice: file_name, text, text; give each a name of its own", "")
+    write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
+    refused("metadata.csv, line 3: unexpected end of data; a cell with commas or quotes must be in quotes, each of", "")
+    write(place / "metadata.csv", "file_name,text", "b.wav,yes")
+    refused(f"no clip of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", "")
+    (place / "metadata.csv").unlink()
+    (place / "metadata.csv").mkdir()
+    refused(f"no table lies in {place}; ")
+
+
+def test_the_fingerprint_is_that_of_the_data_not_of_its_place(place: Path, tmp_path: Path) -> None:
+    def fingerprint(name: str, text: str = "yes", seconds: float = 1.0) -> str:
+        write_clip(tmp_path / name / "a.wav", seconds)
+        write(tmp_path / name / "metadata.csv", "file_name,text", f"a.wav,{text}")
+        return folder(tmp_path / name).index().fingerprint
+
+    first = fingerprint("one")
+    assert fingerprint("two") == first
+    assert fingerprint("two", text="no") != first
+    assert fingerprint("two", seconds=2.0) != first
+    assert fingerprint("two") == first
+
+
+def test_headers_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    read = _durations.audio_duration
+
+    def counted(path: Path, *, name: str) -> float:
+        opened.append(name)
+        return read(path, name=name)
+
+    monkeypatch.setattr(_durations, "audio_duration", counted)
+    for name in ("a.wav", "b.wav", "c.wav"):
+        write_clip(place / name)
+    write(place / "d.wav", "no audio")
+    rows = [f"{name}.wav,yes" for name in "abcd"]
+    write(place / "metadata.csv", "file_name,text", *rows)
+    index = folder(place).index()
+    assert sorted(opened) == ["a.wav", "b.wav", "c.wav", "d.wav"]
+    assert folder(place).index() == index
+    write(place / "metadata.csv", "file_name,text", *rows[:2], "c.wav,no")
+    os.utime(write_clip(place / "b.wav", 2.0), ns=(0, 0))
+    again = folder(place).index()
+    assert opened[4:] == ["b.wav"], "another text needs no header, and a file that changed does"
+    assert [utterance.duration_s for utterance in again.utterances] == [1.0, 2.0, 1.0]
+    (kept,) = (place.parent / "cache" / "durations").iterdir()
+    kept.write_bytes(kept.read_bytes()[:40])
+    write(place / "metadata.csv", "file_name,text", *rows[:1])
+    folder(place).index()
+    assert len(opened) == 9, "a damaged cache is made anew"
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_clip(place / name)
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes", "b.wav,no")
+
+    def while_one_is_away(folder: Path, *arguments: Any) -> dict[str, _durations.Header]:
+        (place / "b.wav").rename(place.parent / "aside.wav")
+        (place / "b.wav").symlink_to("b.wav")
+        try:
+            return _durations.read_headers(folder, *arguments)
+        finally:
+            (place.parent / "aside.wav").replace(place / "b.wav")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tiny_audio.sources.folder.read_headers", while_one_is_away)
+        index = folder(place).index()
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [("b.wav", "unreadable")]
+    assert [utterance.id for utterance in index.utterances] == ["a.wav"]
+    again = folder(place).index()
+    assert again.dropped == ()
+    assert [(utterance.id, utterance.text) for utterance in again.utterances] == [("a.wav", "yes"), ("b.wav", "no")]
+    assert folder(place).index() == again
+
+
+def test_a_cache_that_cannot_be_written(place: Path, tmp_path: Path) -> None:
+    write_clip(place / "a.wav")
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes")
+    write(tmp_path / "cache" / "durations", "a file")
+    with pytest.raises(UserError, match=r"the cache folder .*/cache/durations cannot be written: "):
+        folder(place).index()
+
+
+def test_links_are_followed_and_circles_end(place: Path, tmp_path: Path) -> None:
+    write_clip(tmp_path / "elsewhere" / "a.wav")
+    place.mkdir()
+    (place / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(place)
+    assert list(files_below(place, lambda name: True)) == ["link/a.wav"]
+    (place / "itself").symlink_to("itself")
+    assert list(files_below(place, lambda name: True)) == ["link/a.wav"]
+
+
+def test_a_folder_is_listed_once_whatever_links_to_it(place: Path) -> None:
+    for number in range(9):  # the disk lists them in an order of its own
+        write_clip(place / f"{number}" / "a.wav")
+        (place / f"link-{number}").symlink_to(f"{number}")
+    write_clip(place / "a.wav")
+    (place / "0" / "all").symlink_to(place)
+    assert list(files_below(place, lambda name: True)) == [*(f"{number}/a.wav" for number in range(9)), "a.wav"]
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes")
+    assert [utterance.id for utterance in folder(place).index().utterances] == ["a.wav"]
+
+
+# --- common voice -----------------------------------------------------------------------------------------------
+
+HEADER = "client_id\tpath\tsentence_id\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale"
+
+
+def row(number: int, sentence: str = "Yes.", **changes: str) -> str:
+    cells = {"client_id": f"c{number % 2}", "path": f"common_voice_en_{number}.mp3", "id": "x", "sentence": sentence}
+    cells |= {"up": "2", "down": "0", "age": "", "gender": "female_feminine", "accents": "", "locale": "en"}
+    return "\t".join((cells | changes).values())
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """As the archive unpacks: three clips in train.tsv, two of them with stated durations, and one in dev.tsv."""
+    corpus = tmp_path / "cv-corpus" / "en"
+    for number in range(4):
+        write_clip(corpus / "clips" / f"common_voice_en_{number}.mp3", 1.0 + number)
+    write(corpus / "train.tsv", HEADER, row(0), row(1, '"He said ""no"" twice"'), row(2, '"Oh," he said, "yes"'))
+    write(corpus / "dev.tsv", HEADER, row(3))
+    stated = ["common_voice_en_0.mp3\t1044", "common_voice_en_1.mp3\t2052", "common_voice_en_2.mp3\t", "short"]
+    write(corpus / "clip_durations.tsv", "clip\tduration[ms]", *stated)
+    return corpus
+
+
+def test_common_voice(corpus: Path, tmp_path: Path) -> None:
+    source = build("common_voice", corpus, tmp_path / "cache")
+    index = source.index()
+    assert [u.text for u in index.utterances] == ["Yes.", 'He said "no" twice', '"Oh," he said, "yes"']
+    assert [u.duration_s for u in index.utterances[:2]] == [1.044, 2.052], "as the corpus says"
+    assert index.utterances[2].duration_s == pytest.approx(3.0, abs=0.1), "by the header"
+    assert index.utterances[1].id == "common_voice_en_1.mp3"
+    known = {"path": "common_voice_en_1.mp3", "speaker": "c1", "gender": "female_feminine", "locale": "en"}
+    assert index.utterances[1].metadata == known
+    assert source.encoded(index.utterances[1]) == corpus / "clips" / "common_voice_en_1.mp3"
+    assert len(build("common_voice", corpus, tmp_path / "cache", split="dev").index().utterances) == 1
+    assert build("common_voice", corpus, tmp_path / "cache").index() == index
+
+
+def test_common_voice_says_what_it_lacks(corpus: Path, tmp_path: Path) -> None:
+    write_clip(corpus / "clips" / "common_voice_en_5.mp3").write_bytes(b"no audio")
+    bad = [row(9), row(3, ""), row(5), "short\trow", row(2, "x").encode() + b"\xff"]
+    write(corpus / "train.tsv", HEADER, row(0), *bad)
+    index = build("common_voice", corpus, tmp_path / "cache").index()
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [
+        ("train.tsv:3", "audio_missing"),
+        ("common_voice_en_3.mp3", "text_missing"),
+        ("common_voice_en_5.mp3", "undecodable"),
+        ("train.tsv:6", "bad_row"),
+        ("train.tsv:7", "bad_unicode"),
+    ]
+    assert index.dropped[0].detail == "train.tsv, line 3: there is no file 'common_voice_en_9.mp3' in clips"
+    assert index.dropped[3].detail == "train.tsv, line 6: 2 cells, and the header names 10"
+
+
+def test_a_clip_that_comes_later_is_found(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "clips" / "common_voice_en_1.mp3").rename(tmp_path / "aside.mp3")
+    assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 1
+    (tmp_path / "aside.mp3").rename(corpus / "clips" / "common_voice_en_1.mp3")
+    assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 0
+
+
+def test_a_clip_that_was_mended_is_found(corpus: Path, tmp_path: Path) -> None:
+    whole = build("common_voice", corpus, tmp_path / "another").index()
+    clip = corpus / "clips" / "common_voice_en_2.mp3"
+    clip.rename(tmp_path / "aside.mp3")
+    clip.write_bytes(b"no audio")
+    index = build("common_voice", corpus, tmp_path / "cache").index()
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [("common_voice_en_2.mp3", "undecodable")]
+    (tmp_path / "aside.mp3").replace(clip)
+    again = build("common_voice", corpus, tmp_path / "cache").index()
+    assert again == whole
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_an_older_release_without_durations(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "clip_durations.tsv").unlink()
+    index = build("common_voice", corpus, tmp_path / "cache").index()
+    assert [u.duration_s for u in index.utterances] == pytest.approx([1.0, 2.0, 3.0], abs=0.1)
+
+
+def test_what_is_no_common_voice(corpus: Path, tmp_path: Path) -> None:
+    def refused(message: str, path: Path = corpus, **fields: str) -> None:
+        with pytest.raises(UserError, match=re.escape(message)):
+            build("common_voice", path, tmp_path / "cache", **fields).index()
+
+    refused(f"there is no {tmp_path}/train.tsv; path must be the folder of one language, with clips and tr", tmp_path)
+    refused(f"there is no {corpus.parent}/train.tsv; path must be the folder of one language: {corpus}", corpus.parent)
+    refused("train.tsv, dev.tsv, test.tsv, validated.tsv; download it from Mozilla and unpack it", split="test")
+    write(corpus / "train.tsv", "path\tsentence", "a.mp3\tyes")
+    refused(f"{corpus}/train.tsv has no column client_id; its columns: path, sentence")
+    write(corpus / "train.tsv", HEADER)
+    refused(f"no row of {corpus}/train.tsv can be used")
+    write(corpus / "clip_durations.tsv", "clip\tlength", "a.mp3\t1")
+    write(corpus / "train.tsv", HEADER, row(0))
+    refused("clip_durations.tsv has no columns clip and duration[ms]; its columns: clip, length; mend it, or delete it")
+    (corpus / "clips").rename(corpus / "mp3")
+    refused(f"the folder {corpus}/clips cannot be read: No such file or directory; path must be the folder of one")

@@ -1,0 +1,235 @@
+"""Source ``mix``: several sources as one."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import Document, changed, write_clips
+from tests.support.parquet_shards import LOQUACIOUS, loquacious_row, write_parquet
+from tiny_audio.config import UserError
+from tiny_audio.recipe import Recipe, load_recipe, recipe_schema
+from tiny_audio.sources import SOURCES, Dropped, Index, Source, SourceContext, Utterance
+from tiny_audio.sources.mix import Mixed, MixSource
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 clips of a manifest, and 40 of a parquet file in row groups of 5, of which one has no text."""
+    folder = tmp_path_factory.mktemp("mix")
+    write_clips(folder, 8)
+    rows = [loquacious_row(number) for number in range(40)]
+    rows[7]["text"] = ""
+    write_parquet(folder / "wild.parquet", rows, LOQUACIOUS, row_group=5)
+    return folder
+
+
+def sections(folder: Path, read: Any = None, wild: Any = None) -> dict[str, Any]:
+    manifest = {"name": "manifest", "path": str(folder / "manifest.jsonl")}
+    parquet = {"name": "parquet", "path": str(folder / "wild.parquet"), "audio_column": "wav", "id_column": "ID"}
+    return {"read": {"source": manifest, **(read or {})}, "wild": {"source": parquet, **(wild or {})}}
+
+
+def build(folder: Path, cache: Path, *, seed: int = 0, **parts: Any) -> Source:
+    config = {"name": "mix", "sources": sections(folder, **parts), "seed": seed}
+    return SOURCES.build(SOURCES.parse(config), SourceContext(cache))
+
+
+def ids(index: Index) -> list[str]:
+    return [utterance.id for utterance in index.utterances]
+
+
+def test_clips_of_all_sources_each_read_by_its_own(folder: Path, tmp_path: Path) -> None:
+    source = build(folder, tmp_path, wild={"weight": 0.5})
+    index = source.index()
+    assert len(index.utterances) == 8 + 39
+    assert ids(index)[:2] == ["read/clip000.wav", "read/clip001.flac"]
+    assert ids(index)[8:10] == ["wild/clip-0", "wild/clip-1"]
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [("wild/clip-7", "text_missing")]
+    assert source.encoded(index.utterances[0]) == folder / "clip000.wav"
+    travelled = pickle.loads(pickle.dumps(source))
+    assert travelled.encoded(index.utterances[-1]) == loquacious_row(39)["wav"]["bytes"]
+    assert index.utterances[0].metadata == {"source": "read", "speaker": "s0"}
+    assert index.weights is not None
+    assert index.weights.tolist() == [1.0] * 8 + [0.5] * 39
+    assert index.durations_s is not None
+    assert index.durations_s.tolist() == [utterance.duration_s for utterance in index.utterances]
+
+
+def test_utterances_are_a_sequence(folder: Path, tmp_path: Path) -> None:
+    utterances = build(folder, tmp_path).index().utterances
+    assert list(utterances) == [utterances[number] for number in range(47)]
+    assert utterances[-1] == utterances[46]
+    assert [utterance.id for utterance in utterances[6:10]] == [utterances[number].id for number in range(6, 10)]
+    with pytest.raises(IndexError):
+        utterances[47]
+
+
+def test_caps_keep_a_fixed_random_part(folder: Path, tmp_path: Path) -> None:
+    few, more = (ids(build(folder, tmp_path, read={"max_clips": count}).index())[:count] for count in (3, 5))
+    assert set(few) < set(more), "a larger cap keeps what a smaller one does"
+    assert few == sorted(few), "in their order"
+    assert few == ids(build(folder, tmp_path, read={"max_clips": 3}).index())[:3]
+    drawn = {tuple(ids(build(folder, tmp_path, seed=seed, read={"max_clips": 3}).index())[:3]) for seed in range(5)}
+    assert len(drawn) > 2
+    assert len(ids(build(folder, tmp_path, read={"max_clips": 100}).index())) == 47
+
+
+def test_hours_are_kept_to(folder: Path, tmp_path: Path) -> None:
+    all_s = build(folder, tmp_path).index().durations_s
+    assert all_s is not None
+    index = build(folder, tmp_path, read={"max_hours": 3.0 / 3600}).index()
+    assert index.durations_s is not None
+    used_s = index.durations_s.sum() - all_s[8:].sum()
+    assert 3.0 - all_s[:8].max() < used_s <= 3.0
+    whole = float(all_s[:8].sum())
+    assert len(ids(build(folder, tmp_path, read={"max_hours": whole / 3600}).index())) == 47
+    both = build(folder, tmp_path, read={"max_hours": 3.0 / 3600, "max_clips": 1}).index()
+    assert len(ids(both)) == 40
+
+
+def test_a_cap_that_nothing_fits(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^max_hours 0.0001 of 'read' is shorter than the clip that .* \(\d\.\d s\); "):
+        build(folder, tmp_path, read={"max_hours": 0.0001}).index()
+
+
+@dataclass(frozen=True)
+class Table(Source):
+    """A made-up table, of which no row is an object before somebody looks at it."""
+
+    rows: int
+    row_group: int | None
+    num_dropped: int = 0
+
+    def index(self) -> Index:
+        groups = None if self.row_group is None else np.arange(self.rows) // self.row_group
+        dropped = tuple(Dropped(f"bad{number}", "text_missing", "no text") for number in range(self.num_dropped))
+        return Index(Rows(self.rows), dropped, f"{self.rows} rows", np.full(self.rows, 2.0), groups)
+
+    def encoded(self, utterance: Utterance) -> bytes:
+        return f"{utterance.id} at {utterance.audio}".encode()
+
+
+class Rows(Sequence[Utterance]):
+    """Counts the objects it makes."""
+
+    made = 0
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: Any) -> Any:
+        Rows.made += 1
+        return Utterance(f"{number}", 2.0, "yes", f"a/b:{number}", {"source": "podcast"})
+
+    def __iter__(self) -> Iterator[Utterance]:
+        raise AssertionError("all rows were to become objects")
+
+
+def mix_of(*mixed: tuple[str, Source, float, float | None, int | None], seed: int = 0) -> MixSource:
+    return MixSource(tuple(Mixed(*each) for each in mixed), seed)
+
+
+def test_millions_of_rows_stay_a_table() -> None:
+    Rows.made = 0
+    started = time.process_time()
+    source = mix_of(("a", Table(2_000_000, 1000), 1.0, None, None), ("b", Table(1_000_000, 100), 3.0, None, 500_000))
+    index = source.index()
+    assert time.process_time() - started < 20
+    assert (len(index.utterances), Rows.made) == (2_500_000, 0)
+    last = index.utterances[2_499_999]
+    assert Rows.made == 1
+    assert source.encoded(last).decode() == f"{last.id.removeprefix('b/')} at {last.audio.removeprefix('b/')}"
+    assert last.metadata == {"source": "podcast"}, "a column of its own stays"
+
+
+def test_caps_draw_whole_row_groups() -> None:
+    index = mix_of(("a", Table(10_000, 100), 1.0, None, 1_050), ("b", Table(50, None), 1.0, None, None)).index()
+    assert index.groups is not None
+    in_a, counts = np.unique(index.groups[:1_050], return_counts=True)
+    assert sorted(counts.tolist()) == [50] + [100] * 10
+    assert len(set(index.groups[1_050:].tolist())) == 50, "clips that lie alone stay alone"
+    assert not set(in_a.tolist()) & set(index.groups[1_050:].tolist())
+
+
+def test_a_part_of_a_source_has_a_part_of_its_dropped() -> None:
+    index = mix_of(("a", Table(10_000, None, 1_000), 1.0, None, 1_000)).index()
+    assert 50 < len(index.dropped) < 160
+    assert index.dropped == mix_of(("a", Table(10_000, None, 1_000), 1.0, None, 1_000)).index().dropped
+
+
+def test_mixes_mix_and_weights_multiply() -> None:
+    inner = mix_of(("x", Table(4, None), 2.0, None, None), ("y", Table(2, None), 1.0, None, None))
+    source = mix_of(("a", inner, 3.0, None, None), ("b", Table(1, None), 0.25, None, None))
+    index = source.index()
+    assert index.weights is not None
+    assert index.weights.tolist() == [6.0] * 4 + [3.0] * 2 + [0.25]
+    assert [utterance.id for utterance in index.utterances[4:]] == ["a/y/0", "a/y/1", "b/0"]
+    assert source.encoded(index.utterances[5]) == b"1 at a/b:1"
+
+
+def test_the_fingerprint_is_that_of_what_is_trained_on() -> None:
+    table = Table(10, None)
+    same = [mix_of(("a", table, 1.0, None, None)).index().fingerprint for _ in range(2)]
+    others = [
+        mix_of(("b", table, 1.0, None, None)),
+        mix_of(("a", table, 2.0, None, None)),
+        mix_of(("a", table, 1.0, None, 5)),
+        mix_of(("a", table, 1.0, None, 5), seed=1),
+        mix_of(("a", Table(11, None), 1.0, None, None)),
+    ]
+    assert len({same[0], same[1], *(other.index().fingerprint for other in others)}) == 6
+
+
+def test_a_mix_in_a_recipe(document: Document, folder: Path, write_recipe: Callable[..., Path]) -> None:
+    mix = {"name": "mix", "sources": sections(folder, wild={"weight": 2})}
+    recipe = Recipe.model_validate_json(
+        Recipe.model_validate(changed(document, data__train={"all": mix})).model_dump_json()
+    )
+    assert recipe.data.train["all"].sources["wild"].weight == 2.0  # type: ignore[attr-defined]
+    path = write_recipe(changed(document, data__train={"all": mix}))
+    heavier = load_recipe(path, ["data.train.all.sources.read.weight=5"])
+    assert heavier.run_id() != recipe.run_id()
+    moved = load_recipe(path, ["data.train.all.sources.read.source.path=elsewhere.jsonl"])
+    assert moved.run_id() == recipe.run_id(), "a path is no part of the data"
+    assert "MixConfig" in recipe_schema()["$defs"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({}, "data.train.all.mix.sources: should have at least 1 item, not 0"),
+        ({"a": {"source": "manifst"}}, "sources.a.source: unknown source 'manifst'; did you mean 'manifest'?"),
+        ({"a": {"source": "synthetic", "weight": 0}}, "sources.a.weight: should be greater than 0, not 0"),
+        ({"a": {"source": "synthetic", "wieght": 1}}, "sources.a.wieght: unknown field; did you mean 'weight'?"),
+        ({"a/b": {"source": "synthetic"}}, "sources.'a/b': should match pattern"),
+        (
+            {"a": {"source": {"name": "manifest", "pth": "x"}}},
+            "source.manifest.pth: unknown field; did you mean 'path'?",
+        ),
+    ],
+)
+def test_mistakes_in_a_mix(
+    document: Document, write_recipe: Callable[..., Path], sources: dict[str, Any], message: str
+) -> None:
+    document = changed(document, data__train={"all": {"name": "mix", "sources": sources}})
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_recipe(write_recipe(document))
+
+
+def test_a_mix_of_files_has_nothing_to_fetch_together(folder: Path, tmp_path: Path) -> None:
+    one = {"source": {"name": "manifest", "path": str(folder / "manifest.jsonl")}}
+    mix = SOURCES.build(SOURCES.parse({"name": "mix", "sources": {"a": one, "b": one}}), SourceContext(tmp_path))
+    assert mix.index().groups is None
+    assert build(folder, tmp_path).index().groups is not None

@@ -1,0 +1,104 @@
+"""Writes ``sclite_golden.json.gz``: texts, and what NIST's sclite and sc_stats make of them.
+
+Run it where Debian's package ``sctk`` is installed: ``python -m tests.support.make_sclite_golden``. The same texts come from
+the same seed; sentences are of our own grammars, so that nobody else's words are in the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.support.sclite import corrupted, run_mapsswe, run_sclite
+from tiny_audio.analysis.scoring import NormalizerName, normalizer
+from tiny_audio.sources._synthetic_grammar import dates, home, numbers, phone
+
+GOLDEN = Path(__file__).with_name("sclite_golden.json.gz")
+NORMALIZERS: tuple[NormalizerName, ...] = ("none", "whisper_english", "open_asr_leaderboard")
+_PARTS = [(0, 650), *((start, start + 50) for start in range(0, 650, 50))]
+"""Rows that the matched-pairs test is made of: of all of them p is too small to be printed."""
+_FILLERS = (
+    "uh",
+    "um",
+    "Mr.",
+    "colour",
+    "kinda",
+    "can't",
+    "I'm",
+    "U.S.A.",
+    "well,",
+    "twenty-one",
+    "café",
+    "$5",
+    "naïve",
+)
+
+
+def sentences(rng: random.Random, size: int) -> list[str]:
+    """As people write them: capitals, commas, fillers, numbers."""
+    made = []
+    for _ in range(size):
+        words = " ".join(
+            rng.choice((home, phone, dates, numbers))(rng) for _ in range(rng.choice((1, 1, 2, 3)))
+        ).split()
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            words.insert(rng.randrange(len(words) + 1), rng.choice(_FILLERS))
+        text = " ".join(words)
+        made.append(f"{text[:1].upper()}{text[1:]}{rng.choice(('.', '?', '', '...'))}")
+    return made
+
+
+def tokens(rng: random.Random, size: int) -> list[str]:
+    """Strings of few different words, whose alignments have many ties."""
+    words = "abcdefgh"
+    return [" ".join(rng.choices(words[: rng.randint(1, 8)], k=rng.randint(1, 14))) for _ in range(size)]
+
+
+def rows() -> list[dict[str, str]]:
+    """400 sentences and 250 strings of tokens, with what two recognisers heard."""
+    rng = random.Random(2026)
+    made = []
+    for texts in (sentences(rng, 400), tokens(rng, 250)):
+        words = sorted({word for text in texts for word in text.split()})
+        for text in texts:
+            heard = [corrupted(text, rng, rate, words) for rate in (0.25, 0.22)]
+            made.append(dict(zip(("reference", "baseline", "other"), (text, *heard), strict=True)))
+    return made
+
+
+def golden() -> dict[str, Any]:
+    """The content of the file."""
+    made = rows()
+    content: dict[str, Any] = {
+        "made_by": subprocess.run(
+            ["dpkg-query", "-W", "sctk"], capture_output=True, text=True, check=True
+        ).stdout.split(),
+        "rows": made,
+        "sets": {},
+    }
+    for name in NORMALIZERS:
+        rule = normalizer(name)
+        texts = [[rule(row[key]) for row in made] for key in ("reference", "baseline", "other")]
+        with tempfile.TemporaryDirectory() as folder:
+            baseline, other = run_sclite(Path(folder), *texts)
+            content["sets"][name] = {
+                "normalizer_version": rule.version,
+                "texts": texts if name != "none" else None,
+                "baseline": baseline,
+                "other": other,
+                "mapsswe": [
+                    {"rows": part, **run_mapsswe(Path(folder), *(column[slice(*part)] for column in texts))}
+                    for part in _PARTS
+                ],
+            }
+    return content
+
+
+if __name__ == "__main__":
+    # No time in the file: the same content is the same bytes.
+    GOLDEN.write_bytes(gzip.compress(json.dumps(golden(), ensure_ascii=False).encode(), mtime=0))

@@ -1,0 +1,61 @@
+"""Pages that teach how to write a part: their files, installed, and their commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of each block of code in a page of docs/."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def install(code: list[tuple[str, str]], folder: Path, package: str) -> Path:
+    """The page's Python files in a folder of packages, with the page's entry point."""
+    for kind, text in code:
+        if kind == "python":
+            name = re.match(r"# (\w+\.py)\n", text)
+            assert name, "each Python block starts with the name of its file"
+            (folder / name.group(1)).write_text(text)
+    (toml,) = (text for kind, text in code if kind == "toml")
+    group = re.search(r'entry-points\."([\w.]+)"', toml)
+    assert group
+    metadata = folder / f"{package}-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{group.group(1)}]\n{package} = {package}\n")
+    return folder
+
+
+def call(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with the folder's packages."""
+    paths = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def contract(site: Path, tests: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """The page's own tests."""
+    return call(site, "-m", "pytest", "-q", "-c", os.devnull, *options, str(site / tests))
+
+
+def broken(site: Path, folder: Path, module: str, right: str, wrong: str) -> Path:
+    """The page's files with a mistake in one."""
+    for path in site.glob("*.py"):
+        (folder / path.name).write_text(path.read_text())
+    code = (site / module).read_text()
+    assert right in code
+    (folder / module).write_text(code.replace(right, wrong))
+    return folder

@@ -1,0 +1,529 @@
+"""What goes wrong in the middle of training is said, loses nothing that was saved, and the same command goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
+from tests.support.hub_server import Hub, Repo, forget, running_hub, use_hub
+from tests.support.parquet_shards import loquacious_shard
+from tests.training.test_training import Listener, parse
+from tiny_audio.commands.run import Run
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
+from tiny_audio.projectors.swiglu import SwigluProjector
+from tiny_audio.sources import Dropped, _hub_ranges
+from tiny_audio.training import checkpoint
+from tiny_audio.training.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_clips(folder, 12)
+    return folder
+
+
+@pytest.fixture
+def document(data: Path) -> Document:
+    settings = {"training__steps": STEPS, "batching__max_clips": 3, "execution__log_every": 1}
+    return changed(tiny_recipe(data), data__evaluation={}, execution__checkpoint_every=2, **settings)
+
+
+class Watching(Listener):
+    """Does something when a step is logged."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        super().__init__()
+        self._step, self._act = step, act
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        super().step(step, values)
+        if step == self._step:
+            self._act()
+
+
+def run(document: Document, folder: Path, listener: Listener | None = None) -> Listener:
+    listener = listener or Listener()
+    Run(parse(document), "run", folder, listener).complete()
+    return listener
+
+
+def exported(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def undisturbed(document: Document, tmp_path: Path) -> bytes:
+    run(document, tmp_path / "undisturbed")
+    return exported(tmp_path / "undisturbed")
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+
+
+# --- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 24 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system takes root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Leave no byte free."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while file.write(b"0" * size):
+                    pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def test_a_full_disk(document: Document, small_disk: Path, undisturbed: bytes) -> None:
+    folder, filler = small_disk / "run", small_disk / "filler"
+    with pytest.raises(UserError) as refusal:
+        run(document, folder, Watching(5, lambda: fill(filler)))
+    message = str(refusal.value)
+    assert "No space left on device" in message
+    assert "step-000000004" in message
+    assert message.endswith("Make room, or allow writing there: the same command continues")
+    assert steps_kept(folder) == [2, 4]
+    filler.unlink()
+    listener = run(document, folder)
+    assert "continuing from step 4 (step-000000004)" in listener.notes
+    assert exported(folder) == undisturbed
+
+
+def test_a_log_that_cannot_be_written(document: Document, undisturbed: bytes, tmp_path: Path) -> None:
+    """The step that it would have told of is not lost."""
+    document, log = changed(document, execution__log_clips=True), tmp_path / "run" / "clips.jsonl"
+
+    def harm() -> None:
+        log.rename(tmp_path / "moved")
+        log.mkdir()
+
+    with pytest.raises(UserError) as refusal:
+        run(document, tmp_path / "run", Watching(3, harm))
+    assert str(refusal.value) == (
+        f"{tmp_path / 'run'} cannot be written: [Errno 21] Is a directory: '{log}'. Make room, or allow writing there: "
+        "the same command continues"
+    )
+    assert steps_kept(tmp_path / "run") == [2, 4]
+    log.rmdir()
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == undisturbed
+
+
+def test_a_checkpoint_that_is_too_large(document: Document, tmp_path: Path) -> None:
+    """For a quota, for one; another process gets it, since a limit once lowered stays."""
+
+    def limited(end: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            run(document, tmp_path)
+        except UserError as error:
+            end.send(str(error))
+        os._exit(0)
+
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=limited, args=(theirs,))
+    process.start()
+    message = ours.recv()
+    process.join()
+    assert message.startswith(f"the checkpoint of step 2 cannot be written to {tmp_path / 'checkpoints'}: ")
+    assert "File too large" in message
+    assert "; there is no earlier one. Make room" in message
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+# --- checkpoints that a disk damaged
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "problem"),
+    [
+        (cut, "model.safetensors", r"model\.safetensors has [\d,]+ of [\d,]+ bytes"),
+        (flip, "optimizer.pt", r"optimizer\.pt does not hold what was written"),
+        (Path.unlink, "progress.json", r"progress\.json is missing"),
+        (Path.unlink, "checksums.json", r"checksums\.json is missing"),
+        (cut, "checksums.json", r"checksums\.json is no list of sums"),
+    ],
+)
+def test_a_damaged_checkpoint_is_left_out(
+    document: Document, undisturbed: bytes, tmp_path: Path, harm: Callable[[Path], None], name: str, problem: str
+) -> None:
+    folder = tmp_path / "undisturbed"
+    harm(folder / "checkpoints" / "step-000000008" / name)
+    (folder / "model").rename(folder / "gone")
+    listener = run(document, folder)
+    first, second = (note for note in listener.notes if "step-" in note)
+    start, end = "step-000000008 is damaged (", ") and is left out; it is now damaged-step-000000008"
+    assert first.startswith(start)
+    assert first.endswith(end)
+    assert re.fullmatch(problem, first.removeprefix(start).removesuffix(end))
+    assert second == "continuing from step 6 (step-000000006)"
+    assert exported(folder) == undisturbed
+    assert steps_kept(folder) == [6, 8]
+
+
+def test_checkpoints_that_are_all_damaged(document: Document, undisturbed: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "undisturbed"
+    for step in (6, 8):
+        cut(folder / "checkpoints" / f"step-{step:09d}" / "rng.pt")
+    (folder / "model").rename(folder / "gone")
+    with pytest.raises(UserError) as refusal:
+        run(document, folder)
+    message = str(refusal.value)
+    assert message.startswith(f"no checkpoint in {folder / 'checkpoints'} is whole (step-000000008: rng.pt has ")
+    assert "; step-000000006: rng.pt has " in message
+    assert message.endswith("); look after the disk, then delete that folder to train from the start")
+
+
+# --- clips over the ceiling
+
+
+def test_a_run_over_the_ceiling_goes_on_when_it_is_raised(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    manifest = write_clips(folder, 12)
+    with manifest.open("a") as file:
+        for number in range(4):
+            (folder / f"broken{number}.wav").write_bytes(b"no audio")
+            file.write(manifest_row(folder / f"broken{number}.wav", "yes", 1.0))
+    document = changed(tiny_recipe(folder), data__evaluation={}, training__steps=14, batching__max_clips=1)
+    document = changed(document, execution__log_every=1)
+    run(changed(document, data__max_dropped_share=0.5), tmp_path / "undisturbed")
+    with pytest.raises(UserError, match=r"^3 of 16 training clips are unusable"):
+        run(changed(document, data__max_dropped_share=0.15), tmp_path / "run")
+    (kept,) = steps_kept(tmp_path / "run")
+    assert kept > 0
+    listener = run(changed(document, data__max_dropped_share=0.5), tmp_path / "run")
+    assert f"continuing from step {kept} (step-{kept:09d})" in listener.notes
+    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+    assert len(read_dropped(tmp_path / "run" / "dropped.jsonl")) >= 3
+
+
+def spoil(manifest: Path, numbers: range) -> dict[Path, bytes]:
+    """Damage the files of some clips; gives what they held."""
+    files = [
+        manifest.parent / json.loads(manifest.read_text().splitlines()[number])["audio_filepath"] for number in numbers
+    ]
+    held = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.write_bytes(b"no audio")
+    return held
+
+
+def test_a_run_over_the_ceiling_goes_on_when_the_data_is_mended(tmp_path: Path) -> None:
+    folder, listed = tmp_path / "data", tmp_path / "run" / "dropped.jsonl"
+    held = spoil(write_clips(folder, 12), range(3))
+    document = changed(tiny_recipe(folder), data__evaluation={}, training__steps=14, batching__max_clips=1)
+    document = changed(document, data__max_dropped_share=0.2, execution__log_every=1)
+    for _ in range(2):  # nothing is mended at the second start
+        with pytest.raises(UserError, match=r"^3 of 12 training clips are unusable"):
+            run(document, tmp_path / "run")
+    (kept,) = steps_kept(tmp_path / "run")
+    (first, content), *others = held.items()
+    first.write_bytes(content)
+    listener = run(document, tmp_path / "run")
+    assert "3 clips could not be used, which is too many: reading them again" in listener.notes
+    assert "1 of them can be used now" in listener.notes
+    assert f"continuing from step {kept} (step-{kept:09d})" in listener.notes
+    assert {drop.id for drop in read_dropped(listed)} == {f"clips/{path.name}" for path, _ in others}
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert rows[-1]["dropped_clips"] == 2
+
+
+def test_clips_outside_the_bounds_make_no_room_for_bad_ones(tmp_path: Path) -> None:
+    """The ceiling is a share of what the recipe asks for."""
+    manifest = write_clips(tmp_path / "data", 10)
+    spoil(manifest, range(5))
+    with manifest.open("a") as file:
+        for _ in range(90):
+            file.write(manifest_row(tmp_path / "data" / "clip009.wav", "yes", 99.0))
+    document = changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, training__steps=10)
+    with pytest.raises(UserError, match=r"^\d of 10 training clips are unusable"):
+        run(changed(document, data__max_dropped_share=0.05), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "detail"), [(15.0, "15.00 s of audio; at most 10 s is allowed"), (0.01, "160 samp")]
+)
+def test_a_clip_whose_index_lies_about_its_length_counts(tmp_path: Path, seconds: float, detail: str) -> None:
+    """What was decoded is outside the bounds, and nobody chose to leave it out."""
+    manifest = write_clips(tmp_path / "data", 6)
+    path = tmp_path / "data" / "other.wav"
+    soundfile.write(path, np.full(int(16_000 * seconds), 0.1), 16_000)
+    with manifest.open("a") as file:
+        file.write(manifest_row(path, "yes", 1.0))
+    document = changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, training__steps=10)
+    with pytest.raises(UserError, match=r"^1 of 7 training clips are unusable") as refusal:
+        run(changed(document, data__max_dropped_share=0.0), tmp_path / "run")
+    assert f"duration_differs: 1, such as clips/other.wav: other.wav: {detail}" in str(refusal.value)
+    assert "; its index says 1.00 s, correct it\n" in str(refusal.value)
+
+
+# --- dropped.jsonl
+
+
+def test_a_torn_line_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "dropped.jsonl"
+    DroppedLog(path).add([Dropped("a", "empty", "first"), Dropped("b", "empty", "")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert [drop.id for drop in read_dropped(path)] == ["a"]
+    log = DroppedLog(path)
+    log.add([Dropped("a", "empty", "again"), Dropped("b", "empty", ""), Dropped("b", "empty", "twice")])
+    assert path.read_bytes() == whole
+    log.add([])
+    assert path.read_bytes() == whole
+
+
+def test_nothing_is_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "dropped.jsonl"
+    log = DroppedLog(path)
+    assert not path.exists()
+    log.add([Dropped("a", "empty", "first")])
+    inode = path.stat().st_ino
+    log.add([Dropped("b", "empty", "é\u2028")])
+    assert path.stat().st_ino == inode
+    assert [drop.detail for drop in read_dropped(path)] == ["first", "é\u2028"]
+
+
+def test_each_clip_counts_once() -> None:
+    dropped = DroppedClips(10, 0.2)
+    assert [drop.detail for drop in dropped.add([Dropped("a", "empty", "1"), Dropped("b", "too_long", "2")])] == [
+        "1",
+        "2",
+    ]
+    assert dropped.add([Dropped("a", "empty", "3")]) == []
+    dropped.add([Dropped("c", "empty", "")])
+    assert len(dropped) == 3
+    dropped.check()
+    dropped.add([Dropped("d", "empty", "")])
+    with pytest.raises(UserError, match=r"^3 of 10 training clips are unusable"):
+        dropped.check()
+
+
+# --- hubs
+
+
+NAME = "speechbrain/LoquaciousSet"
+CARD = {"configs": [{"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]}]}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(8 * n, 8, row_group=2) for n in range(3)}
+    with running_hub() as hub:
+        hub.repos = {NAME: Repo(shards, CARD)}
+        use_hub(monkeypatch, hub.endpoint)
+        monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+        yield hub
+
+
+@pytest.fixture
+def streaming(document: Document) -> Document:
+    """Few clips are shuffled together, so that most row groups are fetched in the course of training."""
+    source = {"name": "loquacious", "config": "small"}
+    settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "execution__checkpoint_every": 100}
+    return changed(document, **settings, data__target_text="lower")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("fault", ["error", "stall"])
+def test_a_hub_that_goes_away(
+    hub: Hub, streaming: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, fault: Any
+) -> None:
+    monkeypatch.setattr(_hub_ranges, "_TIMEOUT_S", 0.2)
+    streaming = changed(streaming, execution__num_workers=num_workers)
+    run(streaming, tmp_path / "undisturbed")
+    shutil.rmtree(tmp_path / "cache")
+    forget()
+
+    def go_away() -> None:
+        hub.fault = lambda number, path: fault
+
+    with pytest.raises(UserError) as refusal:
+        run(streaming, tmp_path / "run", Watching(2, go_away))
+    (kept,) = steps_kept(tmp_path / "run")
+    assert kept >= 2
+    message = str(refusal.value)
+    said = {"error": "the hub answers HTTP 500 for speechbrain/LoquaciousSet, after ", "stall": " cannot be reached ("}
+    assert said[fault] in message
+    assert message.endswith(f"\nstep {kept} is saved, the same command continues")
+    assert "Traceback" not in message
+    hub.fault = lambda number, path: None
+    forget()
+    listener = run(streaming, tmp_path / "run")
+    assert f"continuing from step {kept} (step-{kept:09d})" in listener.notes
+    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+
+
+def test_a_hub_that_stalls_now_and_then_costs_time_only(
+    hub: Hub, streaming: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(streaming, tmp_path / "undisturbed")
+    shutil.rmtree(tmp_path / "cache")
+    forget()
+    monkeypatch.setattr(_hub_ranges, "_TIMEOUT_S", 0.2)
+    hub.fault = lambda number, path: "stall" if path.startswith("/places/") and number % 4 == 0 else None
+    before = len(hub.requests)
+    run(streaming, tmp_path / "run")
+    assert len(hub.requests) > before
+    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+    assert not (tmp_path / "run" / "dropped.jsonl").exists()
+
+
+def test_a_hub_that_is_away_before_the_first_step(hub: Hub, streaming: Document, tmp_path: Path) -> None:
+    class Hearing(Listener):
+        def note(self, message: str) -> None:
+            if "training clips" in message:
+                shutil.rmtree(tmp_path / "cache" / "hub" / "row_groups", ignore_errors=True)
+                forget()
+                hub.fault = lambda number, path: "error" if "/places/" in path else None
+
+    with pytest.raises(UserError, match=r"\nnothing is trained yet, the same command continues$"):
+        run(streaming, tmp_path / "run", Hearing())
+    assert steps_kept(tmp_path / "run") == []
+
+
+# --- memory
+
+
+class Full(Watching):
+    """Takes away all memory of the step that follows, as its first layer finds."""
+
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        super().__init__(
+            step, lambda: monkeypatch.setattr(torch.optim.AdamW if where else SwigluProjector, name(where), full)
+        )
+
+
+def name(where: str) -> str:
+    return "step" if where else "forward"
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore about it")
+
+
+def test_a_step_that_does_not_fit_the_gpu_loses_none_before_it(
+    document: Document, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = changed(document, execution__checkpoint_every=100)
+    with monkeypatch.context() as patch, pytest.raises(UserError) as refusal:
+        run(document, tmp_path / "run", Full(3, patch, ""))
+    assert re.fullmatch(
+        r"the GPU ran out of memory in step 4, with a batch of 3 clips and \d\.\d s, padding included \(\d\.\d s the "
+        r"longest\): CUDA out of memory\. Tried to allocate 20\.00 GiB\.\nstep 3 is saved, the same command "
+        r"continues, where there is more memory\. For this GPU, find with tiny-audio probe what fits, and set "
+        r"batching\.max_padded_s in a new run\.",
+        str(refusal.value),
+    )
+    assert steps_kept(tmp_path / "run") == [3]
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == undisturbed
+
+
+def test_weights_that_are_half_moved_are_not_saved(
+    document: Document, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RunFailed) as failure:
+        run(document, tmp_path / "run", Full(3, patch, "update"))
+    lost = "\nall after step 2 is lost, the same command continues from there, where there is more memory. "
+    assert lost in str(failure.value)
+    assert steps_kept(tmp_path / "run") == [2]
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_that_is_full(document: Document, tmp_path: Path) -> None:
+    document = changed(document, execution__device="cuda", execution__checkpoint_every=100)
+
+    def shrink() -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1e-6)
+
+    try:
+        with pytest.raises((UserError, RunFailed), match=r"^the GPU ran out of memory in step 4, "):
+            run(document, tmp_path / "run", Watching(3, shrink))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_run(document: Document, tmp_path: Path, number: signal.Signals) -> None:
+    """As Ctrl-C and schedulers send it: the loader's processes get it, too."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(changed(document, training__steps=4000, execution__num_workers=2)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tiny_audio.cli", "run", str(path), "--output-dir", str(tmp_path / "run")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 180
+    while not (tmp_path / "run" / "checkpoints" / "step-000000004").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 3, err
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert err == f"stopped by a signal; step {int(saved.name[5:])} is saved, the same command continues\n"

@@ -1,0 +1,434 @@
+"""Several processes train as one does: the same batches, losses, gradients and weights, and they stop as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
+from tests.support.worlds import in_processes, in_world
+from tests.training.test_training import Listener, first_gradients, gather, parse
+from tiny_audio.cli import main
+from tiny_audio.commands.run import Run, assemble
+from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
+from tiny_audio.data.dropped import read_dropped
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.export import load_model
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.training import checkpoint
+from tiny_audio.training.loop import Trainer
+from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.world import World, joined
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ALONE = World()
+ROOT = Path(__file__).parents[2]
+EXACT = {
+    "name": "causal_lm",
+    "init": "random",
+    "model_type": "gpt_neox",
+    "overrides": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "tokenizer": {"kind": "characters"},
+    "freeze": False,
+}
+"""A decoder that computes in float64 where its weights are; Llama's norms compute in float32 whatever comes."""
+PARALLEL = ("ddp", "fsdp")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_clips(folder, 14)
+    return folder
+
+
+@pytest.fixture
+def document(data: Path) -> Document:
+    """Batches of five, three and two to a process, and one of four at the end of an epoch; two to a step."""
+    settings = {"training__steps": 6, "training__accumulation": 2, "batching__max_clips": 5, "execution__log_every": 1}
+    return changed(tiny_recipe(data), ctc={"weight": 0.5}, data__evaluation={}, **settings)
+
+
+@dataclass
+class Trained:
+    """What came out, in one of the processes."""
+
+    weights: dict[str, Tensor]
+    notes: list[str]
+    is_sharded: bool
+    error: Exception | None
+
+
+def train(
+    document: Document,
+    folder: Path,
+    world: World = ALONE,
+    *,
+    dtype: torch.dtype = torch.float32,
+    prepare: Callable[[Trainer], None] = lambda trainer: None,
+) -> Trained:
+    if dtype == torch.float64:
+        document = {**document, "decoder": EXACT}
+    recipe, listener = parse(document), Listener()
+    clips = gather(recipe)
+    model, _, labeler = assemble(recipe, clips, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with StopSignal() as stop:
+        trainer = Trainer(recipe, model.to(dtype), clips, labeler, folder, stop, listener, world=world)
+        if dtype == torch.float64:  # mel bands, too
+            trainer.bare_model.encoder.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
+        sharded = all(isinstance(tensor, DTensor) for tensor in trainer.bare_model.parameters())
+        prepare(trainer)
+        error = None
+        try:
+            trainer.run()
+        except (UserError, RunFailed, Stopped, FollowedError) as failure:
+            error = failure
+    last = checkpoint.latest(folder / "checkpoints")
+    return Trained(load_file(last / "model.safetensors") if last else {}, listener.notes, sharded, error)
+
+
+def complete(size: int, document: Document, folder: Path) -> list[Any]:
+    """A whole run by some processes; what each gives or raises."""
+    return in_processes(size, lambda rank: Run(parse(document), "run", folder, Listener()).complete())
+
+
+def logged(folder: Path, key: str) -> list[Any]:
+    return [row[key] for row in read_metrics(folder / "metrics.jsonl") if key in row]
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= tolerance
+
+
+# --- the same arithmetic
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("steps", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_losses_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str, steps: int) -> None:
+    document = changed(document, training__steps=steps, execution__parallel=parallel)
+    alone = train(document, tmp_path / "one", dtype=torch.float64)
+    two = in_world(2, lambda world: train(document, tmp_path / "two", world, dtype=torch.float64))
+    assert not alone.is_sharded
+    assert [process.is_sharded for process in two] == [parallel == "fsdp"] * 2
+    for key in ("loss", "decoder_loss", "ctc_loss", "gradient_norm", "audio_hours"):
+        one = logged(tmp_path / "one", key)
+        assert len(one) == steps
+        assert logged(tmp_path / "two", key) == pytest.approx(one, abs=1e-9), key
+    assert_close(two[0].weights, alone.weights, 1e-9)
+    for name in ("epoch", "tokens", "skipped_steps"):
+        one, other = (getattr(progress(tmp_path / run), name) for run in ("one", "two"))
+        assert one == other, name
+
+
+def progress(folder: Path) -> checkpoint.Progress:
+    last = checkpoint.latest(folder / "checkpoints")
+    assert last is not None
+    return checkpoint._read(last).progress
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_the_first_gradients_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
+    one_step = {"training__steps": 1, "training__warmup_steps": 0, "training__max_gradient_norm": 1e9}
+    document = changed(document, **one_step, execution__parallel=parallel)
+    train(document, tmp_path / "one")
+    in_world(2, lambda world: train(document, tmp_path / "two", world))
+    one, two = first_gradients(tmp_path / "one"), first_gradients(tmp_path / "two")
+    assert len(one) == len(two) > 20
+    largest = max(float(gradient.abs().max()) for gradient in one)
+    assert largest > 0.01
+    assert max(float((ours - theirs).abs().max()) for ours, theirs in zip(one, two, strict=True)) < 1e-6 * largest
+
+
+def test_more_processes_than_clips(document: Document, tmp_path: Path) -> None:
+    """One of three never has any, and takes part."""
+    document = changed(document, batching__max_clips=2, training__steps=3)
+    alone = train(document, tmp_path / "one", dtype=torch.float64)
+    three = in_world(3, lambda world: train(document, tmp_path / "three", world, dtype=torch.float64))
+    assert logged(tmp_path / "three", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-9)
+    assert_close(three[0].weights, alone.weights, 1e-9)
+
+
+def test_gradients_meet_once_a_step(document: Document, tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    def count(bucket: Any) -> Any:
+        counts.append(bucket.index())
+        work = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda done: done.value()[0])
+
+    def work(world: World) -> int:
+        train(
+            changed(document, training__steps=2, training__accumulation=3),
+            tmp_path,
+            world,
+            prepare=lambda trainer: trainer.model.register_comm_hook(None, lambda state, bucket: count(bucket)),
+        )
+        return counts.count(0)
+
+    assert in_world(2, work) == [2, 2]
+
+
+def parts() -> dict[str, Document]:
+    registries: dict[str, Any] = {"encoder": ENCODERS, "projector": PROJECTORS, "decoder": DECODERS}
+    return {
+        name: {kind: {"name": name, **registry.entry(name).config.tiny().model_dump(mode="json", exclude_unset=True)}}
+        for kind, registry in registries.items()
+        for name in registry.names()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_every_part_trains_in_several_processes(document: Document, tmp_path: Path, parallel: str) -> None:
+    settings = {"training__steps": 2, "data__max_dropped_share": 0.5, "execution__parallel": parallel}
+    documents = {name: {**changed(document, **settings), **part} for name, part in parts().items()}
+    assert len(documents) > 15
+    for name, changes in documents.items():
+        train(changes, tmp_path / "one" / name)
+
+    def work(world: World) -> None:
+        for name, changes in documents.items():
+            train(changes, tmp_path / "two" / name, world)
+
+    in_world(2, work)
+    for name in documents:
+        one = logged(tmp_path / "one" / name, "loss")
+        assert len(one) == 2
+        assert logged(tmp_path / "two" / name, "loss") == pytest.approx(one, rel=1e-5), name
+
+
+LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, parallel: str) -> None:
+    """Under frozen weights, with layers computed twice, in bf16; the export is whole, too."""
+    for kind in ("encoder", "decoder"):
+        document[kind] |= {"freeze": True, "lora": LORA, "gradient_checkpointing": True}
+    document = changed(document, training__precision="bf16", execution__parallel=parallel)
+    Run(parse(document), "one", tmp_path / "one", Listener()).complete()
+    first, second = complete(2, document, tmp_path / "two")
+    assert first["training"]["steps"] == 6
+    assert second is None
+    assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), rel=5e-3)
+    saved = checkpoint.latest(tmp_path / "two" / "checkpoints")
+    assert saved is not None
+    trained, exported = load_file(saved / "model.safetensors"), load_file(tmp_path / "two" / "model/model.safetensors")
+    adapters = [name for name in trained if "lora" in name]
+    assert len(adapters) == 16
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert min(float(trained[name].abs().max()) for name in adapters if "lora_B" in name) > 1e-4
+    loaded = load_model(tmp_path / "two" / "model")[0].state_dict()
+    assert all(torch.equal(loaded[name], exported[name]) for name in exported)
+
+
+def test_evaluation_while_training_and_after_it(document: Document, data: Path, tmp_path: Path) -> None:
+    held_out = {"held_out": {"name": "manifest", "path": str(data / "manifest.jsonl")}}
+    often = {"execution__evaluate_every": 2, "execution__evaluate_set": "held_out", "evaluation__num_bootstrap": 100}
+    document = changed(document, data__evaluation=held_out, **often, generation__max_new_tokens=5)
+    one = Run(parse(document), "one", tmp_path / "one", Listener()).complete()
+    assert one is not None
+    for parallel in PARALLEL:
+        first, second = complete(2, changed(document, execution__parallel=parallel), tmp_path / parallel)
+        assert first["evaluation"]["held_out"]["wer"] == one["evaluation"]["held_out"]["wer"]
+        assert second is None
+        assert [row["step"] for row in read_metrics(tmp_path / parallel / "metrics.jsonl") if "wer" in row] == [2, 4, 6]
+        assert logged(tmp_path / parallel, "wer") == logged(tmp_path / "one", "wer")
+
+
+# --- stopped and continued
+
+
+def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]:
+    """Signals one process in the middle of a step."""
+
+    def prepare(trainer: Trainer) -> None:
+        passes: list[int] = []
+
+        def count(*_: object) -> None:
+            passes.append(1)
+            if len(passes) == 2 * steps and world.rank == rank:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        trainer.bare_model.projector.register_forward_hook(count)
+
+    return prepare
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: Path, parallel: str) -> None:
+    """Two processes, of which the second is signalled; then one alone; then three: all see the clips of one alone."""
+    document = changed(document, execution__log_clips=True, training__steps=9, execution__parallel=parallel)
+    alone = train(document, tmp_path / "one", dtype=torch.float64)
+
+    def step_by_step(world: World, steps: int) -> Trained:
+        prepare = stop_after(steps, world.size - 1, world)
+        return train(document, tmp_path / "run", world, dtype=torch.float64, prepare=prepare)
+
+    first, second = in_world(2, lambda world: step_by_step(world, 3))
+    assert isinstance(first.error, Stopped)
+    assert str(first.error) == "stopped by a signal; step 3 is saved, the same command continues"
+    assert isinstance(second.error, FollowedError)
+    assert second.error.kind is Stopped
+    third = step_by_step(ALONE, 3)
+    assert isinstance(third.error, Stopped)
+    assert "continuing from step 3 (step-000000003)" in third.notes
+    last = in_world(3, lambda world: step_by_step(world, 100))
+    assert [process.error for process in last] == [None] * 3
+    clips = read_metrics(tmp_path / "one" / "clips.jsonl")
+    assert len(clips) == 18
+    assert read_metrics(tmp_path / "run" / "clips.jsonl") == clips
+    assert logged(tmp_path / "run", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-9)
+    assert_close(last[0].weights, alone.weights, 1e-9)
+
+
+def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path: Path) -> None:
+    document = changed(document, encoder__dropout=0.2, decoder__dropout=0.2)
+    whole = in_world(2, lambda world: train(document, tmp_path / "whole", world))
+
+    def stopping(world: World) -> Trained:
+        return train(document, tmp_path / "parts", world, prepare=stop_after(2, 0, world))
+
+    in_world(2, stopping)
+    parts = in_world(2, lambda world: train(document, tmp_path / "parts", world))
+    assert "continuing from step 2 (step-000000002)" in parts[0].notes
+    assert_close(parts[0].weights, whole[0].weights, 0.0)
+    dry = changed(document, encoder__dropout=0.0, decoder__dropout=0.0)
+    in_world(2, lambda world: train(dry, tmp_path / "dry", world))
+    assert logged(tmp_path / "dry", "loss") != logged(tmp_path / "whole", "loss")
+
+
+# --- agreed on
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all(
+    document: Document, tmp_path: Path, parallel: str
+) -> None:
+    def spoil(world: World) -> Callable[[Trainer], None]:
+        def prepare(trainer: Trainer) -> None:
+            passes: list[int] = []
+
+            def nothing_finite(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> Any:
+                passes.append(1)
+                # The first of the two batches of the third step, in the second process.
+                return (output[0] * torch.nan, output[1]) if len(passes) == 5 and world.rank == 1 else output
+
+            trainer.bare_model.projector.register_forward_hook(nothing_finite)
+
+        return prepare
+
+    document = changed(document, execution__parallel=parallel)
+    two = in_world(2, lambda world: train(document, tmp_path, world, prepare=spoil(world)))
+    assert two[0].notes == ["step 3 skipped: its loss or gradient is not finite"]
+    assert progress(tmp_path).skipped_steps == 1
+    assert all(tensor.isfinite().all() for tensor in two[0].weights.values())
+    assert [loss is None for loss in logged(tmp_path, "loss")] == [False, False, True, False, False, False]
+
+
+def test_a_diverging_run_stops_in_all_processes(document: Document, tmp_path: Path) -> None:
+    document = changed(document, training__learning_rate=1e30, training__warmup_steps=0, training__max_skipped_steps=2)
+    first, second = in_world(2, lambda world: train(document, tmp_path, world))
+    assert isinstance(first.error, RunFailed)
+    assert str(first.error).startswith("3 steps in a row had a loss or gradient that is not finite; the last good ")
+    assert isinstance(second.error, FollowedError)
+
+
+def test_clips_that_one_process_drops_are_listed_once(document: Document, tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, 12)
+    with manifest.open("a") as file:
+        for number in range(6):
+            (tmp_path / f"broken{number}.wav").write_bytes(b"no audio")
+            file.write(manifest_row(tmp_path / f"broken{number}.wav", "yes", 1.0))
+    document["data"]["train"]["clips"]["path"] = str(manifest)
+    document = changed(document, data__max_dropped_share=0.5, training__steps=8)
+    train(document, tmp_path / "one")
+    in_world(2, lambda world: train(document, tmp_path / "two", world))
+    one, two = (read_dropped(tmp_path / run / "dropped.jsonl") for run in ("one", "two"))
+    assert len(two) == len({drop.id for drop in two}) == 6
+    assert sorted(drop.id for drop in one) == sorted(drop.id for drop in two)
+    assert logged(tmp_path / "two", "dropped_clips")[-1] == 6
+    assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), rel=1e-4)
+    few = changed(document, data__max_dropped_share=0.25)
+    first, second = in_world(2, lambda world: train(few, tmp_path / "few", world))
+    assert isinstance(first.error, UserError)
+    assert "of 18 training clips are unusable" in str(first.error)
+    assert isinstance(second.error, FollowedError)
+    assert first.weights  # of the last step before
+
+
+# --- who may take part
+
+
+def test_processes_with_other_clips_are_refused(document: Document, data: Path, tmp_path: Path) -> None:
+    (data / "other.jsonl").write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:9]))
+
+    def work(rank: int) -> Any:
+        here = changed(document)
+        if rank:
+            here["data"]["train"]["clips"]["path"] = str(data / "other.jsonl")
+        return Run(parse(here), "run", tmp_path / "run", Listener()).complete()
+
+    first, second = in_processes(2, work)
+    assert isinstance(second, UserError)
+    assert str(second).startswith("process 1 has another data (")
+    assert str(second).endswith("); give all machines the same files")
+    assert isinstance(first, FollowedError)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: str) -> None:
+    def work(rank: int) -> Any:
+        os.environ[f"ACCELERATE_USE_{engine}"] = "true"
+        return Run(parse(document), "run", tmp_path / "run", Listener()).complete()
+
+    first, second = in_processes(2, work)
+    assert str(first) == str(second)
+    assert str(first).startswith("accelerate launch was told to use ")
+    assert str(first).endswith("; leave that out, and set execution.parallel to ddp or fsdp")
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    def work(rank: int) -> Any:
+        with joined(torch.device("cuda")):
+            raise AssertionError("there is no GPU for it")
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    first, second = in_processes(2, work)
+    assert isinstance(first, UserError)
+    assert str(second) == (
+        "process 1 of this machine has no GPU of its own: there are 0; start as many processes as GPUs"
+    )
+
+
+@pytest.mark.parametrize("command", ["sweep", "bench"])
+def test_what_works_alone_refuses_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    arguments = {"sweep": [recipe, "training.seed=0,1"], "bench": ["projectors", recipe, "--train"]}[command]
+    assert main([command, *arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: tiny-audio {command} works in one process, and WORLD_SIZE says that this is one of 4; start it "
+        "without torchrun or accelerate launch\n"
+    )
+    assert not (tmp_path / "out").exists()

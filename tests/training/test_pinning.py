@@ -1,0 +1,101 @@
+"""A run knows which checkpoints it began with: by commit on the hub, by content in a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from tests.conftest import changed, tiny_recipe, write_clips
+from tiny_audio.commands.run import Run
+from tiny_audio.config import UserError
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.pretrained.parts import checkpoint_fingerprint
+from tiny_audio.recipe import Recipe
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "somebody/hubert-tiny"
+
+
+class Silent:
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        pass
+
+
+def hubert(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tiny: Any = ENCODERS.entry("hubert").config.tiny()
+    HubertModel(HubertConfig(**tiny.overrides)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a download leaves behind: the hub's cache with one repository, whose main branch is at COMMIT."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    hubert(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository
+
+
+def recipe(folder: Path, pretrained: str, **changes: Any) -> Recipe:
+    write_clips(folder, 8)
+    encoder = {"name": "hubert", "pretrained": pretrained, "freeze": True}
+    document = changed(tiny_recipe(folder), encoder=encoder, training__steps=2, training__warmup_steps=0, **changes)
+    document["data"]["evaluation"] = {}
+    return Recipe.model_validate_json(json.dumps(document))
+
+
+def test_random_weights_have_no_checkpoint() -> None:
+    tiny: Any = ENCODERS.entry("hubert").config.tiny()
+    assert checkpoint_fingerprint(tiny) is None
+
+
+def test_a_folder_is_known_by_its_weights(tmp_path: Path) -> None:
+    parts = [
+        recipe(tmp_path, str(hubert(tmp_path / name, seed))).encoder for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, second, third = map(checkpoint_fingerprint, parts)
+    assert first == second != third
+
+
+def test_other_weights_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    folder = hubert(tmp_path / "checkpoint")
+    Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
+    shutil.rmtree(tmp_path / "run" / "model")
+    hubert(folder, seed=1)
+    with pytest.raises(UserError, match=r"was started with another encoder checkpoint \([0-9a-f]{64}\); put that back"):
+        Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
+
+
+def test_a_branch_that_moves_on_does_not_move_a_run(tmp_path: Path, hub: Path) -> None:
+    run = tmp_path / "run"
+    report = Run(recipe(tmp_path, REPOSITORY), "x", run, Silent()).complete()
+    assert report["provenance"]["encoder_checkpoint"] == COMMIT
+    assert report["provenance"]["decoder_checkpoint"] is None
+    exported = json.loads((run / "model" / "config.json").read_text())
+    assert exported["encoder"]["revision"] == COMMIT
+    before = (run / "model" / "model.safetensors").read_bytes()
+    moved = re.sub("^0", "f", COMMIT)
+    hubert(hub / "snapshots" / moved, seed=1)
+    (hub / "refs" / "main").write_text(moved)
+    shutil.rmtree(run / "model")
+    Run(recipe(tmp_path, REPOSITORY), "x", run, Silent()).complete()
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+    fresh = Run(recipe(tmp_path, REPOSITORY), "x", tmp_path / "fresh", Silent()).complete()
+    assert fresh["provenance"]["encoder_checkpoint"] == moved

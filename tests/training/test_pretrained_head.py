@@ -1,0 +1,234 @@
+"""A CTC head that comes with its encoder: what it spells, and that it puts out what it was trained to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoder_checkpoints import SAMPLE_RATE, assert_equal, bare, original, speech
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio import ctc
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS, build_tokenizer
+from tiny_audio.encoders import ENCODERS, EncoderConfig
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import PromptConfig, build_prompt
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.training.initialize import PretrainedHead
+
+LETTERS = "ETAOINHSRDLUMWCFGYPBVK'XJQZ"
+VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {
+    letter: index for index, letter in enumerate(LETTERS, 5)
+}
+"""Of the released English checkpoints, in their order."""
+FAMILIES = ("hubert", "wav2vec2", "wavlm", "w2v-bert")
+
+
+def checkpoint(folder: Path, name: str, vocabulary: dict[str, int] = VOCABULARY) -> Any:
+    """The original with a head, and its tokenizer's files as the released ones have them."""
+    model = original(name, vocab_size=max(vocabulary.values()) + 1)
+    model.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    settings = {"do_lower_case": False, "return_special_tokens_mask": False, "do_normalize": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | settings))
+    return model
+
+
+def encoder(folder: Path, name: str) -> EncoderConfig:
+    return ENCODERS.parse({"name": name, "pretrained": str(folder)})
+
+
+def sharded(folder: Path, model: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+
+
+def pickled(folder: Path, model: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def pickled_as_of_old(folder: Path, model: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def pickled_in_shards(folder: Path, model: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    tensors = model.state_dict()
+    head = {key: tensor for key, tensor in tensors.items() if key == "lm_head.bias"}
+    files = {"pytorch_model-00001-of-00002.bin": tensors.keys() - head.keys(), "pytorch_model-00002-of-00002.bin": head}
+    for file, keys in files.items():
+        torch.save({key: tensors[key] for key in keys}, folder / file)
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in files.items() for key in keys}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_spells_in_lower_case(tmp_path: Path, name: str) -> None:
+    model = checkpoint(tmp_path, name)
+    head = PretrainedHead.read(encoder(tmp_path, name))
+    assert "".join(head.vocabulary.characters) == " 'abcdefghijklmnopqrstuvwxyz"
+    rows = [0, *(VOCABULARY[character.upper().replace(" ", "|")] for character in head.vocabulary.characters)]
+    assert torch.equal(head.weight, model.lm_head.weight[rows])
+    assert torch.equal(head.bias, model.lm_head.bias[rows])
+
+
+@pytest.mark.parametrize("store", [sharded, pickled, pickled_as_of_old, pickled_in_shards])
+def test_however_the_weights_are_stored(tmp_path: Path, store: Callable[[Path, Any], None]) -> None:
+    model = checkpoint(tmp_path, "hubert")
+    wanted = PretrainedHead.read(encoder(tmp_path, "hubert"))
+    store(tmp_path, model)
+    found = PretrainedHead.read(encoder(tmp_path, "hubert"))
+    assert found.vocabulary == wanted.vocabulary
+    assert torch.equal(found.weight, wanted.weight)
+    assert torch.equal(found.bias, wanted.bias)
+
+
+def assembled(folder: Path, name: str) -> tuple[TinyAudioModel, PretrainedHead]:
+    """A model on the checkpoint's encoder with its head in place."""
+    head = PretrainedHead.read(encoder(folder, name))
+    decoder = DECODERS.entry("smollm3").config.tiny()
+    tokenizer = build_tokenizer(decoder, ["one two three"])
+    model = TinyAudioModel.assemble(
+        encoder(folder, name),
+        PROJECTORS.entry("swiglu").config.tiny(),
+        decoder,
+        tokenizer=tokenizer,
+        prompt=build_prompt(PromptConfig(), tokenizer),
+        ctc_vocabulary=head.vocabulary,
+    )
+    assert model.ctc_head is not None
+    head.load_into(model.ctc_head)
+    return model.eval(), head
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
+    whole = checkpoint(tmp_path, name)
+    model, head = assembled(tmp_path, name)
+    clips = [torch.from_numpy(speech(seconds, seed)) for seed, seconds in enumerate((1.0, 0.31, 0.7301))]
+    rows = [0, *(VOCABULARY[character.upper().replace(" ", "|")] for character in head.vocabulary.characters)]
+    with torch.no_grad():
+        frames = model.encode(pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips]))
+        assert frames.ctc_logits is not None
+        for row, clip in enumerate(clips):
+            if name == "w2v-bert":
+                features = model.encoder.features(clip[None], torch.tensor([len(clip)])).values
+                inputs = features.unflatten(1, (-1, 2)).flatten(2)
+            else:
+                inputs = ((clip - clip.mean()) / torch.sqrt(clip.var(unbiased=False) + 1e-7))[None]
+            wanted = whole(inputs).logits[0][:, rows]
+            assert_equal(frames.ctc_logits[row, : len(wanted)], wanted)
+
+
+def test_what_it_spells_is_what_the_tokenizer_reads(tmp_path: Path) -> None:
+    """With all of the head's weight on a few letters, our greedy text is the checkpoint's own in lower case."""
+    from transformers import AutoTokenizer
+
+    whole = checkpoint(tmp_path, "hubert")
+    with torch.no_grad():
+        whole.lm_head.weight.mul_(20)
+        whole.lm_head.bias[[1, 2, 3]] -= 1e4  # never a special symbol, which our head does not have
+    whole.save_pretrained(tmp_path)
+    model, head = assembled(tmp_path, "hubert")
+    clip = torch.from_numpy(speech(1.0))
+    with torch.no_grad():
+        frames = model.encode(clip[None], torch.tensor([SAMPLE_RATE]))
+        ids = whole(((clip - clip.mean()) / clip.std())[None]).logits.argmax(-1)[0]
+    assert frames.ctc_logits is not None
+    (labels,) = ctc.greedy(frames.ctc_logits, frames.lengths)
+    text = head.vocabulary.decode(labels)
+    assert len(set(text)) > 3
+    assert " ".join(text.split()) == " ".join(AutoTokenizer.from_pretrained(tmp_path).decode(ids).lower().split())
+
+
+def test_both_cases_are_kept_where_the_head_knows_both(tmp_path: Path) -> None:
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "A": 5, "a": 6, "b": 7, "C": 8}
+    checkpoint(tmp_path, "hubert", vocabulary)
+    assert PretrainedHead.read(encoder(tmp_path, "hubert")).vocabulary.characters == (" ", "A", "C", "a", "b")
+
+
+def test_the_blank_need_not_come_first(tmp_path: Path) -> None:
+    vocabulary = {"|": 0, "a": 1, "b": 2, "<unk>": 3, "<pad>": 4, "<s>": 5, "</s>": 6}
+    model = checkpoint(tmp_path, "wav2vec2", vocabulary)
+    head = PretrainedHead.read(encoder(tmp_path, "wav2vec2"))
+    assert head.vocabulary.characters == (" ", "a", "b")
+    assert torch.equal(head.weight, model.lm_head.weight[[4, 0, 1, 2]])
+
+
+def test_a_tokenizer_with_symbols_that_the_head_has_no_row_for(tmp_path: Path) -> None:
+    """The released W2v-BERT recipes add ``<s>`` and ``</s>`` after the last label."""
+    vocabulary = {"a": 1, "b": 2, "|": 0, "<unk>": 3, "<pad>": 4}
+    checkpoint(tmp_path, "w2v-bert", vocabulary)
+    assert PretrainedHead.read(encoder(tmp_path, "w2v-bert")).vocabulary.characters == (" ", "a", "b")
+
+
+# --- what is refused
+
+
+def refusal(config: EncoderConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        PretrainedHead.read(config)
+    return str(caught.value)
+
+
+def test_no_head(tmp_path: Path) -> None:
+    bare("hubert", checkpoint(tmp_path, "hubert")).save_pretrained(tmp_path)
+    assert refusal(encoder(tmp_path, "hubert")) == (
+        f"ctc.init: {str(tmp_path)!r} has no CTC head (lm_head.weight, lm_head.bias); choose a checkpoint that was "
+        "fine-tuned with CTC, or set ctc.init: random"
+    )
+
+
+def test_pre_training_leaves_no_head(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "wav2vec2")
+    original("wav2vec2", "Wav2Vec2ForPreTraining").save_pretrained(tmp_path)
+    assert "has no CTC head (lm_head.weight, lm_head.bias)" in refusal(encoder(tmp_path, "wav2vec2"))
+
+
+def test_half_a_head(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "hubert")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.bias"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert "has no CTC head (lm_head.weight, lm_head.bias)" in refusal(encoder(tmp_path, "hubert"))
+
+
+def test_a_head_of_word_pieces(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "hubert", VOCABULARY | {"ING": len(VOCABULARY)})
+    assert refusal(encoder(tmp_path, "hubert")) == (
+        f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its labels are not all characters, such as 'ING'; "
+        "set ctc.init: random"
+    )
+
+
+def test_a_head_without_a_blank(tmp_path: Path) -> None:
+    """The tokenizer then makes up an id for it, and the head has no row there."""
+    checkpoint(tmp_path, "hubert", {"a": 0, "b": 1, "|": 2, "<unk>": 3})
+    assert refusal(encoder(tmp_path, "hubert")) == (
+        f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its tokenizer has no blank; set ctc.init: random"
+    )
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "hubert")
+    for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / file).unlink()
+    message = refusal(encoder(tmp_path, "hubert"))
+    assert message.startswith(f"ctc.init: cannot read the vocabulary of {str(tmp_path)!r}, its vocab.json: ")
+    assert message.endswith("set ctc.init: random")
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    missing = tmp_path / "nothing"
+    assert refusal(encoder(missing, "hubert")).startswith(f"ctc.init: cannot read {str(missing)!r}: ")

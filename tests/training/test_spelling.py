@@ -1,0 +1,176 @@
+"""Tokens and labels of the transcripts: read in bulk, once in a run, and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
+from tests.support.parquet_shards import LOQUACIOUS, loquacious_row, write_parquet
+from tests.support.worlds import in_processes
+from tests.training.test_training import Listener, gather, parse
+from tiny_audio.commands.run import Run, assemble
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.decoders import build_tokenizer, restore_tokenizer
+from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, texts_of
+from tiny_audio.sources._index_table import TableUtterances
+from tiny_audio.training.checkpoint import latest
+from tiny_audio.training.spelling import Spelling
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TOKENIZER = {"kind": "bpe", "vocab_size": 60}
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Document:
+    """A tokenizer and a CTC head of the transcripts."""
+    write_clips(tmp_path, 8)
+    settings = {
+        "ctc": {"weight": 0.5},
+        "decoder__tokenizer": TOKENIZER,
+        "training__steps": 2,
+        "training__warmup_steps": 0,
+        "evaluation__num_bootstrap": 100,
+        "generation__max_new_tokens": 5,
+    }
+    return changed(tiny_recipe(tmp_path), **settings)
+
+
+# --- in bulk
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, document: Document) -> ClipSet:
+    """A manifest, two shards of a table in row groups of 5, and a mix of both, of which a cap keeps a part."""
+    for shard in range(2):
+        rows = [loquacious_row(20 * shard + number, text=f"text {shard} {number}") for number in range(20)]
+        rows[7]["text"] = ""
+        write_parquet(tmp_path / "shards" / f"{shard}.parquet", rows, LOQUACIOUS, row_group=5)
+    manifest = {"name": "manifest", "path": str(tmp_path / "manifest.jsonl")}
+    table = {"name": "parquet", "path": str(tmp_path / "shards"), "audio_column": "wav", "id_column": "ID"}
+    parts = {"read": {"source": manifest}, "wild": {"source": table, "max_clips": 17}, "all": {"source": table}}
+    train = {"clips": manifest, "table": table, "mix": {"name": "mix", "sources": parts}}
+    data = parse(changed(document, data__train=train)).data
+    sources = {name: SOURCES.build(source, SourceContext(tmp_path / "cache")) for name, source in data.train.items()}
+    return ClipSet.gather(sources, 0.7, 10.0, "lower")
+
+
+def test_texts_are_those_of_the_clips(mixed: ClipSet) -> None:
+    expected = [mixed.clips[number].utterance.text for number in range(len(mixed.clips))]
+    assert len(expected) > 70
+    assert len(set(expected)) > 25
+    assert list(mixed.texts) == expected
+
+
+def test_a_table_is_read_by_its_column_alone(mixed: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [
+        (name, utterances) for name, _, utterances in mixed.clips.sets if isinstance(utterances, ColumnarUtterances)
+    ]
+    assert [name for name, _ in columns] == ["table", "mix"]
+    chosen = [np.random.default_rng(0).permutation(len(utterances)) for _, utterances in columns]
+    expected = [
+        [utterances[int(row)].text for row in rows] for (_, utterances), rows in zip(columns, chosen, strict=True)
+    ]
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a row was made into an utterance")
+
+    monkeypatch.setattr(TableUtterances, "__getitem__", refuse)
+    monkeypatch.setattr("tiny_audio.sources._index_table._TEXTS", 3)
+    found = [list(texts_of(utterances, rows)) for (_, utterances), rows in zip(columns, chosen, strict=True)]
+    assert found == expected
+    assert list(texts_of(columns[0][1], np.empty(0, np.int64))) == []
+
+
+# --- once
+
+
+def test_a_tokenizer_comes_back_as_it_was(document: Document, tmp_path: Path) -> None:
+    decoder = parse(document).decoder
+    trained = build_tokenizer(decoder, ["it's a dog", "stop now", "go on", "é <|end|>"])
+    restored = restore_tokenizer(trained.backend_tokenizer.to_str())
+    for name, tokenizer in (("trained", trained), ("restored", restored)):
+        tokenizer.save_pretrained(tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "trained").iterdir())
+    assert "tokenizer.json" in names
+    assert names == sorted(path.name for path in (tmp_path / "restored").iterdir())
+    assert all(
+        (tmp_path / "trained" / name).read_bytes() == (tmp_path / "restored" / name).read_bytes() for name in names
+    )
+    assert restored.encode("a stop é <|end|> x") == trained.encode("a stop é <|end|> x")
+
+
+def test_what_is_kept_builds_what_is_learned(document: Document) -> None:
+    recipe = parse(document)
+    clips = gather(recipe)
+    spelling = Spelling.learn(recipe, clips, None)
+    assert spelling.characters == "".join(sorted(set("".join(clips.texts))))
+    learned, kept = assemble(recipe, clips, None), assemble(recipe, clips, None, spelling)
+    assert learned[2].ctc == kept[2].ctc
+    assert learned[1].get_vocab() == kept[1].get_vocab()
+    assert all(torch.equal(*pair) for pair in zip(learned[0].parameters(), kept[0].parameters(), strict=True))
+
+
+def test_nothing_is_read_where_the_transcripts_decide_nothing(
+    document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse(document)
+    clips = gather(recipe)
+    monkeypatch.setattr(ClipSet, "texts", property(_refused))
+    alone = recipe.model_copy(update={"ctc": None, "decoder": recipe.decoder.model_copy(update={"tokenizer": None})})
+    assert Spelling.learn(alone, clips, None) == Spelling(None, None)
+    with pytest.raises(AssertionError, match="transcripts were read"):
+        Spelling.learn(recipe, clips, None)
+
+
+def _refused(_: ClipSet) -> Iterator[str]:
+    raise AssertionError("transcripts were read")
+
+
+def test_a_run_that_goes_on_reads_no_transcript(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = parse(document), tmp_path / "run"
+    Run(recipe, "run", folder, Listener()).complete()
+    model = (folder / "model" / "model.safetensors").read_bytes()
+    tokenizer = (folder / "model" / "tokenizer.json").read_bytes()
+    (folder / "model").rename(tmp_path / "away")
+    monkeypatch.setattr(ClipSet, "texts", property(_refused))
+    Run(recipe, "run", folder, Listener()).complete()
+    assert (folder / "model" / "model.safetensors").read_bytes() == model
+    assert (folder / "model" / "tokenizer.json").read_bytes() == tokenizer
+
+
+def test_of_several_processes_the_first_reads_them(document: Document, tmp_path: Path) -> None:
+    recipe, folder = parse(document), tmp_path / "run"
+
+    def work(rank: int) -> bool:
+        if rank:
+            ClipSet.texts = property(_refused)  # type: ignore[assignment, method-assign]  # in a process that ends here
+        return Run(recipe, "run", folder, Listener()).complete() is not None
+
+    assert in_processes(2, work) == [True, False]
+
+
+def test_texts_mended_before_the_first_step_are_learned_anew(document: Document, tmp_path: Path) -> None:
+    manifest, folder = tmp_path / "manifest.jsonl", tmp_path / "run"
+    good = manifest.read_text()
+    (tmp_path / "bad.wav").write_text("no audio")
+    manifest.write_text(good + manifest_row(tmp_path / "bad.wav", "zzz", 1.0))
+    recipe = parse(changed(document, data__max_dropped_share=0.0, batching__max_clips=9, data__evaluation={}))
+    with pytest.raises(UserError, match="1 of 9 training clips are unusable"):
+        Run(recipe, "run", folder, Listener()).complete()
+    assert latest(folder / "checkpoints") is None
+    assert "z" in json.loads((folder / "state.json").read_text())["training"]["spelling"]["characters"]
+    manifest.write_text(good)
+    Run(recipe, "run", folder, Listener()).complete()
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert "z" not in config["ctc_characters"]

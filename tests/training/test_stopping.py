@@ -1,0 +1,230 @@
+"""A signal stops training wherever it is, and loses nothing; a second one says what it loses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.support.hub_server import Fault, Hub, Repo, running_hub
+from tests.support.parquet_shards import loquacious_shard
+from tests.training.test_faults import CARD, NAME, Watching, exported, run, steps_kept
+from tests.training.test_training import Listener, gather, parse
+from tiny_audio.commands.run import assemble
+from tiny_audio.config import Stopped
+from tiny_audio.training.loop import Trainer
+from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.signals import StopAsked, StopSignal
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 8
+PATIENCE_S = 120.0
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Document:
+    write_clips(tmp_path / "data", 12)
+    settings = {"training__steps": STEPS, "batching__max_clips": 3, "execution__log_every": 1}
+    return changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, execution__checkpoint_every=100, **settings)
+
+
+def send(*numbers: signal.Signals) -> Callable[[], None]:
+    def signalled() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return signalled
+
+
+def prepared(document: Document, folder: Path, stop: StopSignal, listener: Listener | None = None) -> Trainer:
+    recipe = parse(document)
+    clips = gather(recipe)
+    model, _, labeler = assemble(recipe, clips, None)
+    folder.mkdir(exist_ok=True)
+    return Trainer(recipe, model, clips, labeler, folder, stop, listener or Listener())
+
+
+# --- one signal, two signals
+
+
+def test_two_signals_at_once_are_one(document: Document, tmp_path: Path) -> None:
+    """As torchrun sends them: it passes on a Ctrl-C that all its processes got already."""
+    run(document, tmp_path / "undisturbed")
+    with pytest.raises(Stopped) as stopped:
+        run(document, tmp_path / "run", Watching(3, send(signal.SIGINT, signal.SIGTERM)))
+    assert str(stopped.value) == "stopped by a signal; step 3 is saved, the same command continues"
+    assert steps_kept(tmp_path / "run") == [3]
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+
+
+def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document, tmp_path: Path) -> None:
+    """Those before the stop included, and in every column that does not depend on the machine."""
+    document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
+    run(document, tmp_path / "undisturbed")
+    folder, seen = tmp_path / "run", []
+    trainer = prepared(document, folder, StopSignal())
+    # A stop that somebody asked for after the second step, which no line tells of.
+    trainer.bare_model.projector.register_forward_hook(
+        lambda *_: seen.append(1) if len(seen) < 1 else trainer.stop.ask()
+    )
+    with pytest.raises(Stopped):
+        trainer.run()
+    assert steps_kept(folder) == [2]
+    prepared(document, folder, StopSignal()).run()
+    ours, theirs = (read_metrics(path / "metrics.jsonl") for path in (folder, tmp_path / "undisturbed"))
+    for name in ("step", "loss", "decoder_loss", "ctc_loss", "audio_hours", "padding_share"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs], name
+
+
+def test_a_checkpoint_of_an_older_version_is_continued(document: Document, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    prepared(changed(document, training__steps=3), folder, StopSignal()).run()
+    path = folder / "checkpoints" / "step-000000003"
+    known = json.loads((path / "progress.json").read_text())
+    content = json.dumps({name: value for name, value in known.items() if not name.startswith(("window_", "logged"))})
+    assert len(content) < len(json.dumps(known))
+    (path / "progress.json").write_text(content)
+    sums = json.loads((path / "checksums.json").read_text())
+    sums["progress.json"] = [len(content), zlib.crc32(content.encode())]
+    (path / "checksums.json").write_text(json.dumps(sums))
+    assert prepared(document, folder, StopSignal()).run().step == STEPS
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("every", "kept", "loss"),
+    [
+        (2, [2], "all after step 2 is lost, the same command continues from there"),
+        (100, [], "no step is saved, the same command starts from the beginning"),
+    ],
+)
+def test_a_second_signal_says_what_it_loses(
+    document: Document, tmp_path: Path, every: int, kept: list[int], loss: str
+) -> None:
+    clock = Clock()
+
+    def twice() -> None:
+        send(signal.SIGTERM)()
+        clock.now += 10
+        send(signal.SIGINT)()
+
+    with StopSignal(clock) as stop:
+        document = changed(document, execution__checkpoint_every=every)
+        trainer = prepared(document, tmp_path / "run", stop, Watching(3, twice))
+        with pytest.raises(Stopped) as stopped:
+            trainer.run()
+    assert str(stopped.value) == f"stopped at once by a second signal, SIGINT: {loss}"
+    assert steps_kept(tmp_path / "run") == kept
+
+
+def test_before_training_a_signal_stops_at_once() -> None:
+    with StopSignal(), pytest.raises(Stopped) as stopped:
+        send(signal.SIGTERM)()
+    assert str(stopped.value) == "stopped by SIGTERM; what was done is saved, the same command continues"
+
+
+def test_a_wait_is_broken_off() -> None:
+    reached = []
+
+    def wait(stop: StopSignal, meanwhile: Callable[[], None]) -> None:
+        with stop.waiting():
+            meanwhile()
+            reached.append(True)
+
+    def work() -> None:
+        with StopSignal() as stop, stop.deferred(lambda: "nothing"):
+            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait does not begin
+                with pytest.raises(StopAsked):
+                    wait(stop, meanwhile)
+
+    with pytest.raises(Stopped) as stopped:
+        work()
+    assert str(stopped.value) == "stopped by a signal; what was done is saved, the same command continues"
+    assert not reached
+
+
+# --- while it waits for a hub that stalls
+
+
+class Stalling:
+    """A hub that answers no more once a run has logged so many steps, and knows whether somebody waits for it."""
+
+    def __init__(self, log: Path, step: int) -> None:
+        self.log, self.step = log, step
+        self.waits = 0
+
+    def __call__(self, number: int, path: str) -> Fault | None:
+        if not self.log.exists() or len(read_metrics(self.log)) < self.step or not path.startswith("/places/"):
+            return None
+        self.waits += 1
+        return "stall"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(8 * n, 8, row_group=2) for n in range(3)}
+    with running_hub() as hub:
+        hub.repos = {NAME: Repo(shards, CARD)}
+        yield hub
+
+
+def until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("num_workers", "step"), [(0, 2), (2, 0), (2, 2)])
+def test_a_stop_is_heard_while_a_hub_stalls(
+    document: Document, hub: Hub, tmp_path: Path, num_workers: int, step: int
+) -> None:
+    """It takes the hub's clients nine minutes to give up."""
+    source = {"name": "loquacious", "config": "small"}
+    settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "data__target_text": "lower"}
+    settings |= {"execution__num_workers": num_workers, "training__steps": 4000}
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    log = folder / "metrics.jsonl"
+    path.write_text(json.dumps(changed(document, **settings)))
+    hub.fault = fault = Stalling(log, step)
+    environment = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tiny_audio.cli", "run", str(path), "--output-dir", str(folder)],
+        env=os.environ | environment | {"TINY_AUDIO_CACHE": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(process, lambda: fault.waits > 0)
+        steps = -1
+        while steps < (steps := len(read_metrics(log))):
+            time.sleep(1.0)  # for what was fetched already
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 3, err
+    where = f"step {steps} is saved" if steps else "nothing is trained yet"
+    assert err == f"stopped by a signal; {where}, the same command continues\n"
+    assert steps_kept(folder) == ([steps] if steps else [])

@@ -1,0 +1,368 @@
+"""What training leaves out: logits without labels, graphs below what trains, activations that can be computed again."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.conftest import Document, changed, tiny_recipe
+from tests.training.test_training import data as data
+from tests.training.test_training import document as document
+from tests.training.test_training import make_trainer, parse, weights
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.data.augmentation import SpecAugment, SpecAugmentConfig
+from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import PromptConfig, build_prompt
+from tiny_audio.plan._rehearsal import Rehearsal
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.recipe import load_recipe
+from tiny_audio.training.compilation import compile_layers
+from tiny_audio.training.fused import by_liger, fused_cross_entropy
+from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.optimization import build_optimizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ENCODER_NAMES = [entry.name for entry in ENCODERS.entries()]
+PLAIN_HEADS = [entry.name for entry in DECODERS.entries() if entry.config.plain_head]
+TEXTS = ["one two three", "four", "nine zero"]
+LENGTHS = torch.tensor([24_000, 3_000, 9_111])
+LORA = {"rank": 2, "alpha": 4.0}
+
+
+def with_fields(config: Any, **fields: Any) -> Any:
+    return type(config).model_validate({**config.model_dump(), **fields})
+
+
+def tiny(registry: Any, name: str, **fields: Any) -> Any:
+    return with_fields(registry.entry(name).config.tiny(), **fields)
+
+
+def waveforms() -> Tensor:
+    return 0.1 * torch.randn(len(LENGTHS), int(LENGTHS.max()), generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def saved_for_backward() -> Iterator[list[Tensor]]:
+    """What a graph keeps while inside."""
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def build_encoder(name: str, **fields: Any) -> Encoder:
+    torch.manual_seed(0)
+    return ENCODERS.build(tiny(ENCODERS, name, **fields), EncoderContext()).train()
+
+
+def adapted(registry: Any, name: str) -> dict[str, Any]:
+    """Adapters on the first of a family's linear layers that its transformer layers have."""
+    names = registry.entry(name).config.linear_layers
+    return LORA | {"targets": tuple(layer for layer in names if layer in ("q_proj", "linear_q"))}
+
+
+# --- graphs
+
+
+@pytest.mark.parametrize("name", ENCODER_NAMES)
+def test_a_frozen_encoder_keeps_no_activation(name: str) -> None:
+    """In training mode, under SpecAugment, and with gradient checkpointing switched on by a plugin or not."""
+    encoder = build_encoder(name, freeze=True)
+    with saved_for_backward() as kept:
+        frames = encoder(waveforms(), LENGTHS, SpecAugment(SpecAugmentConfig(), range(len(LENGTHS))))
+    assert kept == []
+    assert not frames.values.requires_grad
+
+
+@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize("layer", ["last", "weighted"])
+def test_a_front_end_below_adapters_keeps_no_activation(name: str, layer: str) -> None:
+    lora = adapted(ENCODERS, name) if layer == "last" else None
+    encoder = build_encoder(name, freeze=True, lora=lora, layer=layer)
+    with saved_for_backward() as kept:
+        features = encoder.features(waveforms(), LENGTHS)
+    assert kept == []
+    assert not features.values.requires_grad
+    with saved_for_backward() as kept:
+        assert encoder.encode(features).values.requires_grad
+    assert kept
+
+
+@pytest.mark.parametrize("name", ["hubert", "wav2vec2", "wavlm"])
+def test_a_front_end_trains_where_it_is_told_to(name: str) -> None:
+    encoder = build_encoder(name, train_front_end=True)
+    with saved_for_backward() as kept:
+        assert encoder.features(waveforms(), LENGTHS).values.requires_grad
+    assert kept
+
+
+def assemble(decoder: str, *, head: bool = False, **fields: Any) -> tuple[TinyAudioModel, Any]:
+    torch.manual_seed(0)
+    config = tiny(DECODERS, decoder, **fields)
+    tokenizer = build_tokenizer(config, TEXTS)
+    model = TinyAudioModel.assemble(
+        tiny(ENCODERS, "whisper", freeze=True),
+        tiny(PROJECTORS, "swiglu"),
+        config,
+        tokenizer=tokenizer,
+        prompt=build_prompt(PromptConfig(), tokenizer),
+        ctc_vocabulary=CtcVocabulary.of(TEXTS) if head else None,
+    )
+    return model.train(), tokenizer
+
+
+def score(model: TinyAudioModel, tokenizer: Any, **settings: Any) -> Any:
+    targets = [torch.tensor([*tokenizer.encode(text), model.config.end_token_id]) for text in TEXTS]
+    labels = None
+    if model.ctc_vocabulary is not None:
+        labels = [model.ctc_vocabulary.encode(text) or [] for text in TEXTS]
+    return model(waveforms(), LENGTHS, targets, labels, **settings)
+
+
+def test_a_ctc_head_keeps_the_frames_and_nothing_below() -> None:
+    model, _ = assemble("smollm3", head=True)
+    with saved_for_backward() as kept:
+        frames = model.encode(waveforms(), LENGTHS)
+    assert frames.ctc_logits is not None and frames.ctc_logits.requires_grad  # noqa: PT018
+    assert not frames.values.requires_grad
+    assert {tensor.untyped_storage().data_ptr() for tensor in kept} == {frames.values.untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize(("decoder", "attention"), [*((name, "auto") for name in PLAIN_HEADS), ("gemma3", "varlen")])
+def test_logits_are_computed_for_labels_alone(decoder: str, attention: str) -> None:
+    model, tokenizer = assemble(decoder, attention=attention)
+    rows: list[int] = []
+    head: nn.Module = model.decoder.model.get_output_embeddings()  # type: ignore[union-attr,operator,assignment]
+    head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
+    score(model, tokenizer)
+    assert rows == [sum(len(tokenizer.encode(text)) + 1 for text in TEXTS)]
+
+
+def test_the_optimiser_is_fused(tmp_path: Path) -> None:
+    model, _ = assemble("smollm3")
+    optimizer = build_optimizer(model, parse(tiny_recipe(tmp_path)))
+    assert [group["fused"] for group in optimizer.param_groups] == [True] * len(optimizer.param_groups)
+    assert optimizer.param_groups
+
+
+# --- checkpoints
+
+
+def peak_bytes(part: nn.Module, run: Any) -> int:
+    """Most bytes alive in a forward and a backward pass, counted by storage."""
+    counted = Rehearsal()
+    for tensor in part.parameters():
+        counted.account(tensor, "weights")
+    with counted:
+        run().backward()
+    return counted.peak_bytes
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("name", ENCODER_NAMES)
+def test_checkpoints_spare_an_encoders_memory(name: str, kind: str) -> None:
+    depth = "encoder_layers" if name == "whisper" else "num_hidden_layers"
+    trains = {"freeze": False} if kind == "full" else {"freeze": True, "lora": adapted(ENCODERS, name)}
+    overrides = {**tiny(ENCODERS, name).overrides, depth: 8}
+    peaks = []
+    for checkpointing in (False, True):
+        encoder = build_encoder(name, overrides=overrides, gradient_checkpointing=checkpointing, **trains)
+        features = encoder.features(waveforms(), LENGTHS)
+        peaks.append(peak_bytes(encoder, lambda: encoder.encode(features).values.sum()))  # noqa: B023
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("full", "auto"), ("lora", "varlen"), ("frozen", "auto")])
+@pytest.mark.parametrize("name", PLAIN_HEADS)
+def test_checkpoints_spare_a_decoders_memory(name: str, kind: str, attention: str) -> None:
+    trains: dict[str, Any] = {"freeze": kind != "full"}
+    if kind == "lora":
+        trains["lora"] = adapted(DECODERS, name)
+    base = tiny(DECODERS, name)
+    types = {"layer_types": ["sliding_attention", "full_attention"] * 4} if name == "gemma3" else {}
+    overrides = {**base.overrides, "num_hidden_layers": 8, **types}
+    rows = torch.randn(3, 120, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(120) < torch.tensor([[120], [20], [70]])
+    keep = torch.arange(120) == torch.tensor([[119], [19], [69]])
+    peaks = []
+    for checkpointing in (False, True):
+        config = with_fields(
+            base, overrides=overrides, gradient_checkpointing=checkpointing, attention=attention, **trains
+        )
+        torch.manual_seed(0)
+        decoder = DECODERS.build(config, DecoderContext(build_tokenizer(config, TEXTS))).train()
+        embeddings = rows.clone().requires_grad_()
+        peaks.append(peak_bytes(decoder, lambda: decoder(embeddings, mask, keep).sum()))  # noqa: B023
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+# --- compiled layers
+
+
+def test_layers_are_compiled_in_place() -> None:
+    model, tokenizer = assemble("smollm3", lora=LORA | {"targets": ("q_proj",)}, freeze=True)
+    before = list(model.state_dict()), [type(module) for module in model.modules()]
+    with pytest.warns(DeprecationWarning, match="torch.jit"):  # torch's own, of what it imports to compile
+        assert compile_layers(model, torch.device("cpu")) == 4, "two of each part, and no convolution"
+    assert (list(model.state_dict()), [type(module) for module in model.modules()]) == before
+    with torch.compiler.set_stance("force_eager"):
+        assert score(model, tokenizer).decoder_loss.isfinite().all()
+
+
+def test_no_convolution_of_a_front_end_is_compiled() -> None:
+    encoder = build_encoder("hubert")
+    assert compile_layers(encoder, torch.device("cpu")) == 2
+    assert not any(module._compiled_call_impl for module in encoder.model.feature_extractor.modules())  # type: ignore[union-attr]
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = assemble("smollm3")
+    monkeypatch.setenv("CXX", "g++-of-another-machine")
+    with pytest.raises(
+        UserError,
+        match=r"execution\.compile needs a C\+\+ compiler on a CPU, and there is no g\+\+-of-another-machine; i",
+    ):
+        compile_layers(model, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("layer", ["last", "weighted"])
+def test_compiled_training_is_training(document: Document, tmp_path: Path, layer: str) -> None:
+    """Same losses, and a checkpoint and weights of the same names; evaluation in between runs as written."""
+    document = changed(document, encoder__layer=layer, training__steps=4, execution__evaluate_every=2)
+    document = changed(document, execution__evaluate_set="held_out", data__evaluation=document["data"]["evaluation"])
+    found = []
+
+    def evaluate(model: TinyAudioModel) -> dict[str, Any]:
+        return {"set": "held_out", "wer": float(model.generate(torch.ones(2, 8_000)).numel())}
+
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        torch.manual_seed(0)
+        trainer = make_trainer(changed(document, execution__compile=compiled), folder, evaluate)
+        trainer.run()
+        rows = read_metrics(folder / "metrics.jsonl")
+        found.append(([row["loss"] for row in rows if "loss" in row], weights(trainer)))
+    (plain, own), (fast, compiled_own) = found
+    assert len(plain) == 4
+    assert fast == pytest.approx(plain, rel=1e-5)
+    assert own.keys() == compiled_own.keys()
+    for name, tensor in own.items():
+        assert torch.allclose(tensor, compiled_own[name], atol=1e-3), name
+
+
+# --- the fused loss
+
+
+def plainly(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(hidden @ weight.T, targets, reduction="none", label_smoothing=label_smoothing)
+
+
+@pytest.mark.parametrize(("decoder", "attention"), [*((name, "auto") for name in PLAIN_HEADS), ("qwen3", "varlen")])
+def test_a_head_of_its_own_gets_what_makes_the_logits(decoder: str, attention: str) -> None:
+    overrides = {**tiny(DECODERS, decoder).overrides}
+    overrides.pop("final_logit_softcapping", None)
+    gradients = []
+    for fused in (None, plainly):
+        model, tokenizer = assemble(decoder, attention=attention, overrides=overrides)
+        model.double()
+        scores = score(model, tokenizer, label_smoothing=0.1, linear_cross_entropy=fused)
+        assert scores.decoder_loss.shape == (3,)
+        scores.decoder_loss.sum().backward()
+        tensors = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
+        gradients.append(tensors | {"loss": scores.decoder_loss.detach()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, wanted in gradients[0].items():
+        # The plain path computes its loss in fp32.
+        assert torch.allclose(
+            gradients[1][name].to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+        ), name
+
+
+def test_logits_that_are_capped_are_not_fused() -> None:
+    model, tokenizer = assemble("gemma3")
+    with pytest.raises(
+        UserError, match=r"^execution\.fused_cross_entropy: this decoder adds to its logits or caps them; set it to f"
+    ):
+        score(model, tokenizer, linear_cross_entropy=plainly)
+
+
+def test_the_fused_loss_needs_a_gpu(document: Document, tmp_path: Path) -> None:
+    document = changed(document, execution__fused_cross_entropy=True, execution__device="auto")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"^execution\.fused_cross_entropy runs on a GPU only, and this run is"):
+            make_trainer(document, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is not None, reason="it is installed")
+def test_the_fused_loss_needs_its_library() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^execution\.fused_cross_entropy needs liger-kernel; pip install 'tiny-audio\[liger\]'",
+    ):
+        fused_cross_entropy(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["execution.device=cpu"], r"execution\.fused_cross_entropy: runs on a GPU only, and execution\.device is cpu"),
+        (
+            ["decoder=causal_lm", "decoder.pretrained=some/model"],
+            r"execution\.fused_cross_entropy: the decoder 'causal_lm' may do more to its logits than a fused",
+        ),
+    ],
+)
+def test_recipes_that_cannot_fuse(document: Document, write_recipe: Any, changes: list[str], message: str) -> None:
+    path = write_recipe(changed(document, execution__device="auto"))
+    with pytest.raises(UserError, match=message):
+        load_recipe(path, ["execution.fused_cross_entropy=true", *changes])
+
+
+# Triton's interpreter, which runs kernels without a GPU, turns arrays of one number into integers as NumPy 2.4 no
+# longer does.
+_CAN_INTERPRET = importlib.util.find_spec("liger_kernel") is not None and np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+
+@pytest.mark.skipif(not _CAN_INTERPRET, reason="needs liger-kernel, and NumPy below 2.4 for Triton's interpreter")
+def test_liger_equals_plain_cross_entropy() -> None:
+    program = "from tests import test_throughput as t; t.compare_with_liger()"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def compare_with_liger() -> None:
+    """Of the whole model, in fp32."""
+    for smoothing in (0.0, 0.1):
+        found = []
+        for fused in (plainly, by_liger):
+            model, tokenizer = assemble("smollm3")
+            scores = score(model, tokenizer, label_smoothing=smoothing, linear_cross_entropy=fused)
+            # Rows that count differently: each token's gradient is its own.
+            (scores.decoder_loss * torch.tensor([1.0, 3.0, 0.5])).sum().backward()
+            found.append({name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None})
+            found[-1]["loss"] = scores.decoder_loss.detach()
+        assert found[0].keys() == found[1].keys()
+        for name, wanted in found[0].items():
+            assert torch.allclose(found[1][name], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())), name

@@ -1,0 +1,1 @@
+"""Hypotheses -> scores, significance, comparisons and reports."""

@@ -1,0 +1,133 @@
+"""Utterances one by one: what was said against what was heard, and the sound itself."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tiny_audio.analysis.report._html import Markup, count, number, percent, table, tag
+from tiny_audio.analysis.scoring import Alignment, Normalizer, align, confusions, loops
+
+Row = Mapping[str, Any]
+ReadAudio = Callable[[Row], bytes | None]
+
+_NUM_WORST = 10
+_NUM_RANDOM = 3
+_NUM_AUDIBLE = 5  # of the worst; every clip is inside the page, at a few hundred kilobytes
+_NUM_CONFUSIONS = 12
+_MAX_PAIRS = 300  # a looping hypothesis can have thousands of words
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows of one set with their alignments, worst first."""
+
+    rows: Sequence[tuple[Row, Alignment]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], normalizer: Normalizer) -> Scored:
+        """Align the rows; the worst are those that add most errors to the set's WER."""
+        return cls.of_aligned(
+            rows, align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
+        )
+
+    @classmethod
+    def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
+        """The same of rows that are aligned already."""
+        pairs = zip(rows, alignments, strict=True)
+        return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
+
+
+def confusion_tables(scored: Scored) -> Markup:
+    """The most common substitutions, deletions and insertions, side by side."""
+    common = confusions([alignment for _, alignment in scored.rows], limit=_NUM_CONFUSIONS)
+    swapped = [(said, f"→ {heard}", count(times)) for said, heard, times in common.substitutions]
+    kinds: list[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = [
+        ("Substitutions", ("reference", "hypothesis", "count"), swapped),
+        ("Deletions", ("reference", "count"), [(word, count(times)) for word, times in common.deletions]),
+        ("Insertions", ("hypothesis", "count"), [(word, count(times)) for word, times in common.insertions]),
+    ]
+    columns = (
+        tag("div", tag("h4", name), table(head, rows, numbers=[len(head) - 1]) if rows else tag("p", "None."))
+        for name, head, rows in kinds
+    )
+    return tag("div", *columns, class_="columns")
+
+
+def legend() -> Markup:
+    """How an alignment is to be read."""
+    samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
+    names = ("right", "substituted (underlined)", "deleted (struck through)", "inserted (+)")
+    keys = (tag("span", _pair(*pair), name) for pair, name in zip(samples, names, strict=True))
+    return tag("p", tag("span", "Reference above, hypothesis below, both normalised:"), *keys, class_="legend muted")
+
+
+def utterances(scored: Scored, read_audio: ReadAudio | None) -> Markup:
+    """The worst utterances, then some at random: the same ones each time; without players where ``read_audio`` is
+    None."""
+    wrong = [pair for pair in scored.rows if pair[1].errors][:_NUM_WORST]
+    others = scored.rows[len(wrong) :]
+    drawn = random.Random(0).sample(others, min(_NUM_RANDOM, len(others)))
+    worst = [_utterance(*pair, read_audio if i < _NUM_AUDIBLE else None) for i, pair in enumerate(wrong)]
+    parts: list[object] = [tag("h4", "The worst"), *(worst or [tag("p", "Every utterance is right.")])]
+    if drawn:
+        parts += [tag("h4", "At random, from the others"), *(_utterance(*pair, read_audio) for pair in drawn)]
+    return tag("div", *parts)
+
+
+def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> Markup:
+    seconds = number(row.get("duration"))
+    facts = [f"{seconds:.1f} s"] if seconds is not None else []
+    words = alignment.num_reference_words
+    facts.append(f"{count(alignment.errors)} errors, {count(words)} reference words")
+    facts += [f"WER {percent(alignment.errors / words)}"] if words else []
+    facts += [f"{key}: {value}" for key, value in (row.get("metadata") or {}).items() if value is not None]
+    flags = ["truncated"] if row.get("truncated") else []
+    flags += ["looping"] if loops(row["pred_text"]) and not loops(row["text"]) else []
+    header = tag(
+        "header",
+        tag("b", row["id"]),
+        *(tag("span", fact) for fact in facts),
+        *(tag("span", flag, class_="flag") for flag in flags),
+    )
+    pairs = [_pair(*pair) for pair in alignment.pairs[:_MAX_PAIRS]]
+    hidden = len(alignment.pairs) - len(pairs)
+    more = tag("span", f"… and {count(hidden)} more", class_="muted") if hidden else None
+    side = tag("span", tag("i", "ref"), tag("i", "hyp"), class_="pair side")
+    raw = [("reference", row["text"]), ("hypothesis", row["pred_text"]), ("CTC, greedy", row.get("ctc_text"))]
+    lines = (tag("div", tag("span", f"{name}: ", class_="muted"), text) for name, text in raw if text is not None)
+    return tag(
+        "article",
+        header,
+        audio(read_audio(row)) if read_audio else None,
+        tag("div", side, *pairs, more, class_="words"),
+        tag("details", tag("summary", tag("small", "as written")), tag("small", *lines)),
+    )
+
+
+def _pair(said: str | None, heard: str | None) -> Markup:
+    """One word above the other. The kind of error shows without colour too: underlined, struck through, a plus."""
+    if said == heard:
+        kind, title = "", None
+    elif said is None:
+        kind, title = " ins", f"inserted: {heard}"
+    elif heard is None:
+        kind, title = " del", f"deleted: {said}"
+    else:
+        kind, title = " sub", f"{said}, heard as {heard}"
+    return tag("span", tag("i", said or ""), tag("i", heard or ""), class_=f"pair{kind}", title=title)
+
+
+def audio(data: bytes | None) -> Markup:
+    """A player of an encoded clip, or why there is none."""
+    types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
+    types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag
+    kind = next((kind for magic, kind in types.items() if data and data.startswith(magic)), None)
+    if data is None or kind is None:
+        reason = "no audio at hand" if data is None else "the audio is in no format that browsers play"
+        return tag("small", reason, class_="muted")
+    source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return tag("audio", controls="", preload="metadata", src=source)

@@ -1,0 +1,135 @@
+"""What was said against what was heard, word by word."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from tiny_audio.analysis.scoring._costs import Cost, Pair, sclite_pairs, unit_pairs
+from tiny_audio.analysis.scoring._normalizers import Normalizer
+from tiny_audio.config import Config, UserError
+
+_LOOP_REPEATS = 4
+"""So many times in a row must an n-gram of words come for a text to count as looping."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One utterance, word by word: (reference word, hypothesis word), ``None`` where the other side has none."""
+
+    pairs: tuple[Pair, ...]
+
+    @property
+    def hits(self) -> int:
+        """Words that are right."""
+        return sum(reference == hypothesis for reference, hypothesis in self.pairs)
+
+    @property
+    def deletions(self) -> int:
+        """Reference words that the hypothesis lacks."""
+        return sum(hypothesis is None for _, hypothesis in self.pairs)
+
+    @property
+    def insertions(self) -> int:
+        """Hypothesis words that the reference lacks."""
+        return sum(reference is None for reference, _ in self.pairs)
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        return len(self.pairs) - self.hits
+
+    @property
+    def substitutions(self) -> int:
+        """Reference words that the hypothesis has another word for."""
+        return self.errors - self.deletions - self.insertions
+
+    @property
+    def num_reference_words(self) -> int:
+        """Hits, substitutions and deletions."""
+        return len(self.pairs) - self.insertions
+
+    @property
+    def edits(self) -> str:
+        """One letter a word, as sclite writes them: C right, S substituted, I inserted, D deleted."""
+        return "".join(
+            "I" if reference is None else "D" if hypothesis is None else "C" if reference == hypothesis else "S"
+            for reference, hypothesis in self.pairs
+        )
+
+
+def align(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer, *, cost: Cost = "unit"
+) -> list[Alignment]:
+    """Normalise, then align word by word at the least ``cost``.
+
+    An empty reference is legitimate: all of its hypothesis is insertions.
+
+    Raises:
+        UserError: not as many hypotheses as references, or a cost that there is not.
+    """
+    check_lengths(references, hypotheses=hypotheses)
+    check_cost(cost)
+    if not references:
+        return []
+    said, heard = list(map(normalizer, references)), list(map(normalizer, hypotheses))
+    if cost == "unit":
+        return [Alignment(tuple(pairs)) for pairs in unit_pairs(said, heard)]
+    words = ((first.split(), second.split()) for first, second in zip(said, heard, strict=True))
+    return [Alignment(tuple(sclite_pairs(*pair))) for pair in words]
+
+
+def check_cost(cost: str) -> Cost:
+    """The cost of that name; raises :class:`UserError` where there is none."""
+    if cost not in get_args(Cost):
+        raise UserError(f"unknown cost {cost!r}; allowed: {', '.join(get_args(Cost))}; choose one of these")
+    return cost  # type: ignore[return-value]  # just looked up
+
+
+def loops(text: str) -> bool:
+    """Whether some n-gram of words, of any length, comes ``_LOOP_REPEATS`` times or more in a row.
+
+    Case and punctuation do not count. This looks at raw text, since a normaliser hides loops of digits by gluing them.
+    """
+    words = re.findall(r"[\w']+", text.lower())
+    for n in range(1, len(words) // _LOOP_REPEATS + 1):
+        run = 0
+        for word, later in zip(words, words[n:], strict=False):
+            run = run + 1 if word == later else 0
+            if run == n * (_LOOP_REPEATS - 1):
+                return True
+    return False
+
+
+class Confusions(Config):
+    """The most common errors of each kind, most common first, ties in alphabetical order."""
+
+    substitutions: tuple[tuple[str, str, int], ...]
+    """(reference word, hypothesis word, count)"""
+    deletions: tuple[tuple[str, int], ...]
+    """(reference word, count)"""
+    insertions: tuple[tuple[str, int], ...]
+    """(hypothesis word, count)"""
+
+
+def confusions(alignments: Sequence[Alignment], *, limit: int = 20) -> Confusions:
+    """The most common errors among ``alignments``, at most ``limit`` of each kind."""
+    pairs = Counter(pair for alignment in alignments for pair in alignment.pairs if pair[0] != pair[1])
+    ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
+    return Confusions(
+        substitutions=tuple((a, b, count) for (a, b), count in ranked if a is not None and b is not None)[:limit],
+        deletions=tuple((a, count) for (a, b), count in ranked if a is not None and b is None)[:limit],
+        insertions=tuple((b, count) for (a, b), count in ranked if a is None and b is not None)[:limit],
+    )
+
+
+def check_lengths(references: Sequence[str], **others: Sequence[object]) -> None:
+    for name, values in others.items():
+        if len(values) != len(references):
+            raise UserError(
+                f"{len(references)} references, but {len(values)} {name}; they must come in the same order, "
+                "one for each utterance"
+            )

@@ -1,0 +1,1 @@
+"""Decoding, resampling and down-mixing audio files, with limits for hostile ones."""

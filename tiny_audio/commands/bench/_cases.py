@@ -1,0 +1,69 @@
+"""What pytest runs for :mod:`tiny_audio.commands.bench.timing`: one benchmark for each of its cases."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tiny_audio.commands.bench._measure import peak_bytes, random_frames
+from tiny_audio.commands.bench.timing import CASES_VARIABLE
+from tiny_audio.projectors import PROJECTORS, ProjectorContext
+
+_CASES: list[dict[str, Any]] = json.loads(Path(os.environ[CASES_VARIABLE]).read_text())
+_EMBEDDING_RMS = 0.03
+
+
+def _name(case: dict[str, Any]) -> str:
+    return f"{case['label']}, {case['duration_s']:g} s x {case['batch_size']}, {case['which']}"
+
+
+@pytest.mark.parametrize("case", _CASES, ids=_name)
+def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
+    """Not a test of anything: it measures."""
+    torch.manual_seed(0)
+    device = torch.device(case["device"])
+    context = ProjectorContext(case["in_dim"], case["out_dim"], case["frame_rate"], _EMBEDDING_RMS)
+    projector = PROJECTORS.build(PROJECTORS.parse(case["section"]), context).to(device)
+    num_frames = int(case["duration_s"] * case["frame_rate"])
+    frames = random_frames(case["batch_size"], num_frames, case["in_dim"], case["frame_rate"], device)
+    backward = case["which"] == "forward_backward"
+
+    def step() -> Tensor:
+        """Returns the number of embeddings of each clip; gradients are let go, so that each step begins alike."""
+        with (
+            torch.set_grad_enabled(backward),
+            torch.autocast(device.type, torch.bfloat16, enabled=case["precision"] == "bf16"),
+        ):
+            embeddings: Tensor
+            lengths: Tensor
+            embeddings, lengths = projector(frames)
+        if backward:
+            embeddings.backward(torch.ones_like(embeddings))  # type: ignore[no-untyped-call]
+            projector.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return lengths
+
+    lengths = step()
+    # The counter does not know a CPU's fused attention; as plain products it counts.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    peak = peak_bytes(step, device)
+    benchmark(step)
+    benchmark.extra_info |= {
+        key: case[key] for key in ("label", "section", "duration_s", "batch_size", "which", "precision")
+    } | {
+        "parameters": sum(tensor.numel() for tensor in projector.parameters()),
+        "embeddings_per_s": float(lengths.sum()) / (case["batch_size"] * case["duration_s"]),
+        "flops": counter.get_total_flops(),
+        "peak_bytes": peak,
+    }

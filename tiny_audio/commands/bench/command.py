@@ -1,0 +1,124 @@
+"""``tiny-audio bench projectors``: reads its options, and starts one benchmark or the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tiny_audio.commands.bench.timing import Effort, Neighbours, time_projectors
+from tiny_audio.commands.bench.units import Budget
+from tiny_audio.commands.bench.variants import read_variants
+from tiny_audio.config import UserError
+from tiny_audio.recipe import load_recipe
+from tiny_audio.runtime.files import write_atomically
+from tiny_audio.training.world import check_alone
+
+_DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Options:
+    """As given; None is the default."""
+
+    variants: str | None = None
+    durations: str | None = None
+    batch_sizes: str | None = None
+    max_time: float | None = None
+    device: str | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    seeds: str | None = None
+    baseline: str | None = None
+    controls: bool = False
+    no_feature_cache: bool = False
+
+
+_OF_TIMING = ("durations", "batch_sizes", "max_time", "device")
+_OF_TRAINING = ("steps", "seconds", "seeds", "baseline", "controls", "no_feature_cache")
+
+
+def benchmark_projectors(
+    recipe: Path | None, overrides: Sequence[str], options: Options, train: bool, output_dir: Path | None
+) -> dict[str, Any]:
+    """Time the variants, or train them.
+
+    Returns:
+        see :func:`tiny_audio.commands.bench.timing.time_projectors` and :func:`tiny_audio.commands.bench.analysis.analyse`.
+
+    Raises:
+        UserError: an option that the other kind of benchmark has, or whatever they raise.
+    """
+    for name in _OF_TIMING if train else _OF_TRAINING:
+        if getattr(options, name):
+            option = f"--{name.replace('_', '-')}"
+            said = "is for timing projectors alone; leave out it or --train" if train else "needs --train"
+            hint = "; a recipe's device is execution.device" if name == "device" else ""
+            raise UserError(f"{option} {said}{hint}")
+    variants = read_variants(options.variants)
+    if train:
+        return _train(recipe, overrides, options, output_dir)
+    effort = Effort(
+        durations_s=tuple(_numbers("--durations", options.durations or "5,20")),
+        batch_sizes=tuple(map(int, _numbers("--batch-sizes", options.batch_sizes or "1,4", whole=True))),
+        max_time_s=1.0 if options.max_time is None else options.max_time,
+    )
+    device = options.device or "auto"
+    if device not in _DEVICES:
+        raise UserError(f"--device: {device!r} is none of {', '.join(_DEVICES)}")
+    neighbours = Neighbours() if recipe is None else Neighbours.of(load_recipe(recipe, overrides))
+    measured = time_projectors([*variants.compared, *variants.controls], neighbours, effort, device)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(output_dir / "timings.json", json.dumps(measured, indent=1))
+    return measured
+
+
+def _train(recipe: Path | None, overrides: Sequence[str], options: Options, output_dir: Path | None) -> dict[str, Any]:
+    from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
+
+    if recipe is None:
+        raise UserError("--train needs a recipe, such as recipes/bench_projectors.yaml")
+    check_alone("bench")
+    if options.steps is not None and options.seconds is not None:
+        raise UserError("--steps and --seconds are two budgets; give one of them")
+    budget = None
+    if options.steps is not None or options.seconds is not None:
+        budget = Budget(options.steps, options.seconds)
+    seeds = _numbers("--seeds", options.seeds or "0,1,2", whole=True, least=0)
+    plan = Plan(
+        recipe,
+        tuple(overrides),
+        read_variants(options.variants),
+        tuple(map(int, seeds)),
+        budget,
+        options.baseline,
+        options.controls,
+        not options.no_feature_cache,
+    )
+    # Progress is for a person: standard output may be read by a script.
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    folder = output_dir or Path("runs") / f"bench-{recipe.stem}"
+    results = TrainedBenchmark(plan, folder, console.print).complete()
+    console.print(f"results: {folder / 'results.json'}\npage:    {folder / 'results.html'}")
+    return results
+
+
+def _numbers(option: str, text: str, *, whole: bool = False, least: float | None = None) -> list[float]:
+    """Numbers with commas between them; above 0 where no least is given."""
+    found = []
+    for item in text.split(","):
+        try:
+            number = int(item) if whole else float(item)
+        except ValueError:
+            number = -1
+        if number < least if least is not None else not 0 < number < 1e6:
+            kind = "whole numbers" if whole else "numbers"
+            bound = "above 0" if least is None else f"from {least:g}"
+            raise UserError(f"{option}: {text!r} must be {kind} {bound}, with commas between them")
+        found.append(number)
+    return found

@@ -1,0 +1,260 @@
+"""Frames of a frozen encoder: computed once, kept on disk, shared by every variant and seed.
+
+One folder for each set of clips under one encoder, named by a hash over all that decides the frames. ``values.bin`` and
+``ctc_logits.bin`` hold the frames of all clips one after another, and are mapped, not read.
+
+B clips · T frames · D channels · V CTC labels
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio import __version__
+from tiny_audio.audio.load import AudioError
+from tiny_audio.config import UserError
+from tiny_audio.data.augmentation import AugmentationConfig
+from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.frames import Frames
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.recipe import Recipe, content_hash
+from tiny_audio.runtime.files import commit_folder
+from tiny_audio.sources import Dropped
+
+
+def check_cacheable(recipe: Recipe) -> None:
+    """Refuse features for a recipe under which a clip's frames change while it trains.
+
+    Raises:
+        UserError: what changes them, and what to do.
+    """
+    encoder = recipe.encoder
+    wrong = None
+    if not encoder.freeze:
+        wrong = (
+            "the encoder trains (encoder.freeze is false). Train one first, with `tiny-audio run`; then take it with "
+            "training.init_from: {path: <that run>, parts: [encoder, ctc_head]} and set encoder.freeze: true"
+        )
+    elif encoder.lora is not None:
+        wrong = "the encoder's LoRA trains; remove encoder.lora"
+    elif encoder.layer == "weighted":
+        wrong = "the weights of encoder.layer: weighted train; name one layer"
+    elif encoder.dropout:
+        wrong = f"encoder.dropout is {encoder.dropout}, so each look at a clip differs; set it to 0"
+    elif recipe.augmentation != AugmentationConfig():
+        used = ", ".join(key for key, value in recipe.augmentation if value is not None)
+        wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"
+    elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
+        wrong = (
+            "the CTC head is random and is frozen along with the encoder; take a trained one with "
+            "training.init_from.parts: [encoder, ctc_head] or ctc.init: pretrained, or remove the ctc section"
+        )
+    if wrong:
+        raise UserError(
+            f"features cannot be computed once for all variants: {wrong}. Or give --no-feature-cache, which runs the "
+            "encoder at every step"
+        )
+
+
+def _takes_head(recipe: Recipe) -> bool:
+    start = recipe.training.init_from
+    return start is not None and (start.parts is None or "ctc_head" in start.parts)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The frames of a set of clips, mapped from disk."""
+
+    clips: tuple[Clip, ...]
+    """Those that could be read, in the order of their set."""
+    dropped: tuple[Dropped, ...]
+    num_samples: tuple[int, ...]
+    """Of each clip."""
+    spans: tuple[tuple[int, int], ...]
+    """First frame of each clip in the tensors, and the number of frames."""
+    rate: float
+    values: Tensor
+    """``[all frames, D]``."""
+    ctc_logits: Tensor | None
+    """``[all frames, V]``."""
+
+    def frames(self, indices: Sequence[int], device: torch.device) -> Frames:
+        """A padded batch of clips."""
+        spans = [self.spans[index] for index in indices]
+        lengths = torch.tensor([length for _, length in spans], device=device)
+
+        def padded(tensor: Tensor) -> Tensor:
+            return pad_sequence([tensor[start : start + length] for start, length in spans], batch_first=True).to(
+                device
+            )
+
+        logits = None if self.ctc_logits is None else padded(self.ctc_logits)
+        return Frames(padded(self.values), lengths, self.rate, logits)
+
+
+class FeatureCache:
+    """Features by one encoder.
+
+    Args:
+        model: its encoder and CTC head; both are only read.
+        recipe: decides the precision and how long clips may be.
+        folder: where the folders of features go.
+        note: told what goes on.
+    """
+
+    def __init__(self, model: TinyAudioModel, recipe: Recipe, folder: Path, note: Callable[[str], None]) -> None:
+        trainable = [name for name, tensor in model.encoder.named_parameters() if tensor.requires_grad]
+        assert not trainable, f"check_cacheable has let {trainable[0]} pass"
+        self.model, self.recipe, self.folder, self.note = model.eval(), recipe, folder, note
+        self._encoder = _fingerprint(model)
+
+    def get(self, clips: ClipSet) -> Features:
+        """The features of ``clips``, from disk where they are there.
+
+        Raises:
+            UserError: the disk cannot hold them.
+        """
+        folder = self.folder / self._key(clips)
+        if not folder.exists():
+            self._compute(clips, folder)
+        return self._open(clips, folder)
+
+    def _key(self, clips: ClipSet) -> str:
+        """A hash over all that decides the frames: weights, front end, precision, code and clips."""
+        return content_hash(
+            {
+                "encoder": self._encoder,
+                "config": self.recipe.encoder.model_dump(mode="json", exclude={"pretrained", "gradient_checkpointing"}),
+                "architecture": self.model.config.encoder_architecture,
+                "precision": self.recipe.training.precision,
+                "device": self.model.device.type,
+                "versions": [__version__, torch.__version__, transformers.__version__],
+                "data": clips.fingerprint,
+                "clips": [clip.id for clip in clips.clips],
+                "max_duration_s": self.recipe.data.max_duration_s,
+            }
+        )[:32]
+
+    def _compute(self, clips: ClipSet, folder: Path) -> None:
+        self._check_disk(clips)
+        aside = folder.with_name(f".{folder.name}.writing")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        self.note(f"encoding {len(clips.clips)} clips, {clips.duration_s / 3600:.2f} hours, once for all variants")
+        rows: dict[str, dict[str, int]] = {}
+        dropped: list[Dropped] = []
+        written, shape = 0, {}
+        with open(aside / "values.bin", "wb") as values, open(aside / "ctc_logits.bin", "wb") as logits:
+            for batch, frames in self._encoded(clips.clips, dropped):
+                for row, (clip, num_samples) in enumerate(batch):
+                    length = int(frames.lengths[row])
+                    _write(values, frames.values[row, :length])
+                    if frames.ctc_logits is not None:
+                        _write(logits, frames.ctc_logits[row, :length])
+                    rows[clip.id] = {"start": written, "frames": length, "samples": num_samples}
+                    written += length
+                shape = {
+                    "rate": frames.rate,
+                    "tensors": {
+                        name: [tensor.shape[-1], str(tensor.dtype).removeprefix("torch.")]
+                        for name, tensor in (("values", frames.values), ("ctc_logits", frames.ctc_logits))
+                        if tensor is not None
+                    },
+                }
+        if not rows:
+            raise UserError(f"no clip could be read; the first of {len(dropped)}: {dropped[0].detail}")
+        index = {"frames": written, **shape, "clips": rows, "dropped": [asdict(drop) for drop in dropped]}
+        (aside / "index.json").write_text(json.dumps(index))
+        commit_folder(aside, folder)
+
+    def _encoded(
+        self, clips: Sequence[Clip], dropped: list[Dropped]
+    ) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
+        """Batches of similar length, longest first, so that what does not fit in memory fails at once."""
+        waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
+        bf16 = self.recipe.training.precision == "bf16"
+        device = self.model.device
+        while waiting:
+            size = max(1, int(self.recipe.execution.evaluate_max_padded_s / waiting[0].utterance.duration_s))
+            batch, waiting = waiting[:size], waiting[size:]
+            loaded = []
+            for clip in batch:
+                try:
+                    loaded.append((clip, clip.load(self.recipe.data.max_duration_s)))
+                except AudioError as error:
+                    dropped.append(Dropped(clip.id, error.reason, str(error)))
+            if not loaded:
+                continue
+            waveforms = pad_sequence([waveform for _, waveform in loaded], batch_first=True).to(device)
+            lengths = torch.tensor([len(waveform) for _, waveform in loaded], device=device)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                frames = self.model.encode(waveforms, lengths)
+            yield [(clip, len(waveform)) for clip, waveform in loaded], frames
+
+    def _check_disk(self, clips: ClipSet) -> None:
+        channels = self.model.encoder.dim + (len(self.model.ctc_vocabulary) if self.model.ctc_vocabulary else 0)
+        width = 2 if self.recipe.training.precision == "bf16" else 4
+        seconds = clips.duration_s
+        needed = seconds * self.model.encoder.frame_rate * channels * width
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"the features of {seconds / 3600:.1f} hours need {needed / 1e9:.1f} GB in {self.folder}, and "
+                f"{free / 1e9:.1f} GB are free; point TINY_AUDIO_CACHE to a larger disk, train on less, or give "
+                "--no-feature-cache"
+            )
+
+    def _open(self, clips: ClipSet, folder: Path) -> Features:
+        index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+        rows = index["clips"]
+        kept = tuple(clip for clip in clips.clips if clip.id in rows)
+        total = index["frames"]
+
+        def mapped(name: str) -> Tensor:
+            channels, type_name = index["tensors"][name]
+            dtype: torch.dtype = getattr(torch, type_name)
+            path = folder / f"{name}.bin"
+            if path.stat().st_size != total * channels * dtype.itemsize:
+                raise UserError(f"{folder} is damaged ({path.name} has another size than its index says); delete it")
+            return torch.from_file(str(path), size=total * channels, dtype=dtype).view(total, channels)
+
+        return Features(
+            kept,
+            tuple(Dropped(**drop) for drop in index["dropped"]),
+            tuple(rows[clip.id]["samples"] for clip in kept),
+            tuple((rows[clip.id]["start"], rows[clip.id]["frames"]) for clip in kept),
+            index["rate"],
+            mapped("values"),
+            mapped("ctc_logits") if "ctc_logits" in index["tensors"] else None,
+        )
+
+
+def _write(file: IO[bytes], tensor: Tensor) -> None:
+    file.write(_bytes(tensor))
+
+
+def _fingerprint(model: TinyAudioModel) -> str:
+    """SHA-256 over the weights of encoder and CTC head."""
+    digest = hashlib.sha256()
+    heads = {} if model.ctc_head is None else model.ctc_head.state_dict(prefix="ctc_head.")
+    for name, tensor in sorted({**model.encoder.state_dict(), **heads}.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """As they lie in memory: NumPy knows no bfloat16."""
+    return tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,323 @@
+"""Variants of a projector, trained under one recipe with one budget, several seeds, and the same data in one order.
+
+A variant under a seed is a unit, whose result is kept in a folder of its own, named by all that decides it: the same
+command continues where it stopped, and other variants or seeds of the same recipe add to what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiny_audio import __version__
+from tiny_audio.analysis.report import render_benchmark
+from tiny_audio.analysis.scoring import normalizer
+from tiny_audio.commands.bench.analysis import AGAIN, CRIPPLED, Control, Outcome, Scoring, analyse
+from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
+from tiny_audio.commands.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
+from tiny_audio.commands.bench.variants import Variant, Variants
+from tiny_audio.commands.run import assemble
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.data.augmentation import sounds_fingerprint
+from tiny_audio.data.clips import ClipSet, check_dropped
+from tiny_audio.data.text import TargetTextChoice
+from tiny_audio.evaluation import Hypothesis, check_group_by
+from tiny_audio.pretrained.parts import checkpoint_fingerprint
+from tiny_audio.recipe import Recipe, content_hash, load_recipe
+from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
+from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
+from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.signals import StopSignal
+
+MIN_SEEDS = 2
+"""From one seed nobody can tell a better projector from a lucky start."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trained benchmark is to do."""
+
+    recipe_path: Path
+    overrides: tuple[str, ...]
+    variants: Variants
+    seeds: tuple[int, ...]
+    budget: Budget | None = None
+    """None is the recipe's own number of steps."""
+    baseline: str | None = None
+    """Label of the variant that the others are compared with; None is the recipe's own projector where it is among
+    them, otherwise the first."""
+    controls: bool = False
+    """Train the baseline once more under other seeds, and the variants that are made worse on purpose."""
+    cached: bool = True
+    """Compute the frames of the encoder once."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    variant: Variant
+    control: Control | None
+    seed: int
+    recipe: Recipe
+
+
+class TrainedBenchmark:
+    """A trained benchmark in its own folder.
+
+    Args:
+        plan: what to do.
+        folder: units, ``results.json`` and ``results.html`` go there; made if missing.
+        note: told what goes on.
+
+    Raises:
+        UserError: the plan contradicts itself, or names every variant that does not fit the recipe.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
+        self.plan, self.folder, self.note = plan, folder, note
+        labels = [variant.label for variant in plan.variants.compared]
+        if len(set(plan.seeds)) < max(MIN_SEEDS, len(plan.seeds)):
+            given = ", ".join(map(str, plan.seeds)) or "none"
+            raise UserError(
+                f"--seeds: needs at least {MIN_SEEDS} different seeds to tell a difference from luck, not {given}; "
+                "such as --seeds 0,1,2"
+            )
+        if plan.baseline is not None and plan.baseline not in labels:
+            raise UserError(f"--baseline: there is no variant {plan.baseline!r}; {did_you_mean(plan.baseline, labels)}")
+        if plan.controls and not plan.variants.controls:
+            raise UserError(
+                "--controls: a variant that is made worse on purpose is missing; give --variants a YAML file whose "
+                "section `controls` has one"
+            )
+        if len(labels) + len(plan.variants.controls) * plan.controls < 2:
+            raise UserError("--variants: one alone has nothing to be compared with; give another")
+        own = load_recipe(plan.recipe_path, self._overrides(plan.overrides)).projector.name
+        self.baseline = plan.baseline or (own if own in labels else labels[0])
+        self.units = self._units()
+        self.recipe = self.units[0].recipe
+        if plan.cached:
+            check_cacheable(self.recipe)
+        for option in ("compile", "fused_cross_entropy"):
+            if getattr(self.recipe.execution, option):
+                raise UserError(f"execution.{option}: a benchmark trains without it; set it to false")
+        if not self.recipe.data.evaluation:
+            raise UserError(f"{plan.recipe_path}: data.evaluation is empty, so nothing can be compared; add a set")
+        self._context = SourceContext(cache_dir())
+
+    def _overrides(self, extra: Sequence[str]) -> list[str]:
+        """None evaluates while it trains; the steps are the budget's."""
+        steps = self.plan.budget.steps if self.plan.budget else None
+        budget = [] if steps is None else [f"training.steps={steps}"]
+        return [*self.plan.overrides, *budget, "execution.evaluate_every=null", "execution.evaluate_set=null", *extra]
+
+    def _units(self) -> list[_Unit]:
+        """Seed by seed, so that what is there after a while can be compared."""
+        plan, compared = self.plan, self.plan.variants.compared
+        chosen: list[tuple[Variant, Control | None, Sequence[int]]] = [
+            (variant, None, plan.seeds) for variant in compared
+        ]
+        if plan.controls:
+            base = next(variant for variant in compared if variant.label == self.baseline)
+            others = range(max(plan.seeds) + 1, max(plan.seeds) + 1 + len(plan.seeds))
+            chosen.append((Variant(f"{base.label}, other seeds", base.section), AGAIN, others))
+            chosen += [(variant, CRIPPLED, plan.seeds) for variant in plan.variants.controls]
+        units, mistakes = [], []
+        for place_ in range(len(plan.seeds)):
+            for variant, control, seeds in chosen:
+                extra = [variant.override(), f"training.seed={seeds[place_]}"]
+                try:
+                    units.append(
+                        _Unit(variant, control, seeds[place_], load_recipe(plan.recipe_path, self._overrides(extra)))
+                    )
+                except UserError as error:
+                    mistakes.append(f"variant {variant.label}: {error}")
+        if mistakes:
+            raise UserError("\n".join(dict.fromkeys(mistakes)))  # most are the same for every seed
+        return units
+
+    @property
+    def budget(self) -> Budget:
+        """What every unit may spend."""
+        return self.plan.budget or Budget(steps=self.recipe.training.steps)
+
+    def complete(self) -> dict[str, Any]:
+        """Train what is not trained yet, compare, write results and page.
+
+        Returns:
+            the content of ``results.json``.
+
+        Raises:
+            UserError: the data is not usable, or the features cannot be kept.
+            RunFailed: a unit diverged; names it.
+            Stopped: a signal came; finished units are kept.
+        """
+        with StopSignal():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            waiting = [unit for unit in self.units if not self._folder(unit).exists()]
+            if len(waiting) < len(self.units):
+                self.note(f"{len(self.units) - len(waiting)} of {len(self.units)} units are done already")
+            spent: list[float] = []
+            for number, unit in enumerate(waiting):
+                started = time.monotonic()
+                rates = self._train(unit)
+                spent.append(time.monotonic() - started)
+                left = statistics.mean(spent) * (len(waiting) - number - 1)
+                rest = f", about {left / 60:.0f} min left" if left else ""
+                name = f"{unit.variant.label}, seed {unit.seed}"
+                self.note(f"[{number + 1}/{len(waiting)}] {name}: WER {rates} ({spent[-1]:.0f} s{rest})")
+            return self._write()
+
+    @cached_property
+    def _train_clips(self) -> ClipSet:
+        data = self.recipe.data
+        clips = self._gather(data.train, data.target_text)
+        check_dropped(clips.dropped, clips.num_inside, data.max_dropped_share)
+        return clips
+
+    @cached_property
+    def _evaluation_clips(self) -> dict[str, ClipSet]:
+        sets = {}
+        for name, source in self.recipe.data.evaluation.items():
+            sets[name] = self._gather({name: source})
+            sets[name].check_any(f"data.evaluation.{name}")
+            check_group_by(sets[name].clips, self.recipe.evaluation.group_by)
+        return sets
+
+    def _gather(self, sources: Mapping[str, SourceConfig], text: TargetTextChoice = "none") -> ClipSet:
+        data = self.recipe.data
+        built = {name: SOURCES.build(config, self._context) for name, config in sources.items()}
+        return ClipSet.gather(built, data.min_duration_s, data.max_duration_s, text)
+
+    @cached_property
+    def _start(self) -> StartingPoint | None:
+        start = self.recipe.training.init_from
+        return StartingPoint(start) if start else None
+
+    @cached_property
+    def _inputs(self) -> dict[str, Any]:
+        """What decides a unit beside its recipe."""
+        return {
+            "train": self._train_clips.fingerprint,
+            "augmentation": sounds_fingerprint(self.recipe.augmentation),
+            "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
+            "init_from": self._start.fingerprint() if self._start else None,
+            "encoder": checkpoint_fingerprint(self.recipe.encoder),
+            "decoder": checkpoint_fingerprint(self.recipe.decoder),
+            "budget": asdict(self.budget),
+            "cached": self.plan.cached,
+        }
+
+    def _folder(self, unit: _Unit) -> Path:
+        identity = unit.recipe.training_identity() | {"then": unit.recipe.evaluation_identity()}
+        return self.folder / "units" / content_hash([identity, self._inputs])[:16]
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return device_of(self.recipe.execution.device)
+
+    @cached_property
+    def _material(self) -> Material:
+        if not self.plan.cached:
+            return WaveformMaterial(self._train_clips, self._evaluation_clips)
+        model, _, _ = assemble(self.recipe, self._train_clips, self._start)
+        place(model, self.recipe, self._device)
+        cache = FeatureCache(model, self.recipe, cache_dir() / "features", self.note)
+        evaluation = {name: cache.get(clips) for name, clips in self._evaluation_clips.items()}
+        return CachedMaterial(cache.get(self._train_clips), evaluation)
+
+    def _train(self, unit: _Unit) -> str:
+        """Do a unit, keep it, and give its word error rates for a person to read."""
+        recipe, material = unit.recipe, self._material
+        model, tokenizer, labeler = assemble(recipe, self._train_clips, self._start)
+        material.prepare(model)
+        place(model, recipe, self._device)
+        try:
+            trained = train(model, recipe, lambda epoch: material.epoch(model, recipe, labeler, epoch), self.budget)
+        except RunFailed as error:
+            raise RunFailed(f"variant {unit.variant.label}, seed {unit.seed}: {error}") from error
+        hypotheses, embeddings_per_s = decode(model, recipe, tokenizer, material, list(recipe.data.evaluation))
+        result = {
+            "label": unit.variant.label,
+            "section": dict(unit.variant.section),
+            "seed": unit.seed,
+            "parameters": sum(tensor.numel() for tensor in model.projector.parameters()),
+            "trainable": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
+            "embeddings_per_s": embeddings_per_s,
+            "steps": trained.steps,
+            "train_s": trained.wall_s,
+            "skipped_steps": trained.skipped_steps,
+            "curve": trained.curve,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._keep(unit, result, hypotheses)
+        rule = normalizer(recipe.evaluation.normalizer)
+        outcome = Outcome(unit.variant.label, {}, None, [result], [hypotheses])
+        scored = analyse([outcome], unit.variant.label, Scoring(rule, 100, recipe.evaluation.group_by))
+        return ", ".join(f"{name} {values['wer']:.1%}" for name, values in scored["variants"][0]["sets"].items())
+
+    def _keep(self, unit: _Unit, result: dict[str, Any], hypotheses: Mapping[str, Sequence[Hypothesis]]) -> None:
+        final = self._folder(unit)
+        aside = final.with_name(f".{final.name}.{os.getpid()}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, rows in hypotheses.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (aside / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        (aside / "result.json").write_text(json.dumps(result, indent=1))
+        commit_folder(aside, final)
+
+    def _read(self, unit: _Unit) -> tuple[dict[str, Any], dict[str, list[Hypothesis]]]:
+        folder = self._folder(unit)
+        hypotheses = {
+            name: [json.loads(line) for line in text.split("\n") if line]
+            for name in unit.recipe.data.evaluation
+            for text in [(folder / f"{name}.jsonl").read_text(encoding="utf-8")]
+        }
+        return json.loads((folder / "result.json").read_text()), hypotheses
+
+    def _write(self) -> dict[str, Any]:
+        outcomes = []
+        for label in dict.fromkeys(unit.variant.label for unit in self.units):
+            mine = [unit for unit in self.units if unit.variant.label == label]
+            results, hypotheses = zip(*(self._read(unit) for unit in mine), strict=True)
+            outcomes.append(Outcome(label, mine[0].variant.section, mine[0].control, results, hypotheses))
+        settings = self.recipe.evaluation
+        rule = normalizer(settings.normalizer)
+        report = {
+            "command": shlex.join(["tiny-audio", *sys.argv[1:]]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "recipe_path": str(self.plan.recipe_path),
+            "baseline": self.baseline,
+            "seeds": list(self.plan.seeds),
+            "budget": asdict(self.budget),
+            "cached": self.plan.cached,
+            "inputs": self._inputs,
+            "normalizer": {"name": rule.name, "version": rule.version},
+            "machine": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {"tiny-audio": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            **analyse(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by)),
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+        # JSON's own types, so that what is returned is what a reader of the file gets.
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        write_atomically(self.folder / "results.json", text)
+        written: dict[str, Any] = json.loads(text)
+        write_atomically(self.folder / "results.html", render_benchmark(written))
+        return written

@@ -1,0 +1,137 @@
+"""The variants of a benchmark: projector sections by a label of the user's choice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from tiny_audio.config import UserError
+from tiny_audio.projectors import PROJECTORS, ProjectorConfig
+from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.yaml_file import apply_overrides, read_yaml
+
+_SECTIONS = ("variants", "controls")
+_LABEL = re.compile(r"[^\s,=:][^,=:]{0,59}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One projector to compare."""
+
+    label: str
+    """What tables call it."""
+    section: Mapping[str, Any]
+    """As in a recipe: ``name`` and fields."""
+
+    def config(self) -> ProjectorConfig:
+        """The typed config.
+
+        Raises:
+            UserError: an unknown projector, or fields that do not fit it.
+        """
+        try:
+            return _adapter().validate_json(json.dumps(self.section))
+        except ValidationError as error:
+            raise UserError(f"variant {self.label}: {'; '.join(_mistakes(error))}") from None
+
+    def override(self) -> str:
+        """The override that puts it into a recipe."""
+        return f"projector={json.dumps(self.section)}"
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What is compared, and what the comparison itself is tried on."""
+
+    compared: tuple[Variant, ...]
+    controls: tuple[Variant, ...] = ()
+    """Projectors that are made worse on purpose: a benchmark that does not find them worse is blind."""
+
+
+def read_variants(text: str | None) -> Variants:
+    """Variants as a command line gives them.
+
+    Args:
+        text: None is every registered projector with its defaults; the path of a YAML file has a section ``variants``,
+            label to projector, and may have ``controls``; anything else is a list of names, each with fields where
+            needed: ``swiglu,conv``, ``conv:hidden_dim=512``, ``wide=swiglu:stack=4+hidden_dim=16384``.
+
+    Raises:
+        UserError: names what is wrong, and what is allowed.
+    """
+    if text is None:
+        return Variants(tuple(Variant(name, {"name": name}) for name in PROJECTORS.names()))
+    if text.endswith((".yaml", ".yml")):
+        return _from_file(Path(text))
+    return Variants(_unique([_from_text(item.strip()) for item in text.split(",")]))
+
+
+def _from_text(text: str) -> Variant:
+    head, colon, fields = text.partition(":")
+    label, _, name = head.rpartition("=")
+    overrides = fields.split("+") if colon else []
+    if not name or not all("=" in item for item in overrides) or not _LABEL.fullmatch(label or name):
+        raise UserError(
+            f"--variants: {text!r} is not of the form name, name:field=value+field=value or label=name:field=value; "
+            "such as swiglu,conv:hidden_dim=512; or give a YAML file with a section `variants`"
+        )
+    section = apply_overrides({"name": PROJECTORS.entry(name).name}, overrides)
+    return Variant(label or text.replace(":", " ").replace("+", " "), section)
+
+
+def _from_file(path: Path) -> Variants:
+    document = read_yaml(path)
+    for key, section in document.items():
+        if key not in _SECTIONS:
+            raise UserError(f"{path}: unknown section {key!r}; {did_you_mean(key, _SECTIONS)}")
+        if not isinstance(section, dict) or not section:
+            raise UserError(f"{path}: {key} must map labels to projectors, such as `wide: {{name: swiglu, stack: 4}}`")
+    if "variants" not in document:
+        raise UserError(f"{path}: the section `variants` is missing, which maps labels to projectors")
+    found = {
+        key: [
+            Variant(label, {"name": section} if isinstance(section, str) else section)
+            for label, section in document.get(key, {}).items()
+        ]
+        for key in _SECTIONS
+    }
+    for variant in [*found["variants"], *found["controls"]]:
+        if not isinstance(variant.section, dict):
+            raise UserError(
+                f"{path}: {variant.label} must be a projector's name or its section, not {variant.section!r}"
+            )
+        variant.config()
+    _unique([*found["variants"], *found["controls"]])
+    return Variants(tuple(found["variants"]), tuple(found["controls"]))
+
+
+def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    seen: set[str] = set()
+    for variant in variants:
+        if variant.label in seen:
+            raise UserError(
+                f"--variants: {variant.label!r} comes twice; give one of them a label: label=name:field=value"
+            )
+        seen.add(variant.label)
+    return tuple(variants)
+
+
+@cache
+def _adapter() -> TypeAdapter[ProjectorConfig]:
+    return TypeAdapter(Annotated[ProjectorConfig, PROJECTORS])
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    lines = []
+    for entry in error.errors(include_url=False):
+        place = ".".join(str(step) for step in entry["loc"][1:])
+        message = entry["msg"].removeprefix("Value error, ")
+        lines.append(f"{place}: {message}" if place else message)
+    return lines

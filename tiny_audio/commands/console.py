@@ -1,0 +1,108 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.runtime.columns import in_columns
+
+_LINE_EVERY = 100
+_WIDTH = 80
+
+
+class ConsoleWatcher:
+    """Follows a run of ``steps`` steps; a :class:`tiny_audio.training.loop.Watcher`."""
+
+    def __init__(self, steps: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._steps = steps
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._last_line = 0
+
+    def __enter__(self) -> ConsoleWatcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop_bar()
+
+    def _stop_bar(self) -> None:
+        if self._task is not None:  # stopping one that never began prints an empty line
+            self._bar.stop()
+
+    def note(self, message: str) -> None:
+        """One line."""
+        self.console.print(message, markup=False)
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """Move the bar; without a terminal, a line now and then."""
+        losses = f"loss {values['decoder_loss']:.3f}"
+        if values["ctc_loss"] is not None:
+            losses += f", CTC {values['ctc_loss']:.3f}"
+        speed = f"{values['audio_hours_per_hour']:.0f} h/h"
+        if self.console.is_terminal:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=self._steps)
+                self._bar.start()
+            self._bar.update(self._task, completed=step, description=f"{losses}, {speed}")
+            if step == self._steps:
+                self._bar.stop()
+        elif step - self._last_line >= _LINE_EVERY or step == self._steps:
+            self._last_line = step
+            padding = f"padding {values['padding_share']:.0%}"
+            self.note(f"step {step}/{self._steps}: {losses}, {speed}, {padding}, {values['wall_s']:.0f} s")
+
+    def finish(self, report: dict[str, Any], folder: Path) -> None:
+        """The result, and where to find everything."""
+        self._stop_bar()
+        if report["evaluation"]:
+            self.note(scores_table(report["evaluation"]))
+        self.note(ledger_table(report["ledger"]))
+        self.note(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model'}")
+
+
+def scores_table(sets: dict[str, dict[str, Any]]) -> str:
+    """WER with its 95 % interval, CER and word errors of each set; below a set, other ways to score it."""
+    rows = [["", "WER", "95 % interval", "CER", "sub", "del", "ins", "clips"]]
+    for name, scores in sets.items():
+        rows.append([name, *_rates(scores), str(scores["num_utterances"])])
+        if "unnormalized" in scores:
+            rows.append(["  as written", *_rates(scores["unnormalized"]), ""])
+        if "ctc" in scores:
+            rows.append(["  CTC head alone", *_rates(scores["ctc"]), ""])
+    normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
+    return f"{in_columns(rows, num_texts=1)}\nnormaliser: {normalizers}"
+
+
+def ledger_table(ledger: dict[str, Any]) -> str:
+    """What a run took, and how each figure is known."""
+    known = ledger_rows(ledger)
+    room = _WIDTH - sum(max(len(row[column]) for row in known) + 2 for column in (0, 1))
+    rows: list[tuple[str, str, str]] = []
+    for what, value, how in known:
+        first, *others = textwrap.wrap(how, room)
+        rows += [(what, value, first), *(("", "", line) for line in others)]
+    return in_columns(rows, num_texts=3)
+
+
+def _rates(scores: dict[str, Any]) -> list[str]:
+    low, high = scores["wer_interval"]
+    errors = (str(scores[kind]) for kind in ("substitutions", "deletions", "insertions"))
+    return [f"{scores['wer']:.1%}", f"[{100 * low:.1f}, {100 * high:.1f}]", f"{scores['cer']:.1%}", *errors]

@@ -1,0 +1,204 @@
+"""What this machine has, and whether a recipe's real data and checkpoints are there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import torch
+
+from tiny_audio.audio.load import AudioError, FileError
+from tiny_audio.config import UserError
+from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.data.sounds import sounds_in
+from tiny_audio.data.text import TargetText, TargetTextChoice, markers
+from tiny_audio.decoders import load_tokenizer
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.transcriber import longest_duration_s
+from tiny_audio.model.prompt import AUDIO, build_prompt
+from tiny_audio.pretrained.parts import TransformersPartConfig, attention_for, published_architecture
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.files import cache_dir
+from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.training.initialize import PretrainedHead
+
+_T = TypeVar("_T")
+_SAMPLES = 3
+_TRANSCRIPTS = 2_000
+"""So many are looked at."""
+_LITTLE_DISK_GB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    detail: str
+    is_problem: bool = False
+
+    def __str__(self) -> str:
+        return f"{'✗' if self.is_problem else '✓'} {self.what}: {self.detail}"
+
+
+def examine(recipe: Recipe | None) -> Iterator[Finding]:
+    """Look at the machine, then at what ``recipe`` needs; every problem says what to do."""
+    yield from _machine()
+    if recipe is None:
+        return
+    yield from _device(recipe)
+    yield from _part("encoder", recipe.encoder)
+    yield from _part("decoder", recipe.decoder)
+    yield from _prompt(recipe)
+    vocabulary = None
+    if recipe.ctc is not None and recipe.ctc.init == "pretrained":
+        try:
+            vocabulary = PretrainedHead.read(recipe.encoder).vocabulary
+            yield Finding("CTC head", f"{len(vocabulary)} labels: the blank and {''.join(vocabulary.characters)!r}")
+        except UserError as error:
+            yield Finding("CTC head", str(error), True)
+    for section, folder in recipe.augmentation.folders().items():
+        try:
+            sounds = sounds_in(folder)
+            detail = f"{len(sounds.names)} sounds, {sounds.check():.2f} h, in {sounds.folder}"
+            yield Finding(f"augmentation.{section}", detail)
+        except UserError as error:
+            yield Finding(f"augmentation.{section}", str(error), True)
+    for name, source in recipe.data.train.items():
+        bounds = recipe.data.min_duration_s, recipe.data.max_duration_s
+        yield from _source(recipe, f"data.train.{name}", source, bounds, recipe.data.target_text, vocabulary)
+    for name, source in recipe.data.evaluation.items():
+        yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, longest_duration_s(recipe.encoder)))
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Finding("CPU", f"{os.cpu_count()} cores, {memory:.0f} GiB of memory")
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        yield Finding("GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; torch {torch.__version__}")
+    else:
+        yield Finding("GPU", f"none that torch {torch.__version__} can use; the CPU trains small models")
+    flash = "installed" if find_spec("flash_attn") else "not installed (pip install 'tiny-audio[flash-attn]')"
+    yield Finding("Flash Attention 2", flash)
+    espeak = find_spec("espeakng_loader") is not None
+    yield Finding("espeak-ng", "installed" if espeak else "not installed (pip install 'tiny-audio[synthetic]')")
+    folder = cache_dir()
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    yield Finding("disk", f"{free:.0f} GB free for the cache in {folder}", is_problem=free < _LITTLE_DISK_GB)
+
+
+def _device(recipe: Recipe) -> Iterator[Finding]:
+    wanted = recipe.execution.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        yield Finding("execution.device", "cuda is asked for, and there is no GPU; set it to auto or cpu", True)
+    for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
+        try:
+            yield Finding(f"{kind}.attention", attention_for(part))
+        except UserError as error:
+            yield Finding(f"{kind}.attention", str(error), True)
+
+
+def _part(kind: str, part: TransformersPartConfig) -> Iterator[Finding]:
+    if part.init == "random":
+        yield Finding(kind, f"{part.name} with random weights; nothing to fetch")
+        return
+    try:
+        architecture = published_architecture(part)
+    except UserError as error:
+        yield Finding(kind, str(error), True)
+        return
+    assert architecture is not None
+    yield Finding(kind, f"{part.pretrained} can be read ({architecture.get('model_type')})")
+
+
+def _prompt(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.decoder.tokenizer is not None:
+        yield Finding("tokenizer", "a small one will be trained on the transcripts")
+        return
+    try:
+        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
+        prompt = build_prompt(recipe.prompt, tokenizer)
+    except UserError as error:
+        yield Finding("tokenizer", str(error), True)
+        return
+    yield Finding("end token", f"{tokenizer.convert_ids_to_tokens(prompt.end_id)!r}")
+    rendered = tokenizer.decode(prompt.prefix_ids) + AUDIO + tokenizer.decode(prompt.suffix_ids)
+    yield Finding("prompt", repr(rendered))
+
+
+def _source(
+    recipe: Recipe,
+    place: str,
+    config: Any,
+    bounds_s: tuple[float, float],
+    text: TargetTextChoice = "none",
+    vocabulary: CtcVocabulary | None = None,
+) -> Iterator[Finding]:
+    try:
+        source = SOURCES.build(config, SourceContext(cache_dir()))
+        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s)
+    except UserError as error:
+        yield Finding(place, str(error), True)
+        return
+    hours = gathered.duration_s / 3600
+    dropped = f", {len(gathered.dropped)} dropped" if gathered.dropped else ""
+    yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
+    target = TargetText.of(text)
+    said = [clip.utterance.text for clip in _spread(gathered.clips, _TRANSCRIPTS)]
+    yield from _targets(place, said, [target(transcript) for transcript in said], vocabulary)
+    for drop in gathered.dropped[:_SAMPLES]:
+        yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
+    for clip in gathered.clips[:_SAMPLES]:
+        yield _clip(recipe, clip, target(clip.utterance.text), bounds_s[1])
+
+
+def _targets(
+    place: str, said: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
+) -> Iterator[Finding]:
+    """What is learned to write, by some of the transcripts."""
+    changed = [(before, after) for before, after in zip(said, targets, strict=True) if before != after]
+    for before, after in _spread(changed, _SAMPLES):
+        yield Finding(f"{place} target", f"{before!r} → {after!r}")
+    looked_at = f"of {len(said)} transcripts looked at"
+    empty = sum(not target for target in targets)
+    if empty:
+        yield Finding(place, f"data.target_text leaves nothing of {empty} {looked_at}, which training drops")
+    marked = Counter(marker for target in targets for marker in set(markers(target)))
+    if marked:
+        most = ", ".join(f"{marker!r} in {count}" for marker, count in marked.most_common(_SAMPLES))
+        yield Finding(place, f"its targets hold markers: {most} {looked_at}; data.target_text can remove them")
+    if vocabulary is not None:
+        strange = Counter(c for target in targets for c in set(target) - set(vocabulary.characters))
+        if strange:
+            most = ", ".join(f"{character!r} in {count}" for character, count in strange.most_common(_SAMPLES))
+            detail = f"its targets have characters that the CTC head does not know: {most} {looked_at}, which training"
+            yield Finding(place, f"{detail} drops; rewrite them with data.target_text, or set ctc.init: random", True)
+
+
+def _spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most so many, spread over all, since corpora are often sorted."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Finding:
+    try:
+        waveform = clip.load(max_duration_s)
+    except (AudioError, FileError) as error:
+        return Finding(clip.id, str(error), True)
+    frames = recipe.encoder.num_frames(len(waveform))
+    detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {target!r}"
+    crowded = recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames
+    if crowded:
+        detail += "; the text has more characters than CTC can put on the frames: is it this clip's?"
+    return Finding(clip.id, detail, crowded)

@@ -1,0 +1,212 @@
+"""The largest batches that fit a machine, found by training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tiny_audio.commands.probe._process import Measured, Process
+from tiny_audio.config import UserError
+from tiny_audio.plan import predict_bytes
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import device_of
+
+GIB = 2**30
+MARGIN = 0.1
+"""Share of the memory that is left free: batches of all lengths follow each other, and leave holes."""
+MOST_CLIPS = 512
+_RESOLUTION = 0.05
+"""Clips are counted this exactly; the margin is larger."""
+
+Trial = Callable[[int], Measured | None]
+"""Trains on so many clips; None where the memory does not suffice."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The most clips of one duration that fit."""
+
+    duration_s: float
+    clips: int
+    measured: Measured
+    predicted_bytes: int
+    """What ``tiny-audio plan`` says of the same batch."""
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of audio in the batch."""
+        return self.clips * self.duration_s
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What fits, and the batching that follows from it."""
+
+    device: str
+    memory_bytes: int
+    margin: float
+    buckets: tuple[Bucket, ...]
+    """Longest first."""
+    num_processes: int = 1
+    """How many train together, each on a device like this one."""
+
+    @property
+    def budget_s(self) -> float:
+        """The padded seconds of one process that no bucket breaks; those that hold as many clips as were tried set
+        none."""
+        bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
+        return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
+
+    @property
+    def max_padded_s(self) -> float:
+        """The budget of a batch of all processes, of which each takes its part.
+
+        Of c clips of n processes one takes ⌈c/n⌉, so up to (n - 1)/n of the longest clip more than its share.
+        """
+        others = self.num_processes - 1
+        # A batch that fits one of them is safe in any case.
+        return max(self.budget_s, self.num_processes * self.budget_s - others * self.buckets[0].duration_s)
+
+    @property
+    def max_clips(self) -> int:
+        """Those of the shortest duration, in all processes together."""
+        return self.num_processes * self.buckets[-1].clips
+
+    def as_json(self) -> dict[str, Any]:
+        """Bytes and seconds."""
+        return {
+            "device": self.device,
+            "memory_bytes": self.memory_bytes,
+            "margin": self.margin,
+            "num_processes": self.num_processes,
+            "buckets": [
+                {
+                    "duration_s": bucket.duration_s,
+                    "clips": bucket.clips,
+                    "padded_s": bucket.padded_s,
+                    "predicted_bytes": bucket.predicted_bytes,
+                    **asdict(bucket.measured),
+                }
+                for bucket in self.buckets
+            ],
+            "batching": {"max_padded_s": self.max_padded_s, "max_clips": self.max_clips},
+        }
+
+
+def probe_recipe(
+    recipe: Recipe,
+    *,
+    memory_gb: float | None = None,
+    margin: float = MARGIN,
+    durations_s: Sequence[float] | None = None,
+    random_weights: bool = False,
+    num_processes: int = 1,
+) -> Probe:
+    """Train on synthetic batches, ever larger and smaller, in a process of its own.
+
+    Args:
+        recipe: what to train.
+        memory_gb: GiB to fit into; None is all of the GPU's.
+        margin: share of the memory to leave free.
+        durations_s: of the buckets; None halves the longest three times.
+        random_weights: build checkpoints' architectures without reading their weights, which take as much memory.
+        num_processes: how many are to train together; what fits is measured in one, and the budget is of all.
+
+    Raises:
+        UserError: an argument that makes no sense, a part that cannot be built, or not even one clip fits.
+    """
+    device = device_of(recipe.execution.device).type
+    assert device in ("cuda", "cpu")
+    if device == "cpu" and memory_gb is None:
+        raise UserError("probe: a CPU's memory is not this run's alone; say how much it may take, with --memory-gb")
+    if memory_gb is not None and not 0 < memory_gb < float("inf"):
+        raise UserError(f"--memory-gb {memory_gb:g} is no amount of memory; give GiB, above 0")
+    if not 0 <= margin < 1:
+        raise UserError(f"--margin {margin:g} is a share of the memory; give one from 0 to below 1")
+    if num_processes < 1:
+        raise UserError(f"--num-processes {num_processes} is no number of processes; give 1 or more")
+    durations = _durations(recipe, durations_s)
+    buckets = []
+    with Process(recipe, memory_gb, margin, random_weights) as process:
+        for duration_s in durations:
+            longest_s = recipe.augmentation.longest_s(duration_s, recipe.data.max_duration_s)
+
+            def predict(clips: int, longest_s: float = longest_s) -> int:
+                return predict_bytes(recipe, clips, longest_s, "cuda" if device == "cuda" else "cpu")
+
+            def train(clips: int, longest_s: float = longest_s) -> Measured | None:
+                return process.train(clips, longest_s)
+
+            guess = _guess(predict, process.allowed_bytes)
+            clips, measured = most_that_fit(train, guess, MOST_CLIPS)
+            if measured is None:
+                raise UserError(
+                    f"probe: not even one clip of {duration_s:g} s fits {process.allowed_bytes / GIB:.2f} GiB; "
+                    "`tiny-audio plan` says what would"
+                )
+            buckets.append(Bucket(duration_s, clips, measured, predict(clips)))
+        return Probe(process.device_name, process.memory_bytes, margin, tuple(buckets), num_processes)
+
+
+def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
+    """The most clips that ``train`` takes, within 5 %, and what was measured there; 0 and None where not one does."""
+    fits, too_many = 0, most + 1
+    best: Measured | None = None
+    clips = min(max(1, guess), most)
+    while True:
+        measured = train(clips)
+        if measured is None:
+            too_many = clips
+        else:
+            fits, best = clips, measured
+        if too_many - fits <= max(1, int(_RESOLUTION * fits)):
+            return fits, best
+        # From a good guess the answer is not far.
+        clips = min(most, max(fits + 1, fits * 5 // 4)) if too_many > most else (fits + too_many) // 2
+
+
+def _guess(predict: Callable[[int], int], allowed_bytes: int) -> int:
+    """How many clips fit if a plan is right; memory grows in proportion to them."""
+    one, three = predict(1), predict(3)
+    each = max(1, (three - one) // 2)
+    return 1 + int((allowed_bytes - one) // each)
+
+
+def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> list[float]:
+    shortest, longest = recipe.data.min_duration_s, recipe.data.max_duration_s
+    if wanted is None:
+        return sorted({max(shortest, longest / part) for part in (1, 2, 4, 8)}, reverse=True)
+    for duration_s in wanted:
+        if not shortest <= duration_s <= longest:
+            raise UserError(
+                f"--durations: {duration_s:g} s is not between data.min_duration_s {shortest:g} and "
+                f"data.max_duration_s {longest:g}; give durations between them"
+            )
+    if longest not in wanted:
+        raise UserError(f"--durations: the longest clips decide whether a batch fits; add {longest:g}")
+    return sorted(set(wanted), reverse=True)
+
+
+def probe_table(probe: Probe) -> str:
+    """For a person: a row for each duration, and what to put into the recipe."""
+    from tiny_audio.runtime.columns import in_columns
+
+    rows = [["clips of", "fit", "padded s", "GiB measured", "predicted", "s/step", "audio s/s"]]
+    for bucket in probe.buckets:
+        count = f"{bucket.clips}{'+' if bucket.clips == MOST_CLIPS else ''}"
+        rows.append(
+            [
+                f"{bucket.duration_s:g} s",
+                count,
+                f"{bucket.padded_s:g}",
+                f"{bucket.measured.peak_bytes / GIB:.2f}",
+                f"{bucket.predicted_bytes / GIB:.2f}",
+                f"{bucket.measured.step_s:.2f}",
+                f"{bucket.padded_s * bucket.measured.batches / bucket.measured.step_s:,.0f}",
+            ]
+        )
+    share = f"{probe.memory_bytes / GIB:.2f} GiB of {probe.device}, {probe.margin:.0%} of it left free (--margin)"
+    batching = f"batching: {{max_padded_s: {probe.max_padded_s:g}, max_clips: {probe.max_clips}}}"
+    together = "" if probe.num_processes == 1 else f", for {probe.num_processes} processes together"
+    return f"{in_columns(rows, num_texts=1)}\n{share}\nput into the recipe{together}:\n  {batching}"

@@ -1,0 +1,290 @@
+"""Training steps on synthetic batches, in a process whose memory is theirs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tiny_audio.model.model import TargetScores
+
+GIB = 2**30
+STEPS = 2
+"""Of a trial: the first makes the optimiser's moments, if it is the first of all."""
+_ALLOCATION = {
+    # Freed blocks go back to the kernel at once, and no thread keeps an arena of its own.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A batch that fits."""
+
+    peak_bytes: int
+    """Of the process, its libraries included."""
+    step_s: float
+    """Of an optimiser step."""
+    batches: int
+    """Of a step; more than two take no more memory."""
+
+
+class Process:
+    """The measured process, started anew where it runs out of memory.
+
+    Args:
+        recipe: what to train.
+        memory_gb: GiB to fit into; None is all of the GPU's.
+        margin: share to leave free.
+        random_weights: whether to leave checkpoints' weights unread.
+    """
+
+    device_name: str
+    memory_bytes: int
+    allowed_bytes: int
+    """Without the margin."""
+
+    def __init__(self, recipe: Recipe, memory_gb: float | None, margin: float, random_weights: bool) -> None:
+        self._order = {
+            "recipe": recipe.model_dump(mode="json"),
+            "memory_gb": memory_gb,
+            "margin": margin,
+            "random_weights": random_weights,
+        }
+        self._child: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Process:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._leave()
+
+    def train(self, clips: int, duration_s: float) -> Measured | None:
+        """Two steps on batches of so many clips; None where they take more memory than allowed.
+
+        Raises:
+            RunFailed: the process died of something else.
+        """
+        if self._child is None:
+            self._start()
+        answer = self._ask({"clips": clips, "duration_s": duration_s})
+        if answer is None or answer["peak_bytes"] is None or answer["peak_bytes"] > self.allowed_bytes:
+            return None
+        return Measured(**answer)
+
+    def _start(self) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | _ALLOCATION,
+        )
+        answer = self._ask(self._order)
+        if answer is None:
+            raise UserError("probe: the model alone takes more memory than this machine has")
+        if "error" in answer:
+            self._leave()
+            raise UserError(answer["error"])
+        self.device_name = answer["device"]
+        self.memory_bytes, self.allowed_bytes = answer["memory_bytes"], answer["allowed_bytes"]
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        """None where the kernel ended the process for its memory."""
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps(question) + "\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        code = self._leave()
+        if code == -signal.SIGKILL:
+            return None
+        raise RunFailed(f"probe: its process ended with code {code}; see above")
+
+    def _leave(self) -> int:
+        """Wait for the process's end; gives its exit code."""
+        child, self._child = self._child, None
+        assert child is not None
+        for pipe in (child.stdin, child.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # a question that nobody read
+                pipe.close()
+        return child.wait()
+
+
+def serve() -> None:
+    """The measured process: reads questions, a line each, and answers them."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints
+
+    def say(**answer: Any) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    order = json.loads(sys.stdin.readline())
+    try:
+        bench = _Bench(order)
+    except UserError as error:
+        say(error=str(error))
+        return
+    say(device=bench.device_name, memory_bytes=bench.memory_bytes, allowed_bytes=bench.allowed_bytes)
+    for line in sys.stdin:
+        say(**bench.train(**json.loads(line)))
+
+
+class _Bench:
+    """A model that trains, and the account of its memory."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        import torch
+
+        from tiny_audio.commands.bench.units import place
+        from tiny_audio.plan import prompt_tokens_of
+        from tiny_audio.plan.meta import build_stand_in
+        from tiny_audio.runtime.device import device_of
+        from tiny_audio.training.compilation import compile_layers
+        from tiny_audio.training.fused import fused_cross_entropy
+        from tiny_audio.training.optimization import build_optimizer
+
+        self.recipe = recipe = Recipe.model_validate_json(json.dumps(order["recipe"]))
+        self.device = device_of(recipe.execution.device)
+        self.fused = fused_cross_entropy(self.device) if recipe.execution.fused_cross_entropy else None
+        torch.manual_seed(0)
+        outside = 0
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            outside = total - free  # CUDA's context, and whoever else is there
+            self.memory_bytes = int(order["memory_gb"] * GIB) if order["memory_gb"] else total
+            self.device_name = torch.cuda.get_device_name()
+        else:
+            self.memory_bytes = int(order["memory_gb"] * GIB)
+            self.device_name = "this machine's memory"
+        self.outside_bytes = outside
+        self.allowed_bytes = int(self.memory_bytes * (1 - order["margin"]))
+        self.model = build_stand_in(
+            recipe, self.device, prompt_tokens_of(recipe), random_weights=order["random_weights"]
+        ).train()
+        place(self.model, recipe, self.device)
+        if self.device.type == "cuda":  # from here on, more is refused; building takes what it needs
+            torch.cuda.empty_cache()
+            allowed = max(0, self.allowed_bytes - outside) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
+        self.optimizer = build_optimizer(self.model, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0  # noise teaches nothing, and might teach what is not finite
+        if recipe.execution.compile:
+            compile_layers(self.model, self.device)
+
+    def train(self, clips: int, duration_s: float) -> dict[str, Any]:
+        """Peak bytes of two steps, None where the GPU has no more; and the seconds of the second."""
+        import torch
+
+        batches = min(2, self.recipe.training.accumulation)
+        try:
+            self._forget_peak()
+            for _ in range(STEPS):
+                started = time.monotonic()
+                self._step(clips, duration_s, batches)
+                peak = self._peak()  # which waits for the GPU
+            return {"peak_bytes": peak, "step_s": time.monotonic() - started, "batches": batches}
+        except torch.OutOfMemoryError:
+            pass
+        self.optimizer.zero_grad()
+        return {"peak_bytes": None, "step_s": 0.0, "batches": batches}
+
+    def _step(self, clips: int, duration_s: float, batches: int) -> None:
+        from tiny_audio.training.step import take_step
+        from tiny_audio.training.world import World
+
+        config, ctc = self.recipe.training, self.recipe.ctc
+        result = take_step(
+            self.model,
+            self.optimizer,
+            [lambda: self._score(clips, duration_s)] * batches,
+            num_tokens=clips,
+            num_labels=clips,
+            ctc_weight=ctc.weight if ctc else 0.0,
+            max_gradient_norm=config.max_gradient_norm,
+            world=World(),
+        )
+        assert result.is_finite, "a step that is skipped makes no moments"
+
+    def _score(self, clips: int, duration_s: float) -> TargetScores:
+        import torch
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
+            scores: TargetScores = self.model(**self._batch(clips, duration_s))
+        return scores
+
+    def _batch(self, clips: int, duration_s: float) -> dict[str, Any]:
+        """Noise, as long as it may be but for a tenth of a second, so that there is padding; letters by turns."""
+        import torch
+
+        from tiny_audio.data.augmentation import SpecAugment
+        from tiny_audio.frames import SAMPLE_RATE
+        from tiny_audio.plan import text_tokens_of
+
+        recipe, num_samples = self.recipe, int(duration_s * SAMPLE_RATE)
+        lengths = torch.full((clips,), num_samples, device=self.device)
+        if num_samples > SAMPLE_RATE:
+            lengths[1:] -= SAMPLE_RATE // 10
+        targets = [torch.zeros(text_tokens_of(recipe, duration_s), dtype=torch.long, device=self.device)] * clips
+        spell: Sequence[int] = ()
+        if recipe.ctc is not None:
+            letters = min(round(duration_s * 15), recipe.encoder.num_frames(int(lengths.min())))
+            spell = [1 + number % 2 for number in range(letters)]
+        spec_augment = recipe.augmentation.spec_augment
+        return {
+            "waveforms": 0.1 * torch.randn(clips, num_samples, device=self.device),
+            "waveform_lengths": lengths,
+            "targets": targets,
+            "ctc_targets": [spell] * clips if recipe.ctc else None,
+            "transform": SpecAugment(spec_augment, range(clips)) if spec_augment else None,
+            "label_smoothing": recipe.training.label_smoothing,
+            "linear_cross_entropy": self.fused,
+        }
+
+    def _forget_peak(self) -> None:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _peak(self) -> int:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            return int(torch.cuda.max_memory_reserved()) + self.outside_bytes
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

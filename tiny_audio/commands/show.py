@@ -1,0 +1,97 @@
+"""What a recipe builds, from models on the meta device: no weights, and no network where the parts are random."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.providers import PROVIDERS
+from tiny_audio.recipe import Recipe
+from tiny_audio.registry import Registry, did_you_mean
+from tiny_audio.runtime.columns import in_columns
+from tiny_audio.runtime.yaml_file import dump_yaml
+from tiny_audio.sources import SOURCES
+
+REGISTRIES: dict[str, Registry[Any, Any]] = {
+    "encoders": ENCODERS,
+    "projectors": PROJECTORS,
+    "decoders": DECODERS,
+    "sources": SOURCES,
+    "providers": PROVIDERS,
+}
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with all defaults, its run id, and a row for each part.
+
+    Raises:
+        UserError: a part cannot be built, or its checkpoint's config cannot be read.
+    """
+    from tiny_audio.model.model import describe_parts
+    from tiny_audio.plan.meta import build_on_meta
+
+    built = build_on_meta(recipe)
+    rows = describe_parts(built.model)
+    return {
+        "run_id": recipe.run_id(),
+        "recipe": recipe.model_dump(mode="json"),
+        "parts": rows,
+        "parameters": {row["part"]: {"total": row["total"], "trainable": row["trainable"]} for row in rows}
+        | {"total": {key: sum(row[key] for row in rows) for key in ("total", "trainable")}},
+        "approximate": built.approximate,
+    }
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """YAML, then the table."""
+    print(dump_yaml(description["recipe"]), end="")
+    rows = [["part", "name", "class", "parameters", "trainable", "dim", "Hz"]]
+    for row in description["parts"]:
+        rate = "" if row["frame_rate_hz"] is None else f"{row['frame_rate_hz']:g}"
+        counts = (f"{row['total']:,}", f"{row['trainable']:,}", str(row["dim"]), rate)
+        rows.append([row["part"], row["name"] or "", row["class"], *counts])
+    total = description["parameters"]["total"]
+    rows.append(["total", "", "", f"{total['total']:,}", f"{total['trainable']:,}", "", ""])
+    print(f"\n{in_columns(rows, num_texts=3)}")
+    if description["approximate"]:
+        print("Transcripts were not read: counts that depend on a vocabulary are estimates.")
+    print(f"run id {description['run_id']}")
+
+
+def registries_of(kind: str | None) -> dict[str, Registry[Any, Any]]:
+    """The registry of a kind, or all.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind is not None and kind not in REGISTRIES:
+        raise UserError(f"there is no kind of part called {kind!r}; {did_you_mean(kind, REGISTRIES)}")
+    return {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
+
+
+def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
+    """Names, summaries and modules of the registered parts, by kind.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    return {
+        name: [{"name": entry.name, "summary": entry.summary, "module": entry.module} for entry in registry.entries()]
+        for name, registry in registries_of(kind).items()
+    }
+
+
+def print_registered(registered: dict[str, list[dict[str, str]]]) -> None:
+    """A table for each kind."""
+    indent = 4 + max(len(part["name"]) for parts in registered.values() for part in parts)
+    width = shutil.get_terminal_size().columns
+    for kind, parts in registered.items():
+        print(kind)
+        for part in parts:
+            line = f"  {part['name']}".ljust(indent) + part["summary"]
+            print(textwrap.fill(line, width, subsequent_indent=" " * indent))

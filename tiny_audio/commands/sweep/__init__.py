@@ -1,0 +1,166 @@
+"""``tiny-audio sweep``: a grid of overrides as ordinary runs, each in its own folder, then one comparison.
+
+The sweep's folder holds ``sweep.json`` (the grid, and of each run its folder and status), the run folders, and
+``comparison.json`` and ``comparison.html``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shlex
+import textwrap
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants, comparison_table
+from tiny_audio.analysis.report import render_comparison
+from tiny_audio.commands.console import ConsoleWatcher, in_columns
+from tiny_audio.commands.sweep._grid import Combination, combinations, parse_grid
+from tiny_audio.config import RunFailed, Stopped, UserError
+from tiny_audio.recipe import content_hash
+from tiny_audio.runtime.files import write_atomically
+from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.world import check_alone
+
+__all__ = ["Sweep", "combinations"]
+
+
+class Sweep:
+    """All runs of a grid, one after the other; idempotent and resumable, as each of them is.
+
+    Args:
+        path: the recipe.
+        overrides: ``training.steps=100`` holds for all runs, ``projector=swiglu,conv`` makes a run of each value.
+        folder: where everything goes; ``None`` is ``sweeps/<recipe>-<hash of the grid>``.
+
+    Raises:
+        UserError: a combination is not valid, or the runs could not be compared; all that is wrong is named at once.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str], folder: Path | None = None) -> None:
+        self.path, self.overrides = path, list(overrides)
+        self.combinations = combinations(path, overrides)
+        contents = [[run.folder, run.recipe.evaluation_identity()] for run in self.combinations]
+        self.folder = folder or Path("sweeps") / f"{path.stem}-{content_hash(contents)[:8]}"
+        self._status: dict[str, dict[str, Any]] = {}
+
+    def listing(self) -> str:
+        """The runs as a table: run id, status, name and folder."""
+        rows = [["run id", "status", "run", "folder"]]
+        for run in self.combinations:
+            folder = self.folder / run.folder
+            rows.append([run.recipe.run_id(), _status_of(folder), run.name, str(folder)])
+        return in_columns(rows, num_texts=4)
+
+    def complete(self) -> dict[str, Any]:
+        """Do whatever is not done yet, then compare what is finished.
+
+        Returns:
+            the comparison, as in ``comparison.json``.
+
+        Raises:
+            UserError: this is one of several processes, the folder is a run's, or runs failed, all of them by mistakes
+                of the user's.
+            RunFailed: runs failed; the others were done.
+            Stopped: a signal came; what was done is saved.
+        """
+        check_alone("sweep")
+        if (self.folder / "state.json").exists():
+            raise UserError(f"{self.folder} is a run's own folder; give another --output-dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._status = {run.folder: {"status": "waiting", "error": None} for run in self.combinations}
+        failures: dict[str, Exception] = {}
+        with StopSignal():
+            for number, run in enumerate(self.combinations, 1):
+                failure = self._run(number, run)
+                if failure is not None:
+                    failures[run.name] = failure
+            finished = [run for run in self.combinations if self._status[run.folder]["status"] == "finished"]
+            comparison = self._compare(finished) if finished else {}
+        if failures:
+            self._fail(failures, compared=bool(comparison))
+        return comparison
+
+    def _run(self, number: int, run: Combination) -> Exception | None:
+        """One run; what it failed of, if it did."""
+        from tiny_audio.commands.run import (
+            Run,  # with it come transformers and accelerate, which a dry run need not wait for
+        )
+
+        folder = self.folder / run.folder
+        self._record(run, "running")
+        with ConsoleWatcher(run.recipe.training.steps) as watcher:
+            watcher.note(f"[{number}/{len(self.combinations)}] {run.name}: {folder}")
+            try:
+                report = Run(run.recipe, run.name, folder, watcher).complete()
+            except Stopped:
+                self._record(run, "stopped")
+                raise Stopped(self._stopped(number, run)) from None
+            except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
+                # Of RuntimeErrors, a GPU's memory that one variant does not fit into; the others may well.
+                message = str(error) or type(error).__name__
+                watcher.note(f"failed: {message}")
+                # A message of ours says all; of another's error, the place is wanted too.
+                known = isinstance(error, RunFailed | UserError)
+                self._record(run, "failed", message if known else traceback.format_exc())
+                return error
+            finally:
+                gc.collect()
+                torch.cuda.empty_cache()
+            assert report is not None, "a run of one process reports"
+            rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
+            watcher.note(f"[{number}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
+        self._record(run, "finished")
+        return None
+
+    def _stopped(self, number: int, run: Combination) -> str:
+        command = ["tiny-audio", "sweep", str(self.path), *self.overrides, "--output-dir", str(self.folder)]
+        return (
+            f"stopped by a signal in run {number} of {len(self.combinations)} ({run.name}); what was done is saved. To "
+            f"continue:\n  {shlex.join(command)}"
+        )
+
+    def _compare(self, finished: Sequence[Combination]) -> dict[str, Any]:
+        runs: dict[str, list[FinishedRun]] = {}
+        for run in finished:
+            runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
+        variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
+        # Limits on durations may be swept too, and then leave different clips.
+        comparison = compare_variants(variants, common=True)
+        write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))
+        write_atomically(self.folder / "comparison.html", render_comparison(comparison))
+        print(f"{comparison_table(comparison)}\n\ncomparison: {self.folder / 'comparison.html'}")
+        return comparison
+
+    def _fail(self, failures: dict[str, Exception], *, compared: bool) -> None:
+        lines = [f"{len(failures)} of {len(self.combinations)} runs failed:"]
+        for name, error in failures.items():
+            lines += textwrap.indent(f"{name}: {str(error) or type(error).__name__}", "  ").splitlines()
+        if compared:
+            lines.append(f"the others are compared in {self.folder / 'comparison.html'}")
+        lines.append("the same command tries them again")
+        mistakes = all(isinstance(error, UserError) for error in failures.values())
+        raise (UserError if mistakes else RunFailed)("\n".join(lines))
+
+    def _record(self, run: Combination, status: str, error: str | None = None) -> None:
+        self._status[run.folder] = {"status": status, "error": error}
+        fixed, grid = parse_grid(self.overrides)
+        runs = [
+            {"name": c.name, "values": c.values, "folder": c.folder, "run_id": c.recipe.run_id()}
+            | self._status[c.folder]
+            for c in self.combinations
+        ]
+        content = {"recipe": str(self.path), "overrides": fixed, "grid": grid, "runs": runs}
+        write_atomically(self.folder / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _status_of(folder: Path) -> str:
+    """As far as the folder shows it: ``new``, ``begun`` or ``finished``."""
+    if not (folder / "state.json").exists():
+        return "new"
+    return "finished" if (folder / "report.json").exists() else "begun"

@@ -1,0 +1,144 @@
+"""The work of ``tiny-audio transcribe``: audio files, folders and standard input -> texts, tables and subtitles."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tiny_audio.audio.load import AudioError, FileError
+from tiny_audio.commands.transcribe._formats import TSV_HEAD, rendered, row
+from tiny_audio.commands.transcribe._inputs import Recording, decoded, recordings_of
+from tiny_audio.commands.transcribe._options import Options
+from tiny_audio.commands.transcribe._outputs import OutputFolder
+from tiny_audio.commands.transcribe._screen import Screen, line, progress
+from tiny_audio.config import UserError
+from tiny_audio.export import load_model, model_folder
+from tiny_audio.inference.transcriber import Recogniser, Segment, Transcription
+from tiny_audio.runtime.device import device_of
+
+__all__ = ["Options", "Outcome", "transcribe"]
+
+
+@dataclass
+class Outcome:
+    """What became of all recordings."""
+
+    done: int = 0
+    skipped: int = 0
+    """Had their output already."""
+    truncated: list[str] = field(default_factory=list)
+    """Recordings with a text that was cut at ``max_new_tokens``."""
+    errors: list[str] = field(default_factory=list)
+    """One message for each that could not be read."""
+
+
+def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Callable[[str], None]) -> Outcome:
+    """Write what is said in all recordings, in their order; what cannot be read is an error of its own.
+
+    Args:
+        model: an exported model's folder, or a run's.
+        inputs: audio files, folders with some at any depth, ``-`` for standard input.
+        options: how.
+        write: takes what goes to standard output, a piece at a time.
+
+    Raises:
+        UserError: the model cannot be loaded or cannot do what is asked, or there is nothing to transcribe.
+    """
+    with ExitStack() as stack:
+        recordings = recordings_of(inputs, stack)
+        if options.format in ("srt", "vtt") and options.output_dir is None and len(recordings) > 1:
+            raise UserError(
+                f"{len(recordings)} recordings do not fit into one .{options.format}; add --output-dir, and each gets "
+                "its own"
+            )
+        outcome, output = Outcome(), None
+        if options.output_dir is not None:
+            output = OutputFolder(options.output_dir, model_folder(model), recordings, options)
+        waiting = [one for one in recordings if output is None or not output.is_done(one)]
+        outcome.skipped = len(recordings) - len(waiting)
+        if waiting:
+            loaded, tokenizer = load_model(model)
+            if output is not None:
+                output.begin()
+            recogniser = Recogniser(loaded.to(device_of("auto")), tokenizer, guard=options.guard)
+            _Job(recogniser, waiting, options, output, write, outcome).run(stack)
+        elif options.format == "json" and output is None:
+            write("[]\n")
+    return outcome
+
+
+class _Job:
+    """All recordings through one recogniser."""
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        recordings: Sequence[Recording],
+        options: Options,
+        output: OutputFolder | None,
+        write: Callable[[str], None],
+        outcome: Outcome,
+    ) -> None:
+        self._recogniser, self._recordings, self._options = recogniser, recordings, options
+        self._output = output
+        self._write, self._outcome = write, outcome
+        self._errors: dict[int, str] = {}
+        self._rows: list[dict[str, Any]] = []
+
+    def run(self, stack: ExitStack) -> None:
+        options = self._options
+        to_stdout = self._output is None
+        live = to_stdout and options.format == "text" and sys.stdout.isatty()
+        screen = stack.enter_context(Screen(self._recordings)) if live else None
+        report = screen.batch_done if screen else progress(stack, self._recordings)
+        timed = options.words or (options.format in ("srt", "vtt") and self._recogniser.times_words)
+        if to_stdout and options.format == "tsv":
+            self._write(TSV_HEAD)
+        blocks = (self._blocks(number) for number in range(len(self._recordings)))
+        events = self._recogniser.stream(
+            blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
+        )
+        for number, event in events:
+            recording = self._recordings[number]
+            if isinstance(event, Segment):
+                if screen and event.text:
+                    self._write(line(recording, event.start_s, event.text) + "\n")
+                continue
+            error = self._errors.get(number)
+            if error is not None:
+                self._outcome.errors.append(error)
+            else:
+                self._outcome.done += 1
+                if event.truncated:
+                    self._outcome.truncated.append(recording.name)
+            self._finish(recording, event, error, live)
+        if to_stdout and options.format == "json":
+            self._write(json.dumps(self._rows, indent=1, ensure_ascii=False) + "\n")
+
+    def _blocks(self, number: int) -> Iterator[Tensor]:
+        """What can be decoded; then, maybe, an error to remember."""
+        recording = self._recordings[number]
+        try:
+            yield from decoded(recording.path, recording.name, self._recogniser.whole_s)
+        except (AudioError, FileError) as error:
+            self._errors[number] = str(error)
+
+    def _finish(self, recording: Recording, heard: Transcription, error: str | None, live: bool) -> None:
+        options = self._options
+        if self._output is not None:
+            if error is None:
+                self._output.write(recording, heard)
+        elif options.format == "json":
+            self._rows.append(row(recording.name, heard, error))
+        elif error is None and not live:
+            if options.format == "text":
+                self._write(f"{recording.name}\t{heard.text}\n")
+            else:
+                self._write(rendered(recording.name, heard, options).removeprefix(TSV_HEAD))

@@ -1,0 +1,61 @@
+"""A transcription as text, JSON, a table or subtitles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from tiny_audio.commands.transcribe._options import Options
+from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
+from tiny_audio.inference.transcriber import Transcription
+
+
+def rendered(name: str, heard: Transcription, options: Options) -> str:
+    """The content of one recording's output file."""
+    match options.format:
+        case "json":
+            return json.dumps(row(name, heard, None), indent=1, ensure_ascii=False) + "\n"
+        case "srt":
+            return as_srt(cues(heard.segments, each_word=options.words))
+        case "vtt":
+            return as_vtt(cues(heard.segments, each_word=options.words))
+        case "tsv":
+            return TSV_HEAD + "".join(_tsv_lines(name, heard, options.words))
+        case _:
+            return "".join(f"{segment.text}\n" for segment in heard.segments if segment.text)
+
+
+TSV_HEAD = "audio_filepath\tstart_s\tend_s\ttext\n"
+
+
+def _tsv_lines(name: str, heard: Transcription, words: bool) -> Iterator[str]:
+    plain = " ".join(name.split("\t"))
+    for segment in heard.segments:
+        for part in segment.words or () if words else [segment] if segment.text else []:
+            yield f"{plain}\t{part.start_s:.3f}\t{part.end_s:.3f}\t{' '.join(part.text.split())}\n"
+
+
+def row(name: str, heard: Transcription, error: str | None) -> dict[str, Any]:
+    if error is not None:
+        nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
+        return {"audio_filepath": name, **nothing, "error": error, "segments": None}
+    return {
+        "audio_filepath": name,
+        "duration": heard.duration_s,
+        "text": heard.text,
+        "ctc_text": heard.ctc_text,
+        "truncated": heard.truncated,
+        "error": None,
+        "segments": [_rounded(asdict(segment)) for segment in heard.segments],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Times and probabilities to four digits."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value

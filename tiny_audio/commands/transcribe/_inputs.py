@@ -1,0 +1,118 @@
+"""What is to be transcribed: files, folders of files and standard input -> blocks of audio."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
+from tiny_audio.audio.load import (
+    AudioError,
+    FileError,
+    audio_blocks,
+    audio_duration,
+    is_audio_name,
+    length_is_guessed,
+    load_audio,
+)
+from tiny_audio.config import UserError
+from tiny_audio.runtime.files import files_below
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Recording:
+    path: Path
+    """Where its bytes are."""
+    name: str
+    """What it is called."""
+    stem: str
+    """Of its output below the folder for outputs."""
+
+
+def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
+    """Files as given, folders as the audio files in them, standard input as a file of its own."""
+    found: list[Recording] = []
+    for given in inputs:
+        if str(given) == STDIN:
+            if any(recording.name == STDIN for recording in found):
+                raise UserError("- was given twice, and standard input can be read once; remove one")
+            found.append(Recording(_spooled(stack), STDIN, "stdin"))
+        elif given.is_dir():
+            names = files_below(given, is_audio_name)
+            if not names:
+                raise UserError(f"no audio file lies in {given}; give a folder with some, at any depth")
+            found += (Recording(given / name, str(given / name), name) for name in names)
+        else:
+            found.append(Recording(given, str(given), given.name))
+    # Names that are no text cannot be written anywhere; their bytes stay in the paths.
+    found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
+    # clip.mp4 and clip.srt belong together; only where two would get the same name, both keep their suffixes.
+    stems = [str(Path(one.stem).with_suffix("")) for one in found]
+    times = Counter(stems)
+    return [
+        Recording(one.path, one.name, stem if times[stem] == 1 else one.stem)
+        for one, stem in zip(found, stems, strict=True)
+    ]
+
+
+def _spooled(stack: ExitStack) -> Path:
+    """Standard input on the disk: decoders go back and forth in a file."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-audio-")))
+    path = folder / "stdin"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
+def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
+    """A recording's blocks: by libsndfile, else by FFmpeg where it is installed.
+
+    Raises:
+        AudioError: while they are taken.
+    """
+    try:
+        duration_s = audio_duration(path, name=name)
+    except AudioError as error:
+        if error.reason != "undecodable":
+            raise
+        if not has_ffmpeg():
+            raise AudioError(error.reason, f"{error}; {HINT}") from error
+        try:
+            yield from ffmpeg_blocks(path, name)
+        except AudioError as other:
+            if other.reason != "undecodable":
+                raise
+            raise AudioError("undecodable", f"{error}; {str(other).removeprefix(f'{name}: ')}") from other
+        return
+    guessed = length_is_guessed(path)
+    if guessed and has_ffmpeg():
+        yield from ffmpeg_blocks(path, name)
+        return
+    try:
+        if duration_s <= whole_s:
+            yield load_audio(path, max_duration_s=whole_s, name=name)
+        else:
+            yield from audio_blocks(path, name=name)
+    except AudioError as error:
+        if not guessed:
+            raise
+        raise AudioError(error.reason, f"{error}; {HINT}") from error
+
+
+def duration(recording: Recording) -> float:
+    """0 where the header does not tell."""
+    try:
+        return audio_duration(recording.path)
+    except (AudioError, FileError):
+        return 0.0

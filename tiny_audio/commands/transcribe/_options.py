@@ -1,0 +1,35 @@
+"""How recordings are transcribed and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tiny_audio.config import UserError
+
+Format = Literal["text", "json", "srt", "vtt", "tsv"]
+SUFFIXES: dict[str, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write what is heard."""
+
+    format: str = "text"
+    output_dir: Path | None = None
+    """A file there for each recording; None writes to standard output."""
+    words: bool = False
+    """Time each word: in JSON beside the segments, elsewhere a row or cue for each."""
+    guard: bool = True
+    """See :class:`tiny_audio.inference.transcriber.Recogniser`."""
+    overwrite: bool = False
+    """Transcribe again what has its output in ``output_dir`` already."""
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise UserError(f"--format {self.format!r} is unknown; choose one of {', '.join(get_args(Format))}")
+        if self.words and self.format == "text":
+            raise UserError("--words has no place in plain text; add --format json, srt, vtt or tsv")
+        if self.overwrite and self.output_dir is None:
+            raise UserError("--overwrite has no effect without --output-dir; remove it")

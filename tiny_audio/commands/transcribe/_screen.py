@@ -1,0 +1,67 @@
+"""What a terminal shows meanwhile: texts as they grow, or a bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tiny_audio.commands.transcribe._inputs import Recording, duration
+
+
+class Screen:
+    """What a terminal shows while a batch is decoded, and no longer: its earliest piece, as the text grows."""
+
+    def __init__(self, recordings: Sequence[Recording]) -> None:
+        self._recordings = recordings
+        self._earliest: tuple[int, float] | None = None
+        self._live: Any = None
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.batch_done(0.0)
+
+    def text(self, number: int, start_s: float, text: str) -> None:
+        """A piece's text up to now."""
+        if not text or (self._earliest is not None and (number, start_s) > self._earliest):
+            return
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        self._earliest = number, start_s
+        if self._live is None:
+            self._live = Live(console=Console(), transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(Text(line(self._recordings[number], start_s, text)), refresh=True)
+
+    def batch_done(self, seconds: float) -> None:
+        """What is certain is written now."""
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._earliest = None
+
+
+def line(recording: Recording, start_s: float, text: str) -> str:
+    return f"{recording.name}\t{_clock(start_s)}\t{text}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{seconds % 60:04.1f}"
+
+
+def progress(stack: ExitStack, recordings: Sequence[Recording]) -> Callable[[float], None] | None:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("transcribing"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+    seconds = [duration(recording) for recording in recordings]
+    task = bar.add_task("", total=sum(seconds) if all(seconds) else None)
+    return lambda done: bar.advance(task, done)

@@ -1,0 +1,252 @@
+"""Augmentation of training clips, each seeded by the clip and the epoch: workers and restarts change nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator, model_validator
+from torch import Tensor
+
+from tiny_audio.config import NO_IDENTITY, Config, UserError
+from tiny_audio.data.sounds import sounds_in
+from tiny_audio.frames import SAMPLE_RATE, Frames
+
+
+class SpecAugmentConfig(Config):
+    """Masks over time and over channels of the encoder's features (Park et al. 2019, arXiv 1904.08779)."""
+
+    num_time_masks: NonNegativeInt = 2
+    time_masks_per_s: NonNegativeFloat = 0.0
+    """So many more for each second of a clip, at random one more or less: long clips then lose as large a share as
+    short ones."""
+    max_time_mask_s: PositiveFloat = 0.4
+    """Longest time mask."""
+    max_time_share: float = Field(default=0.2, gt=0, le=1)
+    """No time mask is longer than this share of its clip, so that short words survive."""
+    num_channel_masks: NonNegativeInt = 2
+    max_channel_share: float = Field(default=0.2, gt=0, le=1)
+    """Widest channel mask, as a share of the channels."""
+
+
+class SilenceConfig(Config):
+    """Silence around the clip, as long as chance has it. Clips that all begin with their first sound teach a model
+    nothing about recordings, which do not."""
+
+    max_before_s: float = Field(default=0.3, ge=0, le=10)
+    """Longest silence before it."""
+    max_after_s: float = Field(default=0.3, ge=0, le=10)
+    """Longest silence after it."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Share of the clips that get it: those that begin with their first sound have to be learned too."""
+
+    @model_validator(mode="after")
+    def _check_any(self) -> SilenceConfig:
+        if not self.longest_s:
+            raise ValueError("adds nothing with max_before_s and max_after_s both 0; raise one, or remove the section")
+        return self
+
+    @property
+    def longest_s(self) -> float:
+        """Most that a clip gets."""
+        return self.max_before_s + self.max_after_s
+
+
+class WhiteNoiseConfig(Config):
+    """Noise in which all frequencies are equally loud."""
+
+    snr_db: tuple[float, float] = (15.0, 40.0)
+    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Share of the clips that get it."""
+
+    @field_validator("snr_db")
+    @classmethod
+    def _check_snr(cls, snr: tuple[float, float]) -> tuple[float, float]:
+        if snr[0] > snr[1]:
+            raise ValueError(f"is a range [lowest, highest], and {snr[0]} is above {snr[1]}")
+        return snr
+
+
+class NoiseConfig(WhiteNoiseConfig):
+    """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random piece of a random file."""
+
+    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
+    """Audio files, at any depth. Names and sizes are remembered by a run, since they decide the weights."""
+    snr_db: tuple[float, float] = (5.0, 25.0)
+    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+
+
+class ReverberationConfig(Config):
+    """Rooms: clips as heard there, by recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
+
+    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
+    """Audio files with one impulse response each, at any depth; of several channels, the mean. Names and sizes are
+    remembered by a run, since they decide the weights."""
+    probability: float = Field(default=0.3, gt=0, le=1)
+    """Share of the clips that get it."""
+
+
+class AugmentationConfig(Config):
+    """Off by default: heavy augmentation under a frozen encoder makes most test sets worse.
+
+    A clip is changed in the order speed, silence, reverberation, noise, white noise, SpecAugment.
+    """
+
+    spec_augment: SpecAugmentConfig | None = None
+    speed: tuple[PositiveFloat, ...] | None = None
+    """Factors to choose from for each clip, such as ``[0.9, 1.0, 1.1]``; pitch moves along (Ko et al. 2015)."""
+    silence: SilenceConfig | None = None
+    reverberation: ReverberationConfig | None = None
+    noise: NoiseConfig | None = None
+    white_noise: WhiteNoiseConfig | None = None
+
+    @field_validator("speed")
+    @classmethod
+    def _check_speed(cls, speed: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if speed is not None and (not speed or min(speed) < 0.5 or max(speed) > 2):
+            raise ValueError(f"needs factors between 0.5 and 2, such as [0.9, 1.0, 1.1], not {list(speed)}")
+        return speed
+
+    def longest_s(self, duration_s: float, max_duration_s: float) -> float:
+        """Longest that a clip of that duration becomes. Only speed makes one longer than ``max_duration_s``."""
+        slowed = duration_s / min(*(self.speed or (1.0,)), 1.0)
+        added = self.silence.longest_s if self.silence else 0.0
+        return max(slowed, min(slowed + added, max_duration_s))
+
+    def folders(self) -> dict[str, str]:
+        """Folders of sounds, by the section that names them."""
+        sections = {"reverberation": self.reverberation, "noise": self.noise}
+        return {name: section.folder for name, section in sections.items() if section is not None}
+
+
+def sounds_fingerprint(config: AugmentationConfig) -> str | None:
+    """One hash of all sounds that clips are mixed with; None where there are none.
+
+    Raises:
+        UserError: a folder or a file in it cannot be used; names the section.
+    """
+    fingerprints = {}
+    for section, folder in config.folders().items():
+        try:
+            sounds = sounds_in(folder)
+            sounds.check()
+        except UserError as error:
+            raise UserError(f"augmentation.{section}.folder: {error}") from error
+        fingerprints[section] = sounds.fingerprint
+    return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest() if fingerprints else None
+
+
+def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
+    """One number for a clip in an epoch, the same on every machine (Python's own hash is salted).
+
+    Args:
+        repeat: how often the clip came before in this epoch.
+    """
+    again = f"/{repeat}" if repeat else ""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{clip_id}{again}".encode()).digest()[:8], "big")
+
+
+def augment_waveform(
+    config: AugmentationConfig, waveform: Tensor, seed: int, max_duration_s: float = math.inf
+) -> Tensor:
+    """Speed, silence, room and noise on one clip ``[S]``, a function of its seed and of the names and content of the
+    sounds. No silence makes a clip longer than ``max_duration_s``."""
+    rng = random.Random(seed)
+    factor = rng.choice(config.speed) if config.speed else 1.0
+    if factor != 1.0:
+        import torchaudio
+
+        # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
+        waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
+    loudness = _loudness(waveform)  # of what is said: silence does not make it softer
+    if config.silence and rng.random() < config.silence.probability:
+        before_s, after_s = rng.uniform(0, config.silence.max_before_s), rng.uniform(0, config.silence.max_after_s)
+        share = min(1.0, max(0.0, max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
+        # Digital silence: noise lies under speech too, and comes by its own sections, after this one.
+        padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
+        waveform = torch.nn.functional.pad(waveform, padding)
+    if config.reverberation and rng.random() < config.reverberation.probability:
+        response = _drawn(config.reverberation.folder, rng)
+        if response is not None:
+            waveform = _reverberated(waveform, response)
+    if config.noise and rng.random() < config.noise.probability:
+        snr_db, start = rng.uniform(*config.noise.snr_db), rng.random()
+        noise = _drawn(config.noise.folder, rng)
+        if noise is not None:
+            waveform = waveform + _at(_piece(noise, len(waveform), start), loudness, snr_db)
+    if config.white_noise and rng.random() < config.white_noise.probability:
+        snr_db = rng.uniform(*config.white_noise.snr_db)
+        noise = torch.randn(waveform.shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        waveform = waveform + _at(noise, loudness, snr_db)
+    return waveform
+
+
+def _drawn(folder: str, rng: random.Random) -> Tensor | None:
+    sounds = sounds_in(folder)
+    return sounds.load(rng.randrange(len(sounds.names)))
+
+
+def _reverberated(waveform: Tensor, response: Tensor) -> Tensor:
+    """As long and as loud as before, and in time: the direct sound, which is the loudest, stays where it was."""
+    import torchaudio
+
+    arrival = int(response.abs().argmax())
+    wet = torchaudio.functional.fftconvolve(waveform, response)[arrival : arrival + len(waveform)]
+    return wet * (_loudness(waveform) / _loudness(wet)) if _loudness(wet) > 0 else waveform
+
+
+def _piece(sound: Tensor, length: int, start: float) -> Tensor:
+    """So many samples of a sound from a random place, ``start`` in [0, 1); a shorter one is looped."""
+    if len(sound) >= length:
+        first = int(start * (len(sound) - length + 1))
+        return sound[first : first + length]
+    turned = sound.roll(-int(start * len(sound)))
+    return turned.repeat(-(-length // len(sound)))[:length]
+
+
+def _at(noise: Tensor, loudness: Tensor, snr_db: float) -> Tensor:
+    """A noise so much softer than that loudness; a pause in its recording stays one."""
+    own = _loudness(noise)
+    return noise * (loudness / own * 10 ** (-snr_db / 20)) if own else noise
+
+
+def _loudness(waveform: Tensor) -> Tensor:
+    return waveform.pow(2).mean().sqrt()
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """The masks of one batch, to be called between the encoder's front end and its layers."""
+
+    config: SpecAugmentConfig
+    seeds: Sequence[int]
+    """One for each clip."""
+
+    def __call__(self, features: Frames) -> Frames:
+        """Masked spots of ``[B, F, C]`` become the clip's mean, which is what says least."""
+        config, mask = self.config, features.mask()
+        channels = features.values.shape[2]
+        kept = torch.ones(features.values.shape, dtype=torch.bool)
+        for clip, (seed, length) in enumerate(zip(self.seeds, features.lengths.tolist(), strict=True)):
+            rng = random.Random(seed + 1)
+            widest = int(min(config.max_time_mask_s * features.rate, config.max_time_share * length))
+            num_time_masks = config.num_time_masks
+            if config.time_masks_per_s:
+                num_time_masks += int(config.time_masks_per_s * length / features.rate + rng.random())
+            for _ in range(num_time_masks):
+                width = rng.randint(0, widest)
+                start = rng.randint(0, length - width)
+                kept[clip, start : start + width] = False
+            for _ in range(config.num_channel_masks):
+                width = rng.randint(0, int(config.max_channel_share * channels))
+                start = rng.randint(0, channels - width)
+                kept[clip, :, start : start + width] = False
+        count = (features.lengths * channels)[:, None, None]
+        mean = features.zeroed().values.sum(dim=(1, 2), keepdim=True) / count
+        return replace(features, values=torch.where(kept.to(mask.device), features.values, mean))

@@ -1,0 +1,103 @@
+"""Folders of sounds to mix into clips: listed once in a process, decoded when they are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from tiny_audio.audio.load import MIN_DURATION_S, AudioError, FileError, audio_duration, is_audio_name, load_audio
+from tiny_audio.config import UserError
+from tiny_audio.runtime.files import files_below
+
+MAX_SOUND_S = 600.0
+"""Sounds are kept decoded: ten minutes are 38 MB."""
+_MAX_KEPT_BYTES = 256 * 2**20
+"""In each process that loads clips; the newest sound is kept whatever its size."""
+_THREADS = 8
+
+_LOG = logging.getLogger(__name__)
+_KEPT: OrderedDict[Path, Tensor | None] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """The audio files in a folder, at any depth."""
+
+    folder: Path
+    names: tuple[str, ...]
+    """Below the folder, sorted: a draw is a number in this order."""
+    fingerprint: str
+    """Hash of names and sizes: where it is equal, the same draws give the same sounds."""
+
+    def check(self) -> float:
+        """Read the header of every file, to find out now what training would find out later.
+
+        Returns:
+            hours of sound.
+
+        Raises:
+            UserError: files cannot be read, or are too short or too long; how many, and the first.
+        """
+        with ThreadPoolExecutor(_THREADS, "headers") as pool:
+            found = list(pool.map(self._duration, self.names))
+        bad = [problem for problem in found if isinstance(problem, str)]
+        if bad:
+            raise UserError(
+                f"{len(bad)} of the {len(found)} audio files in {self.folder} cannot be used; remove or mend them; the "
+                f"first: {bad[0]}"
+            )
+        return sum(seconds for seconds in found if isinstance(seconds, float)) / 3600
+
+    def _duration(self, name: str) -> float | str:
+        try:
+            seconds = audio_duration(self.folder / name, name=name)
+        except (AudioError, FileError) as error:
+            return str(error)
+        if not MIN_DURATION_S <= seconds <= MAX_SOUND_S:
+            return f"{name} lasts {seconds:g} s; {MIN_DURATION_S} to {MAX_SOUND_S:g} s are allowed"
+        return seconds
+
+    def load(self, number: int) -> Tensor | None:
+        """A sound ``[S]``; None where its body is damaged, which its header did not tell, and is said once."""
+        path = self.folder / self.names[number]
+        if path in _KEPT:
+            _KEPT.move_to_end(path)
+            return _KEPT[path]
+        try:
+            sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
+        except AudioError as error:
+            # Not raised: it would be taken for the clip's own fault. Nor is the run to end here after hours.
+            _LOG.warning("clips that draw this sound stay without: %s", error)
+            sound = None
+        _KEPT[path] = sound
+        while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values() if kept is not None) > _MAX_KEPT_BYTES:
+            _KEPT.popitem(last=False)
+        return sound
+
+
+@cache
+def sounds_in(folder: str) -> Sounds:
+    """The sounds of a folder; ``~`` is the home folder.
+
+    Raises:
+        UserError: there is no such folder, or no audio file in it.
+    """
+    path = Path(os.path.expanduser(folder)).absolute()
+    try:
+        files = files_below(path, is_audio_name)
+    except OSError as error:
+        raise UserError(f"the folder {path} cannot be read: {error.strerror}; it must hold audio files") from error
+    if not files:
+        raise UserError(f"no audio file lies in {path}; give a folder with some, at any depth")
+    sizes = {name: status.st_size for name, status in files.items()}
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
+    return Sounds(path, tuple(files), digest)

@@ -1,0 +1,145 @@
+"""What a model learns to write: transcripts rewritten, step by step, before they become targets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Discriminator, Tag, model_validator
+
+from tiny_audio.analysis.scoring import NormalizerName, normalizer
+from tiny_audio.config import Config
+
+_PUNCTUATION = {"comma": ",", "period": ".", "questionmark": "?", "exclamationpoint": "!"}
+_PUNCTUATION_TAG = re.compile(rf"\s*<({'|'.join(_PUNCTUATION)})>", re.IGNORECASE)
+
+_REMARKS = (
+    "applause breath breathing cough coughing coughs crosstalk foreign inaudible indiscernible laugh laughing laughs "
+    "laughter music noise pause sigh sighs silence unclear unintelligible unk"
+)
+"""In round brackets only these are markers: people write other things there that are said."""
+_MARKER = re.compile(
+    rf"\s*(?:<[^<>\s][^<>]{{0,40}}>|\[[^\[\]\s][^\[\]]{{0,40}}\]|\((?:{'|'.join(_REMARKS.split())})\))", re.IGNORECASE
+)
+
+_HESITATION = r"(?:uh+m?|um+|erm+|hm+|mm+|mhm+)"
+# "uh-huh" is an answer, and "35 mm" a width.
+_FILLER = re.compile(
+    rf"(,?)\s*(?<![\w'’-])(?<!\d\s){_HESITATION}(?:,?\s+{_HESITATION})*(?![\w'’]|-\w)([,.?!]?)", re.IGNORECASE
+)
+
+_PRONOUN = re.compile(r"(?<![\w'’.])i(?!\.\w)(?=['’](?:m|d|ll|ve)\b|[^\w'’]|$)")
+# No sentence ends in "e.g. this", nor in "'Who is it?' he said".
+_SENTENCE = re.compile(r"((?:^|(?<!\b\w)\.[\"”’')\]]*\s|[!?]\s)\s*[\"“‘'(\[]*)(\w)")
+_NAMED_DAYS = re.compile(
+    r"\b(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|january|february|april|june|july|september|october"
+    r"|november|december)\b"
+)
+"""Not March, May and August, which are other words too."""
+
+
+class TargetTextConfig(Config):
+    """Rewrites of training transcripts, done in this order."""
+
+    write_punctuation: bool = False
+    """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as marks; without it,
+    they are markers like others."""
+    remove_markers: bool = False
+    """Remove what stands in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
+    brackets, such as ``(inaudible)``. Where a marker stands for words that are heard, the model learns to leave them
+    out: better keep such clips out of the data."""
+    remove_fillers: bool = False
+    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, however long; not uh-huh."""
+    name: NormalizerName = "none"
+    """One of the normalisers of the evaluation; a name alone is short for a section with it."""
+    true_case: bool = False
+    """Write English without case (all upper, all lower) in lower case with capitals at the start of each sentence, in I
+    and in the names of days and months; other names stay lower. Of a text that has case, only those words change."""
+
+    @model_validator(mode="after")
+    def _steps_work(self) -> Self:
+        if self.name in ("basic", "whisper_english", "open_asr_leaderboard"):
+            for step, why in (
+                ("write_punctuation", "removes punctuation"),
+                ("remove_markers", "removes brackets itself"),
+            ):
+                if getattr(self, step):
+                    raise ValueError(f"{step} has no effect under name {self.name}, which {why}; remove it")
+        return self
+
+
+def _kind(given: object) -> str:
+    return "[section]" if isinstance(given, dict | BaseModel) else "[name]"
+
+
+# In brackets, as the tags are no part of a mistake's place in the recipe.
+TargetTextChoice = Annotated[
+    Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
+]
+"""The name of a normaliser, or a section that says more."""
+
+
+@dataclass(frozen=True)
+class TargetText:
+    """Transcript -> what is learned to write; empty where nothing is left. Travels into loader processes."""
+
+    config: TargetTextConfig
+
+    @classmethod
+    def of(cls, choice: TargetTextChoice) -> TargetText:
+        """Of what a recipe says."""
+        return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(name=choice))
+
+    @cached_property
+    def changes_nothing(self) -> bool:
+        """Whether every text stays as it is."""
+        return self.config == TargetTextConfig()
+
+    def __str__(self) -> str:
+        alone = self.config == TargetTextConfig(name=self.config.name)
+        return f"data.target_text {self.config.name}" if alone else "data.target_text"
+
+    def __call__(self, text: str) -> str:
+        """The target of a transcript."""
+        config = self.config
+        if self.changes_nothing:
+            return text
+        if config.write_punctuation:
+            text = _PUNCTUATION_TAG.sub(lambda tag: _PUNCTUATION[tag[1].lower()], text)
+        if config.remove_markers:
+            text = _MARKER.sub(lambda marker: "" if _is_end(marker) else " ", text)
+        if config.remove_fillers:
+            text = _FILLER.sub(_without_filler, text)
+        if (config.remove_markers or config.remove_fillers) and not any(map(str.isalnum, text)):
+            return ""  # marks alone, with nothing left that they belong to
+        text = normalizer(config.name)(text)
+        return _true_cased(text) if config.true_case else text
+
+
+def markers(text: str) -> list[str]:
+    """What ``remove_markers`` would remove."""
+    return [marker.strip() for marker in _MARKER.findall(text)]
+
+
+def _is_end(found: re.Match[str]) -> bool:
+    """Whether a mark follows, before which there is no blank, or nothing."""
+    return found.string[found.end() : found.end() + 1] in (",", ".", "?", "!", "")
+
+
+def _without_filler(found: re.Match[str]) -> str:
+    before, after = found.groups()
+    said = found.string[: found.start()].rstrip()
+    if after and after in ".?!":
+        return after if said and said[-1] not in ".?!" else ""  # "Yes, um." -> "Yes."; "Yes. Um." -> "Yes."
+    # Of "I, um, think" both commas belong to the filler; of "Yes, um I think" the first belongs to the sentence.
+    return ", " if before and not after and not _is_end(found) else " "
+
+
+def _true_cased(text: str) -> str:
+    if text.isupper():
+        text = text.lower()
+    text = _PRONOUN.sub("I", text)
+    text = _NAMED_DAYS.sub(lambda name: name[0].capitalize(), text)
+    return _SENTENCE.sub(lambda start: start[1] + start[2].upper(), text)

@@ -1,0 +1,183 @@
+"""``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` of an exported model.
+
+transformers' own pipeline takes a class that it does not know for a CTC model, and asks the ffmpeg program to read
+files. This one reads audio as the rest of Tiny Audio does, and transcribes it as ``tiny-audio transcribe`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from transformers import Pipeline
+from transformers.utils import logging
+
+from tiny_audio.audio.load import load_audio, waveform_of
+from tiny_audio.config import UserError, problems
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.model.decoding import GenerationConfig
+
+MAX_DURATION_S = 24 * 3600.0
+"""Of one recording: what is longer fills the memory before it is heard."""
+_FETCH_TIMEOUT_S = 30.0
+
+logger = logging.get_logger(__name__)
+
+
+class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is untyped here
+    """Audio in, text out.
+
+    A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, or a mapping with ``raw`` or
+    ``array`` and ``sampling_rate``, or with ``bytes`` or ``path``, as data sets that do not decode have them; or a
+    list of these.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
+        if tokenizer is not None and tokenizer.pad_token_id is None:
+            # transformers makes no batches without one, though nothing is padded with it.
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.end_token_id)
+        super().__init__(model, tokenizer=tokenizer, **kwargs)
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Transcribe.
+
+        Args:
+            inputs: a recording or a list of them; data sets and generators give an iterator of results.
+            kwargs: ``batch_size``: recordings that are heard together, 1 by default. ``return_timestamps``: ``"word"``,
+                which needs a CTC head, or True for pieces of speech. ``max_new_tokens``, ``num_beams``, ``ctc_weight``:
+                in place of the model's own, also in a mapping ``generate_kwargs``. ``chunk_length_s``,
+                ``stride_length_s`` are taken and change nothing: long recordings are split at silences.
+
+        Returns:
+            ``{"text": …}``, with timestamps also ``"chunks": [{"text": …, "timestamp": (start_s, end_s)}, …]``.
+
+        Raises:
+            UserError: a recording cannot be used, or an argument is not known or not possible.
+        """
+        if isinstance(inputs, list | tuple):
+            # transformers looks at the first of a list, whether there is one or not.
+            return super().__call__(list(inputs), **kwargs) if len(inputs) else []
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        return_timestamps: str | bool | None = None,
+        chunk_length_s: float | None = None,
+        stride_length_s: Any = None,
+        generate_kwargs: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        forward: dict[str, Any] = {}
+        postprocess: dict[str, Any] = {}
+        if return_timestamps is not None:
+            if return_timestamps not in (True, False, "word"):
+                raise UserError(
+                    f"return_timestamps={return_timestamps!r}: choose 'word', True (pieces of speech), or False"
+                )
+            if return_timestamps == "word" and self.model.ctc_head is None:
+                raise UserError(
+                    "return_timestamps='word' needs a CTC head, which this model has not; choose True for the times of "
+                    "pieces of speech"
+                )
+            forward["word_timestamps"] = return_timestamps == "word"
+            postprocess["return_timestamps"] = return_timestamps
+        settings |= generate_kwargs or {}
+        unknown = sorted(settings.keys() - GenerationConfig.model_fields.keys())
+        if unknown:
+            raise UserError(
+                f"{', '.join(unknown)}: no argument of this pipeline; it takes batch_size, return_timestamps, "
+                f"chunk_length_s and {', '.join(GenerationConfig.model_fields)}"
+            )
+        if settings:
+            forward["settings"] = self._generation(settings)
+        return {}, forward, postprocess
+
+    def _generation(self, settings: Mapping[str, Any]) -> GenerationConfig:
+        """The model's settings with some replaced."""
+        try:
+            return GenerationConfig(**{**self.model.config.generation, **settings})
+        except ValidationError as error:
+            raise UserError(f"generation settings: {problems(error)}") from error
+
+    def preprocess(self, recording: Any) -> dict[str, Any]:
+        """Decode, down-mix, resample: ``waveform [S]`` at 16 kHz.
+
+        An array and no tensor, since transformers would pad tensors in a batch, without a word of their lengths.
+        """
+        return {"waveform": _waveform(recording).numpy()}
+
+    def _forward(
+        self, inputs: dict[str, Any], word_timestamps: bool = False, settings: GenerationConfig | None = None
+    ) -> dict[str, Any]:
+        given = inputs["waveform"]
+        waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
+        recogniser = Recogniser(self.model, self.tokenizer, generation=settings)
+        heard = recogniser.transcribe(waveforms, word_timestamps=word_timestamps)
+        return {"transcription": heard if isinstance(given, list) else heard[0]}
+
+    def postprocess(self, outputs: dict[str, Any], return_timestamps: str | bool = False) -> dict[str, Any]:
+        """The text, and the times that were asked for."""
+        transcription = outputs["transcription"]
+        if transcription.truncated:
+            logger.warning("a transcript was cut at max_new_tokens; raise it, if the speech went on")
+        result: dict[str, Any] = {"text": transcription.text}
+        if return_timestamps:
+            spoken = [segment for segment in transcription.segments if segment.text]
+            pieces = [word for segment in spoken for word in segment.words] if return_timestamps == "word" else spoken
+            result["chunks"] = [{"text": piece.text, "timestamp": (piece.start_s, piece.end_s)} for piece in pieces]
+        return result
+
+
+def _waveform(recording: Any) -> torch.Tensor:
+    """Any form of a recording as a waveform ``[S]``.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if isinstance(recording, Mapping):
+        samples = next((recording[key] for key in ("raw", "array") if recording.get(key) is not None), None)
+        if samples is not None:
+            rate = recording.get("sampling_rate")
+            if isinstance(rate, bool) or not isinstance(rate, Integral):
+                raise UserError(f"sampling_rate is {rate!r} beside the samples; give a whole number of Hz")
+            return _from_samples(samples, int(rate))
+        recording = next((recording[key] for key in ("bytes", "path") if recording.get(key) is not None), recording)
+    if isinstance(recording, bytes | bytearray):
+        return load_audio(bytes(recording), max_duration_s=MAX_DURATION_S)
+    if isinstance(recording, str) and recording.startswith(("http://", "https://")):
+        return load_audio(_fetched(recording), max_duration_s=MAX_DURATION_S, name=recording)
+    if isinstance(recording, str | Path):
+        return load_audio(Path(recording), max_duration_s=MAX_DURATION_S)
+    if isinstance(recording, np.ndarray | torch.Tensor):
+        return _from_samples(recording, SAMPLE_RATE)
+    raise UserError(
+        f"a recording of the type {type(recording).__name__} was given; give a path, a URL, the bytes of a file, an "
+        "array of samples at 16,000 Hz, or a mapping with 'raw' or 'array' and 'sampling_rate', or with 'bytes' or "
+        "'path'"
+    )
+
+
+def _from_samples(samples: Any, rate: int) -> torch.Tensor:
+    return waveform_of(torch.as_tensor(samples), rate, max_duration_s=MAX_DURATION_S, name="samples")
+
+
+def _fetched(url: str) -> bytes:
+    from huggingface_hub.utils import httpx
+
+    try:
+        answer = httpx.get(url, follow_redirects=True, timeout=_FETCH_TIMEOUT_S).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(f"{url}: cannot be fetched: {str(error).splitlines()[0]}") from error
+    return bytes(answer.content)

@@ -1,0 +1,140 @@
+"""Subtitles: words in time -> cues that can be read, as SubRip (.srt) or WebVTT (.vtt)."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tiny_audio.inference.transcriber import Segment
+from tiny_audio.inference.word_times import Word
+
+LINE_CHARACTERS, LINES = 42, 2
+LONGEST_S, SHORTEST_S = 7.0, 1.0
+"""A cue; a short one stays on for the second where the next one leaves it the time."""
+_SENTENCE_END = re.compile(r"[.?!…][\"'”’)]*$")
+_PAUSE_S = 0.7
+"""Of the speaker: after it, the next cue begins."""
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What stands on the screen, and when."""
+
+    start_s: float
+    end_s: float
+    text: str
+    """Lines, at most two of them; only a word that is longer than a line makes a longer one."""
+
+
+def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
+    """Cues of a recording, in order, none overlapping the next.
+
+    Args:
+        segments: of one recording. Where their words are not timed, each word gets its share of the segment by length.
+        each_word: a cue for every word.
+    """
+    found: list[Cue] = []
+    for segment in segments:
+        words = segment.words or _spread(segment)
+        found += (
+            Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in _groups(words, 1 if each_word else None)
+        )
+    # A word without time of its own gets a millisecond, and pushes what comes after it on.
+    for index, cue in enumerate(found[1:], start=1):
+        earliest = found[index - 1].start_s + 0.001
+        if cue.start_s < earliest:
+            found[index] = Cue(earliest, max(cue.end_s, earliest), cue.text)
+    return [
+        _shown(cue, found[index + 1].start_s if index + 1 < len(found) else None) for index, cue in enumerate(found)
+    ]
+
+
+def as_srt(shown: Sequence[Cue]) -> str:
+    """The text of a .srt file."""
+    return "\n".join(
+        f"{number}\n{_time(cue.start_s, ',')} --> {_time(cue.end_s, ',')}\n{_without_arrow(cue.text)}\n"
+        for number, cue in enumerate(shown, 1)
+    )
+
+
+def as_vtt(shown: Sequence[Cue]) -> str:
+    """The text of a .vtt file."""
+    blocks = (
+        f"{_time(cue.start_s, '.')} --> {_time(cue.end_s, '.')}\n{html.escape(cue.text, quote=False)}\n"
+        for cue in shown
+    )
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def _spread(segment: Segment) -> tuple[Word, ...]:
+    texts = segment.text.split()
+    per_character = (segment.end_s - segment.start_s) / max(1, sum(len(text) + 1 for text in texts))
+    words, position = [], segment.start_s
+    for text in texts:
+        end = position + per_character * (len(text) + 1)
+        words.append(Word(text, position, end, None))
+        position = end
+    return tuple(words)
+
+
+def _groups(words: Sequence[Word], size: int | None) -> Iterator[Sequence[Word]]:
+    """Words of one cue each."""
+    begin = 0
+    for index in range(1, len(words) + 1):
+        if index < len(words):
+            together = words[begin : index + 1]
+            fits = (
+                _num_lines(together) <= LINES
+                and words[index].end_s - words[begin].start_s <= LONGEST_S
+                and words[index].start_s - words[index - 1].end_s < _PAUSE_S
+                and not _SENTENCE_END.search(words[index - 1].text)
+                and (size is None or len(together) <= size)
+            )
+            if fits:
+                continue
+        if begin < index:
+            yield words[begin:index]
+        begin = index
+
+
+def _filled_lines(words: Sequence[Word], width: int) -> list[str]:
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 1 + len(word.text) <= width:
+            lines[-1] += f" {word.text}"
+        else:
+            lines.append(word.text)
+    return lines
+
+
+def _num_lines(words: Sequence[Word]) -> int:
+    return len(_filled_lines(words, LINE_CHARACTERS))
+
+
+def _lines(words: Sequence[Word]) -> str:
+    """As few lines as hold the words, of about the same length."""
+    number = _num_lines(words)
+    widths = range(max(len(word.text) for word in words), LINE_CHARACTERS + 1)
+    width = next((width for width in widths if len(_filled_lines(words, width)) <= number), LINE_CHARACTERS)
+    return "\n".join(_filled_lines(words, width))
+
+
+def _shown(cue: Cue, following_s: float | None) -> Cue:
+    """The cue, long enough to read and over before the next; times in whole milliseconds."""
+    end = max(cue.end_s, cue.start_s + SHORTEST_S)
+    if following_s is not None:
+        end = min(end, following_s)
+    # A parser takes a cue that ends when it begins for a mistake.
+    return Cue(cue.start_s, max(end, cue.start_s + 0.001), cue.text)
+
+
+def _time(seconds: float, mark: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"
+
+
+def _without_arrow(text: str) -> str:
+    return text.replace("-->", "→")

@@ -1,0 +1,1 @@
+"""``TinyAudioModel``: prompt, CTC head, splicing, decoding, drafts, processor and base weights."""

@@ -1,0 +1,52 @@
+"""How a model is saved and loaded: transformers' way, with every tensor in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tiny_audio.config import UserError
+from tiny_audio.model import base_weights
+from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.generation_file import read_generation, write_generation
+from tiny_audio.pretrained.parts import quiet
+
+
+class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
+    """A transformers model whose config has the fields ``base_weights``, ``generation`` and ``end_token_id``."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but every tensor must have its place, and what an export left out is fetched.
+
+        With ``output_loading_info``, keys that differ are told and not refused; only safetensors are read.
+
+        Raises:
+            UserError: a key is missing, unexpected or of another shape, or a base checkpoint cannot be read.
+        """
+        name, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        allows_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        settings = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
+        with quiet():  # transformers would list what is accounted for below
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
+        missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
+        info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)
+        model.config.base_weights = None
+        problems = dict(info) | ({"mismatched_keys": ()} if allows_shapes else {})
+        if not tells and (found := "; ".join(base_weights.key_problems(problems))):
+            raise UserError(
+                f"{name}: the weights are not exactly those of the model that config.json describes; {found}; "
+                "copy or export it again"
+            )
+        if name is not None:
+            model.config.generation = read_generation(str(name), model.config.generation, kwargs)
+        return (model, info) if tells else model
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As transformers', with the ``generation_config.json`` that tells how text is searched for."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        settings = GenerationConfig(**self.config.generation)
+        write_generation(settings, self.config.end_token_id, Path(save_directory))
+        super().save_pretrained(save_directory, **kwargs)

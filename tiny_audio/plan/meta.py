@@ -1,0 +1,115 @@
+"""A recipe's model without its data: every shape and name of the real one, on the meta device without weights too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from tiny_audio.decoders import DECODERS, SPECIAL_TOKENS, DecoderContext
+from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.pretrained.packing import VARLEN
+from tiny_audio.pretrained.parts import TransformersPartConfig
+from tiny_audio.pretrained.published import read_architecture
+from tiny_audio.projectors import PROJECTORS, ProjectorContext
+from tiny_audio.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tiny_audio.model.model import TinyAudioModel
+
+LETTERS = 28
+"""a to z, space, apostrophe: what is assumed of transcripts that have not been read."""
+
+_PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
+
+
+@dataclass(frozen=True)
+class MetaModel:
+    """A model without storage."""
+
+    model: TinyAudioModel
+    approximate: bool
+    """Whether sizes depend on a vocabulary that only transcripts can tell."""
+
+
+@dataclass(frozen=True)
+class _StandInTokenizer:
+    """The size of a tokenizer that is yet to be trained."""
+
+    size: int
+    pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int = 2
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
+    """The model that ``recipe`` would train.
+
+    Args:
+        recipe: a valid one.
+        prompt_tokens: how many ids the prompt has; the text of it needs the tokenizer.
+
+    Raises:
+        UserError: a part cannot be built, or its checkpoint is not in the shipped table and cannot be read.
+    """
+    approximate = recipe.ctc is not None or recipe.decoder.tokenizer is not None
+    parts = {"encoder": _portable(recipe.encoder), "decoder": _portable(recipe.decoder)}
+    return MetaModel(build_stand_in(recipe.model_copy(update=parts), torch.device("meta"), prompt_tokens), approximate)
+
+
+def build_stand_in(
+    recipe: Recipe, device: torch.device, prompt_tokens: int = 0, *, random_weights: bool = True
+) -> TinyAudioModel:
+    """A model of the recipe's shapes, without transcripts: a vocabulary that they would decide has a usual size.
+
+    Args:
+        recipe: a valid one.
+        device: where its tensors are made.
+        prompt_tokens: how many ids the prompt has.
+        random_weights: build checkpoints' architectures alone; otherwise their weights are read.
+
+    Raises:
+        UserError: a part cannot be built, or its checkpoint cannot be read.
+    """
+    from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+
+    def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+        return read_architecture(part) if random_weights else None
+
+    with torch.device(device):
+        encoder = ENCODERS.build(recipe.encoder, EncoderContext(architecture(recipe.encoder)))
+        decoder = DECODERS.build(
+            recipe.decoder, DecoderContext(_stand_in_tokenizer(recipe), architecture(recipe.decoder))
+        )
+        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, embedding_rms=1.0)
+        projector = PROJECTORS.build(recipe.projector, context)
+        config = TinyAudioConfig(
+            encoder={"name": recipe.encoder.name},
+            projector={"name": recipe.projector.name},
+            decoder={"name": recipe.decoder.name},
+            ctc_characters=[chr(97 + number) for number in range(LETTERS)] if recipe.ctc else None,
+            prompt_suffix_ids=[0] * prompt_tokens,
+        )
+        return TinyAudioModel(config, (encoder, projector, decoder))
+
+
+def _portable(part: _PartConfig) -> _PartConfig:
+    """As ``part``, without the attention that asks for another machine's packages; parameters do not depend on it."""
+    if part.attention != "flash_attention_2":
+        return part
+    return part.model_copy(update={"attention": VARLEN if VARLEN in part.attentions else "auto"})
+
+
+def _stand_in_tokenizer(recipe: Recipe) -> Any:
+    trained = recipe.decoder.tokenizer
+    if trained is not None:
+        return _StandInTokenizer(trained.vocab_size if trained.kind == "bpe" else LETTERS + len(SPECIAL_TOKENS))
+    if recipe.decoder.init == "pretrained":
+        return None  # its architecture says how many ids there are
+    from tiny_audio.decoders import load_tokenizer
+
+    return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -1,0 +1,1 @@
+"""Checkpoints in Hugging Face format -> parts: known architectures, weights, LoRA, packed rows."""

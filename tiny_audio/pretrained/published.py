@@ -1,0 +1,37 @@
+"""Architectures of well-known checkpoints, so that a recipe can be checked, shown and planned without a network."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.pretrained.parts import TransformersPartConfig, published_architecture
+
+
+def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+    """The transformers config of the part's checkpoint as this package knows it; None where it does not.
+
+    Only the main branch is known: another revision may be another model.
+    """
+    if part.init == "random" or part.revision is not None:
+        return None
+    known = _table().get(part.pretrained)
+    return None if known is None else dict(known)
+
+
+def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+    """As :func:`architecture`, and asks the checkpoint itself where that knows nothing; None for a random part.
+
+    Raises:
+        UserError: the checkpoint's config cannot be read.
+    """
+    return architecture(part) or published_architecture(part)
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    """``published.json``: hub id -> the fields of its config.json that shape the model."""
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text())
+    return table

@@ -1,0 +1,1 @@
+"""Files, devices, YAML, library noise and terminal columns. Nothing here is about speech."""
