@@ -1,4 +1,4 @@
-# make quickstart   set up .venv and train a recogniser from nothing (minutes)
+# make quickstart   set up .venv and train a recognizer from nothing (minutes)
 # make test         set up .venv and run the tests
 # make check        what CI runs: format, lint, types, tests
 # make benchmarks  start-up, memory, loading and training, each against a baseline (an hour)

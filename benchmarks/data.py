@@ -47,7 +47,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from tiny_audio.data.augmentation import AugmentationConfig
-from tiny_audio.data.clips import ClipSet, Labeler, PlannedBatches
+from tiny_audio.data.clips import ClipSet, PlannedBatches, TargetEncoder
 from tiny_audio.data.order import BatchingConfig
 from tiny_audio.decoders import DECODERS, build_tokenizer
 from tiny_audio.encoders import ENCODERS
@@ -123,10 +123,10 @@ def ours(folder: Path, cache: Path, epoch: int) -> tuple[int, float]:
     clips = gathered(folder, cache)
     decoder = DECODERS.entry("smollm3").config.tiny()
     tokenizer = build_tokenizer(decoder, clips.texts)
-    labeler = Labeler(tokenizer, tokenizer.eos_token_id, None, ENCODERS.entry("whisper").config.tiny())
+    target_encoder = TargetEncoder(tokenizer, tokenizer.eos_token_id, None, ENCODERS.entry("whisper").config.tiny())
     started = time.perf_counter()
     plan = clips.clips.plan(BatchingConfig(max_clips=BATCH), 0, epoch)
-    batches = PlannedBatches(clips.clips, plan, labeler, AugmentationConfig(), 60.0, 0, epoch)
+    batches = PlannedBatches(clips.clips, plan, target_encoder, AugmentationConfig(), 60.0, 0, epoch)
     count = 0
     for batch in DataLoader(batches, batch_size=None, sampler=range(len(plan)), num_workers=WORKERS):
         assert not batch.dropped, batch.dropped[0]

@@ -160,7 +160,7 @@ def measure(document: Document) -> int:
     """Peak bytes of three steps of training, from the machine alone."""
     import torch
 
-    from tiny_audio.data.clips import ClipSet, Labeler
+    from tiny_audio.data.clips import ClipSet, TargetEncoder
     from tiny_audio.recipe import Recipe
     from tiny_audio.sources import SOURCES, SourceContext
     from tiny_audio.training.loop import Trainer
@@ -183,8 +183,8 @@ def measure(document: Document) -> int:
     warm_up()
     baseline = 0 if on_gpu else status("VmRSS")
     model, tokenizer, vocabulary = build(recipe, "cuda" if on_gpu else "cpu")
-    labeler = Labeler(tokenizer, tokenizer.eos_token_id, vocabulary, recipe.encoder)
-    trainer = Trainer(recipe, model, clips, labeler, Path.cwd(), StopSignal(), Listener())
+    target_encoder = TargetEncoder(tokenizer, tokenizer.eos_token_id, vocabulary, recipe.encoder)
+    trainer = Trainer(recipe, model, clips, target_encoder, Path.cwd(), StopSignal(), Listener())
     # The peak starts anew: building a model has one of its own.
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

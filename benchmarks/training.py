@@ -6,7 +6,7 @@
 
 The plain loop takes a fixed number of random clips, pads them to the longest, and computes logits at every position,
 in fp32, as most training scripts do. Ours takes planned batches of clips of like length, and logits where there are
-labels. Everything else is one code: model, optimiser, clipping. Both take turns, step by step, so that a noisy machine
+labels. Everything else is one code: model, optimizer, clipping. Both take turns, step by step, so that a noisy machine
 disturbs them alike, and of each step the least disturbed of some rounds counts; read the ratios, not the seconds.
 
 The bound: first both take the same number of clips in each step. What can be gained then is arithmetic: steps of
@@ -136,7 +136,7 @@ class Bench:
         return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=-100, reduction="sum")
 
     def step(self, way: str, durations_s: Sequence[float]) -> float:
-        """Seconds of one optimiser step."""
+        """Seconds of one optimizer step."""
         batch = self.batch(durations_s)
         self._synchronize()
         started = time.perf_counter()
@@ -415,7 +415,7 @@ def main() -> int:
     durations_s = drawn_durations(arguments.manifest)
     bench = Bench(document_of(arguments, float(durations_s.max())), arguments.device, durations_s)
     bench.check_equal()
-    record = Record("Training: planned batches and labelled logits against a plain loop", arguments.output)
+    record = Record("Training: planned batches and labeled logits against a plain loop", arguments.output)
     sizes = {part: sum(tensor.numel() for tensor in getattr(bench.model, part).parameters()) for part in PARTS}
     record.say(
         "Random weights: "

@@ -11,7 +11,7 @@ takes a run of `recipes/quickstart.yaml` (or its `model` folder) and measures
 - word starts against espeak-ng's own word events;
 - 50 clips in which nobody speaks: what is written with the guards, and without;
 - guards on speech: whether they change any text, and what becomes of speech that is 40 dB softer;
-- silence before the first sound, which recordings have and synthesisers do not make;
+- silence before the first sound, which recordings have and synthesizers do not make;
 - whether a clip's text depends on what it shares a batch with.
 
 Needs espeak-ng (`pip install -e '.[synthetic]'`), and `pysubs2` and `webvtt-py` to validate subtitles.
@@ -40,7 +40,7 @@ from tiny_audio.audio.load import load_audio
 from tiny_audio.export import load_model, model_folder
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.filters import leveled
-from tiny_audio.inference.transcriber import Recogniser, Transcription
+from tiny_audio.inference.transcriber import Transcriber, Transcription
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
 
@@ -83,8 +83,8 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     return sum(one.errors for one in alignments) / sum(one.num_reference_words for one in alignments)
 
 
-def texts(recogniser: Recogniser, clips: Sequence[np.ndarray]) -> list[str]:
-    return [one.text for one in recogniser.transcribe([torch.from_numpy(clip) for clip in clips])]
+def texts(recognizer: Transcriber, clips: Sequence[np.ndarray]) -> list[str]:
+    return [one.text for one in recognizer.transcribe([torch.from_numpy(clip) for clip in clips])]
 
 
 def write_recording(path: Path, clips: Clips, seconds: float, noise_dbfs: float | None) -> int:
@@ -112,13 +112,13 @@ def transcribed(model: Path, audio: Path, *options: str) -> tuple[float, float]:
 
 
 def long_recording(
-    record: Record, model: Path, recogniser: Recogniser, clips: Clips, hours: float, folder: Path
+    record: Record, model: Path, recognizer: Transcriber, clips: Clips, hours: float, folder: Path
 ) -> None:
     short, long = folder / "short.flac", folder / "long.flac"
     num_short = write_recording(short, clips, hours * 600, ROOM_DBFS)
     used = write_recording(long, clips, hours * 3600, None)
     said = [text for _, text in clips[:used]]
-    one_by_one = texts(recogniser, [clip for clip, _ in clips[:used]])
+    one_by_one = texts(recognizer, [clip for clip, _ in clips[:used]])
     rows = {}
     for path, number in ((long, used), (short, num_short)):
         seconds, peak = transcribed(model, path, "--format", "json", "--output-dir", str(folder))
@@ -172,14 +172,14 @@ def subtitles(record: Record, model: Path, audio: Path, folder: Path) -> None:
     record.bar("webvtt-py reads every word from the .vtt", in_vtt == ours)
 
 
-def word_starts(record: Record, recogniser: Recogniser, folder: Path) -> None:
+def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
     subprocess.run(
         [sys.executable, str(Path(__file__).with_name("spoken_words.py")), str(folder), str(NUM_TIMED), "7"], check=True
     )
     rows = [json.loads(line) for line in (folder / "words.jsonl").read_text().splitlines()]
-    clips = [load_audio(folder / row["audio_filepath"], max_duration_s=recogniser.whole_s) for row in rows]
+    clips = [load_audio(folder / row["audio_filepath"], max_duration_s=recognizer.whole_s) for row in rows]
     errors, right = [], 0
-    for row, heard in zip(rows, recogniser.transcribe(clips, word_timestamps=True), strict=True):
+    for row, heard in zip(rows, recognizer.transcribe(clips, word_timestamps=True), strict=True):
         if heard.text == row["text"]:
             right += 1
             words = heard.segments[0].words or ()
@@ -208,7 +208,7 @@ def nothing_said() -> dict[str, list[np.ndarray]]:
     def at_some_level(wave: np.ndarray) -> np.ndarray:
         return (wave / np.abs(wave).max() * 10 ** (rng.uniform(-50, -3) / 20)).astype(np.float32)
 
-    def coloured(slope: float) -> np.ndarray:
+    def colored(slope: float) -> np.ndarray:
         spectrum = np.fft.rfft(rng.standard_normal(len(seconds())))
         return np.fft.irfft(spectrum * np.maximum(np.arange(len(spectrum)), 1.0) ** -slope)
 
@@ -230,14 +230,14 @@ def nothing_said() -> dict[str, list[np.ndarray]]:
     return {
         "digital silence": [np.zeros_like(seconds(), dtype=np.float32) for _ in range(5)],
         "dither of one 16-bit step": dither,
-        "white noise": [at_some_level(coloured(0.0)) for _ in range(15)],
-        "pink noise": [at_some_level(coloured(0.5)) for _ in range(5)],
+        "white noise": [at_some_level(colored(0.0)) for _ in range(15)],
+        "pink noise": [at_some_level(colored(0.5)) for _ in range(5)],
         "one tone": [at_some_level(np.sin(2 * np.pi * rng.uniform(100, 3000) * seconds())) for _ in range(5)],
         "melodies in chords": [at_some_level(melody()) for _ in range(15)],
     }
 
 
-def no_words(record: Record, guarded: Recogniser, raw: Recogniser) -> None:
+def no_words(record: Record, guarded: Transcriber, raw: Transcriber) -> None:
     rows, invented = [], 0
     for kind, clips in nothing_said().items():
         with_guards = guarded.transcribe([torch.from_numpy(clip) for clip in clips])
@@ -257,7 +257,7 @@ def reasons(heard: Transcription) -> list[str]:
     return [segment.suppressed for segment in heard.segments if segment.suppressed is not None]
 
 
-def speech_kept(record: Record, guarded: Recogniser, raw: Recogniser, clips: Clips) -> None:
+def speech_kept(record: Record, guarded: Transcriber, raw: Transcriber, clips: Clips) -> None:
     waves, said = [wave for wave, _ in clips], [text for _, text in clips]
     plain, heard = texts(raw, waves), guarded.transcribe([torch.from_numpy(wave) for wave in waves])
     kept = [one.text for one in heard]
@@ -292,7 +292,7 @@ def speech_kept(record: Record, guarded: Recogniser, raw: Recogniser, clips: Cli
     record.bar("100 sentences have the same text alone as among 400", alone == kept[:100])
 
 
-def silence_before(record: Record, guarded: Recogniser, clips: Clips) -> None:
+def silence_before(record: Record, guarded: Transcriber, clips: Clips) -> None:
     said, rates = [text for _, text in clips], {}
     for milliseconds in (0, *SILENCES_MS):
         silence = np.zeros(milliseconds * SAMPLE_RATE // 1000, dtype=np.float32)
@@ -331,7 +331,7 @@ def main() -> int:
     record = Record("Transcription: long recordings, word times, guards", arguments.output)
     folder = model_folder(arguments.model)
     model, tokenizer = load_model(folder)
-    guarded, raw = Recogniser(model, tokenizer), Recogniser(model, tokenizer, guard=False)
+    guarded, raw = Transcriber(model, tokenizer), Transcriber(model, tokenizer, guard=False)
     clips = sentences(int(arguments.hours * 1100) + NUM_SPOKEN, 40)
     with tempfile.TemporaryDirectory() as place:
         long_recording(record, folder, guarded, clips, arguments.hours, Path(place))

@@ -39,7 +39,7 @@ def test_training(tmp_path: Path) -> None:
     assert "times the audio, at least 2.5" in printed
     assert "from manifest.jsonl" in printed
     text = page.read_text()
-    assert text.startswith("# Training: planned batches and labelled logits against a plain loop\n\nMeasured on 20")
+    assert text.startswith("# Training: planned batches and labeled logits against a plain loop\n\nMeasured on 20")
     assert printed.strip() in text
 
 

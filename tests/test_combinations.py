@@ -163,7 +163,7 @@ def check(names: Names, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2 and parameter.requires_grad:
-                nn.init.normal_(parameter, std=0.2)  # as initialised, a small model repeats one token
+                nn.init.normal_(parameter, std=0.2)  # as initialized, a small model repeats one token
         check_invariance(model.eval(), tokenizer)
         check_reload(model, folder)
 

@@ -149,7 +149,7 @@ def test_a_part_imports_its_contract_and_private_modules_only(name: str) -> None
     assert not {top(imported) for imported in own_imports(name)} & kinds, "a part knows no other kind of part"
 
 
-def travelling() -> set[str]:
+def traveling() -> set[str]:
     """All that an export may bundle: what the model reaches, and every part."""
     waiting = {
         "model.model",
@@ -166,7 +166,7 @@ def travelling() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(travelling()))
+@pytest.mark.parametrize("name", sorted(traveling()))
 def test_what_travels_needs_little(name: str) -> None:
     def foreign(*, functions: bool) -> set[str]:
         found = {module.split(".")[0] for module in imports(modules()[name], functions=functions, types=False)}

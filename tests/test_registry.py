@@ -81,9 +81,9 @@ def test_register_gives_the_builder_back() -> None:
 
 
 def test_build_passes_config_and_context() -> None:
-    part = make().build(ConvConfig(stride=2), "neighbours")
+    part = make().build(ConvConfig(stride=2), "neighbors")
     assert part.config == ConvConfig(stride=2)
-    assert part.context == "neighbours"
+    assert part.context == "neighbors"
 
 
 def test_registries_share_nothing() -> None:

@@ -19,7 +19,7 @@ DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
 
 app = typer.Typer(
     name="tiny-audio",
-    help="Build speech recognisers out of swappable parts: encoder, projector, decoder.",
+    help="Build speech recognizers out of swappable parts: encoder, projector, decoder.",
     epilog="Start here: tiny-audio run recipes/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -71,16 +71,16 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     folder = output_dir or Path("runs") / f"{recipe.stem}-{loaded.run_id()}"
-    from tiny_audio.commands.console import ConsoleWatcher
+    from tiny_audio.commands.console import ConsoleCallback
     from tiny_audio.commands.run import Run
     from tiny_audio.training.world import launched_first
 
-    with ConsoleWatcher(loaded.training.steps) as watcher:
+    with ConsoleCallback(loaded.training.steps) as callback:
         if launched_first():
-            watcher.note(f"run {loaded.run_id()} in {folder}")
-        report = Run(loaded, recipe.stem, folder, watcher).complete()
+            callback.note(f"run {loaded.run_id()} in {folder}")
+        report = Run(loaded, recipe.stem, folder, callback).complete()
         if report is not None:
-            watcher.finish(report, folder)
+            callback.finish(report, folder)
 
 
 @app.command()

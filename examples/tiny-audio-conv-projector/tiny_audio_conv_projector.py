@@ -12,11 +12,11 @@ from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig
 
 
 class StridedConvConfig(ProjectorConfig):
-    """Strided convolution: a window that slides over neighbouring frames, then two linear layers."""
+    """Strided convolution: a window that slides over neighboring frames, then two linear layers."""
 
     name: Literal["strided_conv"] = "strided_conv"
     stride: PositiveInt = 5
-    """Encoder frames per embedding; the window is twice as long, so neighbours overlap by half."""
+    """Encoder frames per embedding; the window is twice as long, so neighbors overlap by half."""
     hidden_dim: PositiveInt = 1024
     """Channels of the convolution."""
 

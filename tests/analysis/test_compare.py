@@ -165,7 +165,7 @@ def test_a_crippled_run_is_called_worse_and_a_mended_one_better(variant: Callabl
 
 
 def test_what_chance_explains_is_not_called_different(variant: Callable[..., Path]) -> None:
-    """Four sentences that differ, all in favour of one: p is 0.125."""
+    """Four sentences that differ, all in favor of one: p is 0.125."""
     folders = [variant("good"), variant("slightly_worse", wrong(every=12))]
     (difference,) = only(compare_folders(folders))["differences"]
     assert difference["difference"] > 0
@@ -192,7 +192,7 @@ def test_speakers_are_resampled_whole_where_the_runs_were_scored_so(variant: Cal
     folders = [variant("good", **scored_so), variant("bad", wrong(every=2), **scored_so)]
     entry = only(compare_folders(folders))
     assert (entry["group_by"], entry["num_groups"]) == ("speaker", 3)
-    # Three speakers, all in favour of one: a coin shows one face three times in a row, either, once in 4 times.
+    # Three speakers, all in favor of one: a coin shows one face three times in a row, either, once in 4 times.
     assert entry["differences"][0]["p_value"] == pytest.approx(0.25, abs=0.02)
     assert entry["differences"][0]["verdict"] == "no difference shown"
     assert "3 groups by speaker, resampled whole" in comparison_table(compare_folders(folders))

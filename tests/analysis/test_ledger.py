@@ -25,13 +25,13 @@ from tiny_audio.data.clips import Batch
 from tiny_audio.export.card import model_card
 from tiny_audio.plan import plan_recipe
 from tiny_audio.plan._hardware import GPUS, gpu_reported_as
-from tiny_audio.plan._step import Shape, rehearse
+from tiny_audio.plan._step import Shape, dry_run
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.recipe import ExecutionConfig, Recipe, TrainingConfig
 from tiny_audio.training import checkpoint
 from tiny_audio.training.checkpoint import Progress
 from tiny_audio.training.host import Host, measured_peak, nvml_meter, peak_resident_bytes
-from tiny_audio.training.ledger import Amounts, Beside, Ledger, added
+from tiny_audio.training.ledger import Amounts, Ledger, Overhead, added
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.world import World
@@ -175,7 +175,7 @@ def test_meters_of_two_real_processes(document: Document, tmp_path: Path) -> Non
 
 def test_what_one_process_does_after_training_is_added() -> None:
     clock, readings = Clock(), iter([1000.0, 1300.0, 1350.0])
-    beside = Beside(host(joules=lambda: next(readings)), clock)
+    beside = Overhead(host(joules=lambda: next(readings)), clock)
     clock.now += 6.0
     export = beside.took()
     assert export == {"beside_s": 6.0, "measured_j": 300.0, "rated_j": 0.0}
@@ -199,7 +199,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 @pytest.mark.parametrize(("seconds", "text_share"), [(0.9, 1.0), (2.3, 1.0), (6.0, 0.5), (7.7, 2.0), (10.0, 1.0)])
 def test_work_is_what_a_rehearsal_counts(recipe: Recipe, seconds: float, text_share: float) -> None:
-    exact = rehearse(recipe, Shape(1, seconds), "cpu", text_share)
+    exact = dry_run(recipe, Shape(1, seconds), "cpu", text_share)
     flops = sum(sum(counts.values()) for counts in exact.flops.values())
     assert work_of(recipe, "cpu").flops([seconds], [exact.num_tokens]) == pytest.approx(flops, rel=0.03)
 
@@ -312,7 +312,7 @@ def test_every_figure_says_how_it_is_known() -> None:
         "padding": ("3.0%", "of the audio in batches"),
         "waiting for data": ("0.4%", "of the time of steps"),
         "work": ("2.25 EFLOPs", "counted as tiny-audio plan does, without padding"),
-        "utilisation": ("41.2%", "of the peak, 150 TFLOPS (table, a40)"),
+        "utilization": ("41.2%", "of the peak, 150 TFLOPS (table, a40)"),
         "peak memory": ("26.00 GiB", "of the GPU, as PyTorch's allocator counts"),
         "time": (
             "10.0 h",
@@ -328,7 +328,7 @@ def test_every_figure_says_how_it_is_known() -> None:
     ("changes", "what", "expected"),
     [
         ({"flops": None}, "work", ("not known", "the model could not be rehearsed")),
-        ({"utilization": None}, "utilisation", ("not known", "without the work")),
+        ({"utilization": None}, "utilization", ("not known", "without the work")),
         ({"memory_of": "process"}, "peak memory", ("26.00 GiB", "resident, of the training process")),
         (
             {"occupied_hours": 0.05, "step_hours": 0.05},

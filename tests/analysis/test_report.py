@@ -188,7 +188,7 @@ def test_everything_is_there(html):
         "note –",
         "wall time 9 h 18 min",
         "padding share 7.10 %",
-        "utilisation 41.2% of the peak, 150 TFLOPS (table, a40)",
+        "utilization 41.2% of the peak, 150 TFLOPS (table, a40)",
         "cost $4.40 $0.44 an hour (rough, from the table)",
     ):
         assert text in page.words, text

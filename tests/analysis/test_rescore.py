@@ -289,9 +289,9 @@ def test_numbers_that_become_one_word_are_said(write: Write) -> None:
     )
     found = rescore([path])
     assert (found.summary["glued_references"], only(found)["num_reference_words"]) == (1, 4)
-    assert "mind: this normaliser makes one word of the numbers of 1 references" in rescore_table(found)
+    assert "mind: this normalizer makes one word of the numbers of 1 references" in rescore_table(found)
     page = render_targets(found.summary, found.rows, found.alignments, audio_reader([path]))
-    assert "This normaliser makes one word of the numbers of 1 references" in page
+    assert "This normalizer makes one word of the numbers of 1 references" in page
     assert rescore([path], normalizer_name="lower").summary["glued_references"] == 0
 
 
@@ -355,7 +355,7 @@ def test_the_command(with_sound: tuple[Path, Path], tmp_path: Path, capsys: pyte
     assert summary["cost"] == "sclite"
     assert page.read_text().startswith("<!doctype html>")
     assert main(["rescore", one]) == 0
-    assert "normaliser whisper_english" in capsys.readouterr().out
+    assert "normalizer whisper_english" in capsys.readouterr().out
     assert main(["rescore", one, "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert f"there is no folder {tmp_path / 'no'}; make it first" in capsys.readouterr().err
     assert main(["rescore", str(tmp_path / "no.jsonl")]) == 2

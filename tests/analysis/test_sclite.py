@@ -31,7 +31,7 @@ def edits(references: Sequence[str], hypotheses: Sequence[str]) -> list[str]:
 
 
 def texts_of(name: str) -> list[list[str]]:
-    """References and two systems' hypotheses, normalised when the file was made."""
+    """References and two systems' hypotheses, normalized when the file was made."""
     given_texts: list[list[str]] | None = GOLDEN["sets"][name]["texts"]
     if given_texts is not None:
         return given_texts

@@ -77,7 +77,7 @@ def test_one_variant_against_itself() -> None:
 
 
 def test_few_sentences_that_differ_prove_little() -> None:
-    """4 of 120, all in favour of one: a coin shows one face 4 times in a row, either, once in 8 times."""
+    """4 of 120, all in favor of one: a coin shows one face 4 times in a row, either, once in 8 times."""
     baseline, other = np.ones((1, 120), dtype=int), np.ones((1, 120), dtype=int)
     other[0, :4] = 0
     assert difference_p_value(baseline, other, WORDS) == pytest.approx(0.125, abs=0.01)
@@ -133,7 +133,7 @@ def test_a_family_of_a_thousand_can_show_something() -> None:
 
 @pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
 def test_beyond_the_draws_the_p_value_is_no_smaller_than_the_exact_one(num_sentences: int) -> None:
-    """All in favour of one: exactly, a coin that shows one face every time, either."""
+    """All in favor of one: exactly, a coin that shows one face every time, either."""
     words = np.full(200, 6)
     baseline, other = np.ones((1, 200), dtype=int), np.ones((1, 200), dtype=int)
     other[0, :num_sentences] = 0

@@ -131,7 +131,7 @@ def test_no_audio_at_all(tmp_path: Path) -> None:
     text.write_text("this is a letter, not a recording\n")
     nothing = tmp_path / "nothing.wav"
     nothing.touch()
-    refused(text, "undecodable", "text.wav: not an audio file that can be decoded: ", "ormat not recognised")
+    refused(text, "undecodable", "text.wav: not an audio file that can be decoded: ", "ormat not recognized")
     refused(nothing, "empty", "nothing.wav: a file of 0 bytes")
     refused(b"", "empty", "audio of 0 bytes: a file of 0 bytes")
     refused(tmp_path, "not_a_file", f"{tmp_path}: a folder, not an audio file")

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from tiny_audio.analysis.report._scatter import name_heights
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.cli import main
 from tiny_audio.commands.bench._measure import peak_bytes, random_frames
-from tiny_audio.commands.bench.analysis import Outcome, Scoring, analyse
+from tiny_audio.commands.bench.analysis import Outcome, Scoring, analyze
 from tiny_audio.commands.bench.command import Options, benchmark_projectors
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.tables import results_table, timings_table
-from tiny_audio.commands.bench.timing import Effort, Neighbours, time_projectors
+from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 from tiny_audio.commands.bench.units import Budget, CachedMaterial, WaveformMaterial, place, train
 from tiny_audio.commands.bench.variants import Variant, Variants, read_variants
@@ -145,7 +146,7 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
         "swiglu:hidden_dim=64+stack=4,transformer:dim=32+num_heads=4+num_layers=1+feedforward_dim=64"
     ).compared
     effort = Effort(durations_s=(1.0,), batch_sizes=(2,), max_time_s=0.01)
-    measured = time_projectors(variants, Neighbours(in_dim=32, out_dim=48), effort, "cpu")
+    measured = time_projectors(variants, Neighbors(in_dim=32, out_dim=48), effort, "cpu")
     assert "4 passed" in capfd.readouterr().err
     assert measured["versions"]["pytest-benchmark"]
     forward, both, attention, _ = measured["cases"]
@@ -169,9 +170,9 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     assert "32 → 48 channels at 50 frames/s, fp32, cpu" in table[-1]
 
 
-def test_neighbours_come_from_the_recipe(document: Document, write_recipe: Callable[..., Path]) -> None:
+def test_neighbors_come_from_the_recipe(document: Document, write_recipe: Callable[..., Path]) -> None:
     recipe = load_recipe(write_recipe(document))
-    found = Neighbours.of(recipe)
+    found = Neighbors.of(recipe)
     assert (found.frame_rate, found.precision) == (50.0, "fp32")
     assert found.in_dim == recipe.encoder.overrides["d_model"]
     assert found.out_dim == recipe.decoder.overrides["hidden_size"]
@@ -180,19 +181,19 @@ def test_neighbours_come_from_the_recipe(document: Document, write_recipe: Calla
 @pytest.mark.parametrize("field", ["hidden_dim=99999999999", "hidden_dim=9999999999999999"])
 def test_a_projector_that_no_memory_holds_is_refused(field: str) -> None:
     with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; shrink its sizes$"):
-        time_projectors(read_variants(f"swiglu:{field}").compared, Neighbours(), Effort(max_time_s=0.0))
+        time_projectors(read_variants(f"swiglu:{field}").compared, Neighbors(), Effort(max_time_s=0.0))
 
 
 def test_a_length_that_is_too_short_is_refused() -> None:
     with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, and swiglu stack=9 needs 9")):
-        time_projectors(read_variants("swiglu:stack=9").compared, Neighbours(), Effort(durations_s=(0.1,)), "cpu")
+        time_projectors(read_variants("swiglu:stack=9").compared, Neighbors(), Effort(durations_s=(0.1,)), "cpu")
 
 
 def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name))
     with pytest.raises(UserError, match=re.escape("bench needs pytest_benchmark; pip install 'tiny-audio[bench]'")):
-        time_projectors(read_variants("swiglu").compared, Neighbours(), Effort(), "cpu")
+        time_projectors(read_variants("swiglu").compared, Neighbors(), Effort(), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -245,9 +246,9 @@ def gathered(recipe: Any) -> ClipSet:
 def built(home: Path, *overrides: str) -> tuple[Any, ClipSet, Any, Any]:
     recipe = load_recipe(home / "recipe.yaml", overrides)
     clips = gathered(recipe)
-    model, _, labeler = assemble(recipe, clips, StartingPoint(recipe.training.init_from))
+    model, _, target_encoder = assemble(recipe, clips, StartingPoint(recipe.training.init_from))
     place(model, recipe, torch.device("cpu"))
-    return recipe, clips, model, labeler
+    return recipe, clips, model, target_encoder
 
 
 def test_features_are_the_encoder_s_own_frames(home: Path, tmp_path: Path) -> None:
@@ -335,13 +336,15 @@ def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> N
     """The decoder's losses, since a CTC head that trains has no part in them."""
     curves = []
     for cached in (True, False):
-        recipe, clips, model, labeler = built(home, "execution.log_every=1", "training.steps=6")
+        recipe, clips, model, target_encoder = built(home, "execution.log_every=1", "training.steps=6")
         material: Any = WaveformMaterial(clips, {})
         if cached:
             cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
             material = CachedMaterial(cache.get(clips), {})
         material.prepare(model)
-        trained = train(model, recipe, lambda epoch: material.epoch(model, recipe, labeler, epoch), Budget(steps=6))  # noqa: B023
+
+        epoch_batches = partial(material.epoch, model, recipe, target_encoder)
+        trained = train(model, recipe, epoch_batches, Budget(steps=6))
         assert trained.steps == 6
         curves.append([loss for _, loss in trained.curve])
     # Gradients are clipped together with those of the head, where it trains, so later steps drift apart.
@@ -353,18 +356,20 @@ def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> N
 def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_path: Path) -> None:
     orders = []
     for projector in ("swiglu", "conv"):
-        recipe, clips, model, labeler = built(home, f"projector={projector}", "training.seed=3")
+        recipe, clips, model, target_encoder = built(home, f"projector={projector}", "training.seed=3")
         cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
-        batches = CachedMaterial(cache.get(clips), {}).epoch(model, recipe, labeler, 1)
+        batches = CachedMaterial(cache.get(clips), {}).epoch(model, recipe, target_encoder, 1)
         orders.append([[row.tolist() for row in batch.targets] for batch in batches])
     assert orders[0] == orders[1]
     assert sum(map(len, orders[0])) == 24
 
 
 def test_a_budget_of_seconds_is_kept(home: Path, tmp_path: Path) -> None:
-    recipe, clips, model, labeler = built(home, "training.steps=1000")
+    recipe, clips, model, target_encoder = built(home, "training.steps=1000")
     material = CachedMaterial(FeatureCache(model, recipe, tmp_path, lambda note: None).get(clips), {})
-    trained = train(model, recipe, lambda epoch: material.epoch(model, recipe, labeler, epoch), Budget(seconds=0.5))
+    trained = train(
+        model, recipe, lambda epoch: material.epoch(model, recipe, target_encoder, epoch), Budget(seconds=0.5)
+    )
     assert trained.steps > 1
     assert 0.5 <= trained.wall_s < 5
 
@@ -544,7 +549,7 @@ def outcome(label: str, error_rates: list[float], control: Any = None, seed: int
 
 
 def verdicts(*outcomes: Outcome) -> dict[str, str]:
-    found = analyse(outcomes, outcomes[0].label, Scoring(normalizer("lower"), 500, None))
+    found = analyze(outcomes, outcomes[0].label, Scoring(normalizer("lower"), 500, None))
     return {row["label"]: row["verdict"] for row in found["comparisons"]}
 
 
@@ -571,11 +576,11 @@ def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
     others = [outcome(f"v{number}", [0.21, 0.2, 0.22], seed=number) for number in range(2, 5)]
     again = outcome("again", [0.21, 0.22, 0.2], "again", seed=9)
     crippled = outcome("crippled", [0.9, 0.91, 0.92], "crippled", seed=10)
-    found = analyse([base, *others, again, crippled], "base", Scoring(normalizer("lower"), 500, None))
+    found = analyze([base, *others, again, crippled], "base", Scoring(normalizer("lower"), 500, None))
     assert [control["held"] for control in found["controls"]] == [True, True]
     by_label = {row["label"]: row for row in found["comparisons"]}
     assert by_label["crippled"]["p_holm"] == pytest.approx(2 * by_label["crippled"]["p_value"])
-    blind = analyse(
+    blind = analyze(
         [base, outcome("crippled", [0.2, 0.22, 0.21], "crippled", seed=11)],
         "base",
         Scoring(normalizer("lower"), 500, None),

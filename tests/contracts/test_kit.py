@@ -165,7 +165,7 @@ def replaced(part: Any, method: str, change: Change) -> None:
     setattr(part, method, lambda *args, **kwargs: change(original, *args, **kwargs))
 
 
-def normalises_over_the_batch(part: Encoder, config: EncoderConfig) -> None:
+def normalizes_over_the_batch(part: Encoder, config: EncoderConfig) -> None:
     def change(encode: Change, features: Frames) -> Frames:
         frames = encode(features)
         return replace(frames, values=frames.values + 1e-3 * features.values.std())
@@ -215,7 +215,7 @@ def always_drops_out(part: Encoder, config: EncoderConfig) -> None:
     replaced(part, "encode", change)
 
 
-def reads_its_neighbours(part: Any, config: EncoderConfig) -> None:
+def reads_its_neighbors(part: Any, config: EncoderConfig) -> None:
     """Packed rows without the lengths that tell them apart."""
     whole = {"cu_seq_lens_q": lambda given: given[[0, -1]]}
     if part.packs:
@@ -238,7 +238,7 @@ def never_drops_out(part: Any, config: EncoderConfig) -> None:
 @pytest.mark.parametrize(
     ("mistake", "check", "message"),
     [
-        (normalises_over_the_batch, "invariance", r"a clip of \d+ samples .*: values differ by up to .* of their RMS"),
+        (normalizes_over_the_batch, "invariance", r"a clip of \d+ samples .*: values differ by up to .* of their RMS"),
         (ignores_the_transform, "transform", r"the transform was called 0 times, not once"),
         (one_frame_too_many, "lengths", r"1 samples: config\.num_frames says 1, and encoder\.num_frames 2"),
         (wrong_rate, "lengths", r"frames\.rate 50\.0 is not frame_rate|a minute has .* and frame_rate says 40"),
@@ -246,7 +246,7 @@ def never_drops_out(part: Any, config: EncoderConfig) -> None:
         (forgets_a_weight, "save_load", r"saved and loaded, it puts out other frames"),
         (another_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
         (always_drops_out, "determinism", r"dropout: 0, and training mode changes the frames"),
-        (reads_its_neighbours, "packing", r"a clip of \d+ samples beside clips that are longer .*: values differ"),
+        (reads_its_neighbors, "packing", r"a clip of \d+ samples beside clips that are longer .*: values differ"),
         (never_drops_out, "determinism", r"dropout: 0\.5 changes nothing in training mode"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from contracts._registered import check_config, names, parts
 from tests.support.provider_server import KEY, Vendors, vendors
-from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Provider, ProviderConfig
+from tiny_audio.providers import PROVIDERS, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 from tiny_audio.registry import Entry
 from tiny_audio.testing import PROVIDER_CHECKS, check_provider
 
@@ -54,8 +54,8 @@ class Wrong(Provider):
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers
 
-    def transcribe(self, audio: bytes) -> Heard:
-        heard: Heard = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
+        heard: ProviderTranscript = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return heard
 
     def close(self) -> None:
@@ -65,12 +65,24 @@ class Wrong(Provider):
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        (["yes"], "transcribe gave a str, which is no Heard"),
-        ([Heard("yes ")], "there are blanks around the text 'yes '"),
-        ([Heard("a", (HeardWord("a", 1.0, 0.5),))], "the word 'a' from 1.0 to 0.5 s is not in its place"),
-        ([Heard("a", (HeardWord("a", 500.0, 700.0),))], "the word 'a' from 500.0 to 700.0 s is not in its place"),
-        ([Heard("a", (HeardWord("a", 0.0, 1.0, 97.0),))], "the word 'a' has the confidence 97.0; it goes from 0 to 1"),
-        ([Heard(""), Heard("a"), Heard("b")], "threads, it hears something else in the same clip"),
+        (["yes"], "transcribe gave a str, which is no ProviderTranscript"),
+        ([ProviderTranscript("yes ")], "there are blanks around the text 'yes '"),
+        (
+            [ProviderTranscript("a", (ProviderWord("a", 1.0, 0.5),))],
+            "the word 'a' from 1.0 to 0.5 s is not in its place",
+        ),
+        (
+            [ProviderTranscript("a", (ProviderWord("a", 500.0, 700.0),))],
+            "the word 'a' from 500.0 to 700.0 s is not in its place",
+        ),
+        (
+            [ProviderTranscript("a", (ProviderWord("a", 0.0, 1.0, 97.0),))],
+            "the word 'a' has the confidence 97.0; it goes from 0 to 1",
+        ),
+        (
+            [ProviderTranscript(""), ProviderTranscript("a"), ProviderTranscript("b")],
+            "threads, it hears something else in the same clip",
+        ),
     ],
 )
 def test_what_does_not_keep_it(

@@ -100,7 +100,7 @@ def test_steps_follow_each_other() -> None:
     assert rewrite(said, "remove_markers", "remove_fillers", name="lower") == "i'm here on monday"
 
 
-def test_a_name_alone_is_the_normaliser() -> None:
+def test_a_name_alone_is_the_normalizer() -> None:
     assert TargetText.of("whisper_english")("I'm UM here") == "i am here"
     assert str(TargetText.of("whisper_english")) == "data.target_text whisper_english"
     assert str(TargetText.of(TargetTextConfig(true_case=True))) == "data.target_text"

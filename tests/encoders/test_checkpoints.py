@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_family(tmp_path: Path, name: str) -> None:
          "parakeet: cannot read .*: .*'hidden_size' expected int"),
     ],
 )  # fmt: skip
-def test_a_damaged_config_of_a_whole_recogniser(tmp_path: Path, config: str, message: str) -> None:
+def test_a_damaged_config_of_a_whole_recognizer(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match=message):
         build("parakeet", tmp_path)

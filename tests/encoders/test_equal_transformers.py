@@ -100,12 +100,12 @@ def test_raw_audio(tmp_path: Path, name: str) -> None:
         assert_equal(encoder(audio, torch.tensor([audio.shape[1]])).values, wanted)
 
 
-def test_normalisation_changes_nothing_before_a_group_norm(tmp_path: Path) -> None:
+def test_normalization_changes_nothing_before_a_group_norm(tmp_path: Path) -> None:
     original("wavlm", **GROUP_NORM).save_pretrained(tmp_path)
     audio, lengths = batch(clips_of(1.0, 0.31))
     with torch.no_grad():
-        plain, normalised = (build("wavlm", tmp_path, normalize=value)(audio, lengths) for value in (False, True))
-    difference = (plain.values - normalised.values)[plain.mask()].abs().max()
+        plain, normalized = (build("wavlm", tmp_path, normalize=value)(audio, lengths) for value in (False, True))
+    difference = (plain.values - normalized.values)[plain.mask()].abs().max()
     assert float(difference) <= 1e-3 * float(plain.values[plain.mask()].pow(2).mean().sqrt())
 
 

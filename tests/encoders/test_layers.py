@@ -57,8 +57,8 @@ def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
         mask = torch.ones(values.shape[:2], dtype=torch.bool)
         return list(model(values, attention_mask=mask, output_hidden_states=True).hidden_states)
     clip = audio()[0]
-    normalised = (clip - clip.mean()) / torch.sqrt(clip.var(unbiased=False) + 1e-7)
-    return list(model(normalised, output_hidden_states=True).hidden_states)
+    normalized = (clip - clip.mean()) / torch.sqrt(clip.var(unbiased=False) + 1e-7)
+    return list(model(normalized, output_hidden_states=True).hidden_states)
 
 
 def test_a_layer_by_its_number(family: tuple[str, Any, Path]) -> None:

@@ -22,7 +22,7 @@ from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.evaluation.data import PRESETS, _preset, read_data
 from tiny_audio.evaluation.resolve import resolve_target
-from tiny_audio.providers import Heard, ProviderRefusedError
+from tiny_audio.providers import ProviderRefusedError, ProviderTranscript
 from tiny_audio.sources import SOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,7 +138,7 @@ def test_all_kinds_side_by_side(call: Output, server: Vendors, trained: Path, ct
     targets = [trained / "run", ctc_model, deepgram(server)]
     code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert code == 0, err
-    header, *table, normaliser = out.splitlines()
+    header, *table, normalizer = out.splitlines()
     assert header.split() == [
         *("set", "target", "WER", "95", "%", "interval", "CER", "sub", "del", "ins", "clips", "failed", "RTFx", "USD"),
     ]
@@ -151,7 +151,7 @@ def test_all_kinds_side_by_side(call: Output, server: Vendors, trained: Path, ct
     page = (tmp_path / "manifest.html").read_text()
     assert "MAPSSWE" in page
     assert page.count("tiny-wav2vec2") > 0
-    assert normaliser == "normaliser: whisper_english"
+    assert normalizer == "normalizer: whisper_english"
     assert all(folder.is_dir() for folder in (tmp_path / "run", tmp_path / "tiny-wav2vec2"))
     heard = rows_in(tmp_path / "tiny-wav2vec2" / "manifest")
     assert any(row["pred_text"] for row in heard)
@@ -276,13 +276,13 @@ def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeyp
     all_asked, calls = threading.Barrier(3), itertools.count()
 
     class Account:
-        def transcribe(self, audio: bytes) -> Heard:
+        def transcribe(self, audio: bytes) -> ProviderTranscript:
             number = next(calls)
             all_asked.wait(10)
             if number == 0:
                 raise ProviderRefusedError("deepgram: the account is empty")
             time.sleep(0.1)
-            return Heard("yes")
+            return ProviderTranscript("yes")
 
     target._provider = Account()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
@@ -299,11 +299,11 @@ def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: py
     all_asked = threading.Barrier(2)
 
     class Slow:
-        def transcribe(self, audio: bytes) -> Heard:
+        def transcribe(self, audio: bytes) -> ProviderTranscript:
             if all_asked.wait(10) == 0:
                 signal.raise_signal(signal.SIGINT)
             time.sleep(0.2)
-            return Heard("yes")
+            return ProviderTranscript("yes")
 
     target._provider = Slow()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
@@ -337,8 +337,11 @@ def test_one_that_fails_does_not_keep_the_others_from_being_shown(
     ("answer", "message"),
     [
         (ValueError("oops"), "deepgram: ValueError: oops"),
-        ("yes", "deepgram: gave 'yes', which is no Heard with a text"),
-        (Heard(None), "deepgram: gave Heard(text=None, words=None), which is no Heard with a text"),  # type: ignore[arg-type]
+        ("yes", "deepgram: gave 'yes', which is no ProviderTranscript with a text"),
+        (
+            ProviderTranscript(None),
+            "deepgram: gave ProviderTranscript(text=None, words=None), which is no ProviderTranscript with a text",
+        ),  # type: ignore[arg-type]
     ],
 )
 def test_a_mistake_in_a_provider_costs_its_clip(
@@ -349,8 +352,8 @@ def test_a_mistake_in_a_provider_costs_its_clip(
     answers = [answer]
 
     class Odd:
-        def transcribe(self, audio: bytes) -> Heard:
-            given = answers.pop() if answers else Heard("yes")
+        def transcribe(self, audio: bytes) -> ProviderTranscript:
+            given = answers.pop() if answers else ProviderTranscript("yes")
             if isinstance(given, Exception):
                 raise given
             return given
@@ -562,7 +565,7 @@ def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Pa
 
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    assert "a model of another kind: model_type is 'bert' in its config.json, which is no speech recogniser" in refused(
+    assert "a model of another kind: model_type is 'bert' in its config.json, which is no speech recognizer" in refused(
         tmp_path / "bert"
     )
     shutil.copytree(ctc_model, tmp_path / "half")

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.repocard import metadata_load, metadata_save
 
-from tiny_audio.export.card import base_licences, model_card
+from tiny_audio.export.card import base_licenses, model_card
 
 SCORES = {
     "wer": 0.03217,
@@ -98,11 +98,11 @@ def test_front_matter_has_the_results_as_an_index(card: ModelCard) -> None:
     assert "interval_95" not in (results["held_out", "cer"].metric_args or {})
 
 
-def test_the_page_has_licences_and_a_citation_and_no_folder_of_this_machine(card: ModelCard) -> None:
+def test_the_page_has_licenses_and_a_citation_and_no_folder_of_this_machine(card: ModelCard) -> None:
     text = card.text
     assert "| HuggingFaceTB/SmolLM3-3B | apache-2.0 |" in text
     assert "| facebook/hubert-xlarge-ls960-ft | see facebook/hubert-xlarge-ls960-ft |" in text
-    assert "No licence of this model itself is stated here" in text
+    assert "No license of this model itself is stated here" in text
     assert "@misc{tiny_audio_abc123," in text
     assert "  year = {2026}," in text
     assert "Cite its base models, too: facebook/hubert-xlarge-ls960-ft, HuggingFaceTB/SmolLM3-3B." in text
@@ -119,17 +119,17 @@ def test_without_scores_there_is_no_index(tmp_path: Path) -> None:
     assert data is not None
     assert data.keys() == {"library_name", "pipeline_tag", "tags"}
     text = (tmp_path / "README.md").read_text()
-    assert "| base model | licence |" not in text
+    assert "| base model | license |" not in text
     assert "Cite its base models" not in text
 
 
-def test_licences_come_from_the_checkpoints_own_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_licenses_come_from_the_checkpoints_own_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     metadata_save(tmp_path / "README.md", {"license": "other", "license_name": "gemma"})
     recipe = copy.deepcopy(REPORT["recipe"])
     recipe["encoder"]["pretrained"] = str(tmp_path)
-    assert base_licences(recipe) == {str(tmp_path): "gemma"}
+    assert base_licenses(recipe) == {str(tmp_path): "gemma"}
     (tmp_path / "README.md").write_text("no front matter")
-    assert base_licences(recipe) == {}
+    assert base_licenses(recipe) == {}
     (tmp_path / "README.md").unlink()
-    assert base_licences(recipe) == {}
+    assert base_licenses(recipe) == {}

@@ -74,7 +74,7 @@ def assemble(
         ctc_vocabulary=CtcVocabulary.of(TRANSCRIPTS) if ctc else None,
         generation=generation,
     )
-    # As initialised, a tiny model repeats one special token, and adapters do nothing.
+    # As initialized, a tiny model repeats one special token, and adapters do nothing.
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.4 if "lora" not in name else 0.1)

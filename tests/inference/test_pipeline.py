@@ -25,7 +25,7 @@ from tiny_audio.audio.load import AudioError, load_audio, waveform_of
 from tiny_audio.config import UserError
 from tiny_audio.export import export_model, load_model
 from tiny_audio.inference.pipeline import TinyAudioPipeline
-from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.model import TinyAudioModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -85,7 +85,7 @@ def expected(folder: Path, **settings: Any) -> list[str]:
     model, tokenizer = load_model(folder / "model")
     model.config.generation |= settings
     waveforms = [load_audio(folder / name, max_duration_s=60.0) for name in FILES]
-    return [heard.text for name in waveforms for heard in Recogniser(model, tokenizer).transcribe([name])]
+    return [heard.text for name in waveforms for heard in Transcriber(model, tokenizer).transcribe([name])]
 
 
 def test_files_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:

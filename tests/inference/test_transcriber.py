@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.model.test_model import assemble
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.inference.speech_activity import Piece
-from tiny_audio.inference.transcriber import Recogniser, Segment, Transcription
+from tiny_audio.inference.chunking import Piece
+from tiny_audio.inference.transcriber import Segment, Transcriber, Transcription
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,15 +33,15 @@ def long(count: int) -> Tensor:
     return torch.cat([*parts, pause(1)])
 
 
-def recogniser(*, head: bool = True, guard: bool = False, max_padded_s: float = 20.0) -> Recogniser:
-    return Recogniser(*assemble(head=head), max_padded_s=max_padded_s, guard=guard)
+def transcriber(*, head: bool = True, guard: bool = False, max_padded_s: float = 20.0) -> Transcriber:
+    return Transcriber(*assemble(head=head), max_padded_s=max_padded_s, guard=guard)
 
 
 def test_what_the_encoder_takes_is_transcribed_as_the_model_does() -> None:
     model, tokenizer = assemble()
     clips = [burst(duration, number) for number, duration in enumerate((1.0, 0.4, 2.2))]
     clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # silence at the ends stays
-    heard = Recogniser(model, tokenizer, guard=False).transcribe(clips)
+    heard = Transcriber(model, tokenizer, guard=False).transcribe(clips)
     for clip, one in zip(clips, heard, strict=True):
         (wanted,) = model.transcribe(clip[None], torch.tensor([len(clip)]), tokenizer)
         (segment,) = one.segments
@@ -58,7 +58,7 @@ def test_what_the_encoder_takes_is_transcribed_as_the_model_does() -> None:
 
 
 def test_long_recordings_are_cut_and_joined_in_order() -> None:
-    found = recogniser()
+    found = transcriber()
     waveform = long(14)
     assert len(waveform) / SAMPLE_RATE > found.whole_s
     (heard,) = found.transcribe([waveform])
@@ -75,7 +75,7 @@ def test_long_recordings_are_cut_and_joined_in_order() -> None:
 
 
 def test_an_encoder_without_a_limit_takes_no_more_than_it_can_have_learned() -> None:
-    found = Recogniser(*assemble(encoder="hubert"), guard=False)
+    found = Transcriber(*assemble(encoder="hubert"), guard=False)
     assert found.whole_s == 30.0
     whole, cut = found.transcribe([long(14)[: 29 * SAMPLE_RATE], long(16)])
     assert len(whole.segments) == 1
@@ -85,8 +85,8 @@ def test_an_encoder_without_a_limit_takes_no_more_than_it_can_have_learned() -> 
 @pytest.mark.parametrize("max_padded_s", [0.1, 7.0, 1000.0])
 def test_batches_and_blocks_change_nothing(max_padded_s: float) -> None:
     waveforms = [long(14), burst(1.0), long(3), pause(0), long(20)]
-    wanted = recogniser().transcribe(waveforms, word_timestamps=True)
-    other = recogniser(max_padded_s=max_padded_s)
+    wanted = transcriber().transcribe(waveforms, word_timestamps=True)
+    other = transcriber(max_padded_s=max_padded_s)
     found = [event for _, event in other.stream((wave.split(7_777) for wave in waveforms), word_timestamps=True)]
     whole = [event for event in found if isinstance(event, Transcription)]
     assert [(one.text, one.duration_s) for one in whole] == [(one.text, one.duration_s) for one in wanted]
@@ -105,7 +105,7 @@ def test_a_stream_gives_segments_before_the_end_and_counts_all_seconds() -> None
             taken += 1
             yield block
 
-    events = recogniser(max_padded_s=5.0).stream([blocks(), [burst(1.0)]], on_progress=done.append)
+    events = transcriber(max_padded_s=5.0).stream([blocks(), [burst(1.0)]], on_progress=done.append)
     number, first = next(events)
     assert number == 0
     assert isinstance(first, Segment)
@@ -117,7 +117,7 @@ def test_a_stream_gives_segments_before_the_end_and_counts_all_seconds() -> None
 
 @pytest.mark.parametrize("head", [True, False], ids=["drafted", "plain"])
 def test_a_text_is_told_token_by_token(head: bool) -> None:
-    found, waveforms = recogniser(head=head), [burst(1.0), long(14), burst(2.0, 1)]
+    found, waveforms = transcriber(head=head), [burst(1.0), long(14), burst(2.0, 1)]
     told: dict[tuple[int, float], list[str]] = {}
 
     def on_text(number: int, start_s: float, text: str) -> None:
@@ -138,7 +138,7 @@ def test_a_text_is_told_token_by_token(head: bool) -> None:
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
 def test_beams_tell_the_likeliest_text_so_far(ctc_weight: float) -> None:
     settings = GenerationConfig(max_new_tokens=12, num_beams=3, ctc_weight=ctc_weight)
-    found, waveforms = Recogniser(*assemble(settings), guard=False), [burst(1.0), burst(2.0, 1)]
+    found, waveforms = Transcriber(*assemble(settings), guard=False), [burst(1.0), burst(2.0, 1)]
     told: dict[int, list[str]] = {0: [], 1: []}
     events = found.stream(([wave] for wave in waveforms), on_text=lambda number, _, text: told[number].append(text))
     assert [event for _, event in events if isinstance(event, Transcription)] == found.transcribe(waveforms)
@@ -150,12 +150,12 @@ def test_beams_tell_the_likeliest_text_so_far(ctc_weight: float) -> None:
 
 
 def test_guards_write_nothing_where_nobody_speaks() -> None:
-    found = recogniser(guard=True).transcribe([pause(1), burst(1.0), pause(0)], word_timestamps=True)
+    found = transcriber(guard=True).transcribe([pause(1), burst(1.0), pause(0)], word_timestamps=True)
     assert [one.text for one in found] == ["", "", ""]
     assert [segment.suppressed for one in found for segment in one.segments] == ["silence", "noise"]
     assert found[0].segments[0].words == ()
     assert found[0].ctc_text is None
-    assert recogniser().transcribe([burst(1.0)])[0].text
+    assert transcriber().transcribe([burst(1.0)])[0].text
 
 
 def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
@@ -188,7 +188,7 @@ def test_the_head_is_asked(head_hears: str, decoder_writes: str, text: str, reas
     frames = Frames(torch.zeros(1, logits.shape[1], 4), torch.tensor([logits.shape[1]]), 50.0, logits)
     piece = Piece(SAMPLE_RATE, burst(logits.shape[1] / 50))
     transcript = Transcript(decoder_writes, head_hears, False)
-    segment = Recogniser(model, tokenizer)._segment(piece, transcript, frames, True)
+    segment = Transcriber(model, tokenizer)._segment(piece, transcript, frames, True)
     assert (segment.text, segment.suppressed) == (text, reason)
     assert segment.words is not None
     assert [word.text for word in segment.words] == text.split()
@@ -206,7 +206,7 @@ def test_too_few_frames_for_a_text_say_nothing_against_it(num_frames: int, suppr
     logits = torch.cat([logits, logits[:, 1:2].expand(-1, num_frames - logits.shape[1], -1)], dim=1)  # and blanks
     frames = Frames(torch.zeros(1, num_frames, 4), torch.tensor([num_frames]), 12.5, logits)
     piece = Piece(0, burst(num_frames / 12.5))
-    heard = Recogniser(model, tokenizer)._guarded(piece, Transcript(text, "one", False), frames)
+    heard = Transcriber(model, tokenizer)._guarded(piece, Transcript(text, "one", False), frames)
     assert heard == ((text, None) if suppressed is None else ("", suppressed))
 
 
@@ -214,7 +214,7 @@ def test_without_a_head_only_a_loop_that_shows_is_written_once() -> None:
     model, tokenizer = assemble(head=False)
     piece, frames = Piece(0, burst(1.0)), Frames(torch.zeros(1, 50, 4), torch.tensor([50]), 50.0)
     transcript = Transcript("no no no no", None, True)
-    found = Recogniser(model, tokenizer)
+    found = Transcriber(model, tokenizer)
     looped = found._segment(piece, transcript, frames, False)
     assert (looped.text, looped.suppressed, looped.truncated, looped.confidence) == ("no", "loop", True, None)
     ended = found._segment(piece, replace(transcript, truncated=False), frames, False)
@@ -222,7 +222,7 @@ def test_without_a_head_only_a_loop_that_shows_is_written_once() -> None:
 
 
 def test_word_timestamps_need_a_head() -> None:
-    found = recogniser(head=False)
+    found = transcriber(head=False)
     assert not found.times_words
     with pytest.raises(
         UserError, match="found by the CTC head, and this model has none; train one with a section `ctc`"
@@ -233,4 +233,4 @@ def test_word_timestamps_need_a_head() -> None:
 
 def test_a_batch_needs_room() -> None:
     with pytest.raises(UserError, match=r"max_padded_s is 0; a batch holds more than 0 seconds"):
-        recogniser(max_padded_s=0)
+        transcriber(max_padded_s=0)

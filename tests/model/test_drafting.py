@@ -19,7 +19,7 @@ from tiny_audio.decoders import DECODERS, Decoder, DecoderContext, build_tokeniz
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, train_tokenizer
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.decoding import GenerationConfig
-from tiny_audio.model.drafting import TextDraft, decode_drafted, respelt
+from tiny_audio.model.drafting import TextDraft, decode_drafted, respelled
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
@@ -302,15 +302,15 @@ def test_what_is_said_may_be_taken_back() -> None:
 
 def test_words_are_spelt_as_the_decoder_would() -> None:
     tokenizer = words_tokenizer()
-    assert respelt(["kichen", "lights", "plase", "thelight"], tokenizer, LETTERS) == [
+    assert respelled(["kichen", "lights", "plase", "thelight"], tokenizer, LETTERS) == [
         "kitchen",
         "light",
         "please",
         "the light",
     ]
     kept = ["zzz", "t", "turn"]
-    assert respelt(kept, tokenizer, LETTERS) == kept
-    assert respelt(["kichen"], tokenizer, ()) == ["kichen"]
-    assert respelt(["kichen"], tokenizer, [chr(0x4E00 + number) for number in range(200)]) == ["kichen"]
+    assert respelled(kept, tokenizer, LETTERS) == kept
+    assert respelled(["kichen"], tokenizer, ()) == ["kichen"]
+    assert respelled(["kichen"], tokenizer, [chr(0x4E00 + number) for number in range(200)]) == ["kichen"]
     characters = train_tokenizer(TrainedTokenizerConfig(kind="characters"), TEXTS)
-    assert respelt(["kichen"], characters, LETTERS) == ["kichen"]
+    assert respelled(["kichen"], characters, LETTERS) == ["kichen"]

@@ -30,7 +30,7 @@ from tiny_audio.plan import Plan, _step, plan_recipe
 from tiny_audio.plan._changes import changed as with_overrides
 from tiny_audio.plan._hardware import GIB, GPUS, Machine
 from tiny_audio.plan._order import SPREAD, planned_batches
-from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst, worst_shapes
+from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, worst_shapes
 from tiny_audio.plan.meta import LETTERS
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import Recipe, load_recipe
@@ -199,7 +199,7 @@ def test_a_rehearsal_saves_what_a_real_forward_pass_saves(
             return forward(*arguments, **named)
 
     monkeypatch.setattr(_step, "_loss", watched)
-    planned = rehearse(recipe, SHAPE, "cpu")
+    planned = dry_run(recipe, SHAPE, "cpu")
     real, model = real_step(recipe, planned.num_tokens, planned.prompt_tokens)
     assert rehearsed.sizes.total() > 80
     assert rehearsed.sizes == real.sizes
@@ -208,7 +208,7 @@ def test_a_rehearsal_saves_what_a_real_forward_pass_saves(
 
 def test_the_projectors_work_is_that_of_its_matrices(document: Document) -> None:
     recipe = parse(document)
-    planned = rehearse(recipe, SHAPE, "cpu")
+    planned = dry_run(recipe, SHAPE, "cpu")
     frames = recipe.encoder.num_frames(int(SHAPE.duration_s * 16_000))
     width, hidden = 5 * 32, 64
     matrices = 2 * width * hidden + hidden * 32
@@ -228,7 +228,7 @@ def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> 
     registry: Any = {"encoder": ENCODERS, "projector": PROJECTORS, "decoder": DECODERS}[kind]
     needs_ctc = kind == "projector" and registry.entry(name).config.needs_ctc
     recipe = parse(document, **{kind: part(registry, name)}, ctc={} if needs_ctc else None, training__precision="bf16")
-    planned = rehearse(recipe, SHAPE, "cuda")
+    planned = dry_run(recipe, SHAPE, "cuda")
     for part_name in ("encoder", "projector", "decoder"):
         assert planned.flops[part_name]["backward"] > planned.flops[part_name]["forward"] > 0
     assert planned.memory["activations_encoder"] > 0
@@ -255,14 +255,14 @@ def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> 
 )
 def test_what_costs_more(document: Document, more: Document, less: Document) -> None:
     document = changed(document, data__max_duration_s=6.0)
-    peaks = [rehearse_worst(parse(document, **changes), "cuda").peak_bytes for changes in (more, less)]
+    peaks = [dry_run_worst(parse(document, **changes), "cuda").peak_bytes for changes in (more, less)]
     assert peaks[0] > peaks[1]
 
 
 def test_adapters_cost_by_their_rank(document: Document) -> None:
-    def planned(rank: int) -> Rehearsed:
+    def planned(rank: int) -> DryRunResult:
         lora = {"rank": rank, "alpha": 8, "targets": ["q_proj", "v_proj"]}
-        return rehearse(parse(document, decoder__freeze=True, decoder__lora=lora), SHAPE, "cuda")
+        return dry_run(parse(document, decoder__freeze=True, decoder__lora=lora), SHAPE, "cuda")
 
     low, high = planned(4), planned(16)
     assert high.parameters["decoder"]["trainable"] == 4 * low.parameters["decoder"]["trainable"]
@@ -274,7 +274,7 @@ def test_flash_attention_needs_no_package_and_keeps_no_mask(document: Document) 
     document = changed(document, training__precision="bf16", execution__device="auto")
     document["encoder"]["overrides"]["encoder_layers"] = 8  # so that the peak is past the front end
     attentions = {"encoder__attention": "flash_attention_2", "decoder__attention": "flash_attention_2"}
-    flash, sdpa = (rehearse(parse(document, **changes), SHAPE, "cuda") for changes in (attentions, {}))
+    flash, sdpa = (dry_run(parse(document, **changes), SHAPE, "cuda") for changes in (attentions, {}))
     assert flash.peak_bytes < sdpa.peak_bytes
     assert flash.parameters == sdpa.parameters
 
@@ -283,7 +283,7 @@ def test_a_fused_loss_holds_a_part_of_the_logits(document: Document) -> None:
     tokenizer = {"kind": "bpe", "vocab_size": 5000}
     recipe = parse(document, decoder__tokenizer=tokenizer, execution__device="auto")
     fused, plain = (
-        rehearse(recipe.model_copy(update={"execution": execution}), SHAPE, "cuda")
+        dry_run(recipe.model_copy(update={"execution": execution}), SHAPE, "cuda")
         for execution in (recipe.execution.model_copy(update={"fused_cross_entropy": on}) for on in (True, False))
     )
     assert fused.memory["logits"] < 0.1 * plain.memory["logits"]
@@ -294,7 +294,7 @@ def test_a_fused_loss_holds_a_part_of_the_logits(document: Document) -> None:
 def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
     document = changed(document, training__precision="bf16", execution__device="auto", data__max_duration_s=1.5)
     flash, varlen, sdpa = (
-        rehearse(parse(document, encoder__attention=name, decoder__attention=name), Shape(6, 1.5), device)
+        dry_run(parse(document, encoder__attention=name, decoder__attention=name), Shape(6, 1.5), device)
         for name, device in (("flash_attention_2", "cuda"), ("varlen", "cuda"), ("sdpa", "cuda"))
     )
     assert flash.flops == varlen.flops
@@ -304,7 +304,7 @@ def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
         for part in ("encoder", "decoder"):
             assert 0.8 < varlen.flops[part][direction] / sdpa.flops[part][direction] < 1
     packed = parse(document, encoder__attention="varlen", decoder__attention="varlen")
-    on_cpu, padded = (rehearse(recipe, Shape(6, 1.5), "cpu").flops for recipe in (packed, parse(document)))
+    on_cpu, padded = (dry_run(recipe, Shape(6, 1.5), "cpu").flops for recipe in (packed, parse(document)))
     assert on_cpu["encoder"]["forward"] == varlen.flops["encoder"]["forward"] < padded["encoder"]["forward"]
 
 

@@ -101,7 +101,7 @@ def test_how_far_a_decoder_reads_is_known(checkpoint: str) -> None:
 
 
 def test_the_fields_are_those_of_the_families() -> None:
-    """Beside the old names of rotary settings, which transformers still reads."""
+    """Overhead the old names of rotary settings, which transformers still reads."""
     from transformers import CONFIG_MAPPING
 
     older = {"model_type", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern"}

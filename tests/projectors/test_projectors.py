@@ -1,4 +1,4 @@
-"""The projectors against what they are modelled on, worked examples, and settings that contradict each other."""
+"""The projectors against what they are modeled on, worked examples, and settings that contradict each other."""
 
 from __future__ import annotations
 

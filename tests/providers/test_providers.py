@@ -21,7 +21,15 @@ from tests.support.provider_server import KEY, TEXT, Fault, Vendors, limited, ve
 from tiny_audio.analysis.scoring import normalizer, score
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
-from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Provider, ProviderError, ProviderRefusedError, encode
+from tiny_audio.providers import (
+    PROVIDERS,
+    Provider,
+    ProviderError,
+    ProviderRefusedError,
+    ProviderTranscript,
+    ProviderWord,
+    encode,
+)
 from tiny_audio.providers._http import HttpConfig, asked_pause_s
 
 AUDIO = encode(0.1 * torch.sin(torch.arange(16_000) / 20))
@@ -95,7 +103,9 @@ def test_a_model_without_a_known_price_has_none() -> None:
 
 def test_assemblyai(server: Vendors, make: Any) -> None:
     heard = make("assemblyai").transcribe(AUDIO)
-    assert heard == Heard(TEXT, (HeardWord("Hello,", 0.0, 0.5, 0.9), HeardWord("world.", 1.0, 1.5, 0.9)))
+    assert heard == ProviderTranscript(
+        TEXT, (ProviderWord("Hello,", 0.0, 0.5, 0.9), ProviderWord("world.", 1.0, 1.5, 0.9))
+    )
     upload, start, *looks = server.asked
     assert (upload.method, upload.path, upload.audio) == ("POST", "/v2/upload", AUDIO)
     assert upload.headers["content-type"] == "application/octet-stream"
@@ -111,7 +121,9 @@ def test_assemblyai(server: Vendors, make: Any) -> None:
 
 def test_deepgram(server: Vendors, make: Any) -> None:
     heard = make("deepgram").transcribe(AUDIO)
-    assert heard == Heard(TEXT, (HeardWord("Hello,", 0.0, 0.5, 0.9), HeardWord("world.", 1.0, 1.5, 0.9)))
+    assert heard == ProviderTranscript(
+        TEXT, (ProviderWord("Hello,", 0.0, 0.5, 0.9), ProviderWord("world.", 1.0, 1.5, 0.9))
+    )
     (asked,) = server.asked
     assert (asked.method, asked.path, asked.audio) == ("POST", "/v1/listen", AUDIO)
     assert asked.query == {"model": "nova-3", "smart_format": "true", "language": "en"}
@@ -120,7 +132,7 @@ def test_deepgram(server: Vendors, make: Any) -> None:
 
 def test_elevenlabs(server: Vendors, make: Any) -> None:
     heard = make("elevenlabs").transcribe(AUDIO)
-    assert heard == Heard(TEXT, (HeardWord("Hello,", 0.0, 0.5), HeardWord("world.", 1.0, 1.5)))
+    assert heard == ProviderTranscript(TEXT, (ProviderWord("Hello,", 0.0, 0.5), ProviderWord("world.", 1.0, 1.5)))
     (asked,) = server.asked
     assert (asked.method, asked.path, asked.audio) == ("POST", "/v1/speech-to-text", AUDIO)
     assert asked.form == {
@@ -136,7 +148,7 @@ def test_elevenlabs(server: Vendors, make: Any) -> None:
 
 @pytest.mark.parametrize("name", ["openai", "openai_compatible"])
 def test_openai(server: Vendors, make: Any, name: str) -> None:
-    assert make(name, model="whisper-1").transcribe(AUDIO) == Heard(TEXT)
+    assert make(name, model="whisper-1").transcribe(AUDIO) == ProviderTranscript(TEXT)
     (asked,) = server.asked
     assert (asked.method, asked.path, asked.audio) == ("POST", "/v1/audio/transcriptions", AUDIO)
     assert asked.form == {
@@ -152,7 +164,7 @@ def test_openai(server: Vendors, make: Any, name: str) -> None:
 def test_openai_with_all_options(server: Vendors, make: Any) -> None:
     options = {"model": "whisper-1", "word_timestamps": True, "prompt": "Names: Morland.", "temperature": 0.2}
     heard = make("openai", **options).transcribe(AUDIO)
-    assert heard == Heard(TEXT, (HeardWord("Hello,", 0.0, 0.5), HeardWord("world.", 1.0, 1.5)))
+    assert heard == ProviderTranscript(TEXT, (ProviderWord("Hello,", 0.0, 0.5), ProviderWord("world.", 1.0, 1.5)))
     form = server.asked[0].form
     assert form["response_format"] == "verbose_json"
     assert form["timestamp_granularities[]"] == "word"
@@ -544,7 +556,7 @@ def test_pocketsphinx_hears_real_speech(sphinx: Provider) -> None:
 
 
 def test_pocketsphinx_on_what_is_too_short(sphinx: Provider) -> None:
-    assert sphinx.transcribe(encode(torch.zeros(400))) == Heard("", ())
+    assert sphinx.transcribe(encode(torch.zeros(400))) == ProviderTranscript("", ())
 
 
 def test_pocketsphinx_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

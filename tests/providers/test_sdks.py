@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.support.provider_server import KEY, TEXT, Asked, Vendors, vendors
-from tiny_audio.providers import PROVIDERS, Heard, encode
+from tiny_audio.providers import PROVIDERS, ProviderTranscript, encode
 
 AUDIO = encode(torch.zeros(16_000))
 
@@ -33,7 +33,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
         yield state
 
 
-def ours(server: Vendors, **config: Any) -> tuple[Heard, list[Asked]]:
+def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked]]:
     """What our provider hears, and what it sends for it."""
     provider = PROVIDERS.build(PROVIDERS.parse(config))
     before = len(server.asked)

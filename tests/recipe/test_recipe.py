@@ -164,7 +164,7 @@ WRONG = [
     ("execution.device", "gpu", r"execution.device: should be 'auto', 'cpu' or 'cuda', not \"gpu\""),
     ("execution.num_workers", -1, r"execution.num_workers: should be greater than or equal to 0, not -1"),
     ("training.init_from", {"path": "x", "parts": ["brain"]}, r"parts.0: should be 'encoder', .*, not \"brain\""),
-    # contradictions within a section
+    # cross_field_errors within a section
     ("encoder", {**FROZEN, "overrides": {"d_model": 8}}, r"encoder.whisper: overrides change the architecture, which"),
     ("decoder.lora", LORA, r"decoder.smollm3: lora adapts frozen weights; set freeze: true, or remove lora"),
     ("decoder.overrides.pad_token_id", 1,
@@ -174,7 +174,7 @@ WRONG = [
      r"a pretrained decoder knows only its own tokenizer"),
     ("generation.ctc_weight", 0.3,
      r"generation: ctc_weight 0.3 chooses between several .* num_beams is 1; set num_beams"),
-    # contradictions between sections
+    # cross_field_errors between sections
     ("data.min_duration_s", 10.0, r"data.min_duration_s: 10.0 leaves no clip below max_duration_s 10.0; lower it"),
     ("projector.stack", 16,
      r"projector.swiglu: needs 16 encoder frames, and a clip of data.min_duration_s 0.3 s has 15; "),

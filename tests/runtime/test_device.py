@@ -15,7 +15,7 @@ from tiny_audio.config import RunFailed
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.evaluation import transcribe_clips
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 from tiny_audio.sources import SOURCES, SourceContext
@@ -73,11 +73,11 @@ def test_recordings_and_evaluations_go_on_in_smaller_batches(tmp_path: Path, mon
     clips = ClipSet.gather({"set": source}, 0.1, 9.0).clips
     waves = [0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
     rows = list(transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0))
-    heard = Recogniser(model, tokenizer, guard=False).transcribe(waves)
+    heard = Transcriber(model, tokenizer, guard=False).transcribe(waves)
     sizes = small_memory(model, monkeypatch)
     assert list(transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0)) == rows
     told: dict[int, str] = {}
-    events = Recogniser(model, tokenizer, guard=False).stream(
+    events = Transcriber(model, tokenizer, guard=False).stream(
         ([wave] for wave in waves), on_text=lambda number, _, text: told.update({number: text})
     )
     assert [event.text for _, event in events if hasattr(event, "segments")] == [one.text for one in heard]

@@ -55,8 +55,8 @@ def test_clips_of_all_sources_each_read_by_its_own(folder: Path, tmp_path: Path)
     assert ids(index)[8:10] == ["wild/clip-0", "wild/clip-1"]
     assert [(drop.id, drop.reason) for drop in index.dropped] == [("wild/clip-7", "text_missing")]
     assert source.encoded(index.utterances[0]) == folder / "clip000.wav"
-    travelled = pickle.loads(pickle.dumps(source))
-    assert travelled.encoded(index.utterances[-1]) == loquacious_row(39)["wav"]["bytes"]
+    traveled = pickle.loads(pickle.dumps(source))
+    assert traveled.encoded(index.utterances[-1]) == loquacious_row(39)["wav"]["bytes"]
     assert index.utterances[0].metadata == {"source": "read", "speaker": "s0"}
     assert index.weights is not None
     assert index.weights.tolist() == [1.0] * 8 + [0.5] * 39

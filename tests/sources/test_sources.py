@@ -519,7 +519,7 @@ def test_two_processes_at_once(
         index = make(tmp_path, num_utterances=3)
     assert len(index.utterances) == 3
     assert "another process finished the same synthesis first; its result is used" in caplog.text
-    assert "synthesising 3 utterances with espeak-ng, processes: 1" in caplog.text
+    assert "synthesizing 3 utterances with espeak-ng, processes: 1" in caplog.text
     assert len(list((tmp_path / "synthetic").iterdir())) == 1
 
 

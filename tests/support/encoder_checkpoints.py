@@ -28,7 +28,7 @@ GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv
 def original(name: str, head: str | None = None, **fields: Any) -> Any:
     """A whole random transformers model with what the released ones have on top; ``head`` is its class.
 
-    Norms and biases are drawn too: as initialised, ones and zeros would hide that they are not loaded.
+    Norms and biases are drawn too: as initialized, ones and zeros would hide that they are not loaded.
     """
     torch.manual_seed(0)
     overrides = ENCODERS.entry(name).config.tiny().overrides | fields  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ def build(name: str, folder: Path, **fields: Any) -> Encoder:
 
 
 def speech(seconds: float, seed: int = 0) -> np.ndarray[Any, Any]:
-    """A swelling noise with an offset, which normalisation has to take out."""
+    """A swelling noise with an offset, which normalization has to take out."""
     samples = np.arange(round(seconds * SAMPLE_RATE))
     noise = np.random.default_rng(seed).normal(0, 0.1, len(samples))
     return (0.05 + noise * (1.1 + np.sin(samples / 1000))).astype(np.float32)

@@ -1,7 +1,7 @@
 """Writes ``sclite_golden.json.gz``: texts, and what NIST's sclite and sc_stats make of them.
 
-Run it where Debian's package ``sctk`` is installed: ``python -m tests.support.make_sclite_golden``. The same texts come from
-the same seed; sentences are of our own grammars, so that nobody else's words are in the file.
+Run it where Debian's package ``sctk`` is installed: ``python -m tests.support.make_sclite_golden``. The same texts
+come from the same seed; sentences are of our own grammars, so that nobody else's words are in the file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def tokens(rng: random.Random, size: int) -> list[str]:
 
 
 def rows() -> list[dict[str, str]]:
-    """400 sentences and 250 strings of tokens, with what two recognisers heard."""
+    """400 sentences and 250 strings of tokens, with what two recognizers heard."""
     rng = random.Random(2026)
     made = []
     for texts in (sentences(rng, 400), tokens(rng, 250)):

@@ -63,7 +63,7 @@ def _run(command: str, folder: Path) -> str:
 
 
 def corrupted(text: str, rng: random.Random, rate: float, words: Sequence[str]) -> str:
-    """What a recogniser might have made of it: words swapped, lost, doubled, split, run together; now and then all."""
+    """What a recognizer might have made of it: words swapped, lost, doubled, split, run together; now and then all."""
     if rng.random() < rate / 10:
         return ""
     heard: list[str] = []

@@ -84,10 +84,10 @@ def train(
         document = {**document, "decoder": EXACT}
     recipe, listener = parse(document), Listener()
     clips = gather(recipe)
-    model, _, labeler = assemble(recipe, clips, None)
+    model, _, target_encoder = assemble(recipe, clips, None)
     folder.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        trainer = Trainer(recipe, model.to(dtype), clips, labeler, folder, stop, listener, world=world)
+        trainer = Trainer(recipe, model.to(dtype), clips, target_encoder, folder, stop, listener, world=world)
         if dtype == torch.float64:  # mel bands, too
             trainer.bare_model.encoder.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
         sharded = all(isinstance(tensor, DTensor) for tensor in trainer.bare_model.parameters())
@@ -274,7 +274,7 @@ def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: Path, parallel: str) -> None:
-    """Two processes, of which the second is signalled; then one alone; then three: all see the clips of one alone."""
+    """Two processes, of which the second is signaled; then one alone; then three: all see the clips of one alone."""
     document = changed(document, execution__log_clips=True, training__steps=9, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
 

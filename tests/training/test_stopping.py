@@ -39,19 +39,19 @@ def document(tmp_path: Path) -> Document:
 
 
 def send(*numbers: signal.Signals) -> Callable[[], None]:
-    def signalled() -> None:
+    def signaled() -> None:
         for number in numbers:
             os.kill(os.getpid(), number)
 
-    return signalled
+    return signaled
 
 
 def prepared(document: Document, folder: Path, stop: StopSignal, listener: Listener | None = None) -> Trainer:
     recipe = parse(document)
     clips = gather(recipe)
-    model, _, labeler = assemble(recipe, clips, None)
+    model, _, target_encoder = assemble(recipe, clips, None)
     folder.mkdir(exist_ok=True)
-    return Trainer(recipe, model, clips, labeler, folder, stop, listener or Listener())
+    return Trainer(recipe, model, clips, target_encoder, folder, stop, listener or Listener())
 
 
 # --- one signal, two signals

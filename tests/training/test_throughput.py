@@ -28,7 +28,7 @@ from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt
-from tiny_audio.plan._rehearsal import Rehearsal
+from tiny_audio.plan._dry_run import DryRun
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import load_recipe
 from tiny_audio.training.compilation import compile_layers
@@ -158,7 +158,7 @@ def test_logits_are_computed_for_labels_alone(decoder: str, attention: str) -> N
     assert rows == [sum(len(tokenizer.encode(text)) + 1 for text in TEXTS)]
 
 
-def test_the_optimiser_is_fused(tmp_path: Path) -> None:
+def test_the_optimizer_is_fused(tmp_path: Path) -> None:
     model, _ = assemble("smollm3")
     optimizer = build_optimizer(model, parse(tiny_recipe(tmp_path)))
     assert [group["fused"] for group in optimizer.param_groups] == [True] * len(optimizer.param_groups)
@@ -170,7 +170,7 @@ def test_the_optimiser_is_fused(tmp_path: Path) -> None:
 
 def peak_bytes(part: nn.Module, run: Any) -> int:
     """Most bytes alive in a forward and a backward pass, counted by storage."""
-    counted = Rehearsal()
+    counted = DryRun()
     for tensor in part.parameters():
         counted.account(tensor, "weights")
     with counted:

@@ -81,9 +81,9 @@ def make_trainer(
     recipe = parse(document)
     clips = gather(recipe)
     start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
-    model, _, labeler = assemble(recipe, clips, start)
+    model, _, target_encoder = assemble(recipe, clips, start)
     folder.mkdir(parents=True, exist_ok=True)
-    return Trainer(recipe, model, clips, labeler, folder, StopSignal(), listener or Listener(), evaluate)
+    return Trainer(recipe, model, clips, target_encoder, folder, StopSignal(), listener or Listener(), evaluate)
 
 
 def weights(trainer: Trainer) -> Weights:
@@ -199,7 +199,7 @@ def test_gradients_are_scaled_down_to_their_greatest_norm(document: Document, tm
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["gradient_norm"] > 0.1
 
 
-# --- schedule and optimiser
+# --- schedule and optimizer
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def earlier(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def starting(document: Document, path: Path, parts: Sequence[str] | None = None, **changes: Any) -> Any:
-    """Model, tokenizer and labeler as a run from ``path`` begins with them."""
+    """Model, tokenizer and target_encoder as a run from ``path`` begins with them."""
     document = changed(document, training__init_from={"path": str(path), "parts": parts}, **changes)
     recipe = parse(document)
     assert recipe.training.init_from is not None
@@ -506,21 +506,21 @@ def starting(document: Document, path: Path, parts: Sequence[str] | None = None,
 
 def test_everything_is_taken_over(document: Document, earlier: Path) -> None:
     for path in (earlier, earlier / "model"):
-        model, tokenizer, labeler = starting(document, path)
+        model, tokenizer, target_encoder = starting(document, path)
         saved = load_file(earlier / "model" / "model.safetensors")
         assert saved
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
         assert tokenizer.unk_token_id not in tokenizer.encode("quiz", add_special_tokens=False)
-        assert "q" in labeler.ctc.characters
+        assert "q" in target_encoder.ctc.characters
 
 
 def test_only_the_named_parts_are_taken(document: Document, earlier: Path) -> None:
-    model, tokenizer, labeler = starting(document, earlier, ["encoder", "projector"])
+    model, tokenizer, target_encoder = starting(document, earlier, ["encoder", "projector"])
     saved = load_file(earlier / "model" / "model.safetensors")
     taken = {name for name in saved if name in (own := model.state_dict()) and torch.equal(own[name], saved[name])}
     assert {name for name in saved if name.startswith(("encoder.", "projector."))} <= taken
     assert "ctc_head.weight" not in taken
-    assert "q" not in labeler.ctc.characters
+    assert "q" not in target_encoder.ctc.characters
     assert tokenizer.unk_token_id in tokenizer.encode("quiz", add_special_tokens=False)
 
 
@@ -683,9 +683,9 @@ def first_batch(document: Document) -> Any:
     """The first of the first epoch."""
     recipe = parse(document)
     clips = gather(recipe)
-    _, _, labeler = assemble(recipe, clips, None)
+    _, _, target_encoder = assemble(recipe, clips, None)
     plan = clips.clips.plan(recipe.batching, 0, 0)
-    return PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
+    return PlannedBatches(clips.clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
 
 
 def test_silence_around_clips_counts_as_audio_and_stays_within_bounds(tmp_path: Path) -> None:
@@ -776,8 +776,8 @@ def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None
     write_clips(tmp_path, 4)
     recipe = parse(changed(tiny_recipe(tmp_path), batching__max_clips=2))
     clips = gather(recipe)
-    _, _, labeler = assemble(recipe, clips, None)
-    batches = Batches(recipe, clips, labeler, World(), lambda dropped: None, StopSignal(), pin_memory=False)
+    _, _, target_encoder = assemble(recipe, clips, None)
+    batches = Batches(recipe, clips, target_encoder, World(), lambda dropped: None, StopSignal(), pin_memory=False)
     plan = clips.clips.plan(recipe.batching, recipe.training.seed, 0)
     assert next(batches.start(0, 1, plan.hash)).index == 1
     with pytest.raises(RunFailed) as failure:
@@ -816,13 +816,15 @@ def test_a_clip_that_comes_again_in_an_epoch_is_augmented_otherwise(tmp_path: Pa
     mixed = {"source": document["data"]["train"]["clips"], "weight": 4}
     recipe = parse(changed(document, data__train={"mix": {"name": "mix", "sources": {"clips": mixed}}}))
     clips = gather(recipe)
-    _, _, labeler = assemble(recipe, clips, None)
+    _, _, target_encoder = assemble(recipe, clips, None)
     plan = clips.clips.plan(recipe.batching, 0, 0)
-    whole = PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
+    whole = PlannedBatches(clips.clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
     assert len(set(whole.seeds)) == 8
     assert len(set(whole.lengths.tolist())) > 2
     parts = [
-        PlannedBatches(clips.clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, 0, 0, rank, 2)[0]
+        PlannedBatches(
+            clips.clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, 0, 0, rank, 2
+        )[0]
         for rank in range(2)
     ]
     assert [parts[place % 2].seeds[place // 2] for place in range(8)] == whole.seeds

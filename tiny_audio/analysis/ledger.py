@@ -88,9 +88,9 @@ def _work(ledger: Mapping[str, Any]) -> Row:
 
 def _utilization(ledger: Mapping[str, Any]) -> Row:
     if ledger["utilization"] is None:
-        return "utilisation", _UNKNOWN, "without the work"
+        return "utilization", _UNKNOWN, "without the work"
     peak = f"{_scaled(1e12 * ledger['peak_tflops'], 'FLOPS')} ({ledger['peak_source']})"
-    return "utilisation", f"{ledger['utilization']:.1%}", f"of the peak, {peak}"
+    return "utilization", f"{ledger['utilization']:.1%}", f"of the peak, {peak}"
 
 
 def _memory_source(ledger: Mapping[str, Any]) -> str:

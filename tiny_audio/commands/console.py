@@ -17,8 +17,8 @@ _LINE_EVERY = 100
 _WIDTH = 80
 
 
-class ConsoleWatcher:
-    """Follows a run of ``steps`` steps; a :class:`tiny_audio.training.loop.Watcher`."""
+class ConsoleCallback:
+    """Follows a run of ``steps`` steps; a :class:`tiny_audio.training.loop.Callback`."""
 
     def __init__(self, steps: int) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -35,7 +35,7 @@ class ConsoleWatcher:
         self._task: Any = None
         self._last_line = 0
 
-    def __enter__(self) -> ConsoleWatcher:
+    def __enter__(self) -> ConsoleCallback:
         return self
 
     def __exit__(
@@ -88,7 +88,7 @@ def scores_table(sets: dict[str, dict[str, Any]]) -> str:
         if "ctc" in scores:
             rows.append(["  CTC head alone", *_rates(scores["ctc"]), ""])
     normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
-    return f"{in_columns(rows, num_texts=1)}\nnormaliser: {normalizers}"
+    return f"{in_columns(rows, num_texts=1)}\nnormalizer: {normalizers}"
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:

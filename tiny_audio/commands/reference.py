@@ -22,7 +22,7 @@ _INTRODUCTION = {
     "projectors": "Encoder frames in, audio embeddings for the decoder out. The projector always trains.",
     "decoders": "A causal language model that reads the prompt and the audio embeddings, and writes the transcript.",
     "sources": "Where clips and transcripts come from. Indexing decodes no audio.",
-    "providers": "Recognisers behind an API, or in another program, that `tiny-audio evaluate` asks for transcripts: "
+    "providers": "Recognizers behind an API, or in another program, that `tiny-audio evaluate` asks for transcripts: "
     "`provider:NAME:field=value,...`.",
 }
 

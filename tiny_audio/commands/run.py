@@ -28,12 +28,12 @@ from tiny_audio.analysis.report import render_report
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.augmentation import sounds_fingerprint
-from tiny_audio.data.clips import Clip, ClipSet, Labeler
+from tiny_audio.data.clips import Clip, ClipSet, TargetEncoder
 from tiny_audio.data.dropped import DroppedLog, read_dropped
 from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.evaluation import check_group_by, evaluate_clips
 from tiny_audio.export import export_model, load_model
-from tiny_audio.export.card import base_licences, model_card
+from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.model import TinyAudioModel, describe_parts
 from tiny_audio.model.prompt import build_prompt
@@ -47,8 +47,8 @@ from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceCon
 from tiny_audio.training.checkpoint import latest, load_weights
 from tiny_audio.training.host import Host
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
-from tiny_audio.training.ledger import Beside, added
-from tiny_audio.training.loop import Trainer, Watcher, summary
+from tiny_audio.training.ledger import Overhead, added
+from tiny_audio.training.loop import Callback, Trainer, summary
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
@@ -66,11 +66,11 @@ class Run:
         recipe: what to do.
         name: what the report calls it, such as the recipe file's stem.
         folder: where everything goes; made if missing.
-        watcher: told about progress.
+        callback: told about progress.
     """
 
-    def __init__(self, recipe: Recipe, name: str, folder: Path, watcher: Watcher) -> None:
-        self.recipe, self.name, self.folder, self.watcher = recipe, name, folder, watcher
+    def __init__(self, recipe: Recipe, name: str, folder: Path, callback: Callback) -> None:
+        self.recipe, self.name, self.folder, self.callback = recipe, name, folder, callback
         self._context = SourceContext(cache_dir())
         self._state: dict[str, Any] = {}
 
@@ -88,7 +88,7 @@ class Run:
         device = device_of(self.recipe.execution.device)
         with joined(device) as world, StopSignal() as stop, ExitStack() as held:
             if not world.is_main:
-                self.watcher = _Silent()
+                self.callback = _Silent()
             training = world.on_main(lambda: self._open(held))
             # Every process sees the commits of datasets that the first one does.
             datasets = world.on_main(lambda: self._context.commits)
@@ -164,7 +164,7 @@ class Run:
 
     def _check_evaluation(self) -> None:
         """Refuse before training what could not be scored after it."""
-        self.watcher.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
+        self.callback.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
         for name in self.recipe.data.evaluation:
             gathered = self._evaluation_clips(name)
             gathered.check_any(f"data.evaluation.{name}")
@@ -173,18 +173,18 @@ class Run:
     def _train(self, known: Mapping[str, Any], stop: StopSignal, world: World) -> None:
         # A branch of the hub may have moved on since the run began; its commit stays.
         recipe = _pinned(self.recipe, known.get("inputs", {}))
-        self.watcher.note("reading the training data")
+        self.callback.note("reading the training data")
         clips = world.in_turn(self._training_clips)
         start = world.together(lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None)
         inputs, work = world.on_main(lambda: self._record(recipe, _inputs(recipe, clips, start)))
         recipe = _pinned(recipe, inputs)
         world.together(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
-        self.watcher.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
+        self.callback.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
         spelling = world.on_main(lambda: self._spelling(recipe, clips, start))
-        model, tokenizer, labeler = world.in_turn(lambda: assemble(recipe, clips, start, spelling))
+        model, tokenizer, target_encoder = world.in_turn(lambda: assemble(recipe, clips, start, spelling))
         scores = world.is_main or recipe.execution.parallel == "fsdp"
         monitor = world.in_turn(lambda: self._monitor(tokenizer) if scores else None)
-        trainer = Trainer(recipe, model, clips, labeler, self.folder, stop, self.watcher, monitor, work, world)
+        trainer = Trainer(recipe, model, clips, target_encoder, self.folder, stop, self.callback, monitor, work, world)
         progress = trainer.run()
         if not world.is_main:
             return
@@ -236,7 +236,7 @@ class Run:
                 recorded["work"] = asdict(work_of(recipe, "cuda" if on_gpu else "cpu"))
             except (UserError, RuntimeError) as error:  # a part that trains need not run on the meta device
                 reason = str(error).splitlines()[0]
-                self.watcher.note(f"the model cannot be rehearsed, so its FLOPs are not counted: {reason}")
+                self.callback.note(f"the model cannot be rehearsed, so its FLOPs are not counted: {reason}")
                 recorded["work"] = None
         return Work(**recorded["work"]) if recorded["work"] else None
 
@@ -271,11 +271,11 @@ class Run:
             max_padded_s=recipe.execution.evaluate_max_padded_s,
         )
 
-    def _beside(self) -> Beside:
+    def _beside(self) -> Overhead:
         recipe = self.recipe
-        return Beside(Host.of(device_of(recipe.execution.device), recipe.execution, recipe.training))
+        return Overhead(Host.of(device_of(recipe.execution.device), recipe.execution, recipe.training))
 
-    def _export_from(self, model: TinyAudioModel, tokenizer: Any, beside: Beside) -> None:
+    def _export_from(self, model: TinyAudioModel, tokenizer: Any, beside: Overhead) -> None:
         model.config.generation = self.recipe.generation.model_dump(mode="json")
         export_model(model, tokenizer, self.folder / "model")
         self._state["export"] = {"generation": model.config.generation, "took": beside.took()}
@@ -325,7 +325,7 @@ class Run:
         for name in names:
             gathered = self._evaluation_clips(name)
             left_out = f", {len(gathered.dropped)} left out" if gathered.dropped else ""
-            self.watcher.note(f"scoring {name}: {len(gathered.clips)} utterances{left_out}")
+            self.callback.note(f"scoring {name}: {len(gathered.clips)} utterances{left_out}")
             with torch.autocast(device.type, torch.bfloat16, enabled=half):  # the arithmetic that it was trained in
                 scores, hypotheses, dropped = self._score(model, tokenizer, gathered.clips)
             DroppedLog(self.folder / "dropped.jsonl").add([*gathered.dropped, *dropped])
@@ -340,7 +340,7 @@ class Run:
             }
             self._save_state()
             low, high = scores["wer_interval"]
-            self.watcher.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+            self.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
     def _report(self) -> None:
         recipe, training = self.recipe, self._state["training"]
@@ -377,7 +377,7 @@ class Run:
             return content if content and len(content) <= _MAX_LISTENABLE_BYTES else None
 
         page = render_report(report, read_metrics(self.folder / "metrics.jsonl"), hypotheses, read_audio)
-        card = model_card(report, base_licences(report["recipe"]))
+        card = model_card(report, base_licenses(report["recipe"]))
         write_atomically(self.folder / "report.html", page)
         write_atomically(self.folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
         write_atomically(self.folder / "model" / "README.md", card)
@@ -408,7 +408,7 @@ class Run:
 
 def assemble(
     recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling | None = None
-) -> tuple[TinyAudioModel, Any, Labeler]:
+) -> tuple[TinyAudioModel, Any, TargetEncoder]:
     """The model as training begins with it, its tokenizer, and what turns transcripts into its targets.
 
     Args:
@@ -457,7 +457,7 @@ def assemble(
         head.load_into(model.ctc_head)
     if start is not None:
         start.load_into(model)
-    return model, tokenizer, Labeler(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
+    return model, tokenizer, TargetEncoder(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
 
 
 def _inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> dict[str, str | None]:

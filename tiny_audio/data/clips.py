@@ -20,8 +20,8 @@ from tiny_audio.audio.load import MIN_DURATION_S, AudioError, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
-from tiny_audio.data.handover import SUPPORTED, Handover
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
+from tiny_audio.data.shared_batches import SUPPORTED, SharedBatches
 from tiny_audio.data.text import TargetText, TargetTextChoice
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
@@ -195,7 +195,7 @@ class ClipSet:
         """Clips inside the bounds of length, those that cannot be used included."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
-    def usable_again(self, ids: Collection[str], labeler: Labeler, max_duration_s: float) -> list[str]:
+    def usable_again(self, ids: Collection[str], target_encoder: TargetEncoder, max_duration_s: float) -> list[str]:
         """Those of the ids whose clips can be used now, or are no longer part of the data; reads these clips.
 
         Args:
@@ -206,7 +206,7 @@ class ClipSet:
         for clip in self.clips if left else ():
             if clip.id in left:
                 left.remove(clip.id)
-                if labeler.dropped(clip, max_duration_s) is not None:
+                if target_encoder.dropped(clip, max_duration_s) is not None:
                     unusable.add(clip.id)
                 if not left:
                     break
@@ -336,7 +336,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Labeler:
+class TargetEncoder:
     """Turns transcripts into targets, and says which clips cannot be learned from."""
 
     tokenizer: Any
@@ -403,7 +403,7 @@ class PlannedBatches(Dataset[Batch]):
         self,
         clips: Sequence[Clip],
         plan: EpochPlan,
-        labeler: Labeler,
+        target_encoder: TargetEncoder,
         augmentation: AugmentationConfig,
         max_duration_s: float,
         seed: int,
@@ -413,7 +413,7 @@ class PlannedBatches(Dataset[Batch]):
     ) -> None:
         self.clips = clips
         self.plan = plan
-        self.labeler = labeler
+        self.target_encoder = target_encoder
         self.augmentation = augmentation
         self.max_duration_s = max_duration_s
         self.seed = seed
@@ -439,36 +439,36 @@ class PlannedBatches(Dataset[Batch]):
             except AudioError as error:
                 dropped.append(Dropped(clip.id, error.reason, str(error)))
                 continue
-            problem = self.labeler.problem(text, len(waveform))
+            problem = self.target_encoder.problem(text, len(waveform))
             if problem and len(waveform) < len(recorded):
                 # Its text may fit the clip, and only not the clip sped up, which is no fault of the data.
                 as_recorded = self.augmentation.model_copy(update={"speed": None})
                 waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
-                problem = self.labeler.problem(text, len(waveform))
+                problem = self.target_encoder.problem(text, len(waveform))
             if problem:
                 dropped.append(Dropped(clip.id, *problem))
                 continue
             waveforms.append(waveform)
-            targets.append(self.labeler.targets(text))
+            targets.append(self.target_encoder.targets(text))
             seeds.append(seed)
-            if self.labeler.ctc is not None:
-                ctc_targets.append(self.labeler.ctc.encode(text) or [])
+            if self.target_encoder.ctc is not None:
+                ctc_targets.append(self.target_encoder.ctc.encode(text) or [])
         return Batch(
             waveforms=_padded(waveforms),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
             targets=targets,
-            ctc_targets=ctc_targets if self.labeler.ctc is not None else None,
+            ctc_targets=ctc_targets if self.target_encoder.ctc is not None else None,
             seeds=seeds,
             dropped=dropped,
         )
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """``[B, S]``; in a loader's process what becomes that where it is received, see :class:`Handover`."""
+    """``[B, S]``; in a loader's process what becomes that where it is received, see :class:`SharedBatches`."""
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:
-        return cast(Tensor, Handover(waveforms))
+        return cast(Tensor, SharedBatches(waveforms))
     return pad_sequence(waveforms, batch_first=True)
 
 

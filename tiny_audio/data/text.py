@@ -53,7 +53,7 @@ class TargetTextConfig(Config):
     remove_fillers: bool = False
     """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, however long; not uh-huh."""
     name: NormalizerName = "none"
-    """One of the normalisers of the evaluation; a name alone is short for a section with it."""
+    """One of the normalizers of the evaluation; a name alone is short for a section with it."""
     true_case: bool = False
     """Write English without case (all upper, all lower) in lower case with capitals at the start of each sentence, in I
     and in the names of days and months; other names stay lower. Of a text that has case, only those words change."""
@@ -78,7 +78,7 @@ def _kind(given: object) -> str:
 TargetTextChoice = Annotated[
     Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
 ]
-"""The name of a normaliser, or a section that says more."""
+"""The name of a normalizer, or a section that says more."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ TINY_LLAMA: dict[str, Any] = {
 }
 """Two layers of 32 channels."""
 
-# Beside the fields of the transformers config, which has no place for what a tokenizer knows.
+# Overhead the fields of the transformers config, which has no place for what a tokenizer knows.
 _UNDECODABLE = "undecodable_ids"
 
 
@@ -146,7 +146,7 @@ def _refuse_adapted_head(model: Any, config: DecoderConfig) -> None:
 def undecodable_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
     """Ids that the model can put out and the tokenizer has no token for, as ranges ``[start, stop)``.
 
-    Vocabularies are padded to round numbers, and the spare rows' logits are whatever the initialisation left there.
+    Vocabularies are padded to round numbers, and the spare rows' logits are whatever the initialization left there.
     """
     spare = sorted(set(range(vocab_size)) - set(tokenizer.get_vocab().values()))
     ranges = []

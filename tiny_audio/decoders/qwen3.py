@@ -1,4 +1,4 @@
-"""Qwen3 (Yang et al. 2025, arXiv 2505.09388): normalised queries and keys, thoughts that a prompt switches off."""
+"""Qwen3 (Yang et al. 2025, arXiv 2505.09388): normalized queries and keys, thoughts that a prompt switches off."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class EncoderConfig(TransformersPartConfig, ABC):
     """Name of the linear layer in the family's CTC checkpoints that spells characters; None where there is none."""
 
     layer: Literal["last", "weighted"] | PositiveInt = "last"
-    """Which layer's output to put out: the last one's, normalised as the model does; that of the layer with a number
+    """Which layer's output to put out: the last one's, normalized as the model does; that of the layer with a number
     (1 is the first), the layers above it left out; or the learned weighted sum of all (Peters et al. 2018)."""
 
     @abstractmethod

@@ -146,7 +146,7 @@ class WaveformEncoder(Encoder):
         return _num_frames(num_samples, self.model.config.conv_kernel, self.model.config.conv_stride)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Convolution features ``[B, T, C]``; clip by clip where the front end normalises over time."""
+        """Convolution features ``[B, T, C]``; clip by clip where the front end normalizes over time."""
         mask = length_mask(lengths, waveforms.shape[1])
         audio = waveforms.float() * mask
         if self.normalize:
@@ -178,7 +178,7 @@ class WaveformEncoder(Encoder):
         # The convolutions may be frozen in half precision below layers that train in full.
         values = features.values.to(self.model.feature_projection.projection.weight.dtype)
         projected = self.model.feature_projection(values)
-        # Some families also put out what they would have quantised.
+        # Some families also put out what they would have quantized.
         hidden = projected[0] if isinstance(projected, tuple) else projected
 
         packing = Packing.of(features.mask()) if self.packs else None

@@ -30,7 +30,7 @@ NUM_FFT = 512
 PREEMPHASIS = 0.97
 
 _NOT_USED = (r"ctc_head\..*", r"decoder\..*", r"joint\..*", r"encoder_projector\..*")
-"""What a CTC, RNN-T or TDT recogniser has on top of the encoder."""
+"""What a CTC, RNN-T or TDT recognizer has on top of the encoder."""
 
 
 class ParakeetConfig(EncoderConfig):
@@ -130,7 +130,7 @@ def _initialize(model: Any) -> None:
 class _FixedBatchNorm(nn.BatchNorm1d):
     """Batch norm with the checkpoint's statistics in training too.
 
-    A batch's own would make a clip's frames depend on its neighbours and their padding, and change a frozen encoder.
+    A batch's own would make a clip's frames depend on its neighbors and their padding, and change a frozen encoder.
     """
 
     @classmethod

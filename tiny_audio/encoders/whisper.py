@@ -134,7 +134,7 @@ class WhisperEncoder(Encoder):
         ``level_invariant`` also moves that maximum to where loud speech has it.
 
         Silence follows the clip, as in Whisper's 30 s window, so a clip's last frames see zeros and not the padding's
-        neighbours; the clip's start is reflected, as there.
+        neighbors; the clip's start is reflected, as there.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP

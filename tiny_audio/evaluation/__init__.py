@@ -9,14 +9,14 @@ from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation._batches import loaded_batches
-from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
 
 Hypothesis = dict[str, Any]
 """One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,
-metadata``. Raw: nothing is normalised, so that any scorer can be run over it later."""
+metadata``. Raw: nothing is normalized, so that any scorer can be run over it later."""
 
 
 def transcribe_clips(
@@ -32,10 +32,10 @@ def transcribe_clips(
     Yields in the order of decoding: longest first. Nothing is guarded; a clip that is longer than a model takes at once
     is split at pauses.
     """
-    recogniser = Recogniser(model, tokenizer, max_padded_s=max_padded_s, guard=False)
+    transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, guard=False)
     for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
         yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
-        for clip, heard in zip(batch.clips, recogniser.transcribe(batch.waveforms), strict=True):
+        for clip, heard in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):
             yield hypothesis(clip, Transcript(heard.text, heard.ctc_text, heard.truncated))
 
 
@@ -85,8 +85,8 @@ def evaluate_clips(
         group_by: metadata column whose groups the bootstrap resamples whole; None resamples utterances.
 
     Returns:
-        the scores as JSON (see :func:`tiny_audio.analysis.scoring.score_set`), the raw hypotheses in the order of ``clips``,
-        and the clips that could not be read.
+        the scores as JSON (see :func:`tiny_audio.analysis.scoring.score_set`), the raw hypotheses in the order of
+        ``clips``, and the clips that could not be read.
 
     Raises:
         UserError: nothing could be scored, or no clip has the column ``group_by``.

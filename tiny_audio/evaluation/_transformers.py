@@ -1,4 +1,4 @@
-"""Any speech recogniser that transformers has a class for, through its own pipeline."""
+"""Any speech recognizer that transformers has a class for, through its own pipeline."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TransformersTarget(ModelTarget):
         if self._kind not in MODEL_FOR_CTC_MAPPING_NAMES | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
             raise UserError(
                 f"{self._place}: a model of another kind: model_type is {self._kind!r} in its config.json, which is no "
-                "speech recogniser that transformers has a class for; give one such as openai/whisper-small or "
+                "speech recognizer that transformers has a class for; give one such as openai/whisper-small or "
                 "facebook/wav2vec2-base-960h, or a model that tiny-audio exported"
             )
 

@@ -50,8 +50,8 @@ def evaluate_targets(
         failed: is told of each of several targets that could not be evaluated, and why; the others go on.
 
     Returns:
-        the scores by the target's label and the set's name: the keys of :func:`tiny_audio.analysis.scoring.score_set`, and
-        ``target``, ``set``, ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages),
+        the scores by the target's label and the set's name: the keys of :func:`tiny_audio.analysis.scoring.score_set`,
+        and ``target``, ``set``, ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages),
         ``truncated_hypotheses``, ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None: nothing was left to do),
         ``cost_usd``, ``price`` and ``dropped``.
 
@@ -276,7 +276,7 @@ def comparison_table(results: dict[str, Scores]) -> str:
                 "" if entry["cost_usd"] is None else f"{entry['cost_usd']:.2f}",
             ]
         )
-    lines = [in_columns(rows, num_texts=2), f"normaliser: {entries[0]['normalizer']}"]
+    lines = [in_columns(rows, num_texts=2), f"normalizer: {entries[0]['normalizer']}"]
     for entry in entries:
         shown = entry["failures"][:_SHOWN_FAILURES]
         lines += [f"not transcribed by {entry['target']}: {one['id']}: {one['error']}" for one in shown]

@@ -1,4 +1,4 @@
-"""Whom is listened to: a run, an exported model, any speech recogniser of transformers, or a provider."""
+"""Whom is listened to: a run, an exported model, any speech transcriber of transformers, or a provider."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.export import check_exported, load_model
-from tiny_audio.inference.transcriber import UNBOUNDED_DURATION_S, Recogniser
+from tiny_audio.inference.transcriber import UNBOUNDED_DURATION_S, Transcriber
 from tiny_audio.model.decoding import Transcript
-from tiny_audio.providers import PROVIDERS, Heard, Price, ProviderConfig, ProviderError, encode
+from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, ProviderTranscript, encode
 from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
@@ -132,11 +132,13 @@ class OwnTarget(ModelTarget):
     def load(self) -> None:
         """See :meth:`Target.load`."""
         model, tokenizer = load_model(self._folder)
-        self._recogniser = Recogniser(model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, guard=False)
+        self._transcriber = Transcriber(
+            model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, guard=False
+        )
 
     def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
         """See :meth:`ModelTarget.transcribe`."""
-        heard = self._recogniser.transcribe(waveforms)
+        heard = self._transcriber.transcribe(waveforms)
         return [Transcript(one.text, one.ctc_text, one.truncated) for one in heard]
 
 
@@ -207,8 +209,10 @@ class ProviderTarget(Target):
             raise
         except Exception as error:  # a mistake in somebody's provider costs the clip, and not the evaluation
             return Outcome(clip, None, None, f"{self._config.name}: {type(error).__name__}: {error}")
-        if not isinstance(heard, Heard) or not isinstance(heard.text, str):
-            return Outcome(clip, None, None, f"{self._config.name}: gave {heard!r}, which is no Heard with a text")
+        if not isinstance(heard, ProviderTranscript) or not isinstance(heard.text, str):
+            return Outcome(
+                clip, None, None, f"{self._config.name}: gave {heard!r}, which is no ProviderTranscript with a text"
+            )
         return Outcome(clip, Transcript(heard.text, None, truncated=False), time.perf_counter() - began, None)
 
     def price(self) -> Price | None:

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
 
-from tiny_audio import __version__, base_weights
+from tiny_audio import __version__
 from tiny_audio.config import UserError, problems
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export._bundle import MODEL, PIPELINE, PROCESSOR, bundle, flat_name
+from tiny_audio.model import base_weights
 from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS

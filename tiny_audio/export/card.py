@@ -14,8 +14,8 @@ _USE = """\
 ```python
 from transformers import pipeline
 
-recogniser = pipeline("automatic-speech-recognition", model="path/of/this/folder", trust_remote_code=True)
-print(recogniser("clip.mp3")["text"])
+recognizer = pipeline("automatic-speech-recognition", model="path/of/this/folder", trust_remote_code=True)
+print(recognizer("clip.mp3")["text"])
 ```
 
 It needs `torch`, `torchaudio`, `transformers`, `pydantic` and `soundfile`, and `peft` where it has adapters. wav, flac,
@@ -23,8 +23,8 @@ ogg and mp3 are read without FFmpeg, at any rate and length; `return_timestamps=
 where there is a CTC head. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it, too."""
 
 
-def base_licences(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Licences of the checkpoints that a recipe begins with, as far as their own cards tell.
+def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Licenses of the checkpoints that a recipe begins with, as far as their own cards tell.
 
     Of the hub, one question each, whose failure is no failure here: a card may be written without a network.
     """
@@ -44,31 +44,31 @@ def base_licences(recipe: Mapping[str, Any]) -> dict[str, str]:
         # No such file, no network, no such repository, a card that is no YAML.
         except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
             continue
-        licence = told.get("license_name") if told.get("license") == "other" else told.get("license")
-        if isinstance(licence, str):
-            found[base] = licence
+        license = told.get("license_name") if told.get("license") == "other" else told.get("license")
+        if isinstance(license, str):
+            found[base] = license
     return found
 
 
-def model_card(report: Mapping[str, Any], licences: Mapping[str, str] | None = None) -> str:
+def model_card(report: Mapping[str, Any], licenses: Mapping[str, str] | None = None) -> str:
     """Markdown, with the front matter that Hugging Face's hub reads.
 
     Args:
         report: ``report.json`` of the run.
-        licences: of base checkpoints, as :func:`base_licences` finds them.
+        licenses: of base checkpoints, as :func:`base_licenses` finds them.
     """
-    return "\n".join(_lines(report, licences or {})) + "\n"
+    return "\n".join(_lines(report, licenses or {})) + "\n"
 
 
 def _bases(recipe: Mapping[str, Any]) -> list[str]:
     return [part["pretrained"] for part in (recipe["encoder"], recipe["decoder"]) if part["init"] == "pretrained"]
 
 
-def _lines(report: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator[str]:
+def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[str]:
     recipe, name = report["recipe"], _text(report["name"])
     yield from ("---", _front_matter(report), "---", "", f"# {name}", "")
     yield (
-        "A speech recogniser: audio of speech in, its text out. Trained with Tiny Audio, run "
+        "A speech recognizer: audio of speech in, its text out. Trained with Tiny Audio, run "
         f"`{report['run_id']}`; this page is generated from that run."
     )
     yield from ("", "## Word error rate", "")
@@ -82,8 +82,8 @@ def _lines(report: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator[s
     yield from ("", "## Use", "", _USE)
     yield from ("", "## Limits", "")
     yield from (f"- {limit}" for limit in _limits(report))
-    yield from ("", "## Licences", "")
-    yield from _licences(recipe, licences)
+    yield from ("", "## Licenses", "")
+    yield from _licenses(recipe, licenses)
     yield from ("", "## Citation", "")
     yield from _citation(report)
 
@@ -141,7 +141,7 @@ def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
         stamp = f"{scores['normalizer']} ({scores['normalizer_version']})"
         rows.append([name, f"{scores['wer']:.1%}", interval, f"{scores['cer']:.1%}", scores["num_utterances"], stamp])
-    yield from _table(("set", "WER", "95 % interval", "CER", "utterances", "normaliser"), rows)
+    yield from _table(("set", "WER", "95 % interval", "CER", "utterances", "normalizer"), rows)
 
 
 def _parts(report: Mapping[str, Any]) -> Iterator[str]:
@@ -202,16 +202,16 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _licences(recipe: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator[str]:
+def _licenses(recipe: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[str]:
     """A folder of somebody's machine goes by its last name."""
     rows = []
     for base in dict.fromkeys(_bases(recipe)):
         name = Path(base).name if Path(base).exists() else base
-        rows.append((name, licences.get(base, f"see {name}")))
+        rows.append((name, licenses.get(base, f"see {name}")))
     if rows:
-        yield from _table(("base model", "licence"), rows)
+        yield from _table(("base model", "license"), rows)
         yield ""
-    yield "No licence of this model itself is stated here: those of the base models and of the data apply."
+    yield "No license of this model itself is stated here: those of the base models and of the data apply."
 
 
 def _citation(report: Mapping[str, Any]) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _citation(report: Mapping[str, Any]) -> Iterator[str]:
     yield from (
         "```bibtex",
         f"@misc{{tiny_audio_{report['run_id']},",
-        f"  title = {{{_text(report['name'])}: a speech recogniser trained with Tiny Audio {version}}},",
+        f"  title = {{{_text(report['name'])}: a speech recognizer trained with Tiny Audio {version}}},",
         *([f"  year = {{{finished[:4]}}},"] if finished else []),
         f"  note = {{Run {report['run_id']}}}",
         "}",

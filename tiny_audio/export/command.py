@@ -9,7 +9,7 @@ from typing import Any
 from tiny_audio.config import UserError
 from tiny_audio.export import Weights, check_replaceable, export_model, load_model, model_folder
 from tiny_audio.export._merge import merge_adapters
-from tiny_audio.export.card import base_licences, model_card
+from tiny_audio.export.card import base_licenses, model_card
 
 _CARD = "README.md"
 
@@ -48,7 +48,7 @@ def _card(run: Path, source: Path) -> str | None:
     if report.is_file():
         try:
             read = json.loads(report.read_text(encoding="utf-8"))
-            return model_card(read, base_licences(read["recipe"]))
+            return model_card(read, base_licenses(read["recipe"]))
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{report}: it is damaged, or of another version: {type(error).__name__}: {error}; run the run's "

@@ -1,4 +1,4 @@
-"""What keeps a recogniser from writing what nobody said: sounds that are no speech, loops, what the CTC head denies.
+"""What keeps a recognizer from writing what nobody said: sounds that are no speech, loops, what the CTC head denies.
 
 Bounds lie between what was measured on speech (synthetic voices, and people reading and spelling, also in white noise
 as loud as they) and on noises and tones, see ``benchmarks/transcription.py``.

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from tiny_audio.audio.load import load_audio, waveform_of
 from tiny_audio.config import UserError, problems
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.transcriber import Recogniser
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import GenerationConfig
 
 MAX_DURATION_S = 24 * 3600.0
@@ -123,8 +123,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
     ) -> dict[str, Any]:
         given = inputs["waveform"]
         waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
-        recogniser = Recogniser(self.model, self.tokenizer, generation=settings)
-        heard = recogniser.transcribe(waveforms, word_timestamps=word_timestamps)
+        transcriber = Transcriber(self.model, self.tokenizer, generation=settings)
+        heard = transcriber.transcribe(waveforms, word_timestamps=word_timestamps)
         return {"transcription": heard if isinstance(given, list) else heard[0]}
 
     def postprocess(self, outputs: dict[str, Any], return_timestamps: str | bool = False) -> dict[str, Any]:

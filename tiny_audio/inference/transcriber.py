@@ -1,4 +1,4 @@
-"""Recogniser: waveforms of any length -> texts in time, in bounded memory, and with guards on what nobody said."""
+"""Transcriber: waveforms of any length -> texts in time, in bounded memory, and with guards on what nobody said."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE, Frames
+from tiny_audio.inference.chunking import Piece, whole_or_split
 from tiny_audio.inference.filters import (
     MAX_CHARACTERS_PER_S,
     Reason,
@@ -23,7 +24,6 @@ from tiny_audio.inference.filters import (
     unlike_speech,
     unlooped,
 )
-from tiny_audio.inference.speech_activity import Piece, whole_or_split
 from tiny_audio.inference.word_times import Spelling, Word, align, shifted
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 from tiny_audio.model.model import OnText, TinyAudioModel
@@ -88,19 +88,20 @@ class Transcription:
         return " ".join(filter(None, texts)) if texts else None
 
 
-class Recogniser:
+class Transcriber:
     """A model that takes recordings of any length, many at a time.
 
     Up to :data:`LONGEST_PIECE_S`, and to what the encoder takes, a recording is transcribed in one piece, as
-    ``model.transcribe`` does; longer ones are cut at pauses (see :func:`tiny_audio.inference.speech_activity.split`). Pieces of
-    all recordings share batches of similar length; each gives the same text whatever it shares a batch with.
+    ``model.transcribe`` does; longer ones are cut at pauses (see :func:`tiny_audio.inference.chunking.split`). Pieces
+    of all recordings share batches of similar length; each gives the same text whatever it shares a batch with.
 
     Args:
         model: to evaluate, on the device where it shall run.
         tokenizer: the model's.
         max_padded_s: seconds of audio in a batch, padding included; a longer piece is a batch of its own.
         generation: how to decode; None takes the model's own settings.
-        guard: whether to suppress what nobody said (see :mod:`tiny_audio.inference.filters`), and to raise the level of very soft
+        guard: whether to suppress what nobody said (see :mod:`tiny_audio.inference.filters`), and to raise the level
+        of very soft
             audio. Without, every piece gives exactly what the model writes.
     """
 

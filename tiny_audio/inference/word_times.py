@@ -74,7 +74,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
     """The likeliest alignment of a text.
 
     A word lasts from the first frame of its first character to the last frame of its last. Words that the head cannot
-    spell share what lies between their neighbours; so do all, from beginning to end, where the frames are too few for
+    spell share what lies between their neighbors; so do all, from beginning to end, where the frames are too few for
     the text.
 
     Args:

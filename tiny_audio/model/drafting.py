@@ -37,11 +37,11 @@ class TextDraft:
         text: the guess, whole.
         tokenizer: the decoder's.
         end_id: the token that ends a transcript.
-        alphabet: what words are respelt with, see :func:`respelt`.
+        alphabet: what words are respelled with, see :func:`respelled`.
     """
 
     def __init__(self, text: str, tokenizer: Any, end_id: int, alphabet: Sequence[str] = ()) -> None:
-        self._text = " ".join(respelt(text.split(), tokenizer, alphabet))
+        self._text = " ".join(respelled(text.split(), tokenizer, alphabet))
         self._tokenizer, self._end_id = tokenizer, end_id
         self._codes = _codes(self._text)
         self._said = ""
@@ -92,22 +92,22 @@ _WORD_STARTS = ("▁", "Ġ")
 _LARGEST_ALPHABET = 100
 
 
-def respelt(words: Sequence[str], tokenizer: Any, alphabet: Sequence[str]) -> list[str]:
+def respelled(words: Sequence[str], tokenizer: Any, alphabet: Sequence[str]) -> list[str]:
     """Words as the decoder would spell them: a head that hears sounds often misses by a letter.
 
     A word that is not a token becomes one that is where a single letter more, less or other is enough (as Norvig's
-    spelling corrector does), or two that were joined; of several, the one that the tokenizer learnt first, which is the
-    most frequent. Scripts without letters, and tokenizers of single characters, are left as they are.
+    spelling corrector does), or two that were joined; of several, the one that the tokenizer learned first, which is
+    the most frequent. Scripts without letters, and tokenizers of single characters, are left as they are.
     """
     known = _words(tokenizer)
     if not known or len(alphabet) > _LARGEST_ALPHABET:
         return list(words)
 
     letters = [letter for letter in alphabet if letter != " "]
-    return [_respelt(word, known, letters) if len(word) > 1 and word not in known else word for word in words]
+    return [_respelled(word, known, letters) if len(word) > 1 and word not in known else word for word in words]
 
 
-def _respelt(word: str, known: Mapping[str, int], letters: Sequence[str]) -> str:
+def _respelled(word: str, known: Mapping[str, int], letters: Sequence[str]) -> str:
     cuts = [(word[:place], word[place:]) for place in range(len(word) + 1)]
     edited = {before + letter + after for before, after in cuts for letter in letters}
     edited |= {before + letter + after[1:] for before, after in cuts if after for letter in letters}

@@ -117,7 +117,7 @@ class TinyAudioModel(SavedModel):
         if config.ctc_characters is not None:
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
-        # Every part has initialised itself; transformers' generic initialisation would undo it.
+        # Every part has initialized itself; transformers' generic initialization would undo it.
         with no_init_weights():
             self.post_init()
         # post_init asks direct children only, and the tied embeddings are a level below.
@@ -138,7 +138,8 @@ class TinyAudioModel(SavedModel):
         """Build the parts from their configs, reading pretrained weights where those say so.
 
         Raises:
-            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.parts`, or cannot do what ``generation`` asks.
+            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.parts`, or cannot do what ``generation``
+            asks.
         """
         built_encoder = ENCODERS.build(encoder, EncoderContext())
         built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer))
@@ -169,7 +170,7 @@ class TinyAudioModel(SavedModel):
         return encoder, PROJECTORS.build(PROJECTORS.parse(config.projector), context), decoder
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: parts initialise themselves, and a loaded model must hold every key."""
+        """Nothing: parts initialize themselves, and a loaded model must hold every key."""
 
     def encode(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
         """Waveforms ``[B, S]``, float32 at 16 kHz, with ``lengths [B]`` in samples -> frames, CTC logits included."""

@@ -20,7 +20,7 @@ from tiny_audio.plan._hardware import (
     this_cpu,
 )
 from tiny_audio.plan._order import SPREAD, planned_batches
-from tiny_audio.plan._step import Rehearsed, Shape, rehearse, rehearse_worst
+from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst
 from tiny_audio.plan._step import prompt_tokens_of as prompt_tokens_of
 from tiny_audio.plan._step import text_tokens_of as text_tokens_of
 from tiny_audio.recipe import Recipe
@@ -36,9 +36,9 @@ class Plan:
     """What a recipe costs, on one machine or on every GPU of the table."""
 
     run_id: str
-    worst: Rehearsed
+    worst: DryRunResult
     """The batch that takes the most memory."""
-    mean: Rehearsed
+    mean: DryRunResult
     """A clip of mean length, which decides the time."""
     training_audio_hours: float
     """Audio that all steps see, repetitions included and padding not."""
@@ -165,7 +165,7 @@ def plan_recipe(
     for part in ("encoder", "decoder"):
         if device == "cpu" and getattr(recipe, part).attention == "flash_attention_2":
             raise UserError(f"--gpu cpu: flash_attention_2 runs on a GPU only; append {part}.attention=sdpa")
-    worst, mean = rehearse_worst(recipe, device), rehearse(recipe, Shape(1, mean_s), device)
+    worst, mean = dry_run_worst(recipe, device), dry_run(recipe, Shape(1, mean_s), device)
     batches = planned_batches(recipe, mean_s)
     audio_h = recipe.training.steps * recipe.training.accumulation * batches.audio_s / 3600
     flops_per_s = sum(sum(counts.values()) for counts in mean.flops.values()) / mean_s
@@ -187,4 +187,4 @@ def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Lit
         UserError: a part cannot be built without a network.
     """
     allowances = machine("cpu") if device == "cpu" else next(iter(GPUS.values()))
-    return allowances.needed_bytes(rehearse(recipe, Shape(num_clips, duration_s), device).peak_bytes)
+    return allowances.needed_bytes(dry_run(recipe, Shape(num_clips, duration_s), device).peak_bytes)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tiny_audio.plan._hardware import Machine
-from tiny_audio.plan._step import Rehearsed, rehearse_worst
+from tiny_audio.plan._step import DryRunResult, dry_run_worst
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.yaml_file import apply_overrides
 
@@ -25,7 +25,7 @@ class Change:
     needed_bytes: int
 
 
-def changes_that_fit(recipe: Recipe, worst: Rehearsed, machine: Machine) -> list[Change]:
+def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
     """Single changes, those first that leave what is learned as it is; where none is enough, several at once."""
     found: list[Change] = []
     for overrides in _single(recipe, worst, machine):
@@ -37,7 +37,7 @@ def changes_that_fit(recipe: Recipe, worst: Rehearsed, machine: Machine) -> list
     return found or _several(recipe, worst, machine)
 
 
-def room_for_clips(worst: Rehearsed, machine: Machine) -> int:
+def room_for_clips(worst: DryRunResult, machine: Machine) -> int:
     """About how many clips like those of the worst batch fit, by proportion."""
     fixed = sum(worst.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     each = max(1, worst.peak_bytes - fixed) / worst.shape.num_clips
@@ -50,11 +50,11 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def _try(recipe: Recipe, overrides: Sequence[str], machine: Machine) -> list[Change]:
-    needed = machine.needed_bytes(rehearse_worst(changed(recipe, overrides), machine.device).peak_bytes)
+    needed = machine.needed_bytes(dry_run_worst(changed(recipe, overrides), machine.device).peak_bytes)
     return [Change(tuple(overrides), needed)] if needed <= machine.memory_bytes else []
 
 
-def _single(recipe: Recipe, worst: Rehearsed, machine: Machine) -> Iterator[list[str]]:
+def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[list[str]]:
     savers = _savers(recipe, worst, machine)
     yield from ([override] for override in savers)
     checkpoints = [override for override in savers if "gradient_checkpointing" in override]
@@ -68,13 +68,13 @@ def _single(recipe: Recipe, worst: Rehearsed, machine: Machine) -> Iterator[list
         if lora is None or lora.rank <= _LOW_RANK:
             continue
         # 16 bytes a parameter are itself, its gradient and two moments; more are activations of its width. A guess in
-        # its favour costs a rehearsal, which then decides.
+        # its favor costs a rehearsal, which then decides.
         spared = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(spared)) <= machine.memory_bytes:
             yield [f"{part}.lora.rank={_LOW_RANK}"]
 
 
-def _savers(recipe: Recipe, worst: Rehearsed, machine: Machine) -> list[str]:
+def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[str]:
     """What spares memory and keeps the batch: checkpoints of the larger part first."""
     savers = [
         f"{part}.attention={getattr(recipe, part).attentions[0]}"
@@ -88,11 +88,11 @@ def _savers(recipe: Recipe, worst: Rehearsed, machine: Machine) -> list[str]:
     return savers + [f"{part}.gradient_checkpointing=true" for part in checkpointed]
 
 
-def _could_checkpoint(recipe: Recipe, worst: Rehearsed, part: str) -> bool:
+def _could_checkpoint(recipe: Recipe, worst: DryRunResult, part: str) -> bool:
     return not getattr(recipe, part).gradient_checkpointing and bool(worst.flops[part]["backward"])
 
 
-def _fewer_clips(recipe: Recipe, worst: Rehearsed, clips: int) -> list[str]:
+def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> list[str]:
     """A smaller batch, and as many more of them to a step."""
     batching, steps = recipe.batching, recipe.training.accumulation
     if batching.max_padded_s is not None and worst.shape.num_clips < batching.max_clips:
@@ -103,7 +103,7 @@ def _fewer_clips(recipe: Recipe, worst: Rehearsed, clips: int) -> list[str]:
     return overrides + [f"training.accumulation={accumulation}"] * (accumulation != steps)
 
 
-def _several(recipe: Recipe, worst: Rehearsed, machine: Machine) -> list[Change]:
+def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
     """All that spares memory, then fewer clips, then shorter ones."""
     savers = _savers(recipe, worst, machine)
     data = recipe.data
@@ -111,7 +111,7 @@ def _several(recipe: Recipe, worst: Rehearsed, machine: Machine) -> list[Change]
         overrides = savers if duration == data.max_duration_s else [*savers, f"data.max_duration_s={duration}"]
         if duration <= max(1.0, 2 * data.min_duration_s):
             break
-        lean = rehearse_worst(changed(recipe, overrides), machine.device)
+        lean = dry_run_worst(changed(recipe, overrides), machine.device)
         if machine.needed_bytes(lean.peak_bytes) <= machine.memory_bytes:
             return [Change(tuple(overrides), machine.needed_bytes(lean.peak_bytes))]
         clips = min(room_for_clips(lean, machine), lean.shape.num_clips - 1)

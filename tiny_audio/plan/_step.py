@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.plan._habits import DeviceHabits, use_flash_attention
-from tiny_audio.plan._rehearsal import BACKWARD, OTHER, Rehearsal
+from tiny_audio.plan._autocast import AutocastEmulation, use_flash_attention
+from tiny_audio.plan._dry_run import BACKWARD, OTHER, DryRun
 from tiny_audio.plan.meta import build_on_meta
 from tiny_audio.pretrained.packing import PACKED
 from tiny_audio.recipe import Recipe
@@ -52,7 +52,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class DryRunResult:
     """What one batch of a training step takes."""
 
     shape: Shape
@@ -104,12 +104,12 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
     return [Shape(int(budget // longest), lasting(longest)), Shape(most, lasting(budget / most))]
 
 
-def rehearse_worst(recipe: Recipe, device: Device) -> Rehearsed:
+def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
     """The batch that takes the most memory."""
-    return max((rehearse(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
+    return max((dry_run(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
 
 
-def rehearse(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> Rehearsed:
+def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> DryRunResult:
     """Run a batch of a training step without storage, as it is from the second step on.
 
     Args:
@@ -132,7 +132,7 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
     # PyTorch's CUDA allocator hands out multiples of 512 bytes. A CPU's convolutions run in oneDNN's own layouts.
-    rehearsal = Rehearsal(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
+    rehearsal = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
     for tensor in (*model.parameters(), *model.buffers()):
         rehearsal.account(tensor, "weights")
@@ -154,13 +154,13 @@ def rehearse(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1
         if device == "cuda" and getattr(recipe, part).attention in PACKED:
             use_flash_attention(getattr(model, part))
     num_tokens = text_tokens_of(recipe, text_share * shape.duration_s)
-    habits = DeviceHabits(device, autocast)
+    habits = AutocastEmulation(device, autocast)
     with rehearsal, habits:
         loss = _loss(recipe, model, shape, num_tokens, fused=device == "cuda" and recipe.execution.fused_cross_entropy)
         habits.leave_autocast()
         with rehearsal.backward():
             habits.backward(loss)
-    return Rehearsed(
+    return DryRunResult(
         shape,
         _by_kind(rehearsal.at_peak),
         _by_part(rehearsal.flops),

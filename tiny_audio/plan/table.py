@@ -13,7 +13,7 @@ from tiny_audio.runtime.columns import in_columns
 _KINDS = {
     "weights": "weights",
     "gradients": "gradients",
-    "optimizer": "optimiser (two moments, fp32)",
+    "optimizer": "optimizer (two moments, fp32)",
     "activations_encoder": "activations of the encoder",
     "activations_projector": "activations of the projector",
     "activations_decoder": "activations of the decoder",

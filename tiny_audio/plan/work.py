@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiny_audio.plan._step import Device, Rehearsed, Shape, rehearse
+from tiny_audio.plan._step import Device, DryRunResult, Shape, dry_run
 from tiny_audio.recipe import Recipe, content_hash
 
 
@@ -64,7 +64,7 @@ def _rehearsed(recipe: Recipe, device: Device) -> Work:
     shortest = max(recipe.data.min_duration_s, longest / 8)
     # Twice the text in the middle: work by position and work by token would look alike otherwise.
     points = [
-        rehearse(recipe, Shape(1, seconds), device, text_share=share)
+        dry_run(recipe, Shape(1, seconds), device, text_share=share)
         for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))
     ]
     seconds = np.array([point.shape.duration_s for point in points])
@@ -88,5 +88,5 @@ def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray,
     return positions
 
 
-def _flops(point: Rehearsed, *, decoder: bool) -> int:
+def _flops(point: DryRunResult, *, decoder: bool) -> int:
     return sum(sum(counts.values()) for part, counts in point.flops.items() if (part == "decoder") == decoder)

@@ -174,7 +174,7 @@ def attention_for(part: TransformersPartConfig) -> str:
 
 
 def without_weights(model_class: Any, config: Any, part: TransformersPartConfig) -> Any:
-    """A transformers model as its class initialises it.
+    """A transformers model as its class initializes it.
 
     Raises:
         UserError: overrides that are fine each by itself and not together, such as a width that heads do not divide.

@@ -39,7 +39,7 @@ class ProjectorConfig(Config, ABC):
 
 @dataclass(frozen=True)
 class ProjectorContext:
-    """What a projector's neighbours tell about themselves."""
+    """What a projector's neighbors tell about themselves."""
 
     in_dim: int
     """Channels of the encoder's frames."""

@@ -17,7 +17,7 @@ class ConvConfig(ProjectorConfig):
     """Strided convolutions, then two linear layers: the shortening itself is learned.
 
     SLAM-LLM has one convolution whose kernel is its stride, WeST two of stride 2. Against stacking, overlapping kernels
-    (``kernel_sizes`` above ``strides``) let neighbouring embeddings share frames. Strides near a second can still work
+    (``kernel_sizes`` above ``strides``) let neighboring embeddings share frames. Strides near a second can still work
     (arXiv 2307.11795), so the rate is worth a sweep.
     """
 

@@ -22,7 +22,7 @@ class LinearConfig(ProjectorConfig):
 
     name: Literal["linear"] = "linear"
     stack: PositiveInt = 5
-    """Neighbouring encoder frames that are joined into one embedding: 5 in SLAM-ASR, 10 Hz from an encoder's 50."""
+    """Neighboring encoder frames that are joined into one embedding: 5 in SLAM-ASR, 10 Hz from an encoder's 50."""
     hidden_dim: PositiveInt = 2048
     """Channels between the two layers: 2048 in SLAM-ASR."""
 

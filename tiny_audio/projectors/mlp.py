@@ -21,7 +21,7 @@ class MlpConfig(ProjectorConfig):
 
     name: Literal["mlp"] = "mlp"
     stack: PositiveInt = 4
-    """Neighbouring encoder frames that are joined into one embedding: 4 in Voxtral and GLM-ASR, 12.5 Hz from 50."""
+    """Neighboring encoder frames that are joined into one embedding: 4 in Voxtral and GLM-ASR, 12.5 Hz from 50."""
     hidden_dim: PositiveInt | None = None
     """Channels between the two layers; None is the decoder's width, as in Voxtral. GLM-ASR has twice that."""
     bias: bool = False

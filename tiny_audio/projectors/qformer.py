@@ -158,7 +158,7 @@ class QFormerLayer(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention whose result is added to the queries and then normalised, as in BERT."""
+    """Attention whose result is added to the queries and then normalized, as in BERT."""
 
     def __init__(self, config: QFormerConfig, key_dim: int) -> None:
         super().__init__()

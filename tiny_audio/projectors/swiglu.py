@@ -1,4 +1,4 @@
-"""Stacked frames through a SwiGLU block (Shazeer 2020, arXiv 2002.05202), normalised on both sides."""
+"""Stacked frames through a SwiGLU block (Shazeer 2020, arXiv 2002.05202), normalized on both sides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SwigluConfig(ProjectorConfig):
 
     name: Literal["swiglu"] = "swiglu"
     stack: PositiveInt = 5
-    """Neighbouring encoder frames that are joined into one embedding: 5 on the card, 8 in Ultravox."""
+    """Neighboring encoder frames that are joined into one embedding: 5 on the card, 8 in Ultravox."""
     hidden_dim: PositiveInt = 8192
     """Channels between the two linear layers: 8192 on the card, 2048 in Ultravox."""
 

@@ -23,7 +23,7 @@ class TransformerConfig(ProjectorConfig):
 
     name: Literal["transformer"] = "transformer"
     stack: PositiveInt = 5
-    """Neighbouring encoder frames that are joined into one embedding before the layers."""
+    """Neighboring encoder frames that are joined into one embedding before the layers."""
     dim: PositiveInt = 1024
     """Channels of the layers: 1024 in SALM."""
     num_layers: int = Field(default=2, ge=1, le=100)
@@ -90,7 +90,7 @@ class TransformerProjector(Projector):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each normalised before and added after."""
+    """Self-attention and feed-forward, each normalized before and added after."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

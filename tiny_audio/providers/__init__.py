@@ -1,4 +1,4 @@
-"""The Provider contract: a recogniser that is not ours, asked for one clip at a time."""
+"""The Provider contract: a recognizer that is not ours, asked for one clip at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.registry import Registry
 
 
 @dataclass(frozen=True)
-class HeardWord:
+class ProviderWord:
     """A word and where it is."""
 
     text: str
@@ -28,12 +28,12 @@ class HeardWord:
 
 
 @dataclass(frozen=True)
-class Heard:
+class ProviderTranscript:
     """What a provider heard in a clip."""
 
     text: str
     """Empty only where the provider itself says that it heard nothing."""
-    words: tuple[HeardWord, ...] | None = None
+    words: tuple[ProviderWord, ...] | None = None
     """None where the provider gives no times."""
 
 
@@ -77,10 +77,10 @@ class ProviderConfig(Config, ABC):
 
 
 class Provider(ABC):
-    """A recogniser behind an API, or another program's."""
+    """A recognizer behind an API, or another program's."""
 
     @abstractmethod
-    def transcribe(self, audio: bytes) -> Heard:
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
         """What is said in a clip, see :func:`encode`. Called from ``concurrency`` threads at a time.
 
         Raises:
@@ -90,7 +90,7 @@ class Provider(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held; nothing is asked afterwards."""
+        """Free what is held; nothing is asked afterward."""
 
 
 PROVIDERS: Registry[ProviderConfig, Provider] = Registry(

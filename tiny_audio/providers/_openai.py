@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from tiny_audio.providers import Heard, HeardWord, Provider
+from tiny_audio.providers import Provider, ProviderTranscript, ProviderWord
 from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig
 
 
@@ -42,7 +42,7 @@ class Transcriptions(Provider):
         self._config = config
         self._api = Api(config, {} if key is None else {"Authorization": f"Bearer {key}"}, key)
 
-    def transcribe(self, audio: bytes) -> Heard:
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
         config = self._config
         form: dict[str, str | list[str]] = {"model": config.model, "response_format": "json"}
@@ -58,8 +58,10 @@ class Transcriptions(Provider):
         answer: type[_Answer] = _VerboseAnswer if config.word_timestamps else _Answer
         heard = self._api.ask(answer, "POST", "/audio/transcriptions", data=form, files=files)
         if not isinstance(heard, _VerboseAnswer):
-            return Heard(heard.text.strip())
-        return Heard(heard.text.strip(), tuple(HeardWord(word.word, word.start, word.end) for word in heard.words))
+            return ProviderTranscript(heard.text.strip())
+        return ProviderTranscript(
+            heard.text.strip(), tuple(ProviderWord(word.word, word.start, word.end) for word in heard.words)
+        )
 
     def close(self) -> None:
         """See :meth:`Provider.close`."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field, PositiveFloat
 
 from tiny_audio.config import NO_IDENTITY
-from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
+from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderTranscript, ProviderWord
 from tiny_audio.providers._http import Api, HttpConfig, read_key
 
 _USD_PER_HOUR = {"universal-2": 0.15, "universal-3-5-pro": 0.21}
@@ -69,7 +69,7 @@ class AssemblyAI(Provider):
         self._config = config
         self._api = Api(config, {"Authorization": key}, key)
 
-    def transcribe(self, audio: bytes) -> Heard:
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
         headers = {"Content-Type": "application/octet-stream"}
         uploaded = self._api.ask(_Uploaded, "POST", "/v2/upload", content=audio, headers=headers)
@@ -95,9 +95,9 @@ class AssemblyAI(Provider):
         if transcript.text is None:
             raise self._api.problem(f"transcript {transcript.id} is completed, and has no text")
         if transcript.words is None:
-            return Heard(transcript.text.strip())
-        words = (HeardWord(one.text, one.start / 1000, one.end / 1000, one.confidence) for one in transcript.words)
-        return Heard(transcript.text.strip(), tuple(words))
+            return ProviderTranscript(transcript.text.strip())
+        words = (ProviderWord(one.text, one.start / 1000, one.end / 1000, one.confidence) for one in transcript.words)
+        return ProviderTranscript(transcript.text.strip(), tuple(words))
 
     def close(self) -> None:
         """See :meth:`Provider.close`."""

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
+from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderTranscript, ProviderWord
 from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
 
 _USD_PER_MINUTE = {"nova-3": 0.0043, "nova-2": 0.0043}
@@ -70,14 +70,16 @@ class Deepgram(Provider):
         self._query = {"model": config.model, "smart_format": "true" if config.smart_format else "false"}
         self._query |= {"detect_language": "true"} if config.language is None else {"language": config.language}
 
-    def transcribe(self, audio: bytes) -> Heard:
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
         request = {"params": self._query, "content": audio, "headers": {"Content-Type": AUDIO_TYPE}}
         best = self._api.ask(_Answer, "POST", "/v1/listen", **request).results.channels[0].alternatives[0]
         if best.words is None:
-            return Heard(best.transcript.strip())
-        words = (HeardWord(one.punctuated_word or one.word, one.start, one.end, one.confidence) for one in best.words)
-        return Heard(best.transcript.strip(), tuple(words))
+            return ProviderTranscript(best.transcript.strip())
+        words = (
+            ProviderWord(one.punctuated_word or one.word, one.start, one.end, one.confidence) for one in best.words
+        )
+        return ProviderTranscript(best.transcript.strip(), tuple(words))
 
     def close(self) -> None:
         """See :meth:`Provider.close`."""

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, PositiveInt
 
 from tiny_audio.config import NO_IDENTITY
-from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider
+from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderTranscript, ProviderWord
 from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
 
 _USD_PER_HOUR = {"scribe_v1": 0.22, "scribe_v2": 0.22}
@@ -59,16 +59,16 @@ class ElevenLabs(Provider):
         if config.language is not None:
             self._form["language_code"] = config.language
 
-    def transcribe(self, audio: bytes) -> Heard:
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
         files = {"file": ("clip.flac", audio, AUDIO_TYPE)}
         heard = self._api.ask(_Answer, "POST", "/v1/speech-to-text", data=self._form, files=files)
         words = [
-            HeardWord(word.text, word.start, word.end)
+            ProviderWord(word.text, word.start, word.end)
             for word in heard.words
             if word.type == "word" and word.start is not None and word.end is not None
         ]
-        return Heard(heard.text.strip(), tuple(words))
+        return ProviderTranscript(heard.text.strip(), tuple(words))
 
     def close(self) -> None:
         """See :meth:`Provider.close`."""

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.providers import PROVIDERS, Heard, HeardWord, Price, Provider, ProviderConfig
+from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
 """How the dictionary marks a word's second pronunciation."""
@@ -47,7 +47,7 @@ class PocketSphinx(Provider):
         self._decoders = threading.local()
         self._decoder()  # a model that cannot be loaded is said at once
 
-    def transcribe(self, audio: bytes) -> Heard:
+    def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
         samples = (load_audio(audio, max_duration_s=float("inf")).clamp(-1, 1) * 32767).short().numpy()
         decoder = self._decoder()
@@ -57,10 +57,10 @@ class PocketSphinx(Provider):
         decoder.end_utt()
         found = decoder.hyp()
         if found is None:
-            return Heard("", ())
+            return ProviderTranscript("", ())
         rate = decoder.config["frate"]
         words = tuple(
-            HeardWord(
+            ProviderWord(
                 _VARIANT.sub("", segment.word),
                 segment.start_frame / rate,
                 (segment.end_frame + 1) / rate,
@@ -69,7 +69,7 @@ class PocketSphinx(Provider):
             for segment in decoder.seg()
             if not _NO_WORD.fullmatch(segment.word)
         )
-        return Heard(found.hypstr.strip(), words)
+        return ProviderTranscript(found.hypstr.strip(), words)
 
     def close(self) -> None:
         """See :meth:`Provider.close`."""

@@ -21,8 +21,8 @@ from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.prompt import PromptConfig
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
-from tiny_audio.recipe._contradictions import contradictions
-from tiny_audio.recipe._mistakes import explain, refusal
+from tiny_audio.recipe._cross_field_rules import cross_field_errors
+from tiny_audio.recipe._validation_errors import explain, refusal
 from tiny_audio.runtime.yaml_file import apply_overrides, read_yaml
 from tiny_audio.sources import SOURCES, SourceConfig
 
@@ -45,7 +45,7 @@ class DataConfig(Config):
     """Longer clips are not trained on, and listed; audio is never cut under a whole transcript. Evaluation
     takes whatever the encoder can."""
     target_text: TargetTextChoice = "none"
-    """How training transcripts are rewritten before they become targets: a normaliser's name, such as
+    """How training transcripts are rewritten before they become targets: a normalizer's name, such as
     ``whisper_english``, which writes contractions out and leaves fillers and remarks in brackets away, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. References of the evaluation stay as
     they are."""
@@ -63,10 +63,10 @@ class InitFrom(Config):
 
 
 class TrainingConfig(Config):
-    """Optimisation: AdamW and one learning-rate schedule."""
+    """Optimization: AdamW and one learning-rate schedule."""
 
     steps: PositiveInt
-    """Optimiser steps."""
+    """Optimizer steps."""
     learning_rate: PositiveFloat
     """At its highest, after the warmup."""
     warmup_steps: NonNegativeInt = 0
@@ -84,7 +84,7 @@ class TrainingConfig(Config):
     max_gradient_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     accumulation: PositiveInt = 1
-    """Batches of one optimiser step."""
+    """Batches of one optimizer step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the decoder's target probability spread over the vocabulary."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -138,7 +138,7 @@ class ExecutionConfig(Config):
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Seconds of audio, padding included, that are decoded together."""
     peak_tflops: PositiveFloat | None = None
-    """What the machine computes at most at the run's precision, each process's share, for the ledger's utilisation;
+    """What the machine computes at most at the run's precision, each process's share, for the ledger's utilization;
     None takes the table of ``tiny-audio plan``, or measures it with a matrix product."""
     rated_watts: PositiveFloat | None = None
     """What each process's device draws at most, for the ledger where nothing measures it; None takes the table's."""
@@ -156,7 +156,7 @@ class ExecutionConfig(Config):
 
 
 class Recipe(Config):
-    """Everything that makes a recogniser: the parts, the data, and how to train and score them."""
+    """Everything that makes a recognizer: the parts, the data, and how to train and score them."""
 
     encoder: Annotated[EncoderConfig, ENCODERS]
     projector: Annotated[ProjectorConfig, PROJECTORS]
@@ -205,7 +205,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise refusal(path, explain(error, Recipe), overrides) from None
-    problems = [f"{place}: {message}" for place, message in contradictions(recipe)]
+    problems = [f"{place}: {message}" for place, message in cross_field_errors(recipe)]
     if problems:
         raise refusal(path, problems, overrides)
     return recipe

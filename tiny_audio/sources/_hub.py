@@ -127,7 +127,7 @@ class HubSource(Source):
         except (pa.ArrowException, OSError):
             pass  # none yet, or one that a machine that went down cut short: indexed anew
         path = shards.paths[number]
-        # Ranges of neighbouring columns are fetched as one.
+        # Ranges of neighboring columns are fetched as one.
         with _opened(self.split.repo, shards.commit, path, pre_buffer=True) as file:
             table = index_shard(
                 file, path, number, self.columns, lambda group: self._audio(shards.commit, path, group)[0]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 RATE_HZ = 22_050
-"""What espeak-ng synthesises at."""
+"""What espeak-ng synthesizes at."""
 
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000

@@ -28,14 +28,14 @@ HELD_OUT_VOICES: tuple[str, ...] = (
     *("Michael", "gustave", "marcelo"),
     *("Storm", "antonio", "ed", "paul"),
 )
-"""Never heard in training; for measuring generalisation to new speakers."""
+"""Never heard in training; for measuring generalization to new speakers."""
 
 TRAINING_VOICES: tuple[str, ...] = (
     # female
     *("Alicia", "Andrea", "Annie", "anika", "f2", "f3", "f5", "grandma", "shelby", "steph", "steph2", "steph3"),
     # child
     "zac",
-    # male, Klatt synthesiser
+    # male, Klatt synthesizer
     *("adam", "announcer", "benjamin", "david", "edward", "edward2", "mike2", "Reed"),
     *("klatt", "klatt2", "klatt3", "klatt4", "klatt5", "klatt6"),
     # male, near the default voice

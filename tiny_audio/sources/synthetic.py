@@ -46,7 +46,7 @@ FloatRange = Annotated[tuple[float, float], Field(strict=False)]
 
 
 class SyntheticConfig(SourceConfig):
-    """Speech synthesised by espeak-ng: digits, numbers, commands, spelled names, dates."""
+    """Speech synthesized by espeak-ng: digits, numbers, commands, spelled names, dates."""
 
     name: Literal["synthetic"] = "synthetic"
     num_utterances: PositiveInt = 10_000
@@ -128,17 +128,17 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSource(Source):
-    """Synthesised once into a folder of FLAC files; read from there ever after."""
+    """Synthesized once into a folder of FLAC files; read from there ever after."""
 
     config: SyntheticConfig
     cache_dir: Path
     num_workers: int
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call synthesises."""
+        """See :meth:`Source.index`; the first call synthesizes."""
         folder = self.cache_dir / "synthetic" / _cache_key(self.config)
         if not folder.exists():
-            _synthesise(self.config, folder, self.num_workers)
+            _synthesize(self.config, folder, self.num_workers)
         index = read_manifest(folder / "manifest.jsonl", Columns())
         if len(index.utterances) != self.config.num_utterances:
             raise UserError(
@@ -172,7 +172,7 @@ def _espeak_version() -> str:
         ) from error
 
 
-def _synthesise(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
+def _synthesize(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
     """Make ``folder``. It appears whole, by a rename: a killed run leaves no half of it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def _synthesise(config: SyntheticConfig, folder: Path, num_workers: int) -> None
         raise UserError(f"the cache folder {folder.parent} cannot be written: {error}") from error
     started = time.monotonic()
     workers = min(num_workers, -(-config.num_utterances // _MIN_SHARE))
-    _LOG.info("synthesising %d utterances with espeak-ng, processes: %d", config.num_utterances, workers)
+    _LOG.info("synthesizing %d utterances with espeak-ng, processes: %d", config.num_utterances, workers)
     try:
         _run_workers(config, unfinished, workers)
         seconds = _merge_rows(unfinished)
@@ -195,7 +195,7 @@ def _synthesise(config: SyntheticConfig, folder: Path, num_workers: int) -> None
             _LOG.info("another process finished the same synthesis first; its result is used")
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    _LOG.info("synthesised %.1f minutes of speech in %.1f s", seconds / 60, time.monotonic() - started)
+    _LOG.info("synthesized %.1f minutes of speech in %.1f s", seconds / 60, time.monotonic() - started)
 
 
 def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> None:

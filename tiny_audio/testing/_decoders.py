@@ -47,7 +47,7 @@ def build(config: DecoderConfig, seed: int = 0) -> Decoder:
 
 
 def talkative(config: DecoderConfig) -> Decoder:
-    """With matrices so large that it says something: as initialised, a small model repeats one token."""
+    """With matrices so large that it says something: as initialized, a small model repeats one token."""
     decoder = build(config).eval()
     numbers = generator(3)
     with torch.no_grad():

@@ -105,7 +105,7 @@ def check_autocast(config: ProjectorConfig) -> None:
 
 
 def check_meta_device(config: ProjectorConfig) -> None:
-    """It can be built without memory, and between neighbours of any width, which ``validate`` and ``plan`` do."""
+    """It can be built without memory, and between neighbors of any width, which ``validate`` and ``plan`` do."""
     for in_dim, out_dim in ((64, 64), (61, 53)):
         with torch.device("meta"):
             projector = build(config, replace(CONTEXT, in_dim=in_dim, out_dim=out_dim))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.providers import PROVIDERS, Heard, ProviderConfig, encode
+from tiny_audio.providers import PROVIDERS, ProviderConfig, ProviderTranscript, encode
 from tiny_audio.testing._checks import expect
 
 DURATION_S = 2.0
@@ -43,8 +43,12 @@ def check_answers(config: ProviderConfig) -> None:
 
 
 def _check_heard(config: ProviderConfig, heard: object) -> None:
-    expect(isinstance(heard, Heard), config, f"transcribe gave a {type(heard).__name__}, which is no Heard")
-    assert isinstance(heard, Heard)
+    expect(
+        isinstance(heard, ProviderTranscript),
+        config,
+        f"transcribe gave a {type(heard).__name__}, which is no ProviderTranscript",
+    )
+    assert isinstance(heard, ProviderTranscript)
     expect(heard.text == heard.text.strip(), config, f"there are blanks around the text {heard.text!r}")
     before = 0.0
     for word in heard.words or ():

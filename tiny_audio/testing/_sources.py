@@ -46,7 +46,7 @@ def check_audio(config: SourceConfig, context: SourceContext) -> None:
     """Every clip decodes and lasts what its index says, also in a loader process, to which the source is pickled."""
     source = SOURCES.build(config, context)
     utterances = source.index().utterances
-    travelled = pickle.loads(pickle.dumps(source))
+    traveled = pickle.loads(pickle.dumps(source))
     for utterance in utterances[:MAX_CLIPS]:
         encoded = source.encoded(utterance)
         expect(isinstance(encoded, Path | bytes), config, f"{utterance.id}: encoded gave a {type(encoded).__name__}")
@@ -54,7 +54,7 @@ def check_audio(config: SourceConfig, context: SourceContext) -> None:
         seconds = len(waveform) / SAMPLE_RATE
         close = abs(seconds - utterance.duration_s) <= 0.1
         expect(close, config, f"{utterance.id} lasts {seconds:.2f} s, and its index says {utterance.duration_s:.2f} s")
-        same = travelled.encoded(pickle.loads(pickle.dumps(utterance))) == encoded
+        same = traveled.encoded(pickle.loads(pickle.dumps(utterance))) == encoded
         expect(same, config, f"{utterance.id}: pickled and back, the source gives another clip")
 
 

@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.clips import Batch, ClipSet, Labeler, PlannedBatches
-from tiny_audio.data.lookahead import Lookahead
+from tiny_audio.data.clips import Batch, ClipSet, PlannedBatches, TargetEncoder
 from tiny_audio.data.order import EpochPlan
+from tiny_audio.data.prefetcher import Prefetcher
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
@@ -61,7 +61,7 @@ class Batches:
     Args:
         recipe: what to do.
         clips: the training clips.
-        labeler: turns transcripts into targets.
+        target_encoder: turns transcripts into targets.
         world: each process gets its rows of every batch; batches without a usable clip are left out.
         note_dropped: told about clips that turn out unusable, of all processes in each.
         stop: breaks off waiting for a batch.
@@ -72,14 +72,14 @@ class Batches:
         self,
         recipe: Recipe,
         clips: ClipSet,
-        labeler: Labeler,
+        target_encoder: TargetEncoder,
         world: World,
         note_dropped: Callable[[list[Dropped]], None],
         stop: StopSignal,
         *,
         pin_memory: bool,
     ) -> None:
-        self.recipe, self.clips, self.labeler, self.world = recipe, clips, labeler, world
+        self.recipe, self.clips, self.target_encoder, self.world = recipe, clips, target_encoder, world
         self._note_dropped, self._stop = note_dropped, stop
         self._pin_memory = pin_memory
 
@@ -114,12 +114,12 @@ class Batches:
             ahead_clips = self.recipe.batching.shuffle_clips
             with (
                 _Loader(self._data_loader(plan, epoch, index)) as loader,
-                Lookahead(self.clips.clips, plan, index, ahead_clips, self._is_stopping) as lookahead,
+                Prefetcher(self.clips.clips, plan, index, ahead_clips, self._is_stopping) as prefetcher,
             ):
                 for place in range(index, len(plan)):
                     batch = loader.next(self._stop)
                     if batch is not None and self.world.local_rank == 0:
-                        lookahead.reached(place)
+                        prefetcher.reached(place)
                     met = self._meet(batch)
                     if met is None:
                         loader.give_up()
@@ -155,7 +155,7 @@ class Batches:
         planned = PlannedBatches(
             self.clips.clips,
             plan,
-            self.labeler,
+            self.target_encoder,
             recipe.augmentation,
             recipe.data.max_duration_s,
             recipe.training.seed,
@@ -197,8 +197,8 @@ class Batches:
         return Batch(
             waveforms=0.01 * noise,
             lengths=torch.tensor([samples]),
-            targets=[torch.tensor([self.labeler.end_id])],
-            ctc_targets=None if self.labeler.ctc is None else [[1]],
+            targets=[torch.tensor([self.target_encoder.end_id])],
+            ctc_targets=None if self.target_encoder.ctc is None else [[1]],
             seeds=[0],
         )
 
@@ -268,7 +268,7 @@ class _Spoken(Dataset[Batch | str]):
 def _outlive_the_first_signal(worker: int) -> None:
     """Ctrl-C and many schedulers signal every process: one that loads breaks off, and the main one goes on to save.
 
-    It ends them afterwards, with a SIGTERM where they do not hear.
+    It ends them afterward, with a SIGTERM where they do not hear.
     """
 
     def give_way(number: int, frame: FrameType | None) -> None:

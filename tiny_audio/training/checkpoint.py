@@ -34,7 +34,7 @@ class Progress:
     """Where training stands; with the planned order, this is the whole state of the data."""
 
     step: int = 0
-    """Optimiser steps done, skipped ones included."""
+    """Optimizer steps done, skipped ones included."""
     epoch: int = 0
     batch: int = 0
     """Batches of this epoch's plan that are used up."""
@@ -75,7 +75,7 @@ class Saved:
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    """The optimiser's tensors, by ``parameter.name``."""
+    """The optimizer's tensors, by ``parameter.name``."""
     groups: list[dict[str, Any]]
     rng: dict[str, Any]
     progress: Progress

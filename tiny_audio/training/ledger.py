@@ -144,7 +144,8 @@ class Ledger:
         return {name: getattr(self.progress, name) for name in _SUMS}
 
     def totals(self) -> dict[str, Any]:
-        """Of the whole training, with where figures of the machine come from; see :func:`tiny_audio.analysis.ledger.account`."""
+        """Of the whole training, with where figures of the machine come from; see
+        :func:`tiny_audio.analysis.ledger.account`."""
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {
             "num_processes": host.num_processes,
@@ -156,7 +157,7 @@ class Ledger:
         }
 
 
-class Beside:
+class Overhead:
     """Follows what one process does after training: exporting, scoring.
 
     Args:

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
 from tiny_audio.data.augmentation import SpecAugment
-from tiny_audio.data.clips import ClipSet, Labeler
+from tiny_audio.data.clips import ClipSet, TargetEncoder
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
 from tiny_audio.model.model import TargetScores, TinyAudioModel
 from tiny_audio.plan.work import Work
@@ -39,7 +39,7 @@ from tiny_audio.training.step import OutOfMemory, StepResult, take_step
 from tiny_audio.training.world import World
 
 
-class Watcher(Protocol):
+class Callback(Protocol):
     """Who is told how training goes, such as a progress bar."""
 
     def step(self, step: int, values: dict[str, Any]) -> None:
@@ -58,10 +58,10 @@ class Trainer:
         recipe: what to do.
         model: freshly assembled, the same in every process; a checkpoint's weights go over it.
         clips: the training clips.
-        labeler: turns transcripts into targets.
+        target_encoder: turns transcripts into targets.
         run_dir: ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl`` live here; the first process's.
         stop: asked between steps.
-        watcher: told about progress.
+        callback: told about progress.
         evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. Called in the first process,
             and in all where the model is sharded.
         work: what a clip takes, for the ledger; None where it is not known.
@@ -73,18 +73,18 @@ class Trainer:
         recipe: Recipe,
         model: TinyAudioModel,
         clips: ClipSet,
-        labeler: Labeler,
+        target_encoder: TargetEncoder,
         run_dir: Path,
         stop: StopSignal,
-        watcher: Watcher,
+        callback: Callback,
         evaluate: Callable[[TinyAudioModel], dict[str, Any]] | None = None,
         work: Work | None = None,
         world: World = World(),  # noqa: B008  # frozen
     ) -> None:
         self.recipe, self.config = recipe, recipe.training
-        self.clips, self.labeler = clips, labeler
+        self.clips, self.target_encoder = clips, target_encoder
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
-        self.stop, self.watcher, self.evaluate, self.world = stop, watcher, evaluate, world
+        self.stop, self.callback, self.evaluate, self.world = stop, callback, evaluate, world
         set_tf32(self.config.tf32)
         # accelerate keeps the settings of the first run of a process, and refuses a second one with others.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -125,7 +125,7 @@ class Trainer:
             UserError: too many clips turned out unusable, or clips cannot be had; a checkpoint is written.
         """
         optimizer = self.optimizer.optimizer
-        last = checkpoint.load_newest(self.checkpoints, self.bare_model, optimizer, self.watcher.note, self.world)
+        last = checkpoint.load_newest(self.checkpoints, self.bare_model, optimizer, self.callback.note, self.world)
         self.progress = last or checkpoint.Progress()
         self._saved_step = self.progress.step
         self._dropped.add(self.world.on_main(self._open_dropped))
@@ -162,11 +162,11 @@ class Trainer:
         ids = self._dropped.over_ceiling()
         if not ids:
             return []
-        self.watcher.note(f"{len(ids)} clips could not be used, which is too many: reading them again")
-        usable = self.clips.usable_again(ids, self.labeler, self.recipe.data.max_duration_s)
+        self.callback.note(f"{len(ids)} clips could not be used, which is too many: reading them again")
+        usable = self.clips.usable_again(ids, self.target_encoder, self.recipe.data.max_duration_s)
         if usable:
             self._dropped_log.remove(set(usable))
-        self.watcher.note(f"{len(usable)} of them can be used now")
+        self.callback.note(f"{len(usable)} of them can be used now")
         return usable
 
     def _open_logs(self) -> None:
@@ -180,7 +180,7 @@ class Trainer:
         planned = Batches(
             self.recipe,
             self.clips,
-            self.labeler,
+            self.target_encoder,
             self.world,
             self._note_dropped,
             self.stop,
@@ -305,7 +305,7 @@ class Trainer:
         progress = self.progress
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
-        self.watcher.note(f"step {progress.step + 1} skipped: its loss or gradient is not finite")
+        self.callback.note(f"step {progress.step + 1} skipped: its loss or gradient is not finite")
         if progress.skipped_in_a_row > self.config.max_skipped_steps:
             last = self.world.on_main(lambda: checkpoint.latest(self.checkpoints))
             raise self.world.failure(
@@ -383,7 +383,7 @@ class Trainer:
             **self.ledger.row(),
         }
         self._metrics.write("train", progress.step, **values)
-        self.watcher.step(progress.step, values)
+        self.callback.step(progress.step, values)
 
     def _evaluate(self) -> None:
         self.bare_model.eval()
@@ -395,7 +395,7 @@ class Trainer:
             scores = self.world.on_main(self._scores)
         self.model.train()
         self._write(lambda: self._metrics.write("evaluation", self.progress.step, **scores))
-        self.watcher.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
+        self.callback.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
 
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None

@@ -1,4 +1,4 @@
-"""The optimiser, and the learning rate as a pure function of the step."""
+"""The optimizer, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 

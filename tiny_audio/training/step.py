@@ -1,4 +1,4 @@
-"""One optimiser step: the only place where gradients come from, for runs and for benchmarks."""
+"""One optimizer step: the only place where gradients come from, for runs and for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Finished runs side by side: paired differences of their word error rates, and what made them.
 
-Nothing is decoded: the raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again, under one normaliser.
+Nothing is decoded: the raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again, under one normalizer.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def compare_variants(
         group_by: metadata column whose groups are resampled whole; None does as the runs were scored.
 
     Raises:
-        UserError: no set in common, other utterances or references, other normalisers, or no such column.
+        UserError: no set in common, other utterances or references, other normalizers, or no such column.
     """
     runs = [run for variant in variants for run in variant.runs]
     names = shared_sets(runs, set_name)

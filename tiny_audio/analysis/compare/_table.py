@@ -13,7 +13,7 @@ _MAX_WIDTH = 60
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """What :func:`tiny_audio.analysis.compare.compare_variants` found, as text, the longest lists cut: the page has them."""
+    """What :func:`tiny_audio.analysis.compare.compare_variants` found, as text; the longest lists are cut."""
     return "\n\n".join(
         [
             *(block for name, entry in comparison["sets"].items() for block in _set(name, entry, comparison)),
@@ -51,7 +51,7 @@ def _about(entry: Mapping[str, Any]) -> str:
         facts.append(f"{entry['num_groups']} groups by {entry['group_by']}, resampled whole")
     if entry["left_out"]:
         facts.append(f"{entry['left_out']:,} utterances that not all runs have left out")
-    return f"{', '.join(facts)}; normaliser {entry['normalizer']}"
+    return f"{', '.join(facts)}; normalizer {entry['normalizer']}"
 
 
 def _rates(entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:

@@ -127,7 +127,7 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
         line_chart("Gradient norm", [Series("gradient norm", _points(train, "gradient_norm"))], may_be_log=True),
         line_chart("Hours of audio per hour", [Series("throughput", _points(train, "audio_hours_per_hour"))]),
         line_chart("Padding share", [Series("padding", _points(train, "padding_share"))], _share),
-        line_chart("Share of peak speed", [Series("utilisation", _points(train, "utilization"))], _share),
+        line_chart("Share of peak speed", [Series("utilization", _points(train, "utilization"))], _share),
         line_chart("Share of time waiting for data", [Series("waiting", _points(train, "data_wait_share"))], _share),
     ]
     drawn = [chart for chart in charts if chart]
@@ -169,7 +169,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
         stamp = (values.get(key) for key in ("normalizer", "normalizer_version", "scorer", "scorer_version"))
         by = tuple(str(value or DASH) for value in (*stamp, _resampled(values)))
         used.setdefault(by, []).append(f"{name} ({label})" if label else name)
-    stamp_head = ["Normaliser", "Version", "Scorer", "Version", "Interval resamples", "Used for"]
+    stamp_head = ["Normalizer", "Version", "Scorer", "Version", "Interval resamples", "Used for"]
     differences = [
         _difference(name, entry["difference"]) for name, entry in evaluation.items() if "difference" in entry
     ]

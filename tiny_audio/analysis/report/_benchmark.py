@@ -214,7 +214,7 @@ def _provenance(results: Mapping[str, Any]) -> list[Markup]:
         "recipe": results["recipe_path"],
         "seeds": " ".join(map(str, results["seeds"])),
         "frames of the encoder": features,
-        "normaliser": f"{rule['name']} ({rule['version']})",
+        "normalizer": f"{rule['name']} ({rule['version']})",
         "device": f"{results['device']}, {results['threads']} threads, {results['machine']}",
         **results["versions"],
         "training data": results["inputs"]["train"],

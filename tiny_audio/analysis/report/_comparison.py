@@ -75,7 +75,7 @@ def _verdicts(comparison: Mapping[str, Any]) -> list[Markup]:
     note = (
         "Difference in word error rate from the baseline, in percentage points, on the same utterances: below zero "
         "is better. The interval is each comparison's own. p is the chance of so large a difference between variants "
-        "that are equally good (approximate randomisation); “better” and “worse” want p, adjusted by Holm's "
+        "that are equally good (approximate randomization); “better” and “worse” want p, adjusted by Holm's "
         f"correction for {count(size)} comparison{'s' if size > 1 else ''}, below {comparison['significance']:g}. “No "
         "difference shown” does not mean that there is none."
     )
@@ -123,7 +123,7 @@ def _about(entry: Mapping[str, Any]) -> str:
     facts = [
         f"{count(entry['num_utterances'])} utterances, {count(entry['num_reference_words'])} reference words",
         f"{count(left)} utterances that not all runs have are left out" if left else None,
-        f"normaliser {entry['normalizer']} ({entry['normalizer_version']})",
+        f"normalizer {entry['normalizer']} ({entry['normalizer_version']})",
         f"scorer {entry['scorer']} {entry['scorer_version']}",
         f"intervals resample {whole}"
         + (", and allow for other seeds" if any(len(v["seeds"]) > 1 for v in entry["variants"]) else ""),
@@ -237,7 +237,7 @@ def _trio(said: str | None, *heard: str | None) -> Markup:
 
 
 def heard_word(said: str | None, word: str | None) -> Markup:
-    """The kind of error shows without colour too: underlined, a dash, a plus."""
+    """The kind of error shows without color too: underlined, a dash, a plus."""
     if said == word:
         return tag("i", word or "")
     if said is None:
@@ -255,7 +255,7 @@ def trio_legend(whose: str = "The") -> Markup:
         tag("span", tag("span", heard_word(*pair), class_="pair"), name)
         for pair, name in zip(samples, names, strict=True)
     )
-    said = f"{whose} reference above, all normalised:"
+    said = f"{whose} reference above, all normalized:"
     return tag("p", tag("span", said), *keys, class_="legend muted")
 
 

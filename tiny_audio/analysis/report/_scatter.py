@@ -49,7 +49,7 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
     shown = ""
     for tick in (tick for tick in linear_ticks(first, last) if first <= tick <= last):
         parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=bottom, y2=bottom + 4, class_="axis"))
-        if show(tick) != shown:  # rounded as the points are, neighbours can read the same
+        if show(tick) != shown:  # rounded as the points are, neighbors can read the same
             shown = show(tick)
             parts.append(tag("text", shown, x=x_at(tick), y=bottom + 17, text_anchor="middle"))
     parts.append(tag("line", x1=left, x2=width - right, y1=bottom, y2=bottom, class_="axis"))

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from tiny_audio.analysis.report._html import Markup, compact, count, percent, tag
 
-_NUM_COLOURS = 6
+_NUM_COLORS = 6
 _MAX_POINTS = 300  # more would be drawn over each other, and make the page heavy
 _MAX_HITS = 100
 _MAX_MARKED = 40
@@ -41,7 +41,7 @@ def line_chart(
 ) -> Markup | None:
     """Curves over steps; ``None`` where there is nothing to draw.
 
-    Long curves are drawn as the mean of neighbouring points, with a band from their least to their greatest. The axis
+    Long curves are drawn as the mean of neighboring points, with a band from their least to their greatest. The axis
     starts at 0, or, where it may be, is logarithmic if the values span more than a factor of 30.
     """
     series = [curve for curve in series if curve.points]
@@ -78,18 +78,18 @@ def line_chart(
     parts.append(tag("line", x1=left, x2=width - right, y1=height - below, y2=height - below, class_="axis"))
     parts.append(tag("text", "step", x=(left + width - right) / 2, y=height - 3, text_anchor="middle"))
     for number, bins in enumerate(binned):
-        colour = number % _NUM_COLOURS + 1
+        color = number % _NUM_COLORS + 1
         if any(high > low for _, _, low, high in bins):
             edge = [(x, high) for x, _, _, high in bins] + [(x, low) for x, _, low, _ in reversed(bins)]
-            parts.append(tag("polygon", points=_path(edge, x_at, y_at), class_=f"band f{colour}"))
+            parts.append(tag("polygon", points=_path(edge, x_at, y_at), class_=f"band f{color}"))
         line = [(x, y) for x, y, _, _ in bins]
-        parts.append(tag("polyline", points=_path(line, x_at, y_at), class_=f"curve s{colour}"))
+        parts.append(tag("polyline", points=_path(line, x_at, y_at), class_=f"curve s{color}"))
         if len(line) <= _MAX_MARKED:
-            parts += (tag("circle", cx=x_at(x), cy=y_at(y), r=2.6, class_=f"f{colour}") for x, y in line)
+            parts += (tag("circle", cx=x_at(x), cy=y_at(y), r=2.6, class_=f"f{color}") for x, y in line)
     parts += _hits(series, binned, show, x_at, above, height - below)
     note = "logarithmic" if log else None
     svg = tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=_summary(title, series, show))
-    keys = (_key(curve.name, number % _NUM_COLOURS + 1) for number, curve in enumerate(series))
+    keys = (_key(curve.name, number % _NUM_COLORS + 1) for number, curve in enumerate(series))
     caption = tag("figcaption", title, *(keys if len(series) > 1 else ()), tag("small", note) if note else None)
     return tag("figure", caption, svg)
 
@@ -173,7 +173,7 @@ def _hits(
 
 
 def _bins(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
-    """(step, mean, least, greatest) of neighbours, so that at most ``_MAX_POINTS`` are left."""
+    """(step, mean, least, greatest) of neighbors, so that at most ``_MAX_POINTS`` are left."""
     size = math.ceil(len(points) / _MAX_POINTS)
     bins = []
     for start in range(0, len(points), size):
@@ -205,8 +205,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside[:: math.ceil(len(inside) / 8)] or [low, high]
 
 
-def _key(name: str, colour: int) -> Markup:
-    sample = tag("svg", tag("line", x1=0, x2=26, y1=5, y2=5, class_=f"curve s{colour}"), viewBox="0 0 26 10")
+def _key(name: str, color: int) -> Markup:
+    sample = tag("svg", tag("line", x1=0, x2=26, y1=5, y2=5, class_=f"curve s{color}"), viewBox="0 0 26 10")
     return tag("span", sample, name, class_="key")
 
 

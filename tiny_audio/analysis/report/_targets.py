@@ -83,13 +83,13 @@ def _about(summary: Mapping[str, Any]) -> str:
     facts = [
         f"{count(summary['num_utterances'])} utterances, {count(summary['num_reference_words'])} reference words",
         f"{count(left)} clips for which not every target has a hypothesis are left out" if left else None,
-        f"normaliser {summary['normalizer']} ({summary['normalizer_version']})",
+        f"normalizer {summary['normalizer']} ({summary['normalizer_version']})",
         f"edits cost {_COSTS[summary['cost']]} (scorer {summary['scorer']} {summary['scorer_version']})",
     ]
     text = "; ".join(fact for fact in facts if fact) + "."
     if summary["glued_references"]:
         glued = count(summary["glued_references"])
-        text += f" This normaliser makes one word of the numbers of {glued} references: there a wrong digit costs all."
+        text += f" This normalizer makes one word of the numbers of {glued} references: there a wrong digit costs all."
     return text
 
 

@@ -62,7 +62,7 @@ def legend() -> Markup:
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (struck through)", "inserted (+)")
     keys = (tag("span", _pair(*pair), name) for pair, name in zip(samples, names, strict=True))
-    return tag("p", tag("span", "Reference above, hypothesis below, both normalised:"), *keys, class_="legend muted")
+    return tag("p", tag("span", "Reference above, hypothesis below, both normalized:"), *keys, class_="legend muted")
 
 
 def utterances(scored: Scored, read_audio: ReadAudio | None) -> Markup:
@@ -109,7 +109,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(said: str | None, heard: str | None) -> Markup:
-    """One word above the other. The kind of error shows without colour too: underlined, struck through, a plus."""
+    """One word above the other. The kind of error shows without color too: underlined, struck through, a plus."""
     if said == heard:
         kind, title = "", None
     elif said is None:

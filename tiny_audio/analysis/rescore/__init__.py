@@ -62,7 +62,7 @@ class Rescored:
 
             - ``normalizer, normalizer_version, cost, scorer, scorer_version``; ``group_by, num_groups`` (speakers, as a
               rule) or None; ``num_utterances, num_reference_words`` that are scored; ``left_out``: clips of some target
-              that not all have a hypothesis for; ``glued_references``: those whose numbers the normaliser makes one
+              that not all have a hypothesis for; ``glued_references``: those whose numbers the normalizer makes one
               word of (see :func:`tiny_audio.analysis.scoring.glues_words`); ``baseline``: the first target's name;
               ``significance``;
             - ``targets``: of each, ``name, path``, the keys of :class:`tiny_audio.analysis.scoring.Score`,
@@ -70,9 +70,10 @@ class Rescored:
               ``ctc_wer`` (None unless all have one) and ``failures, num_clips, failure_rate`` over all its own clips;
               ``empty_rate, looping_rate, truncated_rate`` over those scored, the last None where not known;
             - ``differences``: of each but the first, ``name, difference, interval, probability_better`` as
-              :class:`tiny_audio.analysis.scoring.PairedDifference` (over groups where there are some), ``mapsswe`` (fields of
-              :class:`tiny_audio.analysis.significance.MatchedPairs`), ``p_adjusted`` (MAPSSWE's p after Holm's correction for
-              the number of differences) and ``verdict``;
+              :class:`tiny_audio.analysis.scoring.PairedDifference` (over groups where there are some), ``mapsswe``
+              (fields of
+              :class:`tiny_audio.analysis.significance.MatchedPairs`), ``p_adjusted`` (MAPSSWE's p after Holm's
+              correction for the number of differences) and ``verdict``;
             - ``slices``: ``column, value, num_utterances, num_reference_words``, and by target's name ``wer``,
               ``intervals`` of it, and ``difference_intervals``; None where there are too few utterances for one.
         rows: of each target, in one order, those that are scored.

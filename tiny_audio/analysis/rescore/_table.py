@@ -31,12 +31,12 @@ def _about(summary: Mapping[str, Any]) -> str:
     facts = [f"{summary['num_utterances']:,} utterances", f"{summary['num_reference_words']:,} words"]
     if summary["left_out"]:
         facts.append(f"{summary['left_out']:,} clips without a hypothesis of every target left out")
-    facts.append(f"normaliser {summary['normalizer']} ({summary['normalizer_version']})")
+    facts.append(f"normalizer {summary['normalizer']} ({summary['normalizer_version']})")
     facts.append(f"cost {summary['cost']} ({summary['scorer']} {summary['scorer_version']})")
     text = "; ".join(facts)
     if summary["glued_references"]:
         text += (
-            f"\nmind: this normaliser makes one word of the numbers of {summary['glued_references']:,} references "
+            f"\nmind: this normalizer makes one word of the numbers of {summary['glued_references']:,} references "
             "(one two -> 12), where a wrong digit costs the whole; --normalizer lower does not"
         )
     return text

@@ -1,6 +1,6 @@
-"""From references and hypotheses to error rates: normalisation, WER and CER, intervals, paired tests.
+"""From references and hypotheses to error rates: normalization, WER and CER, intervals, paired tests.
 
-A rate means little without its normaliser and its scorer, so both are in every :class:`Score`, with their versions.
+A rate means little without its normalizer and its scorer, so both are in every :class:`Score`, with their versions.
 All rates and shares are fractions: 0.05 is 5 %.
 
     ``WER = (S + D + I) / N``, with N the words of all references, and S, D and I the words substituted, deleted and
@@ -72,7 +72,7 @@ class Score(Config):
     wer: float
     """Word error rate; above 1 where insertions abound."""
     cer: float
-    """Character error rate, of normalised text; a space is a character."""
+    """Character error rate, of normalized text; a space is a character."""
     wer_interval: tuple[float, float]
     """95 % percentile bootstrap interval of ``wer``."""
     num_utterances: int
@@ -90,7 +90,7 @@ class Score(Config):
     """What aligned the words: jiwer at unit cost, ``tiny-audio`` at sclite's."""
     scorer_version: str
     empty_hypotheses: int
-    """Utterances without a word, after normalisation, where the reference has one."""
+    """Utterances without a word, after normalization, where the reference has one."""
     looping_hypotheses: int
     """Utterances that loop (see :func:`loops`) where the reference does not."""
 
@@ -141,7 +141,7 @@ def score(
         groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, since they
             fail together: without groups the interval is too narrow. ``None`` in it is a group of its own.
         cost: of an edit.
-        alignments: what :func:`align` gave for the same texts, normaliser and cost, where that is at hand.
+        alignments: what :func:`align` gave for the same texts, normalizer and cost, where that is at hand.
 
     Raises:
         UserError: no utterance, no reference word, lengths that differ, a cost that there is not, or too few resamples.
@@ -186,7 +186,8 @@ def paired_difference(
     groups: Groups = None,
     cost: Cost = "unit",
 ) -> PairedDifference:
-    """WER of the other less WER of the baseline (see :mod:`tiny_audio.analysis.significance`); below 0, the other is better.
+    """WER of the other less WER of the baseline (see :mod:`tiny_audio.analysis.significance`); below 0, the other is
+    better.
 
     ``baseline`` and ``other`` are raw hypotheses of the same utterances. Arguments and errors as in :func:`score`.
     """

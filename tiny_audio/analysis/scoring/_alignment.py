@@ -64,7 +64,7 @@ class Alignment:
 def align(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer, *, cost: Cost = "unit"
 ) -> list[Alignment]:
-    """Normalise, then align word by word at the least ``cost``.
+    """Normalize, then align word by word at the least ``cost``.
 
     An empty reference is legitimate: all of its hypothesis is insertions.
 
@@ -92,7 +92,7 @@ def check_cost(cost: str) -> Cost:
 def loops(text: str) -> bool:
     """Whether some n-gram of words, of any length, comes ``_LOOP_REPEATS`` times or more in a row.
 
-    Case and punctuation do not count. This looks at raw text, since a normaliser hides loops of digits by gluing them.
+    Case and punctuation do not count. This looks at raw text, since a normalizer hides loops of digits by gluing them.
     """
     words = re.findall(r"[\w']+", text.lower())
     for n in range(1, len(words) // _LOOP_REPEATS + 1):

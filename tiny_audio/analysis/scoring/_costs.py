@@ -28,7 +28,7 @@ _SUBSTITUTION, _GAP = 4, 3
 
 
 def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[Pair]]:
-    """Aligned by jiwer; texts are normalised already."""
+    """Aligned by jiwer; texts are normalized already."""
     import jiwer
 
     output = jiwer.process_words(list(references), list(hypotheses))
@@ -56,7 +56,7 @@ def sclite_pairs(said: Sequence[str], heard: Sequence[str]) -> list[Pair]:
 
     Of sclite's own reading of texts there is nothing here: it folds the case of ASCII letters (but for ``-s``), reads
     ``{ a / b }`` as alternatives, ``(word)`` as one that may be left out, ``@`` as no word, and drops a ``*`` at a
-    word's end. Texts here are what the normaliser leaves.
+    word's end. Texts here are what the normalizer leaves.
 
     Takes R·H / 4 bytes and time in proportion: two hours of speech against two hours, 20,000 words each, are 100 MB.
     """

@@ -31,13 +31,13 @@ class Normalizer:
         return " ".join(self.rule(text).split())
 
 
-# A set is normalised several times over (words, characters, paired tests, the report), at up to 0.3 ms a text.
+# A set is normalized several times over (words, characters, paired tests, the report), at up to 0.3 ms a text.
 _memoized = lru_cache(maxsize=1 << 17)
 
 
 @cache
 def normalizer(name: NormalizerName) -> Normalizer:
-    """The normaliser called ``name``.
+    """The normalizer called ``name``.
 
     All of them fold whitespace: each run of it becomes one space, and the ends are stripped.
 
@@ -52,7 +52,7 @@ def normalizer(name: NormalizerName) -> Normalizer:
     - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard of 2025; see :mod:`._leaderboard`.
 
     Raises:
-        UserError: there is no such normaliser.
+        UserError: there is no such normalizer.
     """
     if name == "none":
         return Normalizer(name, "1", str)
@@ -89,7 +89,7 @@ def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):
-        return False  # the rule for nearly every text, and it saves normalising each word
+        return False  # the rule for nearly every text, and it saves normalizing each word
     # Remarks in brackets are removed, not glued, and would be cut up word by word.
     apart = [word for said in _BRACKETED.sub(" ", reference).split() for word in normalizer(said).split()]
     return len(glued) < len(apart) and _numbers(glued) != _numbers(apart)

@@ -105,9 +105,9 @@ def difference_p_value(
 ) -> float:
     """Chance of a difference as large as this, either way, between two variants that are equally good.
 
-    Approximate randomisation (Noreen, 1989): if they are, it is a coin's toss which of the two made which errors on an
+    Approximate randomization (Noreen, 1989): if they are, it is a coin's toss which of the two made which errors on an
     utterance, or group. Unlike a p-value of the bootstrap's it holds for few utterances, and for few groups: 4
-    sentences out of 1000 that differ, all in favour of one, give 0.125.
+    sentences out of 1000 that differ, all in favor of one, give 0.125.
 
     Where no draw is as large, draws say no more than that the chance is below one in ``num_draws``, which a correction
     for hundreds of comparisons would eat up. There it is the lesser of that and of an upper bound in closed form; both

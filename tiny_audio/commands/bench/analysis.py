@@ -48,7 +48,7 @@ class Scoring:
     group_by: str | None
 
 
-def analyse(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> dict[str, Any]:
+def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> dict[str, Any]:
     """Compare every variant with the baseline on every set.
 
     p-values are corrected over all comparisons of the variants together, and over those of the controls together.

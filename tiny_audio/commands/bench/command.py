@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tiny_audio.commands.bench.timing import Effort, Neighbours, time_projectors
+from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
 from tiny_audio.commands.bench.units import Budget
 from tiny_audio.commands.bench.variants import read_variants
 from tiny_audio.config import UserError
@@ -48,7 +48,8 @@ def benchmark_projectors(
     """Time the variants, or train them.
 
     Returns:
-        see :func:`tiny_audio.commands.bench.timing.time_projectors` and :func:`tiny_audio.commands.bench.analysis.analyse`.
+        see :func:`tiny_audio.commands.bench.timing.time_projectors` and
+        :func:`tiny_audio.commands.bench.analysis.analyze`.
 
     Raises:
         UserError: an option that the other kind of benchmark has, or whatever they raise.
@@ -70,8 +71,8 @@ def benchmark_projectors(
     device = options.device or "auto"
     if device not in _DEVICES:
         raise UserError(f"--device: {device!r} is none of {', '.join(_DEVICES)}")
-    neighbours = Neighbours() if recipe is None else Neighbours.of(load_recipe(recipe, overrides))
-    measured = time_projectors([*variants.compared, *variants.controls], neighbours, effort, device)
+    neighbors = Neighbors() if recipe is None else Neighbors.of(load_recipe(recipe, overrides))
+    measured = time_projectors([*variants.compared, *variants.controls], neighbors, effort, device)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / "timings.json", json.dumps(measured, indent=1))

@@ -10,7 +10,8 @@ from tiny_audio.runtime.columns import in_columns
 
 
 def timings_table(measured: Mapping[str, Any]) -> str:
-    """A row for each variant, clip length and batch size, of :func:`tiny_audio.commands.bench.timing.time_projectors`."""
+    """A row for each variant, clip length and batch size, of
+    :func:`tiny_audio.commands.bench.timing.time_projectors`."""
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in measured["cases"]:
         found.setdefault((case["label"], case["duration_s"], case["batch_size"]), {})[case["which"]] = case
@@ -23,7 +24,7 @@ def timings_table(measured: Mapping[str, Any]) -> str:
         cells += [f"{1000 * row['median_s']:,.2f} ms" for row in (forward, both)]
         cells += [f"{row['flops'] / 1e9:.3g}" for row in (forward, both)]
         rows.append(cells + [f"{row['peak_bytes'] / 2**20:,.1f} MiB" for row in (forward, both)])
-    near = measured["neighbours"]
+    near = measured["neighbors"]
     return (
         f"{in_columns(rows, num_texts=1)}\n{near['in_dim']} → {near['out_dim']} channels at {near['frame_rate']:g} "
         f"frames/s, {near['precision']}, {measured['device']}, {measured['threads']} threads; medians; memory beyond "

@@ -30,7 +30,7 @@ _CASES = Path(__file__).with_name("_cases.py")
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """What the projectors stand between."""
 
     in_dim: int = 1280
@@ -42,7 +42,7 @@ class Neighbours:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Neighbours:
+    def of(cls, recipe: Recipe) -> Neighbors:
         """Those of a recipe, from its model on the meta device.
 
         Raises:
@@ -66,7 +66,7 @@ class Effort:
 
 
 def time_projectors(
-    variants: Sequence[Variant], neighbours: Neighbours, effort: Effort, device: str = "auto"
+    variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, device: str = "auto"
 ) -> dict[str, Any]:
     """Measure every variant at every length and batch size, without and with a backward pass.
 
@@ -84,10 +84,10 @@ def time_projectors(
     if missing:
         raise UserError(f"bench needs {' and '.join(missing)}; pip install 'tiny-audio[bench]'")
     chosen = device_of(device)
-    _check(variants, neighbours, effort, chosen)
+    _check(variants, neighbors, effort, chosen)
     cases = [
         {
-            **asdict(neighbours),
+            **asdict(neighbors),
             "label": variant.label,
             "section": dict(variant.section),
             "duration_s": duration_s,
@@ -103,7 +103,7 @@ def time_projectors(
     with tempfile.TemporaryDirectory() as folder:
         measured = _run(cases, effort, Path(folder))
     return {
-        "neighbours": asdict(neighbours),
+        "neighbors": asdict(neighbors),
         "effort": asdict(effort),
         "device": torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -114,9 +114,9 @@ def time_projectors(
     }
 
 
-def _check(variants: Sequence[Variant], neighbours: Neighbours, effort: Effort, device: torch.device) -> None:
-    _check_sizes(variants, neighbours, device)
-    shortest = int(min(effort.durations_s) * neighbours.frame_rate)
+def _check(variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, device: torch.device) -> None:
+    _check_sizes(variants, neighbors, device)
+    shortest = int(min(effort.durations_s) * neighbors.frame_rate)
     for variant in variants:
         needed = variant.config().min_frames()
         if shortest < needed:
@@ -126,13 +126,13 @@ def _check(variants: Sequence[Variant], neighbours: Neighbours, effort: Effort, 
             )
 
 
-def _check_sizes(variants: Sequence[Variant], neighbours: Neighbours, device: torch.device) -> None:
+def _check_sizes(variants: Sequence[Variant], neighbors: Neighbors, device: torch.device) -> None:
     """Refuse what no memory holds: weights and their gradients, in fp32."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    context = ProjectorContext(neighbours.in_dim, neighbours.out_dim, neighbours.frame_rate, 1.0)
+    context = ProjectorContext(neighbors.in_dim, neighbors.out_dim, neighbors.frame_rate, 1.0)
     for variant in variants:
         try:
             with torch.device("meta"):

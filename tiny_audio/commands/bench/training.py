@@ -26,7 +26,7 @@ import torch
 from tiny_audio import __version__
 from tiny_audio.analysis.report import render_benchmark
 from tiny_audio.analysis.scoring import normalizer
-from tiny_audio.commands.bench.analysis import AGAIN, CRIPPLED, Control, Outcome, Scoring, analyse
+from tiny_audio.commands.bench.analysis import AGAIN, CRIPPLED, Control, Outcome, Scoring, analyze
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
 from tiny_audio.commands.bench.variants import Variant, Variants
@@ -243,11 +243,13 @@ class TrainedBenchmark:
     def _train(self, unit: _Unit) -> str:
         """Do a unit, keep it, and give its word error rates for a person to read."""
         recipe, material = unit.recipe, self._material
-        model, tokenizer, labeler = assemble(recipe, self._train_clips, self._start)
+        model, tokenizer, target_encoder = assemble(recipe, self._train_clips, self._start)
         material.prepare(model)
         place(model, recipe, self._device)
         try:
-            trained = train(model, recipe, lambda epoch: material.epoch(model, recipe, labeler, epoch), self.budget)
+            trained = train(
+                model, recipe, lambda epoch: material.epoch(model, recipe, target_encoder, epoch), self.budget
+            )
         except RunFailed as error:
             raise RunFailed(f"variant {unit.variant.label}, seed {unit.seed}: {error}") from error
         hypotheses, embeddings_per_s = decode(model, recipe, tokenizer, material, list(recipe.data.evaluation))
@@ -267,7 +269,7 @@ class TrainedBenchmark:
         self._keep(unit, result, hypotheses)
         rule = normalizer(recipe.evaluation.normalizer)
         outcome = Outcome(unit.variant.label, {}, None, [result], [hypotheses])
-        scored = analyse([outcome], unit.variant.label, Scoring(rule, 100, recipe.evaluation.group_by))
+        scored = analyze([outcome], unit.variant.label, Scoring(rule, 100, recipe.evaluation.group_by))
         return ", ".join(f"{name} {values['wer']:.1%}" for name, values in scored["variants"][0]["sets"].items())
 
     def _keep(self, unit: _Unit, result: dict[str, Any], hypotheses: Mapping[str, Sequence[Hypothesis]]) -> None:
@@ -312,7 +314,7 @@ class TrainedBenchmark:
             "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "versions": {"tiny-audio": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            **analyse(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by)),
+            **analyze(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by)),
             "recipe": self.recipe.model_dump(mode="json"),
         }
         # JSON's own types, so that what is returned is what a reader of the file gets.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tiny_audio.commands.bench.features import Features
 from tiny_audio.config import RunFailed
 from tiny_audio.data.augmentation import SpecAugment
-from tiny_audio.data.clips import BOUNDS, ClipSet, Labeler, PlannedBatches, check_dropped
+from tiny_audio.data.clips import BOUNDS, ClipSet, PlannedBatches, TargetEncoder, check_dropped
 from tiny_audio.data.order import plan_epoch
 from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
 from tiny_audio.frames import Frames
@@ -60,7 +60,9 @@ class Material(Protocol):
     def prepare(self, model: TinyAudioModel) -> None:
         """Freeze what does not train with this material."""
 
-    def epoch(self, model: TinyAudioModel, recipe: Recipe, labeler: Labeler, epoch: int) -> Iterator[TrainingBatch]:
+    def epoch(
+        self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
+    ) -> Iterator[TrainingBatch]:
         """Batches of one epoch, in the order that the recipe's seed plans."""
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
@@ -79,11 +81,13 @@ class CachedMaterial:
         if model.ctc_head is not None:
             model.ctc_head.requires_grad_(False)
 
-    def epoch(self, model: TinyAudioModel, recipe: Recipe, labeler: Labeler, epoch: int) -> Iterator[TrainingBatch]:
+    def epoch(
+        self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
+    ) -> Iterator[TrainingBatch]:
         """Mapped from disk; no CTC loss, since nothing below the projector trains."""
         features, dropped, usable = self.train, list(self.train.dropped), []
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
-            problem = labeler.problem(clip.utterance.text, samples)
+            problem = target_encoder.problem(clip.utterance.text, samples)
             if problem is None:
                 usable.append(index)
             else:
@@ -93,7 +97,9 @@ class CachedMaterial:
         durations = [features.clips[index].utterance.duration_s for index in usable]
         for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
             chosen = [usable[place] for place in batch.tolist()]
-            targets = [labeler.targets(features.clips[index].utterance.text).to(model.device) for index in chosen]
+            targets = [
+                target_encoder.targets(features.clips[index].utterance.text).to(model.device) for index in chosen
+            ]
 
             def frames(chosen: list[int] = chosen) -> Frames:
                 return features.frames(chosen, model.device)
@@ -125,12 +131,16 @@ class WaveformMaterial:
     def prepare(self, model: TinyAudioModel) -> None:
         """All that the recipe trains, trains."""
 
-    def epoch(self, model: TinyAudioModel, recipe: Recipe, labeler: Labeler, epoch: int) -> Iterator[TrainingBatch]:
+    def epoch(
+        self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
+    ) -> Iterator[TrainingBatch]:
         """Augmented and encoded at every step."""
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
         spec_augment = recipe.augmentation.spec_augment
-        batches = PlannedBatches(clips, plan, labeler, recipe.augmentation, recipe.data.max_duration_s, seed, epoch)
+        batches = PlannedBatches(
+            clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, seed, epoch
+        )
         for batch in (batches[number].to(model.device) for number in range(len(batches))):
             if not batch.targets:
                 continue

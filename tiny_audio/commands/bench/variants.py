@@ -39,7 +39,7 @@ class Variant:
         try:
             return _adapter().validate_json(json.dumps(self.section))
         except ValidationError as error:
-            raise UserError(f"variant {self.label}: {'; '.join(_mistakes(error))}") from None
+            raise UserError(f"variant {self.label}: {'; '.join(_validation_errors(error))}") from None
 
     def override(self) -> str:
         """The override that puts it into a recipe."""
@@ -128,7 +128,7 @@ def _adapter() -> TypeAdapter[ProjectorConfig]:
     return TypeAdapter(Annotated[ProjectorConfig, PROJECTORS])
 
 
-def _mistakes(error: ValidationError) -> list[str]:
+def _validation_errors(error: ValidationError) -> list[str]:
     lines = []
     for entry in error.errors(include_url=False):
         place = ".".join(str(step) for step in entry["loc"][1:])

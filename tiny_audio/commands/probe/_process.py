@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEPS = 2
-"""Of a trial: the first makes the optimiser's moments, if it is the first of all."""
+"""Of a trial: the first makes the optimizer's moments, if it is the first of all."""
 _ALLOCATION = {
     # Freed blocks go back to the kernel at once, and no thread keeps an arena of its own.
     "MALLOC_ARENA_MAX": "1",
@@ -39,7 +39,7 @@ class Measured:
     peak_bytes: int
     """Of the process, its libraries included."""
     step_s: float
-    """Of an optimiser step."""
+    """Of an optimizer step."""
     batches: int
     """Of a step; more than two take no more memory."""
 

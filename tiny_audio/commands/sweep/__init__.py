@@ -19,10 +19,11 @@ import torch
 
 from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants, comparison_table
 from tiny_audio.analysis.report import render_comparison
-from tiny_audio.commands.console import ConsoleWatcher, in_columns
+from tiny_audio.commands.console import ConsoleCallback
 from tiny_audio.commands.sweep._grid import Combination, combinations, parse_grid
 from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.recipe import content_hash
+from tiny_audio.runtime.columns import in_columns
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.world import check_alone
@@ -94,17 +95,17 @@ class Sweep:
 
         folder = self.folder / run.folder
         self._record(run, "running")
-        with ConsoleWatcher(run.recipe.training.steps) as watcher:
-            watcher.note(f"[{number}/{len(self.combinations)}] {run.name}: {folder}")
+        with ConsoleCallback(run.recipe.training.steps) as callback:
+            callback.note(f"[{number}/{len(self.combinations)}] {run.name}: {folder}")
             try:
-                report = Run(run.recipe, run.name, folder, watcher).complete()
+                report = Run(run.recipe, run.name, folder, callback).complete()
             except Stopped:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(number, run)) from None
             except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
                 # Of RuntimeErrors, a GPU's memory that one variant does not fit into; the others may well.
                 message = str(error) or type(error).__name__
-                watcher.note(f"failed: {message}")
+                callback.note(f"failed: {message}")
                 # A message of ours says all; of another's error, the place is wanted too.
                 known = isinstance(error, RunFailed | UserError)
                 self._record(run, "failed", message if known else traceback.format_exc())
@@ -114,7 +115,7 @@ class Sweep:
                 torch.cuda.empty_cache()
             assert report is not None, "a run of one process reports"
             rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
-            watcher.note(f"[{number}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
+            callback.note(f"[{number}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
         self._record(run, "finished")
         return None
 

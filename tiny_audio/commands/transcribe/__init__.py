@@ -20,7 +20,7 @@ from tiny_audio.commands.transcribe._outputs import OutputFolder
 from tiny_audio.commands.transcribe._screen import Screen, line, progress
 from tiny_audio.config import UserError
 from tiny_audio.export import load_model, model_folder
-from tiny_audio.inference.transcriber import Recogniser, Segment, Transcription
+from tiny_audio.inference.transcriber import Segment, Transcriber, Transcription
 from tiny_audio.runtime.device import device_of
 
 __all__ = ["Options", "Outcome", "transcribe"]
@@ -67,26 +67,26 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
             loaded, tokenizer = load_model(model)
             if output is not None:
                 output.begin()
-            recogniser = Recogniser(loaded.to(device_of("auto")), tokenizer, guard=options.guard)
-            _Job(recogniser, waiting, options, output, write, outcome).run(stack)
+            transcriber = Transcriber(loaded.to(device_of("auto")), tokenizer, guard=options.guard)
+            _Job(transcriber, waiting, options, output, write, outcome).run(stack)
         elif options.format == "json" and output is None:
             write("[]\n")
     return outcome
 
 
 class _Job:
-    """All recordings through one recogniser."""
+    """All recordings through one transcriber."""
 
     def __init__(
         self,
-        recogniser: Recogniser,
+        transcriber: Transcriber,
         recordings: Sequence[Recording],
         options: Options,
         output: OutputFolder | None,
         write: Callable[[str], None],
         outcome: Outcome,
     ) -> None:
-        self._recogniser, self._recordings, self._options = recogniser, recordings, options
+        self._transcriber, self._recordings, self._options = transcriber, recordings, options
         self._output = output
         self._write, self._outcome = write, outcome
         self._errors: dict[int, str] = {}
@@ -98,11 +98,11 @@ class _Job:
         live = to_stdout and options.format == "text" and sys.stdout.isatty()
         screen = stack.enter_context(Screen(self._recordings)) if live else None
         report = screen.batch_done if screen else progress(stack, self._recordings)
-        timed = options.words or (options.format in ("srt", "vtt") and self._recogniser.times_words)
+        timed = options.words or (options.format in ("srt", "vtt") and self._transcriber.times_words)
         if to_stdout and options.format == "tsv":
             self._write(TSV_HEAD)
         blocks = (self._blocks(number) for number in range(len(self._recordings)))
-        events = self._recogniser.stream(
+        events = self._transcriber.stream(
             blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
         )
         for number, event in events:
@@ -126,7 +126,7 @@ class _Job:
         """What can be decoded; then, maybe, an error to remember."""
         recording = self._recordings[number]
         try:
-            yield from decoded(recording.path, recording.name, self._recogniser.whole_s)
+            yield from decoded(recording.path, recording.name, self._transcriber.whole_s)
         except (AudioError, FileError) as error:
             self._errors[number] = str(error)
 

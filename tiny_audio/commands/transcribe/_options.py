@@ -22,7 +22,7 @@ class Options:
     words: bool = False
     """Time each word: in JSON beside the segments, elsewhere a row or cue for each."""
     guard: bool = True
-    """See :class:`tiny_audio.inference.transcriber.Recogniser`."""
+    """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
     """Transcribe again what has its output in ``output_dir`` already."""
 

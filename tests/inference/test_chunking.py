@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.speech_activity import FRAME, MARGIN_S, split, whole_or_split
+from tiny_audio.inference.chunking import FRAME, MARGIN_S, split, whole_or_split
 
 LONGEST_S = 10.0
 

@@ -12,11 +12,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from tiny_audio.data import handover
+from tiny_audio.data import shared_batches
 from tiny_audio.data.clips import Batch
-from tiny_audio.data.handover import Handover
+from tiny_audio.data.shared_batches import SharedBatches
 
-pytestmark = pytest.mark.skipif(not handover.SUPPORTED, reason="this system has no anonymous memory by descriptor")
+pytestmark = pytest.mark.skipif(
+    not shared_batches.SUPPORTED, reason="this system has no anonymous memory by descriptor"
+)
 
 
 def rows(index: int) -> list[torch.Tensor]:
@@ -36,7 +38,7 @@ class Batches(Dataset[Batch]):
         waveforms = rows(index)
         lengths = torch.tensor([len(row) for row in waveforms])
         targets = [torch.tensor([index, 1]) for _ in waveforms]
-        return Batch(Handover(waveforms), lengths, targets, None, [0] * len(waveforms))  # type: ignore[arg-type]
+        return Batch(SharedBatches(waveforms), lengths, targets, None, [0] * len(waveforms))  # type: ignore[arg-type]
 
 
 def loaded(workers: int = 2) -> Iterator[Batch]:
@@ -44,7 +46,7 @@ def loaded(workers: int = 2) -> Iterator[Batch]:
 
 
 def pieces() -> int:
-    return len(handover._MAPPED)
+    return len(shared_batches._MAPPED)
 
 
 def test_a_batch_comes_out_as_it_went_in() -> None:
@@ -66,7 +68,7 @@ def test_batches_that_are_kept_stay_as_they_are() -> None:
 
 
 def test_memory_is_used_again() -> None:
-    handover._MAPPED.clear()
+    shared_batches._MAPPED.clear()
     for batch in loaded():
         batch.waveforms.mul_(0)  # whoever has it may write into it
         del batch
@@ -75,11 +77,11 @@ def test_memory_is_used_again() -> None:
 
 
 def test_what_ended_loaders_had_is_let_go() -> None:
-    handover._MAPPED.clear()
+    shared_batches._MAPPED.clear()
     for _ in range(3):
         for _batch in loaded(workers=1):
             pass
-        processes = {process for process, _ in handover._MAPPED}
+        processes = {process for process, _ in shared_batches._MAPPED}
         assert len(processes) == 1
     gc.collect()
     mapped = Path("/proc/self/maps").read_text().count("memfd:batch")
@@ -87,13 +89,13 @@ def test_what_ended_loaders_had_is_let_go() -> None:
 
 
 def test_a_larger_batch_gets_a_larger_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "_LEAST_BYTES", 4096)
+    monkeypatch.setattr(shared_batches, "_LEAST_BYTES", 4096)
     test_a_batch_comes_out_as_it_went_in()
 
 
 def test_only_the_receiver_itself_lets_a_piece_go() -> None:
     batch = next(iter(loaded(workers=1)))
-    ((_, mapped),) = [(key, value) for key, value in handover._MAPPED.items() if value.memory[0]][:1]
+    ((_, mapped),) = [(key, value) for key, value in shared_batches._MAPPED.items() if value.memory[0]][:1]
     child = os.fork()
     if child == 0:
         del batch

@@ -62,7 +62,7 @@ _BY_INDEX = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
-class Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts bytes and FLOPs of all that runs inside it.
 
     Args:

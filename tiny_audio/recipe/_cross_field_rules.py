@@ -19,13 +19,13 @@ Mistakes = Iterator[tuple[str, str]]
 """(place in the recipe, what is wrong there and what to do)"""
 
 
-def contradictions(recipe: Recipe) -> Mistakes:
+def cross_field_errors(recipe: Recipe) -> Mistakes:
     """All that a valid recipe may not say at once."""
     yield from _clips(recipe)
     yield from _evaluation(recipe)
     yield from _parts(recipe)
     yield from _ctc(recipe)
-    yield from _optimisation(recipe)
+    yield from _optimization(recipe)
 
 
 def _clips(recipe: Recipe) -> Mistakes:
@@ -83,7 +83,7 @@ def _context(recipe: Recipe, longest_s: float) -> Mistakes:
     """
     frames = recipe.encoder.num_frames(int(longest_s * SAMPLE_RATE))
     rate = recipe.encoder.num_frames(60 * SAMPLE_RATE) / 60
-    width = 64  # of neighbours that are not known yet; the number of embeddings does not depend on it
+    width = 64  # of neighbors that are not known yet; the number of embeddings does not depend on it
     try:
         with torch.device("meta"):
             projector = PROJECTORS.build(recipe.projector, ProjectorContext(width, width, rate, 1.0))
@@ -197,7 +197,7 @@ def _ctc(recipe: Recipe) -> Mistakes:
         yield "ctc.init", "the head comes from training.init_from already; set init: random"
 
 
-def _optimisation(recipe: Recipe) -> Mistakes:
+def _optimization(recipe: Recipe) -> Mistakes:
     """The training section's fields, against each other and the device."""
     training = recipe.training
     if training.warmup_steps >= training.steps:

@@ -34,7 +34,7 @@ _RAISED_ON_CPU = ("stft", "nll_loss", "ctc_loss", "mse_loss", "kl_div", "l1_loss
 # fmt: on
 
 
-class DeviceHabits(TorchFunctionMode):
+class AutocastEmulation(TorchFunctionMode):
     """Rewrites calls as a device would.
 
     Args:
@@ -52,7 +52,7 @@ class DeviceHabits(TorchFunctionMode):
         self._weights: dict[int, Tensor] = {}
         self._keeps_weights = True
 
-    def __enter__(self) -> DeviceHabits:
+    def __enter__(self) -> AutocastEmulation:
         super().__enter__()  # type: ignore[no-untyped-call]
         # torch.autocast refuses the meta device, where a part says what must not be cast.
         self._autocast = torch.autocast
@@ -131,15 +131,15 @@ class DeviceHabits(TorchFunctionMode):
 class _Region:
     """What ``with torch.autocast(…, enabled=…)`` does to the habits."""
 
-    def __init__(self, habits: DeviceHabits, enabled: bool) -> None:
-        self._habits = habits
+    def __init__(self, habits: AutocastEmulation, enabled: bool) -> None:
+        self._autocast = habits
         self._step = 0 if enabled else 1
 
     def __enter__(self) -> None:
-        self._habits._switched_off += self._step
+        self._autocast._switched_off += self._step
 
     def __exit__(self, *_: Any) -> None:
-        self._habits._switched_off -= self._step
+        self._autocast._switched_off -= self._step
 
 
 def use_flash_attention(part: nn.Module) -> None:

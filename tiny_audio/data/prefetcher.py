@@ -20,7 +20,7 @@ _LOOK_S = 0.5
 """Between looks whether a stop was asked for."""
 
 
-class Lookahead:
+class Prefetcher:
     """Asks for one clip of each row group in the order in which the plan needs them, which fetches the group.
 
     Whoever trains calls :meth:`reached` as it goes. Between what is used and what is fetched lie as many clips as are
@@ -58,7 +58,7 @@ class Lookahead:
         self._left = Event()
         # Not an executor's: the interpreter waits for those when it ends.
         count = _THREADS if len(self._places) else 0
-        self._threads = [Thread(target=self._work, name="lookahead", daemon=True) for _ in range(count)]
+        self._threads = [Thread(target=self._work, name="prefetcher", daemon=True) for _ in range(count)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:

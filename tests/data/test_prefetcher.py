@@ -16,8 +16,8 @@ from tests.conftest import write_clips
 from tests.support.hub_server import Hub, Repo, forget, running_hub, use_hub
 from tests.support.parquet_shards import loquacious_shard
 from tiny_audio.data.clips import Clips, ClipSet
-from tiny_audio.data.lookahead import Lookahead
 from tiny_audio.data.order import BatchingConfig, EpochPlan
+from tiny_audio.data.prefetcher import Prefetcher
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.sources._hub_cache import DiskCache
 from tiny_audio.sources.hub import HubConfig
@@ -64,8 +64,8 @@ def needed(clips: Clips, plan: EpochPlan, first: int, stop: int) -> set[int]:
 
 def test_row_groups_are_fetched_ahead_of_their_use(hub: Hub, clips: Clips, tmp_path: Path) -> None:
     plan = clips.plan(BATCHING, seed=0, epoch=0)
-    with Lookahead(clips, plan, 0, BATCHING.shuffle_clips) as lookahead:
-        lookahead.reached(0)
+    with Prefetcher(clips, plan, 0, BATCHING.shuffle_clips) as prefetcher:
+        prefetcher.reached(0)
         soon = needed(clips, plan, 0, 15)
         wait_for(len(soon), tmp_path)
         asked = len(hub.requests)
@@ -74,26 +74,26 @@ def test_row_groups_are_fetched_ahead_of_their_use(hub: Hub, clips: Clips, tmp_p
             clip.source.encoded(clip.utterance)
         assert len(hub.requests) == asked
         for batch in range(11):
-            lookahead.reached(batch)
+            prefetcher.reached(batch)
         wait_for(len(needed(clips, plan, 0, int(plan.starts[10]) + 15)), tmp_path)
         for batch in range(11, len(plan)):
-            lookahead.reached(batch)
+            prefetcher.reached(batch)
         wait_for(GROUPS, tmp_path)
 
 
 def test_a_continued_epoch_fetches_what_is_left(clips: Clips, tmp_path: Path) -> None:
     plan = clips.plan(BATCHING, seed=0, epoch=0)
     first = len(plan) - 4
-    with Lookahead(clips, plan, first, 1000) as lookahead:
-        lookahead.reached(first)
+    with Prefetcher(clips, plan, first, 1000) as prefetcher:
+        prefetcher.reached(first)
         wait_for(len(needed(clips, plan, int(plan.starts[first]), 60)), tmp_path)
 
 
 def test_a_hub_that_is_gone_is_left_to_those_who_need_the_clip(hub: Hub, clips: Clips, tmp_path: Path) -> None:
     hub.refusal = (404, b"", {})
     forget()
-    with Lookahead(clips, clips.plan(BATCHING, seed=0, epoch=0), 0, 1000) as lookahead:
-        lookahead.reached(0)
+    with Prefetcher(clips, clips.plan(BATCHING, seed=0, epoch=0), 0, 1000) as prefetcher:
+        prefetcher.reached(0)
     assert cached(tmp_path) == 0
 
 
@@ -101,8 +101,8 @@ def test_clips_that_are_files_need_none(tmp_path: Path) -> None:
     source = SOURCES.build(ManifestConfig(path=str(write_clips(tmp_path, 4))), SourceContext(tmp_path))
     clips = ClipSet.gather({"train": source}, 0.0, 60.0).clips
     before = threading.active_count()
-    with Lookahead(clips, clips.plan(BATCHING, seed=0, epoch=0), 0, 1000) as lookahead:
-        lookahead.reached(0)
+    with Prefetcher(clips, clips.plan(BATCHING, seed=0, epoch=0), 0, 1000) as prefetcher:
+        prefetcher.reached(0)
         assert threading.active_count() == before
 
 

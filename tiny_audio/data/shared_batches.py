@@ -28,7 +28,7 @@ _LEAST_BYTES = 1 << 26
 """Of a piece; pages that nothing was written to take no memory."""
 
 
-class Handover:
+class SharedBatches:
     """Waveforms that pickle as a place in shared memory, and come out as ``[B, S]``, zero beyond each length.
 
     Pickles once, in a loader's process. The receiver may keep the tensor and write into it.
