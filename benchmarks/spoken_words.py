@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 
 from tiny_audio.sources import _synthetic_grammar as grammar
-from tiny_audio.sources._synthetic_espeak import RATE_HZ, Delivery, Espeak
-from tiny_audio.sources._synthetic_voices import ACCENTS, HELD_OUT_VOICES
+from tiny_audio.sources._synthetic.espeak import RATE_HZ, Delivery, Espeak
+from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES
 
 WORD = 1
 GRAMMARS = ("digits", "numbers", "home", "phone")

@@ -332,7 +332,7 @@ def test_a_signature_that_expires(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_index_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiny_audio.sources._hub._THREADS", 1)
+    monkeypatch.setattr("tiny_audio.sources._hub.source._THREADS", 1)
     whole = hub.repos[NAME].files
     broken = "small/train-00002-of-00003.parquet"
     hub.repos[NAME] = Repo({**whole, broken: whole[broken][:-40]}, CARD)

@@ -27,9 +27,9 @@ from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext
 from tiny_audio.sources._manifest import Columns, read_manifest
-from tiny_audio.sources._synthetic_espeak import Delivery, Espeak
-from tiny_audio.sources._synthetic_grammar import _CONTROL_WORDS, _UNITS, GRAMMARS, is_held_out, spoken, written
-from tiny_audio.sources._synthetic_voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
+from tiny_audio.sources._synthetic.espeak import Delivery, Espeak
+from tiny_audio.sources._synthetic.grammar import _CONTROL_WORDS, _UNITS, GRAMMARS, is_held_out, spoken, written
+from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
 from tiny_audio.sources.manifest import ManifestConfig
 from tiny_audio.sources.synthetic import SyntheticConfig, SyntheticSource
 

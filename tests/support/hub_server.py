@@ -265,7 +265,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     import datasets.config
     from huggingface_hub import HfFileSystem, constants
 
-    from tiny_audio.sources import _hub_client, _hub_ranges
+    from tiny_audio.sources._hub import client, ranges
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
@@ -273,7 +273,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for module in (_hub_client, _hub_ranges):
+    for module in (client, ranges):
         monkeypatch.setattr(module, "BASE_WAIT_S", 0.01)
         monkeypatch.setattr(module, "MAX_WAIT_S", 0.05)
     HfFileSystem.clear_instance_cache()
@@ -282,8 +282,9 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 def forget() -> None:
     """What a new process would not know."""
-    from tiny_audio.sources import _hub, _row_groups
+    from tiny_audio.sources import _row_groups
+    from tiny_audio.sources._hub import source
 
-    _hub._pinned.cache_clear()
-    _hub._opened_for_audio.cache_clear()
+    source._pinned.cache_clear()
+    source._opened_for_audio.cache_clear()
     _row_groups.ROW_GROUPS.clear()

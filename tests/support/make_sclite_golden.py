@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.sclite import corrupted, run_mapsswe, run_sclite
 from tiny_audio.analysis.scoring import NormalizerName, normalizer
-from tiny_audio.sources._synthetic_grammar import dates, home, numbers, phone
+from tiny_audio.sources._synthetic.grammar import dates, home, numbers, phone
 
 GOLDEN = Path(__file__).with_name("sclite_golden.json.gz")
 NORMALIZERS: tuple[NormalizerName, ...] = ("none", "whisper_english", "open_asr_leaderboard")

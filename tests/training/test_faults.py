@@ -30,7 +30,8 @@ from tiny_audio.commands.run import Run
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
 from tiny_audio.projectors.swiglu import SwigluProjector
-from tiny_audio.sources import Dropped, _hub_ranges
+from tiny_audio.sources import Dropped
+from tiny_audio.sources._hub import ranges as hub_ranges
 from tiny_audio.training import checkpoint
 from tiny_audio.training.metrics import read_metrics
 
@@ -382,7 +383,7 @@ def streaming(document: Document) -> Document:
 def test_a_hub_that_goes_away(
     hub: Hub, streaming: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, fault: Any
 ) -> None:
-    monkeypatch.setattr(_hub_ranges, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(hub_ranges, "_TIMEOUT_S", 0.2)
     streaming = changed(streaming, execution__num_workers=num_workers)
     run(streaming, tmp_path / "undisturbed")
     shutil.rmtree(tmp_path / "cache")
@@ -413,7 +414,7 @@ def test_a_hub_that_stalls_now_and_then_costs_time_only(
     run(streaming, tmp_path / "undisturbed")
     shutil.rmtree(tmp_path / "cache")
     forget()
-    monkeypatch.setattr(_hub_ranges, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(hub_ranges, "_TIMEOUT_S", 0.2)
     hub.fault = lambda number, path: "stall" if path.startswith("/places/") and number % 4 == 0 else None
     before = len(hub.requests)
     run(streaming, tmp_path / "run")

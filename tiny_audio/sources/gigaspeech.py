@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from tiny_audio.sources import SOURCES, Source, SourceContext
 from tiny_audio.sources._columns import Columns
-from tiny_audio.sources._hub import HubSourceConfig, hub_source
+from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(
     audio="audio",

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
-from tiny_audio.sources._hub_cache import DiskCache
+from tiny_audio.sources._hub.cache import DiskCache
 from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
 from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
 from tiny_audio.sources._row_groups import ROW_GROUPS

@@ -28,14 +28,14 @@ from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._manifest import Columns, read_manifest
-from tiny_audio.sources._synthetic_grammar import VERSION
-from tiny_audio.sources._synthetic_voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
+from tiny_audio.sources._synthetic.grammar import VERSION
+from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
 
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 _MIN_SHARE = 20
 """Utterances that take about as long as the start of a process."""
-_WORKER = "tiny_audio.sources._synthetic_worker"
+_WORKER = "tiny_audio.sources._synthetic.worker"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
 # YAML has lists only; what they hold is as strict as everywhere else.

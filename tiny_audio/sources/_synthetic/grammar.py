@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable
 
-from tiny_audio.sources._synthetic_words import (
+from tiny_audio.sources._synthetic.words import (
     CITIES,
     CONTACTS,
     DEVICES,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.files import write_atomically
-from tiny_audio.sources._hub_client import explained, retried
+from tiny_audio.sources._hub.client import explained, retried
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo

@@ -1,4 +1,4 @@
-"""The synthesis process: ``python -m tiny_audio.sources._synthetic_worker``, a job on stdin, FLAC files on disk.
+"""The synthesis process: ``python -m tiny_audio.sources._synthetic.worker``, a job on stdin, FLAC files on disk.
 
 A process of its own because espeak-ng is GPL-3, and a plain one because it then needs no guarded ``__main__`` in the
 caller's script, loads neither torch nor the caller's modules, and ends with its parent: stdin closes.
@@ -20,8 +20,8 @@ import numpy.typing as npt
 import soundfile
 
 from tiny_audio.sources import _synthetic_grammar as grammar
-from tiny_audio.sources._synthetic_espeak import RATE_HZ, Delivery, Espeak
-from tiny_audio.sources._synthetic_voices import ACCENTS
+from tiny_audio.sources._synthetic.espeak import RATE_HZ, Delivery, Espeak
+from tiny_audio.sources._synthetic.voices import ACCENTS
 
 SAMPLE_RATE = 16_000
 GROUP = 20

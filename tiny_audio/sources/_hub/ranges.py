@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tiny_audio.config import UserError
-from tiny_audio.sources._hub_client import BASE_WAIT_S, MAX_RETRIES, MAX_WAIT_S, explained
+from tiny_audio.sources._hub.client import BASE_WAIT_S, MAX_RETRIES, MAX_WAIT_S, explained
 
 _EXPIRED = (401, 403)
 """Answers of a place whose signature has run out."""

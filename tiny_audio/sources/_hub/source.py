@@ -19,9 +19,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, NonEmpty
-from tiny_audio.sources._hub_cache import DiskCache
-from tiny_audio.sources._hub_files import Shards, Split, pinned_shards
-from tiny_audio.sources._hub_ranges import RangeFile
+from tiny_audio.sources._hub.cache import DiskCache
+from tiny_audio.sources._hub.files import Shards, Split, pinned_shards
+from tiny_audio.sources._hub.ranges import RangeFile
 from tiny_audio.sources._index_table import VERSION, parts_of, place, read_index, write_index
 from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
 from tiny_audio.sources._row_groups import ROW_GROUPS

@@ -1,0 +1,1 @@
+"""Synthetic speech: sentences from small grammars, spoken by espeak-ng in worker processes."""
