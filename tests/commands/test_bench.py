@@ -33,12 +33,12 @@ from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 from tiny_audio.commands.bench.units import Budget, CachedMaterial, WaveformMaterial, place, train
 from tiny_audio.commands.bench.variants import Variant, Variants, read_variants
-from tiny_audio.commands.run import assemble
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import load_recipe
 from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

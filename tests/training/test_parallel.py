@@ -19,7 +19,7 @@ from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_c
 from tests.support.worlds import in_processes, in_world
 from tests.training.test_training import Listener, first_gradients, gather, parse
 from tiny_audio.cli import main
-from tiny_audio.commands.run import Run, assemble
+from tiny_audio.commands.run import Run
 from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
 from tiny_audio.data.dropped import read_dropped
 from tiny_audio.decoders import DECODERS
@@ -27,6 +27,7 @@ from tiny_audio.encoders import ENCODERS
 from tiny_audio.export import load_model
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.training import checkpoint
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal

@@ -15,12 +15,13 @@ from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_c
 from tests.support.parquet_shards import LOQUACIOUS, loquacious_row, write_parquet
 from tests.support.worlds import in_processes
 from tests.training.test_training import Listener, gather, parse
-from tiny_audio.commands.run import Run, assemble
+from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import build_tokenizer, restore_tokenizer
 from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, texts_of
 from tiny_audio.sources._index_table import TableUtterances
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.spelling import Spelling
 

@@ -19,8 +19,8 @@ from tests.support.hub_server import Fault, Hub, Repo, running_hub
 from tests.support.parquet_shards import loquacious_shard
 from tests.training.test_faults import CARD, NAME, Watching, exported, run, steps_kept
 from tests.training.test_training import Listener, gather, parse
-from tiny_audio.commands.run import assemble
 from tiny_audio.config import Stopped
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopAsked, StopSignal

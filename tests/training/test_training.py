@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import UNUSABLE, Document, changed, manifest_row, tiny_recipe, write_clips, write_odd_clips
-from tiny_audio.commands.run import Run, assemble
+from tiny_audio.commands.run import Run
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import ClipSet, PlannedBatches, check_dropped
 from tiny_audio.data.dropped import DroppedLog, read_dropped
@@ -23,6 +23,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 from tiny_audio.training import checkpoint
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.batches import Batches
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.loop import Trainer

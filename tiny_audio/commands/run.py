@@ -21,22 +21,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from accelerate.utils import set_seed
 
 from tiny_audio.analysis.ledger import account
 from tiny_audio.analysis.report import render_report
 from tiny_audio.config import UserError
-from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.augmentation import sounds_fingerprint
-from tiny_audio.data.clips import Clip, ClipSet, TargetEncoder
+from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.data.dropped import DroppedLog, read_dropped
-from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.evaluation import check_group_by, evaluate_clips
 from tiny_audio.export import export_model, load_model
 from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.model import TinyAudioModel, describe_parts
-from tiny_audio.model.prompt import build_prompt
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained.parts import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash
@@ -44,9 +40,10 @@ from tiny_audio.runtime.device import device_of, set_tf32
 from tiny_audio.runtime.files import cache_dir, write_atomically
 from tiny_audio.runtime.yaml_file import dump_yaml
 from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest, load_weights
 from tiny_audio.training.host import Host
-from tiny_audio.training.initialize import PretrainedHead, StartingPoint
+from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.ledger import Overhead, added
 from tiny_audio.training.loop import Callback, Trainer, summary
 from tiny_audio.training.metrics import read_metrics
@@ -404,60 +401,6 @@ class Run:
             "threads": torch.get_num_threads(),
             **{package: version(package) for package in _PACKAGES},
         }
-
-
-def assemble(
-    recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling | None = None
-) -> tuple[TinyAudioModel, Any, TargetEncoder]:
-    """The model as training begins with it, its tokenizer, and what turns transcripts into its targets.
-
-    Args:
-        recipe: names the parts.
-        clips: to train on.
-        start: ``training.init_from``.
-        spelling: of those clips, so that their transcripts need not be read; None reads them.
-
-    Raises:
-        UserError: a part cannot be built, or ``start`` does not fit.
-    """
-    clips.check_any("data.train")
-    if spelling is None:
-        spelling = Spelling.learn(recipe, clips, start)
-    # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
-    if start is not None and start.takes("decoder"):
-        tokenizer = start.tokenizer()
-    elif spelling.tokenizer is not None:
-        tokenizer = restore_tokenizer(spelling.tokenizer)
-    else:
-        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
-    vocabulary, head = None, None
-    if recipe.ctc is not None and recipe.ctc.init == "pretrained":
-        head = PretrainedHead.read(recipe.encoder)
-        vocabulary = head.vocabulary
-    elif recipe.ctc is not None:
-        if spelling.characters is not None:
-            vocabulary = CtcVocabulary(tuple(spelling.characters))
-        else:
-            assert start is not None
-            vocabulary = start.ctc_vocabulary()
-    prompt = build_prompt(recipe.prompt, tokenizer)
-    # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
-    set_seed(recipe.training.seed)
-    model = TinyAudioModel.assemble(
-        recipe.encoder,
-        recipe.projector,
-        recipe.decoder,
-        tokenizer=tokenizer,
-        prompt=prompt,
-        ctc_vocabulary=vocabulary,
-        generation=recipe.generation,
-    )
-    if head is not None:
-        assert model.ctc_head is not None
-        head.load_into(model.ctc_head)
-    if start is not None:
-        start.load_into(model)
-    return model, tokenizer, TargetEncoder(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
 
 
 def _inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> dict[str, str | None]:

@@ -30,7 +30,6 @@ from tiny_audio.commands.bench.analysis import AGAIN, CRIPPLED, Control, Outcome
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
 from tiny_audio.commands.bench.variants import Variant, Variants
-from tiny_audio.commands.run import assemble
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet, check_dropped
@@ -42,6 +41,7 @@ from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
 from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
+from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.signals import StopSignal
 

@@ -1,0 +1,70 @@
+"""A recipe -> the model that training starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.data.clips import ClipSet, TargetEncoder
+from tiny_audio.decoders import load_tokenizer, restore_tokenizer
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import build_prompt
+from tiny_audio.recipe import Recipe
+from tiny_audio.training.initialize import PretrainedHead, StartingPoint
+from tiny_audio.training.spelling import Spelling
+
+
+def assemble(
+    recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling | None = None
+) -> tuple[TinyAudioModel, Any, TargetEncoder]:
+    """Build the model that training starts from, its tokenizer, and the encoder of its targets.
+
+    Args:
+        recipe: names the parts.
+        clips: to train on.
+        start: ``training.init_from``.
+        spelling: of those clips, so that their transcripts need not be read; None reads them.
+
+    Raises:
+        UserError: a part cannot be built, or ``start`` does not fit.
+    """
+    clips.check_any("data.train")
+    if spelling is None:
+        spelling = Spelling.learn(recipe, clips, start)
+    # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
+    if start is not None and start.takes("decoder"):
+        tokenizer = start.tokenizer()
+    elif spelling.tokenizer is not None:
+        tokenizer = restore_tokenizer(spelling.tokenizer)
+    else:
+        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
+    vocabulary, head = None, None
+    if recipe.ctc is not None and recipe.ctc.init == "pretrained":
+        head = PretrainedHead.read(recipe.encoder)
+        vocabulary = head.vocabulary
+    elif recipe.ctc is not None:
+        if spelling.characters is not None:
+            vocabulary = CtcVocabulary(tuple(spelling.characters))
+        else:
+            assert start is not None
+            vocabulary = start.ctc_vocabulary()
+    prompt = build_prompt(recipe.prompt, tokenizer)
+    # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
+    set_seed(recipe.training.seed)
+    model = TinyAudioModel.assemble(
+        recipe.encoder,
+        recipe.projector,
+        recipe.decoder,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        ctc_vocabulary=vocabulary,
+        generation=recipe.generation,
+    )
+    if head is not None:
+        assert model.ctc_head is not None
+        head.load_into(model.ctc_head)
+    if start is not None:
+        start.load_into(model)
+    return model, tokenizer, TargetEncoder(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
