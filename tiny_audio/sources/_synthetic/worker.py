@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from tiny_audio.sources import _synthetic_grammar as grammar
+from tiny_audio.sources._synthetic import grammar
 from tiny_audio.sources._synthetic.espeak import RATE_HZ, Delivery, Espeak
 from tiny_audio.sources._synthetic.voices import ACCENTS
 
