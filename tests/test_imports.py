@@ -82,12 +82,14 @@ def imports(tree: ast.AST, *, functions: bool = True, types: bool = True) -> Ite
             yield from imports(node, functions=functions, types=types)
 
 
+@cache
 def own_imports(name: str) -> set[str]:
     """The modules of ours that one of ours imports; ``""`` is ``tiny_audio`` itself."""
     found = {module for module in imports(modules()[name]) if module.split(".")[0] == "tiny_audio"}
     return {module.removeprefix("tiny_audio").removeprefix(".") for module in found}
 
 
+@cache
 def concrete_parts() -> set[str]:
     """Modules that register something."""
     return {
