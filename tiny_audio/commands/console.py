@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,10 +12,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.columns import in_columns
 
 _LINE_EVERY = 100
 _WIDTH = 80
+
+
+def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
+    """Run a recipe with progress on the console.
+
+    Args:
+        folder: where the run goes; None is ``runs/<recipe>-<run id>``.
+    """
+    recipe = load_recipe(path, overrides)
+    from tiny_audio.commands.run import Run  # imports training; a wrong recipe fails before that
+    from tiny_audio.training.world import launched_first
+
+    folder = folder or Path("runs") / f"{path.stem}-{recipe.run_id()}"
+    with ConsoleCallback(recipe.training.steps) as callback:
+        if launched_first():
+            callback.note(f"run {recipe.run_id()} in {folder}")
+        report = Run(recipe, path.stem, folder, callback).complete()
+        if report is not None:
+            callback.finish(report, folder)
 
 
 class ConsoleCallback:

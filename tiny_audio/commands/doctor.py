@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.prompt import AUDIO, build_prompt
 from tiny_audio.pretrained.parts import TransformersPartConfig, attention_for, published_architecture
-from tiny_audio.recipe import Recipe
+from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.initialize import PretrainedHead
@@ -46,6 +47,20 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{'✗' if self.is_problem else '✓'} {self.what}: {self.detail}"
+
+
+def doctor(path: Path | None, overrides: Sequence[str]) -> None:
+    """Print one line per finding, as it comes.
+
+    Raises:
+        UserError: the recipe is not valid, or a finding is a problem.
+    """
+    healthy = True
+    for finding in examine(load_recipe(path, overrides) if path else None):
+        print(finding, flush=True)
+        healthy = healthy and not finding.is_problem
+    if not healthy:
+        raise UserError("fix what is marked ✗ before running this recipe here")
 
 
 def examine(recipe: Recipe | None) -> Iterator[Finding]:

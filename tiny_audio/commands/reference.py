@@ -13,6 +13,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tiny_audio.commands.show import registries_of
 from tiny_audio.pretrained.parts import TransformersPartConfig
 from tiny_audio.registry import Entry, Registry
 
@@ -25,6 +26,20 @@ _INTRODUCTION = {
     "providers": "Recognizers behind an API, or in another program, that `tiny-audio evaluate` asks for transcripts: "
     "`provider:NAME:field=value,...`.",
 }
+
+
+def reference(kind: str | None, output_dir: Path | None) -> None:
+    """Print the pages, or write them and print their paths.
+
+    Args:
+        kind: of the parts; None is every kind.
+    """
+    registries = registries_of(kind)
+    if output_dir is not None:
+        for page in write_reference(registries, output_dir):
+            print(page)
+    else:
+        print("\n".join(reference_page(*item) for item in registries.items()), end="")
 
 
 def reference_page(kind: str, registry: Registry[Any, Any]) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from tiny_audio.commands._output import print_json
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.providers import PROVIDERS
-from tiny_audio.recipe import Recipe
+from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.registry import Registry, did_you_mean
 from tiny_audio.runtime.columns import in_columns
 from tiny_audio.runtime.yaml_file import dump_yaml
@@ -24,6 +27,24 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "sources": SOURCES,
     "providers": PROVIDERS,
 }
+
+
+def show(path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Print a recipe with all defaults, and what it builds."""
+    description = describe_recipe(load_recipe(path, overrides))
+    if as_json:
+        print_json(description)
+    else:
+        print_description(description)
+
+
+def list_parts(kind: str | None, *, as_json: bool) -> None:
+    """Print the registered parts of one kind, or of all."""
+    registered = list_registered(kind)
+    if as_json:
+        print_json(registered)
+    else:
+        print_registered(registered)
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from tiny_audio.commands._output import print_json
+from tiny_audio.commands.bench.tables import results_table, timings_table
 from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
 from tiny_audio.commands.bench.units import Budget
 from tiny_audio.commands.bench.variants import read_variants
@@ -40,6 +42,23 @@ class Options:
 
 _OF_TIMING = ("durations", "batch_sizes", "max_time", "device")
 _OF_TRAINING = ("steps", "seconds", "seeds", "baseline", "controls", "no_feature_cache")
+
+
+def bench_projectors(
+    recipe: Path | None,
+    overrides: Sequence[str],
+    options: Options,
+    *,
+    train: bool,
+    output_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Benchmark the variants and print the results."""
+    results = benchmark_projectors(recipe, overrides, options, train, output_dir)
+    if as_json:
+        print_json(results)
+    else:
+        print(results_table(results) if train else timings_table(results))
 
 
 def benchmark_projectors(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from tiny_audio.commands._output import print_json
 from tiny_audio.commands.probe._process import Measured, Process
 from tiny_audio.config import UserError
 from tiny_audio.plan import predict_bytes
-from tiny_audio.recipe import Recipe
+from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
@@ -92,6 +94,40 @@ class Probe:
             ],
             "batching": {"max_padded_s": self.max_padded_s, "max_clips": self.max_clips},
         }
+
+
+def probe(
+    path: Path,
+    overrides: Sequence[str],
+    memory_gb: float | None,
+    margin: float,
+    durations: str | None,
+    random_weights: bool,
+    num_processes: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Probe a recipe and print the result; see :func:`probe_recipe`.
+
+    Args:
+        durations: seconds, with commas between them.
+    """
+    try:
+        seconds = None if durations is None else [float(duration) for duration in durations.split(",")]
+    except ValueError:
+        raise UserError(f"--durations {durations!r} must be numbers of seconds, such as 5,10,20") from None
+    probed = probe_recipe(
+        load_recipe(path, overrides),
+        memory_gb=memory_gb,
+        margin=margin,
+        durations_s=seconds,
+        random_weights=random_weights,
+        num_processes=num_processes,
+    )
+    if as_json:
+        print_json(probed.as_json())
+    else:
+        print(probe_table(probed))
 
 
 def probe_recipe(

@@ -23,7 +23,7 @@ from tiny_audio.export import load_model, model_folder
 from tiny_audio.inference.transcriber import Segment, Transcriber, Transcription
 from tiny_audio.runtime.device import device_of
 
-__all__ = ["Options", "Outcome", "transcribe"]
+__all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
 
 @dataclass
@@ -37,6 +37,22 @@ class Outcome:
     """Recordings with a text that was cut at ``max_new_tokens``."""
     errors: list[str] = field(default_factory=list)
     """One message for each that could not be read."""
+
+
+def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) -> None:
+    """Transcribe to standard output or to files, and report what was skipped, cut or unreadable.
+
+    Raises:
+        UserError: as :func:`transcribe`, or some recordings could not be read.
+    """
+    outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True))
+    if options.output_dir is not None:
+        already = f", {outcome.skipped} were there already" if outcome.skipped else ""
+        print(f"{outcome.done} written to {options.output_dir}{already}")
+    for name in outcome.truncated:
+        print(f"{name}: a text was cut at max_new_tokens, and words may be missing", file=sys.stderr)
+    if outcome.errors:
+        raise UserError("\n".join(outcome.errors))
 
 
 def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Callable[[str], None]) -> Outcome:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tiny_audio.config import UserError
 from tiny_audio.export import Weights, check_replaceable, export_model, load_model, model_folder
-from tiny_audio.export._merge import merge_adapters
 from tiny_audio.export.card import base_licenses, model_card
+from tiny_audio.export.merge import merge_adapters
 
 _CARD = "README.md"
 
 
-def export_run(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> dict[str, Any]:
-    """Write the model of a run, or of an exported folder, to another folder; gives what was done.
+def export(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> None:
+    """Write the model of a run, or of an exported folder, to another folder, and print its size.
 
     Args:
         run: a run's folder, or that of an exported model.
         folder: where it goes; an earlier export there is replaced.
         merge_lora: fold adapters into the weights that they adapt.
         weights: see :func:`tiny_audio.export.export_model`.
-
-    Returns:
-        ``merged_layers``, ``files`` and ``bytes``.
 
     Raises:
         UserError: there is no model, it is damaged, or the folder cannot be written.
@@ -40,7 +36,8 @@ def export_run(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> di
     merged = merge_adapters(model) if merge_lora else 0
     export_model(model, tokenizer, folder, weights=kind, card=_card(run, source))
     sizes = [path.stat().st_size for path in folder.iterdir()]
-    return {"merged_layers": merged, "files": len(sizes), "bytes": sum(sizes)}
+    adapters = f"; adapters of {merged} layers merged" if merge_lora else ""
+    print(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB{adapters}")
 
 
 def _card(run: Path, source: Path) -> str | None:

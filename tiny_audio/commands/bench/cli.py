@@ -1,0 +1,69 @@
+"""Arguments of ``tiny-audio bench``. Imports nothing heavy: ``--help`` reads this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from tiny_audio.commands.arguments import AsJson, Overrides
+
+bench_app = typer.Typer(help="Compare parts: what they cost, and which one is better.", no_args_is_help=True)
+
+
+@bench_app.command("projectors")
+def bench_projectors(
+    recipe: Annotated[
+        Path | None,
+        Argument(
+            metavar="[RECIPE]",
+            help="Provides the encoder and decoder. Default: frames of 1280 channels, embeddings of 2048.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    variants: Annotated[
+        str | None,
+        Option(
+            help="swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a YAML file with a section "
+            "`variants`. Default: every registered projector."
+        ),
+    ] = None,
+    do_train: Annotated[bool, Option("--train", help="Train every variant and compare word error rates.")] = False,
+    durations: Annotated[str | None, Option(help="Clip durations in seconds. Default: 5,20.")] = None,
+    batch_sizes: Annotated[str | None, Option(help="Clips in a batch. Default: 1,4.")] = None,
+    max_time: Annotated[float | None, Option(help="Seconds to measure each case. Default: 1.", min=0)] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda or mps. Default: auto.")] = None,
+    steps: Annotated[int | None, Option(help="With --train: steps for each. Default: the recipe's.", min=1)] = None,
+    seconds: Annotated[float | None, Option(help="With --train: seconds for each, instead of steps.", min=1)] = None,
+    seeds: Annotated[str | None, Option(help="With --train: seeds. Default: 0,1,2.")] = None,
+    baseline: Annotated[
+        str | None, Option(help="With --train: the variant to compare with. Default: the recipe's projector.")
+    ] = None,
+    controls: Annotated[
+        bool,
+        Option(
+            "--controls",
+            help="With --train: also run the baseline again, and degraded controls that must come out worse.",
+        ),
+    ] = False,
+    no_feature_cache: Annotated[
+        bool, Option("--no-feature-cache", help="With --train: run the encoder at every step.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None,
+        Option(help="Folder for results. Default: runs/bench-<recipe> with --train, otherwise none.", file_okay=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare projectors. Measures their cost, or with --train their word error rates under one recipe and budget.
+
+    Example: tiny-audio bench projectors recipes/bench_projectors.yaml --variants benchmarks/projectors.yaml --train
+    """
+    from tiny_audio.commands.bench.command import Options, bench_projectors
+
+    options = Options(
+        variants, durations, batch_sizes, max_time, device, steps, seconds, seeds, baseline, controls, no_feature_cache
+    )
+    bench_projectors(recipe, overrides or [], options, train=do_train, output_dir=output_dir, as_json=as_json)

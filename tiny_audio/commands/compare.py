@@ -1,0 +1,31 @@
+"""``tiny-audio compare``: finished runs on the same clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiny_audio.analysis.compare import compare_folders, comparison_table
+from tiny_audio.analysis.report import render_comparison
+from tiny_audio.commands._output import check_page, print_json
+
+
+def compare(
+    runs: Sequence[Path],
+    set_name: str | None,
+    *,
+    common: bool,
+    normalizer: str | None,
+    group_by: str | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the comparison, and write it as a page; see :func:`tiny_audio.analysis.compare.compare_folders`."""
+    check_page(html)
+    comparison = compare_folders(runs, set_name=set_name, common=common, normalizer_name=normalizer, group_by=group_by)
+    if html is not None:
+        html.write_text(render_comparison(comparison), encoding="utf-8")
+    if as_json:
+        print_json(comparison)
+    else:
+        print(comparison_table(comparison))

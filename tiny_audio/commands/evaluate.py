@@ -1,0 +1,54 @@
+"""``tiny-audio evaluate``: models and providers on the same clips."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiny_audio.analysis.scoring import normalizer as normalizer_called
+from tiny_audio.commands._output import print_json
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.evaluation.data import read_data
+from tiny_audio.evaluation.harness import comparison_commands, comparison_table, evaluate_targets
+from tiny_audio.evaluation.resolve import resolve_targets
+
+
+def evaluate(
+    targets: Sequence[str],
+    data: Sequence[str],
+    max_samples: int | None,
+    output_dir: Path,
+    *,
+    normalizer: str,
+    group_by: str | None,
+    as_json: bool,
+) -> None:
+    """Print the scores of each target on each set; see :func:`tiny_audio.evaluation.harness.evaluate_targets`.
+
+    Raises:
+        UserError: a target or the data cannot be used.
+        RunFailed: a target failed for another reason. The other targets are evaluated first.
+    """
+    rule = normalizer_called(normalizer)
+    found = resolve_targets(targets)
+    sets = read_data(data, max_samples)
+    errors: dict[str, Exception] = {}
+    results = evaluate_targets(
+        found,
+        sets,
+        output_dir,
+        rule,
+        group_by=group_by,
+        note=lambda text: print(text, file=sys.stderr, flush=True),
+        failed=lambda label, error: errors.update({label: error}),
+    )
+    if as_json:
+        print_json(results)
+    elif results:
+        print(comparison_table(results))
+    for command in comparison_commands(results, output_dir):
+        print(f"who is better, and where: {command}", file=sys.stderr)
+    if errors:
+        kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
+        raise kind("\n".join(str(error) for error in errors.values()))

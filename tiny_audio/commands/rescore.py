@@ -1,0 +1,33 @@
+"""``tiny-audio rescore``: scores of saved hypotheses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiny_audio.analysis.rescore import audio_reader, rescore_table
+from tiny_audio.analysis.rescore import rescore as rescore_files
+from tiny_audio.commands._output import check_page, print_json
+
+
+def rescore(
+    hypotheses: Sequence[Path],
+    *,
+    normalizer: str,
+    cost: str,
+    group_by: str | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the scores, and write them as a page; see :func:`tiny_audio.analysis.rescore.rescore`."""
+    check_page(html)
+    found = rescore_files(hypotheses, normalizer_name=normalizer, cost=cost, group_by=group_by)
+    if html is not None:
+        from tiny_audio.analysis.report import render_targets
+
+        page = render_targets(found.summary, found.rows, found.alignments, audio_reader(hypotheses))
+        html.write_text(page, encoding="utf-8")
+    if as_json:
+        print_json(found.summary)
+    else:
+        print(rescore_table(found))
