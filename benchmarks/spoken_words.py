@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tiny_audio.sources import _synthetic_grammar as grammar
+from tiny_audio.sources._synthetic import grammar
 from tiny_audio.sources._synthetic.espeak import RATE_HZ, Delivery, Espeak
 from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES
 

@@ -117,7 +117,7 @@ def test_a_row_group_that_several_want_is_fetched_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: DiskCache(tmp_path, 10**6).get("a", fetch), range(4)))
     assert len(fetched) == 1
-    assert [clips.to_pylist() for clips, _ in found] == [[b"clip"]] * 4
+    assert [each.clips.to_pylist() for each in found] == [[b"clip"]] * 4
 
 
 def test_groups_of_several_sources_are_told_apart(hub: Hub, tmp_path: Path) -> None:

@@ -47,22 +47,22 @@ def test_several_small_files_are_counted_too(tmp_path: Path) -> None:
 
 def test_a_file_cut_short_is_fetched_again(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 1_000_000)
-    first, _ = cache.get("a", lambda: clips(1_000))
+    first = cache.get("a", lambda: clips(1_000)).clips
     path = cache.folder / "a.arrow"
-    again, _ = cache.get("a", lambda: clips(1_000))
+    again = cache.get("a", lambda: clips(1_000)).clips
     assert again.equals(first)
     path.write_bytes(path.read_bytes()[:700])
     fresh = clips(1_000)
-    assert cache.get("a", lambda: fresh)[0].equals(fresh)
+    assert cache.get("a", lambda: fresh).clips.equals(fresh)
 
 
 def test_what_is_deleted_stays_readable_for_who_reads_it(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 1_000_000)
     kept = clips(50_000)
-    mapped, memory = cache.get("a", lambda: kept)
-    assert memory == 0
+    mapped = cache.get("a", lambda: kept)
+    assert mapped.num_bytes == 0
     shutil.rmtree(cache.folder)
-    assert mapped.equals(kept)
+    assert mapped.clips.equals(kept)
 
 
 def test_a_cache_without_room(tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ def test_what_is_larger_than_the_bound_is_kept_in_memory_and_drives_nothing_out(
     cache = DiskCache(tmp_path / "cache", 100_000)
     cache.get("small", lambda: clips(50_000))
     large = clips(200_000)
-    found, memory = cache.get("large", lambda: large)
-    assert found.equals(large)
-    assert memory >= 200_000
+    found = cache.get("large", lambda: large)
+    assert found.clips.equals(large)
+    assert found.num_bytes >= 200_000
     assert [path.name for path in cache.folder.glob("*.arrow")] == ["small.arrow"]
 
 
@@ -150,7 +150,7 @@ def test_what_another_is_writing_counts_and_is_not_swept(tmp_path: Path) -> None
         for number in range(10):
             cache.get(f"{number}", lambda: clips(100_000))
             assert 700_000 < held(tmp_path) <= 1_000_000
-        _, memory = cache.get("large", lambda: clips(400_000))
-        assert memory >= 400_000, "no room beside what is being written"
+        large = cache.get("large", lambda: clips(400_000))
+        assert large.num_bytes >= 400_000, "no room beside what is being written"
     cache.get("large", lambda: clips(900_000))
     assert [path.name for path in tmp_path.iterdir() if ".arrow" in path.name] == ["large.arrow"]

@@ -35,9 +35,8 @@ from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.recipe import Recipe
-from tiny_audio.sources import SOURCES, Index, Source, SourceContext
+from tiny_audio.sources import SOURCES, Index, Source, SourceContext, _row_groups
 from tiny_audio.sources._locks import locked
-from tiny_audio.sources._row_groups import ROW_GROUPS
 from tiny_audio.sources.hub import HubConfig
 from tiny_audio.sources.loquacious import LoquaciousConfig
 
@@ -662,7 +661,7 @@ def test_what_has_no_room_on_disk_is_kept_in_memory_up_to_a_bound(
     source = build(tmp_path, cache_gb=1e-9)
     utterances = source.index().utterances
     size = sum(len(loquacious_row(number)["wav"]["bytes"]) for number in range(15))
-    monkeypatch.setattr(ROW_GROUPS, "_max_bytes", size - 1)  # two of three
+    monkeypatch.setattr(_row_groups, "read_row_group", _row_groups.row_group_reader(size - 1, 32))  # two of three
     fetched = []
     for number in (0, 5, 0, 5, 10, 5, 0):  # the first clips of three row groups
         before = len(hub.requests)

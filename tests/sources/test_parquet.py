@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import soundfile
 from pydantic import ValidationError
 
 from tests.conftest import Document, changed
+from tests.support.hub_server import forget
 from tests.support.parquet_shards import (
     AUDIO,
     LOQUACIOUS,
@@ -33,9 +35,10 @@ from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
-from tiny_audio.sources import SOURCES, Index, Source, SourceContext
+from tiny_audio.sources import SOURCES, HubFile, Index, Source, SourceContext
 from tiny_audio.sources._columns import Columns
-from tiny_audio.sources._row_groups import RowGroups
+from tiny_audio.sources._hub.cache import CachedClips, DiskCache
+from tiny_audio.sources._row_groups import RowGroup, row_group_reader
 from tiny_audio.sources.parquet import ParquetConfig
 
 SPEECH = Path(__file__).parents[3] / "shared" / "speech" / "librispeech-sample" / "all.jsonl"
@@ -87,7 +90,7 @@ def test_the_index_is_the_rows(shards: Path, tmp_path: Path) -> None:
         known = {"speaker": row["spk_id"], "sex": row["sex"]}
         assert utterance.metadata == {key: value for key, value in known.items() if value is not None}
         assert source.encoded(utterance) == row["wav"]["bytes"]
-    assert index.utterances[36].audio == "a/train-1.parquet:1:1"
+    assert str(index.utterances[36].audio) == f"{shards}/a/train-1.parquet#row_group=1&row=1&column=wav"
 
 
 def test_columns_tell_durations_and_row_groups(shards: Path, tmp_path: Path) -> None:
@@ -95,7 +98,11 @@ def test_columns_tell_durations_and_row_groups(shards: Path, tmp_path: Path) -> 
     assert index.durations_s is not None
     assert index.durations_s.tolist() == [utterance.duration_s for utterance in index.utterances]
     assert index.groups is not None
-    places = [tuple(utterance.audio.split(":")[:2]) for utterance in index.utterances]
+    places = []
+    for utterance in index.utterances:
+        assert utterance.audio is not None
+        assert utterance.audio.cell is not None
+        places.append((utterance.audio.file, utterance.audio.cell.row_group))
     assert len(set(zip(places, index.groups.tolist(), strict=True))) == len(set(places)) == len(set(index.groups))
 
 
@@ -152,7 +159,7 @@ def test_no_audio_is_read_while_indexing(shards: Path, tmp_path: Path) -> None:
     damage_column(path, "wav.bytes")
     source = build(path, tmp_path / "another cache")
     assert source.index().utterances == whole.utterances
-    with pytest.raises(AudioError, match=r"^clips.parquet, row group 1, row 2: cannot be read: ") as caught:
+    with pytest.raises(AudioError, match=r"/clips.parquet, row group 1, row 2: cannot be read: ") as caught:
         source.encoded(whole.utterances[12])
     assert caught.value.reason == "undecodable"
 
@@ -188,17 +195,17 @@ def test_other_audio_is_other_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "count", "first"),
     [
-        ("a", 50, "train-0.parquet:0:0"),
-        ("a/train-1.parquet", 25, "train-1.parquet:0:0"),
-        ("*/*-[01].parquet", 50, "a/train-0.parquet:0:0"),
-        ("**/*.parquet", 51, "a/train-0.parquet:0:0"),
-        ("a/train-*", 50, "train-0.parquet:0:0"),
+        ("a", 50, "train-0.parquet/0"),
+        ("a/train-1.parquet", 25, "train-1.parquet/0"),
+        ("*/*-[01].parquet", 50, "a/train-0.parquet/0"),
+        ("**/*.parquet", 51, "a/train-0.parquet/0"),
+        ("a/train-*", 50, "train-0.parquet/0"),
     ],
 )
 def test_files_folders_and_patterns(shards: Path, tmp_path: Path, pattern: str, count: int, first: str) -> None:
-    source = build(shards / pattern, tmp_path)
+    source = build(shards / pattern, tmp_path, id_column=None)
     utterances = source.index().utterances
-    assert (len(utterances), utterances[0].audio) == (count, first)
+    assert (len(utterances), utterances[0].id) == (count, first)
     assert soundfile.info(io.BytesIO(source.encoded(utterances[-1]))).samplerate == SAMPLE_RATE
 
 
@@ -428,7 +435,7 @@ def test_files_that_change_after_they_were_indexed(tmp_path: Path) -> None:
     source = SOURCES.build(ParquetConfig(path=str(path)), SourceContext(tmp_path / "cache"))
     last = source.index().utterances[-1]
     write_parquet(path, [simple()])
-    with pytest.raises(UserError, match=r"^x.parquet, row group 0, row 2 is not there: the file was changed after"):
+    with pytest.raises(UserError, match=r"/x.parquet, row group 0, row 2 is not there: the file was changed after"):
         source.encoded(last)
     other = write_parquet(tmp_path / "y.parquet", [simple(number) for number in range(3)])
     source = SOURCES.build(ParquetConfig(path=str(other)), SourceContext(tmp_path / "cache"))
@@ -458,23 +465,21 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 def test_row_groups_are_kept_within_bounds() -> None:
     reads: list[int] = []
 
-    def get(cache: RowGroups, key: int) -> None:
-        def read() -> tuple[pa.ChunkedArray, int]:
-            reads.append(key)
-            return pa.chunked_array([[b"x"]]), 40
+    class Cache(DiskCache):
+        def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> CachedClips:
+            reads.append(int(name.split("-")[-1]))
+            return CachedClips(pa.chunked_array([[b"x"]]), 40)
 
-        cache(key, read)
-
-    few_bytes, few = RowGroups(max_bytes=100), RowGroups(max_count=2)
-    for cache in (few_bytes, few):
-        for key in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, which was used longer ago than 1
-            get(cache, key)
-        assert reads == [1, 2, 3, 2]
+    def read(bounds: tuple[int, int], indices: tuple[int, ...]) -> list[int]:
         reads.clear()
-    large = RowGroups(max_bytes=10)
-    for key in (1, 1, 2, 1):
-        get(large, key)
-    assert reads == [1, 2, 1], "the newest is kept whatever its size"
+        reader = row_group_reader(*bounds)
+        for index in indices:
+            reader(RowGroup(HubFile("a/b", "c", "d"), index, "audio"), Cache(Path("unused"), 0))
+        return list(reads)
+
+    for bounds in ((100, 32), (1_000_000, 2)):
+        assert read(bounds, (1, 2, 1, 3, 1, 2)) == [1, 2, 3, 2], "3 drives out 2, which was used longer ago than 1"
+    assert read((10, 32), (1, 1, 2, 1)) == [1, 2, 1], "the newest is kept whatever its size"
 
 
 def test_clips_of_one_row_group_are_read_together(
@@ -488,7 +493,7 @@ def test_clips_of_one_row_group_are_read_together(
         return read(self, group, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    monkeypatch.setattr("tiny_audio.sources.parquet.ROW_GROUPS", RowGroups())
+    forget()
     source = build(shards / "a" / "train-0.parquet", tmp_path)
     for utterance in source.index().utterances:
         source.encoded(utterance)

@@ -77,7 +77,7 @@ def test_a_manifest_is_read_without_decoding(tmp_path: Path) -> None:
     first, second = index.utterances
     assert (first.id, first.duration_s, first.text) == ("clips/a.flac", 1.0, "Hello you")
     assert first.metadata == {"speaker": "ann", "age": "31", "native": "true"}
-    assert Path(first.audio) == tmp_path / "clips" / "a.flac"
+    assert first.audio_file() == tmp_path / "clips" / "a.flac"
     assert (second.id, second.duration_s) == (str(tmp_path / "b.flac"), 2.0)
     assert index.dropped == ()
 
@@ -203,7 +203,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     write_clip(tmp_path / "a.flac")
     write_manifest(tmp_path, row(audio_filepath="~/a.flac"))
     (utterance,) = build(ManifestConfig(path="~/manifest.jsonl"), tmp_path).index().utterances
-    assert (utterance.id, utterance.audio) == ("~/a.flac", str(tmp_path / "a.flac"))
+    assert (utterance.id, utterance.audio_file()) == ("~/a.flac", tmp_path / "a.flac")
 
 
 def test_what_is_no_manifest_at_all(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_an4() -> None:
     assert len({utterance.metadata["speaker"] for utterance in index.utterances}) == 66
     assert sum(utterance.duration_s for utterance in index.utterances) / 60 == pytest.approx(37.8, abs=0.1)
     for utterance in index.utterances[::100]:
-        waveform = load_audio(Path(utterance.audio), max_duration_s=30)
+        waveform = load_audio(utterance.audio_file(), max_duration_s=30)
         assert len(waveform) / SAMPLE_RATE == pytest.approx(utterance.duration_s, abs=0.06)
 
 
@@ -365,7 +365,7 @@ def make(folder: Path, num_workers: int = 2, **fields: Any) -> Index:
 
 
 def samples(index: Index) -> list[np.ndarray]:
-    return [soundfile.read(utterance.audio, dtype="int16")[0] for utterance in index.utterances]
+    return [soundfile.read(utterance.audio_file(), dtype="int16")[0] for utterance in index.utterances]
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_synthetic_speech(synthetic: tuple[Path, Index]) -> None:
     folder, index = synthetic
     assert (len(index.utterances), index.dropped) == (45, ())
     for utterance, audio in zip(index.utterances, samples(index), strict=True):
-        info = soundfile.info(utterance.audio)
+        info = soundfile.info(utterance.audio_file())
         assert (info.samplerate, info.channels, info.format, info.subtype) == (SAMPLE_RATE, 1, "FLAC", "PCM_16")
         assert utterance.duration_s == info.frames / SAMPLE_RATE
         accent, voice = utterance.metadata["accent"], utterance.metadata["voice"]
@@ -393,10 +393,10 @@ def test_synthetic_speech(synthetic: tuple[Path, Index]) -> None:
         assert len(audio) - loud[-1] <= 0.1 * SAMPLE_RATE + 160
     words = sum(len(utterance.text.split()) for utterance in index.utterances)
     assert 1 < words / sum(utterance.duration_s for utterance in index.utterances) < 5
-    cache = Path(index.utterances[0].audio).parents[1]
+    cache = index.utterances[0].audio_file().parents[1]
     assert cache.parent == folder / "synthetic"
     assert sorted(path.name for path in cache.iterdir()) == ["0000", "manifest.jsonl"]
-    assert Path(index.utterances[44].audio).name == "0000044.flac"
+    assert index.utterances[44].audio_file().name == "0000044.flac"
 
 
 def test_the_second_time_nothing_is_made(synthetic: tuple[Path, Index], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +525,7 @@ def test_two_processes_at_once(
 
 def test_a_cache_that_lost_files_is_named(tmp_path: Path) -> None:
     index = make(tmp_path, num_utterances=3)
-    Path(index.utterances[1].audio).unlink()
+    index.utterances[1].audio_file().unlink()
     with pytest.raises(UserError, match=r"the cache .* is damaged: 2 of 3 utterances are there; delete the folder"):
         make(tmp_path, num_utterances=3)
 

@@ -286,5 +286,5 @@ def forget() -> None:
     from tiny_audio.sources._hub import source
 
     source._pinned.cache_clear()
-    source._opened_for_audio.cache_clear()
-    _row_groups.ROW_GROUPS.clear()
+    _row_groups._opened_for_audio.cache_clear()
+    _row_groups.read_row_group.cache_clear()

@@ -44,7 +44,7 @@ def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:
     utterance = clip.utterance
     return {
         "id": clip.id,
-        "audio_filepath": utterance.audio,
+        "audio_filepath": None if utterance.audio is None else str(utterance.audio),
         "duration": utterance.duration_s,
         "text": utterance.text,
         "pred_text": transcript.text,

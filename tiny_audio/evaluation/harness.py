@@ -208,7 +208,7 @@ def _row(outcome: Outcome) -> Hypothesis:
     utterance, transcript = outcome.clip.utterance, outcome.transcript
     return {
         "id": outcome.clip.id,
-        "audio_filepath": utterance.audio,
+        "audio_filepath": None if utterance.audio is None else str(utterance.audio),
         "duration": utterance.duration_s,
         "time": outcome.time_s,
         "text": utterance.text,

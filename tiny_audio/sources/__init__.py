@@ -11,6 +11,23 @@ import numpy as np
 
 from tiny_audio.config import Config
 from tiny_audio.registry import Registry
+from tiny_audio.sources._address import AudioAddress, HubFile, ParquetCell
+
+__all__ = [
+    "SOURCES",
+    "AudioAddress",
+    "ColumnarUtterances",
+    "Dropped",
+    "HubFile",
+    "Index",
+    "ParquetCell",
+    "Source",
+    "SourceConfig",
+    "SourceContext",
+    "Utterance",
+    "runs",
+    "texts_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +38,16 @@ class Utterance:
     """Unique within its source and the same on every machine; seeds the clip's augmentation."""
     duration_s: float
     text: str
-    audio: str
-    """Where the source finds the clip: a path for files."""
+    audio: AudioAddress | None = field(compare=False)
+    """Where the clip lies. None if only the source itself can read it."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further columns, such as ``speaker`` and ``sex``."""
+
+    def audio_file(self) -> Path:
+        """The clip's file, for sources whose clips are files on disk."""
+        assert self.audio is not None
+        assert isinstance(self.audio.file, Path)
+        return self.audio.file
 
 
 class ColumnarUtterances(Sequence[Utterance]):

@@ -137,12 +137,6 @@ class Columns:
             return self.duration
         return _DURATION if _DURATION in schema.names else None
 
-    def audio_leaf(self, schema: pa.Schema) -> str:
-        """The parquet column of the bytes alone."""
-        import pyarrow.types as types
-
-        return f"{self.audio}.bytes" if types.is_struct(schema.field(self.audio).type) else self.audio
-
     def kept(self, schema: pa.Schema) -> dict[str, str]:
         """Name in the metadata -> column of the table, for what a table of this schema has to keep."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import eq
@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import commit_folder
-from tiny_audio.sources import ColumnarUtterances, Dropped, Index, Utterance, runs
+from tiny_audio.sources import (
+    AudioAddress,
+    ColumnarUtterances,
+    Dropped,
+    HubFile,
+    Index,
+    ParquetCell,
+    Utterance,
+    runs,
+)
 from tiny_audio.sources._locks import locked
 from tiny_audio.sources._parquet import METADATA
 
@@ -104,8 +113,39 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def read_index(folder: Path) -> Index:
+@dataclass(frozen=True, slots=True)
+class FileAddresses:
+    """Clips that are files, named in a column of metadata."""
+
+    folder: Path
+    column: str
+
+    def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
+        """The address of a row of the index table."""
+        return AudioAddress(self.folder / row[f"{METADATA}{self.column}"])
+
+
+@dataclass(frozen=True, slots=True)
+class CellAddresses:
+    """Clips inside parquet shards."""
+
+    file_of: Callable[[str], Path | HubFile]
+    """The file of a shard; must pickle."""
+    column: str
+
+    def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
+        """The address of a row of the index table."""
+        return AudioAddress(self.file_of(shard), ParquetCell(row["row_group"], row["row"], self.column))
+
+
+Addresses = FileAddresses | CellAddresses
+
+
+def read_index(folder: Path, addresses: Addresses) -> Index:
     """The index that :func:`write_index` wrote, mapped.
+
+    Args:
+        addresses: where the clips lie.
 
     Raises:
         UserError: the folder is damaged.
@@ -122,7 +162,7 @@ def read_index(folder: Path) -> Index:
         dropped = table.select(("id", "reason", "detail")).filter(unusable).to_pylist()
         shards, row_groups = (table.column(name).to_numpy()[rows] for name in ("shard", "row_group"))
         durations_s = table.column("duration_s").to_numpy()[rows]
-        utterances = TableUtterances(folder / _ROWS, tuple(about["shards"]), rows)
+        utterances = TableUtterances(folder / _ROWS, tuple(about["shards"]), rows, addresses)
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(
@@ -143,6 +183,7 @@ class TableUtterances(ColumnarUtterances):
     shards: tuple[str, ...]
     rows: np.ndarray
     """``[n]`` int64, of the table."""
+    addresses: Addresses
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -165,8 +206,8 @@ class TableUtterances(ColumnarUtterances):
             for key, value in row.items()
             if key.startswith(METADATA) and value is not None
         }
-        audio = f"{self.shards[row['shard']]}:{row['row_group']}:{row['row']}"
-        return Utterance(row["id"], row["duration_s"], row["text"], audio, metadata)
+        address = self.addresses(self.shards[row["shard"]], row)
+        return Utterance(row["id"], row["duration_s"], row["text"], address, metadata)
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:
         """Record batch by record batch; put together, a large corpus would outgrow what an Arrow array can hold."""
@@ -180,12 +221,6 @@ class TableUtterances(ColumnarUtterances):
             own = wanted[run] - (ends[numbers[run.start]] - len(chunk))
             for start in range(0, len(own), _TEXTS):
                 yield from chunk.take(own[start : start + _TEXTS]).to_pylist()
-
-
-def place(utterance: Utterance) -> tuple[str, int, int]:
-    """Shard, row group and row of an utterance of such an index."""
-    shard, row_group, row = utterance.audio.rsplit(":", 2)
-    return shard, int(row_group), int(row)
 
 
 def _table(path: Path) -> pa.Table:

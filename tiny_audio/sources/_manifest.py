@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tiny_audio.audio.load import AudioError, audio_duration
 from tiny_audio.config import UserError
-from tiny_audio.sources import Dropped, Index, Source, Utterance
+from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
 
 _MAX_LINE_BYTES = 1_000_000
 _HOPELESS_AFTER = 100
@@ -45,7 +45,7 @@ class ManifestSource(Source):
 
     def encoded(self, utterance: Utterance) -> Path:
         """The clip's file."""
-        return Path(utterance.audio)
+        return utterance.audio_file()
 
 
 class _BadRowError(Exception):
@@ -162,7 +162,7 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists
         id=name,
         duration_s=_duration(row.get(columns.duration), columns.duration, audio),
         text=text.strip(),
-        audio=str(audio),
+        audio=AudioAddress(audio),
         metadata={
             key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for key, value in row.items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tiny_audio.config import UserError
 from tiny_audio.sources import Index
 from tiny_audio.sources._durations import NOT_OF_THE_FILE
-from tiny_audio.sources._index_table import read_index, write_index
+from tiny_audio.sources._index_table import FileAddresses, read_index, write_index
 from tiny_audio.sources._parquet import METADATA
 
 if TYPE_CHECKING:
@@ -73,7 +73,11 @@ def read_columns(path: Path) -> list[str]:
 
 
 def file_index(
-    folder: Path, make: Callable[[], tuple[Iterable[ClipRow], Sequence[str]]], tables: Sequence[str], identity: str
+    folder: Path,
+    make: Callable[[], tuple[Iterable[ClipRow], Sequence[str]]],
+    tables: Sequence[str],
+    identity: str,
+    addresses: FileAddresses,
 ) -> Index:
     """The index of clips that are files of their own, made in ``folder`` where it is not there yet, and anew where
     files could not be read.
@@ -82,11 +86,12 @@ def file_index(
         make: gives the rows, and the columns of their metadata.
         tables: names of the tables, for ids that come twice.
         identity: goes into the fingerprint.
+        addresses: where the clips lie.
     """
-    index = read_index(folder) if folder.exists() else None
+    index = read_index(folder, addresses) if folder.exists() else None
     if index is None or any(dropped.reason in NOT_OF_THE_FILE for dropped in index.dropped):
         write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
-        index = read_index(folder)
+        index = read_index(folder, addresses)
     # Clips of a table lie together in its index, and nowhere else.
     return replace(index, groups=None)
 

@@ -52,7 +52,7 @@ def index_shard(
     try:
         table = file.read(columns=sorted(wanted), use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise BrokenShardError(f"{shard} cannot be read: {words(error)}; fetch or write the file anew") from error
+        raise BrokenShardError(f"{shard} cannot be read: {one_line(error)}; fetch or write the file anew") from error
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     groups = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     rows = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.empty(0, np.int32)])
@@ -80,7 +80,7 @@ def index_shard(
     )
 
 
-def read_audio(file: pq.ParquetFile, row_group: int, columns: Columns) -> pa.ChunkedArray:
+def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedArray:
     """The encoded clips of a row group, null where a row has none.
 
     Raises:
@@ -89,9 +89,10 @@ def read_audio(file: pq.ParquetFile, row_group: int, columns: Columns) -> pa.Chu
     import pyarrow.compute as pc
     import pyarrow.types as types
 
-    table = file.read_row_group(row_group, columns=[columns.audio_leaf(file.schema_arrow)], use_threads=False)
-    column = table.column(0)
-    return pc.struct_field(column, "bytes") if types.is_struct(column.type) else column
+    in_struct = types.is_struct(file.schema_arrow.field(column).type)
+    leaf = f"{column}.bytes" if in_struct else column
+    clips = file.read_row_group(row_group, columns=[leaf], use_threads=False).column(0)
+    return pc.struct_field(clips, "bytes") if in_struct else clips
 
 
 def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
@@ -111,7 +112,7 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
     return value
 
 
-def unread(error: Exception, where: str) -> UserError:
+def read_error(error: Exception, where: str) -> UserError:
     """What it says of a clip that its row group could not be read.
 
     Args:
@@ -123,18 +124,18 @@ def unread(error: Exception, where: str) -> UserError:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
-            f"{where}: cannot be read: {words(error)}; its clips may be good, so they are not left out: see to the disk"
+            f"{where}: cannot be read: {one_line(error)}; check the disk; the clips may be good and are not dropped"
         )
-    return AudioError("undecodable", f"{where}: cannot be read: {words(error)}")
+    return AudioError("undecodable", f"{where}: cannot be read: {one_line(error)}")
 
 
-def words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What Arrow says, on one line."""
     return " ".join(str(error).split())
 
 
-def place_of(shard: str, row_group: int, row: int) -> str:
-    """What messages call a clip's place."""
+def row_name(shard: str, row_group: int, row: int) -> str:
+    """What messages call a row."""
     return f"{shard}, row group {row_group}, row {row}"
 
 
@@ -155,7 +156,7 @@ class _Problems:
         details: list[str | None] = [None] * self._num_rows
         for row, (reason, detail) in self._found.items():
             reasons[row] = reason
-            details[row] = f"{place_of(shard, int(groups[row]), int(rows[row]))}: {detail}"
+            details[row] = f"{row_name(shard, int(groups[row]), int(rows[row]))}: {detail}"
         return pa.array(reasons, pa.string()), pa.array(details, pa.string())
 
 
@@ -221,14 +222,14 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
         try:
             clips = audio(group)
         except (pa.ArrowException, OSError) as error:
-            problem = unread(error, shard)
+            problem = read_error(error, shard)
             if not isinstance(problem, AudioError):
                 raise problem from error
             for row in range(size):
-                problems.add(start + row, "undecodable", f"the row group cannot be read: {words(error)}")
+                problems.add(start + row, "undecodable", f"the row group cannot be read: {one_line(error)}")
         else:
             for row in range(size):
-                place = place_of(shard, group, row)
+                place = row_name(shard, group, row)
                 try:
                     durations[start + row] = audio_duration(clip_bytes(clips, row, place), name=place)
                 except AudioError as error:

@@ -1,55 +1,150 @@
-"""The row groups that a process read last, so that clips that lie together are read together."""
+"""Encoded clips of parquet files, on disk or on the hub: read by row group, through a cache on disk and one in memory.
+
+Parquet gives a column of a row group only as a whole, so clips that lie together are read together.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cachetools import LRUCache, cached
+
+from tiny_audio.config import UserError
+from tiny_audio.sources import AudioAddress, HubFile
+from tiny_audio.sources._hub.cache import CachedClips, DiskCache, read_mapped
+from tiny_audio.sources._hub.ranges import RangeFile
+from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, one_line, read_audio, read_error, row_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MAX_BYTES = 256 * 2**20
-"""In memory, in each process that loads clips; the newest row group is kept whatever its size."""
+"""In memory, in each process that loads clips."""
 MAX_COUNT = 32
 """Row groups mapped from files take no memory, but a deleted file takes its space for as long as it is mapped."""
+_OPEN = 32
+"""Shards on the hub of which a process remembers the footer."""
+_ANYWHERE_BYTES = 2 * 10**9
+"""On disk, for row groups that are read by their addresses alone."""
 
 
-class RowGroups:
-    """Row groups by key, the ones used last; safe between threads."""
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """The column of clips of a row group."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES, max_count: int = MAX_COUNT) -> None:
-        self._max_bytes, self._max_count = max_bytes, max_count
-        self._bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[pa.ChunkedArray, int]] = OrderedDict()
-        self._lock = threading.Lock()
+    file: Path | HubFile
+    index: int
+    column: str
 
-    def __call__(self, key: Hashable, read: Callable[[], tuple[pa.ChunkedArray, int]]) -> pa.ChunkedArray:
-        """The row group of this key.
+    def cache_name(self) -> str:
+        """Its name in a :class:`DiskCache`; a local file that changes gets another one.
 
-        Args:
-            read: reads it, where it is not kept; gives the bytes of memory it takes too.
+        Raises:
+            OSError: the local file is gone.
         """
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key][0]
-        clips, size = read()
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = clips, size
-                self._bytes += size
-            while len(self._kept) > 1 and (self._bytes > self._max_bytes or len(self._kept) > self._max_count):
-                self._bytes -= self._kept.popitem(last=False)[1][1]
-        return clips
+        if isinstance(self.file, HubFile):
+            identity: list[str | int] = [self.file.repo, self.file.revision, self.file.path, self.column]
+        else:
+            status = self.file.stat()
+            identity = [str(self.file), status.st_mtime_ns, status.st_size, self.column]
+        return f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]}-{self.index}"
 
-    def clear(self) -> None:
-        """Keep none."""
-        with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+    def read(self) -> pa.ChunkedArray:
+        """The encoded clips, from the file itself."""
+        import pyarrow.parquet as pq
+
+        if isinstance(self.file, HubFile):
+            return read_audio(_opened_for_audio(self.file), self.index, self.column)
+        with pq.ParquetFile(self.file) as file:
+            return read_audio(file, self.index, self.column)
 
 
-ROW_GROUPS = RowGroups()
-"""Of this process."""
+def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, DiskCache], CachedClips]:
+    """A function that reads row groups and keeps the ones used last in memory; safe between threads."""
+
+    def size(cached_clips: CachedClips) -> int:
+        # The newest is kept whatever its size. The least size bounds the count.
+        return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
+
+    @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())
+    def read(group: RowGroup, cache: DiskCache) -> CachedClips:
+        return cache.get(group.cache_name(), group.read)
+
+    return read
+
+
+read_row_group = row_group_reader(MAX_BYTES, MAX_COUNT)
+"""The clips of a row group: from the memory of this process, from the cache on disk, or from the file itself."""
+
+
+def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
+    """The encoded clip in a cell of a parquet file.
+
+    Raises:
+        AudioError: the cell holds no audio, or the file is damaged.
+        UserError: the file is gone or cannot be read.
+    """
+    import pyarrow as pa
+
+    assert address is not None
+    assert address.cell is not None
+    file, cell = address.file, address.cell
+    where = row_name(str(file), cell.row_group, cell.row)
+    try:
+        clips = read_row_group(RowGroup(file, cell.row_group, cell.column), cache).clips
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is gone since it was indexed; put it back, or start again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise read_error(error, where) from error
+    return clip_bytes(clips, cell.row, where)
+
+
+def read_cell_anywhere(address: AudioAddress, cache_dir: Path) -> bytes:
+    """As :func:`read_cell`, for a reader that does not know in which source's cache the row group may be."""
+    assert address.cell is not None
+    file, cell = address.file, address.cell
+    folder = cache_dir / ("hub" if isinstance(file, HubFile) else "parquet") / "row_groups"
+    try:
+        name = RowGroup(file, cell.row_group, cell.column).cache_name()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    for path in folder.glob(f"*/{name}.arrow"):
+        clips = read_mapped(path)
+        if clips is not None:
+            return clip_bytes(clips, cell.row, row_name(str(file), cell.row_group, cell.row))
+    return read_cell(address, DiskCache(folder / "addresses", _ANYWHERE_BYTES))
+
+
+def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
+    """A parquet file on the hub.
+
+    Args:
+        pre_buffer: fetch ranges of neighboring columns as one.
+
+    Raises:
+        UserError: the hub cannot be reached, or the file is broken.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(RangeFile(file), pre_buffer=pre_buffer)
+    except (pa.ArrowException, OSError) as error:
+        raise BrokenShardError(
+            f"{file.path} of {file.repo} at commit {file.revision} cannot be read: {one_line(error)}; "
+            "report it to the maintainers of the dataset, or choose another revision"
+        ) from error
+
+
+@lru_cache(maxsize=_OPEN)
+def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
+    """Kept open: its location and its footer would take two more requests for each row group."""
+    return open_on_hub(file, pre_buffer=False)

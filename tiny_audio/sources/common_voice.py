@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
-from tiny_audio.sources._index_table import VERSION
+from tiny_audio.sources._index_table import VERSION, FileAddresses
 from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
 
 _CLIPS, _DURATIONS = "clips", "clip_durations.tsv"
@@ -71,7 +71,8 @@ class CommonVoiceSource(Source):
         facts = [VERSION, self.split, tables, sorted(there.items())]
         key = hashlib.sha256(json.dumps(["common_voice", *facts]).encode()).hexdigest()[:24]
         folder = self.cache_dir / "common_voice" / key
-        index = file_index(folder, lambda: self._made(table, set(there)), [table.name], "common_voice")
+        addresses = FileAddresses(self.path / _CLIPS, _FILE)
+        index = file_index(folder, lambda: self._made(table, set(there)), [table.name], "common_voice", addresses)
         if not index.utterances:
             first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
             raise UserError(f"no row of {table} can be used{first}")
@@ -79,7 +80,7 @@ class CommonVoiceSource(Source):
 
     def encoded(self, utterance: Utterance) -> Path:
         """The clip's file."""
-        return self.path / _CLIPS / utterance.metadata[_FILE]
+        return utterance.audio_file()
 
     def _hint(self) -> str:
         """What else may be meant by the path."""

@@ -18,7 +18,7 @@ from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.runtime.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
-from tiny_audio.sources._index_table import VERSION
+from tiny_audio.sources._index_table import VERSION, FileAddresses
 from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
@@ -72,7 +72,13 @@ class FolderSource(Source):
             raise UserError(f"no table lies in {self.path}; {_EXPECTED}")
         facts = {name: (status.st_size, status.st_mtime_ns) for name, status in files.items()}
         key = hashlib.sha256(json.dumps(["folder", VERSION, self.text_column, facts]).encode()).hexdigest()[:24]
-        index = file_index(self.cache_dir / "folder" / key, lambda: self._made(tables, files), tables, "folder")
+        index = file_index(
+            self.cache_dir / "folder" / key,
+            lambda: self._made(tables, files),
+            tables,
+            "folder",
+            FileAddresses(self.path, _FILE),
+        )
         if not index.utterances:
             first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
             raise UserError(f"no clip of {self.path} can be used{first}")
@@ -80,7 +86,7 @@ class FolderSource(Source):
 
     def encoded(self, utterance: Utterance) -> Path:
         """The clip's file."""
-        return self.path / utterance.metadata[_FILE]
+        return utterance.audio_file()
 
     def _made(
         self, tables: Sequence[str], files: Mapping[str, os.stat_result]

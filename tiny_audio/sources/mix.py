@@ -155,9 +155,9 @@ class MixSource(Source):
 
     def encoded(self, utterance: Utterance) -> Path | bytes:
         """The clip as its own source gives it."""
-        name, audio = utterance.audio.split("/", 1)
+        name, id_ = utterance.id.split("/", 1)
         source = next(mixed.source for mixed in self.mixed if mixed.name == name)
-        return source.encoded(replace(utterance, id=utterance.id.removeprefix(f"{name}/"), audio=audio))
+        return source.encoded(replace(utterance, id=id_))
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,6 @@ class _Part:
         return replace(
             utterance,
             id=f"{self.name}/{utterance.id}",
-            audio=f"{self.name}/{utterance.audio}",
             metadata={"source": self.name, **utterance.metadata},
         )
 

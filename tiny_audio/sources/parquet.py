@@ -19,9 +19,9 @@ from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
 from tiny_audio.sources._hub.cache import DiskCache
-from tiny_audio.sources._index_table import VERSION, place, read_index, write_index
-from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
-from tiny_audio.sources._row_groups import ROW_GROUPS
+from tiny_audio.sources._index_table import VERSION, CellAddresses, read_index, write_index
+from tiny_audio.sources._parquet import BrokenShardError, index_shard, one_line, read_audio
+from tiny_audio.sources._row_groups import read_cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,7 @@ class ParquetSource(Source):
             _LOG.info("indexing %d parquet files in %s", len(shards), root)
             # The columns' names decide what a table holds, but not which data it is.
             write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
-        index = read_index(folder)
+        index = read_index(folder, CellAddresses(root.joinpath, self.columns.audio))
         if not index.utterances:
             first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
             raise UserError(f"no row of {self.path} can be used{first}")
@@ -75,32 +75,12 @@ class ParquetSource(Source):
 
     def encoded(self, utterance: Utterance) -> bytes:
         """The clip's bytes, out of its row group."""
-        import pyarrow as pa
+        return read_cell(utterance.audio, self._cache())
 
-        shard, row_group, row = place(utterance)
-        path = self._root / shard
-        try:
-            clips = ROW_GROUPS((path, row_group), lambda: self._read(path, row_group))
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is gone since it was indexed; put it back, or start again") from error
-        except (pa.ArrowException, OSError) as error:
-            raise unread(error, place_of(shard, row_group, row)) from error
-        return clip_bytes(clips, row, place_of(shard, row_group, row))
-
-    def _read(self, path: Path, row_group: int) -> tuple[pa.ChunkedArray, int]:
-        """See :meth:`DiskCache.get`."""
-        import pyarrow.parquet as pq
-
-        def read() -> pa.ChunkedArray:
-            with pq.ParquetFile(path) as file:
-                return read_audio(file, row_group, self.columns)
-
-        status = path.stat()
-        identity = json.dumps([str(path), status.st_mtime_ns, status.st_size, self.columns.audio])
-        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
+    def _cache(self) -> DiskCache:
         # A folder for each source, as each has a bound of its own.
         folder = self.cache_dir / "parquet" / "row_groups" / hashlib.sha256(str(self.path).encode()).hexdigest()[:24]
-        return DiskCache(folder, self.cache_bytes).get(name, read)
+        return DiskCache(folder, self.cache_bytes)
 
     def _tables(self, root: Path, shards: list[str]) -> Iterator[pa.Table]:
         import pyarrow as pa
@@ -112,10 +92,12 @@ class ParquetSource(Source):
                 file = pq.ParquetFile(path)
             except (pa.ArrowException, OSError) as error:
                 raise BrokenShardError(
-                    f"{path} cannot be read: {words(error)}; fetch or write the file anew"
+                    f"{path} cannot be read: {one_line(error)}; fetch or write the file anew"
                 ) from error
             with file:
-                yield index_shard(file, shard, number, self.columns, partial(read_audio, file, columns=self.columns))
+                yield index_shard(
+                    file, shard, number, self.columns, partial(read_audio, file, column=self.columns.audio)
+                )
 
     @cached_property
     def _root(self) -> Path:

@@ -149,7 +149,7 @@ class SyntheticSource(Source):
 
     def encoded(self, utterance: Utterance) -> Path:
         """The clip's FLAC file."""
-        return Path(utterance.audio)
+        return utterance.audio_file()
 
 
 @SOURCES.register

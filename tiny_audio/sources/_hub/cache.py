@@ -26,6 +26,32 @@ _LOOKED: set[Path] = set()
 
 
 @dataclass(frozen=True, slots=True)
+class CachedClips:
+    """The clips of a row group."""
+
+    clips: pa.ChunkedArray
+    num_bytes: int
+    """Of memory; 0 where they are mapped from a file."""
+
+
+def read_mapped(path: Path) -> pa.ChunkedArray | None:
+    """The row group in a file of a cache; None where there is none, or a damaged one."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            clips = pa.ipc.open_file(source).read_all().column(0)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError):
+        # A file cut short, by a full disk for example: fetched again, and written over.
+        return None
+    with contextlib.suppress(OSError):  # a cache folder of somebody else's, or a file just deleted
+        os.utime(path)
+    return clips
+
+
+@dataclass(frozen=True, slots=True)
 class DiskCache:
     """A folder of Arrow files, one for each row group, which are mapped, so that a clip costs what it is long.
 
@@ -37,8 +63,8 @@ class DiskCache:
     folder: Path
     max_bytes: int
 
-    def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> tuple[pa.ChunkedArray, int]:
-        """The row group of that name, and the bytes of memory that it takes: none where it is mapped.
+    def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> CachedClips:
+        """The row group of that name.
 
         Args:
             fetch: gets it from elsewhere, where it is not here. What has no room here stays in memory.
@@ -47,17 +73,17 @@ class DiskCache:
             UserError: the folder cannot be written.
         """
         path = self.folder / f"{name}.arrow"
-        clips = self._read(path)
+        clips = read_mapped(path)
         if clips is not None:
-            return clips, 0
+            return CachedClips(clips, 0)
         with self._fetching(name):
-            clips = self._read(path)  # another process may have been fetching it
+            clips = read_mapped(path)  # another process may have fetched it meanwhile
             if clips is not None:
-                return clips, 0
+                return CachedClips(clips, 0)
             fetched = fetch()
             self._write(path, fetched)
-            clips = self._read(path)
-        return (fetched, fetched.nbytes) if clips is None else (clips, 0)
+            clips = read_mapped(path)
+        return CachedClips(fetched, fetched.nbytes) if clips is None else CachedClips(clips, 0)
 
     @contextlib.contextmanager
     def _fetching(self, name: str) -> Iterator[None]:
@@ -73,21 +99,6 @@ class DiskCache:
             yield
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error}; {_ADVICE}") from error
-
-    def _read(self, path: Path) -> pa.ChunkedArray | None:
-        import pyarrow as pa
-
-        try:
-            with pa.memory_map(str(path)) as source:
-                clips = pa.ipc.open_file(source).read_all().column(0)
-        except FileNotFoundError:
-            return None
-        except (pa.ArrowException, OSError):
-            # A file cut short, by a full disk for example: fetched again, and written over.
-            return None
-        with contextlib.suppress(OSError):  # a cache folder of somebody else's, or a file just deleted
-            os.utime(path)
-        return clips
 
     def _write(self, path: Path, clips: pa.ChunkedArray) -> None:
         """Write it where there is room; nothing is written where there is none."""

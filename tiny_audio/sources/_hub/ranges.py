@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tiny_audio.config import UserError
+from tiny_audio.sources import HubFile
 from tiny_audio.sources._hub.client import BASE_WAIT_S, MAX_RETRIES, MAX_WAIT_S, explained
 
 _EXPIRED = (401, 403)
@@ -25,9 +26,9 @@ class RangeFile(io.RawIOBase):
         UserError: on opening and on reading, where the hub cannot be reached or refuses.
     """
 
-    def __init__(self, repo: str, commit: str, path: str) -> None:
+    def __init__(self, file: HubFile) -> None:
         super().__init__()
-        self._repo, self._commit, self._path = repo, commit, path
+        self._file = file
         self._position = 0
         self._resolve()
 
@@ -37,14 +38,16 @@ class RangeFile(io.RawIOBase):
         from huggingface_hub.errors import EntryNotFoundError
         from huggingface_hub.utils import build_hf_headers
 
-        url = hf_hub_url(self._repo, self._path, repo_type="dataset", revision=self._commit)
+        url = hf_hub_url(self._file.repo, self._file.path, repo_type="dataset", revision=self._file.revision)
         headers = build_hf_headers()
         try:
             found = get_hf_file_metadata(url, headers=headers, timeout=_TIMEOUT_S, retry_on_errors=True)
         except EntryNotFoundError as error:
-            raise UserError(f"{self._repo} has no file {self._path} at commit {self._commit}") from error
+            raise UserError(
+                f"{self._file.repo} has no file {self._file.path} at commit {self._file.revision}"
+            ) from error
         except (OSError, httpx2.HTTPError) as error:
-            raise explained(error, self._repo, self._commit) from error
+            raise explained(error, self._file.repo, self._file.revision) from error
         assert found.size is not None, "the hub states the size of all that it stores"
         self._size, self._location = found.size, found.location
         # A signed place elsewhere needs no token, and must not get it.
@@ -89,11 +92,11 @@ class RangeFile(io.RawIOBase):
                 response = self._request(start, end)
             hf_raise_for_status(response)
         except (OSError, httpx2.HTTPError) as error:
-            raise explained(error, self._repo, self._commit) from error
+            raise explained(error, self._file.repo, self._file.revision) from error
         content: bytes = response.content
         if len(content) != end - start:
             raise UserError(
-                f"the hub gives {len(content):,} bytes of {self._path} where {end - start:,} were asked for; "
+                f"the hub gives {len(content):,} bytes of {self._file.path} where {end - start:,} were asked for; "
                 "a proxy on the way may not know range requests"
             )
         return content

@@ -10,32 +10,28 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
-from functools import cache, lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tiny_audio.config import NO_IDENTITY, UserError
-from tiny_audio.sources import Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.sources import HubFile, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, NonEmpty
 from tiny_audio.sources._hub.cache import DiskCache
 from tiny_audio.sources._hub.files import Shards, Split, pinned_shards
-from tiny_audio.sources._hub.ranges import RangeFile
-from tiny_audio.sources._index_table import VERSION, parts_of, place, read_index, write_index
-from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, index_shard, place_of, read_audio, unread, words
-from tiny_audio.sources._row_groups import ROW_GROUPS
+from tiny_audio.sources._index_table import VERSION, CellAddresses, parts_of, read_index, write_index
+from tiny_audio.sources._parquet import index_shard
+from tiny_audio.sources._row_groups import RowGroup, open_on_hub, read_cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
 """Shards that are indexed at a time; all of it is waiting."""
 _LOG_EVERY = 100
-_OPEN = 32
-"""Shards of which a process remembers the footer."""
 
 
 class HubSourceConfig(SourceConfig):
@@ -73,7 +69,7 @@ class HubSource(Source):
         if not folder.exists():
             _LOG.info("indexing %d files of %s", len(shards.paths), self.split.repo)
             write_index(folder, self._tables(shards, parts_of(folder)), shards.paths, identity)
-        index = read_index(folder)
+        index = read_index(folder, CellAddresses(partial(HubFile, self.split.repo, shards.commit), self.columns.audio))
         if not index.utterances:
             first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
             raise UserError(f"no row of the split {self.split.split!r} of {self.split.repo} can be used{first}")
@@ -81,18 +77,13 @@ class HubSource(Source):
 
     def encoded(self, utterance: Utterance) -> bytes:
         """The clip's bytes, out of its row group, which is fetched where the cache does not have it."""
-        import pyarrow as pa
+        return read_cell(utterance.audio, self._cache())
 
-        shard, row_group, row = place(utterance)
-        commit = self._shards().commit
-        where = place_of(shard, row_group, row)
-        try:
-            clips = ROW_GROUPS(
-                (self.split.repo, commit, shard, row_group), lambda: self._audio(commit, shard, row_group)
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise unread(error, where) from error
-        return clip_bytes(clips, row, where)
+    def _cache(self) -> DiskCache:
+        # A folder for each split, as each has a bound of its own.
+        split = json.dumps([self.split.repo, self.split.config, self.split.split])
+        folder = self.cache_dir / "row_groups" / hashlib.sha256(split.encode()).hexdigest()[:24]
+        return DiskCache(folder, self.cache_bytes)
 
     def _shards(self) -> Shards:
         """Those that are used; of a split that has more, evenly spread ones."""
@@ -126,12 +117,14 @@ class HubSource(Source):
                 return pa.ipc.open_file(source).read_all()
         except (pa.ArrowException, OSError):
             pass  # none yet, or one that a machine that went down cut short: indexed anew
-        path = shards.paths[number]
-        # Ranges of neighboring columns are fetched as one.
-        with _opened(self.split.repo, shards.commit, path, pre_buffer=True) as file:
-            table = index_shard(
-                file, path, number, self.columns, lambda group: self._audio(shards.commit, path, group)[0]
-            )
+        shard = HubFile(self.split.repo, shards.commit, shards.paths[number])
+
+        def audio(row_group: int) -> pa.ChunkedArray:
+            group = RowGroup(shard, row_group, self.columns.audio)
+            return self._cache().get(group.cache_name(), group.read).clips
+
+        with open_on_hub(shard, pre_buffer=True) as file:
+            table = index_shard(file, shard.path, number, self.columns, audio)
         aside = part.with_name(f".{part.name}.{uuid.uuid4().hex}")
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -144,19 +137,6 @@ class HubSource(Source):
         except OSError as error:
             raise UserError(f"the cache folder {part.parent} cannot be written: {error}") from error
         return table
-
-    def _audio(self, commit: str, shard: str, row_group: int) -> tuple[pa.ChunkedArray, int]:
-        """See :meth:`DiskCache.get`."""
-        identity = json.dumps([self.split.repo, commit, shard, self.columns.audio])
-        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}-{row_group}"
-
-        def fetch() -> pa.ChunkedArray:
-            return read_audio(_opened_for_audio(self.split.repo, commit, shard), row_group, self.columns)
-
-        # A folder for each split, as each has a bound of its own.
-        split = json.dumps([self.split.repo, self.split.config, self.split.split])
-        folder = self.cache_dir / "row_groups" / hashlib.sha256(split.encode()).hexdigest()[:24]
-        return DiskCache(folder, self.cache_bytes).get(name, fetch)
 
 
 def hub_source(
@@ -176,22 +156,3 @@ def hub_source(
 @cache
 def _pinned(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     return pinned_shards(split, cache_dir, commit)
-
-
-@lru_cache(maxsize=_OPEN)
-def _opened_for_audio(repo: str, commit: str, path: str) -> pq.ParquetFile:
-    """Kept open: where it lies and what is in it would take two requests more for each row group."""
-    return _opened(repo, commit, path, pre_buffer=False)
-
-
-def _opened(repo: str, commit: str, path: str, *, pre_buffer: bool) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(RangeFile(repo, commit, path), pre_buffer=pre_buffer)
-    except (pa.ArrowException, OSError) as error:
-        raise BrokenShardError(
-            f"{path} of {repo} at commit {commit} cannot be read: {words(error)}; tell those who keep the dataset, "
-            "or choose another revision"
-        ) from error

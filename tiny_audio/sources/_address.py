@@ -1,0 +1,100 @@
+"""Where a clip's encoded audio lies: a file or a cell of a parquet file, on disk or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote, unquote
+
+from tiny_audio.config import UserError
+
+_TEXT = re.compile(
+    r"(?:hf://datasets/(?P<repo>[^@]+)@(?P<revision>[^/]+)/(?P<path>.+?)|(?P<local>.+?))"
+    r"(?:#row_group=(?P<row_group>\d+)&row=(?P<row>\d+)&column=(?P<column>[^#]+))?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a dataset on the hub."""
+
+    repo: str
+    """As ``owner/name``."""
+    revision: str
+    """A commit, so that the same file is found later."""
+    path: str
+    """Within the repository."""
+
+    def __str__(self) -> str:
+        return f"hf://datasets/{self.repo}@{quote(self.revision, safe='')}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetCell:
+    """One clip in a parquet file."""
+
+    row_group: int
+    row: int
+    """Within the row group."""
+    column: str
+
+    def __str__(self) -> str:
+        return f"row_group={self.row_group}&row={self.row}&column={quote(self.column, safe='')}"
+
+
+@dataclass(frozen=True, slots=True)
+class AudioAddress:
+    """Where a clip's encoded audio lies. Its text form goes into hypotheses, as ``audio_filepath``.
+
+    Examples:
+        ``/data/a.flac``, ``/data/clips.parquet#row_group=0&row=3&column=audio`` and
+        ``hf://datasets/owner/name@4c28e5/train/0000.parquet#row_group=0&row=3&column=audio``
+    """
+
+    file: Path | HubFile
+    cell: ParquetCell | None = None
+    """None: the file is the clip."""
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.cell}" if self.cell else str(self.file)
+
+    @classmethod
+    def parse(cls, text: str, base_folder: Path) -> Self:
+        """Read the text form.
+
+        Args:
+            base_folder: what a relative path is relative to.
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise UserError("the address of a clip is empty; give the path of an audio file")
+        repo, revision, path, local, row_group, row, column = match.groups()
+        cell = ParquetCell(int(row_group), int(row), unquote(column)) if column else None
+        return cls(base_folder / local if local else HubFile(repo, unquote(revision), path), cell)
+
+    def read(self, cache_dir: Path) -> bytes:
+        """The encoded audio.
+
+        Args:
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. A row group that a source has cached there is
+                used. Others are cached within a bound of their own.
+
+        Raises:
+            UserError: it is not there or cannot be read.
+            AudioError: the row holds no audio.
+        """
+        if self.cell is not None:
+            from tiny_audio.sources._row_groups import read_cell_anywhere
+
+            return read_cell_anywhere(self, cache_dir)
+        if isinstance(self.file, HubFile):
+            from tiny_audio.sources._hub.ranges import RangeFile
+
+            return RangeFile(self.file).read()
+        try:
+            return self.file.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            raise UserError(f"{self.file} cannot be read: {error}") from error
