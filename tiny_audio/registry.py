@@ -1,6 +1,6 @@
-"""Names -> (config type, builder). The registry knows no part; parts register themselves.
+"""The registry of parts: name -> (config type, builder). Parts register themselves; the registry imports none by name.
 
-A part is one file: a config whose ``name`` is a ``Literal``, and a builder that takes it:
+A part is one file with a config whose ``name`` is a ``Literal``, and a builder that takes this config:
 
     class ConvConfig(ProjectorConfig):
         name: Literal["conv"] = "conv"
@@ -8,8 +8,9 @@ A part is one file: a config whose ``name`` is a ``Literal``, and a builder that
     @PROJECTORS.register
     def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector: ...
 
-``Annotated[ProjectorConfig, PROJECTORS]`` in a pydantic model is then the discriminated union of all
-that is registered, and closes the registry: a part that came later would be missing from the schema.
+A builder of several parts takes the union of their configs. ``Annotated[ProjectorConfig, PROJECTORS]`` in a pydantic
+model is the discriminated union of all registered configs. It closes the registry: a part registered later would be
+missing from the schema.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -34,16 +36,16 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# Stands in pydantic's error locations where a value names no part; in brackets like pydantic's own "[key]".
+# The step in pydantic's error locations for a value that names no part; in brackets like pydantic's own "[key]".
 _BY_NAME = "[name]"
 
 
 class UnknownPartError(UserError):
-    """A name that nothing is registered under."""
+    """No part is registered under the given name."""
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """The end of an error message: the nearest allowed name, then all of them.
+    """The end of an error message: the nearest allowed name if one is near, then all allowed names.
 
     >>> did_you_mean("swigloo", ["conv", "swiglu"])
     "did you mean 'swiglu'? Allowed: conv, swiglu"
@@ -64,7 +66,7 @@ class Entry(Generic[ConfigT, PartT]):
 
     @property
     def module(self) -> str:
-        """Where the builder is defined; the export bundles this module."""
+        """The module that defines the builder; the export bundles it."""
         return self.build.__module__
 
     @property
@@ -77,9 +79,9 @@ class Registry(Generic[ConfigT, PartT]):
     """The parts of one kind.
 
     Args:
-        kind: what a part is called in messages, such as ``"projector"``.
+        kind: the noun for a part in messages, such as ``"projector"``.
         config: base class of the parts' configs.
-        package: the package whose modules are imported by :meth:`discover`; ``None`` walks nothing.
+        package: the package whose modules :meth:`discover` imports; None for a registry without a package.
         entry_points: the entry point group through which installed packages add parts.
     """
 
@@ -103,27 +105,27 @@ class Registry(Generic[ConfigT, PartT]):
         """Decorate a builder ``(config: SomeConfig, context) -> part``.
 
         Raises:
-            RegistryError: no usable config annotation, a duplicate name, or a registration after the
-                recipe schema was built.
+            RegistryError: the builder has no usable config annotation, the name is taken, or the recipe schema exists
+                already.
         """
-        config = self._config_type(builder)
-        name = self._part_name(config)
-        if self._closed:
-            raise RegistryError(
-                f"{self.kind} {name!r} of {builder.__module__} was registered after the recipe schema was built; "
-                f"import {builder.__module__} before tiny_audio.recipe, or offer it through the entry point group "
-                f"{self._entry_point_group!r}"
-            )
-        if name in self._entries:
-            raise RegistryError(
-                f"{self.kind} {name!r} is defined twice: in {self._entries[name].module} and in {builder.__module__}; "
-                "rename one of them"
-            )
-        self._entries[name] = Entry(name, config, builder)
+        for config in self._config_types(builder):
+            name = self._part_name(config)
+            if self._closed:
+                raise RegistryError(
+                    f"{self.kind} {name!r} of {builder.__module__} was registered after the recipe schema was built; "
+                    f"import {builder.__module__} before tiny_audio.recipe, or offer it through the entry point group "
+                    f"{self._entry_point_group!r}"
+                )
+            if name in self._entries:
+                raise RegistryError(
+                    f"{self.kind} {name!r} is defined twice: in {self._entries[name].module} and in "
+                    f"{builder.__module__}; rename one of them"
+                )
+            self._entries[name] = Entry(name, config, builder)
         return builder
 
     def entries(self) -> list[Entry[ConfigT, PartT]]:
-        """All parts, by name."""
+        """All parts, sorted by name."""
         self.discover()
         return [self._entries[name] for name in sorted(self._entries)]
 
@@ -135,11 +137,11 @@ class Registry(Generic[ConfigT, PartT]):
         """The part called ``name``.
 
         Raises:
-            UnknownPartError: names the nearest and all that there are.
+            UnknownPartError: lists the registered names, the nearest first.
         """
-        if not self._knows(name):
+        if not self._has(name):
             self.discover()
-        if not self._knows(name):
+        if not self._has(name):
             raise UnknownPartError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self._entries)}")
         return self._entries[str(name)]
 
@@ -149,33 +151,33 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(name).build(config, *context)
 
     def parse(self, data: object) -> ConfigT:
-        """The typed config of a plain mapping, such as one read back from a saved model, or of a name alone.
+        """Validate a plain mapping, such as one read back from a saved model, or a name alone, as a typed config.
 
         Raises:
-            UnknownPartError: its ``name`` is not registered.
-            pydantic.ValidationError: a field does not fit.
+            UnknownPartError: the mapping's ``name`` is not registered.
+            pydantic.ValidationError: a field is invalid.
         """
         fields = data if isinstance(data, dict) else {"name": data}
         return self.entry(fields.get("name")).config.model_validate(fields, strict=False)
 
     def discover(self) -> None:
-        """Import the package's modules, then the installed plugins; at most once.
+        """Import the package's modules, then the installed plugins; once.
 
         Raises:
-            RegistryError: a plugin that does not import, naming its distribution and module.
+            RegistryError: a plugin cannot be imported; names its distribution and module.
         """
         if self._discovered:
             return
-        self._discovered = True  # at once, since a part may ask its registry while it is imported
+        self._discovered = True  # before the imports: a part may use its registry while it is imported
         try:
             self._import_package()
             self._load_plugins()
         except BaseException:
-            self._discovered = False  # asked again, it must fail again, and not pass for whole
+            self._discovered = False  # the next call must fail again instead of returning an incomplete list
             raise
 
     def _import_package(self) -> None:
-        # A module that is no package is the flat bundle of an export: its parts are imported by name.
+        # In the flat bundle of an export this is a module without a path: its parts are imported by name.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -189,33 +191,34 @@ class Registry(Generic[ConfigT, PartT]):
                 point.load()
             except RegistryError:
                 raise
-            except Exception as error:  # whatever a third party's import raises, it must be named
+            except Exception as error:  # third-party code may raise anything
                 package = point.dist.name if point.dist else "an installed package"
                 raise RegistryError(
                     f"the plugin {point.name!r} of {package} ({point.value}) failed to load: "
                     f"{type(error).__name__}: {error}; fix it or uninstall {package}"
                 ) from error
 
-    def _knows(self, name: object) -> bool:
+    def _has(self, name: object) -> bool:
         return isinstance(name, str) and name in self._entries
 
-    def _config_type(self, builder: Callable[..., Any]) -> type[ConfigT]:
+    def _config_types(self, builder: Callable[..., Any]) -> list[type[ConfigT]]:
         where = f"{builder.__module__}.{builder.__qualname__}"
         try:
             hints = get_type_hints(builder)
         except (NameError, TypeError, SyntaxError, AttributeError) as error:
             raise RegistryError(f"the annotations of {where} cannot be read: {error}") from error
-        first = next(iter(inspect.signature(builder).parameters), "")
-        config = hints.get(first)
-        if not (isinstance(config, type) and issubclass(config, self.config)):
-            raise RegistryError(
-                f"{where}: the first argument of a {self.kind} builder must be annotated with a subclass of "
-                f"{self.config.__name__}, not {config!r}"
-            )
-        missing = sorted(getattr(config, "__abstractmethods__", ()))
-        if missing:
-            raise RegistryError(f"{config.__module__}.{config.__qualname__} must define {', '.join(missing)}")
-        return cast("type[ConfigT]", config)
+        hint = hints.get(next(iter(inspect.signature(builder).parameters), ""))
+        configs = list(get_args(hint)) if isinstance(hint, UnionType) else [hint]
+        for config in configs:
+            if not (isinstance(config, type) and issubclass(config, self.config)):
+                raise RegistryError(
+                    f"{where}: the first argument of a {self.kind} builder must be annotated with a subclass of "
+                    f"{self.config.__name__}, not {config!r}"
+                )
+            missing = sorted(getattr(config, "__abstractmethods__", ()))
+            if missing:
+                raise RegistryError(f"{config.__module__}.{config.__qualname__} must define {', '.join(missing)}")
+        return cast("list[type[ConfigT]]", configs)
 
     def _part_name(self, config: type[ConfigT]) -> str:
         field = config.model_fields.get("name")
@@ -230,8 +233,8 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # A validator in front of the union would hand it Python objects, for which strict means another thing than for
-        # JSON: it would refuse every list that stands for a tuple. So what has no part is a choice of its own.
+        # A value that names no part is a choice of its own. A validator in front of the union would pass it Python
+        # objects, and strict validation of those rejects a list for a tuple, which it allows in JSON.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
@@ -241,11 +244,11 @@ class Registry(Generic[ConfigT, PartT]):
         alone = {"type": "string", "enum": self.names(), "description": f"Name of the {self.kind}, with its defaults."}
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:
-            # With its default, the name would look optional; it is what tells the parts apart.
+            # The name has a default and would look optional, but it is the discriminator.
             try:
                 fields = handler.resolve_ref_schema(part)
             except LookupError:
-                continue  # a part that holds parts of its own kind: its schema is being made, further out
+                continue  # a part that contains parts of its kind: its schema is still being built
             fields["required"] = sorted({*fields.get("required", ()), "name"})
         return {"anyOf": [alone, parts]}
 
@@ -254,7 +257,7 @@ class Registry(Generic[ConfigT, PartT]):
         return name if isinstance(name, str) and name in self._entries else _BY_NAME
 
     def _by_name(self, value: object) -> ConfigT:
-        """``projector: conv`` is short for ``projector: {name: conv}``; a bad name is refused with the nearest."""
+        """Read ``projector: conv`` as ``projector: {name: conv}``; reject anything else with the allowed names."""
         if isinstance(value, str) and value in self._entries:
             return self._entries[value].config.model_validate({"name": value})
         if isinstance(value, dict) and value.get("name") is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from contracts._registered import check_config, names, parts
+from tests.support.registered_parts import check_config, names, parts
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig
 from tiny_audio.registry import Entry
 from tiny_audio.testing import ENCODER_CHECKS

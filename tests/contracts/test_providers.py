@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from contracts._registered import check_config, names, parts
 from tests.support.provider_server import KEY, Vendors, vendors
+from tests.support.registered_parts import check_config, names, parts
 from tiny_audio.providers import PROVIDERS, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 from tiny_audio.registry import Entry
 from tiny_audio.testing import PROVIDER_CHECKS, check_provider

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from contracts._registered import check_config, names, parts
 from tests.support.hub_server import Hub, Repo, running_hub, use_hub
 from tests.support.parquet_shards import (
     GIGASPEECH,
@@ -24,6 +23,7 @@ from tests.support.parquet_shards import (
     parquet_bytes,
     write_parquet,
 )
+from tests.support.registered_parts import check_config, names, parts
 from tiny_audio.registry import Entry
 from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
 from tiny_audio.testing import SOURCE_CHECKS

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from chat_tokenizers import chat_tokenizer
 from pydantic import ValidationError
 
+from tests.support.chat_tokenizers import chat_tokenizer
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer, load_tokenizer
-from tiny_audio.decoders._causal_lm import set_dropouts, undecodable_ids
+from tiny_audio.decoders._causal_lm import configure_dropout, undecodable_ids
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
@@ -184,7 +184,7 @@ def test_every_dropout_is_the_recipes(class_name: str, fields: dict[str, float],
     for probability in (0.0, 0.3):
         config = getattr(transformers, class_name)(**fields, **quiet)
         plain = {name: value for name, value in vars(config).items() if name not in fields and name not in quiet}
-        set_dropouts(config, probability)
+        configure_dropout(config, probability)
         assert all(getattr(config, name) == probability for name in fields)
         assert all(getattr(config, name) == 0.0 for name in quiet)
         assert {name: vars(config)[name] for name in plain if "drop" not in name} == {
@@ -194,7 +194,7 @@ def test_every_dropout_is_the_recipes(class_name: str, fields: dict[str, float],
 
 def test_dropouts_of_a_config_inside_another() -> None:
     config = transformers.MptConfig()
-    set_dropouts(config, 0.0)
+    configure_dropout(config, 0.0)
     assert config.attn_config.attn_pdrop == 0
 
 

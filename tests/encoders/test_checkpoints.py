@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_checkpoints import FAMILIES, GROUP_NORM, WAVEFORM_FAMILIES, bare, build, original
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.support.encoder_checkpoints import FAMILIES, GROUP_NORM, WAVEFORM_FAMILIES, bare, build, original
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, EncoderContext
-from tiny_audio.pretrained.parts import published_architecture
+from tiny_audio.pretrained.checkpoints import published_architecture
 
 KINDS = [
     *((name, None) for name in FAMILIES),

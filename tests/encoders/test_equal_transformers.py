@@ -9,16 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoder_checkpoints import (
-    GROUP_NORM,
-    SAMPLE_RATE,
-    WAVEFORM_FAMILIES,
-    assert_equal,
-    bare,
-    build,
-    original,
-    speech,
-)
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -29,6 +19,16 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from tests.support.encoder_checkpoints import (
+    GROUP_NORM,
+    SAMPLE_RATE,
+    WAVEFORM_FAMILIES,
+    assert_equal,
+    bare,
+    build,
+    original,
+    speech,
+)
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders.whisper import WhisperConfig
 from tiny_audio.frames import Frames

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_checkpoints import FAMILIES, assert_equal, bare, build, original, speech
 from torch import Tensor, nn
 
+from tests.support.encoder_checkpoints import FAMILIES, assert_equal, bare, build, original, speech
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.registry import Entry

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_tokenizers import chat_tokenizer
 from pydantic import ValidationError
 from transformers.utils import chat_template_utils
 
+from tests.support.chat_tokenizers import chat_tokenizer
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DecoderConfig, build_tokenizer
-from tiny_audio.decoders.smollm3 import SmolLM3Config
+from tiny_audio.decoders.families import SmolLM3Config
 from tiny_audio.model.prompt import AUDIO, Prompt, PromptConfig, build_prompt
 
 TEXTS = ["one two three", "Transcribe: now", "system says hello /no_think"]

@@ -31,7 +31,8 @@ from transformers import (
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, Decoder, DecoderContext
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
-from tiny_audio.pretrained.parts import attention_for, published_architecture
+from tiny_audio.pretrained.building import attention_implementation
+from tiny_audio.pretrained.checkpoints import published_architecture
 
 LAYER = "hubert.encoder.layers.0.attention.q_proj.weight"
 
@@ -254,7 +255,7 @@ def test_adapters_on_layers_that_are_not_there(tmp_path: Path, target: str, hint
     [
         (
             {"freeze": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}},
-            "lora adapts frozen weights; set freeze: true, or remove lora to train all of the part",
+            "lora adapts frozen weights; set freeze: true, or remove lora",
         ),
         (
             {"overrides": {"hidden_size": 32}},
@@ -416,9 +417,9 @@ def test_flash_attention_that_is_not_installed() -> None:
     with pytest.raises(
         UserError, match="attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; pip"
     ):
-        attention_for(config)
-    assert attention_for(config.model_copy(update={"attention": "auto"})) == "sdpa"
-    assert attention_for(config.model_copy(update={"attention": "eager"})) == "eager"
+        attention_implementation(config)
+    assert attention_implementation(config.model_copy(update={"attention": "auto"})) == "sdpa"
+    assert attention_implementation(config.model_copy(update={"attention": "eager"})) == "eager"
 
 
 # --- a hub

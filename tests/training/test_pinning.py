@@ -16,7 +16,7 @@ from tests.conftest import changed, tiny_recipe, write_clips
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.pretrained.parts import checkpoint_fingerprint
+from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_checkpoints import SAMPLE_RATE, assert_equal, bare, original, speech
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
+from tests.support.encoder_checkpoints import SAMPLE_RATE, assert_equal, bare, original, speech
 from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, build_tokenizer

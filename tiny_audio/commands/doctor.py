@@ -24,7 +24,9 @@ from tiny_audio.decoders import load_tokenizer
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.prompt import AUDIO, build_prompt
-from tiny_audio.pretrained.parts import TransformersPartConfig, attention_for, published_architecture
+from tiny_audio.pretrained.building import attention_implementation
+from tiny_audio.pretrained.checkpoints import published_architecture
+from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
@@ -118,7 +120,7 @@ def _device(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("execution.device", "cuda is asked for, and there is no GPU; set it to auto or cpu", True)
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         try:
-            yield Finding(f"{kind}.attention", attention_for(part))
+            yield Finding(f"{kind}.attention", attention_implementation(part))
         except UserError as error:
             yield Finding(f"{kind}.attention", str(error), True)
 

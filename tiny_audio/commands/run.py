@@ -34,7 +34,7 @@ from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.model import TinyAudioModel, describe_parts
 from tiny_audio.plan.work import Work, work_of
-from tiny_audio.pretrained.parts import checkpoint_fingerprint
+from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.runtime.device import device_of, set_tf32
 from tiny_audio.runtime.files import cache_dir, write_atomically

@@ -14,7 +14,7 @@ from tiny_audio.decoders._tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, train_tokenizer
 from tiny_audio.decoders._tokenizer import load_tokenizer as load_tokenizer
 from tiny_audio.decoders._tokenizer import restore_tokenizer as restore_tokenizer
-from tiny_audio.pretrained.parts import TransformersPartConfig
+from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]

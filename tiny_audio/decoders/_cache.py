@@ -14,7 +14,7 @@ _KINDS = {"full_attention", "sliding_attention"}
 """Of layers whose whole state is a key and a value for each position."""
 
 
-def can_forget(model: Any) -> bool:
+def can_crop(model: Any) -> bool:
     """Whether all that a ``…ForCausalLM`` of transformers remembers is keys and values by position."""
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters

@@ -11,20 +11,17 @@ from torch import Tensor
 
 from tiny_audio.config import UserError
 from tiny_audio.decoders import Decoder, DecoderCache, DecoderConfig, DecoderContext, Head
-from tiny_audio.decoders._cache import CausalLMCache, can_forget
-from tiny_audio.pretrained.packing import PACKED, Packing
-from tiny_audio.pretrained.parts import (
-    Attention,
+from tiny_audio.decoders._cache import CausalLMCache, can_crop
+from tiny_audio.pretrained.building import (
     architecture_of,
-    attention_for,
-    load_weights,
-    prepare_training,
+    attention_implementation,
+    build_model,
+    load_model,
     transformers_config,
-    without_weights,
 )
-
-LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear layers of Llama and of all that descends from it."""
+from tiny_audio.pretrained.config import Attention
+from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.trainable import prepare_training
 
 TINY_LLAMA: dict[str, Any] = {
     "hidden_size": 32,
@@ -53,7 +50,7 @@ def build_causal_lm(
         config_class: of ``transformers``, where it is not the model's own.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained.parts`.
+        UserError: see :mod:`tiny_audio.pretrained.building`.
     """
     from transformers import GenerationConfig
 
@@ -71,12 +68,12 @@ def build_causal_lm(
             "eos_token_id": tokenizer.eos_token_id,
         }
     architecture = transformers_config(config_class or model_class.config_class, config, known, **settings)
-    set_dropouts(architecture, config.dropout)
+    configure_dropout(architecture, config.dropout)
     architecture._attn_implementation = _attention(model_class, architecture, config)
     if known is not None:
-        model = without_weights(model_class, architecture, config)
+        model = build_model(model_class, architecture, config)
     else:
-        model = load_weights(model_class, architecture, config)
+        model = load_model(model_class, architecture, config)
         # A checkpoint's weights decide, and a config that says otherwise would rebuild another model.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
@@ -89,11 +86,11 @@ def build_causal_lm(
     return CausalLMDecoder(model, undecodable, packs=config.attention in PACKED and _can_pack(model_class))
 
 
-def set_dropouts(architecture: Any, probability: float) -> None:
+def configure_dropout(architecture: Any, probability: float) -> None:
     """Say every dropout of a transformers config, whatever its family calls it; what else is random is switched off."""
     for name, value in vars(architecture).items():
         if hasattr(value, "model_type"):  # a config inside this one
-            set_dropouts(value, probability)
+            configure_dropout(value, probability)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             off = "layerdrop" in name or "drop_path" in name or "jitter_noise" in name
             wanted = 0.0 if off else probability if "drop" in name else value
@@ -120,7 +117,7 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> st
     if not has[config.attention]:
         names = ", ".join(name for name, there in has.items() if there)
         raise UserError(f"attention: {model_class.__name__} has no {config.attention}; choose one of auto, {names}")
-    return attention_for(config)
+    return attention_implementation(config)
 
 
 def _can_pack(model_class: Any) -> bool:
@@ -217,7 +214,7 @@ class CausalLMDecoder(Decoder):
 
     def cache(self) -> DecoderCache | None:
         """Keys and values of every position; None of models with other states beside them."""
-        if not can_forget(self.model):
+        if not can_crop(self.model):
             return None
         return CausalLMCache(self.model, self._undecodable, takes_positions=self._takes_positions)
 

@@ -12,7 +12,8 @@ from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.decoders._causal_lm import TINY_LLAMA, build_causal_lm
 from tiny_audio.decoders._probe import probe
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
-from tiny_audio.pretrained.parts import ALL_ATTENTIONS, published_architecture
+from tiny_audio.pretrained.checkpoints import published_architecture
+from tiny_audio.pretrained.config import ALL_ATTENTIONS
 from tiny_audio.registry import did_you_mean
 
 

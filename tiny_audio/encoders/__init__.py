@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tiny_audio.frames import Frames
-from tiny_audio.pretrained.parts import TransformersPartConfig
+from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 FeatureTransform = Callable[[Frames], Frames]

@@ -38,7 +38,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
     return tuple(rf"{path}\.{number}\..*" for number in range(config.layer, depth))
 
 
-def refuse_adapter(architecture: Any, config: EncoderConfig) -> None:
+def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
     """Frames would come slower and of another width than the family's, and a projector does that.
 
     Raises:

@@ -12,17 +12,17 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
-from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
+from tiny_audio.encoders._layers import check_no_adapter, keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained.packing import PACKED, Packing
-from tiny_audio.pretrained.parts import (
+from tiny_audio.pretrained.building import (
     architecture_of,
-    attention_for,
-    load_weights,
-    prepare_training,
+    attention_implementation,
+    build_model,
+    load_model,
     transformers_config,
-    without_weights,
 )
+from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -92,7 +92,7 @@ def build_waveform_encoder(
         attention: transformers' implementation; None is what the config says.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained.parts`; or the checkpoint has an adapter on top.
+        UserError: see :mod:`tiny_audio.pretrained.building`; or the checkpoint has an adapter on top.
     """
     architecture = transformers_config(
         model_class.config_class,
@@ -109,16 +109,16 @@ def build_waveform_encoder(
         mask_time_prob=0.0,
         mask_feature_prob=0.0,
     )
-    refuse_adapter(architecture, config)
+    check_no_adapter(architecture, config)
     prefix = rf"({model_class.base_model_prefix}\.)?"
     cut = keep_layers(architecture, config, rf"{prefix}encoder\.layers")
-    architecture._attn_implementation = attention or attention_for(config)
+    architecture._attn_implementation = attention or attention_implementation(config)
     if context.architecture is not None:
-        model = without_weights(model_class, architecture, config)
+        model = build_model(model_class, architecture, config)
     else:
         # A CTC head, and the learned vector of transformers' own SpecAugment.
         ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
-        model = load_weights(model_class, architecture, config, ignored)
+        model = load_model(model_class, architecture, config, ignored)
     prepare_training(model, config)
     if not config.train_front_end:  # requires_grad alone would leave the gradient flowing through their input
         model.feature_extractor._freeze_parameters()

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained.parts import (
+from tiny_audio.pretrained.building import (
     architecture_of,
-    attention_for,
-    load_weights,
-    prepare_training,
+    attention_implementation,
+    build_model,
+    load_model,
     transformers_config,
-    without_weights,
 )
+from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
@@ -101,11 +101,11 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
         layerdrop=0.0,
     )
     cut = keep_layers(architecture, config, r"(encoder\.)?layers")
-    architecture._attn_implementation = attention_for(config)
+    architecture._attn_implementation = attention_implementation(config)
     if context.architecture is not None:
-        model = without_weights(Layers, architecture, config)
+        model = build_model(Layers, architecture, config)
     else:
-        model = load_weights(Layers, architecture, config, ignored=(*_NOT_USED, *cut))
+        model = load_model(Layers, architecture, config, ignored=(*_NOT_USED, *cut))
         if config.init == "random":
             _initialize(model)
     for layer in model.layers:

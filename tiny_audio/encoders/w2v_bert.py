@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
-from tiny_audio.encoders._layers import keep_layers, refuse_adapter, weighted_layers
+from tiny_audio.encoders._layers import check_no_adapter, keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained.parts import (
+from tiny_audio.pretrained.building import (
     architecture_of,
-    attention_for,
-    load_weights,
-    prepare_training,
+    attention_implementation,
+    build_model,
+    load_model,
     transformers_config,
-    without_weights,
 )
+from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
@@ -98,13 +98,13 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
         mask_time_prob=0.0,
         mask_feature_prob=0.0,
     )
-    refuse_adapter(architecture, config)
+    check_no_adapter(architecture, config)
     cut = keep_layers(architecture, config, r"(wav2vec2_bert\.)?encoder\.layers")
-    architecture._attn_implementation = attention_for(config)
+    architecture._attn_implementation = attention_implementation(config)
     if context.architecture is not None:
-        model = without_weights(Wav2Vec2BertModel, architecture, config)
+        model = build_model(Wav2Vec2BertModel, architecture, config)
     else:
-        model = load_weights(Wav2Vec2BertModel, architecture, config, ignored=(*_NOT_USED, *cut))
+        model = load_model(Wav2Vec2BertModel, architecture, config, ignored=(*_NOT_USED, *cut))
     prepare_training(model, config)
     return W2vBertEncoder(model, config)
 

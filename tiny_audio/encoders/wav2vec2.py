@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_encoder
-from tiny_audio.pretrained.parts import ALL_ATTENTIONS
+from tiny_audio.pretrained.config import ALL_ATTENTIONS
 
 _PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
 """The contrastive task's own layers."""

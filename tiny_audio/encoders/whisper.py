@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.pretrained.packing import PACKED, Packing
-from tiny_audio.pretrained.parts import (
-    ALL_ATTENTIONS,
+from tiny_audio.pretrained.building import (
     architecture_of,
-    attention_for,
-    load_weights,
-    prepare_training,
+    attention_implementation,
+    build_model,
+    load_model,
     transformers_config,
-    without_weights,
 )
+from tiny_audio.pretrained.config import ALL_ATTENTIONS
+from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
 """Samples of the analysis window, 25 ms."""
@@ -83,14 +83,14 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
         encoder_layerdrop=0.0,
     )
     cut = keep_layers(architecture, config, r"model\.encoder\.layers")
-    architecture._attn_implementation = attention_for(config)
+    architecture._attn_implementation = attention_implementation(config)
     if context.architecture is not None or config.init == "random":
-        model = without_weights(Layers, architecture, config)
+        model = build_model(Layers, architecture, config)
         if context.architecture is None:
             _initialize(model)
     else:
         # WhisperEncoder.from_pretrained would match no key of a whole checkpoint, and load nothing.
-        model = load_weights(WhisperModel, architecture, config, ignored=[r"proj_out\.weight", *cut]).encoder
+        model = load_model(WhisperModel, architecture, config, ignored=[r"proj_out\.weight", *cut]).encoder
     prepare_training(model, config)
     return WhisperEncoder(model, config)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, DecoderConfig, DecoderContext
 from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
-from tiny_audio.pretrained.parts import checkpoint_fingerprint
+from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 
 KINDS = ("encoder", "decoder")
 """Parts that may come from a checkpoint."""
@@ -25,7 +25,7 @@ KINDS = ("encoder", "decoder")
 Reference = dict[str, Any]
 """What ``config.json`` says of one part, beside its ``pretrained`` and ``revision``: ``tensors``, how many are in the
 checkpoint alone; ``dtype``, the type that they had; ``fingerprint``, see
-:func:`tiny_audio.pretrained.parts.checkpoint_fingerprint`."""
+:func:`tiny_audio.pretrained.checkpoints.checkpoint_fingerprint`."""
 
 
 def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Reference]:

@@ -138,8 +138,8 @@ class TinyAudioModel(SavedModel):
         """Build the parts from their configs, reading pretrained weights where those say so.
 
         Raises:
-            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.parts`, or cannot do what ``generation``
-            asks.
+            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`, or does not support what
+            ``generation`` requires.
         """
         built_encoder = ENCODERS.build(encoder, EncoderContext())
         built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer))

@@ -11,7 +11,7 @@ from tiny_audio.config import UserError
 from tiny_audio.model import base_weights
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.generation_file import read_generation, write_generation
-from tiny_audio.pretrained.parts import quiet
+from tiny_audio.pretrained.checkpoints import quiet
 
 
 class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here

@@ -9,8 +9,8 @@ import torch
 
 from tiny_audio.decoders import DECODERS, SPECIAL_TOKENS, DecoderContext
 from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.packing import VARLEN
-from tiny_audio.pretrained.parts import TransformersPartConfig
 from tiny_audio.pretrained.published import read_architecture
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.recipe import Recipe

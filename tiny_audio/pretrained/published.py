@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.pretrained.parts import TransformersPartConfig, published_architecture
+from tiny_audio.pretrained.checkpoints import published_architecture
+from tiny_audio.pretrained.config import TransformersPartConfig
 
 
 def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:

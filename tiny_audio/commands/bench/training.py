@@ -35,7 +35,7 @@ from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet, check_dropped
 from tiny_audio.data.text import TargetTextChoice
 from tiny_audio.evaluation import Hypothesis, check_group_by
-from tiny_audio.pretrained.parts import checkpoint_fingerprint
+from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.device import device_of

@@ -1,0 +1,110 @@
+"""Decoder families with their own name, default checkpoint and known linear layers.
+
+To add a family, add its config below and name it in :func:`build_family`. A family whose model must be built in another
+way gets a file of its own, as ``causal_lm`` has.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
+from tiny_audio.decoders._causal_lm import TINY_LLAMA, build_causal_lm
+from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
+from tiny_audio.pretrained.config import ALL_ATTENTIONS
+
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of Llama and of the architectures derived from it."""
+
+
+class FamilyConfig(DecoderConfig):
+    """Base of the families' configs: what architectures derived from Llama have in common."""
+
+    attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
+    linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
+    plain_head: ClassVar[bool] = True
+
+    model_class: ClassVar[str]
+    """Name of the model class in ``transformers``."""
+    tiny_overrides: ClassVar[dict[str, Any]] = {}
+    """Fields of the transformers config in which :meth:`tiny` differs from a small Llama."""
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two layers of 32 channels."""
+        tokenizer = TrainedTokenizerConfig(kind="characters")
+        return cls(init="random", overrides=TINY_LLAMA | cls.tiny_overrides, tokenizer=tokenizer, freeze=False)
+
+
+class Gemma3Config(FamilyConfig):
+    """Gemma 3: 270 million or 1 billion parameters, those that read text only."""
+
+    # Kamath et al. 2025, arXiv 2503.19786: sliding windows in five of six layers, scaled embeddings.
+    model_class: ClassVar[str] = "Gemma3ForCausalLM"
+    # One of the two layers has a window that is shorter than a sentence.
+    tiny_overrides: ClassVar[dict[str, Any]] = {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 6,
+        "final_logit_softcapping": 30.0,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+
+    name: Literal["gemma3"] = "gemma3"
+    pretrained: str = "google/gemma-3-1b-it"
+    """Hub id or local folder of a text-only Gemma 3 checkpoint, its tokenizer included."""
+
+
+class LlamaConfig(FamilyConfig):
+    """Llama: 1 to 70 billion parameters, and the many models that share its architecture."""
+
+    # Grattafiori et al. 2024, arXiv 2407.21783.
+    model_class: ClassVar[str] = "LlamaForCausalLM"
+
+    name: Literal["llama"] = "llama"
+    pretrained: str = "meta-llama/Llama-3.2-1B-Instruct"
+    """Hub id or local folder of a checkpoint in the Llama architecture, its tokenizer included."""
+
+
+class Qwen3Config(FamilyConfig):
+    """Qwen3: 0.6 to 32 billion parameters, of the dense kind."""
+
+    # Yang et al. 2025, arXiv 2505.09388: normalized queries and keys; a prompt switches its reasoning off.
+    model_class: ClassVar[str] = "Qwen3ForCausalLM"
+    tiny_overrides: ClassVar[dict[str, Any]] = {"head_dim": 8}
+
+    name: Literal["qwen3"] = "qwen3"
+    pretrained: str = "Qwen/Qwen3-1.7B"
+    """Hub id or local folder of a dense Qwen3 checkpoint, its tokenizer included."""
+
+
+class SmolLM2Config(FamilyConfig):
+    """SmolLM2: 135 million, 360 million or 1.7 billion parameters."""
+
+    # Ben Allal et al. 2025, arXiv 2502.02737: the Llama architecture.
+    model_class: ClassVar[str] = "LlamaForCausalLM"
+
+    name: Literal["smollm2"] = "smollm2"
+    pretrained: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id or local folder of a SmolLM2 checkpoint, its tokenizer included."""
+
+
+class SmolLM3Config(FamilyConfig):
+    """SmolLM3: 3 billion parameters, or any size from random weights."""
+
+    # Hugging Face 2025: grouped queries, no positions in every fourth layer, tied embeddings.
+    model_class: ClassVar[str] = "SmolLM3ForCausalLM"
+
+    name: Literal["smollm3"] = "smollm3"
+    pretrained: str = "HuggingFaceTB/SmolLM3-3B"
+    """Hub id or local folder of a SmolLM3 checkpoint, its tokenizer included."""
+
+
+@DECODERS.register
+def build_family(
+    config: Gemma3Config | LlamaConfig | Qwen3Config | SmolLM2Config | SmolLM3Config, context: DecoderContext
+) -> Decoder:
+    """Build the family's transformers model from a checkpoint or with random weights."""
+    import transformers
+
+    return build_causal_lm(getattr(transformers, config.model_class), config, context)

@@ -1,0 +1,167 @@
+"""Build the transformers model of a part: its config, its weights with every tensor accounted for, its attention."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from tiny_audio.config import UserError
+from tiny_audio.pretrained.checkpoints import published_architecture, read_checkpoint
+from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.pretrained.packing import VARLEN, register_varlen
+from tiny_audio.registry import did_you_mean
+
+
+def transformers_config(
+    config_class: Any,
+    part: TransformersPartConfig,
+    architecture: dict[str, Any] | None,
+    *,
+    section: str | None = None,
+    **settings: Any,
+) -> Any:
+    """Create the transformers config of a part.
+
+    Args:
+        config_class: a ``transformers`` config class.
+        part: the part's section of the recipe.
+        architecture: :func:`architecture_of` an earlier build; if given, nothing is fetched.
+        section: the field in which a whole model's config holds this part's config, if the checkpoint has one.
+        settings: fields that the part sets itself, such as dropouts.
+
+    Raises:
+        UserError: ``config_class`` lacks an overridden field, or the checkpoint cannot be read.
+    """
+    if architecture is None and part.init == "random":
+        config = _config_with_overrides(config_class, part)
+    else:
+        # The raw fields: `from_pretrained` would read another family's fields into this class and relabel them.
+        fields = published_architecture(part) if architecture is None else architecture
+        assert fields is not None
+        fields = fields.get(section, fields) if section else fields
+        family = fields.get("model_type")
+        if family is None:
+            raise UserError(
+                f"{part.name}: {part.pretrained!r} has no config.json that names a model_type; give a hub id or the "
+                "folder of a checkpoint in the format of transformers"
+            )
+        if family != config_class.model_type:
+            raise UserError(
+                f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
+                "choose the part of that family, or another checkpoint"
+            )
+        # An earlier build needs no checkpoint: its folder may be on another machine.
+        if architecture is None:
+            config = read_checkpoint(part, config_class.from_dict, fields)
+        else:
+            config = config_class.from_dict(fields)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def _config_with_overrides(config_class: Any, part: TransformersPartConfig) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
+    known = {name for name in vars(config_class()) if not name.startswith("_")}
+    for name in part.overrides:
+        if name not in known:
+            raise UserError(f"overrides: {config_class.__name__} has no field {name!r}; {did_you_mean(name, known)}")
+    try:
+        return config_class(**part.overrides)
+    except (ValueError, TypeError, StrictDataclassError) as error:  # transformers' own checks of the values
+        reason = error.__cause__ or error
+        raise UserError(f"overrides do not make a valid {config_class.__name__}: {reason}") from error
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """The JSON form of a transformers config, from which :func:`transformers_config` rebuilds without a checkpoint."""
+    architecture: dict[str, Any] = config.to_diff_dict()
+    # The origin is provenance, and transformers would look for it.
+    architecture.pop("_name_or_path", None)
+    architecture.pop("transformers_version", None)
+    # A rebuilt part takes the dtype in which the whole model is loaded.
+    architecture.pop("dtype", None)
+    return architecture
+
+
+def attention_implementation(part: TransformersPartConfig) -> str:
+    """The attention implementation of a part, by its name in transformers.
+
+    Raises:
+        UserError: Flash Attention 2 is requested but not installed.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    if part.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError(
+            "attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; "
+            "pip install 'tiny-audio[flash-attn]', or set attention: auto"
+        )
+    if part.attention == VARLEN:
+        register_varlen()
+    return part.attentions[0] if part.attention == "auto" else part.attention
+
+
+def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> Any:
+    """Build a transformers model with the weights that its class initializes.
+
+    Raises:
+        UserError: the overrides are valid one by one but not together, such as a width that the heads do not divide.
+    """
+    try:
+        return model_class._from_config(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        if not part.overrides:
+            raise
+        raise UserError(
+            f"overrides do not make a {model_class.__name__} that can be built: {str(error).splitlines()[0]}; "
+            "correct them"
+        ) from error
+
+
+def load_model(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str] = ()) -> Any:
+    """Build a transformers model with the checkpoint's weights, or with random ones under ``init: random``.
+
+    Args:
+        model_class: a ``transformers`` model class.
+        config: its config, from :func:`transformers_config`.
+        part: the part's section of the recipe.
+        ignored: regular expressions that match whole keys which checkpoints of the family may have or lack.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
+    """
+    if part.init == "random":
+        return build_model(model_class, config, part)
+    model, info = read_checkpoint(
+        part,
+        model_class.from_pretrained,
+        part.pretrained,
+        config=config,
+        revision=part.revision,
+        dtype="auto" if part.freeze else torch.float32,
+        ignore_mismatched_sizes=True,  # rejected below, by name
+        output_loading_info=True,
+    )
+    found = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "of another shape": [
+            f"{key} {list(saved)} instead of {list(built)}" for key, saved, built in info["mismatched_keys"]
+        ],
+    }
+    problems = []
+    for kind, keys in found.items():
+        named = sorted(key for key in keys if not any(re.fullmatch(pattern, key) for pattern in ignored))
+        if named:
+            problems.append(f"{len(named)} {kind}: {', '.join(named[:5])}{', …' if len(named) > 5 else ''}")
+    if problems:
+        raise UserError(
+            f"{part.pretrained} does not hold exactly the weights of {model_class.__name__}; "
+            f"{'; '.join(problems)}; choose a checkpoint of this family"
+        )
+    return model

@@ -1,0 +1,88 @@
+"""The config fields of every part that wraps a transformers model."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from tiny_audio.config import NO_IDENTITY, Config
+from tiny_audio.pretrained.packing import VARLEN
+from tiny_audio.registry import did_you_mean
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "varlen"]
+
+ALL_ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "varlen")
+"""Attention implementations of families that support packed rows, see :mod:`tiny_audio.pretrained.packing`."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on frozen linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt
+    """Width of the bottleneck; an adapter has rank · (inputs + outputs) parameters."""
+    alpha: PositiveFloat
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of the dropout on the adapters' inputs."""
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Names of the linear layers, such as ``q_proj``; every layer whose path ends in one is adapted."""
+
+
+class TransformersPartConfig(Config):
+    """Base of encoder and decoder configs."""
+
+    attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
+    """Attention implementations of the family; ``auto`` selects the first."""
+    linear_layers: ClassVar[tuple[str, ...] | None] = None
+    """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
+
+    name: str
+    pretrained: str
+    """Hub id or local folder of the checkpoint."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; None is the newest commit of the main branch."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """``random`` builds the architecture of ``overrides`` and reads nothing of ``pretrained``."""
+    overrides: dict[str, JsonValue] = Field(default={})
+    """Fields of the transformers config, on top of its defaults; for ``init: random`` only."""
+    freeze: bool = True
+    """Do not train the weights. With ``lora``, only the adapters train."""
+    lora: LoraConfig | None = None
+    """Adapters to train on the frozen weights; None has none."""
+    attention: Attention = "auto"
+    """``auto`` is SDPA where the family has it. ``varlen`` runs all clips of a batch as one sequence without padding:
+    with PyTorch's kernel in half precision on a GPU, clip by clip elsewhere. ``flash_attention_2`` does the same and
+    needs a GPU, half precision and the flash-attn package."""
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
+    """Recompute activations in the backward pass instead of storing them: a third more time, far less memory."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate of this part; None is ``training.learning_rate``. The schedule is the same."""
+    weight_decay: NonNegativeFloat | None = None
+    """Weight decay of this part; None is ``training.weight_decay``."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of every dropout in the part; the checkpoint's own settings are not used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformersPartConfig:
+        if self.overrides and self.init == "pretrained":
+            raise ValueError(
+                "overrides change the architecture, which pretrained weights fix; "
+                "set init: random, or remove the overrides"
+            )
+        if self.lora and not self.freeze:
+            raise ValueError("lora adapts frozen weights; set freeze: true, or remove lora to train the whole part")
+        if self.attention not in ("auto", *self.attentions):
+            raise ValueError(
+                f"attention: {self.name} has no {self.attention}; choose one of auto, {', '.join(self.attentions)}"
+            )
+        if self.attention == VARLEN and self.dropout:
+            raise ValueError("attention: varlen has no dropout; set dropout: 0, or attention: auto")
+        for target in self.lora.targets if self.lora and self.linear_layers is not None else ():
+            # A target may be a longer path: `layers.1.attention.q_proj`.
+            if target.rpartition(".")[2] not in (self.linear_layers or ()):
+                raise ValueError(
+                    f"lora.targets: {self.name} has no linear layer called {target!r}; "
+                    f"{did_you_mean(target, self.linear_layers or ())}"
+                )
+        return self

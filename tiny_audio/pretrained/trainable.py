@@ -1,0 +1,48 @@
+"""What trains in a transformers model: frozen weights, LoRA adapters, gradient checkpointing."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from tiny_audio.config import UserError
+from tiny_audio.pretrained.config import LoraConfig, TransformersPartConfig
+from tiny_audio.registry import did_you_mean
+
+
+def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
+    """Freeze the weights, switch gradient checkpointing on, and inject the adapters, as the part's config requires.
+
+    Adapters are part of the structure: call this once per build, before any weights of ours are loaded. transformers
+    applies gradient checkpointing in training mode only.
+
+    Raises:
+        UserError: no linear layer's path ends in a LoRA target.
+    """
+    if part.freeze:
+        model.requires_grad_(False)
+    if part.gradient_checkpointing:
+        # Reentrant checkpointing would need a gradient at its input, which frozen embeddings do not give.
+        cast("Any", model).activation_checkpointing_enable({"use_reentrant": False})
+    if part.lora is not None:
+        inject_lora(model, part.lora)
+
+
+def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
+    """Add the adapters in place, without peft's wrapper, so that the model's own keys keep their names.
+
+    Raises:
+        UserError: no linear layer's path ends in a target.
+    """
+    linear = [f".{path}" for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in lora.targets:
+        if not any(path.endswith(f".{target}") for path in linear):
+            names = {path.rsplit(".", 1)[-1] for path in linear}
+            raise UserError(f"lora.targets: no linear layer is called {target!r}; {did_you_mean(target, names)}")
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+    )
+    peft.inject_adapter_in_model(adapters, model)
