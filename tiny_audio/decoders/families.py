@@ -33,7 +33,9 @@ class FamilyConfig(DecoderConfig):
     def tiny(cls) -> Self:
         """Two layers of 32 channels."""
         tokenizer = TrainedTokenizerConfig(kind="characters")
-        return cls(init="random", overrides=TINY_LLAMA | cls.tiny_overrides, tokenizer=tokenizer, freeze=False)
+        overrides = TINY_LLAMA | cls.tiny_overrides
+        # Every family has defaults for name and pretrained.
+        return cls(init="random", overrides=overrides, tokenizer=tokenizer, freeze=False)  # type: ignore[call-arg]
 
 
 class Gemma3Config(FamilyConfig):
