@@ -41,9 +41,9 @@ from torch.nn.utils.rnn import pad_sequence
 from training import SIZES
 
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.export import load_model
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.drafting import decode_drafted
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, load_recipe

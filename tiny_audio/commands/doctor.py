@@ -18,11 +18,11 @@ from tiny_audio.audio.load import AudioError, FileError
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.data.sounds import sounds_in
 from tiny_audio.data.text import TargetText, TargetTextChoice, markers
 from tiny_audio.decoders import load_tokenizer
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.prompt import AUDIO, build_prompt
 from tiny_audio.pretrained.building import attention_implementation
 from tiny_audio.pretrained.checkpoints import published_architecture

@@ -28,10 +28,10 @@ from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.data.dropped import DroppedLog, read_dropped
-from tiny_audio.evaluation import check_group_by, evaluate_clips
+from tiny_audio.data.evaluation_clips import evaluation_clips, longest_duration_s
+from tiny_audio.evaluation import evaluate_clips
 from tiny_audio.export import export_model, load_model
 from tiny_audio.export.card import base_licenses, model_card
-from tiny_audio.inference.transcriber import longest_duration_s
 from tiny_audio.model.model import TinyAudioModel, describe_parts
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
@@ -155,17 +155,21 @@ class Run:
         return ClipSet.gather(self._build(data.train), data.min_duration_s, data.max_duration_s, data.target_text)
 
     def _evaluation_clips(self, name: str) -> ClipSet:
-        """A whole set, as far as the encoder goes: what training left out is heard in use all the same."""
-        sources = self._build({name: self.recipe.data.evaluation[name]})
-        return ClipSet.gather(sources, 0.0, longest_duration_s(self.recipe.encoder))
+        recipe = self.recipe
+        source = SOURCES.build(recipe.data.evaluation[name], self._context)
+        return evaluation_clips(
+            name,
+            source,
+            place=f"data.evaluation.{name}",
+            encoder=recipe.encoder,
+            group_by=recipe.evaluation.group_by,
+        )
 
     def _check_evaluation(self) -> None:
         """Refuse before training what could not be scored after it."""
         self.callback.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
         for name in self.recipe.data.evaluation:
-            gathered = self._evaluation_clips(name)
-            gathered.check_any(f"data.evaluation.{name}")
-            check_group_by(gathered.clips, self.recipe.evaluation.group_by)
+            self._evaluation_clips(name)
 
     def _train(self, known: Mapping[str, Any], stop: StopSignal, world: World) -> None:
         # A branch of the hub may have moved on since the run began; its commit stays.

@@ -129,6 +129,8 @@ class ClipSet:
     clips: Clips
     dropped: tuple[Dropped, ...]
     fingerprint: str
+    max_duration_s: float
+    """Upper bound that the clips were gathered under, and that they are loaded under."""
 
     @classmethod
     def gather(
@@ -172,7 +174,7 @@ class ClipSet:
             _joined_weights(weights, rows),
             TargetText.of(text),
         )
-        return cls(clips, tuple(dropped), digest.hexdigest())
+        return cls(clips, tuple(dropped), digest.hexdigest(), max_duration_s)
 
     def check_any(self, place: str) -> None:
         """Refuse to go on with nothing.

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
-from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
+from tiny_audio.data.evaluation_clips import check_group_by
 from tiny_audio.evaluation._batches import loaded_batches
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript
@@ -52,20 +52,6 @@ def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:
         "truncated": transcript.truncated,
         "metadata": dict(utterance.metadata),
     }
-
-
-def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
-    """Refuse a column for ``evaluation.group_by`` that no clip has.
-
-    Raises:
-        UserError: names the columns there are.
-    """
-    if column is None or any(clip.utterance.metadata.get(column) for clip in clips):
-        return
-    columns = ", ".join(sorted({name for clip in clips for name in clip.utterance.metadata})) or "none"
-    raise UserError(
-        f"evaluation.group_by: no clip has a column {column!r} (columns: {columns}); name one of them, or leave it out"
-    )
 
 
 def evaluate_clips(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import UserError
-from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.data.clips import Clip
+from tiny_audio.data.evaluation_clips import evaluation_clips
 from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.files import cache_dir
@@ -117,8 +118,7 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None, cache: Path) -> DataSet:
     source = SOURCES.build(parse_part(SOURCES, fields, f"--data {text}"), SourceContext(cache))
-    gathered = ClipSet.gather({name: source}, 0.0, float("inf"))
-    gathered.check_any(f"--data {text}")
+    gathered = evaluation_clips(name, source, place=f"--data {text}")
     clips = [clip for clip in gathered.clips if clip.utterance.text.strip().lower() not in _UNSCORED]
     if max_samples is not None and max_samples < len(clips):
         kept = set(sorted((clip.id for clip in clips), key=_lot)[:max_samples])

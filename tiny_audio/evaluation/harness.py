@@ -17,7 +17,8 @@ from typing import Any
 from tiny_audio.analysis.scoring import Normalizer, score_set
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
-from tiny_audio.evaluation import Hypothesis, check_group_by
+from tiny_audio.data.evaluation_clips import check_group_by
+from tiny_audio.evaluation import Hypothesis
 from tiny_audio.evaluation._spec import folder_name
 from tiny_audio.evaluation.data import DataSet
 from tiny_audio.evaluation.targets import Outcome, Target

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio import ctc
 from tiny_audio.config import UserError
-from tiny_audio.encoders import ENCODERS, EncoderConfig
+from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.inference.chunking import Piece, whole_or_split
 from tiny_audio.inference.filters import (
@@ -29,8 +29,6 @@ from tiny_audio.model.decoding import GenerationConfig, Transcript
 from tiny_audio.model.model import OnText, TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
-UNBOUNDED_DURATION_S = 120.0
-"""Longest clip that is scored where the encoder has no limit of its own."""
 LONGEST_PIECE_S = 30.0
 """Longer ones were in hardly anybody's training data, and their texts would be cut at ``max_new_tokens``."""
 _LARGEST_POOL = 8
@@ -38,11 +36,6 @@ _LARGEST_POOL = 8
 
 _LEAST_S = 2.0
 """What a piece counts for in a batch, at least: each has a prompt, a text and beams of its own, however short it is."""
-
-
-def longest_duration_s(encoder: EncoderConfig) -> float:
-    """Longest clip that a run with this encoder scores."""
-    return encoder.max_duration_s() or UNBOUNDED_DURATION_S
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._guard = guard
-        self.whole_s = min(longest_duration_s(ENCODERS.parse(model.config.encoder)), LONGEST_PIECE_S)
+        self.whole_s = min(ENCODERS.parse(model.config.encoder).max_duration_s() or LONGEST_PIECE_S, LONGEST_PIECE_S)
         """Longest recording that is taken in one piece."""
 
     @property

@@ -108,7 +108,7 @@ class FeatureCache:
 
     Args:
         model: its encoder and CTC head; both are only read.
-        recipe: decides the precision and how long clips may be.
+        recipe: decides the precision.
         folder: where the folders of features go.
         note: told what goes on.
     """
@@ -142,7 +142,7 @@ class FeatureCache:
                 "versions": [__version__, torch.__version__, transformers.__version__],
                 "data": clips.fingerprint,
                 "clips": [clip.id for clip in clips.clips],
-                "max_duration_s": self.recipe.data.max_duration_s,
+                "max_duration_s": clips.max_duration_s,
             }
         )[:32]
 
@@ -156,7 +156,7 @@ class FeatureCache:
         dropped: list[Dropped] = []
         written, shape = 0, {}
         with open(aside / "values.bin", "wb") as values, open(aside / "ctc_logits.bin", "wb") as logits:
-            for batch, frames in self._encoded(clips.clips, dropped):
+            for batch, frames in self._encoded(clips, dropped):
                 for row, (clip, num_samples) in enumerate(batch):
                     length = int(frames.lengths[row])
                     _write(values, frames.values[row, :length])
@@ -178,20 +178,18 @@ class FeatureCache:
         (aside / "index.json").write_text(json.dumps(index))
         commit_folder(aside, folder)
 
-    def _encoded(
-        self, clips: Sequence[Clip], dropped: list[Dropped]
-    ) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
+    def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
         """Batches of similar length, longest first, so that what does not fit in memory fails at once."""
-        waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
+        waiting = sorted(clips.clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
         bf16 = self.recipe.training.precision == "bf16"
         device = self.model.device
         while waiting:
-            size = max(1, int(self.recipe.execution.evaluate_max_padded_s / waiting[0].utterance.duration_s))
+            size = max(1, int(self.recipe.execution.evaluate_max_padded_s / max(0.1, waiting[0].utterance.duration_s)))
             batch, waiting = waiting[:size], waiting[size:]
             loaded = []
             for clip in batch:
                 try:
-                    loaded.append((clip, clip.load(self.recipe.data.max_duration_s)))
+                    loaded.append((clip, clip.load(clips.max_duration_s)))
                 except AudioError as error:
                     dropped.append(Dropped(clip.id, error.reason, str(error)))
             if not loaded:

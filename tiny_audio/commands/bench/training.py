@@ -33,14 +33,14 @@ from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet, check_dropped
-from tiny_audio.data.text import TargetTextChoice
-from tiny_audio.evaluation import Hypothesis, check_group_by
+from tiny_audio.data.evaluation_clips import evaluation_clips
+from tiny_audio.evaluation import Hypothesis
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
-from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
+from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.signals import StopSignal
@@ -185,23 +185,24 @@ class TrainedBenchmark:
     @cached_property
     def _train_clips(self) -> ClipSet:
         data = self.recipe.data
-        clips = self._gather(data.train, data.target_text)
+        sources = {name: SOURCES.build(config, self._context) for name, config in data.train.items()}
+        clips = ClipSet.gather(sources, data.min_duration_s, data.max_duration_s, data.target_text)
         check_dropped(clips.dropped, clips.num_inside, data.max_dropped_share)
         return clips
 
     @cached_property
     def _evaluation_clips(self) -> dict[str, ClipSet]:
-        sets = {}
-        for name, source in self.recipe.data.evaluation.items():
-            sets[name] = self._gather({name: source})
-            sets[name].check_any(f"data.evaluation.{name}")
-            check_group_by(sets[name].clips, self.recipe.evaluation.group_by)
-        return sets
-
-    def _gather(self, sources: Mapping[str, SourceConfig], text: TargetTextChoice = "none") -> ClipSet:
-        data = self.recipe.data
-        built = {name: SOURCES.build(config, self._context) for name, config in sources.items()}
-        return ClipSet.gather(built, data.min_duration_s, data.max_duration_s, text)
+        recipe = self.recipe
+        return {
+            name: evaluation_clips(
+                name,
+                SOURCES.build(config, self._context),
+                place=f"data.evaluation.{name}",
+                encoder=recipe.encoder,
+                group_by=recipe.evaluation.group_by,
+            )
+            for name, config in recipe.data.evaluation.items()
+        }
 
     @cached_property
     def _start(self) -> StartingPoint | None:

@@ -153,13 +153,14 @@ class WaveformMaterial:
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """As an evaluation does; clips that cannot be read are left out."""
-        clips = self.evaluation[name].clips
+        evaluated = self.evaluation[name]
+        clips = evaluated.clips
         rows = {}
         for row in transcribe_clips(
             model,
             tokenizer,
             clips,
-            max_duration_s=recipe.data.max_duration_s,
+            max_duration_s=evaluated.max_duration_s,
             max_padded_s=recipe.execution.evaluate_max_padded_s,
         ):
             if not isinstance(row, Dropped):

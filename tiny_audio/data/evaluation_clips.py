@@ -1,0 +1,65 @@
+"""Which clips of an evaluation set are scored: one rule for ``run``, ``bench`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.encoders import EncoderConfig
+from tiny_audio.sources import Source
+
+UNBOUNDED_DURATION_S = 120.0
+"""Longest clip that is scored with an encoder that has no limit of its own."""
+
+
+def longest_duration_s(encoder: EncoderConfig) -> float:
+    """Longest clip that is scored with a model that has this encoder."""
+    return encoder.max_duration_s() or UNBOUNDED_DURATION_S
+
+
+def evaluation_clips(
+    name: str,
+    source: Source,
+    *,
+    place: str,
+    encoder: EncoderConfig | None = None,
+    group_by: str | None = None,
+) -> ClipSet:
+    """Index one evaluation set.
+
+    The rule: **every clip is scored, whatever its length, unless it is longer than the model takes.** There is no lower
+    bound, and ``data.min_duration_s`` and ``data.max_duration_s`` bound training clips only. ``run`` and ``bench``
+    evaluate one encoder and leave out clips that are longer than :func:`longest_duration_s`. ``evaluate`` compares
+    recognizers with different limits on the same clips, so it leaves out none: a clip that one recognizer does not take
+    counts as a failure of that recognizer. Transcripts are not rewritten by ``data.target_text``.
+
+    Args:
+        name: of the set; clip IDs start with it.
+        source: yields the utterances.
+        place: what error messages call the set, such as ``data.evaluation.dev``.
+        encoder: of the model to evaluate; None sets no upper bound.
+        group_by: see :func:`check_group_by`.
+
+    Raises:
+        UserError: the source cannot be read, no clip is usable, or no clip has the column ``group_by``.
+    """
+    found = ClipSet.gather({name: source}, 0.0, math.inf if encoder is None else longest_duration_s(encoder))
+    found.check_any(place)
+    check_group_by(found.clips, group_by)
+    return found
+
+
+def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
+    """Refuse a metadata column for ``evaluation.group_by`` that no clip has; None is always allowed.
+
+    Raises:
+        UserError: names the columns of these clips.
+    """
+    if column is None or any(clip.utterance.metadata.get(column) for clip in clips):
+        return
+    columns = ", ".join(sorted({name for clip in clips for name in clip.utterance.metadata})) or "none"
+    raise UserError(
+        f"evaluation.group_by: no clip has a column {column!r} (columns: {columns}); name one of them, or leave it out"
+    )
