@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -352,6 +353,11 @@ def rescore(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 our failure, 2 a user error, 3 stopped with state saved."""
+    # Operations that PyTorch lacks on an Apple GPU then run on the CPU. PyTorch reads this when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    if sys.platform == "win32":  # where output to files has an encoding that cannot hold every transcript
+        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stderr.reconfigure(encoding="utf-8")
     try:
         result: Any = app(args=arguments, prog_name="tiny-audio", standalone_mode=False)
     except FollowedError as error:  # the main process prints the message

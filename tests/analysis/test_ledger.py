@@ -28,9 +28,10 @@ from tiny_audio.plan._hardware import GPUS, gpu_reported_as
 from tiny_audio.plan._step import Shape, dry_run
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.recipe import ExecutionConfig, Recipe, TrainingConfig
+from tiny_audio.runtime.memory import peak_resident_bytes
 from tiny_audio.training import checkpoint
 from tiny_audio.training.checkpoint import Progress
-from tiny_audio.training.host import Host, measured_peak, nvml_meter, peak_resident_bytes
+from tiny_audio.training.host import Host, measured_peak, nvml_meter
 from tiny_audio.training.ledger import Amounts, Ledger, Overhead, added
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""What this machine has, and whether a recipe's real data and checkpoints are there."""
+"""``tiny-audio doctor``: this machine, and the real data and checkpoints of a recipe."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ from tiny_audio.pretrained.building import attention_implementation
 from tiny_audio.pretrained.checkpoints import published_architecture
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.runtime.device import device_bytes, device_name, device_of
 from tiny_audio.runtime.files import cache_dir
+from tiny_audio.runtime.memory import machine_bytes
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.initialize import PretrainedHead
 
 _T = TypeVar("_T")
 _SAMPLES = 3
 _TRANSCRIPTS = 2_000
-"""So many are looked at."""
+"""How many transcripts of a source are checked."""
 _LITTLE_DISK_GB = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination."""
+    """One line of the output."""
 
     what: str
     detail: str
@@ -66,7 +68,7 @@ def doctor(path: Path | None, overrides: Sequence[str]) -> None:
 
 
 def examine(recipe: Recipe | None) -> Iterator[Finding]:
-    """Look at the machine, then at what ``recipe`` needs; every problem says what to do."""
+    """Check the machine, then what ``recipe`` needs. Every problem says what to do."""
     yield from _machine()
     if recipe is None:
         return
@@ -97,13 +99,13 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Finding("CPU", f"{os.cpu_count()} cores, {memory:.0f} GiB of memory")
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        yield Finding("GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; torch {torch.__version__}")
-    else:
+    yield Finding("CPU", f"{os.cpu_count()} cores, {machine_bytes() / 2**30:.0f} GiB of memory")
+    device = device_of("auto")
+    if device.type == "cpu":
         yield Finding("GPU", f"none that torch {torch.__version__} can use; the CPU trains small models")
+    else:
+        memory = device_bytes(device) / 2**30
+        yield Finding("GPU", f"{device_name(device)} ({device.type}), {memory:.0f} GiB; torch {torch.__version__}")
     flash = "installed" if find_spec("flash_attn") else "not installed (pip install 'tiny-audio[flash-attn]')"
     yield Finding("Flash Attention 2", flash)
     espeak = find_spec("espeakng_loader") is not None
@@ -115,9 +117,10 @@ def _machine() -> Iterator[Finding]:
 
 
 def _device(recipe: Recipe) -> Iterator[Finding]:
-    wanted = recipe.execution.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        yield Finding("execution.device", "cuda is asked for, and there is no GPU; set it to auto or cpu", True)
+    try:
+        yield Finding("execution.device", device_of(recipe.execution.device).type)
+    except UserError as error:
+        yield Finding("execution.device", str(error).removeprefix("execution.device is "), True)
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         try:
             yield Finding(f"{kind}.attention", attention_implementation(part))
@@ -127,7 +130,7 @@ def _device(recipe: Recipe) -> Iterator[Finding]:
 
 def _part(kind: str, part: TransformersPartConfig) -> Iterator[Finding]:
     if part.init == "random":
-        yield Finding(kind, f"{part.name} with random weights; nothing to fetch")
+        yield Finding(kind, f"{part.name} with random weights; nothing to download")
         return
     try:
         architecture = published_architecture(part)
@@ -171,8 +174,8 @@ def _source(
     dropped = f", {len(gathered.dropped)} dropped" if gathered.dropped else ""
     yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
     target = TargetText.of(text)
-    said = [clip.utterance.text for clip in _spread(gathered.clips, _TRANSCRIPTS)]
-    yield from _targets(place, said, [target(transcript) for transcript in said], vocabulary)
+    references = [clip.utterance.text for clip in _spread(gathered.clips, _TRANSCRIPTS)]
+    yield from _targets(place, references, [target(text) for text in references], vocabulary)
     for drop in gathered.dropped[:_SAMPLES]:
         yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
     for clip in gathered.clips[:_SAMPLES]:
@@ -180,32 +183,32 @@ def _source(
 
 
 def _targets(
-    place: str, said: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
+    place: str, references: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
 ) -> Iterator[Finding]:
-    """What is learned to write, by some of the transcripts."""
-    changed = [(before, after) for before, after in zip(said, targets, strict=True) if before != after]
+    """Check target texts, made from some of the transcripts."""
+    changed = [(before, after) for before, after in zip(references, targets, strict=True) if before != after]
     for before, after in _spread(changed, _SAMPLES):
         yield Finding(f"{place} target", f"{before!r} → {after!r}")
-    looked_at = f"of {len(said)} transcripts looked at"
+    checked = f"of {len(references)} checked transcripts"
     empty = sum(not target for target in targets)
     if empty:
-        yield Finding(place, f"data.target_text leaves nothing of {empty} {looked_at}, which training drops")
+        yield Finding(place, f"data.target_text leaves nothing of {empty} {checked}; training drops these clips")
     marked = Counter(marker for target in targets for marker in set(markers(target)))
     if marked:
         most = ", ".join(f"{marker!r} in {count}" for marker, count in marked.most_common(_SAMPLES))
-        yield Finding(place, f"its targets hold markers: {most} {looked_at}; data.target_text can remove them")
+        yield Finding(place, f"target texts contain markers: {most} {checked}; data.target_text can remove them")
     if vocabulary is not None:
-        strange = Counter(c for target in targets for c in set(target) - set(vocabulary.characters))
-        if strange:
-            most = ", ".join(f"{character!r} in {count}" for character, count in strange.most_common(_SAMPLES))
-            detail = f"its targets have characters that the CTC head does not know: {most} {looked_at}, which training"
-            yield Finding(place, f"{detail} drops; rewrite them with data.target_text, or set ctc.init: random", True)
+        unknown = Counter(c for target in targets for c in set(target) - set(vocabulary.characters))
+        if unknown:
+            most = ", ".join(f"{character!r} in {count}" for character, count in unknown.most_common(_SAMPLES))
+            detail = f"target texts have characters without a CTC label: {most} {checked}; training drops these clips"
+            yield Finding(place, f"{detail}. Rewrite them with data.target_text, or set ctc.init: random", True)
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """At most so many, spread over all, since corpora are often sorted."""
+    """Take at most ``count`` items, spread evenly, because corpora are often sorted."""
     count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Finding:
@@ -215,7 +218,7 @@ def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Fin
         return Finding(clip.id, str(error), True)
     frames = recipe.encoder.num_frames(len(waveform))
     detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {target!r}"
-    crowded = recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames
-    if crowded:
-        detail += "; the text has more characters than CTC can put on the frames: is it this clip's?"
-    return Finding(clip.id, detail, crowded)
+    too_long = recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames
+    if too_long:
+        detail += "; the text is too long for CTC on so few frames: does it belong to this clip?"
+    return Finding(clip.id, detail, too_long)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ import torch
 from tiny_audio.config import UserError
 from tiny_audio.recipe import TrainingConfig
 from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.memory import machine_bytes
 
 GIB = 2**30
 PRICES = "rough, of one GPU rented by the hour without a commitment; providers differ twofold, and prices fall"
@@ -95,10 +95,9 @@ CPU_WATTS_PER_CORE = 8.0
 
 def this_cpu() -> Machine:
     """The machine that this runs on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tflops = _CPU_TFLOPS_PER_CORE * torch.get_num_threads()
     watts = CPU_WATTS_PER_CORE * torch.get_num_threads()
-    return Machine("cpu", memory, tflops, tflops, tflops, None, watts, device="cpu")
+    return Machine("cpu", machine_bytes(), tflops, tflops, tflops, None, watts, device="cpu")
 
 
 def gpu_reported_as(name: str) -> Machine | None:

@@ -113,7 +113,7 @@ class EvaluationConfig(Config):
 class ExecutionConfig(Config):
     """How a run is carried out. None of it decides the weights, so none of it is part of the run's identity."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """``auto`` is a GPU where there is one."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes, started by torchrun or accelerate launch, share the model: each has all of it (``ddp``),

@@ -1,4 +1,4 @@
-"""The device that a run and a command use, and how it multiplies."""
+"""The device that runs and commands use, and what depends on its kind: CUDA, Apple's MPS, or the CPU."""
 
 from __future__ import annotations
 
@@ -8,42 +8,80 @@ from typing import TypeVar
 import torch
 
 from tiny_audio.config import RunFailed, UserError
+from tiny_audio.runtime.memory import machine_bytes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""What ``execution.device`` and ``--device`` allow."""
+
 
 def device_of(setting: str) -> torch.device:
-    """The device that ``execution.device`` means on this machine.
+    """The device for a setting of :data:`DEVICES`; ``auto`` is the first available of CUDA, MPS and CPU.
 
     Raises:
-        UserError: a GPU was asked for and there is none.
+        UserError: the setting names a GPU that this machine does not have.
     """
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise UserError("execution.device is cuda, and this machine has no CUDA GPU; set it to auto or cpu")
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+    if setting in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if setting in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if setting in ("cuda", "mps"):
+        kind = "CUDA" if setting == "cuda" else "Apple"
+        raise UserError(f"execution.device is {setting}, and this machine has no {kind} GPU; set it to auto or cpu")
+    return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or ``cpu``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else "cpu"
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory that the device can use; an Apple GPU shares the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return machine_bytes()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def empty_cache() -> None:
+    """Return memory that PyTorch holds and does not use to the GPU."""
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether a GPU may multiply fp32 matrices, and convolve, in TF32."""
+    """Set whether CUDA GPUs may use TF32 for fp32 products and convolutions; other devices have no TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-    """``run(items)``; where a GPU cannot hold them all, halves of them, as often as it takes.
+    """Return ``run(items)``; if the GPU's memory does not suffice, split the items in halves until it does.
 
     Raises:
-        RunFailed: a single one is too large.
+        RunFailed: a single item is too large.
     """
     try:
         return run(items)
     except torch.OutOfMemoryError as error:
         if len(items) == 1:
             raise RunFailed(
-                f"the GPU ran out of memory with a single clip: {str(error).partition(chr(10))[0]} See with nvidia-smi "
-                "what else is on it, or take one with more memory."
+                f"the GPU ran out of memory with a single clip: {str(error).partition(chr(10))[0]} Check with "
+                "nvidia-smi what else uses it, or take a GPU with more memory."
             ) from error
-    # Not within the handler: the error holds what was computed until then.
-    torch.cuda.empty_cache()
+    # Outside the handler, because the error keeps the tensors that were computed before it.
+    empty_cache()
     middle = len(items) // 2
     return in_parts_that_fit(run, items[:middle]) + in_parts_that_fit(run, items[middle:])

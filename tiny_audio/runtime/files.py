@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name only when they are whole, and are then on the disk; listings."""
+"""Atomic writes of files and folders, listings of folders, and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where made and fetched data is kept: ``$TINY_AUDIO_CACHE``, else ``tiny-audio`` in the user's cache folder."""
+    """The folder of generated and downloaded data: ``$TINY_AUDIO_CACHE``, else in the user's cache folder."""
     chosen = os.environ.get("TINY_AUDIO_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -18,12 +18,13 @@ def cache_dir() -> Path:
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
-    """Files at any depth, links followed, by their names below the folder (with ``/``), sorted; hidden ones left out.
+    """List files at any depth by their relative names (with ``/``), sorted. Follows links and skips hidden files.
 
-    A folder is listed once: under its own name where it lies below, else under that of the first link to it.
+    A folder that several paths lead to is listed once: under its own name if that is below ``folder``, else under the
+    first link to it.
 
     Args:
-        wanted: whether to list a file, by its own name.
+        wanted: whether to list a file, given its name without folders.
 
     Raises:
         OSError: the folder, or one in it, cannot be read.
@@ -34,7 +35,7 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.sta
     while waiting or links:
         below = waiting.pop() if waiting else links.pop(0)
         status = os.stat(folder / below)
-        if (status.st_dev, status.st_ino) in seen:  # links may go in circles
+        if (status.st_dev, status.st_ino) in seen:  # links can form cycles
             continue
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder / below) as entries:
@@ -50,7 +51,7 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.sta
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a link to itself."""
+    """Whether the entry is a link to itself."""
     try:
         entry.is_file()
     except OSError as error:
@@ -61,13 +62,13 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def commit_folder(aside: Path, final: Path) -> None:
-    """Make a finished folder appear under its name at once, contents on the disk before the name.
+    """Move a finished folder to its final name in one step, after its contents are on the disk.
 
-    A folder that has the name already is replaced; ``aside`` must lie on the same file system.
+    An existing folder of that name is replaced. ``aside`` must be on the same file system.
     """
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)
-    # Renamed away, not deleted in place: a kill at any moment leaves no half folder under the name.
+    # Renamed before it is deleted: a kill at any moment leaves no partial folder under the final name.
     replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
@@ -78,16 +79,19 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader finds the old or the new content, never half of it."""
+    """Replace a small file. A reader finds the old or the new content, never a part of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.writing")  # another process may write the same file
     aside.write_text(text, encoding="utf-8")
     _sync(aside)
-    aside.rename(path)
+    aside.replace(path)
     _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or folder to the disk. Windows cannot flush folders, and flushes files opened for writing only."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -22,7 +22,9 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
         UserError: there is no GPU, or the library is missing.
     """
     if device.type != "cuda":
-        raise UserError("execution.fused_cross_entropy runs on a GPU only, and this run is on a CPU; set it to false")
+        raise UserError(
+            f"execution.fused_cross_entropy needs a CUDA GPU, and the device is {device.type}; set it to false"
+        )
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError(
             "execution.fused_cross_entropy needs liger-kernel; pip install 'tiny-audio[liger]', or set it to false"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tiny_audio.plan import gpu_reported_as, this_cpu
 from tiny_audio.recipe import ExecutionConfig, TrainingConfig
+from tiny_audio.runtime.device import device_name, synchronize
+from tiny_audio.runtime.memory import peak_resident_bytes
 
-_PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
+_PEAK_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 4096}
 _PEAK_S = 0.2
 
 
@@ -46,7 +45,7 @@ class Host:
         The peak of a GPU that the table does not know, or of a CPU, is measured, which takes a fraction of a second.
         """
         on_gpu = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+        name = device_name(device)
         known = gpu_reported_as(name) if on_gpu else None
         threads = torch.get_num_threads()
         if execution.peak_tflops is not None:
@@ -61,7 +60,7 @@ class Host:
             watts, power_source = execution.rated_watts, "given"
         elif known is not None:
             watts, power_source = known.rated_watts, f"table, {known.name}"
-        elif on_gpu:
+        elif device.type != "cpu":
             watts, power_source = 0.0, f"unknown for {name}: set execution.rated_watts"
         else:
             watts, power_source = this_cpu().rated_watts, f"assumed for {threads} CPU thread{'s' * (threads > 1)}"
@@ -101,8 +100,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
     while time.perf_counter() < until or best == float("inf"):
         started = time.perf_counter()
         factor @ factor
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best
 
@@ -124,13 +122,3 @@ def nvml_meter(uuid: str) -> Callable[[], float] | None:
     except pynvml.NVMLError:  # no driver, a GPU before Volta, or a slice of one
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
-
-
-def peak_resident_bytes() -> int:
-    """Most memory that this process has had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -156,6 +156,10 @@ def joined(device: torch.device) -> Iterator[World]:
             raise UserError(
                 f"accelerate launch was told to use {engine}; leave that out, and set execution.parallel to ddp or fsdp"
             )
+    if device.type == "mps":
+        raise UserError(
+            "an Apple GPU trains in one process only; start without a launcher, or set execution.device: cpu"
+        )
     if device.type == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:

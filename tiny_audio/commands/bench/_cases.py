@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny_audio.commands.bench._measure import peak_bytes, random_frames
 from tiny_audio.commands.bench.timing import CASES_VARIABLE
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
+from tiny_audio.runtime.device import synchronize
 
 _CASES: list[dict[str, Any]] = json.loads(Path(os.environ[CASES_VARIABLE]).read_text())
 _EMBEDDING_RMS = 0.03
@@ -49,8 +50,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
         if backward:
             embeddings.backward(torch.ones_like(embeddings))  # type: ignore[no-untyped-call]
             projector.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return lengths
 
     lengths = step()

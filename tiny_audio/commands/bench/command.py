@@ -17,10 +17,9 @@ from tiny_audio.commands.bench.units import Budget
 from tiny_audio.commands.bench.variants import read_variants
 from tiny_audio.config import UserError
 from tiny_audio.recipe import load_recipe
+from tiny_audio.runtime.device import DEVICES
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.training.world import check_alone
-
-_DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ def benchmark_projectors(
         max_time_s=1.0 if options.max_time is None else options.max_time,
     )
     device = options.device or "auto"
-    if device not in _DEVICES:
-        raise UserError(f"--device: {device!r} is none of {', '.join(_DEVICES)}")
+    if device not in DEVICES:
+        raise UserError(f"--device {device!r} is unknown; choose one of {', '.join(DEVICES)}")
     neighbors = Neighbors() if recipe is None else Neighbors.of(load_recipe(recipe, overrides))
     measured = time_projectors([*variants.compared, *variants.controls], neighbors, effort, device)
     if output_dir is not None:

@@ -22,7 +22,7 @@ from tiny_audio.commands.bench.variants import Variant
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.recipe import Recipe
-from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.device import device_bytes, device_name, device_of
 
 PASSES = ("forward", "forward_backward")
 CASES_VARIABLE = "TINY_AUDIO_BENCH_CASES"
@@ -105,7 +105,7 @@ def time_projectors(
     return {
         "neighbors": asdict(neighbors),
         "effort": asdict(effort),
-        "device": torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu",
+        "device": device_name(chosen),
         "threads": torch.get_num_threads(),
         "machine": measured["machine_info"],
         "versions": {"torch": torch.__version__, "pytest-benchmark": measured["version"]},
@@ -128,10 +128,7 @@ def _check(variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, de
 
 def _check_sizes(variants: Sequence[Variant], neighbors: Neighbors, device: torch.device) -> None:
     """Refuse what no memory holds: weights and their gradients, in fp32."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = device_bytes(device)
     context = ProjectorContext(neighbors.in_dim, neighbors.out_dim, neighbors.frame_rate, 1.0)
     for variant in variants:
         try:

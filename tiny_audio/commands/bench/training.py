@@ -38,7 +38,7 @@ from tiny_audio.evaluation import Hypothesis
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.registry import did_you_mean
-from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.device import device_name, device_of
 from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.assembly import assemble
@@ -312,7 +312,7 @@ class TrainedBenchmark:
             "inputs": self._inputs,
             "normalizer": {"name": rule.name, "version": rule.version},
             "machine": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
+            "device": device_name(self._device),
             "threads": torch.get_num_threads(),
             "versions": {"tiny-audio": __version__, "torch": torch.__version__, "python": platform.python_version()},
             **analyze(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,7 +154,8 @@ def probe_recipe(
         UserError: an argument that makes no sense, a part that cannot be built, or not even one clip fits.
     """
     device = device_of(recipe.execution.device).type
-    assert device in ("cuda", "cpu")
+    if device == "mps" or (device == "cpu" and sys.platform != "linux"):
+        raise UserError("probe measures memory on CUDA GPUs, and on CPUs under Linux; elsewhere use tiny-audio plan")
     if device == "cpu" and memory_gb is None:
         raise UserError("probe: a CPU's memory is not this run's alone; say how much it may take, with --memory-gb")
     if memory_gb is not None and not 0 < memory_gb < float("inf"):

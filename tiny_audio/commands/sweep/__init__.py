@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants, comparison_table
 from tiny_audio.analysis.report import render_comparison
 from tiny_audio.commands.console import ConsoleCallback
@@ -24,6 +22,7 @@ from tiny_audio.commands.sweep._grid import Combination, combinations, parse_gri
 from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.columns import in_columns
+from tiny_audio.runtime.device import empty_cache
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.world import check_alone
@@ -112,7 +111,7 @@ class Sweep:
                 return error
             finally:
                 gc.collect()
-                torch.cuda.empty_cache()
+                empty_cache()
             assert report is not None, "a run of one process reports"
             rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
             callback.note(f"[{number}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")

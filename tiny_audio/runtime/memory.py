@@ -1,0 +1,35 @@
+"""Memory of the machine and of this process, on Linux, macOS and Windows."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+
+def machine_bytes() -> int:
+    """Physical memory of this machine."""
+    if sys.platform == "win32":
+        kib = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kib))
+        return kib.value * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had at once."""
+    if sys.platform == "win32":
+        # PROCESS_MEMORY_COUNTERS: two 32-bit fields (its size, page faults), then the peak and seven more sizes.
+        counters = (ctypes.c_size_t * 9)(9 * ctypes.sizeof(ctypes.c_size_t))
+        process = ctypes.c_void_p(ctypes.windll.kernel32.GetCurrentProcess())
+        ctypes.windll.kernel32.K32GetProcessMemoryInfo(process, counters, ctypes.sizeof(counters))
+        return counters[1]
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
