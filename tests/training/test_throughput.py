@@ -311,7 +311,7 @@ def test_logits_that_are_capped_are_not_fused() -> None:
 def test_the_fused_loss_needs_a_gpu(document: Document, tmp_path: Path) -> None:
     document = changed(document, execution__fused_cross_entropy=True, execution__device="auto")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=r"^execution\.fused_cross_entropy runs on a GPU only, and this run is"):
+        with pytest.raises(UserError, match=r"^execution\.fused_cross_entropy "):
             make_trainer(document, tmp_path)
 
 
@@ -327,7 +327,7 @@ def test_the_fused_loss_needs_its_library() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["execution.device=cpu"], r"execution\.fused_cross_entropy: runs on a GPU only, and execution\.device is cpu"),
+        (["execution.device=cpu"], r"execution\.fused_cross_entropy: .*execution\.device is cpu"),
         (
             ["decoder=causal_lm", "decoder.pretrained=some/model"],
             r"execution\.fused_cross_entropy: the decoder 'causal_lm' may do more to its logits than a fused",

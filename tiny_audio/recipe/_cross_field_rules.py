@@ -207,8 +207,9 @@ def _optimization(recipe: Recipe) -> Mistakes:
     for beta in training.adam_betas:
         if not 0 <= beta < 1:
             yield "training.adam_betas", f"each must be at least 0 and below 1, not {beta}"
-    if recipe.execution.fused_cross_entropy and recipe.execution.device == "cpu":
-        yield "execution.fused_cross_entropy", "runs on a GPU only, and execution.device is cpu; set it to false"
+    if recipe.execution.fused_cross_entropy and recipe.execution.device in ("cpu", "mps"):
+        device = recipe.execution.device
+        yield "execution.fused_cross_entropy", f"needs a CUDA GPU, and execution.device is {device}; set it to false"
     if recipe.execution.fused_cross_entropy and not recipe.decoder.plain_head:
         yield (
             "execution.fused_cross_entropy",

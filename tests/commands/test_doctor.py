@@ -1,0 +1,77 @@
+"""``doctor``: findings about the machine, checkpoints and data."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands.conftest import Output
+from tests.conftest import (
+    manifest_row,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_doctor_looks_at_the_machine(call: Output) -> None:
+    code, out, _ = call("doctor")
+    assert code == 0
+    found = [line.split(":")[0] for line in out.splitlines()]
+    assert found == ["✓ Python", "✓ CPU", "✓ GPU", "✓ Flash Attention 2", "✓ espeak-ng", "✓ disk"]
+
+
+def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:
+    code, out, _ = call("doctor", trained / "recipe.yaml")
+    assert code == 0
+    assert "✓ encoder: whisper " in out
+    assert "✓ data.train.clips: 8 clips, 0.00 h\n" in out
+    assert "✓ clips/clip000.wav: 1.10 s, 55 frames: 'yes'\n" in out
+
+
+def test_doctor_shows_what_becomes_of_transcripts(call: Output, trained: Path, tmp_path: Path) -> None:
+    texts = ["<noise> I'M HERE", "<MUSIC>", "YES", "NO [laughter] NO <noise>"]
+    shutil.copy(trained / "clip000.wav", tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(manifest_row(tmp_path / "clip000.wav", text, 1.1) for text in texts))
+    source = [f"data.train.clips.path={manifest}", "data.evaluation={}"]
+    steps = "data.target_text={name: lower, remove_markers: true}"
+    code, out, _ = call("doctor", trained / "recipe.yaml", *source, steps)
+    assert code == 0
+    place = "✓ data.train.clips"
+    assert f"""{place} target: "<noise> I'M HERE" → "i'm here"\n{place} target: '<MUSIC>' → ''\n""" in out
+    assert out.count(" → ") == 3, "a few are enough"
+    assert f"{place}: data.target_text leaves nothing of 1 of 4 " in out
+    assert "markers" not in out
+    _, out, _ = call("doctor", trained / "recipe.yaml", *source)
+    assert " → " not in out
+    (line,) = [line for line in out.splitlines() if "markers" in line]
+    assert line.startswith(f"{place}: ")
+    assert "'<noise>' in 2, '<MUSIC>' in 1, '[laughter]' in 1 of 4" in line
+    assert "data.target_text" in line
+
+
+def test_doctor_finds_what_is_wrong(call: Output, trained: Path, tmp_path: Path) -> None:
+    for name in ("nan.wav", "stereo.wav", "cut_off.flac"):
+        shutil.copy(trained / name, tmp_path)
+    rows = [("nan.wav", "yes"), ("stereo.wav", "far too much text for one second " * 3), ("cut_off.flac", "")]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(manifest_row(tmp_path / name, text, 1.0) for name, text in rows))
+    code, out, err = call("doctor", trained / "recipe.yaml", f"data.train.clips.path={manifest}", "data.evaluation={}")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "✓ data.train.clips: 2 clips, 0.00 h, 1 dropped\n" in out
+    assert "✗ clips/nan.wav: " in out
+    assert [line for line in out.splitlines() if line.startswith("✗ clips/stereo.wav: 1.00 s, ")]
+    missing = call("doctor", trained / "recipe.yaml", "data.train.clips.path=/nowhere.jsonl")
+    assert "✗ data.train.clips: " in missing[1]
+    assert "/nowhere.jsonl" in missing[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_misses_the_gpu(call: Output, trained: Path) -> None:
+    code, out, _ = call("doctor", trained / "recipe.yaml", "execution.device=cuda")
+    assert code == 2
+    assert "✗ execution.device: cuda" in out

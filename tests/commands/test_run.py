@@ -1,0 +1,142 @@
+"""``run``: what it prints and writes, bad data, and refusals before training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands.conftest import Output
+from tests.conftest import (
+    TEXTS,
+    UNUSABLE,
+    UNUSUAL,
+    changed,
+    manifest_row,
+    tiny_recipe,
+    write_clips,
+    write_odd_clips,
+)
+from tiny_audio.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, out, err = call("run", trained / "recipe.yaml", "training.steps=3", "--output-dir", folder)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("run ")
+    assert lines[1].startswith("reading the evaluation data; ")
+    assert lines[2:4] == ["reading the training data", "8 training clips, 0.00 hours"]
+    assert lines[4].startswith("step 3/3: loss ")
+    assert [line for line in lines if line.startswith("held_out")]
+    assert lines[-2:] == [f"report: {folder / 'report.html'}", f"model:  {folder / 'model'}"]
+    for name in ("recipe.yaml", "metrics.jsonl", "report.json", "report.html", "evaluation/held_out.jsonl"):
+        assert (folder / name).is_file(), name
+
+
+def test_the_scores_fit_a_terminal(call: Output, trained: Path) -> None:
+    _, out, _ = call("run", trained / "recipe.yaml", "--output-dir", trained / "run")
+    table = [line for line in out.splitlines() if str(trained) not in line]
+    assert max(map(len, table)) <= 80
+    assert "…" not in out
+    assert "held_out" in out
+    assert "  CTC head alone" in out
+
+
+def test_a_folder_of_ones_own_choice_is_not_needed(
+    call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("run", trained / "recipe.yaml", "training.steps=3", "data.evaluation={}")[0] == 0
+    run_id = load_recipe(trained / "recipe.yaml", ["training.steps=3", "data.evaluation={}"]).run_id()
+    assert (tmp_path / "runs" / f"recipe-{run_id}" / "model" / "config.json").is_file()
+
+
+def test_a_diverged_run_is_exit_code_1(call: Output, trained: Path, tmp_path: Path) -> None:
+    absurd = ["training.learning_rate=1e30", "training.max_skipped_steps=1", "training.warmup_steps=0"]
+    code, _, err = call("run", trained / "recipe.yaml", *absurd, "--output-dir", tmp_path)
+    assert code == 1
+    assert err.startswith("failed: 2 steps ")
+
+
+def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
+    """A twentieth of the clips of each kind that cannot be used, in training and in evaluation."""
+    manifest = write_clips(tmp_path, 14)
+    write_odd_clips(tmp_path)
+    with manifest.open("a") as file:
+        for name in (*UNUSABLE, *UNUSUAL):
+            file.write(manifest_row(tmp_path / name, TEXTS[0], 1.0))
+        file.write(manifest_row(tmp_path / "nowhere.wav", TEXTS[0], 1.0))
+    settings = {
+        "data__max_dropped_share": 0.5,
+        "training__steps": 12,
+        "ctc": {"weight": 0.3},
+        "generation__max_new_tokens": 20,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(changed(tiny_recipe(tmp_path), **settings)))
+    code, _, err = call("run", path, "--output-dir", tmp_path / "run")
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    # By the manifest, each lasts a second.
+    reasons = {**UNUSABLE, "one_sample.wav": "duration_differs", "manifest.jsonl:25": "audio_missing"}
+    expected = {f"{split}/{name}": reason for split in ("clips", "held_out") for name, reason in reasons.items()}
+    assert {row["id"]: row["reason"] for row in rows} == expected
+    assert all(row["detail"] for row in rows)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert sum(report["dropped"].values()) == len(expected)
+    assert report["evaluation"]["held_out"]["dropped"] == len(reasons)
+    assert report["evaluation"]["held_out"]["num_utterances"] == 14 + len(UNUSUAL)
+
+
+def test_a_world_without_a_launcher_is_refused(trained: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("tiny-audio")), "run", str(trained / "recipe.yaml")]
+    places = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    several = {name: value for name, value in os.environ.items() if name not in places} | {"WORLD_SIZE": "2"}
+    process = subprocess.run(
+        [*command, "--output-dir", str(tmp_path / "run")], env=several, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
+    for name in ("WORLD_SIZE", *places):
+        assert name in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_training(call: Output, trained: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, _, errors = call("run", trained / "recipe.yaml", "execution.device=cuda", "--output-dir", tmp_path / "run")
+    assert code == 2
+    assert errors.startswith("error: execution.device is cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_manifest_that_was_mended_is_scored_again(call: Output, trained: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.jsonl"
+    rows = [json.loads(line) for line in (trained / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["audio_filepath"] = str(trained / row["audio_filepath"])
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "run"
+    command = ("run", trained / "recipe.yaml", "training.steps=3", f"data.evaluation.held_out.path={manifest}")
+
+    def words() -> int:
+        assert call(*command, "--output-dir", folder)[0] == 0
+        report = json.loads((folder / "report.json").read_text())
+        return int(report["evaluation"]["held_out"]["num_reference_words"])
+
+    before = words()
+    rows[0]["text"] += " left right stop"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert words() == before + 3
+    manifest.unlink()
+    assert words() == before + 3

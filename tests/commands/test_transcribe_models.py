@@ -1,0 +1,115 @@
+"""``transcribe`` with a run's model: outputs, unreadable audio, and damaged model folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.conftest import Output
+from tests.conftest import (
+    UNUSABLE,
+    UNUSUAL,
+)
+from tests.support.processes import in_a_process
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_transcribe(call: Output, trained: Path) -> None:
+    clips = [trained / f"clip00{number}.{'flac' if number else 'wav'}" for number in range(3)]
+    code, out, err = call("transcribe", trained / "run" / "model", *clips)
+    assert (code, err) == (0, "")
+    assert [line.split("\t")[0] for line in out.splitlines()] == list(map(str, clips))
+
+
+def test_transcribe_names_what_it_cannot_read_and_does_the_rest(call: Output, trained: Path) -> None:
+    files = [trained / name for name in (*UNUSABLE, *UNUSUAL, "clip000.wav", "nowhere.wav")]
+    code, out, err = call("transcribe", trained / "run" / "model", *files)
+    assert code == 2
+    assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == [*UNUSUAL, "clip000.wav"]
+    messages = err.removeprefix("error: ").splitlines()
+    bad = [*UNUSABLE, "nowhere.wav"]
+    assert len(messages) == len(bad)
+    for name, message in zip(bad, messages, strict=True):
+        assert message.startswith(f"{trained / name}: ")
+
+
+def test_transcribe_as_json(call: Output, trained: Path) -> None:
+    files = [trained / name for name in ("nan.wav", "clip001.flac", "10_channels.wav")]
+    code, out, err = call("transcribe", trained / "run" / "model", *files, "--json", "--no-guards")
+    assert code == 2
+    assert err.splitlines()[-1] == f"error: {trained / 'nan.wav'}: holds NaN or infinite samples"
+    bad, good, wide = json.loads(out)
+    assert bad == {
+        "audio_filepath": str(trained / "nan.wav"),
+        "duration": None,
+        "text": None,
+        "ctc_text": None,
+        "truncated": None,
+        "segments": None,
+        "error": f"{trained / 'nan.wav'}: holds NaN or infinite samples",
+    }
+    assert good.keys() == bad.keys()
+    assert good["error"] is None
+    assert good["duration"] == pytest.approx(0.61)
+    assert isinstance(good["text"], str)
+    assert isinstance(good["ctc_text"], str)
+    assert isinstance(good["truncated"], bool)
+    assert wide["duration"] == 1.0
+
+
+def test_a_clip_is_heard_the_same_whatever_it_comes_with(call: Output, trained: Path) -> None:
+    clips = [trained / f"clip00{number}.{'wav' if number % 3 == 0 else 'flac'}" for number in range(8)]
+    together = json.loads(call("transcribe", trained / "run" / "model", *clips, "--json", "--no-guards")[1])
+    for clip, row in zip(clips[:3], together, strict=False):
+        assert json.loads(call("transcribe", trained / "run" / "model", clip, "--json", "--no-guards")[1]) == [row]
+
+
+def damaged(trained: Path, folder: Path, what: str) -> Any:
+    model = folder / "model"
+    shutil.copytree(trained / "run" / "model", model)
+    match what:
+        case "missing":
+            return folder / "nothing"
+        case "another kind":
+            (model / "config.json").write_text('{"model_type": "whisper"}')
+        case "no JSON":
+            (model / "config.json").write_text("{")
+        case "cut off":
+            weights = model / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "no weights":
+            (model / "model.safetensors").unlink()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "no such folder; give a run's folder, or that of an exported model"),
+        ("another kind", "a model folder of another kind: model_type is 'whisper'"),
+        ("no JSON", "not valid JSON"),
+        ("cut off", "the weights cannot be read, the folder is damaged or incomplete"),
+        ("no weights", "the weights cannot be read, the folder is damaged or incomplete"),
+    ],
+)
+def test_model_folders_that_cannot_be_used(
+    call: Output, trained: Path, tmp_path: Path, what: str, message: str
+) -> None:
+    folder = damaged(trained, tmp_path, what)
+    code, out, err = call("transcribe", folder, trained / "clip000.wav")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_transcribe_in_a_process_of_its_own(trained: Path) -> None:
+    process = in_a_process("transcribe", trained / "run" / "model", trained / "clip000.wav", trained / "text.wav")
+    assert process.returncode == 2
+    assert process.stdout.startswith(f"{trained / 'clip000.wav'}\t")
+    assert process.stderr.startswith(f"error: {trained / 'text.wav'}: not an audio file that can be decoded")
+    assert process.stderr.count("\n") == 1
