@@ -30,7 +30,8 @@ from tiny_audio.providers import (
     ProviderWord,
     encode,
 )
-from tiny_audio.providers._http import HttpConfig, asked_pause_s
+from tiny_audio.providers._http import HttpConfig
+from tiny_audio.runtime.retries import asked_wait_s
 
 AUDIO = encode(0.1 * torch.sin(torch.arange(16_000) / 20))
 VARIABLES = {
@@ -457,7 +458,7 @@ NOW = 1_800_000_000.0
     ],
 )
 def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    asked = asked_pause_s(headers, NOW)
+    asked = asked_wait_s(headers, NOW)
     assert asked == (None if seconds is None else pytest.approx(seconds))
 
 

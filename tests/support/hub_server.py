@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -273,9 +273,9 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    policy = replace(client.POLICY, base_wait_s=0.01, max_wait_s=0.05)
     for module in (client, ranges):
-        monkeypatch.setattr(module, "BASE_WAIT_S", 0.01)
-        monkeypatch.setattr(module, "MAX_WAIT_S", 0.05)
+        monkeypatch.setattr(module, "POLICY", policy)
     HfFileSystem.clear_instance_cache()
     forget()
 

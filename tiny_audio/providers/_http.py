@@ -1,17 +1,9 @@
-"""Asking over HTTP: keys, timeouts, tries with growing pauses, and answers that are checked before they are believed.
-
-Tries follow what the official clients do: 408, 409, 425, 429, 5xx and broken connections are tried again, anything else
-is not. A pause is what the server asks for (``Retry-After`` and its kin), and otherwise doubles, with jitter.
-"""
+"""Requests to providers over HTTP: keys, timeouts, retries as the official clients do them, and checked answers."""
 
 from __future__ import annotations
 
-import email.utils
 import ipaddress
-import math
 import os
-import random
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -23,18 +15,17 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, Validation
 
 from tiny_audio.config import NO_IDENTITY, UserError, problems
 from tiny_audio.providers import ProviderConfig, ProviderError, ProviderRefusedError
+from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s, is_transient
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 AUDIO_TYPE = "audio/flac"
-LONGEST_BACKOFF_S = 60.0
+_LONGEST_BACKOFF_S = 60.0
 
-_AGAIN = frozenset({408, 409, 425, 429})
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
 _EMPTY_ACCOUNT = "insufficient_quota"
 """OpenAI answers 429 with this code where an account has no money left: waiting does not help."""
 _MAX_SHOWN = 300
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:(\d+)ms)?")
 
 
 class HttpConfig(ProviderConfig):
@@ -121,52 +112,52 @@ class Api:
         Raises:
             ProviderError, ProviderRefusedError: see :class:`tiny_audio.providers.Provider`.
         """
-        for attempt in range(self.config.max_retries + 1):
-            self._wait_for_my_turn()
-            try:
-                response = self._client.request(method, self.config.base_url + path, **request)
-            except httpx2.TransportError as error:
-                failure, headers = self._broken(error), httpx2.Headers()
-            else:
-                if response.is_success:
-                    return self._checked(answer, response)
-                failure, headers = self._failure(response), response.headers
-                if not self._may_pass(response):
-                    hopeless = response.status_code in _HOPELESS or _EMPTY_ACCOUNT in response.text
-                    raise ProviderRefusedError(failure) if hopeless else ProviderError(failure)
-            if attempt < self.config.max_retries:
-                self._pause(attempt, headers, failure)
-        tries = self.config.max_retries + 1
-        raise ProviderError(f"{failure} (after {tries} {'try' if tries == 1 else 'tries'})")
+        config = self.config
+        policy = RetryPolicy(config.max_retries, config.retry_wait_s, _LONGEST_BACKOFF_S, config.max_wait_s)
+        try:
+            response = policy.call(lambda: self._attempt(method, path, request))
+        except TransientError as error:
+            if (error.asked_wait_s or 0.0) > config.max_wait_s:
+                raise ProviderError(
+                    f"{error} (it asks to wait {error.asked_wait_s:.0f} s; max_wait_s is {config.max_wait_s:g})"
+                ) from None
+            tries = config.max_retries + 1
+            raise ProviderError(f"{error} (after {tries} {'try' if tries == 1 else 'tries'})") from None
+        return self._checked(answer, response)
+
+    def _attempt(self, method: str, path: str, request: Mapping[str, Any]) -> httpx2.Response:
+        self._wait_until_open()
+        try:
+            response = self._client.request(method, self.config.base_url + path, **request)
+        except httpx2.TransportError as error:
+            raise TransientError(self._broken(error)) from error
+        if response.is_success:
+            return response
+        failure = self._failure(response)
+        if not self._may_pass(response):
+            hopeless = response.status_code in _HOPELESS or _EMPTY_ACCOUNT in response.text
+            raise ProviderRefusedError(failure) if hopeless else ProviderError(failure)
+        asked_s = asked_wait_s(response.headers, time.time())
+        if asked_s is not None and asked_s <= self.config.max_wait_s:
+            with self._lock:
+                self._open_at = max(self._open_at, time.monotonic() + asked_s)
+        raise TransientError(failure, asked_s)
 
     def problem(self, words: str) -> ProviderError:
         """An error in this provider's name."""
         return ProviderError(f"{self.config.name}: {self._shown(words)}")
 
-    def _wait_for_my_turn(self) -> None:
+    def _wait_until_open(self) -> None:
         with self._lock:
             left = self._open_at - time.monotonic()
         if left > 0:
             time.sleep(left)
 
-    def _pause(self, attempt: int, headers: httpx2.Headers, failure: str) -> None:
-        asked = asked_pause_s(headers, time.time())
-        if asked is not None and asked > self.config.max_wait_s:
-            raise ProviderError(f"{failure} (it asks to wait {asked:.0f} s; max_wait_s is {self.config.max_wait_s:g})")
-        pause = min(self.config.retry_wait_s * 2.0**attempt, LONGEST_BACKOFF_S) * random.uniform(0.5, 1)
-        if asked is not None:
-            # Never before its time; not all at once either. Some servers say 0 to everybody.
-            pause = max(pause, asked + random.uniform(0, min(asked, self.config.retry_wait_s)))
-            with self._lock:
-                self._open_at = max(self._open_at, time.monotonic() + asked)
-        time.sleep(pause)
-
     def _may_pass(self, response: httpx2.Response) -> bool:
         said = response.headers.get("x-should-retry")
         if said in ("true", "false"):
             return said == "true"
-        status = response.status_code
-        return (status in _AGAIN or status >= 500) and _EMPTY_ACCOUNT not in response.text
+        return is_transient(response.status_code) and _EMPTY_ACCOUNT not in response.text
 
     def _failure(self, response: httpx2.Response) -> str:
         words = " ".join(response.text.split()) or response.reason_phrase
@@ -206,56 +197,3 @@ def is_private_enough(url: str) -> bool:
     except ValueError:
         local = host == "localhost"
     return parts.scheme == "https" or local
-
-
-def asked_pause_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a server asks to wait; None where it does not say.
-
-    Read in this order: ``Retry-After-Ms``, ``Retry-After`` as seconds or as a date, ``X-RateLimit-Reset`` as seconds or
-    as a time, and OpenAI's ``X-RateLimit-Reset-Requests`` and ``-Tokens`` of whatever is used up, such as ``6m0s``.
-
-    Args:
-        headers: by lower-case name.
-        now: seconds since 1970.
-    """
-    candidates = [
-        _number(headers.get("retry-after-ms"), 1e-3),
-        _number(headers.get("retry-after"), 1.0),
-        _until(headers.get("retry-after"), now),
-        _reset(headers.get("x-ratelimit-reset"), now),
-        *(
-            _duration(headers.get(f"x-ratelimit-reset-{kind}"))
-            for kind in ("requests", "tokens")
-            if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
-        ),
-    ]
-    return next((seconds for seconds in candidates if seconds is not None), None)
-
-
-def _number(text: str | None, unit: float) -> float | None:
-    try:
-        seconds = float(text or "") * unit
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def _until(text: str | None, now: float) -> float | None:
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text or "").timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _reset(text: str | None, now: float) -> float | None:
-    seconds = _number(text, 1.0)
-    return max(0.0, seconds - now) if seconds is not None and seconds > now / 2 else seconds
-
-
-def _duration(text: str | None) -> float | None:
-    """``1s``, ``6m0s``, ``20ms``: as Go writes durations."""
-    found = _DURATION.fullmatch(text or "")
-    if not text or found is None:
-        return None
-    hours, minutes, seconds, milliseconds = (_number(part, 1.0) or 0.0 for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000

@@ -1,55 +1,50 @@
-"""Calls to the Hugging Face hub: again where it makes sense, and in words that say what to do where it does not."""
+"""Requests to the Hugging Face hub: retries, and error messages that say what to do."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from tiny_audio.config import UserError
+from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s, is_transient
 
 ResultT = TypeVar("ResultT")
 
-_LOG = logging.getLogger(__name__)
-
-MAX_RETRIES = 8
-"""Of one request; the waits add up to three quarters of a minute, and more where the hub says how long to wait."""
-BASE_WAIT_S, MAX_WAIT_S = 1.0, 8.0
+POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0)
+"""Waits add up to half a minute and more, or to what the hub asks for."""
 _MAX_CONNECT_RETRIES = 2
 """Without a network, nobody wants to wait for the message."""
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
-def retried(call: Callable[[], ResultT]) -> ResultT:
-    """What ``call`` gives, which asks the hub something that the library itself asks only once.
+def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_RETRIES) -> ResultT:
+    """The result of ``call``, which sends a request to the hub and is called again after failures that may pass.
 
-    Waits are doubled each time, and are as long as the hub's rate limit says.
+    Args:
+        connect_retries: how often to try again if the hub cannot be reached.
 
     Raises:
-        OSError, httpx2.HTTPError: the last answer, where no try succeeded or another would not help.
+        OSError, httpx2.HTTPError: the last answer, if no try succeeded or another would not help.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
-    for attempt in range(MAX_RETRIES + 1):
+    def attempt() -> ResultT:
         try:
             return call()
         except HfHubHTTPError as error:
-            if error.response.status_code not in _TRANSIENT or attempt == MAX_RETRIES:
+            if not is_transient(error.response.status_code):
                 raise
-            wait_s = _asked_wait_s(error.response.headers)
-            reason: object = f"HTTP {error.response.status_code}"
+            reason = f"the hub answers HTTP {error.response.status_code}"
+            raise TransientError(reason, asked_wait_s(error.response.headers, time.time())) from error
         except httpx2.TransportError as error:
             refused = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-            if attempt == (_MAX_CONNECT_RETRIES if refused else MAX_RETRIES):
-                raise
-            wait_s, reason = None, error
-        if wait_s is None:
-            wait_s = min(MAX_WAIT_S, BASE_WAIT_S * 2**attempt)
-        _LOG.warning("the hub answers %s; trying again in %.0f s", reason, wait_s)
-        time.sleep(wait_s)
-    raise AssertionError("the last attempt returns or raises")
+            raise TransientError(f"the hub: {error}", max_retries=connect_retries if refused else None) from error
+
+    try:
+        return POLICY.call(attempt)
+    except TransientError as error:
+        raise error.__cause__ or error from None
 
 
 def explained(error: Exception, repo: str, revision: str) -> UserError:
@@ -96,12 +91,12 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
         status = error.response.status_code
         if status == 429:
             hint = "wait a few minutes" + ("" if get_token() else ", or log in with `hf auth login` for a higher limit")
-            return UserError(f"the hub limits your requests and still does after {MAX_RETRIES} retries; {hint}")
+            return UserError(f"the hub limits your requests and still does after {POLICY.max_retries} retries; {hint}")
         if status == 401:
             return UserError(f"the hub refuses your token for {repo}; log in again with `hf auth login`")
-        if status in _TRANSIENT:
+        if is_transient(status):
             return UserError(
-                f"the hub answers HTTP {status} for {repo}, after {MAX_RETRIES} retries; try later: {page}"
+                f"the hub answers HTTP {status} for {repo}, after {POLICY.max_retries} retries; try later: {page}"
             )
         return UserError(f"the hub answers HTTP {status} for {repo}; see {page}")
     if isinstance(error, httpx2.TransportError):
@@ -110,15 +105,3 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
             "after which what is in the cache is used without it"
         )
     raise error
-
-
-def _asked_wait_s(headers: object) -> float | None:
-    """Seconds until the hub answers again, where it says so."""
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    assert hasattr(headers, "get")
-    limit = parse_ratelimit_headers(headers)  # type: ignore[arg-type]
-    if limit is not None and limit.remaining == 0:
-        return limit.reset_in_seconds + 1.0
-    after = str(headers.get("retry-after") or "")
-    return float(after) if after.isdecimal() else None

@@ -1,21 +1,27 @@
-"""A file on the hub, read piece by piece.
+"""A file on the hub, read by range requests.
 
-The hub counts how often a file is resolved (a few thousand times in five minutes), not how often the place that it
-resolves to is read: so a file is resolved once, where the hub's own file system does it for every piece.
+The hub limits how often files are resolved (a few thousand times in five minutes), but not how often the resolved
+location is read. So a file is resolved once here. The hub's own file system resolves it for every range.
 """
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from tiny_audio.config import UserError
 from tiny_audio.sources import HubFile
-from tiny_audio.sources._hub.client import BASE_WAIT_S, MAX_RETRIES, MAX_WAIT_S, explained
+from tiny_audio.sources._hub.client import POLICY, explained, retried
+
+if TYPE_CHECKING:
+    import httpx2
+
+ResultT = TypeVar("ResultT")
 
 _EXPIRED = (401, 403)
-"""Answers of a place whose signature has run out."""
+"""Answers of a location whose signature has expired."""
 _TIMEOUT_S = 60.0
 
 
@@ -23,7 +29,7 @@ class RangeFile(io.RawIOBase):
     """A file of a dataset at a commit; each read is one range request.
 
     Raises:
-        UserError: on opening and on reading, where the hub cannot be reached or refuses.
+        UserError: on opening and on reading, if the hub cannot be reached or refuses.
     """
 
     def __init__(self, file: HubFile) -> None:
@@ -41,7 +47,7 @@ class RangeFile(io.RawIOBase):
         url = hf_hub_url(self._file.repo, self._file.path, repo_type="dataset", revision=self._file.revision)
         headers = build_hf_headers()
         try:
-            found = get_hf_file_metadata(url, headers=headers, timeout=_TIMEOUT_S, retry_on_errors=True)
+            found = self._retried(lambda: get_hf_file_metadata(url, headers=headers, timeout=_TIMEOUT_S))
         except EntryNotFoundError as error:
             raise UserError(
                 f"{self._file.repo} has no file {self._file.path} at commit {self._file.revision}"
@@ -50,20 +56,20 @@ class RangeFile(io.RawIOBase):
             raise explained(error, self._file.repo, self._file.revision) from error
         assert found.size is not None, "the hub states the size of all that it stores"
         self._size, self._location = found.size, found.location
-        # A signed place elsewhere needs no token, and must not get it.
+        # A signed location on another host needs no token and must not get it.
         same_host = urlsplit(url).netloc == urlsplit(found.location).netloc
         self._headers = headers if same_host else {}
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Bytes before the next one."""
+        """The position, in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -73,7 +79,7 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """All the bytes asked for, fewer at the end of the file only."""
+        """All the bytes asked for; fewer only at the end of the file."""
         end = self._size if size < 0 else min(self._size, self._position + size)
         if end <= self._position:
             return b""
@@ -86,14 +92,14 @@ class RangeFile(io.RawIOBase):
         from huggingface_hub.utils import hf_raise_for_status
 
         try:
-            response = self._request(start, end)
+            response = self._retried(lambda: self._request(start, end))
             if response.status_code in _EXPIRED:
                 self._resolve()
-                response = self._request(start, end)
+                response = self._retried(lambda: self._request(start, end))
             hf_raise_for_status(response)
         except (OSError, httpx2.HTTPError) as error:
             raise explained(error, self._file.repo, self._file.revision) from error
-        content: bytes = response.content
+        content = response.content
         if len(content) != end - start:
             raise UserError(
                 f"the hub gives {len(content):,} bytes of {self._file.path} where {end - start:,} were asked for; "
@@ -101,15 +107,15 @@ class RangeFile(io.RawIOBase):
             )
         return content
 
-    def _request(self, start: int, end: int) -> Any:
-        from huggingface_hub.utils import http_backoff
+    def _request(self, start: int, end: int) -> httpx2.Response:
+        from huggingface_hub.utils import get_session, hf_raise_for_status
 
-        return http_backoff(
-            "GET",
-            self._location,
-            headers={**self._headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"},
-            timeout=_TIMEOUT_S,
-            max_retries=MAX_RETRIES,
-            base_wait_time=BASE_WAIT_S,
-            max_wait_time=MAX_WAIT_S,
-        )
+        ranges = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        response = get_session().request("GET", self._location, headers=self._headers | ranges, timeout=_TIMEOUT_S)
+        if response.status_code not in _EXPIRED:
+            hf_raise_for_status(response)
+        return response
+
+    def _retried(self, call: Callable[[], ResultT]) -> ResultT:
+        """A run that has begun survives a network that is away for a while."""
+        return retried(call, connect_retries=POLICY.max_retries)

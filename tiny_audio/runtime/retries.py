@@ -1,0 +1,164 @@
+"""The one policy by which requests over the network are sent again, and the waits that servers ask for."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+ResultT = TypeVar("ResultT")
+
+_LOG = logging.getLogger(__name__)
+_TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+_GO_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:(\d+)ms)?")
+_RATE_LIMIT = re.compile(r";\s*r=0\s*;\s*t=(\d+)")
+
+
+def is_transient(status: int) -> bool:
+    """Whether a request that was answered with this HTTP status may succeed later."""
+    return status in _TRANSIENT_STATUSES or status >= 500
+
+
+class TransientError(Exception):
+    """A failure that may pass.
+
+    Args:
+        reason: what failed, for logs and messages.
+        asked_wait_s: how long the server asks to wait.
+        max_retries: a lower limit for failures of this kind.
+    """
+
+    def __init__(self, reason: str, asked_wait_s: float | None = None, max_retries: int | None = None) -> None:
+        super().__init__(reason)
+        self.asked_wait_s = asked_wait_s
+        self.max_retries = max_retries
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a request is sent again, and after which waits.
+
+    A wait is as long as the server asks. Otherwise it doubles each time, less a random part, so that clients that
+    failed together do not come back together.
+    """
+
+    max_retries: int
+    base_wait_s: float
+    """First wait."""
+    max_wait_s: float
+    """Longest wait if the server does not ask for one."""
+    max_asked_wait_s: float = math.inf
+    """If the server asks for more, the request has failed."""
+
+    def call(self, attempt: Callable[[], ResultT]) -> ResultT:
+        """The result of ``attempt``, which is called again when it raises :class:`TransientError`.
+
+        Raises:
+            TransientError: of the last attempt.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=self._stop,
+            wait=self._wait_s,
+            sleep=_sleep,
+            before_sleep=_log,
+            reraise=True,
+        )
+        return retrying(attempt)
+
+    def _stop(self, state: tenacity.RetryCallState) -> bool:
+        error = _error(state)
+        limit = self.max_retries if error.max_retries is None else min(self.max_retries, error.max_retries)
+        return state.attempt_number > limit or (error.asked_wait_s or 0.0) > self.max_asked_wait_s
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        wait_s = min(self.max_wait_s, self.base_wait_s * 2.0 ** (state.attempt_number - 1)) * random.uniform(0.5, 1)
+        asked_s = _error(state).asked_wait_s
+        if asked_s is None:
+            return wait_s
+        # Never before the time, and not all at once. Some servers say 0 to everybody.
+        return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
+
+
+def _error(state: tenacity.RetryCallState) -> TransientError:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, TransientError)
+    return error
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)  # looked up at each call: tests replace it
+
+
+def _log(state: tenacity.RetryCallState) -> None:
+    _LOG.info("%s; trying again in %.1f s", _error(state), state.upcoming_sleep)
+
+
+def asked_wait_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that a server asks to wait; None if it does not say.
+
+    Read in this order: ``Retry-After-Ms``; ``Retry-After`` as seconds or as a date; ``RateLimit`` as the Hugging Face
+    hub sends it; ``X-RateLimit-Reset`` as seconds or as a time; OpenAI's ``X-RateLimit-Reset-Requests`` and
+    ``-Tokens`` of what is used up, such as ``6m0s``.
+
+    Args:
+        headers: by lower-case name.
+        now: seconds since 1970.
+    """
+    candidates = [
+        _number(headers.get("retry-after-ms"), 1e-3),
+        _number(headers.get("retry-after"), 1.0),
+        _until(headers.get("retry-after"), now),
+        _rate_limit(headers.get("ratelimit")),
+        _reset(headers.get("x-ratelimit-reset"), now),
+        *(
+            _duration(headers.get(f"x-ratelimit-reset-{kind}"))
+            for kind in ("requests", "tokens")
+            if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
+        ),
+    ]
+    return next((seconds for seconds in candidates if seconds is not None), None)
+
+
+def _number(text: str | None, unit: float) -> float | None:
+    try:
+        seconds = float(text or "") * unit
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _until(text: str | None, now: float) -> float | None:
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text or "").timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _rate_limit(text: str | None) -> float | None:
+    """``"resolvers";r=0;t=30``: nothing remains for 30 s, rounded down."""
+    found = _RATE_LIMIT.search(text or "")
+    return int(found[1]) + 1.0 if found else None
+
+
+def _reset(text: str | None, now: float) -> float | None:
+    seconds = _number(text, 1.0)
+    return max(0.0, seconds - now) if seconds is not None and seconds > now / 2 else seconds
+
+
+def _duration(text: str | None) -> float | None:
+    """``1s``, ``6m0s``, ``20ms``: as Go writes durations."""
+    found = _GO_DURATION.fullmatch(text or "")
+    if not text or found is None:
+        return None
+    hours, minutes, seconds, milliseconds = (_number(part, 1.0) or 0.0 for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000
