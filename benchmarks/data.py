@@ -3,6 +3,7 @@
     python benchmarks/data.py                                       clips are noise with the loudness of speech
     python benchmarks/data.py --manifest librispeech/all.jsonl      real speech, each clip as often as needed
     python benchmarks/data.py --only plan                           only the ten million clips
+    python benchmarks/data.py --only memory                         only shared-memory batches against torch's own
 
 Loading: parquet shards in the schema of LoquaciousSet hold FLAC. Three take turns, an epoch each:
 
@@ -10,6 +11,9 @@ Loading: parquet shards in the schema of LoquaciousSet hold FLAC. Three take tur
 - streaming: `datasets` in streaming mode with a shuffle buffer, `Audio(decode=False)`, soundfile and padding in the two
   workers of a DataLoader, batches of a fixed number of clips, with their targets;
 - decoding: two processes that have the same FLAC in memory and decode it with soundfile, and do nothing else.
+
+Shared memory (`tiny_audio/data/shared_batches.py`): ours again, with padded tensors that the DataLoader passes on in
+its own way. The two alternate, who begins changes, and each pair of epochs gives one ratio.
 
 Starting the workers is part of an epoch for the first two. Ours must reach 70 % of the rate of decoding alone.
 
@@ -36,6 +40,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -46,9 +51,12 @@ from record import Record, spread
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from tiny_audio.data import batches as data_batches
 from tiny_audio.data.augmentation import AugmentationConfig
-from tiny_audio.data.clips import ClipSet, PlannedBatches, TargetEncoder
+from tiny_audio.data.batches import PlannedBatches
+from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.order import BatchingConfig
+from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.decoders import DECODERS, build_tokenizer
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import SAMPLE_RATE
@@ -119,7 +127,7 @@ def write_shards(folder: Path, clips: Iterator[tuple[bytes, float, str]], count:
 
 
 def ours(folder: Path, cache: Path, epoch: int) -> tuple[int, float]:
-    """Clips and seconds of one epoch."""
+    """Clips and seconds of one epoch; every page of the waveforms is read once."""
     clips = gathered(folder, cache)
     decoder = DECODERS.entry("smollm3").config.tiny()
     tokenizer = build_tokenizer(decoder, clips.texts)
@@ -130,6 +138,7 @@ def ours(folder: Path, cache: Path, epoch: int) -> tuple[int, float]:
     count = 0
     for batch in DataLoader(batches, batch_size=None, sampler=range(len(plan)), num_workers=WORKERS):
         assert not batch.dropped, batch.dropped[0]
+        batch.waveforms.flatten()[::1024].sum()
         count += len(batch.targets)
     return count, time.perf_counter() - started
 
@@ -185,6 +194,25 @@ def _decode(files: list[Path], barrier: Any, results: Any) -> None:
     for clip in clips:
         soundfile.read(io.BytesIO(clip), dtype="float32")
     results.put((len(clips), time.perf_counter() - started))
+
+
+def memory(record: Record, manifest: Path | None, count: int, pairs: int) -> None:
+    """Shared-memory batches against torch's own shared memory."""
+    ratios, decoded_s = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        shards, cache = Path(folder) / "shards", Path(folder) / "cache"
+        shards.mkdir()
+        write_shards(shards, noise() if manifest is None else speech(manifest), count)
+        for epoch in range(pairs):
+            seconds = {}
+            for supported in (True, False) if epoch % 2 else (False, True):
+                with patch.object(data_batches, "SUPPORTED", supported):
+                    seconds[supported] = ours(shards, cache, epoch)[1]
+            ratios.append(seconds[False] / seconds[True])
+            decoded_s.append(seconds[True])
+    record.say("## Shared memory")
+    record.say(f"{count:,} clips; {pairs} pairs of epochs, ours {spread(decoded_s, 2)} s each.")
+    record.say(f"Rate with shared-memory batches over the rate with torch's own: {spread(ratios)}.")
 
 
 def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> None:
@@ -315,7 +343,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=2000, help="to load in each epoch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plan-clips", type=int, default=10_000_000)
-    parser.add_argument("--only", choices=("load", "plan"))
+    parser.add_argument("--only", choices=("load", "memory", "plan"))
     parser.add_argument("--output", type=Path, help="write the page there too")
     parser.add_argument("--stage", nargs=3, metavar=("NAME", "SHARDS", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -327,9 +355,11 @@ def main() -> int:
     record = Record(
         "Data: loading against streaming and decoding alone, and planning ten million clips", arguments.output
     )
-    if arguments.only != "plan":
+    if arguments.only in (None, "load"):
         loading(record, arguments.manifest, arguments.clips, arguments.rounds)
-    if arguments.only != "load":
+    if arguments.only in (None, "memory"):
+        memory(record, arguments.manifest, arguments.clips, max(8, arguments.rounds))
+    if arguments.only in (None, "plan"):
         planning(record, arguments.plan_clips)
     return record.write()
 

@@ -160,7 +160,8 @@ def measure(document: Document) -> int:
     """Peak bytes of three steps of training, from the machine alone."""
     import torch
 
-    from tiny_audio.data.clips import ClipSet, TargetEncoder
+    from tiny_audio.data.clips import ClipSet
+    from tiny_audio.data.target_encoder import TargetEncoder
     from tiny_audio.recipe import Recipe
     from tiny_audio.sources import SOURCES, SourceContext
     from tiny_audio.training.loop import Trainer

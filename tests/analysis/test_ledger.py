@@ -21,7 +21,7 @@ from tests.training.test_parallel import train
 from tests.training.test_training import Listener, make_trainer, parse
 from tiny_audio.analysis.ledger import account, ledger_rows
 from tiny_audio.commands.run import Run
-from tiny_audio.data.clips import Batch
+from tiny_audio.data.batches import Batch
 from tiny_audio.export.card import model_card
 from tiny_audio.plan import plan_recipe
 from tiny_audio.plan._hardware import GPUS, gpu_reported_as

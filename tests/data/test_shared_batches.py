@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from tiny_audio.data import shared_batches
-from tiny_audio.data.clips import Batch
+from tiny_audio.data.batches import Batch
 from tiny_audio.data.shared_batches import SharedBatches
 
 pytestmark = pytest.mark.skipif(

@@ -22,7 +22,7 @@ from tests.support.parquet_shards import LOQUACIOUS, Row, encoded_clip, loquacio
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import clip_seed
-from tiny_audio.data.clips import Batch, PlannedBatches
+from tiny_audio.data.batches import Batch, PlannedBatches
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.metrics import read_metrics

@@ -1,29 +1,19 @@
-"""Clips ready to train on: gathered from sources, checked, loaded, batched."""
+"""Clips of sources: gathered under bounds of duration, kept as columns, loaded one by one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, cast, overload
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, get_worker_info
 
 from tiny_audio.audio.load import MIN_DURATION_S, AudioError, load_audio
 from tiny_audio.config import UserError
-from tiny_audio.ctc import CtcVocabulary, min_frames
-from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
-from tiny_audio.data.shared_batches import SUPPORTED, SharedBatches
 from tiny_audio.data.text import TargetText, TargetTextChoice
-from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 
@@ -197,23 +187,6 @@ class ClipSet:
         """Clips inside the bounds of length, those that cannot be used included."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
-    def usable_again(self, ids: Collection[str], target_encoder: TargetEncoder, max_duration_s: float) -> list[str]:
-        """Those of the ids whose clips can be used now, or are no longer part of the data; reads these clips.
-
-        Args:
-            ids: of clips that could not be used.
-        """
-        unusable = {drop.id for drop in self.dropped}.intersection(ids)
-        left = set(ids) - unusable
-        for clip in self.clips if left else ():
-            if clip.id in left:
-                left.remove(clip.id)
-                if target_encoder.dropped(clip, max_duration_s) is not None:
-                    unusable.add(clip.id)
-                if not left:
-                    break
-        return [id_ for id_ in ids if id_ not in unusable]
-
     @property
     def texts(self) -> Iterator[str]:
         """All transcripts, as they become targets, one by one."""
@@ -253,233 +226,3 @@ def _joined_weights(weights: Sequence[np.ndarray | None], rows: Sequence[np.ndar
     return np.concatenate(
         [np.ones(len(kept)) if weight is None else weight for weight, kept in zip(weights, rows, strict=True)]
     )
-
-
-def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
-    """Stop where too much is unusable. Clips outside the recipe's own bounds of length do not count: those were chosen.
-
-    Args:
-        num_clips: inside the bounds, unusable ones included.
-
-    Raises:
-        UserError: counts by reason, and an example of each.
-    """
-    dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
-    if num_clips and len(dropped) <= max_share * num_clips:
-        return
-    examples = {drop.reason: drop for drop in dropped}
-    reasons = "\n".join(
-        f"  {reason}: {count}, such as {examples[reason].id}: {examples[reason].detail}"
-        for reason, count in Counter(drop.reason for drop in dropped).most_common()
-    )
-    share = len(dropped) / num_clips if num_clips else 1.0
-    raise UserError(
-        f"{len(dropped)} of {num_clips} training clips are unusable ({share:.1%}; data.max_dropped_share is "
-        f"{max_share:.1%}):\n{reasons}\nMend the data, or raise data.max_dropped_share."
-    )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One padded batch.
-
-    B clips · S samples of the longest
-    """
-
-    waveforms: Tensor
-    """``[B, S]`` float32 at 16 kHz, zero beyond each length."""
-    lengths: Tensor
-    """``[B]`` int64, samples."""
-    targets: list[Tensor]
-    """B rows of token ids, each ending in the end token."""
-    ctc_targets: list[list[int]] | None
-    """B rows of CTC labels; None without a CTC head."""
-    seeds: list[int]
-    """One for each clip's augmentation."""
-    dropped: list[Dropped] = field(default_factory=list)
-    """Clips of the plan that turned out unusable."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Between processes each tensor would get shared memory of its own, which is dear for a few numbers.
-        targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
-        return {**self.__dict__, "targets": targets, "lengths": lengths}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        targets, lengths = map(torch.tensor, state["targets"]), torch.tensor(state["lengths"], dtype=torch.long)
-        self.__dict__.update({**state, "targets": list(targets), "lengths": lengths})
-
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio, without padding."""
-        return int(self.lengths.sum()) / SAMPLE_RATE
-
-    @property
-    def padded_s(self) -> float:
-        """Seconds of audio, padding included."""
-        return self.waveforms.numel() / SAMPLE_RATE
-
-    def pin_memory(self) -> Batch:
-        """In page-locked memory, so that copies run beside the computation; a DataLoader calls it."""
-        return replace(
-            self,
-            waveforms=self.waveforms.pin_memory(),
-            lengths=self.lengths.pin_memory(),
-            targets=[row.pin_memory() for row in self.targets],
-        )
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return replace(
-            self,
-            waveforms=self.waveforms.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
-            targets=[row.to(device, non_blocking=True) for row in self.targets],
-        )
-
-
-@dataclass(frozen=True)
-class TargetEncoder:
-    """Turns transcripts into targets, and says which clips cannot be learned from."""
-
-    tokenizer: Any
-    end_id: int
-    ctc: CtcVocabulary | None
-    encoder: EncoderConfig
-    _last: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
-
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.all_special_ids)  # a tokenizer gathers them anew each time
-
-    def targets(self, text: str) -> Tensor:
-        """Token ids, the end token last."""
-        return torch.tensor([*self._ids(text), self.end_id])
-
-    def problem(self, text: str, num_samples: int) -> tuple[str, str] | None:
-        """A reason and its detail where text and clip cannot go together."""
-        if not text:
-            return "text_missing", "data.target_text leaves nothing of its transcript"
-        ids = self._ids(text)
-        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
-            return "unknown_token", f"the tokenizer has no token for a character of {text!r}"
-        special = sorted(self._special_ids.intersection(ids))
-        if special:
-            name = self.tokenizer.convert_ids_to_tokens(special[0])
-            return "special_token", f"{text!r} holds {name!r}, which steers the decoder and is no word"
-        if self.ctc is None:
-            return None
-        labels = self.ctc.encode(text)
-        if labels is None:
-            strange = "".join(sorted(set(text) - set(self.ctc.characters)))
-            return "unknown_character", f"the CTC head has no label for {strange!r}"
-        frames = self.encoder.num_frames(num_samples)
-        if min_frames(labels) > frames:
-            return "text_too_long", f"{len(labels)} characters do not fit {frames} frames"
-        return None
-
-    def dropped(self, clip: Clip, max_duration_s: float) -> Dropped | None:
-        """What is wrong with a clip as it is; reads it."""
-        try:
-            num_samples = len(clip.load(max_duration_s))
-        except AudioError as error:
-            return Dropped(clip.id, error.reason, str(error))
-        problem = self.problem(clip.utterance.text, num_samples)
-        return Dropped(clip.id, *problem) if problem else None
-
-    def _ids(self, text: str) -> list[int]:
-        # A text is checked, and then made into targets.
-        if text not in self._last:
-            self._last.clear()
-            self._last[text] = self.tokenizer.encode(text, add_special_tokens=False)
-        return self._last[text]
-
-
-class PlannedBatches(Dataset[Batch]):
-    """The batches of one epoch's plan; item k is a pure function of it, so workers and restarts change nothing.
-
-    Of several processes, each takes its part of every global batch: ``rank``, ``rank + world_size``, … of its clips,
-    which are sorted by duration, so that the parts take about as long. A part may be empty.
-    """
-
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        plan: EpochPlan,
-        target_encoder: TargetEncoder,
-        augmentation: AugmentationConfig,
-        max_duration_s: float,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.clips = clips
-        self.plan = plan
-        self.target_encoder = target_encoder
-        self.augmentation = augmentation
-        self.max_duration_s = max_duration_s
-        self.seed = seed
-        self.epoch = epoch
-        self.part = slice(rank, None, world_size)
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, k: int) -> Batch:
-        with _one_thread():
-            return self._batch(k)
-
-    def _batch(self, k: int) -> Batch:
-        waveforms: list[Tensor] = []
-        targets, ctc_targets, seeds, dropped = [], [], [], []
-        for index, repeat in zip(self.plan[k][self.part], self.plan.repeats_of(k)[self.part], strict=True):
-            clip = self.clips[int(index)]
-            seed, text = clip_seed(self.seed, self.epoch, clip.id, int(repeat)), clip.utterance.text
-            try:
-                recorded = clip.load(self.max_duration_s)
-                waveform = augment_waveform(self.augmentation, recorded, seed, self.max_duration_s)
-            except AudioError as error:
-                dropped.append(Dropped(clip.id, error.reason, str(error)))
-                continue
-            problem = self.target_encoder.problem(text, len(waveform))
-            if problem and len(waveform) < len(recorded):
-                # Its text may fit the clip, and only not the clip sped up, which is no fault of the data.
-                as_recorded = self.augmentation.model_copy(update={"speed": None})
-                waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
-                problem = self.target_encoder.problem(text, len(waveform))
-            if problem:
-                dropped.append(Dropped(clip.id, *problem))
-                continue
-            waveforms.append(waveform)
-            targets.append(self.target_encoder.targets(text))
-            seeds.append(seed)
-            if self.target_encoder.ctc is not None:
-                ctc_targets.append(self.target_encoder.ctc.encode(text) or [])
-        return Batch(
-            waveforms=_padded(waveforms),
-            lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
-            targets=targets,
-            ctc_targets=ctc_targets if self.target_encoder.ctc is not None else None,
-            seeds=seeds,
-            dropped=dropped,
-        )
-
-
-def _padded(waveforms: list[Tensor]) -> Tensor:
-    """``[B, S]``; in a loader's process what becomes that where it is received, see :class:`SharedBatches`."""
-    if not waveforms:
-        return torch.zeros(0, 0)
-    if SUPPORTED and get_worker_info() is not None:
-        return cast(Tensor, SharedBatches(waveforms))
-    return pad_sequence(waveforms, batch_first=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a loader process: a resampler's last bits depend on how many threads share its sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

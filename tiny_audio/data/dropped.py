@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Container, Iterable
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tiny_audio.data.clips import BOUNDS, check_dropped
+from tiny_audio.audio.load import AudioError
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import BOUNDS, ClipSet
+from tiny_audio.data.target_encoder import TargetEncoder, TargetError
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.sources import Dropped
 
@@ -87,10 +91,53 @@ class DroppedClips:
         """Stop where there are too many.
 
         Raises:
-            UserError: see :func:`tiny_audio.data.clips.check_dropped`.
+            UserError: see :func:`check_dropped`.
         """
         if self.over_ceiling():
             check_dropped(list(self._by_id.values()), self._num_clips, self._max_share)
+
+
+def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
+    """Stop where too much is unusable. Clips outside the recipe's own bounds of length do not count: those were chosen.
+
+    Args:
+        num_clips: inside the bounds, unusable ones included.
+
+    Raises:
+        UserError: counts by reason, and an example of each.
+    """
+    dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
+    if num_clips and len(dropped) <= max_share * num_clips:
+        return
+    examples = {drop.reason: drop for drop in dropped}
+    reasons = "\n".join(
+        f"  {reason}: {count}, such as {examples[reason].id}: {examples[reason].detail}"
+        for reason, count in Counter(drop.reason for drop in dropped).most_common()
+    )
+    share = len(dropped) / num_clips if num_clips else 1.0
+    raise UserError(
+        f"{len(dropped)} of {num_clips} training clips are unusable ({share:.1%}; data.max_dropped_share is "
+        f"{max_share:.1%}):\n{reasons}\nMend the data, or raise data.max_dropped_share."
+    )
+
+
+def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEncoder) -> list[str]:
+    """Those of the unusable clips ``ids`` that can be used now, or that are no longer part of the data.
+
+    Reads the audio of these clips.
+    """
+    unusable = {drop.id for drop in clips.dropped}.intersection(ids)
+    left = set(ids) - unusable
+    for clip in clips.clips if left else ():
+        if clip.id in left:
+            left.remove(clip.id)
+            try:
+                target_encoder.encode(clip.utterance.text, len(clip.load(clips.max_duration_s)))
+            except (AudioError, TargetError):
+                unusable.add(clip.id)
+            if not left:
+                break
+    return [id_ for id_ in ids if id_ not in unusable]
 
 
 def _once(dropped: Iterable[Dropped], known: Container[str]) -> list[Dropped]:

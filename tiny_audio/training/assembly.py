@@ -7,7 +7,8 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.data.clips import ClipSet, TargetEncoder
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import build_prompt

@@ -13,9 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.clips import Batch, ClipSet, PlannedBatches, TargetEncoder
+from tiny_audio.data.batches import Batch, PlannedBatches
+from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.order import EpochPlan
 from tiny_audio.data.prefetcher import Prefetcher
+from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped

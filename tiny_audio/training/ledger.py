@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tiny_audio.analysis.ledger import JOULES_PER_KWH, rates
-from tiny_audio.data.clips import Batch
+from tiny_audio.data.batches import Batch
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.plan.work import Work
 from tiny_audio.training.checkpoint import Progress

@@ -16,8 +16,9 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
 from tiny_audio.data.augmentation import SpecAugment
-from tiny_audio.data.clips import ClipSet, TargetEncoder
-from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped, usable_again
+from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.model.model import TargetScores, TinyAudioModel
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
@@ -163,7 +164,7 @@ class Trainer:
         if not ids:
             return []
         self.callback.note(f"{len(ids)} clips could not be used, which is too many: reading them again")
-        usable = self.clips.usable_again(ids, self.target_encoder, self.recipe.data.max_duration_s)
+        usable = usable_again(self.clips, ids, self.target_encoder)
         if usable:
             self._dropped_log.remove(set(usable))
         self.callback.note(f"{len(usable)} of them can be used now")

@@ -32,7 +32,8 @@ from tiny_audio.commands.bench.units import Budget, CachedMaterial, Material, Wa
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
-from tiny_audio.data.clips import ClipSet, check_dropped
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.dropped import check_dropped
 from tiny_audio.data.evaluation_clips import evaluation_clips
 from tiny_audio.evaluation import Hypothesis
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint

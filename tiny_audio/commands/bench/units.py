@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from tiny_audio.commands.bench.features import Features
 from tiny_audio.config import RunFailed
 from tiny_audio.data.augmentation import SpecAugment
-from tiny_audio.data.clips import BOUNDS, ClipSet, PlannedBatches, TargetEncoder, check_dropped
+from tiny_audio.data.batches import PlannedBatches
+from tiny_audio.data.clips import BOUNDS, ClipSet
+from tiny_audio.data.dropped import check_dropped
 from tiny_audio.data.order import plan_epoch
+from tiny_audio.data.target_encoder import TargetEncoder, TargetError
 from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
 from tiny_audio.frames import Frames
 from tiny_audio.model.model import TargetScores, TinyAudioModel
@@ -85,21 +88,20 @@ class CachedMaterial:
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
         """Mapped from disk; no CTC loss, since nothing below the projector trains."""
-        features, dropped, usable = self.train, list(self.train.dropped), []
+        features, dropped = self.train, list(self.train.dropped)
+        ids: dict[int, list[int]] = {}
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
-            problem = target_encoder.problem(clip.utterance.text, samples)
-            if problem is None:
-                usable.append(index)
-            else:
-                dropped.append(Dropped(clip.id, *problem))
+            try:
+                ids[index] = target_encoder.encode(clip.utterance.text, samples).ids
+            except TargetError as error:
+                dropped.append(Dropped(clip.id, error.reason, str(error)))
+        usable = list(ids)
         num_clips = len(usable) + sum(drop.reason not in BOUNDS for drop in dropped)
         check_dropped(dropped, num_clips, recipe.data.max_dropped_share)
         durations = [features.clips[index].utterance.duration_s for index in usable]
         for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
             chosen = [usable[place] for place in batch.tolist()]
-            targets = [
-                target_encoder.targets(features.clips[index].utterance.text).to(model.device) for index in chosen
-            ]
+            targets = [torch.tensor(ids[index], device=model.device) for index in chosen]
 
             def frames(chosen: list[int] = chosen) -> Frames:
                 return features.frames(chosen, model.device)

@@ -1,0 +1,180 @@
+"""Padded training batches: the items of a planned epoch, loaded, augmented and encoded in loader processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, get_worker_info
+
+from tiny_audio.audio.load import AudioError
+from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
+from tiny_audio.data.clips import Clip
+from tiny_audio.data.order import EpochPlan
+from tiny_audio.data.shared_batches import SUPPORTED, SharedBatches
+from tiny_audio.data.target_encoder import Target, TargetEncoder, TargetError
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.sources import Dropped
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch.
+
+    B clips · S samples of the longest
+    """
+
+    waveforms: Tensor
+    """``[B, S]`` float32 at 16 kHz, zero beyond each length."""
+    lengths: Tensor
+    """``[B]`` int64, samples."""
+    targets: list[Tensor]
+    """B rows of token ids, each ending in the end token."""
+    ctc_targets: list[list[int]] | None
+    """B rows of CTC labels; None if there is no CTC head."""
+    seeds: list[int]
+    """For each clip, the seed of its augmentation."""
+    dropped: list[Dropped] = field(default_factory=list)
+    """Planned clips that could not be used."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each tensor sent between processes gets its own shared memory, which is expensive for a few numbers.
+        targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
+        return {**self.__dict__, "targets": targets, "lengths": lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        targets, lengths = map(torch.tensor, state["targets"]), torch.tensor(state["lengths"], dtype=torch.long)
+        self.__dict__.update({**state, "targets": list(targets), "lengths": lengths})
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio, without padding."""
+        return int(self.lengths.sum()) / SAMPLE_RATE
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of audio, padding included."""
+        return self.waveforms.numel() / SAMPLE_RATE
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, from which transfers overlap with computation. The DataLoader calls it."""
+        return replace(
+            self,
+            waveforms=self.waveforms.pin_memory(),
+            lengths=self.lengths.pin_memory(),
+            targets=[row.pin_memory() for row in self.targets],
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on another device."""
+        return replace(
+            self,
+            waveforms=self.waveforms.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+            targets=[row.to(device, non_blocking=True) for row in self.targets],
+        )
+
+
+class PlannedBatches(Dataset[Batch]):
+    """The batches of one planned epoch. Item k is a pure function of the plan, whatever the number of workers.
+
+    In a run of several processes, each takes its slice of every global batch: clips ``rank``, ``rank + world_size``, ….
+    Clips are sorted by duration, so the slices take about as long. A slice may be empty.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        plan: EpochPlan,
+        target_encoder: TargetEncoder,
+        augmentation: AugmentationConfig,
+        max_duration_s: float,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.clips = clips
+        self.plan = plan
+        self.target_encoder = target_encoder
+        self.augmentation = augmentation
+        self.max_duration_s = max_duration_s
+        self.seed = seed
+        self.epoch = epoch
+        self.part = slice(rank, None, world_size)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, k: int) -> Batch:
+        with _one_thread():
+            return self._batch(k)
+
+    def _batch(self, k: int) -> Batch:
+        waveforms: list[Tensor] = []
+        targets: list[Target] = []
+        seeds: list[int] = []
+        dropped: list[Dropped] = []
+        for index, repeat in zip(self.plan[k][self.part], self.plan.repeats_of(k)[self.part], strict=True):
+            clip = self.clips[int(index)]
+            seed = clip_seed(self.seed, self.epoch, clip.id, int(repeat))
+            try:
+                waveform, target = self._example(clip, seed)
+            except (AudioError, TargetError) as error:
+                dropped.append(Dropped(clip.id, error.reason, str(error)))
+                continue
+            waveforms.append(waveform)
+            targets.append(target)
+            seeds.append(seed)
+        return Batch(
+            waveforms=_padded(waveforms),
+            lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
+            targets=[torch.tensor(target.ids) for target in targets],
+            ctc_targets=None if self.target_encoder.ctc is None else [target.ctc_labels or [] for target in targets],
+            seeds=seeds,
+            dropped=dropped,
+        )
+
+    def _example(self, clip: Clip, seed: int) -> tuple[Tensor, Target]:
+        """An augmented waveform ``[S]`` and its target.
+
+        Raises:
+            AudioError, TargetError: the clip cannot be used.
+        """
+        text, encode = clip.utterance.text, self.target_encoder.encode
+        recorded = clip.load(self.max_duration_s)
+        waveform = augment_waveform(self.augmentation, recorded, seed, self.max_duration_s)
+        try:
+            return waveform, encode(text, len(waveform))
+        except TargetError:
+            if len(waveform) >= len(recorded):
+                raise
+        # The text may fit the clip at its own speed. That it does not fit the faster clip is no fault of the data.
+        as_recorded = self.augmentation.model_copy(update={"speed": None})
+        waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
+        return waveform, encode(text, len(waveform))
+
+
+def _padded(waveforms: list[Tensor]) -> Tensor:
+    """``[B, S]``. A loader process returns a :class:`SharedBatches`, which the receiver gets as such a tensor."""
+    if not waveforms:
+        return torch.zeros(0, 0)
+    if SUPPORTED and get_worker_info() is not None:
+        return cast(Tensor, SharedBatches(waveforms))
+    return pad_sequence(waveforms, batch_first=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Use one thread, as loader processes do: the last bits of resampled audio depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,75 @@
+"""Transcripts -> the token ids and CTC labels that training learns to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.encoders import EncoderConfig
+
+
+class TargetError(ValueError):
+    """A clip cannot be learned from: its transcript has no target, or does not fit the audio."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """A short code to count by, see :class:`tiny_audio.sources.Dropped`."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the model learns to predict for one clip."""
+
+    ids: list[int]
+    """Token ids of the decoder; the last is the end token."""
+    ctc_labels: list[int] | None
+    """Labels of the CTC head; None if there is no head."""
+
+
+@dataclass(frozen=True)
+class TargetEncoder:
+    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Travels into loader processes."""
+
+    tokenizer: Any
+    end_id: int
+    ctc: CtcVocabulary | None
+    encoder: EncoderConfig
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)  # the tokenizer builds this list anew at each access
+
+    def encode(self, text: str, num_samples: int) -> Target:
+        """The target of a transcript.
+
+        Args:
+            text: as :class:`tiny_audio.data.text.TargetText` rewrote it.
+            num_samples: of the clip. CTC needs a frame for each label.
+
+        Raises:
+            TargetError: the text is empty, the tokenizer or the CTC head cannot write it, it contains a special token,
+                or it is too long for the clip.
+        """
+        if not text:
+            raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+            raise TargetError("unknown_token", f"the tokenizer has no token for a character of {text!r}")
+        special = sorted(self._special_ids.intersection(ids))
+        if special:
+            name = self.tokenizer.convert_ids_to_tokens(special[0])
+            raise TargetError("special_token", f"{text!r} contains {name!r}, which controls the decoder and is no word")
+        return Target([*ids, self.end_id], None if self.ctc is None else self._labels(self.ctc, text, num_samples))
+
+    def _labels(self, vocabulary: CtcVocabulary, text: str, num_samples: int) -> list[int]:
+        labels = vocabulary.encode(text)
+        if labels is None:
+            strange = "".join(sorted(set(text) - set(vocabulary.characters)))
+            raise TargetError("unknown_character", f"the CTC head has no label for {strange!r}")
+        frames = self.encoder.num_frames(num_samples)
+        if min_frames(labels) > frames:
+            raise TargetError("text_too_long", f"{len(labels)} characters do not fit {frames} frames")
+        return labels
