@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from tiny_audio.config import UserError
 from tiny_audio.sources._hub.cache import DiskCache
@@ -22,8 +22,7 @@ def clips(size: int) -> pa.ChunkedArray:
 
 def held(folder: Path) -> int:
     """Bytes of row groups in a folder, of those too that are being written, while no file is made or renamed."""
-    with (folder / ".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock", poll_interval=0.001):
         return sum(path.stat().st_size for path in folder.iterdir() if ".arrow" in path.name)
 
 
@@ -144,9 +143,8 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
 
 def test_what_another_is_writing_counts_and_is_not_swept(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 1_000_000)
-    with (tmp_path / ".other.arrow.0123").open("wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        other.truncate(700_000)
+    with cache._writer_lock("other"):
+        (tmp_path / ".other.arrow.0123").write_bytes(bytes(700_000))
         for number in range(10):
             cache.get(f"{number}", lambda: clips(100_000))
             assert 700_000 < held(tmp_path) <= 1_000_000

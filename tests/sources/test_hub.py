@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from tests.conftest import Document, changed
 from tests.support.hub_server import Fault, Hub, Repo, forget, running_hub, use_hub
@@ -36,7 +37,6 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, _row_groups
-from tiny_audio.sources._locks import locked
 from tiny_audio.sources.hub import HubConfig
 from tiny_audio.sources.loquacious import LoquaciousConfig
 
@@ -604,7 +604,7 @@ def test_what_killed_indexing_left_is_swept(hub: Hub, tmp_path: Path) -> None:
         (folder / name / "000000.arrow").write_bytes(b"x")
     for name in ("old.shards", "live.shards"):
         os.utime(folder / name, (time.time() - 8 * 86_400,) * 2)
-    with locked(folder / ".live.lock"):
+    with FileLock(folder / ".live.lock"):
         index = build(tmp_path).index()
         left = {path.name for path in folder.iterdir() if path.suffix in (".tmp", ".shards")}
         assert left == {"live.0123.tmp", "live.shards", "recent.shards"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -18,6 +19,8 @@ from functools import lru_cache
 from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
+
+from filelock import FileLock, Timeout
 
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import commit_folder
@@ -31,12 +34,13 @@ from tiny_audio.sources import (
     Utterance,
     runs,
 )
-from tiny_audio.sources._locks import locked
 from tiny_audio.sources._parquet import METADATA
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+_LOG = logging.getLogger(__name__)
 
 VERSION = 1
 """Of the table's layout; belongs into the names of index folders."""
@@ -63,7 +67,7 @@ def write_index(
         UserError: the folder cannot be written.
     """
     try:
-        with locked(_lock(folder.name, folder), f"waiting for another process that writes the index {folder}"):
+        with _locked(folder):
             if anew or not folder.exists():
                 _write_alone(folder, tables, shards, identity)
                 _mapped.cache_clear()
@@ -77,8 +81,20 @@ def parts_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{_PARTS}")
 
 
-def _lock(key: str, beside: Path) -> Path:
-    return beside.with_name(f".{key}.lock")
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = _lock(folder.name, folder)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        _LOG.info("waiting for another process that writes the index %s", folder)
+        held = lock.acquire()
+    with held:
+        yield
+
+
+def _lock(key: str, beside: Path) -> FileLock:
+    return FileLock(beside.with_name(f".{key}.lock"))
 
 
 def _sweep(folder: Path) -> None:
@@ -89,10 +105,10 @@ def _sweep(folder: Path) -> None:
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
         key = path.name.split(".")[0]
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # swept by another process, or not left behind
+        with contextlib.suppress(FileNotFoundError, Timeout):  # swept by another process, or not left behind
             old = path.suffix == _PARTS and path.stat().st_mtime < time.time() - _PARTS_KEPT_S
             if old or path.suffix == _ASIDE:
-                with contextlib.nullcontext() if key == folder.name else locked(_lock(key, folder), wait=False):
+                with contextlib.nullcontext() if key == folder.name else _lock(key, folder).acquire(timeout=0):
                     shutil.rmtree(path, ignore_errors=True)
 
 

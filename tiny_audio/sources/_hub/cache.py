@@ -1,28 +1,30 @@
-"""Row groups fetched from elsewhere, kept on disk up to a bound: the ones not used for the longest time go first."""
+"""Row groups kept on disk up to a bound: the ones not used for the longest time are deleted first."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from tiny_audio.config import UserError
-from tiny_audio.sources._locks import locked
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _FULL = 0.95
-"""The share of the bound that is left after a deletion, so that not every row group needs a look at all of them."""
-_LOOKED: set[Path] = set()
-"""The folders that this process, or the one that it was forked from, has looked through."""
+"""The share of the bound that is left after a deletion, so that not every row group needs a scan of the folder."""
+_POLL_S = 0.005
+"""How often a lock is tried again; the lock of the folder is held for a moment only."""
+_SCANNED: set[Path] = set()
+"""Folders that this process, or the one that it was forked from, has scanned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,11 @@ class CachedClips:
 
     clips: pa.ChunkedArray
     num_bytes: int
-    """Of memory; 0 where they are mapped from a file."""
+    """Of memory; 0 if they are mapped from a file."""
 
 
 def read_mapped(path: Path) -> pa.ChunkedArray | None:
-    """The row group in a file of a cache; None where there is none, or a damaged one."""
+    """The row group in a file of a cache; None if there is none, or a damaged one."""
     import pyarrow as pa
 
     try:
@@ -44,20 +46,20 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError):
-        # A file cut short, by a full disk for example: fetched again, and written over.
+        # Cut short, for example by a full disk: fetched again and overwritten.
         return None
-    with contextlib.suppress(OSError):  # a cache folder of somebody else's, or a file just deleted
+    with contextlib.suppress(OSError):  # read-only, or just deleted
         os.utime(path)
     return clips
 
 
 @dataclass(frozen=True, slots=True)
 class DiskCache:
-    """A folder of Arrow files, one for each row group, which are mapped, so that a clip costs what it is long.
+    """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may use one folder, and all its files together, those being written too, never pass the bound:
-    who writes one first adds its size to a count that the folder's lock guards. What is deleted while another process
-    has it mapped stays readable there.
+    Several processes may share a folder. All its files together never exceed the bound, including those that are being
+    written: a writer first adds the size to a count that the folder's lock protects. A file that is deleted while
+    another process has it mapped stays readable there.
     """
 
     folder: Path
@@ -67,7 +69,7 @@ class DiskCache:
         """The row group of that name.
 
         Args:
-            fetch: gets it from elsewhere, where it is not here. What has no room here stays in memory.
+            fetch: called if it is not cached. If there is no room for the result, it stays in memory.
 
         Raises:
             UserError: the folder cannot be written.
@@ -76,22 +78,25 @@ class DiskCache:
         clips = read_mapped(path)
         if clips is not None:
             return CachedClips(clips, 0)
-        with self._fetching(name):
-            clips = read_mapped(path)  # another process may have fetched it meanwhile
-            if clips is not None:
-                return CachedClips(clips, 0)
-            fetched = fetch()
-            self._write(path, fetched)
-            clips = read_mapped(path)
-        return CachedClips(fetched, fetched.nbytes) if clips is None else CachedClips(clips, 0)
-
-    @contextlib.contextmanager
-    def _fetching(self, name: str) -> Iterator[None]:
-        """One fetches, the others wait."""
         with contextlib.ExitStack() as stack:
             with self._writing():
-                stack.enter_context(locked(self.folder / f".lock-{hashlib.sha256(name.encode()).digest()[0]:02x}"))
-            yield
+                stack.enter_context(self._writer_lock(name))
+            clips = read_mapped(path)  # another process may have fetched it meanwhile
+            if clips is None:
+                fetched = fetch()
+                self._write(name, fetched)
+                clips = read_mapped(path)
+                if clips is None:
+                    return CachedClips(fetched, fetched.nbytes)
+        return CachedClips(clips, 0)
+
+    def _writer_lock(self, name: str) -> FileLock:
+        """Who holds it fetches and writes the row group; a writer that is killed frees it."""
+        return FileLock(self.folder / f".lock-{_bucket(name):02x}", poll_interval=10 * _POLL_S)
+
+    def _lock(self) -> FileLock:
+        """Protects the count, and the names in the folder."""
+        return FileLock(self.folder / ".lock", poll_interval=_POLL_S)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -100,76 +105,90 @@ class DiskCache:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error}; {_ADVICE}") from error
 
-    def _write(self, path: Path, clips: pa.ChunkedArray) -> None:
-        """Write it where there is room; nothing is written where there is none."""
+    def _write(self, name: str, clips: pa.ChunkedArray) -> None:
+        """Write the row group if there is room for it."""
         import pyarrow as pa
 
         table = pa.table({"bytes": clips})
         counted = pa.MockOutputStream()
         with pa.ipc.new_file(counted, table.schema) as writer:
             writer.write_table(table)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary = self.folder / f".{name}.arrow.{uuid.uuid4().hex}"
         with self._writing():
-            file = self._reserved(aside, counted.size())
-            if file is None:
+            if not self._reserve(name, temporary, counted.size()):
                 return
             try:
-                with file:
+                with temporary.open("r+b") as file:
                     with pa.ipc.new_file(file, table.schema) as writer:
                         writer.write_table(table)
                     file.flush()
-                    # Under the lock, as who looks through the folder could miss a file that gets another name.
-                    with locked(self.folder / ".lock"):
-                        os.replace(aside, path)
+                # Under the lock: a scan could miss a file that is renamed meanwhile.
+                with self._lock():
+                    os.replace(temporary, self.folder / f"{name}.arrow")
             finally:
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
-    def _reserved(self, aside: Path, size: int) -> BinaryIO | None:
-        """A file of this size to be written, locked for as long as it is open; None where there is no room."""
-        with locked(self.folder / ".lock") as count:
-            count.seek(0)
-            said = count.read()
-            used = int(said) if said.isdigit() else None  # none yet, or damaged
-            if used is None or used + size > self.max_bytes or self.folder not in _LOOKED:
-                used = self._looked_through(size)
-                _LOOKED.add(self.folder)
+    def _reserve(self, name: str, temporary: Path, size: int) -> bool:
+        """Make a file of this size to be written; False if there is no room."""
+        with self._lock():
+            count = self.folder / ".size"
+            used = _read_count(count)
+            if used is None or used + size > self.max_bytes or self.folder not in _SCANNED:
+                used = self._make_room(name, size)
+                _SCANNED.add(self.folder)
             fits = used + size <= self.max_bytes
-            count.truncate(0)
-            count.write(b"%d" % (used + size if fits else used))
-            if not fits:
-                return None
-            file = aside.open("wb")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.truncate(size)
-            except OSError:
-                file.close()
-                aside.unlink(missing_ok=True)
-                raise
-            return file
+            count.write_text(str(used + size if fits else used))
+            if fits:
+                try:
+                    with temporary.open("wb") as file:
+                        file.truncate(size)
+                except OSError:
+                    temporary.unlink(missing_ok=True)
+                    raise
+            return fits
 
-    def _looked_through(self, size: int) -> int:
-        """Bytes in the folder, after the deletion of what stands in the way of ``size`` more, and of what the writers
-        that were killed left behind.
+    def _make_room(self, name: str, size: int) -> int:
+        """Delete what killed writers left, and old files until ``size`` more fits; the bytes that remain.
+
+        Args:
+            name: the row group whose writer lock this process holds.
         """
         files, used = [], 0
         for path in self.folder.iterdir():
-            being_written = path.name.startswith(".") and ".arrow." in path.name
-            if path.suffix != ".arrow" and not being_written:
+            is_temporary = path.name.startswith(".") and ".arrow." in path.name
+            if path.suffix != ".arrow" and not is_temporary:
                 continue
-            if being_written:
-                with contextlib.suppress(BlockingIOError), locked(path, wait=False):
-                    path.unlink()
-            with contextlib.suppress(FileNotFoundError):  # deleted by somebody else
+            if is_temporary:
+                self._delete_if_abandoned(path, name)
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 status = path.stat()
                 used += status.st_size
-                if not being_written:
+                if not is_temporary:
                     files.append((status.st_mtime_ns, status.st_size, path))
         if used - sum(file[1] for file in files) + size > self.max_bytes:
-            return used  # it would have no room even then
+            return used  # there would be no room even without them
         for _, file_size, path in sorted(files):
             if used + size <= _FULL * self.max_bytes:
                 break
             path.unlink(missing_ok=True)
             used -= file_size
         return used
+
+    def _delete_if_abandoned(self, temporary: Path, own_name: str) -> None:
+        name = temporary.name[1:].rsplit(".arrow.", 1)[0]
+        own = _bucket(name) == _bucket(own_name)
+        with contextlib.suppress(Timeout), contextlib.nullcontext() if own else self._writer_lock(name).acquire(0):
+            temporary.unlink(missing_ok=True)
+
+
+def _bucket(name: str) -> int:
+    """Names share 256 lock files."""
+    return hashlib.sha256(name.encode()).digest()[0]
+
+
+def _read_count(path: Path) -> int | None:
+    """None if there is none yet, or a damaged one."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
