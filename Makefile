@@ -1,11 +1,12 @@
-# make quickstart   set up .venv and train a recognizer from nothing (minutes)
+# make quickstart   set up .venv and train a recognizer from random weights (minutes)
 # make test         set up .venv and run the tests
+# make slow         run the tests that take minutes
 # make check        what CI runs: format, lint, types, tests
-# make benchmarks  start-up, memory, loading and training, each against a baseline (an hour)
-# make docs         the reference pages in docs/, generated from the code
+# make docs         regenerate the reference pages in docs/ and the golden texts in tests/commands/
+# make benchmarks   measure start-up, memory, loading and training, each against a baseline (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
-# The models of tests are tiny: a process for each core is faster than threads within one.
+# The models of tests are tiny: one process per core is faster than threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8
 
 .PHONY: quickstart setup test slow check docs benchmarks clean
@@ -36,6 +37,7 @@ check: setup
 
 docs: setup
 	$(BIN)/tiny-audio reference --output-dir docs
+	$(BIN)/python -m tests.commands.golden
 
 benchmarks: setup
 	$(BIN)/python benchmarks/startup.py

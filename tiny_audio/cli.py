@@ -69,7 +69,7 @@ def sweep(
     overrides: Annotated[
         list[str],
         Argument(
-            metavar="KEY=VALUE,VALUE...",
+            metavar="KEY=VALUE,VALUE",
             help="Every combination becomes a run: projector=swiglu,conv training.seed=0,1. A key with one value "
             "applies to all runs. Commas in brackets or quotes belong to the value.",
         ),
@@ -94,7 +94,7 @@ def sweep(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], Argument(metavar="RUN RUN...", help="Run folders. The first is the baseline.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The first is the baseline.")],
     set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all that the runs share.")] = None,
     common: Annotated[bool, Option("--common", help="If the sets differ, use the clips that all runs have.")] = False,
     normalizer: Annotated[str | None, Option(help=f"Default: the runs' own. Or {NORMALIZERS}")] = None,
@@ -124,7 +124,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, Argument(metavar="[RECIPE]", help="Also check what this recipe needs.")] = None,
+    recipe: Annotated[Path | None, Argument(metavar="RECIPE", help="Also check what this recipe needs.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Check this machine. With a recipe, also check its real checkpoints and data."""
@@ -194,16 +194,14 @@ def list_parts(kind: PartKind = None, as_json: AsJson = False) -> None:
 def reference(
     kind: Annotated[
         str | None,
-        Argument(
-            metavar="[KIND]", help="encoders, projectors, decoders, sources, providers or commands. Default: all."
-        ),
+        Argument(metavar="KIND", help="encoders, projectors, decoders, sources, providers or commands. Default: all."),
     ] = None,
     output_dir: Annotated[Path | None, Option(help="Write <kind>.md files there.", file_okay=False)] = None,
 ) -> None:
     """Print the reference pages as Markdown. Every field of every part, and every option of every command."""
     from tiny_audio.commands.reference import reference
 
-    reference(kind, output_dir)
+    reference(kind, output_dir, app)
 
 
 @app.command()
@@ -259,7 +257,7 @@ def transcribe(
     audio: Annotated[
         list[Path],
         Argument(
-            metavar="AUDIO...",
+            metavar="AUDIO",
             help="Audio files of any length, folders of them, or - for standard input. Reads wav, flac, ogg, opus and "
             "mp3. With the FFmpeg program installed, also m4a, mp4 and others.",
         ),
@@ -294,7 +292,7 @@ def evaluate(
     targets: Annotated[
         list[str],
         Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             help="A run's folder, a model's, a model on the hub (openai/whisper-small:language=en), or "
             "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. API keys come from the environment.",
         ),
@@ -328,7 +326,7 @@ def rescore(
     hypotheses: Annotated[
         list[Path],
         Argument(
-            metavar="HYPOTHESES...",
+            metavar="HYPOTHESES",
             help="Files of JSON lines with audio_filepath, duration, text and pred_text. The first is the baseline.",
         ),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import golden
 from tests.commands.conftest import Output
 from tests.conftest import (
     Document,
@@ -56,7 +57,7 @@ def test_a_wrong_override(call: Output) -> None:
         (["walk"], "No such command 'walk'"),
         (["run"], "Missing argument 'RECIPE'"),
         (["list", "--jsn"], "No such option: --jsn"),
-        (["transcribe", "model"], "Missing argument 'AUDIO...'"),
+        (["transcribe", "model"], "Missing argument 'AUDIO'"),
         (["evaluate", "model"], "Missing option '--data'"),
     ],
 )
@@ -67,25 +68,18 @@ def test_arguments_that_make_no_sense(call: Output, arguments: list[str], messag
     assert "Usage: tiny-audio" in err
 
 
-def test_help(call: Output) -> None:
+def test_every_command_has_help(call: Output) -> None:
     code, out, _ = call("--help")
     assert code == 0
     commands = out.split("Commands:")[1]
-    assert "..." not in commands
-    for command in (
-        "run",
-        "validate",
-        "doctor",
-        "show",
-        "list",
-        "schema",
-        "transcribe",
-        "evaluate",
-        "sweep",
-        "compare",
-    ):
-        assert f"  {command} " in commands
-        assert call(command, "--help")[0] == 0
+    assert "..." not in commands, "the first sentence of a help text is too long for the list of commands"
+    assert len(commands.split("\n\n")[0].strip().splitlines()) == 17
+
+
+@pytest.mark.parametrize(("path", "text"), [(golden.HELP, golden.help_texts), (golden.MISTAKES, golden.mistakes)])
+def test_texts_are_those_of_the_golden_file(path: Path, text: Callable[[], str]) -> None:
+    """All help texts, and what wrong arguments print. ``python -m tests.commands.golden`` writes the files again."""
+    assert text() == path.read_text(encoding="utf-8"), "run `make docs` and read the difference"
 
 
 def test_an_output_that_cannot_be_written(call: Output, trained: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The reference pages say what the code says, today."""
+"""The reference pages are up to date and complete."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from tiny_audio.cli import main
+from tests.support.paths import ROOT
+from tiny_audio.cli import app, main
+from tiny_audio.commands.command_reference import commands_page
 from tiny_audio.commands.reference import reference_page
 from tiny_audio.commands.show import REGISTRIES
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_the_page_is_current(kind: str) -> None:
     page = (DOCS / f"{kind}.md").read_text()
     assert page == reference_page(kind, REGISTRIES[kind]), "run `make docs`"
+
+
+def test_the_page_of_commands_is_current() -> None:
+    assert (DOCS / "commands.md").read_text() == commands_page(app), "run `make docs`"
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

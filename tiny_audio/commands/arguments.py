@@ -12,14 +12,14 @@ RecipePath = Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, suc
 Overrides = Annotated[
     list[str] | None,
     Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Changes to the recipe: training.steps=100 sets a field, projector=swiglu replaces a section.",
     ),
 ]
 Model = Annotated[Path, Argument(metavar="MODEL", help="A run's folder, or an exported model's.")]
 PartKind = Annotated[
     str | None,
-    Argument(metavar="[KIND]", help="encoders, projectors, decoders, sources or providers. Default: all."),
+    Argument(metavar="KIND", help="encoders, projectors, decoders, sources or providers. Default: all."),
 ]
 GroupBy = Annotated[
     str | None,

@@ -1,10 +1,10 @@
-"""What a recipe builds, from models on the meta device: no weights, and no network where the parts are random."""
+"""``tiny-audio show`` and ``tiny-audio list``: a resolved recipe, what it builds, and the registered parts."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ def list_parts(kind: str | None, *, as_json: bool) -> None:
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with all defaults, its run id, and a row for each part.
+    """Return the recipe with all defaults, its run id, and a row for each part.
+
+    Models are built on the meta device: no weights, and no network for parts with random weights.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.
@@ -69,7 +71,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """YAML, then the table."""
+    """Print the recipe as YAML, then the table of parts."""
     print(dump_yaml(description["recipe"]), end="")
     rows = [["part", "name", "class", "parameters", "trainable", "dim", "Hz"]]
     for row in description["parts"]:
@@ -80,35 +82,37 @@ def print_description(description: dict[str, Any]) -> None:
     rows.append(["total", "", "", f"{total['total']:,}", f"{total['trainable']:,}", "", ""])
     print(f"\n{in_columns(rows, num_texts=3)}")
     if description["approximate"]:
-        print("Transcripts were not read: counts that depend on a vocabulary are estimates.")
+        print("Transcripts were not read, so counts that depend on a vocabulary are estimates.")
     print(f"run id {description['run_id']}")
 
 
-def registries_of(kind: str | None) -> dict[str, Registry[Any, Any]]:
-    """The registry of a kind, or all.
+def check_kind(kind: str, known: Iterable[str]) -> None:
+    """Check the name of a kind of part.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: the kind does not exist.
     """
-    if kind is not None and kind not in REGISTRIES:
-        raise UserError(f"there is no kind of part called {kind!r}; {did_you_mean(kind, REGISTRIES)}")
-    return {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
+    if kind not in known:
+        raise UserError(f"unknown kind {kind!r}; {did_you_mean(kind, known)}")
 
 
 def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
-    """Names, summaries and modules of the registered parts, by kind.
+    """Return names, summaries and modules of the registered parts, by kind.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: the kind does not exist.
     """
+    if kind is not None:
+        check_kind(kind, REGISTRIES)
     return {
         name: [{"name": entry.name, "summary": entry.summary, "module": entry.module} for entry in registry.entries()]
-        for name, registry in registries_of(kind).items()
+        for name, registry in REGISTRIES.items()
+        if kind in (None, name)
     }
 
 
 def print_registered(registered: dict[str, list[dict[str, str]]]) -> None:
-    """A table for each kind."""
+    """Print a table for each kind."""
     indent = 4 + max(len(part["name"]) for parts in registered.values() for part in parts)
     width = shutil.get_terminal_size().columns
     for kind, parts in registered.items():

@@ -18,7 +18,7 @@ def bench_projectors(
     recipe: Annotated[
         Path | None,
         Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="Provides the encoder and decoder. Default: frames of 1280 channels, embeddings of 2048.",
         ),
     ] = None,
