@@ -16,7 +16,7 @@ from typer import Argument, Option
 from tiny_audio import __version__
 from tiny_audio.commands.arguments import NORMALIZERS, AsJson, GroupBy, HtmlPage, Model, Overrides, PartKind, RecipePath
 from tiny_audio.commands.bench.cli import bench_app
-from tiny_audio.config import FollowedError, RegistryError, RunFailed, Stopped, UserError
+from tiny_audio.config import RegistryError, RunFailed, Stopped, TinyAudioError, UserError
 
 DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
 
@@ -358,18 +358,16 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.reconfigure(encoding="utf-8")
     try:
         result: Any = app(args=arguments, prog_name="tiny-audio", standalone_mode=False)
-    except FollowedError as error:  # the main process prints the message
-        return _code(error.kind)
     except UserError as error:
-        return _fail(f"error: {error}", USERS_MISTAKE)
+        return _fail(error, USERS_MISTAKE, "error: ")
     except (RunFailed, RegistryError) as error:
-        return _fail(f"failed: {error}", FAILED)
+        return _fail(error, FAILED, "failed: ")
     except (Stopped, KeyboardInterrupt) as error:
-        return _fail(str(error) or "stopped", STOPPED)
+        return _fail(error, STOPPED)
     except OSError as error:  # such as a full disk or a read-only folder
         if error.filename is None and error.errno is None:
             raise
-        return _fail(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), USERS_MISTAKE)
+        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USERS_MISTAKE, "error: ")
     except typer.Abort:
         return _fail("stopped", STOPPED)
     except Exception as error:
@@ -382,14 +380,10 @@ def main(arguments: list[str] | None = None) -> int:
     return result if isinstance(result, int) else DONE
 
 
-def _code(kind: type[Exception]) -> int:
-    if issubclass(kind, Stopped):
-        return STOPPED
-    return USERS_MISTAKE if issubclass(kind, (UserError, OSError)) else FAILED
-
-
-def _fail(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:
+    """Print the error, unless another process of this run prints it."""
+    if not (isinstance(error, TinyAudioError) and error.origin):
+        print(f"{prefix}{error}" or "stopped", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -54,29 +55,47 @@ def problems(error: ValidationError) -> str:
     return "; ".join(f"{place}: {words}" if place else words for place, words in found)
 
 
-class UserError(ValueError):
-    """A mistake of the user's: what was given, what is allowed, what to do. Shown without a traceback, exit 2."""
+class TinyAudioError(Exception):
+    """An error that a command shows as a message, without a traceback."""
+
+    origin: str | None = None
+    """The process that raised the error first and prints it. None: this process."""
 
 
-class RunFailed(Exception):  # noqa: N818  # what it says, not what it is
-    """A run that cannot go on for no mistake in its recipe, such as a diverged loss; shown as a message, exit 1."""
+class UserError(TinyAudioError, ValueError):
+    """A mistake of the user's: what was given, what is allowed, what to do. Exit code 2."""
 
 
-class Stopped(Exception):  # noqa: N818
-    """A signal asked the run to stop, and what it had is saved; exit 3."""
+class RunFailed(TinyAudioError):  # noqa: N818  # what it says, not what it is
+    """A run that cannot continue although its recipe is right, such as a diverged loss. Exit code 1."""
+
+
+class Stopped(TinyAudioError):  # noqa: N818
+    """A signal asked the run to stop, and its state is saved. Exit code 3."""
 
 
 class RegistryError(Exception):
     """A part that cannot be registered or discovered: a mistake in the part's code, or in its package."""
 
 
-class FollowedError(Exception):
-    """The first of several processes failed, and says why; this one leaves with it, without a word.
+@dataclass(frozen=True)
+class Failure:
+    """An error as a value that one process sends to others."""
 
-    Args:
-        kind: what the first process raised.
-    """
+    kind: type[TinyAudioError]
+    """What the receivers raise: the nearest of :class:`UserError`, :class:`RunFailed` and :class:`Stopped`."""
+    message: str
+    origin: str
+    """The process that raised it, such as ``process 1``."""
 
-    def __init__(self, kind: type[Exception]) -> None:
-        super().__init__(kind)
-        self.kind = kind
+    @classmethod
+    def of(cls, error: Exception, origin: str) -> Failure:
+        """Describe ``error``; what is none of ours becomes a :class:`RunFailed`."""
+        kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
+        return cls(next(kinds, RunFailed), str(error), origin)
+
+    def to_error(self) -> TinyAudioError:
+        """The error to raise in a receiver."""
+        error = self.kind(self.message)
+        error.origin = self.origin
+        return error

@@ -20,7 +20,7 @@ from tests.support.worlds import in_processes, in_world
 from tests.training.test_training import Listener, first_gradients, gather, parse
 from tiny_audio.cli import main
 from tiny_audio.commands.run import Run
-from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
+from tiny_audio.config import RunFailed, Stopped, TinyAudioError, UserError
 from tiny_audio.data.dropped import read_dropped
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
@@ -96,7 +96,7 @@ def train(
         error = None
         try:
             trainer.run()
-        except (UserError, RunFailed, Stopped, FollowedError) as failure:
+        except (UserError, RunFailed, Stopped) as failure:
             error = failure
     last = checkpoint.latest(folder / "checkpoints")
     return Trained(load_file(last / "model.safetensors") if last else {}, listener.notes, sharded, error)
@@ -105,6 +105,16 @@ def train(
 def complete(size: int, document: Document, folder: Path) -> list[Any]:
     """A whole run by some processes; what each gives or raises."""
     return in_processes(size, lambda rank: Run(parse(document), "run", folder, Listener()).complete())
+
+
+def assert_printed_once(printed: Exception | None, silent: Exception | None) -> None:
+    """Both processes raise the same error, and one of them leaves the printing to the other."""
+    assert isinstance(printed, TinyAudioError)
+    assert isinstance(silent, TinyAudioError)
+    assert isinstance(printed, type(silent))
+    assert str(printed) == str(silent)
+    assert printed.origin is None
+    assert silent.origin is not None
 
 
 def logged(folder: Path, key: str) -> list[Any]:
@@ -285,9 +295,8 @@ def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: P
 
     first, second = in_world(2, lambda world: step_by_step(world, 3))
     assert isinstance(first.error, Stopped)
-    assert str(first.error) == "stopped by a signal; step 3 is saved, the same command continues"
-    assert isinstance(second.error, FollowedError)
-    assert second.error.kind is Stopped
+    assert "step 3 is saved" in str(first.error)
+    assert_printed_once(first.error, second.error)
     third = step_by_step(ALONE, 3)
     assert isinstance(third.error, Stopped)
     assert "continuing from step 3 (step-000000003)" in third.notes
@@ -348,8 +357,8 @@ def test_a_diverging_run_stops_in_all_processes(document: Document, tmp_path: Pa
     document = changed(document, training__learning_rate=1e30, training__warmup_steps=0, training__max_skipped_steps=2)
     first, second = in_world(2, lambda world: train(document, tmp_path, world))
     assert isinstance(first.error, RunFailed)
-    assert str(first.error).startswith("3 steps in a row had a loss or gradient that is not finite; the last good ")
-    assert isinstance(second.error, FollowedError)
+    assert str(first.error).startswith("3 steps in a row ")
+    assert_printed_once(first.error, second.error)
 
 
 def test_clips_that_one_process_drops_are_listed_once(document: Document, tmp_path: Path) -> None:
@@ -371,7 +380,7 @@ def test_clips_that_one_process_drops_are_listed_once(document: Document, tmp_pa
     first, second = in_world(2, lambda world: train(few, tmp_path / "few", world))
     assert isinstance(first.error, UserError)
     assert "of 18 training clips are unusable" in str(first.error)
-    assert isinstance(second.error, FollowedError)
+    assert_printed_once(first.error, second.error)
     assert first.weights  # of the last step before
 
 
@@ -391,7 +400,7 @@ def test_processes_with_other_clips_are_refused(document: Document, data: Path, 
     assert isinstance(second, UserError)
     assert str(second).startswith("process 1 has another data (")
     assert str(second).endswith("); give all machines the same files")
-    assert isinstance(first, FollowedError)
+    assert_printed_once(second, first)
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
@@ -402,8 +411,9 @@ def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: s
 
     first, second = in_processes(2, work)
     assert str(first) == str(second)
-    assert str(first).startswith("accelerate launch was told to use ")
-    assert str(first).endswith("; leave that out, and set execution.parallel to ddp or fsdp")
+    assert isinstance(first, UserError)
+    assert "accelerate launch" in str(first)
+    assert "execution.parallel" in str(first)
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
@@ -415,9 +425,8 @@ def test_more_processes_than_gpus_are_refused() -> None:
         pytest.skip("there is a GPU")
     first, second = in_processes(2, work)
     assert isinstance(first, UserError)
-    assert str(second) == (
-        "process 1 of this machine has no GPU of its own: there are 0; start as many processes as GPUs"
-    )
+    assert isinstance(second, UserError)
+    assert str(second).startswith("process 1 ")
 
 
 @pytest.mark.parametrize("command", ["sweep", "bench"])
@@ -428,8 +437,7 @@ def test_what_works_alone_refuses_company(
     recipe = str(ROOT / "recipes" / "quickstart.yaml")
     arguments = {"sweep": [recipe, "training.seed=0,1"], "bench": ["projectors", recipe, "--train"]}[command]
     assert main([command, *arguments, "--output-dir", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: tiny-audio {command} works in one process, and WORLD_SIZE says that this is one of 4; start it "
-        "without torchrun or accelerate launch\n"
-    )
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: tiny-audio {command} ")
+    assert "WORLD_SIZE is 4" in message
     assert not (tmp_path / "out").exists()

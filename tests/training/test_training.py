@@ -294,7 +294,7 @@ def test_a_checkpoint_brings_everything_back(document: Document, tmp_path: Path)
 
     second = make_trainer(changed(document, training__seed=9), tmp_path / "second")
     assert different(weights(first), weights(second))
-    optimizer, notes = second.optimizer.optimizer, []
+    optimizer, notes = second.optimizer, []
     loaded = checkpoint.load_newest(saved.parent, second.bare_model, optimizer, notes.append, World())
     # What the last checkpoint itself took comes after it.
     assert loaded.beside_s < progress.beside_s

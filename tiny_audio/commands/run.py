@@ -52,7 +52,7 @@ from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.spelling import Spelling
 from tiny_audio.training.world import World, joined
 
-_PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "accelerate", "numpy", "jiwer")
+_PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "numpy", "jiwer")
 _MAX_LISTENABLE_BYTES = 1 << 20
 
 
@@ -86,9 +86,9 @@ class Run:
         with joined(device) as world, StopSignal() as stop, ExitStack() as held:
             if not world.is_main:
                 self.callback = _Silent()
-            training = world.on_main(lambda: self._open(held))
+            training = world.broadcast_from_main(lambda: self._open(held))
             # Every process sees the commits of datasets that the first one does.
-            datasets = world.on_main(lambda: self._context.commits)
+            datasets = world.broadcast_from_main(lambda: self._context.commits)
             if not world.is_main:
                 self._context = SourceContext(cache_dir(), datasets)
             if training is not None:
@@ -175,16 +175,18 @@ class Run:
         # A branch of the hub may have moved on since the run began; its commit stays.
         recipe = _pinned(self.recipe, known.get("inputs", {}))
         self.callback.note("reading the training data")
-        clips = world.in_turn(self._training_clips)
-        start = world.together(lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None)
-        inputs, work = world.on_main(lambda: self._record(recipe, _inputs(recipe, clips, start)))
+        clips = world.main_first(self._training_clips)
+        start = world.collective(
+            lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
+        )
+        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, _inputs(recipe, clips, start)))
         recipe = _pinned(recipe, inputs)
-        world.together(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
+        world.collective(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
         self.callback.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
-        spelling = world.on_main(lambda: self._spelling(recipe, clips, start))
-        model, tokenizer, target_encoder = world.in_turn(lambda: assemble(recipe, clips, start, spelling))
+        spelling = world.broadcast_from_main(lambda: self._spelling(recipe, clips, start))
+        model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, spelling))
         scores = world.is_main or recipe.execution.parallel == "fsdp"
-        monitor = world.in_turn(lambda: self._monitor(tokenizer) if scores else None)
+        monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(recipe, model, clips, target_encoder, self.folder, stop, self.callback, monitor, work, world)
         progress = trainer.run()
         if not world.is_main:

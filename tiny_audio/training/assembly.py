@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate.utils import set_seed
-
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.target_encoder import TargetEncoder
@@ -14,6 +12,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import build_prompt
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
+from tiny_audio.training.random_state import seed_all
 from tiny_audio.training.spelling import Spelling
 
 
@@ -53,7 +52,7 @@ def assemble(
             vocabulary = start.ctc_vocabulary()
     prompt = build_prompt(recipe.prompt, tokenizer)
     # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
-    set_seed(recipe.training.seed)
+    seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,
         recipe.projector,

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from tiny_audio.config import RunFailed, UserError
+from tiny_audio.config import Failure, RunFailed, UserError
 from tiny_audio.data.batches import Batch, PlannedBatches
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.order import EpochPlan
@@ -105,11 +105,13 @@ class Batches:
             plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
             if index and plan.hash != plan_hash:
                 why = f"epoch {epoch} was planned by another version of the code, and batch {index} of it is another"
-                raise self.world.failure(RunFailed(f"{why}; continue with the version that began, or start over"))
+                raise self.world.printed_by_main(
+                    RunFailed(f"{why}; continue with the version that began, or start over")
+                )
             if not len(plan):
                 num_empty += 1
                 if num_empty > _MOST_EMPTY_EPOCHS:
-                    raise self.world.failure(RunFailed(self._too_rare(epoch)))
+                    raise self.world.printed_by_main(RunFailed(self._too_rare(epoch)))
                 epoch += 1
                 continue
             num_empty, useful = 0, 0
@@ -122,7 +124,7 @@ class Batches:
                     batch = loader.next(self._stop)
                     if batch is not None and self.world.local_rank == 0:
                         prefetcher.reached(place)
-                    met = self._meet(batch)
+                    met = self._agree(batch)
                     if met is None:
                         loader.give_up()
                         yield None
@@ -138,7 +140,7 @@ class Batches:
                         yield MicroBatch(self._stand_in(), 0.0, counts, plan, epoch, place)
             if not useful and index == 0:
                 why = f"no clip of epoch {epoch} could be used; see dropped.jsonl for the reasons"
-                raise self.world.failure(RunFailed(why))
+                raise self.world.printed_by_main(RunFailed(why))
             epoch, index = epoch + 1, 0
 
     def _too_rare(self, epoch: int) -> str:
@@ -152,7 +154,7 @@ class Batches:
     def _is_stopping(self) -> bool:
         return self._stop.requested
 
-    def _data_loader(self, plan: EpochPlan, epoch: int, index: int) -> DataLoader[Batch | str]:
+    def _data_loader(self, plan: EpochPlan, epoch: int, index: int) -> DataLoader[Batch | Failure]:
         recipe, world = self.recipe, self.world
         planned = PlannedBatches(
             self.clips.clips,
@@ -176,16 +178,17 @@ class Batches:
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
-    def _meet(self, batch: Batch | str | None) -> tuple[Counts, list[Dropped]] | None:
+    def _agree(self, batch: Batch | Failure | None) -> tuple[Counts, list[Dropped]] | None:
         """What all processes have of a batch, and which of its clips are unusable; None where one is to stop."""
         values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
-        flags = [float(isinstance(batch, str)), float(batch is None)]
+        flags = [float(isinstance(batch, Failure)), float(batch is None)]
         clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
         if num_stopping:
             return None
         if num_failed:
-            messages = self.world.gather(batch if isinstance(batch, str) else None)
-            raise self.world.failure(LoadingFailed(next(message for message in messages if message is not None)))
+            failures = self.world.gather(batch if isinstance(batch, Failure) else None)
+            first = next(failure for failure in failures if failure is not None)
+            raise self.world.printed_by_main(LoadingFailed(first.message))
         dropped: list[Dropped] = []
         if num_dropped:
             parts = self.world.gather(batch.dropped if isinstance(batch, Batch) else [])
@@ -213,9 +216,9 @@ def _values(batch: Batch) -> list[float]:
 class _Loader:
     """What a DataLoader loads, until it is left."""
 
-    def __init__(self, loader: DataLoader[Batch | str]) -> None:
+    def __init__(self, loader: DataLoader[Batch | Failure]) -> None:
         before = set(active_children())
-        self._batches: Iterator[Batch | str] | None = iter(loader)
+        self._batches: Iterator[Batch | Failure] | None = iter(loader)
         self._processes = set(active_children()) - before
 
     def __enter__(self) -> _Loader:
@@ -226,7 +229,7 @@ class _Loader:
     ) -> None:
         self._batches = None  # which ends its processes
 
-    def next(self, stop: StopSignal) -> Batch | str | None:
+    def next(self, stop: StopSignal) -> Batch | Failure | None:
         """None where a stop was asked for."""
         assert self._batches is not None
         try:
@@ -246,7 +249,7 @@ _STOP = StopSignal()
 """Of a loader's process."""
 
 
-class _Spoken(Dataset[Batch | str]):
+class _Spoken(Dataset[Batch | Failure]):
     """Batches, or the message where one cannot be had: an error would come out of a loader process in a wrapping."""
 
     def __init__(self, batches: PlannedBatches) -> None:
@@ -255,16 +258,16 @@ class _Spoken(Dataset[Batch | str]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, k: int) -> Batch | str:
+    def __getitem__(self, k: int) -> Batch | Failure:
         try:
             with _STOP.waiting():
                 return self._batches[k]
         except UserError as error:
-            return str(error)
+            return Failure.of(error, "a process that loads clips")
         except StopAsked:
             if get_worker_info() is None:
                 raise
-            return "a process that loads clips was told to stop"
+            return Failure(UserError, "a process that loads clips was told to stop", "a process that loads clips")
 
 
 def _outlive_the_first_signal(worker: int) -> None:

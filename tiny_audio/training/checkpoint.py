@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import zlib
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.training.parallel import plain, spread_like
+from tiny_audio.training.random_state import rng_state, set_rng_state
 from tiny_audio.training.world import World
 
 _PREFIX = "step-"
@@ -130,7 +129,7 @@ def save(
         for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
             shutil.rmtree(old)
 
-    world.on_main(write)
+    world.broadcast_from_main(write)
 
 
 def load_newest(
@@ -157,16 +156,16 @@ def load_newest(
         return saved
 
     found: list[Saved | None] = []
-    outline = world.on_main(lambda: _outline(found, read()))
+    outline = world.broadcast_from_main(lambda: _outline(found, read()))
     if outline is None:
         return None
     saved = found[0] if found else None
     with torch.no_grad():
-        for name, whole in world.share(saved.weights if saved else {}):
+        for name, whole in world.broadcast_tensors(saved.weights if saved else {}):
             own[name].copy_(spread_like(own[name], whole))
     parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for place, whole in world.share(saved.moments if saved else {}):
+    for place, whole in world.broadcast_tensors(saved.moments if saved else {}):
         number, _, name = place.partition(".")
         spread = spread_like(parameters[int(number)], whole) if whole.ndim else whole
         state.setdefault(int(number), {})[name] = spread
@@ -294,25 +293,3 @@ def _changing(model: nn.Module) -> dict[str, Tensor]:
     trainable = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
     return trainable | buffers
-
-
-def rng_state() -> dict[str, Any]:
-    """Random states of all generators that a part may use."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`rng_state` gave."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -10,11 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tiny_audio.config import FollowedError, RunFailed, Stopped, UserError
+from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped, usable_again
@@ -34,7 +33,8 @@ from tiny_audio.training.ledger import Amounts, Ledger
 from tiny_audio.training.metrics import MetricsLog
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.parallel import gathered, shard
-from tiny_audio.training.precision import set_types
+from tiny_audio.training.precision import autocast, set_types
+from tiny_audio.training.random_state import rng_state, seed_all, set_rng_state
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.step import OutOfMemory, StepResult, take_step
 from tiny_audio.training.world import World
@@ -87,28 +87,20 @@ class Trainer:
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
         self.stop, self.callback, self.evaluate, self.world = stop, callback, evaluate, world
         set_tf32(self.config.tf32)
-        # accelerate keeps the settings of the first run of a process, and refuses a second one with others.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if self.config.precision == "bf16" else "no",
-            cpu=device_of(recipe.execution.device).type == "cpu",
-            # No buffer changes in training: norms over batches are frozen.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
         self._dropped = DroppedClips(clips.num_inside, recipe.data.max_dropped_share)
-        device = self.accelerator.device
+        self.device = device = device_of(recipe.execution.device)
         set_types(model, self.config.precision, device)
         self.bare_model = model
-        self.model: Any
-        self.optimizer: Any
         self.is_sharded = world.size > 1 and recipe.execution.parallel == "fsdp"
         if self.is_sharded:
             shard(model, device, world)
-            self.model = model
-            self.optimizer = self.accelerator.prepare(build_optimizer(model, recipe))
         else:
-            optimizer = build_optimizer(model.to(device), recipe)
-            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+            model.to(device)
+        self.optimizer = build_optimizer(model, recipe)
+        self.model: nn.Module = model
+        if world.size > 1 and not self.is_sharded:
+            # No buffer changes in training: norms over batches are frozen.
+            self.model = DistributedDataParallel(model, broadcast_buffers=False)
         execution = recipe.execution
         if execution.compile:
             compile_layers(model, device)
@@ -125,18 +117,17 @@ class Trainer:
             RunFailed: too many steps in a row were not finite.
             UserError: too many clips turned out unusable, or clips cannot be had; a checkpoint is written.
         """
-        optimizer = self.optimizer.optimizer
-        last = checkpoint.load_newest(self.checkpoints, self.bare_model, optimizer, self.callback.note, self.world)
+        last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or checkpoint.Progress()
         self._saved_step = self.progress.step
-        self._dropped.add(self.world.on_main(self._open_dropped))
+        self._dropped.add(self.world.broadcast_from_main(self._open_dropped))
         if last is None:
             self._note_dropped(self.clips.dropped)
         else:
-            self._dropped.forget(self.world.on_main(self._mended))
-            self.world.on_main(self._dropped.check)
+            self._dropped.forget(self.world.broadcast_from_main(self._mended))
+            self.world.broadcast_from_main(self._dropped.check)
         self.ledger = Ledger(self.progress, self._host, self._work)
-        self.world.on_main(self._open_logs)
+        self.world.broadcast_from_main(self._open_logs)
         try:
             with self.stop.deferred(self._lost):
                 self._train()
@@ -185,7 +176,7 @@ class Trainer:
             self.world,
             self._note_dropped,
             self.stop,
-            pin_memory=self.accelerator.device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
         )
         batches = planned.start(progress.epoch, progress.batch, progress.plan)
         try:
@@ -201,12 +192,12 @@ class Trainer:
                     self._save()
                 if stopping:
                     raise self._stopped()
-        except (UserError, FollowedError) as error:
-            # Raised in all processes alike, and between steps.
-            if progress.step > self._saved_step and issubclass(_kind(error), UserError):
+        except UserError as error:
+            # All processes raise it, between steps.
+            if progress.step > self._saved_step:
                 self._save()
-            if isinstance(error, LoadingFailed):  # in the first process
-                raise LoadingFailed(f"{error}\n{self._where()}") from error
+            if isinstance(error, LoadingFailed):
+                raise self.world.printed_by_main(LoadingFailed(f"{error}\n{self._where()}")) from error
             raise
         finally:
             batches.close()  # and with it the loader's processes
@@ -249,7 +240,7 @@ class Trainer:
         fresh = self._dropped.add(dropped)
         if fresh:
             self._write(lambda: self._dropped_log.add(fresh))
-            self.world.on_main(self._dropped.check)
+            self.world.broadcast_from_main(self._dropped.check)
 
     def _step(self, micro_batches: list[MicroBatch]) -> StepResult:
         progress, ctc = self.progress, self.recipe.ctc
@@ -259,8 +250,8 @@ class Trainer:
             group["lr"] = learning_rate(self.config, progress.step, group["peak"])
         if self.world.size > 1:
             # How much a process has drawn before depends on the number of processes; a checkpoint fits any number.
-            set_seed(_step_seed(self.config.seed, progress.step, self.world.rank))
-        before = checkpoint.rng_state()
+            seed_all(_step_seed(self.config.seed, progress.step, self.world.rank))
+        before = rng_state()
         try:
             result = take_step(
                 self.model,
@@ -273,7 +264,7 @@ class Trainer:
                 world=self.world,
             )
         except OutOfMemory as error:
-            checkpoint.set_rng_state(before)  # so that the step can be taken as if it never was
+            set_rng_state(before)  # so that the step can be taken as if it never was
             raise self._out_of_memory(micro_batches, error) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0
@@ -286,8 +277,8 @@ class Trainer:
         return result
 
     def _score(self, micro_batch: MicroBatch) -> TargetScores:
-        batch, spec_augment = micro_batch.batch.to(self.accelerator.device), self.recipe.augmentation.spec_augment
-        with self.accelerator.autocast():
+        batch, spec_augment = micro_batch.batch.to(self.device), self.recipe.augmentation.spec_augment
+        with autocast(self.config.precision, self.device):
             scores: TargetScores = self.model(
                 batch.waveforms,
                 batch.lengths,
@@ -308,8 +299,8 @@ class Trainer:
         progress.skipped_in_a_row += 1
         self.callback.note(f"step {progress.step + 1} skipped: its loss or gradient is not finite")
         if progress.skipped_in_a_row > self.config.max_skipped_steps:
-            last = self.world.on_main(lambda: checkpoint.latest(self.checkpoints))
-            raise self.world.failure(
+            last = self.world.broadcast_from_main(lambda: checkpoint.latest(self.checkpoints))
+            raise self.world.printed_by_main(
                 RunFailed(
                     f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the last "
                     f"good checkpoint is {last or '(none)'}. Lower training.learning_rate, or lengthen "
@@ -334,7 +325,7 @@ class Trainer:
         return UserError(message) if is_whole else RunFailed(message)
 
     def _stopped(self) -> Exception:
-        return self.world.failure(Stopped(f"stopped by a signal; {self._where()}"))
+        return self.world.printed_by_main(Stopped(f"stopped by a signal; {self._where()}"))
 
     def _where(self) -> str:
         """What there is, between steps."""
@@ -359,7 +350,7 @@ class Trainer:
                     "continues"
                 ) from error
 
-        self.world.on_main(write)
+        self.world.broadcast_from_main(write)
 
     def _log_clips(self, micro_batches: list[MicroBatch]) -> None:
         assert self._clips_log is not None
@@ -391,9 +382,9 @@ class Trainer:
         if self.is_sharded:
             # A sharded model counts its passes, to know what to gather when, so all processes make the same ones.
             with gathered(self.model):
-                scores = self.world.together(self._scores)
+                scores = self.world.collective(self._scores)
         else:
-            scores = self.world.on_main(self._scores)
+            scores = self.world.broadcast_from_main(self._scores)
         self.model.train()
         self._write(lambda: self._metrics.write("evaluation", self.progress.step, **scores))
         self.callback.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
@@ -401,17 +392,16 @@ class Trainer:
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None
         # As in a training step: a frozen part in half precision and a trained one in full meet under autocast only.
-        with self.accelerator.autocast(), uncompiled() if self.recipe.execution.compile else nullcontext():
+        with (
+            autocast(self.config.precision, self.device),
+            uncompiled() if self.recipe.execution.compile else nullcontext(),
+        ):
             return self.evaluate(self.bare_model)
 
     def _save(self) -> None:
-        keep, optimizer = self.recipe.execution.keep_checkpoints, self.optimizer.optimizer
-        checkpoint.save(self.checkpoints, self.bare_model, optimizer, self.progress, keep, self.world)
+        keep = self.recipe.execution.keep_checkpoints
+        checkpoint.save(self.checkpoints, self.bare_model, self.optimizer, self.progress, keep, self.world)
         self._saved_step = self.progress.step
-
-
-def _kind(error: UserError | FollowedError) -> type[Exception]:
-    return error.kind if isinstance(error, FollowedError) else type(error)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -18,9 +18,7 @@ from tiny_audio.training.world import World
 def shard(model: nn.Module, device: torch.device, world: World) -> None:
     """Leave each process a slice of every parameter (FSDP2); layers are put together as the passes reach them.
 
-    In the types that the parameters have, under the same autocast: the arithmetic stays that of one process. This is
-    torch's own ``fully_shard`` and not accelerate's plugin, which casts weights by a policy of its own and on a CPU
-    does nothing without saying so.
+    Parameters keep their types and autocast stays the same, so the arithmetic is that of one process.
 
     Args:
         model: on the CPU, the same in every process.

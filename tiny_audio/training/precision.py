@@ -1,4 +1,4 @@
-"""The types that weights have in training."""
+"""The types of weights and arithmetic in training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import nn
 
+Precision = Literal["fp32", "bf16"]
 
-def set_types(model: nn.Module, precision: Literal["fp32", "bf16"], device: torch.device) -> None:
-    """fp32 at least, and bf16 for what is frozen, where a GPU computes in it.
 
-    bf16 masters would round small updates of norms to zero; a CPU gains nothing from bf16 weights; and without
-    autocast, types may not meet.
+def set_types(model: nn.Module, precision: Precision, device: torch.device) -> None:
+    """Cast weights to fp32 at least, and frozen ones to bf16 where a GPU computes in it.
+
+    Trainable weights stay fp32 because bf16 would round small updates to zero. On a CPU, bf16 weights gain nothing.
     """
     half = precision == "bf16" and device.type == "cuda"
     for tensor in model.parameters():
@@ -20,3 +21,8 @@ def set_types(model: nn.Module, precision: Literal["fp32", "bf16"], device: torc
             tensor.data = tensor.data.to(torch.bfloat16)
         else:
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Compute in bf16 where the precision says so. Weights of both types may meet only in this context."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

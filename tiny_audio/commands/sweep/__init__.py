@@ -89,7 +89,7 @@ class Sweep:
     def _run(self, number: int, run: Combination) -> Exception | None:
         """One run; what it failed of, if it did."""
         from tiny_audio.commands.run import (
-            Run,  # with it come transformers and accelerate, which a dry run need not wait for
+            Run,  # with it comes transformers, which a dry run need not wait for
         )
 
         folder = self.folder / run.folder

@@ -1,0 +1,50 @@
+"""The state of a training, as a checkpoint holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """How far training is, and the sums over all its steps. With the planned order, this is the whole state of the data."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch's plan that are used up."""
+    plan: str = ""
+    """Hash of this epoch's plan."""
+    audio_s: float = 0.0
+    padded_s: float = 0.0
+    tokens: int = 0
+    wall_s: float = 0.0
+    """Time of all steps, each from the wait for its batches to the update."""
+    waited_s: float = 0.0
+    """The part of ``wall_s`` that was spent waiting for batches."""
+    beside_s: float = 0.0
+    """Overhead: time between steps, for evaluations and checkpoints."""
+    flops: float = 0.0
+    """FLOPs that the clips need, see :class:`tiny_audio.plan.work.Work`."""
+    possible_flops: float = 0.0
+    """FLOPs of the machine at its peak during ``wall_s``."""
+    measured_j: float = 0.0
+    """Joules by a meter."""
+    rated_j: float = 0.0
+    """Joules while nothing measured, as if the devices drew their rated power all the time."""
+    peak_memory_bytes: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    window_decoder_loss: float = 0.0
+    """Sum since the last line of the log, over all processes, without skipped steps; so are the next three."""
+    window_ctc_loss: float = 0.0
+    window_tokens: int = 0
+    window_labels: int = 0
+    logged: dict[str, float] = field(default_factory=dict)
+    """The ledger's sums at the last line of the log; empty before the first one."""
+
+    def start_window(self) -> None:
+        """Begin the sums of the next line of the log."""
+        self.window_decoder_loss = self.window_ctc_loss = 0.0
+        self.window_tokens = self.window_labels = 0
