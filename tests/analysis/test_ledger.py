@@ -16,9 +16,13 @@ import torch
 
 from tests.analysis.test_report import REPORT
 from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.support.training import (
+    RecordingCallback,
+    make_trainer,
+    parse,
+    train,
+)
 from tests.support.worlds import in_world
-from tests.training.test_parallel import train
-from tests.training.test_training import Listener, make_trainer, parse
 from tiny_audio.analysis.ledger import account, ledger_rows
 from tiny_audio.commands.run import Run
 from tiny_audio.data.batches import Batch
@@ -392,7 +396,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
 @pytest.fixture(scope="module")
 def finished(document: Document, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    Run(parse(document), "a *bold* name", folder, Listener()).complete()
+    Run(parse(document), "a *bold* name", folder, RecordingCallback()).complete()
     return folder
 
 
@@ -434,7 +438,7 @@ def test_a_runs_cost_is_of_all_that_it_did(finished: Path) -> None:
 def test_another_price_makes_another_report_and_nothing_else(document: Document, finished: Path) -> None:
     before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
     recipe = parse(changed(document, execution__price_per_hour=0.0, execution__grid_gco2_per_kwh=50.0))
-    report = Run(recipe, "a *bold* name", finished, Listener()).complete()
+    report = Run(recipe, "a *bold* name", finished, RecordingCallback()).complete()
     assert report["ledger"]["cost_usd"] == 0
     assert report["ledger"]["co2_kg"] == pytest.approx(report["ledger"]["energy_kwh"] * 0.05)
     assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before
@@ -442,7 +446,7 @@ def test_another_price_makes_another_report_and_nothing_else(document: Document,
 
 
 def test_the_models_card(document: Document, finished: Path) -> None:
-    report = Run(parse(document), "a *bold* name", finished, Listener()).complete()
+    report = Run(parse(document), "a *bold* name", finished, RecordingCallback()).complete()
     card = (finished / "model" / "README.md").read_text()
     assert card == model_card(report)
     assert "\n# a \\*bold\\* name\n" in card
@@ -458,7 +462,7 @@ def test_the_models_card(document: Document, finished: Path) -> None:
 
 def test_a_card_that_was_lost_is_written_again(document: Document, finished: Path) -> None:
     (finished / "model" / "README.md").unlink()
-    Run(parse(document), "a *bold* name", finished, Listener()).complete()
+    Run(parse(document), "a *bold* name", finished, RecordingCallback()).complete()
     assert (finished / "model" / "README.md").exists()
 
 
@@ -480,9 +484,9 @@ def test_without_a_rehearsal_a_run_says_so_and_goes_on(
         raise NotImplementedError("aten::nonzero has no shapes\nand more")
 
     monkeypatch.setattr("tiny_audio.commands.run.work_of", refuse)
-    listener = Listener()
-    report = Run(parse(document), "run", tmp_path / "run", listener).complete()
-    assert "the model cannot be rehearsed, so its FLOPs are not counted: aten::nonzero has no shapes" in listener.notes
+    callback = RecordingCallback()
+    report = Run(parse(document), "run", tmp_path / "run", callback).complete()
+    assert "the model cannot be rehearsed, so its FLOPs are not counted: aten::nonzero has no shapes" in callback.notes
     assert (report["ledger"]["flops"], report["ledger"]["utilization"]) == (None, None)
 
 

@@ -20,6 +20,9 @@ import pytest
 
 Fault = Literal["limit", "error", "cut", "stall"]
 
+LOQUACIOUS_NAME = "speechbrain/LoquaciousSet"
+LOQUACIOUS_CARD = {"configs": [{"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]}]}
+
 
 @dataclass
 class Repo:

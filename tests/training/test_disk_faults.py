@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.conftest import changed, tiny_recipe, write_clips
 from tests.support.parquet_shards import encoded_clip, write_parquet
-from tests.training.test_faults import Watching
-from tests.training.test_training import Listener, parse
+from tests.support.training import (
+    ActingCallback,
+    exported,
+    run,
+)
 from tiny_audio.audio.load import AudioError
-from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, Source, SourceContext
 from tiny_audio.sources._row_groups import read_row_group
@@ -44,23 +46,19 @@ def few_files(count: int) -> Iterator[None]:
 # --- whole runs
 
 
-def run(document: Document, folder: Path, listener: Listener) -> bytes:
-    Run(parse(document), "run", folder, listener).complete()
-    return (folder / "model" / "model.safetensors").read_bytes()
-
-
 def test_a_disk_that_goes_away_while_training(tmp_path: Path) -> None:
     write_clips(tmp_path / "data", 12)
     settings = {"training__steps": 6, "batching__max_clips": 3, "execution__log_every": 1, "data__evaluation": {}}
     document = changed(tiny_recipe(tmp_path / "data"), execution__checkpoint_every=100, **settings)
-    undisturbed = run(document, tmp_path / "undisturbed", Listener())
+    run(document, tmp_path / "undisturbed")
     disk, away = tmp_path / "data", tmp_path / "away"
     with pytest.raises(UserError) as refusal:
-        run(document, tmp_path / "run", Watching(2, lambda: disk.rename(away)))
+        run(document, tmp_path / "run", ActingCallback(2, lambda: disk.rename(away)))
     assert re.search(r": no such file\nstep 2 is saved, the same command continues$", str(refusal.value))
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
     away.rename(disk)
-    assert run(document, tmp_path / "run", Listener()) == undisturbed
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
 
 
 # --- sources

@@ -23,10 +23,15 @@ import soundfile
 import torch
 
 from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
-from tests.support.hub_server import Hub, Repo, forget, running_hub, use_hub
+from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Hub, Repo, forget, running_hub, use_hub
 from tests.support.parquet_shards import loquacious_shard
-from tests.training.test_training import Listener, parse
-from tiny_audio.commands.run import Run
+from tests.support.training import (
+    ActingCallback,
+    RecordingCallback,
+    exported,
+    run,
+    steps_kept,
+)
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
 from tiny_audio.projectors.swiglu import SwigluProjector
@@ -53,37 +58,10 @@ def document(data: Path) -> Document:
     return changed(tiny_recipe(data), data__evaluation={}, execution__checkpoint_every=2, **settings)
 
 
-class Watching(Listener):
-    """Does something when a step is logged."""
-
-    def __init__(self, step: int, act: Callable[[], object]) -> None:
-        super().__init__()
-        self._step, self._act = step, act
-
-    def step(self, step: int, values: dict[str, Any]) -> None:
-        super().step(step, values)
-        if step == self._step:
-            self._act()
-
-
-def run(document: Document, folder: Path, listener: Listener | None = None) -> Listener:
-    listener = listener or Listener()
-    Run(parse(document), "run", folder, listener).complete()
-    return listener
-
-
-def exported(folder: Path) -> bytes:
-    return (folder / "model" / "model.safetensors").read_bytes()
-
-
 @pytest.fixture
 def undisturbed(document: Document, tmp_path: Path) -> bytes:
     run(document, tmp_path / "undisturbed")
     return exported(tmp_path / "undisturbed")
-
-
-def steps_kept(folder: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
 
 
 # --- disks
@@ -120,15 +98,15 @@ def fill(path: Path) -> None:
 def test_a_full_disk(document: Document, small_disk: Path, undisturbed: bytes) -> None:
     folder, filler = small_disk / "run", small_disk / "filler"
     with pytest.raises(UserError) as refusal:
-        run(document, folder, Watching(5, lambda: fill(filler)))
+        run(document, folder, ActingCallback(5, lambda: fill(filler)))
     message = str(refusal.value)
     assert "No space left on device" in message
     assert "step-000000004" in message
     assert message.endswith("Make room, or allow writing there: the same command continues")
     assert steps_kept(folder) == [2, 4]
     filler.unlink()
-    listener = run(document, folder)
-    assert "continuing from step 4 (step-000000004)" in listener.notes
+    callback = run(document, folder)
+    assert "continuing from step 4 (step-000000004)" in callback.notes
     assert exported(folder) == undisturbed
 
 
@@ -141,7 +119,7 @@ def test_a_log_that_cannot_be_written(document: Document, undisturbed: bytes, tm
         log.mkdir()
 
     with pytest.raises(UserError) as refusal:
-        run(document, tmp_path / "run", Watching(3, harm))
+        run(document, tmp_path / "run", ActingCallback(3, harm))
     assert str(refusal.value) == (
         f"{tmp_path / 'run'} cannot be written: [Errno 21] Is a directory: '{log}'. Make room, or allow writing there: "
         "the same command continues"
@@ -203,8 +181,8 @@ def test_a_damaged_checkpoint_is_left_out(
     folder = tmp_path / "undisturbed"
     harm(folder / "checkpoints" / "step-000000008" / name)
     (folder / "model").rename(folder / "gone")
-    listener = run(document, folder)
-    first, second = (note for note in listener.notes if "step-" in note)
+    callback = run(document, folder)
+    first, second = (note for note in callback.notes if "step-" in note)
     start, end = "step-000000008 is damaged (", ") and is left out; it is now damaged-step-000000008"
     assert first.startswith(start)
     assert first.endswith(end)
@@ -244,8 +222,8 @@ def test_a_run_over_the_ceiling_goes_on_when_it_is_raised(data: Path, tmp_path: 
         run(changed(document, data__max_dropped_share=0.15), tmp_path / "run")
     (kept,) = steps_kept(tmp_path / "run")
     assert kept > 0
-    listener = run(changed(document, data__max_dropped_share=0.5), tmp_path / "run")
-    assert f"continuing from step {kept} (step-{kept:09d})" in listener.notes
+    callback = run(changed(document, data__max_dropped_share=0.5), tmp_path / "run")
+    assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
     assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
     assert len(read_dropped(tmp_path / "run" / "dropped.jsonl")) >= 3
 
@@ -272,10 +250,10 @@ def test_a_run_over_the_ceiling_goes_on_when_the_data_is_mended(tmp_path: Path) 
     (kept,) = steps_kept(tmp_path / "run")
     (first, content), *others = held.items()
     first.write_bytes(content)
-    listener = run(document, tmp_path / "run")
-    assert "3 clips could not be used, which is too many: reading them again" in listener.notes
-    assert "1 of them can be used now" in listener.notes
-    assert f"continuing from step {kept} (step-{kept:09d})" in listener.notes
+    callback = run(document, tmp_path / "run")
+    assert "3 clips could not be used, which is too many: reading them again" in callback.notes
+    assert "1 of them can be used now" in callback.notes
+    assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
     assert {drop.id for drop in read_dropped(listed)} == {f"clips/{path.name}" for path, _ in others}
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 15))
@@ -356,15 +334,11 @@ def test_each_clip_counts_once() -> None:
 # --- hubs
 
 
-NAME = "speechbrain/LoquaciousSet"
-CARD = {"configs": [{"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]}]}
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(8 * n, 8, row_group=2) for n in range(3)}
     with running_hub() as hub:
-        hub.repos = {NAME: Repo(shards, CARD)}
+        hub.repos = {LOQUACIOUS_NAME: Repo(shards, LOQUACIOUS_CARD)}
         use_hub(monkeypatch, hub.endpoint)
         monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
         yield hub
@@ -393,7 +367,7 @@ def test_a_hub_that_goes_away(
         hub.fault = lambda number, path: fault
 
     with pytest.raises(UserError) as refusal:
-        run(streaming, tmp_path / "run", Watching(2, go_away))
+        run(streaming, tmp_path / "run", ActingCallback(2, go_away))
     (kept,) = steps_kept(tmp_path / "run")
     assert kept >= 2
     message = str(refusal.value)
@@ -403,8 +377,8 @@ def test_a_hub_that_goes_away(
     assert "Traceback" not in message
     hub.fault = lambda number, path: None
     forget()
-    listener = run(streaming, tmp_path / "run")
-    assert f"continuing from step {kept} (step-{kept:09d})" in listener.notes
+    callback = run(streaming, tmp_path / "run")
+    assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
     assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
 
 
@@ -424,7 +398,7 @@ def test_a_hub_that_stalls_now_and_then_costs_time_only(
 
 
 def test_a_hub_that_is_away_before_the_first_step(hub: Hub, streaming: Document, tmp_path: Path) -> None:
-    class Hearing(Listener):
+    class Hearing(RecordingCallback):
         def note(self, message: str) -> None:
             if "training clips" in message:
                 shutil.rmtree(tmp_path / "cache" / "hub" / "row_groups", ignore_errors=True)
@@ -439,7 +413,7 @@ def test_a_hub_that_is_away_before_the_first_step(hub: Hub, streaming: Document,
 # --- memory
 
 
-class Full(Watching):
+class Full(ActingCallback):
     """Takes away all memory of the step that follows, as its first layer finds."""
 
     def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
@@ -496,7 +470,7 @@ def test_a_gpu_that_is_full(document: Document, tmp_path: Path) -> None:
 
     try:
         with pytest.raises((UserError, RunFailed), match=r"^the GPU ran out of memory in step 4, "):
-            run(document, tmp_path / "run", Watching(3, shrink))
+            run(document, tmp_path / "run", ActingCallback(3, shrink))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -17,15 +17,13 @@ import pytest
 import torch
 
 from tests.conftest import changed, tiny_recipe
-from tests.support.hub_server import Hub, Repo, running_hub
+from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Hub, Repo, running_hub
 from tests.support.parquet_shards import loquacious_shard
 from tests.training.test_resume import PATIENCE_S, assert_equal, kill, last_step, wait_until
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.metrics import read_metrics
 
 KILLS, STEPS, SHARDS, CLIPS = 20, 200, 3, 16
-NAME = "speechbrain/LoquaciousSet"
-CARD = {"configs": [{"config_name": "small", "data_files": [{"split": "train", "path": "small/*"}]}]}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def hub() -> Iterator[Hub]:
             f"small/train-{n:05d}-of-{SHARDS:05d}.parquet": loquacious_shard(CLIPS * n, CLIPS, row_group=4)
             for n in range(SHARDS)
         }
-        hub.repos = {NAME: Repo(shards, CARD)}
+        hub.repos = {LOQUACIOUS_NAME: Repo(shards, LOQUACIOUS_CARD)}
         yield hub
 
 

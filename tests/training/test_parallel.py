@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
+from tests.support.training import (
+    ALONE,
+    RecordingCallback,
+    Trained,
+    first_gradients,
+    logged,
+    parse,
+    train,
+)
 from tests.support.worlds import in_processes, in_world
-from tests.training.test_training import Listener, first_gradients, gather, parse
 from tiny_audio.cli import main
 from tiny_audio.commands.run import Run
 from tiny_audio.config import RunFailed, Stopped, TinyAudioError, UserError
@@ -27,25 +33,13 @@ from tiny_audio.encoders import ENCODERS
 from tiny_audio.export import load_model
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.training import checkpoint
-from tiny_audio.training.assembly import assemble
 from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
-from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALONE = World()
 ROOT = Path(__file__).parents[2]
-EXACT = {
-    "name": "causal_lm",
-    "init": "random",
-    "model_type": "gpt_neox",
-    "overrides": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-    "tokenizer": {"kind": "characters"},
-    "freeze": False,
-}
-"""A decoder that computes in float64 where its weights are; Llama's norms compute in float32 whatever comes."""
 PARALLEL = ("ddp", "fsdp")
 
 
@@ -63,48 +57,9 @@ def document(data: Path) -> Document:
     return changed(tiny_recipe(data), ctc={"weight": 0.5}, data__evaluation={}, **settings)
 
 
-@dataclass
-class Trained:
-    """What came out, in one of the processes."""
-
-    weights: dict[str, Tensor]
-    notes: list[str]
-    is_sharded: bool
-    error: Exception | None
-
-
-def train(
-    document: Document,
-    folder: Path,
-    world: World = ALONE,
-    *,
-    dtype: torch.dtype = torch.float32,
-    prepare: Callable[[Trainer], None] = lambda trainer: None,
-) -> Trained:
-    if dtype == torch.float64:
-        document = {**document, "decoder": EXACT}
-    recipe, listener = parse(document), Listener()
-    clips = gather(recipe)
-    model, _, target_encoder = assemble(recipe, clips, None)
-    folder.mkdir(parents=True, exist_ok=True)
-    with StopSignal() as stop:
-        trainer = Trainer(recipe, model.to(dtype), clips, target_encoder, folder, stop, listener, world=world)
-        if dtype == torch.float64:  # mel bands, too
-            trainer.bare_model.encoder.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
-        sharded = all(isinstance(tensor, DTensor) for tensor in trainer.bare_model.parameters())
-        prepare(trainer)
-        error = None
-        try:
-            trainer.run()
-        except (UserError, RunFailed, Stopped) as failure:
-            error = failure
-    last = checkpoint.latest(folder / "checkpoints")
-    return Trained(load_file(last / "model.safetensors") if last else {}, listener.notes, sharded, error)
-
-
 def complete(size: int, document: Document, folder: Path) -> list[Any]:
     """A whole run by some processes; what each gives or raises."""
-    return in_processes(size, lambda rank: Run(parse(document), "run", folder, Listener()).complete())
+    return in_processes(size, lambda rank: Run(parse(document), "run", folder, RecordingCallback()).complete())
 
 
 def assert_printed_once(printed: Exception | None, silent: Exception | None) -> None:
@@ -115,10 +70,6 @@ def assert_printed_once(printed: Exception | None, silent: Exception | None) -> 
     assert str(printed) == str(silent)
     assert printed.origin is None
     assert silent.origin is not None
-
-
-def logged(folder: Path, key: str) -> list[Any]:
-    return [row[key] for row in read_metrics(folder / "metrics.jsonl") if key in row]
 
 
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
@@ -234,7 +185,7 @@ def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, paral
     for kind in ("encoder", "decoder"):
         document[kind] |= {"freeze": True, "lora": LORA, "gradient_checkpointing": True}
     document = changed(document, training__precision="bf16", execution__parallel=parallel)
-    Run(parse(document), "one", tmp_path / "one", Listener()).complete()
+    Run(parse(document), "one", tmp_path / "one", RecordingCallback()).complete()
     first, second = complete(2, document, tmp_path / "two")
     assert first["training"]["steps"] == 6
     assert second is None
@@ -254,7 +205,7 @@ def test_evaluation_while_training_and_after_it(document: Document, data: Path, 
     held_out = {"held_out": {"name": "manifest", "path": str(data / "manifest.jsonl")}}
     often = {"execution__evaluate_every": 2, "execution__evaluate_set": "held_out", "evaluation__num_bootstrap": 100}
     document = changed(document, data__evaluation=held_out, **often, generation__max_new_tokens=5)
-    one = Run(parse(document), "one", tmp_path / "one", Listener()).complete()
+    one = Run(parse(document), "one", tmp_path / "one", RecordingCallback()).complete()
     assert one is not None
     for parallel in PARALLEL:
         first, second = complete(2, changed(document, execution__parallel=parallel), tmp_path / parallel)
@@ -394,7 +345,7 @@ def test_processes_with_other_clips_are_refused(document: Document, data: Path, 
         here = changed(document)
         if rank:
             here["data"]["train"]["clips"]["path"] = str(data / "other.jsonl")
-        return Run(parse(here), "run", tmp_path / "run", Listener()).complete()
+        return Run(parse(here), "run", tmp_path / "run", RecordingCallback()).complete()
 
     first, second = in_processes(2, work)
     assert isinstance(second, UserError)
@@ -407,7 +358,7 @@ def test_processes_with_other_clips_are_refused(document: Document, data: Path, 
 def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: str) -> None:
     def work(rank: int) -> Any:
         os.environ[f"ACCELERATE_USE_{engine}"] = "true"
-        return Run(parse(document), "run", tmp_path / "run", Listener()).complete()
+        return Run(parse(document), "run", tmp_path / "run", RecordingCallback()).complete()
 
     first, second = in_processes(2, work)
     assert str(first) == str(second)

@@ -17,8 +17,11 @@ import pytest
 import yaml
 
 from tests.conftest import changed, tiny_recipe, write_clips
+from tests.support.training import (
+    RecordingCallback,
+    parse,
+)
 from tests.support.worlds import free_port, place
-from tests.training.test_training import Listener, parse
 from tiny_audio.commands.run import Run
 from tiny_audio.recipe import load_recipe
 from tiny_audio.training import checkpoint
@@ -133,7 +136,7 @@ def test_a_launcher_launches(recipe: Path, tmp_path: Path, launcher: str) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run ") == done.stdout.count("report: ") == 1
-    alone = Run(parse(json.loads(recipe.read_text())), "one", tmp_path / "one", Listener()).complete()
+    alone = Run(parse(json.loads(recipe.read_text())), "one", tmp_path / "one", RecordingCallback()).complete()
     assert alone is not None
     one, two = ([row["loss"] for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-4)

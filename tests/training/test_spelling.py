@@ -13,8 +13,12 @@ import torch
 
 from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
 from tests.support.parquet_shards import LOQUACIOUS, loquacious_row, write_parquet
+from tests.support.training import (
+    RecordingCallback,
+    gather,
+    parse,
+)
 from tests.support.worlds import in_processes
-from tests.training.test_training import Listener, gather, parse
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
@@ -140,12 +144,12 @@ def test_a_run_that_goes_on_reads_no_transcript(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, folder = parse(document), tmp_path / "run"
-    Run(recipe, "run", folder, Listener()).complete()
+    Run(recipe, "run", folder, RecordingCallback()).complete()
     model = (folder / "model" / "model.safetensors").read_bytes()
     tokenizer = (folder / "model" / "tokenizer.json").read_bytes()
     (folder / "model").rename(tmp_path / "away")
     monkeypatch.setattr(ClipSet, "texts", property(_refused))
-    Run(recipe, "run", folder, Listener()).complete()
+    Run(recipe, "run", folder, RecordingCallback()).complete()
     assert (folder / "model" / "model.safetensors").read_bytes() == model
     assert (folder / "model" / "tokenizer.json").read_bytes() == tokenizer
 
@@ -156,7 +160,7 @@ def test_of_several_processes_the_first_reads_them(document: Document, tmp_path:
     def work(rank: int) -> bool:
         if rank:
             ClipSet.texts = property(_refused)  # type: ignore[assignment, method-assign]  # in a process that ends here
-        return Run(recipe, "run", folder, Listener()).complete() is not None
+        return Run(recipe, "run", folder, RecordingCallback()).complete() is not None
 
     assert in_processes(2, work) == [True, False]
 
@@ -168,10 +172,10 @@ def test_texts_mended_before_the_first_step_are_learned_anew(document: Document,
     manifest.write_text(good + manifest_row(tmp_path / "bad.wav", "zzz", 1.0))
     recipe = parse(changed(document, data__max_dropped_share=0.0, batching__max_clips=9, data__evaluation={}))
     with pytest.raises(UserError, match="1 of 9 training clips are unusable"):
-        Run(recipe, "run", folder, Listener()).complete()
+        Run(recipe, "run", folder, RecordingCallback()).complete()
     assert latest(folder / "checkpoints") is None
     assert "z" in json.loads((folder / "state.json").read_text())["training"]["spelling"]["characters"]
     manifest.write_text(good)
-    Run(recipe, "run", folder, Listener()).complete()
+    Run(recipe, "run", folder, RecordingCallback()).complete()
     config = json.loads((folder / "model" / "config.json").read_text())
     assert "z" not in config["ctc_characters"]

@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
-from tests.support.hub_server import Fault, Hub, Repo, running_hub
+from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Fault, Hub, Repo, running_hub
 from tests.support.parquet_shards import loquacious_shard
-from tests.training.test_faults import CARD, NAME, Watching, exported, run, steps_kept
-from tests.training.test_training import Listener, gather, parse
+from tests.support.training import (
+    ActingCallback,
+    exported,
+    make_trainer,
+    run,
+    steps_kept,
+)
 from tiny_audio.config import Stopped
-from tiny_audio.training.assembly import assemble
-from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopAsked, StopSignal
 
@@ -46,14 +49,6 @@ def send(*numbers: signal.Signals) -> Callable[[], None]:
     return signaled
 
 
-def prepared(document: Document, folder: Path, stop: StopSignal, listener: Listener | None = None) -> Trainer:
-    recipe = parse(document)
-    clips = gather(recipe)
-    model, _, target_encoder = assemble(recipe, clips, None)
-    folder.mkdir(exist_ok=True)
-    return Trainer(recipe, model, clips, target_encoder, folder, stop, listener or Listener())
-
-
 # --- one signal, two signals
 
 
@@ -61,7 +56,7 @@ def test_two_signals_at_once_are_one(document: Document, tmp_path: Path) -> None
     """As torchrun sends them: it passes on a Ctrl-C that all its processes got already."""
     run(document, tmp_path / "undisturbed")
     with pytest.raises(Stopped) as stopped:
-        run(document, tmp_path / "run", Watching(3, send(signal.SIGINT, signal.SIGTERM)))
+        run(document, tmp_path / "run", ActingCallback(3, send(signal.SIGINT, signal.SIGTERM)))
     assert str(stopped.value) == "stopped by a signal; step 3 is saved, the same command continues"
     assert steps_kept(tmp_path / "run") == [3]
     run(document, tmp_path / "run")
@@ -73,7 +68,7 @@ def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document
     document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
     run(document, tmp_path / "undisturbed")
     folder, seen = tmp_path / "run", []
-    trainer = prepared(document, folder, StopSignal())
+    trainer = make_trainer(document, folder)
     # A stop that somebody asked for after the second step, which no line tells of.
     trainer.bare_model.projector.register_forward_hook(
         lambda *_: seen.append(1) if len(seen) < 1 else trainer.stop.ask()
@@ -81,7 +76,7 @@ def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document
     with pytest.raises(Stopped):
         trainer.run()
     assert steps_kept(folder) == [2]
-    prepared(document, folder, StopSignal()).run()
+    make_trainer(document, folder).run()
     ours, theirs = (read_metrics(path / "metrics.jsonl") for path in (folder, tmp_path / "undisturbed"))
     for name in ("step", "loss", "decoder_loss", "ctc_loss", "audio_hours", "padding_share"):
         assert [row[name] for row in ours] == [row[name] for row in theirs], name
@@ -89,7 +84,7 @@ def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document
 
 def test_a_checkpoint_of_an_older_version_is_continued(document: Document, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    prepared(changed(document, training__steps=3), folder, StopSignal()).run()
+    make_trainer(changed(document, training__steps=3), folder).run()
     path = folder / "checkpoints" / "step-000000003"
     known = json.loads((path / "progress.json").read_text())
     content = json.dumps({name: value for name, value in known.items() if not name.startswith(("window_", "logged"))})
@@ -98,7 +93,7 @@ def test_a_checkpoint_of_an_older_version_is_continued(document: Document, tmp_p
     sums = json.loads((path / "checksums.json").read_text())
     sums["progress.json"] = [len(content), zlib.crc32(content.encode())]
     (path / "checksums.json").write_text(json.dumps(sums))
-    assert prepared(document, folder, StopSignal()).run().step == STEPS
+    assert make_trainer(document, folder).run().step == STEPS
 
 
 class Clock:
@@ -128,7 +123,7 @@ def test_a_second_signal_says_what_it_loses(
 
     with StopSignal(clock) as stop:
         document = changed(document, execution__checkpoint_every=every)
-        trainer = prepared(document, tmp_path / "run", stop, Watching(3, twice))
+        trainer = make_trainer(document, tmp_path / "run", stop=stop, callback=ActingCallback(3, twice))
         with pytest.raises(Stopped) as stopped:
             trainer.run()
     assert str(stopped.value) == f"stopped at once by a second signal, SIGINT: {loss}"
@@ -182,7 +177,7 @@ class Stalling:
 def hub() -> Iterator[Hub]:
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(8 * n, 8, row_group=2) for n in range(3)}
     with running_hub() as hub:
-        hub.repos = {NAME: Repo(shards, CARD)}
+        hub.repos = {LOQUACIOUS_NAME: Repo(shards, LOQUACIOUS_CARD)}
         yield hub
 
 

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.conftest import Document, changed, tiny_recipe
-from tests.training.test_training import data as data
-from tests.training.test_training import document as document
-from tests.training.test_training import make_trainer, parse, weights
+from tests.support.training import (
+    make_trainer,
+    parse,
+    weights,
+)
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.augmentation import SpecAugment, SpecAugmentConfig
