@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Progress:
-    """How far training is, and the sums over all its steps. With the planned order, this is the whole state of the data."""
+    """How far training is, and sums over its steps. With the planned order, this is the whole state of the data."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
