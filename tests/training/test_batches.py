@@ -15,7 +15,7 @@ from tests.support.training import (
     parse,
 )
 from tiny_audio.config import RunFailed
-from tiny_audio.data.clips import PlannedBatches
+from tiny_audio.data.batches import PlannedBatches
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.batches import Batches
@@ -100,7 +100,7 @@ def test_a_text_with_a_control_token_is_dropped(tmp_path: Path) -> None:
         file.write(manifest_row(tmp_path / "clip001.flac", "no <|end|>", 0.61))
     batch = first_batch(tiny_recipe(tmp_path))
     assert {drop.id: drop.reason for drop in batch.dropped} == {"clips/clip001.flac:3": "special_token"}
-    assert batch.dropped[0].detail == "'no <|end|>' holds '<|end|>', which steers the decoder and is no word"
+    assert "'<|end|>'" in batch.dropped[0].detail
     assert len(batch.targets) == 2
 
 

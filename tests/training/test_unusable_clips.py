@@ -14,8 +14,7 @@ from tests.support.training import (
     parse,
 )
 from tiny_audio.config import UserError
-from tiny_audio.data.clips import check_dropped
-from tiny_audio.data.dropped import DroppedLog, read_dropped
+from tiny_audio.data.dropped import DroppedLog, check_dropped, read_dropped
 from tiny_audio.sources import Dropped
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.metrics import read_metrics
