@@ -246,7 +246,7 @@ def never_drops_out(part: Any, config: EncoderConfig) -> None:
         (forgets_a_weight, "save_load", r"saved and loaded, it puts out other frames"),
         (another_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
         (always_drops_out, "determinism", r"dropout: 0, and training mode changes the frames"),
-        (reads_its_neighbors, "packing", r"a clip of \d+ samples beside clips that are longer .*: values differ"),
+        (reads_its_neighbors, "packing", r"a clip of \d+ samples in a batch with longer .*: values differ"),
         (never_drops_out, "determinism", r"dropout: 0\.5 changes nothing in training mode"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the contract checks of all kinds of parts share."""
+"""Assertions and small tools of all contract checks."""
 
 from __future__ import annotations
 
@@ -11,35 +11,48 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5
-"""Largest difference between two ways to one result in fp32, as a share of its root mean square."""
+"""Largest difference between two ways to compute one result in fp32, relative to its root mean square.
+
+It is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add up in another order for another batch size, and the layers
+of one part make up to half of the tolerance out of that."""
+ZERO = 1e-9
+"""Gradients in fp64 that are smaller than this, relative to the part's largest, count as zero.
+
+A gradient that is zero by algebra is exactly zero with some kernels and a multiple of the machine epsilon, 2⁻⁵², with
+others. In fp32 such noise could not be told from the smallest gradients that parts have."""
 NOISE = 100.0
-"""Standard deviation of the garbage in padding; speech stays below 1."""
+"""Standard deviation of the noise in padding; that of speech is below 1."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def expect(condition: bool, part: BaseModel, message: str) -> None:
-    """Refuse with the part's name in front.
+    """Assert with the part's name in front of the message.
 
     Raises:
-        AssertionError: ``condition`` does not hold.
+        AssertionError: ``condition`` is false.
     """
     if not condition:
         raise AssertionError(f"{getattr(part, 'name', type(part).__name__)}: {message}")
 
 
 def changed(config: ConfigT, **fields: Any) -> ConfigT:
-    """The same config with other values, validated."""
+    """A validated copy of the config with other values."""
     return type(config).model_validate({**config.model_dump(), **fields}, strict=False)
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """Random numbers that leave the global generator alone."""
+    """A random generator apart from the global one."""
     return torch.Generator().manual_seed(seed)
 
 
+def weighted_sum(values: Tensor) -> Tensor:
+    """A scalar for the backward pass to which every value contributes differently."""
+    return (values * torch.randn(values.shape, generator=generator())).sum()
+
+
 def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> None:
-    """Same shape, and the largest difference within :data:`TOLERANCE` of the root mean square."""
+    """The shapes are equal, and the largest difference is at most :data:`TOLERANCE` of the RMS."""
     expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)} and {list(wanted.shape)}")
     difference = float((found - wanted).abs().max())
     rms = float(wanted.pow(2).mean().sqrt())
@@ -51,21 +64,21 @@ def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> N
 
 
 def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """The same parameters have a gradient, each within :data:`TOLERANCE`; what is zero by algebra may be noise."""
+    """The same parameters have gradients in fp64, and these are equal, or both count as :data:`ZERO`."""
     expect(found.keys() == wanted.keys(), part, f"{what} loses gradients")
     largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
     for name, gradient in wanted.items():
-        if max(float(gradient.abs().max()), float(found[name].abs().max())) > 1e-9 * largest:
+        if max(float(gradient.abs().max()), float(found[name].abs().max())) > ZERO * largest:
             expect_equal(part, f"{what}: gradient of {name}", found[name], gradient)
 
 
 def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
-    """Neither NaN nor infinity."""
+    """No value is NaN or infinite."""
     expect(bool(values.isfinite().all()), part, f"{what}: {int((~values.isfinite()).sum())} values are not finite")
 
 
-def shake(module: nn.Module, seed: int = 0) -> None:
-    """Move every trainable tensor off its initial value, since zeros and ones hide what is missing."""
+def perturb(module: nn.Module, seed: int = 0) -> None:
+    """Move every trainable tensor off its initial value: with zeros and ones, missing operations do not show."""
     numbers = generator(seed)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -75,10 +88,12 @@ def shake(module: nn.Module, seed: int = 0) -> None:
 
 
 def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor) -> None:
-    """``loss`` reaches every trainable tensor, matrices with something else than zeros, and no frozen one."""
+    """``loss``, in fp64, reaches every trainable tensor and no frozen one, and no matrix's gradient is :data:`ZERO`."""
     module.zero_grad(set_to_none=True)
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [tensor.grad for tensor in module.parameters() if tensor.grad is not None]
+    largest = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
     for name, tensor in module.named_parameters():
         if not tensor.requires_grad:
             expect(tensor.grad is None, part, f"{what}: frozen {name} gets a gradient")
@@ -86,12 +101,13 @@ def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor
         expect(tensor.grad is not None, part, f"{what}: no gradient reaches {name}")
         assert tensor.grad is not None
         expect_finite(part, f"{what}: gradient of {name}", tensor.grad)
-        # A vector's may be zero by algebra, such as that of the bias of attention's keys.
-        expect(tensor.ndim < 2 or bool(tensor.grad.any()), part, f"{what}: the gradient of {name} is all zeros")
+        # A vector's gradient may be zero by algebra, such as that of the bias of attention's keys.
+        reached = tensor.ndim < 2 or float(tensor.grad.abs().max()) > ZERO * largest
+        expect(reached, part, f"{what}: the gradient of {name} is all zeros")
 
 
 def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
-    """With ``lora``, adapters train and nothing else."""
+    """With ``lora``, only adapters train."""
     trainable = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
     expect(bool(trainable), part, "lora: nothing trains")
     others = [name for name in trainable if "lora_" not in name]
@@ -99,13 +115,13 @@ def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
 
 
 def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
-    """Adapters on the linear layers that a part has most of."""
+    """Adapters on the most frequent linear layers of a part."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear))
     return {"rank": 2, "alpha": 4.0, "targets": [name for name, _ in names.most_common(1)]}
 
 
 def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
-    """Carry all tensors over through the bytes of a safetensors file, every key accounted for."""
+    """Copy all tensors to ``rebuilt`` through the bytes of a safetensors file, with every key accounted for."""
     from safetensors.torch import load, save
 
     tensors: dict[str, Tensor] = {}
@@ -125,7 +141,7 @@ def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
     expect(not unexpected, part, f"rebuilt from architecture(), it has no place for {', '.join(unexpected)}")
     for name, owner in aliases.items():
         tied = name in own and own[name].data_ptr() == own[owner].data_ptr()
-        expect(tied, part, f"{name} and {owner} are one tensor, and no longer so when rebuilt")
+        expect(tied, part, f"{name} and {owner} are one tensor, but not when rebuilt")
     for name, tensor in saved.items():
         expect(own[name].shape == tensor.shape, part, f"rebuilt from architecture(), {name} has another shape")
     rebuilt.load_state_dict(saved, strict=False)

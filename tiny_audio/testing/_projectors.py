@@ -17,8 +17,8 @@ from tiny_audio.testing._checks import (
     expect_finite,
     expect_gradients,
     generator,
+    perturb,
     reload,
-    shake,
 )
 
 CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms=0.03)
@@ -34,11 +34,11 @@ def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: in
     return PROJECTORS.build(config, context)
 
 
-def frames_of(lengths: Sequence[int], *, garbage: bool = False, extra: int = 0) -> Frames:
+def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) -> Frames:
     """Noise of RMS 1 with zeros or loud noise beyond each length; a length's frames are always the same."""
     size = max(lengths) + extra
-    values = NOISE * torch.randn(len(lengths), size, CONTEXT.in_dim, generator=generator(98)) * garbage
-    logits = NOISE * torch.randn(len(lengths), size, NUM_LABELS, generator=generator(97)) * garbage
+    values = NOISE * torch.randn(len(lengths), size, CONTEXT.in_dim, generator=generator(98)) * noise
+    logits = NOISE * torch.randn(len(lengths), size, NUM_LABELS, generator=generator(97)) * noise
     for row, length in enumerate(lengths):
         values[row, :length] = torch.randn(length, CONTEXT.in_dim, generator=generator(length))
         logits[row, :length] = 3 * torch.randn(length, NUM_LABELS, generator=generator(length))
@@ -122,14 +122,14 @@ def check_meta_device(config: ProjectorConfig) -> None:
 def check_invariance(config: ProjectorConfig) -> None:
     """A clip's embeddings are the same alone and beside longer or shorter clips, whatever the padding holds."""
     projector = build(config).eval()
-    shake(projector)
+    perturb(projector)
     wanted = sizes(config)
     with torch.no_grad():
         alone = {size: projector(frames_of([size])) for size in wanted}
         for where, frames in {
             "beside longer and shorter clips": frames_of(wanted),
-            "in padding full of noise": frames_of(wanted, garbage=True),
-            "in a batch that is padded beyond its longest clip": frames_of(wanted, garbage=True, extra=23),
+            "in padding full of noise": frames_of(wanted, noise=True),
+            "in a batch that is padded beyond its longest clip": frames_of(wanted, noise=True, extra=23),
         }.items():
             embeddings, lengths = projector(frames)
             for row, size in enumerate(wanted):
@@ -145,10 +145,10 @@ def check_invariance(config: ProjectorConfig) -> None:
 
 def check_gradients(config: ProjectorConfig) -> None:
     """Gradients reach every tensor and every clip's frames, and stop at the padding."""
-    projector = build(config).train()
-    shake(projector)
-    frames = frames_of([40, 100], garbage=True)
-    values = frames.values.clone().requires_grad_()
+    projector = build(config).train().double()
+    perturb(projector)
+    frames = frames_of([40, 100], noise=True)
+    values = frames.values.double().requires_grad_()
     embeddings, lengths = projector(replace(frames, values=values))
     weights = torch.randn(embeddings.shape, generator=generator())
     loss = sum(
@@ -169,7 +169,7 @@ def check_gradients(config: ProjectorConfig) -> None:
 def check_save_load(config: ProjectorConfig) -> None:
     """Built again, with the saved tensors, it puts out the same, bit for bit."""
     projector = build(config).eval()
-    shake(projector)
+    perturb(projector)
     rebuilt = build(config, seed=1).eval()
     reload(config, projector, rebuilt)
     with torch.no_grad():
