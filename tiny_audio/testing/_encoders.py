@@ -68,7 +68,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
 
     def run(self, part: Encoder) -> Tensor:
         """Frames ``[K, D]`` of two clips."""
-        frames = part(*batch_of([clip(SAMPLE_RATE), clip(9_001)]))
+        frames: Frames = part(*batch_of([clip(SAMPLE_RATE), clip(9_001)]))
         return frames.values[frames.mask()]
 
     def checks(self) -> tuple[Check[EncoderConfig], ...]:
