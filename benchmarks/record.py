@@ -1,9 +1,10 @@
-"""Prints what a benchmark found, and keeps it as a page with the date, the machine and the command."""
+"""Prints the results of a benchmark, and writes them to a page with the date, the machine and the command."""
 
 from __future__ import annotations
 
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Record:
-    """Lines as they come, on the console and in a Markdown page.
+    """Collects lines for the console and for a Markdown page.
 
     Args:
         title: of the page.
@@ -32,26 +33,26 @@ class Record:
             f"    {command()}",
         ]
         self.broken: list[str] = []
-        """Bars that do not hold."""
+        """Claims whose bounds do not hold."""
         print("\n".join(self._lines[2:]))
 
     def say(self, text: str = "") -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self._add("", text)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Numbers to the right, the first column to the left."""
+        """Add a table: the first column to the left, numbers to the right."""
         self._add("", f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}")
         self._add(*(f"| {' | '.join(map(str, row))} |" for row in rows))
 
     def bar(self, claim: str, holds: bool) -> None:
-        """A bound that the benchmark sets, and whether it holds."""
-        self._add(f"- {claim}: {'holds' if holds else 'IS BROKEN'}")
+        """Add a claim with a bound, and whether the bound holds."""
+        self._add(f"- {claim}: {'holds' if holds else 'FAILS'}")
         if not holds:
             self.broken.append(claim)
 
     def write(self) -> int:
-        """The page, where one was asked for; gives the exit code."""
+        """Write the page, if there is a path, and return the exit code."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("\n".join(self._lines) + "\n")
@@ -63,26 +64,23 @@ class Record:
 
 
 def machine() -> str:
-    """Processor, threads, what else keeps it busy, and the GPU."""
+    """Describe the processor, threads, load and GPU."""
     cpus = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if cpus.exists():
         names = [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    load = f"load average {os.getloadavg()[0]:.1f} at the start"
+    load = f"load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "load unknown"
     threads = torch.get_num_threads()
     return f"{os.cpu_count()} cores ({model}), {gpu}, torch {torch.__version__}, {threads} threads, {load}"
 
 
 def command() -> str:
-    """As it was typed."""
+    """Return the command line of this benchmark."""
     return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median and range."""
-    middle = (
-        sorted(values)[len(values) // 2] if len(values) % 2 else sum(sorted(values)[len(values) // 2 - 1 :][:2]) / 2
-    )
-    return f"{middle:.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+    """Format the median and the range."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"

@@ -1,8 +1,8 @@
-"""How long commands take that only look at a recipe, beside a bare ``import torch``, in alternating runs.
+"""Start-up time of quick commands against a bare ``import torch``, in alternating runs.
 
     python benchmarks/startup.py [--runs 9]
 
-Exit code 1 where a bound does not hold: `--help` within 0.6 s, `validate` within 1.3 × `import torch` + 0.5 s.
+Exits with 1 if a bound does not hold: `--help` within 0.6 s, `validate` within 1.3 × `import torch` + 0.5 s.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=9)
     runs = parser.parse_args().runs
     for command in COMMANDS.values():
-        seconds(command)  # the first reads files that are not in memory yet
+        seconds(command)  # warm-up: reads files into memory
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(runs):
         for name, command in COMMANDS.items():
@@ -47,9 +47,7 @@ def main() -> int:
     print(f"{'':14}{'median':>9}{'min':>9}{'max':>9}{'bound':>9}   (seconds, {runs} runs)")
     for name, values in times.items():
         bound = (
-            f"{bounds[name]:9.2f}   {'holds' if median[name] <= bounds[name] else 'IS BROKEN'}"
-            if name in bounds
-            else ""
+            f"{bounds[name]:9.2f}   {'holds' if median[name] <= bounds[name] else 'FAILS'}" if name in bounds else ""
         )
         print(f"{name:14}{median[name]:9.2f}{min(values):9.2f}{max(values):9.2f}{bound}")
     return int(any(median[name] > bound for name, bound in bounds.items()))

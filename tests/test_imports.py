@@ -1,4 +1,4 @@
-"""Who may import whom: parsed, not run."""
+"""The order of imports, read from the source. Nothing here runs the modules, except the last two tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import tiny_audio
+from tiny_audio.commands.show import REGISTRIES
 
 ROOT = Path(tiny_audio.__file__).parent
 
@@ -42,29 +43,35 @@ ORDER = [
     "commands",
     "cli",
 ]
-"""Each imports only from those above it."""
+"""The first level of the package. Each entry imports only from entries above it."""
 
 TRAVELS = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
-"""What an exported model's code may import at its top."""
-TRAVELS_INSIDE = TRAVELS | {"huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"}
-"""And inside functions."""
-PARTS_ONLY = {"numpy", "pydantic", "pydantic_core", "torch"}
-"""Listing parts and validating recipes imports their files, and must stay quick."""
+"""Libraries that modules of an export may import at the top."""
+TRAVELS_IN_FUNCTIONS = TRAVELS | {"huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"}
+"""Libraries that they may import inside functions."""
+LIGHT = {"numpy", "pydantic", "pydantic_core", "torch"}
+"""Libraries that a part may import at the top: validating a recipe imports every part, and must be fast."""
+NEVER_TRAVELS = {"sources", "analysis", "data", "recipe", "training", "commands", "cli"}
 
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """Dotted name below ``tiny_audio`` -> syntax tree; a package is its ``__init__``."""
+    """Return the syntax tree of each module by its dotted name below ``tiny_audio``; a package is its ``__init__``."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         steps = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(steps[:-1] if steps[-1] == "__init__" else steps)
-        found[name] = ast.parse(path.read_text())
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
     return found
 
 
 def imports(tree: ast.AST, *, functions: bool = True, types: bool = True) -> Iterator[str]:
-    """Absolute dotted names of all that is imported, ``from package import module`` resolved to the module."""
+    """Yield absolute dotted names of imported modules; ``from package import module`` yields the module.
+
+    Args:
+        functions: include imports inside functions.
+        types: include imports under ``if TYPE_CHECKING``.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not functions:
             continue
@@ -73,7 +80,7 @@ def imports(tree: ast.AST, *, functions: bool = True, types: bool = True) -> Ite
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            assert node.level == 0, f"line {node.lineno}: write absolute imports; an export rewrites them"
             base = node.module or ""
             for alias in node.names:
                 below = f"{base}.{alias.name}"
@@ -84,14 +91,14 @@ def imports(tree: ast.AST, *, functions: bool = True, types: bool = True) -> Ite
 
 @cache
 def own_imports(name: str) -> set[str]:
-    """The modules of ours that one of ours imports; ``""`` is ``tiny_audio`` itself."""
+    """Return the modules of this package that a module imports; ``""`` is ``tiny_audio`` itself."""
     found = {module for module in imports(modules()[name]) if module.split(".")[0] == "tiny_audio"}
     return {module.removeprefix("tiny_audio").removeprefix(".") for module in found}
 
 
 @cache
 def concrete_parts() -> set[str]:
-    """Modules that register something."""
+    """Return the modules that register a part."""
     return {
         name
         for name, tree in modules().items()
@@ -112,47 +119,54 @@ def is_private(name: str) -> bool:
 NAMES = [name for name in modules() if name]
 
 
-def test_there_is_something_to_look_at() -> None:
-    assert len(NAMES) > 30
-    assert len(concrete_parts()) >= 5
-    assert "registry" in own_imports("encoders")
+def test_the_order_lists_the_first_level_exactly() -> None:
+    assert set(ORDER) == {top(name) for name in NAMES}, "add a new folder to ORDER as high as its imports allow"
+
+
+def test_every_registered_part_is_checked() -> None:
+    registered = {entry.module for registry in REGISTRIES.values() for entry in registry.entries()}
+    ours = {name.removeprefix("tiny_audio.") for name in registered if name.startswith("tiny_audio.")}
+    assert concrete_parts() == ours
+    assert {top(name) for name in ours} == set(REGISTRIES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_imports_go_up_only(name: str) -> None:
-    assert top(name) in ORDER, f"give {top(name)} a place in ORDER, as high as what it imports allows"
+def test_a_module_imports_only_from_entries_above_its_own(name: str) -> None:
     for imported in own_imports(name) - {""}:
         assert imported in modules(), f"{name} imports tiny_audio.{imported}, which does not exist"
-        if top(imported) != top(name):
-            assert ORDER.index(top(imported)) < ORDER.index(top(name)), f"{name} imports {imported}, which is below it"
+        assert top(imported) == top(name) or ORDER.index(top(imported)) < ORDER.index(top(name)), (
+            f"{name} imports {imported}, but {top(imported)} is below {top(name)} in ORDER; move the code that both "
+            "need up, or pass it as an argument"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_private_modules_stay_private(name: str) -> None:
-    strangers = {
+def test_private_modules_are_imported_only_by_their_package(name: str) -> None:
+    private = {
         imported
         for imported in own_imports(name)
         if is_private(imported) and not name.startswith(imported[: imported.index("._")])
     }
-    assert not strangers, f"{name} imports the private {', '.join(strangers)}"
+    assert not private, f"{name} imports {', '.join(private)}; remove the underscore if others need it"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_imports_a_concrete_part(name: str) -> None:
-    assert not own_imports(name) & concrete_parts(), "parts come through their registry, and share by a private module"
+    parts = own_imports(name) & concrete_parts()
+    assert not parts, f"{name} imports {parts}; get parts from their registry, and share code in a private module"
 
 
 @pytest.mark.parametrize("name", sorted(concrete_parts()))
-def test_a_part_imports_its_contract_and_private_modules_only(name: str) -> None:
+def test_a_part_imports_only_its_contract_and_private_modules(name: str) -> None:
     package = top(name)
     siblings = {imported for imported in own_imports(name) if top(imported) == package and imported != package}
-    assert all(is_private(sibling) for sibling in siblings), f"{name} imports {siblings}"
-    kinds = {"encoders", "projectors", "decoders", "sources"} - {package}
-    assert not {top(imported) for imported in own_imports(name)} & kinds, "a part knows no other kind of part"
+    assert all(is_private(sibling) for sibling in siblings), f"{name} imports {siblings}, which are not private"
+    others = {top(imported) for imported in own_imports(name)} & (set(REGISTRIES) - {package})
+    assert not others, f"{name} imports {others}; a part must not depend on other kinds of parts"
 
 
 def traveling() -> set[str]:
-    """All that an export may bundle: what the model reaches, and every part."""
+    """Return the modules that an export may contain: what the model and its pipeline import, and every part."""
     waiting = {
         "model.model",
         "inference.pipeline",
@@ -169,14 +183,14 @@ def traveling() -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(traveling()))
-def test_what_travels_needs_little(name: str) -> None:
-    def foreign(*, functions: bool) -> set[str]:
+def test_modules_of_an_export_import_few_libraries(name: str) -> None:
+    def libraries(*, functions: bool) -> set[str]:
         found = {module.split(".")[0] for module in imports(modules()[name], functions=functions, types=False)}
         return found - set(sys.stdlib_module_names) - {"tiny_audio"}
 
-    assert foreign(functions=False) <= (PARTS_ONLY if name in concrete_parts() else TRAVELS)
-    assert foreign(functions=True) <= TRAVELS_INSIDE
-    assert top(name) not in ("analysis", "recipe", "training", "commands", "cli", "data", "sources")
+    assert libraries(functions=False) <= (LIGHT if name in concrete_parts() else TRAVELS)
+    assert libraries(functions=True) <= TRAVELS_IN_FUNCTIONS
+    assert top(name) not in NEVER_TRAVELS
 
 
 def test_validating_a_recipe_loads_no_heavy_library() -> None:

@@ -93,7 +93,7 @@ def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None
         ("swiglu:stack", "--variants: 'swiglu:stack' is not of the form name, name:field=value+field=value"),
         ("swiglu,,conv", "--variants: '' is not of the form"),
         ("swiglu,swiglu", "--variants: 'swiglu' comes twice; give one of them a label"),
-        ("there/is/none.yaml", "there is no recipe at there/is/none.yaml"),
+        ("there/is/none.yaml", "there/is/none.yaml"),
     ],
 )
 def test_messages_about_variants(text: str, message: str) -> None:

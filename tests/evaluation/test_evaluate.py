@@ -484,7 +484,7 @@ def test_presets_are_sources() -> None:
     ("text", "message"),
     [
         ("nothing.jsonl", "nothing.jsonl does not exist"),
-        ("nothing.yaml", "there is no recipe at nothing.yaml"),
+        ("nothing.yaml", "nothing.yaml"),
         (
             "libri",
             "--data libri: there is no file of that name, and no source or preset either; did you mean 'librispeech'?",

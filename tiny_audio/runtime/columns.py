@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
-    """Lines of aligned cells, never cut: the first ``num_texts`` columns to the left, numbers to the right."""
+    """Align cells in columns, without cutting any: the first ``num_texts`` to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""transformers without its progress bars and advice, for the length of a block."""
+"""Silence for transformers' progress bars and advice."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors only, and no progress bars; the caller's settings come back at the end, whatever happens."""
+    """Show errors only and no progress bars inside the block, then restore the caller's settings."""
     from transformers.utils import logging
 
     def without_bar(factory: Any, args: Any, kwargs: Any) -> Any:
         return factory(*args, **{**kwargs, "disable": True})
 
     verbosity = logging.get_verbosity()
-    # transformers' own switch would turn the bars of huggingface_hub on at the end, wherever they had been off.
+    # transformers' own switch would also turn on the bars of huggingface_hub at the end.
     hook = logging.set_tqdm_hook(without_bar)
     logging.set_verbosity_error()
     try:

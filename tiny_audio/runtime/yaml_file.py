@@ -1,4 +1,4 @@
-"""YAML as people mean it: safe, small, no duplicate keys, ``1e-4`` a number, ``no`` a word; extends and overrides."""
+"""Recipe files: safe and strict YAML, ``extends``, and overrides. ``1e-4`` is a number, and ``no`` is text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core scalars instead of 1.1's, no aliases (they allow bombs, and `extends` serves), bounded depth."""
+    """Reads the scalars of YAML 1.2 instead of 1.1, limits the depth, and allows neither aliases nor tags.
+
+    Aliases make it possible to write a small file that expands without limit.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own protocol
     depth = 0
@@ -54,7 +57,7 @@ for _tag, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML would take for something else than text: ``no`` for others, ``1e-4`` for us."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type: ``no`` in 1.1, ``1e-4`` in 1.2."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
@@ -65,7 +68,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        # Unicode's own line breaks survive as escapes only, and those need double quotes.
+        # Unicode's own line breaks must be escaped, and escapes need double quotes.
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None)
 
 
@@ -73,68 +76,71 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def dump_yaml(document: Document) -> str:
-    """Text that :func:`parse_mapping` reads back to an equal document, keys in their order."""
+    """Return text that :func:`parse_mapping` reads back to an equal document, with the keys in order."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
 
 
 def read_yaml(path: Path) -> Document:
-    """A mapping from a file, with what it ``extends`` merged under it.
+    """Read a mapping from a file, merged over the file that it ``extends``.
 
-    Mappings merge key by key; ``null`` takes back what the base says; anything else replaces. A mapping that names
-    another part than the one it extends replaces it whole, since the fields of one part mean nothing to another.
+    Mappings merge key by key. ``null`` removes what the base sets. Any other value replaces the base's. A mapping with
+    the ``name`` of another part replaces the base's mapping, because parts do not share fields.
 
     Raises:
-        UserError: the file cannot be read, is no YAML mapping, or extends itself.
+        UserError: the file cannot be read, is not a YAML mapping, or extends itself.
     """
     return _read(path, [])
 
 
 def _read(path: Path, children: list[Path]) -> Document:
-    said = f"{children[-1]}: extends: " if children else ""
-    document = parse_mapping(_text(path, said), str(path))
-    where = Path(os.path.realpath(path))
-    if where in children or len(children) >= MAX_EXTENDS:
-        chain = " -> ".join(str(child) for child in [*children, where])
-        raise UserError(f"extends: {chain} goes in a circle, or is longer than {MAX_EXTENDS} files")
+    prefix = f"{children[-1]}: extends: " if children else ""
+    document = parse_mapping(_text(path, prefix), str(path))
+    real_path = Path(os.path.realpath(path))
+    if real_path in children or len(children) >= MAX_EXTENDS:
+        chain = " -> ".join(str(child) for child in [*children, real_path])
+        raise UserError(f"extends: {chain} is a cycle, or longer than {MAX_EXTENDS} files")
     if "extends" not in document:
         return document
     base = document.pop("extends")
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}: extends must be the path of a recipe, not {_shown(base)}")
-    return _merge(_read(path.parent / base, [*children, where]), document)
+    return _merge(_read(path.parent / base, [*children, real_path]), document)
 
 
-def _text(path: Path, said: str) -> str:
+def _text(path: Path, prefix: str) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
-        raise UserError(f"{said}{path} is a folder; give the recipe file in it") from None
+        raise UserError(f"{prefix}{path} is a folder; give the recipe file in it") from None
     except FileNotFoundError:
         raise UserError(
-            f"{said}there is no recipe at {path}; recipes that ship with the project are in recipes/"
+            f"{prefix}the recipe {path} does not exist; recipes that ship with the project are in recipes/"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"{said}cannot read {path}: {error}") from None
+        raise UserError(f"{prefix}cannot read {path}: {error}") from None
     if len(content) > MAX_BYTES:
-        raise UserError(f"{said}{path} is larger than {MAX_BYTES // 1024} KiB; a recipe is a small file, is this one?")
+        raise UserError(f"{prefix}{path} is larger than {MAX_BYTES // 1024} KiB; is it a recipe?")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{said}{path} is no text in UTF-8 (byte {error.start}); is it a recipe?") from None
+        raise UserError(f"{prefix}{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from None
 
 
 def parse_mapping(text: str, name: str) -> Document:
-    """A YAML mapping from text; ``name`` is what errors call it.
+    """Read a YAML mapping from text.
+
+    Args:
+        name: what error messages call the text.
 
     Raises:
-        UserError: no YAML, or no mapping.
+        UserError: the text is not YAML, or not a mapping.
     """
     document = _parse(text, name)
     if not isinstance(document, dict):
         kind = "empty" if document is None else _shown(document)
-        raise UserError(f"{name} must be a mapping of sections such as `encoder:`, and is {kind}")
+        raise UserError(f"{name} must be a mapping with sections such as `encoder:`, not {kind}")
     return document
 
 
@@ -147,12 +153,12 @@ def _parse(text: str, name: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         message = ": ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{name}{line}: {message}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: escapes beyond Unicode
-        raise UserError(f"{name} is no valid YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two come from escapes beyond Unicode
+        raise UserError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from None
 
 
 def _value(node: yaml.Node) -> Any:
-    """Plain Python values of a composed node; PyYAML's own constructors read ``010`` as 8, and fail as they like."""
+    """Convert a node to plain Python values. PyYAML's constructors would read ``010`` as 8 and raise other errors."""
     if isinstance(node, yaml.SequenceNode):
         return [_value(item) for item in node.value]
     if not isinstance(node, yaml.MappingNode):
@@ -177,15 +183,15 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
             return text.lower() == "true"
         case "int":
             if len(text) > 20 or abs(int(text)) >= 2**63:
-                raise _problem(f"{_shown(text)} is too large a number", node.start_mark)
+                raise _problem(f"{_shown(text)} is too large for an integer", node.start_mark)
             return int(text)
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     try:
-        # JSON writes a character beyond 16 bits as two escapes, which PyYAML leaves apart.
+        # JSON writes a character beyond 16 bits as two escapes, and PyYAML does not join them.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise _problem("half of a surrogate pair is no character", node.start_mark) from None
+        raise _problem("half of a surrogate pair is not a character", node.start_mark) from None
 
 
 def _problem(message: str, mark: Any) -> yaml.MarkedYAMLError:
@@ -217,20 +223,20 @@ def _same_part(extension: Document, base: Document) -> bool:
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
-    """``training.steps=100`` sets one field, creating what leads to it; values are read as YAML.
+    """Apply overrides such as ``training.steps=100``. Missing sections are created, and values are read as YAML.
 
     Raises:
-        UserError: no ``=``, an empty name, or a path through something that is no mapping.
+        UserError: an override has no ``=``, an empty name, or a path through a value that is not a mapping.
     """
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")
         if not equals or len(keys) > MAX_DEPTH or not all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys):
             raise UserError(
-                f"override {_shown(override)} is not of the form section.field=value, such as training.steps=100"
+                f"override {_shown(override)} must have the form section.field=value, such as training.steps=100"
             )
         if keys == ["extends"]:
-            raise UserError(f"override {_shown(override)}: only a file can extend another; write it there")
+            raise UserError(f"override {_shown(override)}: extends works only in a recipe file; write it there")
         value = _parse(text, f"override {path}")
         document = _set(document, keys, value, override)
     return document
@@ -242,9 +248,9 @@ def _set(document: Document, keys: Sequence[str], value: Any, override: str) -> 
         return document | {key: value}
     below = document.get(key)
     if isinstance(below, str):
-        below = {"name": below}  # `projector: conv` is short for this
+        below = {"name": below}  # written out, `projector: conv` is {name: conv}
     if below is None:
         below = {}
     if not isinstance(below, dict):
-        raise UserError(f"override {_shown(override)}: {key} is {_shown(below)}, which has no field {rest[0]!r}")
+        raise UserError(f"override {_shown(override)}: {key} is {_shown(below)} and has no field {rest[0]!r}")
     return document | {key: _set(below, rest, value, override)}
