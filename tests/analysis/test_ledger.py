@@ -483,10 +483,10 @@ def test_without_a_rehearsal_a_run_says_so_and_goes_on(
     def refuse(*_: Any) -> Work:
         raise NotImplementedError("aten::nonzero has no shapes\nand more")
 
-    monkeypatch.setattr("tiny_audio.commands.run.work_of", refuse)
+    monkeypatch.setattr("tiny_audio.commands.run.train.work_of", refuse)
     callback = RecordingCallback()
     report = Run(parse(document), "run", tmp_path / "run", callback).complete()
-    assert "the model cannot be rehearsed, so its FLOPs are not counted: aten::nonzero has no shapes" in callback.notes
+    assert any(note.endswith(": aten::nonzero has no shapes") for note in callback.notes)
     assert (report["ledger"]["flops"], report["ledger"]["utilization"]) == (None, None)
 
 

@@ -175,8 +175,9 @@ def test_killed_at_a_write_killed_at_a_step_and_terminated(
     assert wait_until(process, lambda: last_step(folder) >= aim)
     process.send_signal(signal.SIGSTOP)
     assert main(["run", str(recipe), "--output-dir", str(folder)]) == 2
-    refusal = f"error: {folder} is in use by another run; wait for it, stop it, or give another --output-dir\n"
-    assert capsys.readouterr().err == refusal
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder} is in use")
+    assert len(error.splitlines()) == 1
     kill(process)
 
     process = start(recipe, folder)
@@ -370,12 +371,13 @@ def test_a_model_that_is_gone_is_made_again(recipe: Path, finished: Path) -> Non
 
 def test_another_recipe_is_refused(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again(recipe, finished, "training.learning_rate=2e-3", "batching.max_clips=4") == (2, set())
-    assert capsys.readouterr().err == (
-        f"error: {finished} holds a run of another recipe; it differs in:\n"
-        "  batching.max_clips: 3 there, 4 here\n"
-        "  training.learning_rate: 0.001 there, 0.002 here\n"
-        "Give another --output-dir, or delete that folder to start over.\n"
-    )
+    first, *differences, remedy = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"error: {finished} ")
+    assert differences == [
+        "  batching.max_clips: 3 there, 4 here",
+        "  training.learning_rate: 0.001 there, 0.002 here",
+    ]
+    assert "--output-dir" in remedy
 
 
 def test_other_sounds_are_refused_once_something_is_trained(
@@ -384,10 +386,7 @@ def test_other_sounds_are_refused_once_something_is_trained(
     write_clips(recipe.parent / "louder", 5)
     shutil.rmtree(finished / "model")
     assert again(recipe, finished, f"augmentation.noise.folder={recipe.parent / 'louder'}")[0] == 2
-    assert capsys.readouterr().err == (
-        f"error: {finished} was started with another set of sounds for augmentation; put that back, or give another "
-        "--output-dir\n"
-    )
+    assert f"{finished} was started with another set of sounds for augmentation" in capsys.readouterr().err
 
 
 def test_other_clips_are_refused_once_something_is_trained(
@@ -396,10 +395,7 @@ def test_other_clips_are_refused_once_something_is_trained(
     (recipe.parent / "few.jsonl").write_text((recipe.parent / "manifest.jsonl").read_text().split("\n")[0] + "\n")
     shutil.rmtree(finished / "model")
     assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
-    assert capsys.readouterr().err == (
-        f"error: {finished} was started with another set of training clips; put that back, or give another "
-        "--output-dir\n"
-    )
+    assert f"{finished} was started with another set of training clips" in capsys.readouterr().err
 
 
 def test_data_may_be_mended_before_anything_is_trained(
@@ -423,10 +419,11 @@ def test_a_folder_of_something_else_is_left_alone(
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "mine.txt").write_text("precious")
     assert main(["run", str(recipe), "--output-dir", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'run'} is no run's folder (it has no state.json), and holds model, which a run would "
-        "replace; give another --output-dir\n"
-    )
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'run'} ")
+    assert "state.json" in error
+    assert "holds model," in error
+    assert (tmp_path / "run" / "model" / "mine.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

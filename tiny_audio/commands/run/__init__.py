@@ -1,0 +1,88 @@
+"""``tiny-audio run``: prepare, train, export, evaluate, report. Idempotent and resumable.
+
+Each stage has its own file and its own identity. ``state.json`` in the run folder records which stages are done under
+which identity. The same command continues unfinished work, redoes only stages whose identity changed, and otherwise
+does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.commands.run.context import RunContext, Stage
+from tiny_audio.commands.run.evaluate import EvaluateStage, EvaluationModel
+from tiny_audio.commands.run.export import ExportStage
+from tiny_audio.commands.run.prepare import open_folder
+from tiny_audio.commands.run.report import ReportStage
+from tiny_audio.commands.run.train import TrainStage
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import device_of
+from tiny_audio.training.loop import Callback
+from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.world import joined
+
+
+class Run:
+    """One execution of a recipe in its own folder.
+
+    Args:
+        recipe: what to do.
+        name: the name in the report, such as the recipe file's stem.
+        folder: where everything goes; created if missing.
+        callback: receives progress.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, folder: Path, callback: Callback) -> None:
+        self.recipe, self.name, self.folder, self.callback = recipe, name, folder, callback
+
+    def complete(self) -> dict[str, Any] | None:
+        """Do everything that is not done yet. All processes train, and the first does the rest.
+
+        Returns:
+            the report, as in ``report.json``; None in all processes but the first.
+
+        Raises:
+            UserError: the folder holds another recipe's run, is in use, or the data is not usable.
+            Stopped: a signal came; what was done is saved.
+            RunFailed: training diverged.
+        """
+        with joined(device_of(self.recipe.execution.device)) as world, StopSignal() as stop, ExitStack() as held:
+            callback = self.callback if world.is_main else _SilentCallback()
+            state = world.broadcast_from_main(lambda: open_folder(self.recipe, self.folder, held))
+            run = RunContext(self.recipe, self.name, self.folder, callback, state)
+            train = TrainStage(run, stop, world)
+            if not world.broadcast_from_main(train.is_done):
+                # The first process looks up the commits of data sets, and the others use the same ones.
+                state.datasets.update(world.broadcast_from_main(lambda: self._index_evaluation(run)))
+                train.run()
+            if not world.is_main:
+                return None
+            for stage in self._stages_after_training(run):
+                if not stage.is_done():
+                    stage.run()
+            return ReportStage(run).read()
+
+    def _index_evaluation(self, run: RunContext) -> dict[str, str]:
+        run.callback.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
+        run.clips.index_evaluation()
+        return run.state.datasets
+
+    def _stages_after_training(self, run: RunContext) -> Iterator[Stage]:
+        yield ExportStage(run)
+        model = EvaluationModel(run)
+        for name in self.recipe.data.evaluation:
+            yield EvaluateStage(run, name, model)
+        yield ReportStage(run)
+
+
+class _SilentCallback:
+    """Reports nothing: of several processes, only the first one reports."""
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """Ignore it."""
+
+    def note(self, message: str) -> None:
+        """Ignore it."""

@@ -1,0 +1,113 @@
+"""The evaluation stage: the export and one evaluation set -> hypotheses and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tiny_audio.commands.run.context import RunContext
+from tiny_audio.commands.run.state import EvaluationState
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import Clip
+from tiny_audio.data.dropped import DroppedLog
+from tiny_audio.data.evaluation_clips import longest_duration_s
+from tiny_audio.evaluation import Hypothesis, evaluate_clips
+from tiny_audio.export import load_model
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.recipe import Recipe, content_hash
+from tiny_audio.runtime.device import device_of, set_tf32
+from tiny_audio.runtime.files import write_atomically
+from tiny_audio.sources import Dropped
+from tiny_audio.training.ledger import Overhead
+
+
+class EvaluationModel:
+    """The exported model on the run's device, loaded when the first set needs it."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self.half = run.recipe.training.precision == "bf16"
+        """Whether it runs under bf16 autocast, as in training."""
+
+    @cached_property
+    def overhead(self) -> Overhead:
+        """Measures from the first use on, so that loading counts as well."""
+        return self._run.overhead()
+
+    @cached_property
+    def loaded(self) -> tuple[TinyAudioModel, Any]:
+        """The model and its tokenizer."""
+        # With the types of training: a model that fit the GPU then, fits now.
+        model, tokenizer = load_model(self._run.model_folder, types_as_saved=self.half)
+        model.to(device_of(self._run.recipe.execution.device))
+        set_tf32(self._run.recipe.training.tf32)
+        return model, tokenizer
+
+
+class EvaluateStage:
+    """Scores one set. Its identity is the generation and evaluation settings, and the set's own section.
+
+    Args:
+        run: the run.
+        name: of the set.
+        model: shared by the sets of a run.
+    """
+
+    def __init__(self, run: RunContext, name: str, model: EvaluationModel) -> None:
+        self._run, self._name, self._model = run, name, model
+
+    def identity(self) -> str:
+        """Includes the paths of the set, since another file under the same name holds other clips."""
+        recipe = self._run.recipe
+        source = recipe.data.evaluation[self._name].model_dump(mode="json")
+        return content_hash(recipe.evaluation_identity() | {"data": source})
+
+    def is_done(self) -> bool:
+        """Whether it is scored under this identity and, if the data still exists, on the same clips."""
+        done = self._run.state.evaluation.get(self._name)
+        if done is None or done.identity != self.identity():
+            return False
+        try:
+            return done.data == self._run.clips.evaluation(self._name).fingerprint
+        except UserError:  # the data is gone, and its scores stay
+            return True
+
+    def run(self) -> None:
+        """Transcribe and score the set."""
+        run, name = self._run, self._name
+        overhead = self._model.overhead
+        model, tokenizer = self._model.loaded
+        clips = run.clips.evaluation(name)
+        left_out = f", {len(clips.dropped)} left out" if clips.dropped else ""
+        run.callback.note(f"scoring {name}: {len(clips.clips)} utterances{left_out}")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._model.half):
+            scores, hypotheses, dropped = score(run.recipe, model, tokenizer, clips.clips)
+        DroppedLog(run.folder / "dropped.jsonl").add([*clips.dropped, *dropped])
+        (run.folder / "evaluation").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses)
+        write_atomically(run.folder / "evaluation" / f"{name}.jsonl", lines)
+        scores["dropped"] = len(clips.dropped) + len(dropped)
+        run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.took())
+        run.save()
+        low, high = scores["wer_interval"]
+        run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+
+
+def score(
+    recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]
+) -> tuple[dict[str, Any], list[Hypothesis], list[Dropped]]:
+    """Scores, hypotheses and unreadable clips under the recipe's settings."""
+    return evaluate_clips(
+        model,
+        tokenizer,
+        clips,
+        normalizer_name=recipe.evaluation.normalizer,
+        num_bootstrap=recipe.evaluation.num_bootstrap,
+        group_by=recipe.evaluation.group_by,
+        max_duration_s=longest_duration_s(recipe.encoder),
+        max_padded_s=recipe.execution.evaluate_max_padded_s,
+    )

@@ -1,0 +1,39 @@
+"""The export stage: the trained model -> the Hugging Face folder ``model/``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tiny_audio.commands.run.context import RunContext
+from tiny_audio.commands.run.state import ExportState
+from tiny_audio.export import export_model, load_model
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.training.ledger import Overhead
+
+
+class ExportStage:
+    """Its identity is the generation settings, which travel with the model. Where they change, it is written again."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+
+    def identity(self) -> dict[str, Any]:
+        """The generation settings."""
+        return self._run.recipe.generation.model_dump(mode="json")
+
+    def is_done(self) -> bool:
+        """Whether the export carries the present settings."""
+        export = self._run.state.export
+        return export is not None and export.generation == self.identity()
+
+    def run(self) -> None:
+        """Write the export again, with the present settings."""
+        overhead = self._run.overhead()
+        self.export(*load_model(self._run.model_folder, types_as_saved=True), overhead)
+
+    def export(self, model: TinyAudioModel, tokenizer: Any, overhead: Overhead) -> None:
+        """Export a model that is in memory, and record that."""
+        model.config.generation = self.identity()
+        export_model(model, tokenizer, self._run.model_folder)
+        self._run.state.export = ExportState(self.identity(), overhead.took())
+        self._run.save()

@@ -1,0 +1,75 @@
+"""The first stage: hold the run folder, and open its state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tiny_audio.commands.run.state import RunState, now, write_if_changed
+from tiny_audio.config import UserError
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.yaml_file import dump_yaml
+
+_MAX_DIFFERENCES = 8
+_OURS = ("checkpoints", "model", "metrics.jsonl")
+
+
+def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
+    """Lock the folder until ``held`` closes, read or begin its state, and write the resolved recipe.
+
+    Raises:
+        UserError: another process uses the folder, or it holds another recipe's run or something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _hold(folder, held)
+    state = RunState.read(folder)
+    identity = recipe.training_identity()
+    if state is None:
+        _check_empty(folder)
+        state = RunState(identity, now())
+    differences = sorted(_differences(state.recipe, identity))
+    if differences:
+        raise UserError(
+            f"{folder} holds a run of another recipe. The differences are:\n  "
+            + "\n  ".join(differences[:_MAX_DIFFERENCES])
+            + "\nGive another --output-dir, or delete that folder to start over."
+        )
+    state.write(folder)
+    write_if_changed(folder / "recipe.yaml", dump_yaml(recipe.model_dump(mode="json")))
+    return state
+
+
+def _hold(folder: Path, held: ExitStack) -> None:
+    """Lock the folder. The kernel releases the lock when the process ends, however that happens."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another run; wait for it, stop it, or give another --output-dir"
+        ) from None
+    held.callback(lock.release)
+
+
+def _check_empty(folder: Path) -> None:
+    # A run writes its state first. Without one, these files are not an earlier run's.
+    foreign = [name for name in _OURS if (folder / name).exists()]
+    if foreign:
+        raise UserError(
+            f"{folder} is not a run folder (it has no state.json). It holds {', '.join(foreign)}, which a run would "
+            "replace; give another --output-dir"
+        )
+
+
+def _differences(recorded: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        for key in recorded.keys() | wanted.keys():
+            below = f"{path}.{key}" if path else str(key)
+            yield from _differences(recorded.get(key), wanted.get(key), below)
+    elif recorded != wanted:
+        yield f"{path}: {json.dumps(recorded)} there, {json.dumps(wanted)} here"

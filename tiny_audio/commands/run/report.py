@@ -1,0 +1,150 @@
+"""The report stage: everything the run recorded -> ``report.json``, ``report.html`` and the model card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiny_audio.analysis.ledger import account
+from tiny_audio.analysis.report import render_report
+from tiny_audio.commands.run.context import RunContext
+from tiny_audio.commands.run.state import now
+from tiny_audio.data.clips import Clip
+from tiny_audio.data.dropped import read_dropped
+from tiny_audio.export.card import base_licenses, model_card
+from tiny_audio.recipe import content_hash
+from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.files import write_atomically
+from tiny_audio.training.ledger import added
+from tiny_audio.training.metrics import read_metrics
+
+_PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "numpy", "jiwer")
+_MAX_LISTENABLE_BYTES = 1 << 20
+"""Larger audio files are not embedded in the page."""
+
+
+class ReportStage:
+    """Its identity is the scores it shows, the generation settings, and the prices of an hour and of energy."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._by_id: dict[str, dict[str, Clip]] = {}
+        self._paths = {
+            "json": run.folder / "report.json",
+            "html": run.folder / "report.html",
+            "card": run.model_folder / "README.md",
+        }
+
+    def identity(self) -> str:
+        """Of the scores that the state holds now."""
+        recipe, done = self._run.recipe, self._run.state.evaluation
+        scored = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
+        prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
+        return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
+
+    def is_done(self) -> bool:
+        """Whether all files are there, under this identity."""
+        return self._run.state.report == self.identity() and all(path.exists() for path in self._paths.values())
+
+    def run(self) -> None:
+        """Write the three files."""
+        run, report = self._run, self._report()
+        metrics = read_metrics(run.folder / "metrics.jsonl")
+        page = render_report(report, metrics, self._hypotheses(), self._read_audio)
+        card = model_card(report, base_licenses(report["recipe"]))
+        write_atomically(self._paths["html"], page)
+        write_atomically(self._paths["json"], json.dumps(report, indent=1, ensure_ascii=False))
+        write_atomically(self._paths["card"], card)
+        run.state.report = self.identity()
+        run.save()
+
+    def read(self) -> dict[str, Any]:
+        """The report as JSON."""
+        report: dict[str, Any] = json.loads(self._paths["json"].read_text())
+        return report
+
+    def _report(self) -> dict[str, Any]:
+        run, recipe = self._run, self._run.recipe
+        training = run.state.training
+        assert training is not None
+        scored = {name: run.state.evaluation[name] for name in recipe.data.evaluation}
+        stages = [run.state.export, *scored.values()]
+        totals = added(training.totals, [stage.took for stage in stages if stage is not None and stage.took])
+        return {
+            "run_id": recipe.run_id(),
+            "name": run.name,
+            "parameters": {row["part"]: {k: row[k] for k in ("total", "trainable")} for row in training.parts},
+            "parts": training.parts,
+            "training": training.summary,
+            "ledger": account(totals, recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
+            "evaluation": {name: done.scores for name, done in scored.items()},
+            "dropped": dict(Counter(drop.reason for drop in read_dropped(run.folder / "dropped.jsonl"))),
+            "provenance": self._provenance(),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+
+    def _hypotheses(self) -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: [json.loads(line) for line in text.split("\n") if line]
+            for name in self._run.recipe.data.evaluation
+            for text in [(self._run.folder / "evaluation" / f"{name}.jsonl").read_text()]
+        }
+
+    def _read_audio(self, row: Mapping[str, Any]) -> bytes | None:
+        """The encoded audio of a hypothesis; None where it is too large, or no longer part of the data."""
+        clip = self._clips_by_id(row["id"].split("/")[0]).get(row["id"])
+        audio = clip.source.encoded(clip.utterance) if clip else None
+        content = audio.read_bytes() if isinstance(audio, Path) else audio
+        return content if content and len(content) <= _MAX_LISTENABLE_BYTES else None
+
+    def _clips_by_id(self, name: str) -> dict[str, Clip]:
+        if name not in self._by_id:
+            self._by_id[name] = {clip.id: clip for clip in self._run.clips.evaluation(name).clips}
+        return self._by_id[name]
+
+    def _provenance(self) -> dict[str, Any]:
+        run, recipe = self._run, self._run.recipe
+        assert run.state.training is not None
+        inputs = run.state.training.inputs
+        return {
+            "command": " ".join(["tiny-audio", *sys.argv[1:]]),
+            "started": run.state.started,
+            "finished": now(),
+            "git_commit": _git_commit(),
+            "seed": recipe.training.seed,
+            "training_data": inputs.data,
+            "augmentation_sounds": inputs.augmentation,
+            "init_from": inputs.init_from,
+            "encoder_checkpoint": inputs.encoder,
+            "decoder_checkpoint": inputs.decoder,
+            "evaluation_data": {name: done.data for name, done in run.state.evaluation.items()},
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "device": str(device_of(recipe.execution.device)),
+            "threads": torch.get_num_threads(),
+            **{package: version(package) for package in _PACKAGES},
+        }
+
+
+def _git_commit() -> str | None:
+    """Commit of this code, if it runs from a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

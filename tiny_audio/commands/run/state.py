@@ -1,0 +1,121 @@
+"""``state.json`` of a run folder: which stages are done, under which identity, and with what result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tiny_audio.plan.work import Work
+from tiny_audio.runtime.files import write_atomically
+from tiny_audio.training.spelling import Spelling
+
+FILE_NAME = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Hashes and commits of everything that training starts from; None where there is no such thing."""
+
+    data: str
+    augmentation: str | None = None
+    init_from: str | None = None
+    encoder: str | None = None
+    decoder: str | None = None
+
+
+@dataclass(frozen=True)
+class LearnedSpelling:
+    """What the transcripts decided, and which clips they belong to."""
+
+    data: str
+    tokenizer: str | None
+    characters: str | None
+
+    @property
+    def spelling(self) -> Spelling:
+        """Without the clips."""
+        return Spelling(self.tokenizer, self.characters)
+
+
+@dataclass
+class TrainingState:
+    """Training, as far as it got."""
+
+    inputs: TrainingInputs
+    work: Work | None = None
+    """FLOPs of a clip; None where the model cannot run on the meta device."""
+    spelling: LearnedSpelling | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class ExportState:
+    """The export that ``model/`` holds."""
+
+    generation: dict[str, Any]
+    """Its identity: the generation settings that it carries."""
+    took: dict[str, Any] | None = None
+    """Resources that the stage used; absent in runs of older versions."""
+
+
+@dataclass(frozen=True)
+class EvaluationState:
+    """The scores of one evaluation set."""
+
+    identity: str
+    data: str
+    """Fingerprint of the clips that were scored."""
+    scores: dict[str, Any]
+    took: dict[str, Any] | None = None
+
+
+@dataclass
+class RunState:
+    """Everything that a run remembers between two starts."""
+
+    recipe: dict[str, Any]
+    """The identity of the training."""
+    started: str
+    datasets: dict[str, str] = field(default_factory=dict)
+    """Repository -> commit, so that a data set that moves on does not change a run."""
+    training: TrainingState | None = None
+    export: ExportState | None = None
+    evaluation: dict[str, EvaluationState] = field(default_factory=dict)
+    report: str | None = None
+    """Identity of the report that was written."""
+
+    @classmethod
+    def read(cls, folder: Path) -> RunState | None:
+        """The state of a run folder; None where there is none."""
+        path = folder / FILE_NAME
+        if not path.exists():
+            return None
+        state: RunState = _ADAPTER.validate_python(json.loads(path.read_text()))
+        return state
+
+    def write(self, folder: Path) -> None:
+        """Replace ``state.json``, unless it holds this state already."""
+        content = {key: value for key, value in asdict(self).items() if value is not None}
+        write_if_changed(folder / FILE_NAME, json.dumps(content, indent=1))
+
+
+_ADAPTER = TypeAdapter(RunState)
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Like :func:`write_atomically`, but leave a file alone that holds this text already."""
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

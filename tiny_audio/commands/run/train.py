@@ -1,0 +1,196 @@
+"""The training stage: clips, checkpoints and transcripts -> trained weights, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.commands.run.context import RunContext
+from tiny_audio.commands.run.evaluate import score
+from tiny_audio.commands.run.export import ExportStage
+from tiny_audio.commands.run.state import LearnedSpelling, TrainingInputs, TrainingState
+from tiny_audio.config import UserError
+from tiny_audio.data.augmentation import sounds_fingerprint
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.model.model import TinyAudioModel, describe_parts
+from tiny_audio.plan.work import Work, work_of
+from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import device_of
+from tiny_audio.training.assembly import assemble
+from tiny_audio.training.checkpoint import latest, load_weights
+from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.loop import Trainer, summary
+from tiny_audio.training.precision import set_types
+from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.spelling import Spelling
+from tiny_audio.training.world import World
+
+_INPUT_NAMES = {
+    "data": "set of training clips",
+    "augmentation": "set of sounds for augmentation",
+    "init_from": "init_from",
+    "encoder": "encoder checkpoint",
+    "decoder": "decoder checkpoint",
+}
+
+
+class TrainStage:
+    """Trains in all processes; the first one also records and exports.
+
+    Its identity is the recipe's training identity, which the folder must share (see
+    :mod:`tiny_audio.commands.run.prepare`), together with :class:`TrainingInputs`.
+    """
+
+    def __init__(self, run: RunContext, stop: StopSignal, world: World) -> None:
+        self._run, self._stop, self._world = run, stop, world
+
+    def is_done(self) -> bool:
+        """Whether training is over. Without the export, it continues from its last checkpoint, which is its end."""
+        training = self._run.state.training
+        return training is not None and training.finished and self._run.model_folder.is_dir()
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            UserError: the data is not usable, or is not what the run started with.
+            Stopped: a signal came; the last step is saved.
+            RunFailed: training diverged.
+        """
+        run, world = self._run, self._world
+        recorded = run.state.training
+        # A branch on the hub may have moved since the run began. The run keeps its commit.
+        recipe = _pinned(run.recipe, recorded.inputs) if recorded else run.recipe
+        run.callback.note("reading the training data")
+        clips = world.main_first(run.clips.training)
+        start = world.collective(
+            lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
+        )
+        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, _inputs(recipe, clips, start)))
+        recipe = _pinned(recipe, inputs)
+        world.collective(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
+        run.callback.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
+        spelling = world.broadcast_from_main(lambda: self._spelling(recipe, clips, start))
+        model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, spelling))
+        scores = world.is_main or recipe.execution.parallel == "fsdp"
+        monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
+        trainer = Trainer(
+            recipe, model, clips, target_encoder, run.folder, self._stop, run.callback, monitor, work, world
+        )
+        progress = trainer.run()
+        if not world.is_main:
+            return
+        overhead = run.overhead()
+        if trainer.is_sharded:
+            model = self._whole_model(recipe, clips, start, spelling)
+        training = run.state.training
+        assert training is not None
+        training.summary, training.totals = summary(progress), trainer.ledger.totals()
+        training.parts, training.finished = describe_parts(model), True
+        ExportStage(run).export(model, tokenizer, overhead)
+
+    def _whole_model(
+        self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling
+    ) -> TinyAudioModel:
+        """The trained model in one piece, from the checkpoint of the last step."""
+        last = latest(self._run.folder / "checkpoints")
+        assert last is not None
+        model = assemble(recipe, clips, start, spelling)[0]
+        set_types(model, recipe.training.precision, device_of(recipe.execution.device))
+        load_weights(last, model)
+        return model
+
+    def _record(self, recipe: Recipe, inputs: TrainingInputs) -> tuple[TrainingInputs, Work | None]:
+        """Record what is trained on, or check that it is what the run started with; and the FLOPs of a clip."""
+        run = self._run
+        recorded = run.state.training
+        if recorded is None:
+            recorded = run.state.training = TrainingState(inputs, self._work(recipe))
+        if latest(run.folder / "checkpoints") is None:
+            recorded.inputs = inputs  # nothing is trained yet, so the data may have been corrected
+        for key, name in _INPUT_NAMES.items():
+            before, after = getattr(recorded.inputs, key), getattr(inputs, key)
+            if before != after:
+                which = f" ({before})" if key in ("encoder", "decoder") else ""
+                raise UserError(
+                    f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
+                )
+        run.save()
+        return inputs, recorded.work
+
+    def _work(self, recipe: Recipe) -> Work | None:
+        """FLOPs of a clip, from a dry run before anything is seeded."""
+        on_gpu = device_of(recipe.execution.device).type == "cuda"
+        try:
+            return work_of(recipe, "cuda" if on_gpu else "cpu")
+        except (UserError, RuntimeError) as error:  # a part that trains need not run on the meta device
+            reason = str(error).splitlines()[0]
+            self._run.callback.note(f"the dry run of the model failed, so its FLOPs are not counted: {reason}")
+            return None
+
+    def _spelling(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> Spelling:
+        """What the transcripts decide. There may be millions of them, so they are read once in a run."""
+        training = self._run.state.training
+        assert training is not None
+        if training.spelling is None or training.spelling.data != clips.fingerprint:
+            learned = Spelling.learn(recipe, clips, start)
+            training.spelling = LearnedSpelling(clips.fingerprint, **asdict(learned))
+            self._run.save()
+        return training.spelling.spelling
+
+    def _monitor(self, tokenizer: Any) -> Callable[[TinyAudioModel], dict[str, Any]] | None:
+        """A function that scores the model on a part of one set while it trains."""
+        execution = self._run.recipe.execution
+        if execution.evaluate_set is None:
+            return None
+        name = execution.evaluate_set
+        clips = self._run.clips.evaluation(name).clips
+        # Spread over the set, since corpora are often sorted.
+        clips = clips[:: -(-len(clips) // execution.evaluate_utterances)]
+
+        def evaluate(model: TinyAudioModel) -> dict[str, Any]:
+            scores = score(self._run.recipe, model, tokenizer, clips)[0]
+            return {"set": name, "utterances": len(clips), "wer": scores["wer"], "cer": scores["cer"]}
+
+        return evaluate
+
+
+def _inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
+    return TrainingInputs(
+        clips.fingerprint,
+        sounds_fingerprint(recipe.augmentation),
+        start.fingerprint() if start else None,
+        checkpoint_fingerprint(recipe.encoder),
+        checkpoint_fingerprint(recipe.decoder),
+    )
+
+
+def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
+    """Reject processes that would train on different things.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    for field in fields(TrainingInputs):
+        ours, first = getattr(own, field.name), getattr(inputs, field.name)
+        if ours != first:
+            raise UserError(
+                f"process {world.rank} has another {_INPUT_NAMES[field.name]} ({ours}) than the first process "
+                f"({first}); give all machines the same files"
+            )
+
+
+def _pinned(recipe: Recipe, inputs: TrainingInputs) -> Recipe:
+    """The recipe with checkpoints of the hub at the commits in ``inputs``."""
+    parts: Mapping[str, Any] = {
+        kind: part.model_copy(update={"revision": commit})
+        for kind, part, commit in (
+            ("encoder", recipe.encoder, inputs.encoder),
+            ("decoder", recipe.decoder, inputs.decoder),
+        )
+        if commit is not None and not Path(part.pretrained).is_dir()
+    }
+    return recipe.model_copy(update=parts)
