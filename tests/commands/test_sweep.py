@@ -169,7 +169,7 @@ def test_all_that_is_wrong_is_named_and_nothing_starts(
     assert lines[:4] == [
         "error: 4 of 6 combinations are not valid; nothing was started:",
         "stack=0, seed=0 (and 1 more):",
-        f"  {recipe} is not a valid recipe (1 mistake):",
+        f"  {recipe} is not a valid recipe (1 error):",
         "    projector.swiglu.stack: should be greater than 0, not 0",
     ]
     assert lines[4] == "stack=900, seed=0 (and 1 more):"

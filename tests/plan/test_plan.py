@@ -27,7 +27,6 @@ from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import Prompt
 from tiny_audio.plan import Plan, _step, plan_recipe
-from tiny_audio.plan._changes import changed as with_overrides
 from tiny_audio.plan._hardware import GIB, GPUS, Machine
 from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, worst_shapes
@@ -353,7 +352,7 @@ def test_what_fits_says_how_much_more_would(document: Document, gpu: Callable[[f
     (row,) = plan_recipe(recipe, gpu=gpu(1e9)).rows
     assert row.fits
     assert row.changes is None
-    more = with_overrides(recipe, [f"batching.max_clips={row.room_for_clips}"])
+    more = recipe.with_({"batching.max_clips": row.room_for_clips})
     assert plan_recipe(more, gpu="thimble").rows[0].needed_bytes == pytest.approx(1e9, rel=0.05)
 
 
@@ -384,21 +383,21 @@ def test_a_smaller_batch_keeps_the_clips_of_a_step(document: Document, gpu: Call
     clips, accumulation = (int(override.split("=")[1]) for override in change.overrides)
     assert [override.split("=")[0] for override in change.overrides] == ["batching.max_clips", "training.accumulation"]
     assert clips * accumulation == pytest.approx(12, abs=2)
-    assert plan_recipe(with_overrides(recipe, change.overrides), gpu="thimble").rows[0].fits
+    assert plan_recipe(recipe.with_(change.fields), gpu="thimble").rows[0].fits
 
 
 def test_what_takes_several_changes(document: Document, gpu: Callable[[float], str]) -> None:
     recipe = parse(document, batching__max_clips=16, encoder__attention="eager", data__max_duration_s=14.0)
-    all_savers = [
-        "encoder.attention=sdpa",
-        "training.precision=bf16",
-        "encoder.gradient_checkpointing=true",
-        "decoder.gradient_checkpointing=true",
-    ]
-    lean = plan_recipe(with_overrides(recipe, all_savers), gpu=gpu(1e9)).rows[0].needed_bytes
+    all_savers = {
+        "encoder.attention": "sdpa",
+        "training.precision": "bf16",
+        "encoder.gradient_checkpointing": True,
+        "decoder.gradient_checkpointing": True,
+    }
+    lean = plan_recipe(recipe.with_(all_savers), gpu=gpu(1e9)).rows[0].needed_bytes
     (row,) = plan_recipe(recipe, gpu=gpu(1.02 * lean)).rows
     assert row.changes
-    assert plan_recipe(with_overrides(recipe, row.changes[0].overrides), gpu="thimble").rows[0].fits
+    assert plan_recipe(recipe.with_(row.changes[0].fields), gpu="thimble").rows[0].fits
 
 
 def test_what_never_fits(document: Document, gpu: Callable[[float], str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,7 +229,7 @@ def test_a_mistake_is_named_with_its_place_and_what_is_allowed(
 ) -> None:
     file = write_recipe(changed(document, path, value))
     first, *mistakes = refusal(file)
-    assert re.fullmatch(rf"{re.escape(str(file))} is not a valid recipe \(\d+ mistakes?\):", first)
+    assert re.fullmatch(rf"{re.escape(str(file))} is not a valid recipe \(\d+ errors?\):", first)
     assert any(re.search(message, mistake) for mistake in mistakes), "\n".join(mistakes)
     assert all(len(mistake) < 1100 for mistake in mistakes)
 
@@ -263,7 +263,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(document: Document, write_reci
     del document["data"]["train"]["clips"]["path"]
     document["encodr"] = {}
     first, *mistakes = refusal(write_recipe(document))
-    assert first.endswith("is not a valid recipe (6 mistakes):")
+    assert first.endswith("is not a valid recipe (6 errors):")
     assert [mistake.split(":")[0].strip() for mistake in mistakes] == [
         "projector.swiglu.stak",
         "decoder",
@@ -319,7 +319,7 @@ def test_the_context_of_a_published_decoder_is_known(document: Document, write_r
 def test_a_thousand_mistakes_end_in_a_number(document: Document, write_recipe: Write) -> None:
     document["training"] |= {f"x{number}": 1 for number in range(1000)}
     lines = refusal(write_recipe(document))
-    assert lines[0].endswith("(1000 mistakes):")
+    assert lines[0].endswith("(1000 errors):")
     assert len(lines) == 52
     assert lines[-1] == "  ... and 950 more"
 

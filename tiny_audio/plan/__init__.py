@@ -125,7 +125,9 @@ class Row:
             "wall_hours": self.wall_hours,
             "price_per_hour": self.price_per_hour,
             "cost": self.cost,
-            "changes": None if self.changes is None else [asdict(change) for change in self.changes],
+            "changes": None
+            if self.changes is None
+            else [{"overrides": change.overrides, "needed_bytes": change.needed_bytes} for change in self.changes],
         }
 
 

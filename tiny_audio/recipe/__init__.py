@@ -1,14 +1,14 @@
-"""Recipe: YAML in, validated settings out; every mistake of a file is named at once."""
+"""Recipe: YAML in, validated settings out. All errors of a file are reported at once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from tiny_audio.analysis.scoring import NormalizerName
 from tiny_audio.config import NO_IDENTITY, Config, identity_of
@@ -22,8 +22,8 @@ from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.prompt import PromptConfig
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.recipe._cross_field_rules import cross_field_errors
-from tiny_audio.recipe._validation_errors import explain, refusal
-from tiny_audio.runtime.yaml_file import apply_overrides, read_yaml
+from tiny_audio.recipe._validation_errors import field_errors, invalid_recipe
+from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_yaml, set_field
 from tiny_audio.sources import SOURCES, SourceConfig
 
 _MAX_DURATION_S = 86_400
@@ -188,26 +188,53 @@ class Recipe(Config):
         identity = identity_of(self)
         return {key: identity[key] for key in ("generation", "evaluation")} | {"data": identity["data"]["evaluation"]}
 
+    def with_(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with some fields changed, validated like a file.
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+        Args:
+            changes: dotted path -> value, applied in order: ``{"training.seed": 1, "projector": ConvConfig()}``.
+                Values are configs, or what YAML gives. A part's name replaces the section, as in an override.
+
+        Raises:
+            UserError: names every error with its location and what is allowed there.
+        """
+        document = _with_changes(self.model_dump(mode="json"), changes)
+        return _validated(document, f"the recipe with {', '.join(changes)} changed", list(changes.items()))
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read, extend, override, validate.
 
     Args:
         path: the YAML file.
         overrides: ``training.steps=100`` sets a field, ``projector=conv`` replaces a section by that part.
+        changes: as in :meth:`Recipe.with_`, applied after the overrides and before validation.
 
     Raises:
-        UserError: names every mistake with its place and what is allowed there.
+        UserError: names every error with its location and what is allowed there.
     """
-    data = apply_overrides(read_yaml(Path(path)), overrides)
+    changes = changes or {}
+    document = _with_changes(apply_overrides(read_yaml(Path(path)), overrides), changes)
+    return _validated(document, str(path), [*map(parse_override, overrides), *changes.items()])
+
+
+def _with_changes(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for path, value in changes.items():
+        plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        document = set_field(document, path, plain)
+    return document
+
+
+def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str, Any]]) -> Recipe:
+    """A recipe from plain YAML values; errors call it ``name``, and mention the changes that caused them."""
     try:
-        # Through JSON: there, strict validation takes lists for tuples, and nothing else for anything.
-        recipe = Recipe.model_validate_json(json.dumps(data))
+        # Through JSON: there, strict validation takes lists for tuples, and converts nothing else.
+        recipe = Recipe.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise refusal(path, explain(error, Recipe), overrides) from None
-    problems = [f"{place}: {message}" for place, message in cross_field_errors(recipe)]
-    if problems:
-        raise refusal(path, problems, overrides)
+        raise invalid_recipe(name, field_errors(error, Recipe), changes) from None
+    errors = [f"{location}: {message}" for location, message in cross_field_errors(recipe)]
+    if errors:
+        raise invalid_recipe(name, errors, changes)
     return recipe
 
 

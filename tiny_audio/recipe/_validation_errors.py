@@ -1,11 +1,10 @@
-"""What is wrong with a recipe, in words: where, what was given, what is allowed."""
+"""Messages for recipes that are not valid: the location, what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,26 +12,32 @@ from pydantic import BaseModel, ValidationError
 from tiny_audio.config import UserError
 from tiny_audio.registry import Registry, did_you_mean
 
-_MAX_MISTAKES = 50
+_MAX_ERRORS = 50
 _MAX_MESSAGE = 1000
 
 
-def refusal(path: Path | str, problems: Sequence[str], overrides: Sequence[str]) -> UserError:
-    """The error that names every problem of a file, each with a way out."""
-    count = f"{len(problems)} mistake{'s' if len(problems) > 1 else ''}"
-    whole = [problem + _replacing(problem, overrides) for problem in problems[:_MAX_MISTAKES]]
+def invalid_recipe(name: str, errors: Sequence[str], changes: Sequence[tuple[str, Any]]) -> UserError:
+    """The error that lists every error of a recipe.
+
+    Args:
+        name: what to call the recipe, such as its path.
+        errors: each begins with its location.
+        changes: dotted path and value of what was changed after the file was read.
+    """
+    count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+    whole = [error + _keeps_fields(error, changes) for error in errors[:_MAX_ERRORS]]
     lines = [line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]} ..." for line in whole]
-    if len(problems) > len(lines):
-        lines.append(f"... and {len(problems) - len(lines)} more")
-    return UserError("\n".join([f"{path} is not a valid recipe ({count}):", *(f"  {line}" for line in lines)]))
+    if len(errors) > len(lines):
+        lines.append(f"... and {len(errors) - len(lines)} more")
+    return UserError("\n".join([f"{name} is not a valid recipe ({count}):", *(f"  {line}" for line in lines)]))
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Each error of pydantic's as one line; ``model`` is what was validated."""
-    return [_explain(entry, model) for entry in error.errors(include_url=False)]
+def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each of pydantic's errors as one line; ``model`` is what was validated."""
+    return [_field_error(entry, model) for entry in error.errors(include_url=False)]
 
 
-def _explain(entry: Any, model: type[BaseModel]) -> str:
+def _field_error(entry: Any, model: type[BaseModel]) -> str:
     # In brackets are pydantic's word for a key, and words of ours for a thing that is given by its name alone or not.
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     place = ".".join(_shown_step(step) for step in location) or "(the file)"
@@ -61,13 +66,12 @@ def _explain(entry: Any, model: type[BaseModel]) -> str:
     return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
 
 
-def _replacing(problem: str, overrides: Sequence[str]) -> str:
-    """``projector.name=conv`` keeps the fields of the part that was there; where one does not fit, how to drop them."""
-    for override in overrides:
-        path, _, part = override.partition("=")
+def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
+    """A hint if the error follows from ``projector.name=conv``, which keeps the fields of the part before."""
+    for path, value in changes:
         section, _, field = path.rpartition(".")
-        if field == "name" and problem.startswith(f"{section}."):  # `section: ` would be the name itself
-            return f"; {override} keeps the other fields: to replace the whole section write {section}={part}"
+        if field == "name" and error.startswith(f"{section}."):  # with `section: `, the name itself is wrong
+            return f"; {path}={value} keeps the other fields: to replace the whole section write {section}={value}"
     return ""
 
 

@@ -229,20 +229,42 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
         UserError: an override has no ``=``, an empty name, or a path through a value that is not a mapping.
     """
     for override in overrides:
-        path, equals, text = override.partition("=")
-        keys = path.split(".")
-        if not equals or len(keys) > MAX_DEPTH or not all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys):
-            raise UserError(
-                f"override {_shown(override)} must have the form section.field=value, such as training.steps=100"
-            )
-        if keys == ["extends"]:
-            raise UserError(f"override {_shown(override)}: extends works only in a recipe file; write it there")
-        value = _parse(text, f"override {path}")
-        document = _set(document, keys, value, override)
+        path, value = parse_override(override)
+        document = set_field(document, path, value, name=f"override {_shown(override)}")
     return document
 
 
-def _set(document: Document, keys: Sequence[str], value: Any, override: str) -> Document:
+def parse_override(override: str) -> tuple[str, Any]:
+    """``training.steps=100`` -> the dotted path, and the value as YAML reads it.
+
+    Raises:
+        UserError: it has another form, or the value is not valid YAML.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or len(keys) > MAX_DEPTH or not all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys):
+        raise UserError(
+            f"override {_shown(override)} must have the form section.field=value, such as training.steps=100"
+        )
+    if keys == ["extends"]:
+        raise UserError(f"override {_shown(override)}: extends works only in a recipe file; write it there")
+    return path, _parse(text, f"override {path}")
+
+
+def set_field(document: Document, path: str, value: Any, name: str | None = None) -> Document:
+    """A copy with one field set, and the mappings created that lead to it.
+
+    Args:
+        path: dotted, such as ``training.steps``.
+        name: what errors call the change; None is the path.
+
+    Raises:
+        UserError: the path leads through a value that is not a mapping.
+    """
+    return _set(document, path.split("."), value, name or path)
+
+
+def _set(document: Document, keys: Sequence[str], value: Any, name: str) -> Document:
     key, *rest = keys
     if not rest:
         return document | {key: value}
@@ -252,5 +274,5 @@ def _set(document: Document, keys: Sequence[str], value: Any, override: str) -> 
     if below is None:
         below = {}
     if not isinstance(below, dict):
-        raise UserError(f"override {_shown(override)}: {key} is {_shown(below)} and has no field {rest[0]!r}")
-    return document | {key: _set(below, rest, value, override)}
+        raise UserError(f"{name}: {key} is {_shown(below)} and has no field {rest[0]!r}")
+    return document | {key: _set(below, rest, value, name)}

@@ -107,7 +107,7 @@ class TrainedBenchmark:
             )
         if len(labels) + len(plan.variants.controls) * plan.controls < 2:
             raise UserError("--variants: one alone has nothing to be compared with; give another")
-        own = load_recipe(plan.recipe_path, self._overrides(plan.overrides)).projector.name
+        own = self._load({}).projector.name
         self.baseline = plan.baseline or (own if own in labels else labels[0])
         self.units = self._units()
         self.recipe = self.units[0].recipe
@@ -120,11 +120,12 @@ class TrainedBenchmark:
             raise UserError(f"{plan.recipe_path}: data.evaluation is empty, so nothing can be compared; add a set")
         self._context = SourceContext(cache_dir())
 
-    def _overrides(self, extra: Sequence[str]) -> list[str]:
-        """None evaluates while it trains; the steps are the budget's."""
+    def _load(self, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe with changes. No unit evaluates while it trains, and the steps are the budget's."""
         steps = self.plan.budget.steps if self.plan.budget else None
-        budget = [] if steps is None else [f"training.steps={steps}"]
-        return [*self.plan.overrides, *budget, "execution.evaluate_every=null", "execution.evaluate_set=null", *extra]
+        fixed = {} if steps is None else {"training.steps": steps}
+        fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
+        return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
         """Seed by seed, so that what is there after a while can be compared."""
@@ -140,11 +141,9 @@ class TrainedBenchmark:
         units, mistakes = [], []
         for place_ in range(len(plan.seeds)):
             for variant, control, seeds in chosen:
-                extra = [variant.override(), f"training.seed={seeds[place_]}"]
+                changes = {"projector": variant.section, "training.seed": seeds[place_]}
                 try:
-                    units.append(
-                        _Unit(variant, control, seeds[place_], load_recipe(plan.recipe_path, self._overrides(extra)))
-                    )
+                    units.append(_Unit(variant, control, seeds[place_], self._load(changes)))
                 except UserError as error:
                     mistakes.append(f"variant {variant.label}: {error}")
         if mistakes:

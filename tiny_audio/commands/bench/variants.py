@@ -41,10 +41,6 @@ class Variant:
         except ValidationError as error:
             raise UserError(f"variant {self.label}: {'; '.join(_validation_errors(error))}") from None
 
-    def override(self) -> str:
-        """The override that puts it into a recipe."""
-        return f"projector={json.dumps(self.section)}"
-
 
 @dataclass(frozen=True)
 class Variants:

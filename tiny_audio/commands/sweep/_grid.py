@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tiny_audio.config import UserError
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
+from tiny_audio.runtime.yaml_file import parse_override
 
 SEED = "training.seed"
 """Its values are no variants: what they have in common is what is compared."""
@@ -118,11 +119,16 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
         UserError: names every combination that is not valid, with its mistakes, and what could not be compared.
     """
     _, grid = parse_grid(overrides)
+    given = {key: text for key, _, text in (override.partition("=") for override in overrides)}
     size = 1
     for choices in grid.values():
         size *= len(choices)
     if size > _MAX_COMBINATIONS:
         raise UserError(f"the grid has {size:,} combinations, and {_MAX_COMBINATIONS:,} is the most; give fewer values")
+    parsed = {
+        key: {value: parse_override(f"{key}={value}")[1] for value in grid.get(key, [text])}
+        for key, text in given.items()
+    }
     keys = [*(key for key in grid if key != SEED), *([SEED] if SEED in grid else [])]
     short = _short_names(keys)
     found: list[Combination] = []
@@ -132,9 +138,9 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
         words = {key: f"{short[key]}={value}" for key, value in values.items()}
         name = ", ".join(words.values())
         # In the order in which they were given, since `projector=conv` replaces what came before it.
-        applied = [f"{key}={values.get(key, text)}" for key, _, text in (o.partition("=") for o in overrides)]
+        changes = {key: parsed[key][values.get(key, text)] for key, text in given.items()}
         try:
-            recipe = load_recipe(path, applied)
+            recipe = load_recipe(path, changes=changes)
         except UserError as error:
             mistakes.setdefault(str(error), []).append(name)
             continue
