@@ -123,7 +123,7 @@ class TrainedBenchmark:
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """The recipe with changes. No unit evaluates while it trains, and the steps are the budget's."""
         steps = self.plan.budget.steps if self.plan.budget else None
-        fixed = {} if steps is None else {"training.steps": steps}
+        fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
