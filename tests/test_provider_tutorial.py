@@ -38,17 +38,17 @@ def test_a_broken_one_is_found(site: Path, tmp_path: Path) -> None:
 def test_a_command_that_looks(site: Path, command: list[str]) -> None:
     done = call(site, "-m", "tiny_audio.cli", *command[1:])
     assert done.returncode == 0, done.stderr
-    assert re.search(r"program`?\]?.* Any program that is given", " ".join(done.stdout.split()))
+    assert re.search(r"program`?\]?.* Any program that takes", " ".join(done.stdout.split()))
 
 
 def test_it_is_evaluated(site: Path, tmp_path: Path) -> None:
     (command,) = COMMANDS[2:]
     assert command[:3] == ["tiny-audio", "evaluate", "runs/mine"]
     write_clips(tmp_path, 6)
-    listen = tmp_path / "listen"
-    listen.write_text('#!/bin/sh\n[ -s "$1" ] && echo yes\n')
-    listen.chmod(0o755)
-    arguments = [command[3].replace("./listen", str(listen)), *command[4:5], str(tmp_path / "manifest.jsonl")]
+    program = tmp_path / "transcribe"
+    program.write_text('#!/bin/sh\n[ -s "$1" ] && echo yes\n')
+    program.chmod(0o755)
+    arguments = [command[3].replace("./transcribe", str(program)), *command[4:5], str(tmp_path / "manifest.jsonl")]
     done = call(site, "-m", "tiny_audio.cli", "evaluate", *arguments, "--output-dir", str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
     ((scores,),) = (sets.values() for sets in json.loads(done.stdout).values())

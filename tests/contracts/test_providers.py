@@ -81,7 +81,7 @@ class Wrong(Provider):
         ),
         (
             [ProviderTranscript(""), ProviderTranscript("a"), ProviderTranscript("b")],
-            "threads, it hears something else in the same clip",
+            "threads, the same clip gets another transcript",
         ),
     ],
 )

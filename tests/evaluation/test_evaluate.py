@@ -163,12 +163,12 @@ def test_padding_is_nothing_that_a_model_without_a_mask_hears(ctc_model: Path) -
     target.load()
     assert not target._pipeline.feature_extractor.return_attention_mask
     clips = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (80_000, 16_000)]
-    together = [one.text for one in target.transcribe(clips)]
-    assert together == [target.transcribe([clip])[0].text for clip in clips]
+    together = [one.text for one in target.transcribe_batch(clips)]
+    assert together == [target.transcribe_batch([clip])[0].text for clip in clips]
     assert all(together)
     with pytest.MonkeyPatch.context() as patch:  # as it would be otherwise
         patch.setattr(target, "_takes_batches", lambda: True)
-        assert [one.text for one in target.transcribe(clips)] != together
+        assert [one.text for one in target.transcribe_batch(clips)] != together
 
 
 def test_a_missing_key_is_said_before_anything_is_heard(
@@ -286,11 +286,11 @@ def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeyp
 
     target._provider = Account()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
-    heard = []
+    received = []
     with pytest.raises(ProviderRefusedError, match="the account is empty"):
-        heard.extend(target.hear(data.clips))  # which keeps what comes before the error
+        received.extend(target.transcribe(data.clips))  # which keeps what comes before the error
     assert next(calls) == 3
-    assert len(heard) == 2
+    assert len(received) == 2
 
 
 def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,14 +307,14 @@ def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: py
 
     target._provider = Slow()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
-    heard = []
+    received = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of tests may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
-            heard.extend(target.hear(data.clips))
+            received.extend(target.transcribe(data.clips))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(heard) == 2
+    assert len(received) == 2
 
 
 def test_one_that_fails_does_not_keep_the_others_from_being_shown(
@@ -337,10 +337,10 @@ def test_one_that_fails_does_not_keep_the_others_from_being_shown(
     ("answer", "message"),
     [
         (ValueError("oops"), "deepgram: ValueError: oops"),
-        ("yes", "deepgram: gave 'yes', which is no ProviderTranscript with a text"),
+        ("yes", "deepgram: returned 'yes', which is no ProviderTranscript with a text"),
         (
             ProviderTranscript(None),
-            "deepgram: gave ProviderTranscript(text=None, words=None), which is no ProviderTranscript with a text",
+            "deepgram: returned ProviderTranscript(text=None, words=None), which is no ProviderTranscript with a text",
         ),  # type: ignore[arg-type]
     ],
 )
@@ -360,7 +360,7 @@ def test_a_mistake_in_a_provider_costs_its_clip(
 
     target._provider = Odd()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
-    first, *others = target.hear(data.clips)
+    first, *others = target.transcribe(data.clips)
     assert (first.error, first.transcript) == (message, None)
     assert [one.transcript.text for one in others] == ["yes"] * 7
 
@@ -565,9 +565,7 @@ def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Pa
 
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    assert "a model of another kind: model_type is 'bert' in its config.json, which is no speech recognizer" in refused(
-        tmp_path / "bert"
-    )
+    assert "model_type is 'bert' in its config.json, which is no speech recognizer" in refused(tmp_path / "bert")
     shutil.copytree(ctc_model, tmp_path / "half")
     (tmp_path / "half" / "model.safetensors").unlink()
     assert "half: transformers cannot load it: " in refused(tmp_path / "half")

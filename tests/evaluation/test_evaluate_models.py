@@ -165,7 +165,7 @@ def test_what_is_said_behind_its_name_reaches_whisper(whisper: Path, clips: Path
         return generate(**settings)
 
     target._pipeline.model.generate = watched
-    (heard,) = target.transcribe([torch.zeros(SAMPLE_RATE)])
+    (heard,) = target.transcribe_batch([torch.zeros(SAMPLE_RATE)])
     (settings,) = asked
     assert (settings["language"], settings["num_beams"], settings["max_new_tokens"]) == ("de", 2, 3)
     assert len(heard.text) <= 3
@@ -175,9 +175,9 @@ def test_a_tokenizer_without_padding_takes_clips_one_by_one(whisper: Path) -> No
     target: Any = resolve_target(str(whisper))
     target.load()
     noise = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (8000, 16000)]
-    wanted = target.transcribe(noise)
+    wanted = target.transcribe_batch(noise)
     target._pipeline.tokenizer.pad_token = None
-    assert target.transcribe(noise) == wanted
+    assert target.transcribe_batch(noise) == wanted
 
 
 def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_
     target: Any = resolve_target(str(whisper))
     target.load()
     waves = [torch.from_numpy(noise[:size].astype(np.float32)) for size in (8000, len(noise), 16_000)]
-    assert target.transcribe(waves) == [target.transcribe([wave])[0] for wave in waves]
+    assert target.transcribe_batch(waves) == [target.transcribe_batch([wave])[0] for wave in waves]
 
 
 def test_a_model_of_transformers_on_a_hub(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:

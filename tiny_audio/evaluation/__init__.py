@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.data.clips import Clip
@@ -19,6 +19,17 @@ Hypothesis = dict[str, Any]
 metadata``. Raw: nothing is normalized, so that any scorer can be run over it later."""
 
 
+class Evaluation(NamedTuple):
+    """The result of one model on one set."""
+
+    scores: dict[str, Any]
+    """As JSON, see :func:`tiny_audio.analysis.scoring.score_set`."""
+    hypotheses: list[Hypothesis]
+    """In the order of the clips."""
+    dropped: list[Dropped]
+    """Clips whose audio could not be read."""
+
+
 def transcribe_clips(
     model: TinyAudioModel,
     tokenizer: Any,
@@ -27,20 +38,20 @@ def transcribe_clips(
     max_duration_s: float,
     max_padded_s: float,
 ) -> Iterator[Hypothesis | Dropped]:
-    """Decode clips in batches of similar length; what cannot be read is said, never taken for an empty hypothesis.
+    """Decode clips in batches of similar length, longest first.
 
-    Yields in the order of decoding: longest first. Nothing is guarded; a clip that is longer than a model takes at once
-    is split at pauses.
+    Yields a :class:`Dropped` for a clip that cannot be read, never an empty hypothesis. The hallucination filters are
+    off. A clip that is longer than the model takes at once is split at pauses.
     """
     transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, guard=False)
     for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
         yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
-        for clip, heard in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):
-            yield hypothesis(clip, Transcript(heard.text, heard.ctc_text, heard.truncated))
+        for clip, found in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):
+            yield hypothesis(clip, Transcript(found.text, found.ctc_text, found.truncated))
 
 
 def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:
-    """What a model heard in a clip, as a row."""
+    """A model's transcript of a clip, as a row of ``evaluation/<set>.jsonl``."""
     utterance = clip.utterance
     return {
         "id": clip.id,
@@ -64,15 +75,11 @@ def evaluate_clips(
     group_by: str | None,
     max_duration_s: float,
     max_padded_s: float,
-) -> tuple[dict[str, Any], list[Hypothesis], list[Dropped]]:
+) -> Evaluation:
     """Decode and score.
 
     Args:
         group_by: metadata column whose groups the bootstrap resamples whole; None resamples utterances.
-
-    Returns:
-        the scores as JSON (see :func:`tiny_audio.analysis.scoring.score_set`), the raw hypotheses in the order of
-        ``clips``, and the clips that could not be read.
 
     Raises:
         UserError: nothing could be scored, or no clip has the column ``group_by``.
@@ -96,4 +103,4 @@ def evaluate_clips(
         groups=groups,
     )
     scores["truncated_hypotheses"] = sum(row["truncated"] for row in hypotheses)
-    return scores, hypotheses, dropped
+    return Evaluation(scores, hypotheses, dropped)

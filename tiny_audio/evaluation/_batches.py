@@ -11,12 +11,12 @@ from tiny_audio.audio.load import AudioError
 from tiny_audio.data.clips import Clip
 
 _SHORTEST_S = 0.1
-"""What a clip counts for, at least."""
+"""Shorter clips count as this long when batches are filled."""
 
 
 @dataclass
 class LoadedBatch:
-    """What could be read of a batch, and what could not."""
+    """Loaded clips of a batch, and those that could not be loaded."""
 
     clips: list[Clip] = field(default_factory=list)
     waveforms: list[Tensor] = field(default_factory=list)
@@ -25,7 +25,11 @@ class LoadedBatch:
 
 
 def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s: float) -> Iterator[LoadedBatch]:
-    """Longest first, so that what does not fit fails at once; at most ``max_padded_s`` seconds with padding."""
+    """Load clips in batches of at most ``max_padded_s`` seconds, padding included.
+
+    The longest clips come first, so that a batch that does not fit into memory fails at once. A clip that is longer than
+    ``max_duration_s`` is not loaded.
+    """
     waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
     while waiting:
         size = max(1, int(max_padded_s / max(_SHORTEST_S, waiting[0].utterance.duration_s)))
@@ -33,6 +37,9 @@ def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s
         loaded = LoadedBatch()
         for clip in batch:
             try:
+                if clip.utterance.duration_s > max_duration_s:
+                    seconds = f"lasts {clip.utterance.duration_s:.2f} s, and {max_duration_s:g} s are allowed"
+                    raise AudioError("too_long", f"{clip.id} {seconds}")
                 loaded.waveforms.append(clip.load(max_duration_s))
                 loaded.clips.append(clip)
             except AudioError as error:

@@ -1,4 +1,4 @@
-"""``NAME:key=value,key=value``: a registered part on one line."""
+"""Parse ``NAME:key=value,key=value``, which names a registered part on one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The name and the fields; values are read as YAML, but for those fields that are taken ``as_written``.
+    """Split into the name and the fields. Values are read as YAML, except the fields in ``as_written``, which stay text.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
@@ -31,38 +31,38 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong is not None:
         raise UserError(
-            f"{text}: {wrong!r} is not of the form field=value; fields are separated by commas, and no value holds one"
+            f"{text}: {wrong!r} is not of the form field=value; fields are separated by commas, and a value cannot contain a comma"
         )
     fields = apply_overrides({}, parts)
     written = (part.partition("=") for part in parts)
     return name, fields | {key: value for key, _, value in written if key in as_written}
 
 
-def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], said: str) -> Any:
+def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str) -> Any:
     """The config of a part.
 
     Args:
-        said: what messages call it.
+        place: what error messages call it.
 
     Raises:
-        UserError: there is no such part, or a field does not fit.
+        UserError: the name is unknown, or a field is unknown, missing or invalid.
     """
     try:
         return registry.parse(fields)
     except ValidationError as error:
         known = registry.entry(fields["name"]).config.model_fields.keys() - {"name"}
-        raise UserError(f"{said}: " + "; ".join(_words(one, known) for one in error.errors())) from None
+        raise UserError(f"{place}: " + "; ".join(_words(one, known) for one in error.errors())) from None
 
 
 def _words(one: Any, known: set[str]) -> str:
-    place = ".".join(map(str, one["loc"])) or "(all)"
+    field = ".".join(map(str, one["loc"])) or "(all)"
     if one["type"] == "extra_forbidden":
-        return f"{place}: unknown field; {did_you_mean(place, known)}"
+        return f"{field}: unknown field; {did_you_mean(field, known)}"
     if one["type"] == "missing":
-        return f"{place}: is missing, and has no default"
-    return f"{place}: {one['msg'].removeprefix('Value error, ')}"
+        return f"{field}: is missing, and has no default"
+    return f"{field}: {one['msg'].removeprefix('Value error, ')}"
 
 
 def folder_name(text: str) -> str:
-    """A name for a folder, made of a name with anything in it."""
+    """Make a name for a folder from any text."""
     return re.sub(r"[^\w.=,+-]+", "-", text).strip("-.") or "unnamed"

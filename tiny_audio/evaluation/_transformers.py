@@ -19,24 +19,24 @@ from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
-"""Whisper takes so much at once, and needs its own timestamps to go on from there."""
+"""Whisper's window. It continues in longer clips by its own timestamps, so those are switched on."""
 
 
 class TransformersOptions(Config):
-    """What can be said behind a model's name, as in ``openai/whisper-small:language=en``."""
+    """Options after a model's name, as in ``openai/whisper-small:language=en``."""
 
     revision: str | None = None
     """A branch, a tag or a commit on the hub."""
     language: str | None = None
-    """For models of several languages, such as Whisper; None lets them find out."""
+    """For multilingual models such as Whisper; None lets the model detect it."""
     num_beams: PositiveInt = 1
-    """Of models with a decoder; 1 is greedy."""
+    """For models with a decoder; 1 is greedy."""
     max_new_tokens: PositiveInt | None = None
-    """Of models with a decoder; None takes the model's own limit."""
+    """For models with a decoder; None takes the model's own limit."""
 
 
 class TransformersTarget(ModelTarget):
-    """A model of CTC or of encoder and decoder, with its own processor; no code of its repository is run."""
+    """A CTC or encoder-decoder model with its own processor. No code from its repository is run."""
 
     def __init__(
         self, label: str, place: str | Path, kind: str, options: TransformersOptions, identity: dict[str, Any]
@@ -51,12 +51,12 @@ class TransformersTarget(ModelTarget):
             MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
         )
 
-        # The pipeline takes what it does not know for CTC, and then hears nothing without a word about it.
+        # The pipeline treats unknown kinds as CTC, and would return empty texts without an error.
         if self._kind not in MODEL_FOR_CTC_MAPPING_NAMES | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
             raise UserError(
-                f"{self._place}: a model of another kind: model_type is {self._kind!r} in its config.json, which is no "
-                "speech recognizer that transformers has a class for; give one such as openai/whisper-small or "
-                "facebook/wav2vec2-base-960h, or a model that tiny-audio exported"
+                f"{self._place}: model_type is {self._kind!r} in its config.json, which is no speech recognizer that "
+                "transformers supports; give a model such as openai/whisper-small or facebook/wav2vec2-base-960h, or "
+                "one that tiny-audio exported"
             )
 
     def load(self) -> None:
@@ -73,20 +73,20 @@ class TransformersTarget(ModelTarget):
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-            # A folder lacks a file, holds another model's weights, or needs a package: each has its own type there.
+            # A missing file, weights of another model and a missing package each raise another type.
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"{self._place}: transformers cannot load it: {words[0]}") from error
 
-    def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """See :meth:`ModelTarget.transcribe`."""
+    def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
+        """See :meth:`ModelTarget.transcribe_batch`."""
         is_whisper = self._pipeline.type == "seq2seq_whisper"
         long = [is_whisper and len(waveform) > _WINDOW_S * SAMPLE_RATE for waveform in waveforms]
         texts: dict[int, str] = {}
-        for is_long in set(long):  # which do not fit into one batch
-            numbers = [number for number, one in enumerate(long) if one is is_long]
-            heard = in_parts_that_fit(partial(self._texts, is_long=is_long), [waveforms[number] for number in numbers])
-            texts |= zip(numbers, heard, strict=True)
-        return [Transcript(texts[number], None, truncated=False) for number in range(len(waveforms))]
+        for is_long in set(long):  # long and short clips need different settings, so they do not share a batch
+            indices = [index for index, one in enumerate(long) if one is is_long]
+            found = in_parts_that_fit(partial(self._texts, is_long=is_long), [waveforms[index] for index in indices])
+            texts |= zip(indices, found, strict=True)
+        return [Transcript(texts[index], None, truncated=False) for index in range(len(waveforms))]
 
     def _texts(self, waveforms: Sequence[Tensor], *, is_long: bool) -> list[str]:
         clips = [{"raw": waveform.numpy(), "sampling_rate": SAMPLE_RATE} for waveform in waveforms]
@@ -99,11 +99,13 @@ class TransformersTarget(ModelTarget):
                 settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
         size = min(_BATCH, len(clips)) if self._takes_batches() else 1
         with quiet_transformers():
-            heard = self._pipeline(clips, batch_size=size, **settings)
-        return [one["text"].strip() for one in heard]
+            results = self._pipeline(clips, batch_size=size, **settings)
+        return [result["text"].strip() for result in results]
 
     def _takes_batches(self) -> bool:
-        """Not without a token to pad texts with, which the pipeline asks for; and not where the model knows no mask, as
-        wav2vec 2.0's base models do not, and would take the padding for silence that was recorded."""
+        """Whether clips may be padded: the pipeline needs a padding token, and the model an attention mask.
+
+        wav2vec 2.0's base models use no mask, so they would treat padding as recorded silence.
+        """
         masks = self._pipeline.feature_extractor.return_attention_mask or not self._pipeline.type.startswith("ctc")
         return masks and self._pipeline.tokenizer.pad_token_id is not None

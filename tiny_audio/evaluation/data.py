@@ -1,4 +1,4 @@
-"""What is evaluated on: a manifest, any source of the recipes, or a set of the Open ASR Leaderboard."""
+"""Data to evaluate on: a manifest, any source of the recipes, or a set of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_audio.sources import SOURCES, Dropped, SourceContext
 
 _LEADERBOARD = "hf-audio/open-asr-leaderboard"
 _ESB = "hf-audio/esb-datasets-test-only-sorted"
-"""Where the leaderboard's sets were before, and where those are that it has given up."""
+"""The leaderboard's older repository, which still has the sets that it no longer uses."""
 
 PRESETS: dict[str, tuple[str, str, str]] = {
     "leaderboard/ami": (_LEADERBOARD, "ami", "test"),
@@ -35,7 +35,7 @@ PRESETS: dict[str, tuple[str, str, str]] = {
 ALL_PRESETS = "leaderboard"
 
 _UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in scoring"})
-"""References that mark what nobody is scored on."""
+"""References of segments that are not scored."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DataSet:
     name: str
     clips: tuple[Clip, ...]
     dropped: tuple[Dropped, ...]
-    """What its source could not list."""
+    """Utterances that the source could not list."""
     fingerprint: str
 
 
@@ -54,11 +54,12 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
 
     Args:
         texts: each the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
-        max_samples: of each set, at most so many clips: always the same, and those of fewer are among those of more.
-        cache: where sources keep what they fetch; None takes the user's cache folder.
+        max_samples: at most this many clips of each set. The choice is fixed, and a smaller number chooses a subset of
+            a larger one.
+        cache: where sources keep downloads; None takes the user's cache folder.
 
     Raises:
-        UserError: there is no such data, it cannot be read, holds nothing, or two sets have one name.
+        UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.
     """
     sets: dict[str, DataSet] = {}
     for text in texts:
@@ -97,7 +98,7 @@ def _sources(text: str) -> dict[str, dict[str, Any]]:
 
 
 def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    """A source, or several under names of their own, as in ``data.evaluation`` of a recipe."""
+    """One source, or several by name, as in ``data.evaluation`` of a recipe."""
     document = read_yaml(path)
     if isinstance(document.get("name"), str):
         return {folder_name(path.stem): document}
@@ -127,5 +128,5 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
 
 
 def _lot(clip_id: str) -> bytes:
-    """Sets are often sorted by length or speaker, so that the first clips are like no others."""
+    """A random but fixed rank. Sets are often sorted by length or speaker, so the first clips are no fair sample."""
     return hashlib.sha256(clip_id.encode()).digest()

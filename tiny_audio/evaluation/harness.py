@@ -47,8 +47,8 @@ def evaluate_targets(
 
     Args:
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
-        note: is told how things go.
-        failed: is told of each of several targets that could not be evaluated, and why; the others go on.
+        note: receives progress messages.
+        failed: receives each of several targets that could not be evaluated, and why; the others continue.
 
     Returns:
         the scores by the target's label and the set's name: the keys of :func:`tiny_audio.analysis.scoring.score_set`,
@@ -132,7 +132,7 @@ class _Work:
         write_atomically(path, _lines([*self.rows.values(), *self._others]))
         failed: dict[str, Hypothesis] = {}
         with path.open("a", encoding="utf-8") as file:
-            for done, outcome in enumerate(self.target.hear(missing), start=1):
+            for done, outcome in enumerate(self.target.transcribe(missing), start=1):
                 row = _row(outcome)
                 (self.rows if outcome.error is None else failed)[row["id"]] = row
                 self._errors_of_audio += outcome.is_audio

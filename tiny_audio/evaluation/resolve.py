@@ -1,4 +1,4 @@
-"""The name of a target -> the target."""
+"""Names of targets on the command line -> targets."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tiny_audio.registry import did_you_mean
 _PROVIDER = "provider:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NEEDED = [pattern for pattern in FILES if pattern not in ("*.py", "README.md")]
-"""Of a model of ours on the hub: its code is not fetched, since it is run by this package."""
+"""Files of an exported model on the hub. Its code is not downloaded, since this package runs the model."""
 
 
 def resolve_targets(texts: Sequence[str]) -> list[Target]:
-    """All targets, none of them loaded.
+    """Find all targets, without loading them.
 
     Args:
         texts: each the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
 
     Raises:
-        UserError: there is no such thing, or two have one name.
+        UserError: a target does not exist, or two have the same name.
     """
     targets: dict[str, Target] = {}
     for text in texts:
@@ -47,7 +47,7 @@ def resolve_targets(texts: Sequence[str]) -> list[Target]:
 
 
 def resolve_target(text: str) -> Target:
-    """One target, see :func:`resolve_targets`."""
+    """Find one target, see :func:`resolve_targets`."""
     if text.startswith(_PROVIDER):
         name, fields = split_spec(text.removeprefix(_PROVIDER))
         config = parse_part(PROVIDERS, {"name": name} | fields, text)
@@ -57,7 +57,7 @@ def resolve_target(text: str) -> Target:
         return _in_folder(text, folder, {})
     if folder.exists():
         raise UserError(f"{text} is a file; give the folder of a run or of a model")
-    # A commit may have digits only, or look like another number.
+    # A commit may consist of digits only, which YAML would read as a number.
     name, fields = split_spec(text, ["revision", "language"])
     folder = Path(name).expanduser()
     if fields and folder.is_dir():

@@ -1,4 +1,4 @@
-"""Whom is listened to: a run, an exported model, any speech transcriber of transformers, or a provider."""
+"""What can be evaluated: an exported model, any speech recognizer of transformers, or a provider."""
 
 from __future__ import annotations
 
@@ -26,62 +26,67 @@ from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
-"""Clips in a row for which a provider has no answer; each was asked for several times."""
+"""A provider is given up after this many failed clips in a row; each was already retried."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one clip: a transcript and the time that it took, or an error."""
+    """The result of one clip: a transcript and its processing time, or an error."""
 
     clip: Clip
     transcript: Transcript | None
     time_s: float | None
-    """Seconds, without loading the audio; a clip of a batch has its equal share. Of a provider, from the request to
-    the text, further tries and pauses included."""
+    """Seconds, without loading the audio. A clip of a batch gets an equal share of the batch's time. For a provider,
+    from the request to the text, including retries and pauses."""
     error: str | None
     is_audio: bool = False
-    """The error is one of the clip itself, whoever listens."""
+    """The clip itself is unusable, for every target."""
+
+    @classmethod
+    def unreadable(cls, clip: Clip, error: AudioError) -> Outcome:
+        """Of a clip whose audio cannot be loaded."""
+        return cls(clip, None, None, f"{error.reason}: {error}", is_audio=True)
 
 
 class Target(ABC):
-    """Somebody who transcribes clips."""
+    """Something that transcribes clips."""
 
     label: str
-    """Its name in tables, and of its folder."""
+    """Its name in tables; its folder has the same name."""
     identity: dict[str, Any]
-    """What makes its hypotheses what they are, as JSON: results are continued only where it is equal."""
+    """Everything that decides its hypotheses, as JSON. Results are continued only if it is equal."""
 
     @abstractmethod
     def check(self) -> None:
-        """Refuse early what :meth:`load` would refuse after the targets before it were evaluated.
+        """Fail early if :meth:`load` would fail; all targets are checked before the first is evaluated.
 
         Raises:
-            UserError: a key or a package is missing, or a model is of a kind that nothing here runs.
+            UserError: a key or a package is missing, or the kind of model is not supported.
         """
 
     @abstractmethod
     def load(self) -> None:
-        """Make ready. Called once; the time is stated apart.
+        """Load weights or open connections. Called once; its time is reported separately.
 
         Raises:
-            UserError: it cannot be.
+            UserError: it cannot be loaded.
         """
 
     @abstractmethod
-    def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """Transcribe clips, in an order of its own.
+    def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
+        """Transcribe clips, in any order.
 
         Raises:
-            RunFailed, UserError: nobody answers any more.
+            RunFailed, UserError: no further clip can be transcribed.
         """
 
     @abstractmethod
     def price(self) -> Price | None:
-        """What an hour of audio costs; None where nobody knows or nobody asks."""
+        """What an hour of audio costs; None if it is unknown."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held."""
+        """Release memory and connections."""
 
 
 class ModelTarget(Target, ABC):
@@ -90,25 +95,25 @@ class ModelTarget(Target, ABC):
     max_duration_s: float = UNBOUNDED_DURATION_S
 
     @abstractmethod
-    def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """Waveforms ``[S]`` each, on the CPU -> what is said in them; in smaller parts where memory ends."""
+    def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
+        """Transcribe waveforms ``[S]`` on the CPU. Splits the batch if it does not fit into memory."""
 
-    def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.hear`: longest first."""
+    def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
+        """See :meth:`Target.transcribe`: longest first."""
         warm = False
         for batch in loaded_batches(clips, max_duration_s=self.max_duration_s, max_padded_s=_BATCH_PADDED_S):
             for clip, error in batch.unread:
-                yield Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
+                yield Outcome.unreadable(clip, error)
             if not batch.clips:
                 continue
             if not warm:
-                self.transcribe(batch.waveforms)  # kernels are chosen, and memory is taken, the first time
+                self.transcribe_batch(batch.waveforms)  # the first call also chooses kernels and allocates memory
                 warm = True
             began = time.perf_counter()
-            transcripts = self.transcribe(batch.waveforms)
-            took = (time.perf_counter() - began) / len(batch.clips)
+            transcripts = self.transcribe_batch(batch.waveforms)
+            time_s = (time.perf_counter() - began) / len(batch.clips)
             for clip, transcript in zip(batch.clips, transcripts, strict=True):
-                yield Outcome(clip, transcript, took, None)
+                yield Outcome(clip, transcript, time_s, None)
 
     def price(self) -> Price | None:
         """See :meth:`Target.price`."""
@@ -119,7 +124,7 @@ class ModelTarget(Target, ABC):
 
 
 class OwnTarget(ModelTarget):
-    """A model that this package exported; clips that it does not take whole are split at pauses, nothing is guarded."""
+    """A model that this package exported. Long clips are split at pauses; hallucination filters are off."""
 
     max_duration_s = float("inf")
 
@@ -137,14 +142,14 @@ class OwnTarget(ModelTarget):
             model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, guard=False
         )
 
-    def transcribe(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """See :meth:`ModelTarget.transcribe`."""
-        heard = self._transcriber.transcribe(waveforms)
-        return [Transcript(one.text, one.ctc_text, one.truncated) for one in heard]
+    def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
+        """See :meth:`ModelTarget.transcribe_batch`."""
+        transcriptions = self._transcriber.transcribe(waveforms)
+        return [Transcript(one.text, one.ctc_text, one.truncated) for one in transcriptions]
 
 
 class ProviderTarget(Target):
-    """A provider, asked for several clips at a time."""
+    """A provider, with several requests at a time."""
 
     def __init__(self, label: str, config: ProviderConfig) -> None:
         self.label, self._config = label, config
@@ -158,22 +163,27 @@ class ProviderTarget(Target):
         """See :meth:`Target.load`."""
         self._provider = PROVIDERS.build(self._config)
 
-    def hear(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.hear`: as answers come."""
+    def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
+        """See :meth:`Target.transcribe`: in the order of the answers.
+
+        After an error or Ctrl-C, answers to pending requests are still yielded, since they may be paid for. A second
+        Ctrl-C stops at once.
+        """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
         end: BaseException | None = None
         pool = ThreadPoolExecutor(self._config.concurrency)
         try:
             while True:
-                # No more than are asked for at a time: a clip that waits is not in memory.
-                room = 0 if end else self._config.concurrency - len(asked)
-                asked |= {pool.submit(self._ask, clip) for clip in islice(waiting, room)}
-                if not asked:
-                    break
                 try:
+                    # Submit no more than the provider takes at a time, so that waiting clips are not in memory.
+                    room = 0 if end else self._config.concurrency - len(asked)
+                    for clip in islice(waiting, room):
+                        asked.add(pool.submit(self._ask, clip))
+                    if not asked:
+                        break
                     done, asked = wait(asked, return_when=FIRST_COMPLETED)
                 except KeyboardInterrupt as interrupt:
-                    if end is not None:  # somebody cannot wait
+                    if end is not None:
                         raise
                     end = interrupt
                     continue
@@ -181,15 +191,15 @@ class ProviderTarget(Target):
                     try:
                         outcome = future.result()
                     except UserError as error:
-                        end = end or error  # answers that are under way may be paid for
+                        end = end or error
                         continue
                     yield outcome
                     if not outcome.is_audio:
                         failures = 0 if outcome.error is None else failures + 1
                     if failures >= _GIVE_UP_AFTER:
                         end = end or RunFailed(
-                            f"{self.label}: no answer for {failures} clips in a row, the last: {outcome.error}; what "
-                            "was answered is kept, and the same command goes on from there"
+                            f"{self.label}: no answer for {failures} clips in a row, the last: {outcome.error}; "
+                            "transcripts so far are kept, and the same command continues from there"
                         )
         finally:
             pool.shutdown(cancel_futures=True)
@@ -200,21 +210,21 @@ class ProviderTarget(Target):
         try:
             audio = encode(clip.load(float("inf")))
         except AudioError as error:
-            return Outcome(clip, None, None, f"{error.reason}: {error}", is_audio=True)
+            return Outcome.unreadable(clip, error)
         began = time.perf_counter()
         try:
-            heard: Any = self._provider.transcribe(audio)
+            transcript: Any = self._provider.transcribe(audio)
         except ProviderError as error:
             return Outcome(clip, None, None, str(error))
         except UserError:
             raise
-        except Exception as error:  # a mistake in somebody's provider costs the clip, and not the evaluation
+        except Exception as error:  # a bug in a third-party provider fails the clip, not the evaluation
             return Outcome(clip, None, None, f"{self._config.name}: {type(error).__name__}: {error}")
-        if not isinstance(heard, ProviderTranscript) or not isinstance(heard.text, str):
-            return Outcome(
-                clip, None, None, f"{self._config.name}: gave {heard!r}, which is no ProviderTranscript with a text"
-            )
-        return Outcome(clip, Transcript(heard.text, None, truncated=False), time.perf_counter() - began, None)
+        time_s = time.perf_counter() - began
+        if not isinstance(transcript, ProviderTranscript) or not isinstance(transcript.text, str):
+            error_ = f"{self._config.name}: returned {transcript!r}, which is no ProviderTranscript with a text"
+            return Outcome(clip, None, None, error_)
+        return Outcome(clip, Transcript(transcript.text, None, truncated=False), time_s, None)
 
     def price(self) -> Price | None:
         """See :meth:`Target.price`."""

@@ -1,4 +1,4 @@
-"""The Provider contract: a recognizer that is not ours, asked for one clip at a time."""
+"""The Provider contract: an external recognizer that transcribes one clip at a time."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from tiny_audio.registry import Registry
 
 @dataclass(frozen=True)
 class ProviderWord:
-    """A word and where it is."""
+    """A word and its time in the clip."""
 
     text: str
     start_s: float
     end_s: float
     confidence: float | None = None
-    """From 0 to 1, where the provider says it."""
+    """From 0 to 1; None if the provider does not give it."""
 
 
 @dataclass(frozen=True)
 class ProviderTranscript:
-    """What a provider heard in a clip."""
+    """A provider's transcript of one clip."""
 
     text: str
-    """Empty only where the provider itself says that it heard nothing."""
+    """Empty only if the provider itself returned an empty transcript."""
     words: tuple[ProviderWord, ...] | None = None
-    """None where the provider gives no times."""
+    """None if the provider gives no word times."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """What an hour of audio costs, and how that is known."""
+    """What an hour of audio costs, and the source of that number."""
 
     usd_per_hour: float
     source: str
 
 
 class ProviderError(RunFailed):
-    """There is no transcript of this clip; another may fare better, and so may this one at another time."""
+    """This clip was not transcribed. Other clips may succeed, and so may a later attempt."""
 
 
 class ProviderRefusedError(UserError):
-    """No clip will be transcribed: a refused key, an empty account, a model or an address that is not there."""
+    """No clip will be transcribed: the key was refused, the account is empty, or the model does not exist."""
 
 
 class ProviderConfig(Config, ABC):
@@ -58,17 +58,17 @@ class ProviderConfig(Config, ABC):
 
     name: str
     concurrency: PositiveInt = Field(default=4, json_schema_extra=NO_IDENTITY)
-    """Clips that are asked for at a time; keep to what your plan allows."""
+    """Requests at a time; at most what your plan allows."""
     usd_per_hour: float | None = Field(default=None, ge=0, json_schema_extra=NO_IDENTITY)
-    """US dollars for an hour of audio, as your plan has it. None takes the list price, where it is known."""
+    """US dollars for an hour of audio under your plan. None takes the list price, if it is known."""
 
     def price(self) -> Price | None:
-        """What is reckoned with; None where nobody knows."""
+        """The price that reports use; None if it is unknown."""
         return self.list_price() if self.usd_per_hour is None else Price(self.usd_per_hour, "usd_per_hour")
 
     @abstractmethod
     def list_price(self) -> Price | None:
-        """Pay-as-you-go price of what is configured, with its source; None where it is not known."""
+        """Pay-as-you-go price of the configured model, with its source; None if it is unknown."""
 
     @classmethod
     @abstractmethod
@@ -77,32 +77,32 @@ class ProviderConfig(Config, ABC):
 
 
 class Provider(ABC):
-    """A recognizer behind an API, or another program's."""
+    """A recognizer behind an API, or in another program."""
 
     @abstractmethod
     def transcribe(self, audio: bytes) -> ProviderTranscript:
-        """What is said in a clip, see :func:`encode`. Called from ``concurrency`` threads at a time.
+        """Transcribe one clip, encoded by :func:`encode`. Called from up to ``concurrency`` threads at a time.
 
         Raises:
-            ProviderError: there is no transcript, after all tries that make sense.
-            ProviderRefusedError: there will be none of any clip.
+            ProviderError: this clip was not transcribed, after all useful retries.
+            ProviderRefusedError: no clip will be transcribed.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held; nothing is asked afterward."""
+        """Release connections and memory. Nothing is called afterward."""
 
 
 PROVIDERS: Registry[ProviderConfig, Provider] = Registry(
     "provider", ProviderConfig, package=__name__, entry_points="tiny_audio.providers"
 )
-"""Registered providers; builders take ``(config)``, and raise UserError where a key or a package is missing."""
+"""Registered providers; builders take ``(config)``, and raise UserError if a key or a package is missing."""
 
 
 def encode(waveform: Tensor) -> bytes:
-    """A waveform ``[S]`` as FLAC, mono, 16 kHz, 16 bits: what every provider is sent, so that all hear the same.
+    """Encode a waveform ``[S]`` as FLAC (mono, 16 kHz, 16 bits). Every provider receives the same bytes.
 
-    A waveform that is louder than full scale is made quieter as a whole, since it would be clipped.
+    A waveform that exceeds full scale is scaled down as a whole, so that it is not clipped.
     """
     import soundfile
 

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import threading
 import time
+from abc import ABC
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ import httpx2
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, ValidationError, field_validator
 
 from tiny_audio.config import NO_IDENTITY, UserError, problems
-from tiny_audio.providers import ProviderConfig, ProviderError, ProviderRefusedError
+from tiny_audio.providers import Price, Provider, ProviderConfig, ProviderError, ProviderRefusedError
 from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s, is_transient
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -32,20 +33,26 @@ class HttpConfig(ProviderConfig):
     """Base of the configs of providers behind an HTTP API."""
 
     sends_key: ClassVar[bool] = True
-    """Whether a key always goes with the requests, which then must be encrypted, or stay on this machine."""
+    """Whether requests always carry a key. They must then be encrypted, or stay on this machine."""
+    usd_per_hour_of: ClassVar[Mapping[str, float]] = {}
+    """List price of an hour of audio, by model."""
+    price_source: ClassVar[str] = ""
+    """Where the list prices were read, and when."""
 
     base_url: str
     """Where the API is."""
+    model: str
+    """Which of the provider's models transcribes."""
     language: str | None = "en"
-    """What is spoken, as a code such as `en`; None lets the provider find out."""
+    """Spoken language, as a code such as `en`; None lets the provider detect it."""
     timeout_s: PositiveFloat = Field(default=300.0, json_schema_extra=NO_IDENTITY)
-    """Longest wait for an answer, or for a transcript that is made in the background."""
+    """Longest wait for an answer, or for a transcript that the provider makes in the background."""
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
-    """Further tries after a failure that may pass: limits, server errors, broken connections."""
+    """Retries after a temporary failure: rate limits, server errors, broken connections."""
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
-    """First pause before another try; each further one is twice as long, up to a minute, less a random part."""
+    """Pause before the first retry. Each further pause is twice as long, up to a minute, less a random part."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
-    """Longest pause that a server may ask for; more than that is a failure."""
+    """Longest pause that a server may ask for; a clip fails if the server asks for more."""
 
     @field_validator("base_url")
     @classmethod
@@ -65,12 +72,17 @@ class HttpConfig(ProviderConfig):
             raise ValueError(f"{value!r} would show your key to everybody on the way; write it as https://host/path")
         return value.rstrip("/")
 
+    def list_price(self) -> Price | None:
+        """See :meth:`ProviderConfig.list_price`."""
+        per_hour = self.usd_per_hour_of.get(self.model)
+        return None if per_hour is None else Price(per_hour, self.price_source)
+
 
 def read_key(variable: str, provider: str) -> str:
     """The API key in an environment variable.
 
     Raises:
-        UserError: there is none, or it cannot be one.
+        UserError: the variable is not set, or holds characters that no key has.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -84,7 +96,7 @@ def read_key(variable: str, provider: str) -> str:
 
 
 class Api:
-    """One provider's API. May be used from several threads: where one is told to wait, all wait."""
+    """One provider's API. Threads may share it: if the server asks one of them to wait, all wait."""
 
     def __init__(self, config: HttpConfig, headers: Mapping[str, str], secret: str | None) -> None:
         self.config = config
@@ -102,10 +114,10 @@ class Api:
         self._client.close()
 
     def ask(self, answer: type[AnswerT], method: str, path: str, **request: Any) -> AnswerT:
-        """Send a request until there is an answer.
+        """Send a request, with retries, and check the answer.
 
         Args:
-            answer: what the body of a success must be.
+            answer: model of the JSON body of a successful response.
             path: below ``base_url``.
             request: ``params``, ``json``, ``data``, ``files``, ``content`` and ``headers``, as httpx takes them.
 
@@ -183,13 +195,29 @@ class Api:
             raise self.problem(f"answered something else than is documented: {problems(error)}") from None
 
     def _shown(self, words: str) -> str:
-        """Some servers repeat the key that they refuse."""
+        """Hide the key, which some servers repeat when they refuse it, and shorten long bodies."""
         words = words.replace(self._secret, "(the key)") if self._secret else words
         return words if len(words) <= _MAX_SHOWN else f"{words[:_MAX_SHOWN]} ..."
 
 
+class HttpProvider(Provider, ABC):
+    """A provider behind an HTTP API.
+
+    Args:
+        headers: of every request.
+        key: is replaced in error messages; None if there is none.
+    """
+
+    def __init__(self, config: HttpConfig, headers: Mapping[str, str], key: str | None) -> None:
+        self._api = Api(config, headers, key)
+
+    def close(self) -> None:
+        """See :meth:`Provider.close`."""
+        self._api.close()
+
+
 def is_private_enough(url: str) -> bool:
-    """Whether a key may be sent there: encrypted, or on this machine."""
+    """Whether a key may be sent to this address: it is encrypted, or on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from tiny_audio.providers import Provider, ProviderTranscript, ProviderWord
-from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig
+from tiny_audio.providers import ProviderTranscript, ProviderWord
+from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider
 
 
 class TranscriptionsConfig(HttpConfig):
     """Base of the configs of this endpoint."""
 
-    model: str
-    """What transcribes."""
     prompt: str | None = None
     """Text that shows the model a style, or names that may come up."""
     temperature: float | None = None
@@ -35,12 +33,12 @@ class _VerboseAnswer(_Answer):
     words: list[_Word]
 
 
-class Transcriptions(Provider):
+class Transcriptions(HttpProvider):
     """``POST /audio/transcriptions``, a form with the file in it."""
 
     def __init__(self, config: TranscriptionsConfig, key: str | None) -> None:
         self._config = config
-        self._api = Api(config, {} if key is None else {"Authorization": f"Bearer {key}"}, key)
+        super().__init__(config, {} if key is None else {"Authorization": f"Bearer {key}"}, key)
 
     def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
@@ -55,14 +53,9 @@ class Transcriptions(Provider):
         if config.temperature is not None:
             form["temperature"] = f"{config.temperature:g}"
         files = {"file": ("clip.flac", audio, AUDIO_TYPE)}
-        answer: type[_Answer] = _VerboseAnswer if config.word_timestamps else _Answer
-        heard = self._api.ask(answer, "POST", "/audio/transcriptions", data=form, files=files)
-        if not isinstance(heard, _VerboseAnswer):
-            return ProviderTranscript(heard.text.strip())
-        return ProviderTranscript(
-            heard.text.strip(), tuple(ProviderWord(word.word, word.start, word.end) for word in heard.words)
-        )
-
-    def close(self) -> None:
-        """See :meth:`Provider.close`."""
-        self._api.close()
+        expected: type[_Answer] = _VerboseAnswer if config.word_timestamps else _Answer
+        answer = self._api.ask(expected, "POST", "/audio/transcriptions", data=form, files=files)
+        words = None
+        if isinstance(answer, _VerboseAnswer):
+            words = tuple(ProviderWord(word.word, word.start, word.end) for word in answer.words)
+        return ProviderTranscript(answer.text.strip(), words)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, Field, PositiveFloat
 
 from tiny_audio.config import NO_IDENTITY
-from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderTranscript, ProviderWord
-from tiny_audio.providers._http import Api, HttpConfig, read_key
+from tiny_audio.providers import PROVIDERS, Provider, ProviderTranscript, ProviderWord
+from tiny_audio.providers._http import HttpConfig, HttpProvider, read_key
 
-_USD_PER_HOUR = {"universal-2": 0.15, "universal-3-5-pro": 0.21}
 _UNDER_WAY = ("queued", "processing")
 
 
@@ -23,6 +23,9 @@ class AssemblyAIConfig(HttpConfig):
     it is there.
     """
 
+    usd_per_hour_of: ClassVar[Mapping[str, float]] = {"universal-2": 0.15, "universal-3-5-pro": 0.21}
+    price_source: ClassVar[str] = "assemblyai.com/pricing, 2026-10"
+
     name: Literal["assemblyai"] = "assemblyai"
     base_url: str = "https://api.assemblyai.com"
     """Where the API is; in the EU, https://api.eu.assemblyai.com."""
@@ -30,11 +33,6 @@ class AssemblyAIConfig(HttpConfig):
     """One name for the API's `speech_models`, such as `universal-2` or `universal-3-5-pro`."""
     poll_every_s: PositiveFloat = Field(default=1.0, json_schema_extra=NO_IDENTITY)
     """Pause between two looks at whether the transcript is there."""
-
-    def list_price(self) -> Price | None:
-        """See :meth:`ProviderConfig.list_price`."""
-        per_hour = _USD_PER_HOUR.get(self.model)
-        return None if per_hour is None else Price(per_hour, "assemblyai.com/pricing, 2026-10")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -62,12 +60,12 @@ class _Transcript(BaseModel):
     error: str | None = None
 
 
-class AssemblyAI(Provider):
+class AssemblyAI(HttpProvider):
     """``POST /v2/upload``, ``POST /v2/transcript``, then ``GET /v2/transcript/<id>`` until it is done."""
 
     def __init__(self, config: AssemblyAIConfig, key: str) -> None:
         self._config = config
-        self._api = Api(config, {"Authorization": key}, key)
+        super().__init__(config, {"Authorization": key}, key)
 
     def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
@@ -98,10 +96,6 @@ class AssemblyAI(Provider):
             return ProviderTranscript(transcript.text.strip())
         words = (ProviderWord(one.text, one.start / 1000, one.end / 1000, one.confidence) for one in transcript.words)
         return ProviderTranscript(transcript.text.strip(), tuple(words))
-
-    def close(self) -> None:
-        """See :meth:`Provider.close`."""
-        self._api.close()
 
 
 @PROVIDERS.register

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderTranscript, ProviderWord
-from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
-
-_USD_PER_MINUTE = {"nova-3": 0.0043, "nova-2": 0.0043}
+from tiny_audio.providers import PROVIDERS, Provider, ProviderTranscript, ProviderWord
+from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider, read_key
 
 
 class DeepgramConfig(HttpConfig):
@@ -18,6 +17,9 @@ class DeepgramConfig(HttpConfig):
     Documented at developers.deepgram.com/reference/speech-to-text/listen-pre-recorded.
     """
 
+    usd_per_hour_of: ClassVar[Mapping[str, float]] = {"nova-3": 60 * 0.0043, "nova-2": 60 * 0.0043}
+    price_source: ClassVar[str] = "deepgram.com/pricing, 2026-05"
+
     name: Literal["deepgram"] = "deepgram"
     base_url: str = "https://api.deepgram.com"
     """Where the API is."""
@@ -25,11 +27,6 @@ class DeepgramConfig(HttpConfig):
     """Such as `nova-3` or `nova-2`."""
     smart_format: bool = True
     """Punctuation, and numbers, dates and amounts as people write them."""
-
-    def list_price(self) -> Price | None:
-        """See :meth:`ProviderConfig.list_price`."""
-        per_minute = _USD_PER_MINUTE.get(self.model)
-        return None if per_minute is None else Price(60 * per_minute, "deepgram.com/pricing, 2026-05")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -62,11 +59,11 @@ class _Answer(BaseModel):
     results: _Results
 
 
-class Deepgram(Provider):
+class Deepgram(HttpProvider):
     """``POST /v1/listen``: the audio is the body, all else is in the query."""
 
     def __init__(self, config: DeepgramConfig, key: str) -> None:
-        self._api = Api(config, {"Authorization": f"Token {key}"}, key)
+        super().__init__(config, {"Authorization": f"Token {key}"}, key)
         self._query = {"model": config.model, "smart_format": "true" if config.smart_format else "false"}
         self._query |= {"detect_language": "true"} if config.language is None else {"language": config.language}
 
@@ -80,10 +77,6 @@ class Deepgram(Provider):
             ProviderWord(one.punctuated_word or one.word, one.start, one.end, one.confidence) for one in best.words
         )
         return ProviderTranscript(best.transcript.strip(), tuple(words))
-
-    def close(self) -> None:
-        """See :meth:`Provider.close`."""
-        self._api.close()
 
 
 @PROVIDERS.register

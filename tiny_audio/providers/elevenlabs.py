@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveInt
 
 from tiny_audio.config import NO_IDENTITY
-from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderTranscript, ProviderWord
-from tiny_audio.providers._http import AUDIO_TYPE, Api, HttpConfig, read_key
-
-_USD_PER_HOUR = {"scribe_v1": 0.22, "scribe_v2": 0.22}
+from tiny_audio.providers import PROVIDERS, Provider, ProviderTranscript, ProviderWord
+from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider, read_key
 
 
 class ElevenLabsConfig(HttpConfig):
@@ -19,6 +18,9 @@ class ElevenLabsConfig(HttpConfig):
     Documented at elevenlabs.io/docs/api-reference/speech-to-text/convert. Sounds such as laughter are not asked for.
     """
 
+    usd_per_hour_of: ClassVar[Mapping[str, float]] = {"scribe_v1": 0.22, "scribe_v2": 0.22}
+    price_source: ClassVar[str] = "elevenlabs.io/pricing/api, 2026-06"
+
     name: Literal["elevenlabs"] = "elevenlabs"
     base_url: str = "https://api.elevenlabs.io"
     """Where the API is."""
@@ -26,11 +28,6 @@ class ElevenLabsConfig(HttpConfig):
     """Clips that are asked for at a time; the smaller plans allow 2 to 5."""
     model: str = "scribe_v2"
     """Such as `scribe_v2` or `scribe_v1`."""
-
-    def list_price(self) -> Price | None:
-        """See :meth:`ProviderConfig.list_price`."""
-        per_hour = _USD_PER_HOUR.get(self.model)
-        return None if per_hour is None else Price(per_hour, "elevenlabs.io/pricing/api, 2026-06")
 
     @classmethod
     def tiny(cls) -> Self:
@@ -50,11 +47,11 @@ class _Answer(BaseModel):
     words: list[_Word]
 
 
-class ElevenLabs(Provider):
+class ElevenLabs(HttpProvider):
     """``POST /v1/speech-to-text``, a form with the file in it."""
 
     def __init__(self, config: ElevenLabsConfig, key: str) -> None:
-        self._api = Api(config, {"xi-api-key": key}, key)
+        super().__init__(config, {"xi-api-key": key}, key)
         self._form = {"model_id": config.model, "tag_audio_events": "false", "timestamps_granularity": "word"}
         if config.language is not None:
             self._form["language_code"] = config.language
@@ -62,17 +59,13 @@ class ElevenLabs(Provider):
     def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
         files = {"file": ("clip.flac", audio, AUDIO_TYPE)}
-        heard = self._api.ask(_Answer, "POST", "/v1/speech-to-text", data=self._form, files=files)
+        answer = self._api.ask(_Answer, "POST", "/v1/speech-to-text", data=self._form, files=files)
         words = [
             ProviderWord(word.text, word.start, word.end)
-            for word in heard.words
+            for word in answer.words
             if word.type == "word" and word.start is not None and word.end is not None
         ]
-        return ProviderTranscript(heard.text.strip(), tuple(words))
-
-    def close(self) -> None:
-        """See :meth:`Provider.close`."""
-        self._api.close()
+        return ProviderTranscript(answer.text.strip(), tuple(words))
 
 
 @PROVIDERS.register

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
-from tiny_audio.providers import PROVIDERS, Price, Provider
+from tiny_audio.providers import PROVIDERS, Provider
 from tiny_audio.providers._http import read_key
 from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
-
-_USD_PER_MINUTE = {
-    "gpt-transcribe": 0.0045,
-    "gpt-4o-transcribe": 0.006,
-    "gpt-4o-mini-transcribe": 0.003,
-    "whisper-1": 0.006,
-}
 
 
 class OpenAIConfig(TranscriptionsConfig):
@@ -22,17 +16,19 @@ class OpenAIConfig(TranscriptionsConfig):
     Documented at developers.openai.com/api/docs/guides/speech-to-text. Files may have 25 MB: some 20 minutes.
     """
 
+    usd_per_hour_of: ClassVar[Mapping[str, float]] = {
+        "gpt-transcribe": 60 * 0.0045,
+        "gpt-4o-transcribe": 60 * 0.006,
+        "gpt-4o-mini-transcribe": 60 * 0.003,
+        "whisper-1": 60 * 0.006,
+    }
+    price_source: ClassVar[str] = "developers.openai.com/api/docs/models, 2026-10"
+
     name: Literal["openai"] = "openai"
     base_url: str = "https://api.openai.com/v1"
     """Where the API is."""
     model: str = "gpt-transcribe"
     """`gpt-transcribe`, `gpt-4o-transcribe`, `gpt-4o-mini-transcribe`, `whisper-1`, or what comes after them."""
-
-    def list_price(self) -> Price | None:
-        """See :meth:`ProviderConfig.list_price`."""
-        per_minute = _USD_PER_MINUTE.get(self.model)
-        source = "developers.openai.com/api/docs/models, 2026-10"
-        return None if per_minute is None else Price(60 * per_minute, source)
 
     @classmethod
     def tiny(cls) -> Self:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from tiny_audio.providers import PROVIDERS, Price, Provider
+from tiny_audio.providers import PROVIDERS, Provider
 from tiny_audio.providers._http import is_private_enough, read_key
 from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
 
@@ -30,10 +30,6 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
                 "https://host/path, or leave key_variable out"
             )
         return self
-
-    def list_price(self) -> Price | None:
-        """Nobody knows whose server it is."""
-        return None
 
     @classmethod
     def tiny(cls) -> Self:

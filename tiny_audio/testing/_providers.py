@@ -31,27 +31,27 @@ def check_answers(config: ProviderConfig) -> None:
     silent, sounding = encode(torch.zeros_like(tone)), encode(tone)
     provider = PROVIDERS.build(config)
     try:
-        _check_heard(config, provider.transcribe(silent))
+        _check_transcript(config, provider.transcribe(silent))
         alone = provider.transcribe(sounding)
-        _check_heard(config, alone)
+        _check_transcript(config, alone)
         with ThreadPoolExecutor(config.concurrency) as pool:
             together = list(pool.map(provider.transcribe, [sounding] * 2 * config.concurrency))
     finally:
         provider.close()
     same = all(one.text == alone.text for one in together)
-    expect(same, config, f"asked from {config.concurrency} threads, it hears something else in the same clip")
+    expect(same, config, f"asked from {config.concurrency} threads, the same clip gets another transcript")
 
 
-def _check_heard(config: ProviderConfig, heard: object) -> None:
+def _check_transcript(config: ProviderConfig, transcript: object) -> None:
     expect(
-        isinstance(heard, ProviderTranscript),
+        isinstance(transcript, ProviderTranscript),
         config,
-        f"transcribe gave a {type(heard).__name__}, which is no ProviderTranscript",
+        f"transcribe gave a {type(transcript).__name__}, which is no ProviderTranscript",
     )
-    assert isinstance(heard, ProviderTranscript)
-    expect(heard.text == heard.text.strip(), config, f"there are blanks around the text {heard.text!r}")
+    assert isinstance(transcript, ProviderTranscript)
+    expect(transcript.text == transcript.text.strip(), config, f"there are blanks around the text {transcript.text!r}")
     before = 0.0
-    for word in heard.words or ():
+    for word in transcript.words or ():
         inside = before <= word.start_s <= word.end_s <= DURATION_S + 0.5
         expect(inside, config, f"the word {word.text!r} from {word.start_s} to {word.end_s} s is not in its place")
         sure = word.confidence is None or 0 <= word.confidence <= 1
