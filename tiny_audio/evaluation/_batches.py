@@ -27,7 +27,7 @@ class LoadedBatch:
 def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s: float) -> Iterator[LoadedBatch]:
     """Load clips in batches of at most ``max_padded_s`` seconds, padding included.
 
-    The longest clips come first, so that a batch that does not fit into memory fails at once. A clip that is longer than
+    The longest clips come first, so that a batch that does not fit into memory fails at once. A clip longer than
     ``max_duration_s`` is not loaded.
     """
     waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))

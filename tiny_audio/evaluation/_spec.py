@@ -14,7 +14,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Split into the name and the fields. Values are read as YAML, except the fields in ``as_written``, which stay text.
+    """Split into the name and the fields. Values are read as YAML; those of the fields ``as_written`` stay text.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
@@ -31,7 +31,7 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong is not None:
         raise UserError(
-            f"{text}: {wrong!r} is not of the form field=value; fields are separated by commas, and a value cannot contain a comma"
+            f"{text}: {wrong!r} is not of the form field=value; commas separate fields, so no value contains one"
         )
     fields = apply_overrides({}, parts)
     written = (part.partition("=") for part in parts)
