@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.analysis.test_report import Page
 from tests.conftest import changed, tiny_recipe, write_clips
-from tiny_audio.analysis.compare import compare_folders, comparison_table
+from tests.support.html import Page
+from tiny_audio.analysis.compare import Comparison, compare_folders
 from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 
@@ -85,8 +86,8 @@ def wrong(every: int) -> Edit:
     return edit
 
 
-def only(comparison: dict[str, Any]) -> dict[str, Any]:
-    return dict(comparison["sets"]["held_out"])
+def only(comparison: Comparison) -> dict[str, Any]:
+    return dict(comparison.to_json()["sets"]["held_out"])
 
 
 def refusal(*folders: Path, **options: Any) -> str:
@@ -104,7 +105,7 @@ def test_two_real_runs(made: Path, capsys: pytest.CaptureFixture[str], tmp_path:
     assert main([*command, "--json"]) == 0
     comparison = json.loads(capsys.readouterr().out)
     assert comparison["baseline"] == "small"
-    entry = only(comparison)
+    entry = comparison["sets"]["held_out"]
     reports = {name: read(made / name / "report.json") for name in ("small", "large")}
     for rates in entry["variants"]:
         scores = reports[rates["name"]]["evaluation"]["held_out"]
@@ -123,8 +124,9 @@ def test_two_real_runs(made: Path, capsys: pytest.CaptureFixture[str], tmp_path:
         assert described["runs"][0]["run_id"] == report["run_id"]
 
     assert main([*command, "--html", str(tmp_path / "page.html")]) == 0
-    assert capsys.readouterr().out == comparison_table(comparison) + "\n"
-    assert (tmp_path / "page.html").read_text() == render_comparison(comparison)
+    compared = compare_folders([made / "small", made / "large"])
+    assert capsys.readouterr().out == comparison_table(compared) + "\n"
+    assert (tmp_path / "page.html").read_text() == render_comparison(compared)
 
 
 def test_comparing_needs_no_model_and_no_torch(made: Path) -> None:
@@ -142,11 +144,11 @@ def test_comparing_needs_no_model_and_no_torch(made: Path) -> None:
 
 def test_a_run_against_itself_is_not_called_different(made: Path) -> None:
     comparison = compare_folders([made / "small", made / "small"])
-    assert [variant["name"] for variant in comparison["variants"]] == ["small", "small (2)"]
+    assert [variant.name for variant in comparison.variants] == ["small", "small (2)"]
     (difference,) = only(comparison)["differences"]
     assert difference["verdict"] == "no difference shown"
     assert (difference["difference"], difference["interval"], difference["p_value"]) == (0, [0, 0], 1)
-    assert comparison["recipe"] == []
+    assert comparison.recipe == []
     table = comparison_table(comparison)
     assert "no difference shown" in table
     assert "The recipes are the same." in table
@@ -179,7 +181,7 @@ def test_the_more_is_compared_the_more_it_takes(variant: Callable[..., Path]) ->
     assert (alone["p_adjusted"], alone["verdict"]) == (alone["p_value"], "worse")
     copies = [variant(f"copy{number}", wrong(every=7)) for number in range(3)]
     comparison = compare_folders([good, other, *copies])
-    assert comparison["num_comparisons"] == 4
+    assert comparison.num_comparisons == 4
     for difference in only(comparison)["differences"]:
         assert difference["p_value"] == alone["p_value"]
         assert difference["p_adjusted"] == pytest.approx(4 * alone["p_value"])
@@ -282,9 +284,9 @@ def test_without_a_ctc_head(variant: Callable[..., Path]) -> None:
 
 def test_names_tell_the_runs_apart(variant: Callable[..., Path]) -> None:
     folders = [variant("a/run"), variant("b/run"), variant("c/other")]
-    names = [entry["name"] for entry in compare_folders(folders)["variants"]]
+    names = [variant.name for variant in compare_folders(folders).variants]
     assert names == ["a/run", "b/run", "c/other"]
-    assert [entry["name"] for entry in compare_folders(folders[1:])["variants"]] == ["run", "other"]
+    assert [variant.name for variant in compare_folders(folders[1:]).variants] == ["run", "other"]
 
 
 # --- refusals
@@ -343,7 +345,7 @@ def test_no_set_in_common(made: Path, variant: Callable[..., Path]) -> None:
     assert refusal(one, variant("two"), set_name="held_ot") == (
         "--set held_ot: not all of these runs were scored on it; did you mean 'held_out'? Allowed: held_out"
     )
-    assert list(compare_folders([one, one], set_name="held_out")["sets"]) == ["held_out"]
+    assert list(compare_folders([one, one], set_name="held_out").sets) == ["held_out"]
 
 
 def test_other_clips_or_references(variant: Callable[..., Path]) -> None:

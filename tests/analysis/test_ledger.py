@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.analysis.test_report import REPORT
+from tests.analysis.report_data import REPORT
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.training import (
     RecordingCallback,

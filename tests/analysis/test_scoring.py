@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import tiny_audio
 from tiny_audio.analysis.scoring import (
     Score,
+    Transcripts,
     align,
     confusions,
     glues_words,
@@ -24,6 +25,7 @@ from tiny_audio.analysis.scoring import (
     paired_difference,
     score,
     score_set,
+    score_transcripts,
 )
 from tiny_audio.config import UserError
 
@@ -271,8 +273,9 @@ def test_a_score_says_what_an_edit_costs():
     weighed = score(references, hypotheses, LOWER, num_bootstrap=100, cost="sclite")
     assert (unit.cost, unit.wer, weighed.cost, weighed.wer) == ("unit", 5 / 5, "sclite", 6 / 5)
     assert (weighed.scorer, weighed.scorer_version) == ("tiny-audio", tiny_audio.__version__)
-    alignments = align(references, hypotheses, LOWER, cost="sclite")
-    assert score(references, hypotheses, LOWER, num_bootstrap=100, cost="sclite", alignments=alignments) == weighed
+    transcripts = Transcripts(references, hypotheses, LOWER, "sclite")
+    assert transcripts.alignments == align(references, hypotheses, LOWER, cost="sclite")
+    assert score_transcripts(transcripts, num_bootstrap=100) == weighed
     nested = score_set(references, hypotheses, LOWER, ctc_hypotheses=references, num_bootstrap=100, cost="sclite")
     assert (nested["cost"], nested["ctc"]["cost"], nested["difference"]["wer_other"]) == ("sclite", "sclite", 6 / 5)
 
@@ -324,7 +327,7 @@ def test_confusions_are_ranked():
         ),
         (
             lambda: score(["a"], ["a"], LOWER, num_bootstrap=10),
-            "num_bootstrap is 10; an interval takes at least 100 resamples",
+            "num_bootstrap is 10; an interval needs at least 100 resamples",
         ),
     ],
 )

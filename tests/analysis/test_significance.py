@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tiny_audio.analysis.comparison import num_tosses
 from tiny_audio.analysis.significance import (
     Errors,
     difference_interval,
@@ -16,7 +17,6 @@ from tiny_audio.analysis.significance import (
     mean_wer,
     wer_interval,
 )
-from tiny_audio.analysis.significance._tails import tail_bound
 
 WORDS = np.full(120, 6)
 
@@ -121,14 +121,16 @@ def test_one_seed_is_taken_to_spread_as_the_others_do() -> None:
 
 
 def test_a_family_of_a_thousand_can_show_something() -> None:
-    """What no draw reaches is rarer than the draws can tell, and Holm multiplies by the size of the family."""
+    """Holm multiplies the smallest p by the size of the family, so that there must be draws enough."""
     rng = np.random.default_rng(0)
     baseline = draw(rng, rate=0.3)
     lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)
-    p_values = [difference_p_value(baseline, lost, WORDS), *[difference_p_value(baseline, same, WORDS)] * 999]
+    other = difference_p_value(baseline, same, WORDS)
+    p_values = [difference_p_value(baseline, lost, WORDS, num_draws=num_tosses(1000)), *[other] * 999]
     adjusted = holm(p_values)
-    assert adjusted[0] < 0.001
+    assert adjusted[0] < 0.05
     assert adjusted[1] == 1.0
+    assert num_tosses(250) == num_tosses(1) == 10_000
 
 
 @pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
@@ -140,7 +142,6 @@ def test_beyond_the_draws_the_p_value_is_no_smaller_than_the_exact_one(num_sente
     p_value = difference_p_value(baseline, other, words, num_draws=1000)
     exact = 2.0 ** (1 - num_sentences)
     assert exact <= p_value <= 1 / 200
-    assert num_sentences < 40 or p_value <= 1e-8
 
 
 def test_beyond_the_draws_seeds_keep_their_long_tails() -> None:
@@ -149,17 +150,7 @@ def test_beyond_the_draws_seeds_keep_their_long_tails() -> None:
     worse = draw(rng, rate=0.5, num_seeds=3, seed_spread=0.01)
     better = draw(rng, rate=0.05, num_seeds=3, seed_spread=0.01)
     few, many = (difference_p_value(worse, better, WORDS, num_draws=number) for number in (100, 1_000_000))
-    assert 1e-6 < many <= few < 1 / 101
-
-
-@settings(deadline=None)
-@given(st.floats(0.5, 50), st.floats(1.0, 60.0), st.floats(0.1, 2.0))
-def test_the_bound_is_one(distance: float, freedom: float, tosses: float) -> None:
-    """Against 20,000 draws of what it bounds, within their own error."""
-    rng = np.random.default_rng(0)
-    drawn = tosses * rng.choice([-1, 1], (20_000, 8)).sum(axis=1) + rng.standard_t(freedom, 20_000)
-    share = float((np.abs(drawn) >= distance).mean())
-    assert share - 4 * (share / 20_000) ** 0.5 <= tail_bound(distance, 8 * tosses**2, 1.0, freedom)
+    assert 1e-6 < many <= few <= 1 / 101
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
@@ -169,10 +160,10 @@ def test_holm_is_between_the_p_value_and_bonferroni(p_values: list[float]) -> No
     for p_value, strict in zip(p_values, adjusted, strict=True):
         assert p_value <= strict <= min(1.0, len(p_values) * p_value)
     if p_values:
-        place = p_values.index(min(p_values))
-        assert adjusted[place] == min(1.0, len(p_values) * min(p_values))
+        least = p_values.index(min(p_values))
+        assert adjusted[least] == min(1.0, len(p_values) * min(p_values))
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    assert [adjusted[place] for place in order] == sorted(adjusted)
+    assert [adjusted[index] for index in order] == sorted(adjusted)
 
 
 def test_holm_by_hand() -> None:

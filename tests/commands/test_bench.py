@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.analysis.test_report import EVIL, Page
 from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.support.html import EVIL, Page
 from tiny_audio.analysis.report import render_benchmark
 from tiny_audio.analysis.report._scatter import name_heights
 from tiny_audio.analysis.scoring import normalizer
@@ -551,7 +551,7 @@ def outcome(label: str, error_rates: list[float], control: Any = None, seed: int
 
 def verdicts(*outcomes: Outcome) -> dict[str, str]:
     found = analyze(outcomes, outcomes[0].label, Scoring(normalizer("lower"), 500, None))
-    return {row["label"]: row["verdict"] for row in found["comparisons"]}
+    return {label: entry.verdict for (label, _), entry in found.differences.items()}
 
 
 def test_a_clear_difference_is_called_by_its_sign() -> None:
@@ -577,7 +577,7 @@ def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
     others = [outcome(f"v{number}", [0.21, 0.2, 0.22], seed=number) for number in range(2, 5)]
     again = outcome("again", [0.21, 0.22, 0.2], "again", seed=9)
     crippled = outcome("crippled", [0.9, 0.91, 0.92], "crippled", seed=10)
-    found = analyze([base, *others, again, crippled], "base", Scoring(normalizer("lower"), 500, None))
+    found = analyze([base, *others, again, crippled], "base", Scoring(normalizer("lower"), 500, None)).to_json()
     assert [control["held"] for control in found["controls"]] == [True, True]
     by_label = {row["label"]: row for row in found["comparisons"]}
     assert by_label["crippled"]["p_holm"] == pytest.approx(2 * by_label["crippled"]["p_value"])
@@ -585,8 +585,8 @@ def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
         [base, outcome("crippled", [0.2, 0.22, 0.21], "crippled", seed=11)],
         "base",
         Scoring(normalizer("lower"), 500, None),
-    )
+    ).to_json()
     assert [control["held"] for control in blind["controls"]] == [False]
     assert "control FAILS" in results_table(
-        {**blind, "baseline": "base", "seeds": [0], "budget": {"steps": 1, "seconds": None}}
+        {**blind, "baseline": "base", "seeds": [0], "budget": {"steps": 1, "seconds": None}, "group_by": None}
     )

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.analysis.test_report import Page
 from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.support.html import Page
 from tiny_audio.cli import main
 from tiny_audio.commands.sweep import Sweep, combinations
 from tiny_audio.commands.sweep._grid import split_values

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_audio.analysis.compare import compare_folders, comparison_table
+from tiny_audio.analysis.compare import compare_folders
 from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands._output import check_page, print_json
 
 
@@ -26,6 +27,6 @@ def compare(
     if html is not None:
         html.write_text(render_comparison(comparison), encoding="utf-8")
     if as_json:
-        print_json(comparison)
+        print_json(comparison.to_json())
     else:
         print(comparison_table(comparison))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.analysis.tables import scores_table
 from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.columns import in_columns
 
@@ -94,22 +95,20 @@ class ConsoleCallback:
         """The result, and where to find everything."""
         self._stop_bar()
         if report["evaluation"]:
-            self.note(scores_table(report["evaluation"]))
+            self.note(sets_table(report["evaluation"]))
         self.note(ledger_table(report["ledger"]))
         self.note(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model'}")
 
 
-def scores_table(sets: dict[str, dict[str, Any]]) -> str:
-    """WER with its 95 % interval, CER and word errors of each set; below a set, other ways to score it."""
-    rows = [["", "WER", "95 % interval", "CER", "sub", "del", "ins", "clips"]]
+def sets_table(sets: dict[str, dict[str, Any]]) -> str:
+    """Every metric of each set; below a set, other ways to score it."""
+    rows = []
     for name, scores in sets.items():
-        rows.append([name, *_rates(scores), str(scores["num_utterances"])])
-        if "unnormalized" in scores:
-            rows.append(["  as written", *_rates(scores["unnormalized"]), ""])
-        if "ctc" in scores:
-            rows.append(["  CTC head alone", *_rates(scores["ctc"]), ""])
+        rows.append(((name,), scores))
+        others = (("  as written", "unnormalized"), ("  CTC head alone", "ctc"))
+        rows += [((label,), scores[key] | {"num_utterances": None}) for label, key in others if key in scores]
     normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
-    return f"{in_columns(rows, num_texts=1)}\nnormalizer: {normalizers}"
+    return f"{scores_table([''], rows, after={'num_utterances': 'clips'})}\nnormalizer: {normalizers}"
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:
@@ -121,9 +120,3 @@ def ledger_table(ledger: dict[str, Any]) -> str:
         first, *others = textwrap.wrap(how, room)
         rows += [(what, value, first), *(("", "", line) for line in others)]
     return in_columns(rows, num_texts=3)
-
-
-def _rates(scores: dict[str, Any]) -> list[str]:
-    low, high = scores["wer_interval"]
-    errors = (str(scores[kind]) for kind in ("substitutions", "deletions", "insertions"))
-    return [f"{scores['wer']:.1%}", f"[{100 * low:.1f}, {100 * high:.1f}]", f"{scores['cer']:.1%}", *errors]

@@ -10,7 +10,7 @@ from tiny_audio.analysis.scoring import normalizer as normalizer_called
 from tiny_audio.commands._output import print_json
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.evaluation.data import read_data
-from tiny_audio.evaluation.harness import comparison_commands, comparison_table, evaluate_targets
+from tiny_audio.evaluation.harness import comparison_commands, evaluate_targets, evaluation_table
 from tiny_audio.evaluation.resolve import resolve_targets
 
 
@@ -34,7 +34,7 @@ def evaluate(
     found = resolve_targets(targets)
     sets = read_data(data, max_samples)
     errors: dict[str, Exception] = {}
-    results = evaluate_targets(
+    evaluated = evaluate_targets(
         found,
         sets,
         output_dir,
@@ -44,11 +44,11 @@ def evaluate(
         failed=lambda label, error: errors.update({label: error}),
     )
     if as_json:
-        print_json(results)
-    elif results:
-        print(comparison_table(results))
-    for command in comparison_commands(results, output_dir):
-        print(f"who is better, and where: {command}", file=sys.stderr)
+        print_json(evaluated.to_json())
+    elif evaluated.scores:
+        print(evaluation_table(evaluated))
+    for command in comparison_commands(evaluated, output_dir, rule, group_by):
+        print(f"a page of this comparison: {command}", file=sys.stderr)
     if errors:
         kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
         raise kind("\n".join(str(error) for error in errors.values()))

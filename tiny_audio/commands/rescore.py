@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_audio.analysis.rescore import audio_reader, rescore_table
+from tiny_audio.analysis.rescore import audio_reader
 from tiny_audio.analysis.rescore import rescore as rescore_files
+from tiny_audio.analysis.tables import rescore_table
 from tiny_audio.commands._output import check_page, print_json
 
 
@@ -25,8 +26,7 @@ def rescore(
     if html is not None:
         from tiny_audio.analysis.report import render_targets
 
-        page = render_targets(found.summary, found.rows, found.alignments, audio_reader(hypotheses))
-        html.write_text(page, encoding="utf-8")
+        html.write_text(render_targets(found, audio_reader(hypotheses)), encoding="utf-8")
     if as_json:
         print_json(found.summary)
     else:

@@ -11,10 +11,14 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis import rescore
+from tiny_audio.analysis.comparison import SetComparison, compare_sets
 from tiny_audio.analysis.scoring import Normalizer, score_set
+from tiny_audio.analysis.tables import scores_table, verdicts
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
@@ -22,7 +26,6 @@ from tiny_audio.evaluation import Hypothesis
 from tiny_audio.evaluation._spec import folder_name
 from tiny_audio.evaluation.data import DataSet
 from tiny_audio.evaluation.targets import Outcome, Target
-from tiny_audio.runtime.columns import in_columns
 from tiny_audio.runtime.files import write_atomically
 
 _SHOWN_FAILURES = 3
@@ -30,6 +33,35 @@ HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Scores = dict[str, dict[str, Any]]
 """By the name of the set."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Targets on sets.
+
+    Args:
+        scores: by the target's label and the set's name.
+        comparisons: by set, where several targets transcribed some of the same clips; see
+            :mod:`tiny_audio.analysis.comparison`. The first target is the baseline.
+    """
+
+    scores: dict[str, Scores]
+    comparisons: dict[str, SetComparison]
+
+    @property
+    def baseline(self) -> str:
+        """What the other targets are compared with."""
+        return next(iter(self.scores))
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores, and with them ``comparison``, the difference from the baseline."""
+        found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
+        for name, compared in self.comparisons.items():
+            for entry in compared.differences:
+                found[entry.name][name] = found[entry.name][name] | {
+                    "comparison": {"baseline": self.baseline, **asdict(entry)}
+                }
+        return found
 
 
 def evaluate_targets(
@@ -42,7 +74,7 @@ def evaluate_targets(
     num_bootstrap: int = 1000,
     note: Callable[[str], None],
     failed: Callable[[str, Exception], None],
-) -> dict[str, Scores]:
+) -> Evaluated:
     """Evaluate each target on each set.
 
     Args:
@@ -51,10 +83,10 @@ def evaluate_targets(
         failed: receives each of several targets that could not be evaluated, and why; the others continue.
 
     Returns:
-        the scores by the target's label and the set's name: the keys of :func:`tiny_audio.analysis.scoring.score_set`,
-        and ``target``, ``set``, ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages),
-        ``truncated_hypotheses``, ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None: nothing was left to do),
-        ``cost_usd``, ``price`` and ``dropped``.
+        the scores have the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
+        ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages), ``truncated_hypotheses``,
+        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None: nothing was left to do), ``cost_usd``, ``price`` and
+        ``dropped``.
 
     Raises:
         UserError: a folder holds something else, or nothing can be scored; a key, a package or a kind of model that is
@@ -68,6 +100,7 @@ def evaluate_targets(
         if any(work.missing for work in items):
             target.check()
     results: dict[str, Scores] = {}
+    done: dict[str, list[_Work]] = {}
     for target, items in works:
         try:
             load_s = _complete(target, items, note)
@@ -76,10 +109,24 @@ def evaluate_targets(
                 raise
             failed(target.label, error)
         else:
+            done[target.label] = items
             results[target.label] = {
                 work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s) for work in items
             }
-    return results
+    return Evaluated(results, _compare(done, normalizer, group_by))
+
+
+def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str | None) -> dict[str, SetComparison]:
+    sets = {}
+    for items in zip(*done.values(), strict=True):
+        targets = [
+            rescore.Target(label, work.folder / HYPOTHESES, work.rows) for label, work in zip(done, items, strict=True)
+        ]
+        if len(targets) > 1 and set.intersection(*(set(target.rows) for target in targets)):
+            aligned, _ = rescore.align_targets(targets, normalizer, group_by=group_by)
+            if aligned.words.any():
+                sets[items[0].data.name] = aligned
+    return compare_sets(sets)
 
 
 def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None]) -> float | None:
@@ -248,36 +295,27 @@ def _read(path: Path) -> Iterator[Hypothesis]:
             raise UserError(f"{path}, line {number}: no hypothesis of an evaluation; give another --output-dir")
 
 
-def comparison_commands(results: dict[str, Scores], output_dir: Path) -> list[str]:
-    """For each set that several targets were evaluated on: what says who of them is better, and on which clips."""
-    sets = dict.fromkeys(name for scores in results.values() for name in scores)
+def comparison_commands(
+    evaluated: Evaluated, output_dir: Path, normalizer: Normalizer, group_by: str | None
+) -> list[str]:
+    """The command that makes a page of each comparison: on which clips the targets differ."""
+    options = ["--normalizer", normalizer.name, *([] if group_by is None else ["--group-by", group_by])]
     commands = []
-    for name in sets:
-        files = [output_dir / folder_name(target) / name / HYPOTHESES for target in results]
-        if len(files) > 1:
-            page = output_dir / f"{name}.html"
-            commands.append(shlex.join(["tiny-audio", "rescore", *map(str, files), "--html", str(page)]))
+    for name in evaluated.comparisons:
+        files = [str(output_dir / folder_name(target) / name / HYPOTHESES) for target in evaluated.scores]
+        page = output_dir / f"{name}.html"
+        commands.append(shlex.join(["tiny-audio", "rescore", *files, *options, "--html", str(page)]))
     return commands
 
 
-def comparison_table(results: dict[str, Scores]) -> str:
-    """All pairs, set by set; then what was not scored."""
-    rows = [["set", "target", "WER", "95 % interval", "CER", "sub", "del", "ins", "clips", "failed", "RTFx", "USD"]]
+def evaluation_table(evaluated: Evaluated) -> str:
+    """All targets, set by set; then verdicts; then what was not scored."""
+    results = evaluated.scores
     sets = dict.fromkeys(name for scores in results.values() for name in scores)
     entries = [scores[name] for name in sets for scores in results.values() if name in scores]
-    for entry in entries:
-        low, high = entry["wer_interval"]
-        rows.append(
-            [
-                *(entry["set"], entry["target"], f"{entry['wer']:.1%}", f"[{100 * low:.1f}, {100 * high:.1f}]"),
-                f"{entry['cer']:.1%}",
-                *(str(entry[kind]) for kind in ("substitutions", "deletions", "insertions", "num_utterances")),
-                str(entry["num_failed"]),
-                "" if entry["rtfx"] is None else f"{entry['rtfx']:.1f}",
-                "" if entry["cost_usd"] is None else f"{entry['cost_usd']:.2f}",
-            ]
-        )
-    lines = [in_columns(rows, num_texts=2), f"normalizer: {entries[0]['normalizer']}"]
+    rows = [((entry["set"], entry["target"]), entry) for entry in entries]
+    table = scores_table(["set", "target"], rows, after={"num_utterances": "clips", "num_failed": "not transcribed"})
+    lines = [table, f"normalizer: {entries[0]['normalizer']}", *verdicts(evaluated.baseline, evaluated.comparisons)]
     for entry in entries:
         shown = entry["failures"][:_SHOWN_FAILURES]
         lines += [f"not transcribed by {entry['target']}: {one['id']}: {one['error']}" for one in shown]
@@ -285,7 +323,10 @@ def comparison_table(results: dict[str, Scores]) -> str:
             lines.append(f"... and {entry['num_failed'] - len(shown)} more of {entry['set']}")
     for name in sets:
         if len({entry["num_utterances"] for entry in entries if entry["set"] == name}) > 1:
-            lines.append(f"{name}: not all targets transcribed the same clips, so that their rates do not compare")
+            lines.append(
+                f"{name}: the targets transcribed different clips, so their rates cannot be compared; verdicts are on "
+                "the clips that all of them transcribed"
+            )
     dropped = {drop["id"]: drop for entry in entries for drop in entry["dropped"]}
     lines += [f"not listed: {drop['id']}: {drop['reason']}: {drop['detail']}" for drop in dropped.values()]
     return "\n".join(lines)

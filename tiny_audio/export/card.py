@@ -8,6 +8,7 @@ from typing import Any
 
 from tiny_audio import __version__
 from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.analysis.scoring.metrics import metric_columns
 from tiny_audio.inference.transcriber import LONGEST_PIECE_S
 
 _USE = """\
@@ -135,13 +136,20 @@ def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not evaluation:
         yield "Not measured: the run scored no set."
         return
+    columns = list(metric_columns(list(evaluation.values()), interval=_interval))
     rows = []
-    for name, scores in evaluation.items():
-        low, high = scores["wer_interval"]
-        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    for index, (name, scores) in enumerate(evaluation.items()):
         stamp = f"{scores['normalizer']} ({scores['normalizer_version']})"
-        rows.append([name, f"{scores['wer']:.1%}", interval, f"{scores['cer']:.1%}", scores["num_utterances"], stamp])
-    yield from _table(("set", "WER", "95 % interval", "CER", "utterances", "normalizer"), rows)
+        rows.append([name, *(column.cells[index] for column in columns), scores["num_utterances"], stamp])
+    yield from _table(("set", *(column.head for column in columns), "utterances", "normalizer"), rows)
+    yield ""
+    named = (f"{column.head}: {column.label}" for column in columns if column.head != "95 % interval")
+    yield f"{'; '.join(map(_text, named))}."
+
+
+def _interval(ends: Sequence[float]) -> str:
+    low, high = ends
+    return f"[{100 * low:.2f}, {100 * high:.2f}]"
 
 
 def _parts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Finished runs side by side: paired differences of their word error rates, and what made them.
+"""Finished runs side by side: which is better, by the rule of :mod:`tiny_audio.analysis.comparison`, and what differs.
 
 Nothing is decoded: the raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again, under one normalizer.
 """
@@ -6,37 +6,57 @@ Nothing is decoded: the raw hypotheses in ``evaluation/<set>.jsonl`` are aligned
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.analysis.compare._recipes import describe, recipe_differences
+from tiny_audio.analysis.compare._recipes import RecipeField, VariantFacts, describe, recipe_differences
 from tiny_audio.analysis.compare._runs import FinishedRun, Variant, read_runs, shared_sets
-from tiny_audio.analysis.compare._sets import compare_set
-from tiny_audio.analysis.compare._table import comparison_table
+from tiny_audio.analysis.compare._sets import Changed, ComparedSet, Sentence, pair_set
+from tiny_audio.analysis.comparison import SIGNIFICANCE, compare_sets
 from tiny_audio.analysis.scoring import NormalizerName, normalizer
-from tiny_audio.analysis.significance import holm
 from tiny_audio.config import UserError
 
-__all__ = ["Comparison", "FinishedRun", "Variant", "compare_folders", "compare_variants", "comparison_table"]
+__all__ = [
+    "Changed",
+    "ComparedSet",
+    "Comparison",
+    "FinishedRun",
+    "Sentence",
+    "Variant",
+    "compare_folders",
+    "compare_variants",
+]
 
-SIGNIFICANCE = 0.05
-"""Adjusted p-values below it call a difference one."""
 
-Comparison = dict[str, Any]
-"""What :func:`compare_variants` returns, as JSON:
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, compared."""
 
-- ``baseline``: name of the first variant; ``significance``; ``num_comparisons``: size of the family that Holm's
-  correction is over, which is all variants but the baseline on all sets;
-- ``variants``: ``name, runs`` (``name, folder, run_id, seed``) and, of the first run, ``parameters`` (``total,
-  trainable``), ``steps, audio_hours, device``, and ``wall_s`` of training, the mean over the runs;
-- ``sets``: by name, ``num_utterances, num_reference_words, num_groups, group_by, left_out, doubts (sentences),
-  normalizer, normalizer_version, scorer, scorer_version``; ``variants``: :func:`_rates` of each; ``differences``:
-  :func:`_difference` of each but the first; ``slices`` and ``changed``, the sentences;
-- ``recipe``: fields whose values differ: ``field`` and, by variant's name, ``values``.
+    variants: Sequence[VariantFacts]
+    sets: dict[str, ComparedSet]
+    recipe: Sequence[RecipeField]
 
-Rates and differences are fractions; a difference is that variant's rate less the baseline's, negative where it is
-better.
-"""
+    @property
+    def baseline(self) -> str:
+        """The variant that the others are compared with."""
+        return self.variants[0].name
+
+    @property
+    def num_comparisons(self) -> int:
+        """Size of the family that Holm's correction is over: all variants but the baseline on all sets."""
+        return sum(len(entry.comparison.differences) for entry in self.sets.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """``comparison.json``; rates and differences are fractions."""
+        return {
+            "baseline": self.baseline,
+            "significance": SIGNIFICANCE,
+            "num_comparisons": self.num_comparisons,
+            "variants": [asdict(variant) for variant in self.variants],
+            "sets": {name: entry.to_json() for name, entry in self.sets.items()},
+            "recipe": [asdict(field) for field in self.recipe],
+        }
 
 
 def compare_folders(
@@ -67,48 +87,38 @@ def compare_variants(
     """Compare the first variant with each of the others, on the same utterances.
 
     Args:
-        variants: one at least; of one alone, its rates.
+        variants: at least one; a single one only gets its rates.
         set_name: the evaluation set; None takes all that every run was scored on.
-        common: use the utterances that all runs have, where a set's differ.
+        common: where the utterances of a set differ between runs, use those that all runs have.
         normalizer_name: None takes the one that the runs were scored by.
-        group_by: metadata column whose groups are resampled whole; None does as the runs were scored.
+        group_by: metadata column whose groups are resampled whole; None takes the runs' ``evaluation.group_by``.
 
     Raises:
-        UserError: no set in common, other utterances or references, other normalizers, or no such column.
+        UserError: the runs share no set, their utterances, references or normalizers differ, or there is no such
+            column.
     """
     runs = [run for variant in variants for run in variant.runs]
-    names = shared_sets(runs, set_name)
     column = group_by or _shared_column(runs)
-    sets = {}
-    for name in names:
-        rule = normalizer(_shared_normalizer(name, runs, normalizer_name))
-        sets[name] = compare_set(name, variants, rule, column, common=common)
-    family = [difference for entry in sets.values() for difference in entry["differences"]]
-    for difference, adjusted in zip(family, holm([entry["p_value"] for entry in family]), strict=True):
-        difference["p_adjusted"] = adjusted
-        difference["verdict"] = _verdict(difference["difference"], adjusted)
-    return {
-        "baseline": variants[0].name,
-        "significance": SIGNIFICANCE,
-        "num_comparisons": len(family),
-        "variants": [describe(variant) for variant in variants],
-        "sets": sets,
-        "recipe": list(recipe_differences(variants)),
+    paired = {
+        name: pair_set(
+            name, variants, normalizer(_shared_normalizer(name, runs, normalizer_name)), column, common=common
+        )
+        for name in shared_sets(runs, set_name)
     }
-
-
-def _verdict(difference: float, p_adjusted: float) -> str:
-    if p_adjusted >= SIGNIFICANCE:
-        return "no difference shown"
-    return "better" if difference < 0 else "worse"
+    compared = compare_sets({name: entry.aligned for name, entry in paired.items()})
+    return Comparison(
+        [describe(variant) for variant in variants],
+        {name: ComparedSet(paired[name], compared[name]) for name in paired},
+        list(recipe_differences(variants)),
+    )
 
 
 def _shared_column(runs: Sequence[FinishedRun]) -> str | None:
     columns = sorted({run.group_by for run in runs if run.group_by is not None})
     if len(columns) > 1:
         raise UserError(
-            f"the runs were scored with evaluation.group_by {' and '.join(columns)}; say which to resample whole by "
-            f"--group-by {columns[0]}"
+            f"the runs were scored with evaluation.group_by {' and '.join(columns)}; choose the column whose groups "
+            f"are resampled whole, such as --group-by {columns[0]}"
         )
     return columns[0] if columns else None
 
@@ -118,11 +128,11 @@ def _shared_normalizer(set_name: str, runs: Sequence[FinishedRun], wanted: str |
     for run in runs:
         used.setdefault(run.scores[set_name]["normalizer"], []).append(run.name)
     if wanted is not None:
-        return wanted  # type: ignore[return-value]  # normalizer() refuses a name that is none
+        return wanted  # type: ignore[return-value]  # normalizer() refuses an unknown name
     if len(used) > 1:
         listed = "; ".join(f"{name}: {', '.join(those)}" for name, those in used.items())
         raise UserError(
-            f"{set_name}: the runs were scored by different normalizers ({listed}), and rates under different rules "
-            f"cannot be compared; score all of them by one here: --normalizer {next(iter(used))}"
+            f"{set_name}: the runs were scored by different normalizers ({listed}), so their rates cannot be compared; "
+            f"score all of them by one: --normalizer {next(iter(used))}"
         )
     return next(iter(used))

@@ -1,50 +1,116 @@
-"""One evaluation set: rates of each variant, differences from the first, slices, and the sentences that changed."""
+"""One evaluation set of several runs: the comparison, and the sentences that changed."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tiny_audio.analysis.compare._runs import Row, Variant, doubts, paired_rows
-from tiny_audio.analysis.scoring import Alignment, Normalizer, align
-from tiny_audio.analysis.significance import (
-    difference_interval,
-    difference_p_value,
-    mean_wer,
-    num_groups,
-    wer_interval,
-)
-from tiny_audio.analysis.slices import slices
+from tiny_audio.analysis.comparison import AlignedSet, Difference, Rates, SetComparison, System
+from tiny_audio.analysis.scoring import Alignment, Normalizer, Transcripts
 from tiny_audio.config import UserError
 
-_NUM_BOOTSTRAP = 2000
-_NUM_SLICE_BOOTSTRAP = 1000
-_MIN_UNITS = 5
-"""Utterances, or groups, of a slice below which an interval would be made up."""
 _NUM_SENTENCES = 10
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """A variant's word errors on one set, and those of its CTC head, where all its runs have one: ``[S, U]``."""
+class PairedSet:
+    """A set that all runs were scored on, aligned, and what is worth knowing about the pairing."""
+
+    aligned: AlignedSet
+    rows: Sequence[Sequence[Row]]
+    """Of each variant's first run."""
+    rule: Normalizer
+    left_out: int
+    doubts: Sequence[str]
+    """Sentences that question whether all runs were scored on one set."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An utterance on which a variant and the baseline differ."""
+
+    row: Row
+    """The baseline's."""
+    other: str
+    """The raw hypothesis of the other."""
+    sides: tuple[Alignment, Alignment]
+    """The baseline's and the other's."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``comparison.json``."""
+        before, after = (side.errors for side in self.sides)
+        row = {key: self.row[key] for key in ("id", "duration", "metadata", "text")}
+        texts = {"baseline": self.row["pred_text"], "other": self.other}
+        return {**row, **texts, "baseline_errors": before, "other_errors": after}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The sentences on which the first run of a variant differs from the first of the baseline, most changed first."""
 
     name: str
-    errors: NDArray[np.int64]
-    ctc_errors: NDArray[np.int64] | None
-    alignments: tuple[list[Alignment], ...]
-    rows: tuple[list[Row], ...]
+    num_improved: int
+    num_worsened: int
+    num_other: int
+    improved: list[Sentence]
+    worsened: list[Sentence]
 
 
-def compare_set(
+@dataclass(frozen=True)
+class ComparedSet:
+    """A set, compared."""
+
+    paired: PairedSet
+    comparison: SetComparison
+
+    @cached_property
+    def changed(self) -> list[Changed]:
+        """For each variant but the baseline."""
+        return [_changed(self.paired, index) for index in range(1, len(self.paired.rows))]
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of ``sets`` in ``comparison.json``."""
+        paired, aligned = self.paired, self.paired.aligned
+        return {
+            "num_utterances": len(aligned.rows),
+            "num_reference_words": int(aligned.words.sum()),
+            "group_by": aligned.column,
+            "num_groups": aligned.num_groups,
+            "left_out": paired.left_out,
+            "doubts": list(paired.doubts),
+            "normalizer": paired.rule.name,
+            "normalizer_version": paired.rule.version,
+            "scorer": "jiwer",
+            "scorer_version": importlib.metadata.version("jiwer"),
+            "variants": [_rates(entry) for entry in self.comparison.rates],
+            "differences": [_difference(entry) for entry in self.comparison.differences],
+            "slices": [
+                {
+                    **{key: getattr(part, key) for key in ("column", "value", "num_utterances", "num_reference_words")},
+                    "wer": part.wer,
+                    "intervals": part.difference_intervals,
+                }
+                for part in self.comparison.slices
+            ],
+            "changed": [
+                {
+                    **{key: getattr(changed, key) for key in ("name", "num_improved", "num_worsened", "num_other")},
+                    "improved": [sentence.to_json() for sentence in changed.improved],
+                    "worsened": [sentence.to_json() for sentence in changed.worsened],
+                }
+                for changed in self.changed
+            ],
+        }
+
+
+def pair_set(
     set_name: str, variants: Sequence[Variant], rule: Normalizer, column: str | None, *, common: bool
-) -> dict[str, Any]:
-    """An entry of ``sets`` of a :data:`tiny_audio.analysis.compare.Comparison`, its p-values not adjusted yet.
+) -> PairedSet:
+    """Pair the hypotheses of all runs by utterance, and align them.
 
     Args:
         set_name: the set, which all runs were scored on.
@@ -54,161 +120,78 @@ def compare_set(
         common: use the utterances that all runs have.
 
     Raises:
-        UserError: other utterances or references, no word in them, or no such column.
+        UserError: utterances or references differ, no reference has a word, or there is no such column.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)
-    taken = iter(rows)
-    scored = [_score(variant.name, [next(taken) for _ in variant.runs], rule) for variant in variants]
-    words = np.array([alignment.num_reference_words for alignment in scored[0].alignments[0]])
-    if not words.any():
+    unused = iter(rows)
+    by_variant = [[next(unused) for _ in variant.runs] for variant in variants]
+    systems = [_system(variant.name, seeds, rule) for variant, seeds in zip(variants, by_variant, strict=True)]
+    aligned = AlignedSet(systems, rows[0], column)
+    if not aligned.words.any():
         raise UserError(
             f"{set_name}: the references have no word after the normalizer {rule.name!r}; choose another by "
             "--normalizer"
         )
-    groups = _groups(set_name, rows[0], column)
-    baseline, *others = scored
-    return {
-        "num_utterances": len(rows[0]),
-        "num_reference_words": int(words.sum()),
-        "group_by": column,
-        "num_groups": num_groups(groups),
-        "left_out": left_out,
-        "doubts": list(doubts(set_name, runs, rows)),
-        "normalizer": rule.name,
-        "normalizer_version": rule.version,
-        "scorer": "jiwer",
-        "scorer_version": importlib.metadata.version("jiwer"),
-        "variants": [_rates(entry, words, groups) for entry in scored],
-        "differences": [_difference(baseline, other, words, groups) for other in others],
-        "slices": list(_slices(scored, rows[0], words, groups)),
-        "changed": [_changed(baseline, other) for other in others],
-    }
-
-
-def _groups(set_name: str, rows: Sequence[Row], column: str | None) -> list[str | None] | None:
-    if column is None:
-        return None
-    groups = [row["metadata"].get(column) for row in rows]
-    if not any(groups):
-        columns = ", ".join(sorted({name for row in rows for name in row["metadata"]})) or "none"
+    if aligned.groups is not None and not any(aligned.groups):
+        columns = ", ".join(sorted({name for row in rows[0] for name in row["metadata"]})) or "none"
         raise UserError(
             f"{set_name}: no utterance has a column {column!r} to group by (columns: {columns}); name one of them by "
             "--group-by"
         )
-    return groups
+    return PairedSet(aligned, [seeds[0] for seeds in by_variant], rule, left_out, list(doubts(set_name, runs, rows)))
 
 
-def _score(name: str, rows: Sequence[list[Row]], rule: Normalizer) -> _Scored:
-    def aligned(key: str) -> tuple[list[Alignment], ...]:
-        return tuple(align([row["text"] for row in run], [row[key] for row in run], rule) for run in rows)
+def _system(name: str, seeds: Sequence[Sequence[Row]], rule: Normalizer) -> System:
+    def transcripts(key: str) -> list[Transcripts]:
+        return [Transcripts([row["text"] for row in rows], [row[key] for row in rows], rule) for rows in seeds]
 
-    def errors(alignments: Sequence[list[Alignment]]) -> NDArray[np.int64]:
-        return np.array([[alignment.errors for alignment in run] for run in alignments])
-
-    decoded = aligned("pred_text")
-    has_head = all(row["ctc_text"] is not None for run in rows for row in run)
-    return _Scored(name, errors(decoded), errors(aligned("ctc_text")) if has_head else None, decoded, tuple(rows))
+    has_head = all(row["ctc_text"] is not None for rows in seeds for row in rows)
+    return System(name, transcripts("pred_text"), transcripts("ctc_text") if has_head else None)
 
 
-def _rates(scored: _Scored, words: NDArray[np.int64], groups: Sequence[str | None] | None) -> dict[str, Any]:
-    """A variant on a set: means over its seeds, the interval over utterances and seeds; ``seeds``: rates of each."""
-    rated = partial(wer_interval, words=words, groups=groups, num_draws=_NUM_BOOTSTRAP)
-    kinds = ("substitutions", "deletions", "insertions")
-    flat = [alignment for run in scored.alignments for alignment in run]
-    ctc = scored.ctc_errors
+def _rates(entry: Rates) -> dict[str, Any]:
     return {
-        "name": scored.name,
-        "wer": mean_wer(scored.errors, words),
-        "wer_interval": list(rated(scored.errors)),
-        "seeds": [mean_wer(errors[None], words) for errors in scored.errors],
-        **{kind: sum(getattr(alignment, kind) for alignment in flat) / len(scored.errors) for kind in kinds},
-        "ctc_wer": None if ctc is None else mean_wer(ctc, words),
-        "ctc_wer_interval": None if ctc is None else list(rated(ctc)),
+        "name": entry.name,
+        **entry.row(),
+        "seeds": list(entry.by_seed),
+        "ctc_wer": entry.ctc_wer,
+        "ctc_wer_interval": entry.ctc_interval and list(entry.ctc_interval),
     }
 
 
-def _difference(
-    baseline: _Scored, other: _Scored, words: NDArray[np.int64], groups: Sequence[str | None] | None
-) -> dict[str, Any]:
-    """A variant against the baseline; of its CTC head too, where both have one: an interval, and no verdict.
-
-    The interval is of this one comparison; ``p_adjusted`` and ``verdict`` allow for all that were made.
-    """
-    between = partial(difference_interval, words=words, groups=groups, num_draws=_NUM_BOOTSTRAP)
-    entry: dict[str, Any] = {
-        "name": other.name,
-        "difference": mean_wer(other.errors, words) - mean_wer(baseline.errors, words),
-        "interval": list(between(baseline.errors, other.errors)),
-        "p_value": difference_p_value(baseline.errors, other.errors, words, groups=groups),
-        "ctc_difference": None,
-        "ctc_interval": None,
+def _difference(entry: Difference) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "difference": entry.difference,
+        "interval": list(entry.interval),
+        "probability_better": entry.probability_better,
+        "mapsswe": entry.mapsswe and asdict(entry.mapsswe),
+        "p_value": entry.p_value,
+        "ctc_difference": entry.ctc_difference,
+        "ctc_interval": entry.ctc_interval and list(entry.ctc_interval),
+        "p_adjusted": entry.p_adjusted,
+        "verdict": entry.verdict,
     }
-    if baseline.ctc_errors is not None and other.ctc_errors is not None:
-        entry["ctc_difference"] = mean_wer(other.ctc_errors, words) - mean_wer(baseline.ctc_errors, words)
-        entry["ctc_interval"] = list(between(baseline.ctc_errors, other.ctc_errors))
-    return entry
 
 
-def _slices(
-    scored: Sequence[_Scored], rows: Sequence[Row], words: NDArray[np.int64], groups: Sequence[str | None] | None
-) -> Iterator[dict[str, Any]]:
-    baseline, *others = scored
-    for column, value, places in slices(rows):
-        said = words[places]
-        if not said.any():
-            continue
-        inside = None if groups is None else [groups[place] for place in places]
-        num_units = num_groups(inside) or len(places)
-        between = partial(difference_interval, words=said, groups=inside, num_draws=_NUM_SLICE_BOOTSTRAP)
-        yield {
-            "column": column,
-            "value": value,
-            "num_utterances": len(places),
-            "num_reference_words": int(said.sum()),
-            "wer": {entry.name: mean_wer(entry.errors[:, places], said) for entry in scored},
-            "intervals": {
-                other.name: list(between(baseline.errors[:, places], other.errors[:, places]))
-                if num_units >= _MIN_UNITS
-                else None
-                for other in others
-            },
-        }
+def _changed(paired: PairedSet, index: int) -> Changed:
+    baseline, other = paired.aligned.systems[0], paired.aligned.systems[index]
+    gains = (baseline.errors[0] - other.errors[0]).tolist()
+    words = paired.aligned.words
 
-
-def _changed(baseline: _Scored, other: _Scored) -> dict[str, Any]:
-    """Sentences on which the first run of ``other`` did better or worse than the first of the baseline, most first."""
-    before, after = baseline.errors[0], other.errors[0]
-    gains = (before - after).tolist()
-    places = range(len(gains))
-
-    def sentences(chosen: list[int], gain: Callable[[int], int]) -> list[dict[str, Any]]:
+    def most(sign: int) -> list[Sentence]:
         # Of equal gains, the short sentences: there the same number of words weighs most.
-        length = [alignment.num_reference_words for alignment in baseline.alignments[0]]
-        ordered = sorted(chosen, key=lambda place: (-gain(place), length[place], place))
-        return [_sentence(baseline, other, place) for place in ordered[:_NUM_SENTENCES]]
+        chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
+        chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
+        return [
+            Sentence(
+                paired.rows[0][utterance],
+                paired.rows[index][utterance]["pred_text"],
+                (baseline.alignments[utterance], other.alignments[utterance]),
+            )
+            for utterance in chosen[:_NUM_SENTENCES]
+        ]
 
-    improved = [place for place in places if gains[place] > 0]
-    worsened = [place for place in places if gains[place] < 0]
-    return {
-        "name": other.name,
-        "num_improved": len(improved),
-        "num_worsened": len(worsened),
-        "num_other": len(gains) - len(improved) - len(worsened),
-        "improved": sentences(improved, lambda place: gains[place]),
-        "worsened": sentences(worsened, lambda place: -gains[place]),
-    }
-
-
-def _sentence(baseline: _Scored, other: _Scored, place: int) -> dict[str, Any]:
-    row = baseline.rows[0][place]
-    return {
-        "id": row["id"],
-        "duration": row["duration"],
-        "metadata": row["metadata"],
-        "text": row["text"],
-        "baseline": row["pred_text"],
-        "other": other.rows[0][place]["pred_text"],
-        "baseline_errors": int(baseline.errors[0][place]),
-        "other_errors": int(other.errors[0][place]),
-    }
+    improved, worsened = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return Changed(other.name, improved, worsened, len(gains) - improved - worsened, most(1), most(-1))

@@ -27,6 +27,7 @@ from tiny_audio.analysis.report._html import (
     tag,
 )
 from tiny_audio.analysis.report._svg import IntervalRow, Series, interval_plot, line_chart
+from tiny_audio.analysis.report._systems import scores_table
 from tiny_audio.analysis.report._targets import render_targets
 from tiny_audio.analysis.report._utterances import ReadAudio, Row, Scored, confusion_tables, legend, utterances
 from tiny_audio.analysis.scoring import normalizer
@@ -157,18 +158,17 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
         for label, values in [(None, entry), *((label, entry.get(key)) for key, label in kinds.items())]
         if values
     ]
-    head = ["Set", "WER", "95 % interval", "CER", "Sub.", "Del.", "Ins.", "Utterances", "Words", "Empty", "Looping"]
-    keys = ["substitutions", "deletions", "insertions", "num_utterances", "num_reference_words"]
-    keys += ["empty_hypotheses", "looping_hypotheses"]
     rows = []
     used: dict[tuple[str, ...], list[str]] = {}
     for name, label, values in scores:
-        title = tag("span", label, class_="nest") if label else tag("b", name)
-        rates = [tag("b", percent(values.get("wer"))), interval(values.get("wer_interval")), percent(values.get("cer"))]
-        rows.append([title, *rates, *(count(values.get(key)) for key in keys)])
+        rows.append(((tag("span", label, class_="nest") if label else tag("b", name),), values))
         stamp = (values.get(key) for key in ("normalizer", "normalizer_version", "scorer", "scorer_version"))
         by = tuple(str(value or DASH) for value in (*stamp, _resampled(values)))
         used.setdefault(by, []).append(f"{name} ({label})" if label else name)
+    sizes = [
+        (title, [count(values.get(key)) for _, values in rows])
+        for title, key in (("Utterances", "num_utterances"), ("Words", "num_reference_words"))
+    ]
     stamp_head = ["Normalizer", "Version", "Scorer", "Version", "Interval resamples", "Used for"]
     differences = [
         _difference(name, entry["difference"]) for name, entry in evaluation.items() if "difference" in entry
@@ -180,7 +180,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
         tag("p", "Below zero, the decoder is better; significant where the interval leaves out zero.", class_="muted"),
     ]
     return [
-        table(head, rows, numbers=range(1, len(head))),
+        scores_table(["Set"], rows, after=sizes),
         *(paired if differences else []),
         _h3("How they were scored"),
         table(stamp_head, [(*by, "; ".join(names)) for by, names in used.items()]),

@@ -1,4 +1,4 @@
-"""A trained benchmark on one page: who is better, by how much, and at what cost."""
+"""A trained benchmark on one page: which variant is better, by how much, and at what cost."""
 
 from __future__ import annotations
 
@@ -7,99 +7,71 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tiny_audio.analysis.comparison import Difference
 from tiny_audio.analysis.report._html import (
     DASH,
     Markup,
     compact,
     count,
     duration,
-    interval,
     label,
     page,
-    percent,
+    sections,
     table,
     tag,
 )
 from tiny_audio.analysis.report._scatter import Point, scatter_plot
-from tiny_audio.analysis.report._svg import IntervalRow, Series, interval_plot, line_chart
+from tiny_audio.analysis.report._svg import IntervalRow, Series, line_chart
+from tiny_audio.analysis.report._systems import rate_plots, scores_table, verdicts
 from tiny_audio.runtime.yaml_file import dump_yaml
 
 _CONTROLS = {
-    "again": "the baseline once more, under other seeds",
+    "again": "the baseline once more, with other seeds",
     "crippled": "made worse on purpose",
 }
 
 
 def render_benchmark(results: Mapping[str, Any]) -> str:
-    """The page of a trained benchmark; ``results`` is its ``results.json``."""
+    """The page of a trained benchmark.
+
+    Args:
+        results: its ``results.json``.
+    """
     variants: Sequence[Mapping[str, Any]] = results["variants"]
-    names = list(variants[0]["sets"])
     title = f"Projectors: {sum(variant['control'] is None for variant in variants)} variants"
     budget = results["budget"]
     spent = (
         f"{count(budget['steps'])} steps" if budget["seconds"] is None else f"{duration(budget['seconds'])} of steps"
     )
     facts = f"{spent} each, {len(results['seeds'])} seeds, baseline "
-    sections: list[tuple[str, Sequence[object]]] = [
-        ("Verdicts", _verdicts(results)),
-        *((f"Quality and cost: {name}", _plots(name, results)) for name in names),
-        ("Variants", [_variants(variants)]),
-        ("Controls", _controls(results)),
-        ("Training loss", _curves(variants)),
-        ("How it was measured", _provenance(results)),
-    ]
-    sections = [(name, parts) for name, parts in sections if parts]
-    links = (tag("a", name, href=f"#section-{place}") for place, (name, _) in enumerate(sections))
     return page(
         title,
         tag("h1", title),
         tag("p", facts, tag("b", results["baseline"]), f"; {results['date'][:10]}", class_="muted"),
-        tag("nav", *links),
-        *(
-            tag("section", tag("h2", name), *parts, id=f"section-{place}")
-            for place, (name, parts) in enumerate(sections)
+        *sections(
+            [
+                ("Verdicts", _verdicts(results, controls=False)),
+                *((f"Quality and cost: {name}", _plots(name, results)) for name in variants[0]["sets"]),
+                ("Variants", [_variants(variants)]),
+                ("Controls", _controls(results)),
+                ("Training loss", _curves(variants)),
+                ("How it was measured", _provenance(results)),
+            ]
         ),
     )
 
 
-def _verdicts(results: Mapping[str, Any]) -> list[Markup]:
-    rows = [row for row in results["comparisons"] if row["control"] is None]
-    if not rows:
-        return []
-    note = (
-        "Difference in word error rate from the baseline, averaged over seeds, in percentage points: below zero is "
-        "better. Intervals resample utterances, the same for both, and allow for other seeds by the t distribution of "
-        "Welch's test, since a handful of seeds is too few to resample. p is the chance of so large a difference "
-        "between variants that are equally good; “better” and “worse” want p, adjusted by Holm's correction for these "
-        f"{count(len(rows))} comparisons, below 0.05. “No difference shown” does not mean that there is none."
-    )
-    return [_comparisons(rows), tag("p", note, class_="muted")]
-
-
-def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    head = ["Variant", "Set", "Against the baseline", "Difference", "95 % interval", "p", "p, adjusted"]
-    return table(
-        head,
-        [
-            [
-                label(row["label"]),
-                row["set"],
-                tag("b", row["verdict"]) if row["verdict"] in ("better", "worse") else row["verdict"],
-                percent(row["difference"], sign="+"),
-                interval(row["interval"], sign="+"),
-                *("< 0.001" if row[key] < 0.001 else f"{row[key]:.3f}" for key in ("p_value", "p_holm")),
-            ]
-            for row in rows
-        ],
-        numbers=(3, 4, 5, 6),
-    )
+def _verdicts(results: Mapping[str, Any], *, controls: bool) -> list[Markup]:
+    rows = [row for row in results["comparisons"] if (row["control"] is not None) is controls]
+    units = "utterances" if results["group_by"] is None else f"whole groups by {results['group_by']}"
+    differences = [(row["set"], Difference.of_benchmark(row)) for row in rows]
+    return verdicts(differences, f"{units}, and allow for other seeds by the t distribution of Welch's test")
 
 
 def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
     variants = results["variants"]
     first = variants[0]["sets"][name]
     facts = f"{count(first['num_utterances'])} utterances, {count(first['num_reference_words'])} reference words"
-    rows = [_interval_row(variant, name) for variant in variants]
     costs = [
         ("Parameters of the projector", "parameters", compact),
         ("Training time", "train_s", duration),
@@ -123,35 +95,32 @@ def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
         )
         for words, key, show in costs
     ]
-    differences = [
-        IntervalRow(row["label"], row["difference"], tuple(row["interval"]))
-        for row in results["comparisons"]
-        if row["set"] == name
-    ]
-    signed = interval_plot(f"Difference from {results['baseline']}", differences, "", signed=True)
+    rows = [row for row in results["comparisons"] if row["set"] == name]
     return [
         tag("p", facts, "; lower is better", class_="muted"),
-        interval_plot("Word error rate, averaged over seeds", rows, ""),
-        tag("div", signed, style="margin:.7rem 0"),
+        rate_plots(
+            "Word error rate, averaged over seeds",
+            [
+                IntervalRow(variant["label"], found["wer"], tuple(found["interval"]))
+                for variant in variants
+                for found in [variant["sets"][name]]
+            ],
+            results["baseline"],
+            [Difference.of_benchmark(row) for row in rows],
+        ),
         tag("div", *plots, class_="charts"),
         _scores(variants, name),
     ]
 
 
-def _interval_row(variant: Mapping[str, Any], name: str) -> IntervalRow:
-    found = variant["sets"][name]
-    return IntervalRow(variant["label"], found["wer"], tuple(found["interval"]))
-
-
 def _scores(variants: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    head = ["Variant", "WER", "95 % interval", "WER of each seed, %", "Empty", "Looping", "Truncated"]
+    """Rates are means over seeds, counts are totals."""
     rows = []
     for variant in variants:
         found = variant["sets"][name]
-        cells: list[object] = [label(variant["label"]), tag("b", percent(found["wer"])), interval(found["interval"])]
-        cells.append(", ".join(f"{100 * rate:.2f}" for rate in found["by_seed"]))
-        rows.append(cells + [count(found[f"{kind}_hypotheses"]) for kind in ("empty", "looping", "truncated")])
-    return table(head, rows, numbers=range(1, len(head)))
+        rows.append(((label(variant["label"]),), found | {"wer_interval": found["interval"]}))
+    by_seed = [", ".join(f"{100 * rate:.2f}" for rate in variant["sets"][name]["by_seed"]) for variant in variants]
+    return scores_table(["Variant"], rows, after=[("WER of each seed, %", by_seed)])
 
 
 def _variants(variants: Sequence[Mapping[str, Any]]) -> Markup:
@@ -177,21 +146,21 @@ def _variants(variants: Sequence[Mapping[str, Any]]) -> Markup:
 def _controls(results: Mapping[str, Any]) -> list[Markup]:
     if not results["controls"]:
         return []
-    head = ["Control", "", "Must be called", "Is called", "Holds"]
+    head = ["Control", "", "Should be called", "Is called", "Holds"]
     rows = []
     for control in results["controls"]:
         found = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
         holds = "yes" if control["held"] else tag("b", "NO")
         rows.append([label(control["label"]), _CONTROLS[control["kind"]], control["expected"], found, holds])
-    return [table(head, rows), _comparisons([row for row in results["comparisons"] if row["control"] is not None])]
+    return [table(head, rows), *_verdicts(results, controls=True)]
 
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
     # More than four lines in one chart cannot be told apart; a chart of one would not say whose it is.
     total, number = len(variants), math.ceil(len(variants) / 4)
-    for place in range(number):
-        chosen = variants[place * total // number : (place + 1) * total // number]
+    for index in range(number):
+        chosen = variants[index * total // number : (index + 1) * total // number]
         series = [Series(variant["label"], _mean_curve(variant["curves"])) for variant in chosen]
         charts.append(line_chart("Decoder's loss per token, averaged over seeds", series, may_be_log=True))
     drawn = [chart for chart in charts if chart]

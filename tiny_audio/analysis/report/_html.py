@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 DASH = "–"
 
@@ -61,6 +61,15 @@ def page(title: str, *body: object) -> str:
         tag("style", Markup(STYLE)),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
+
+
+def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) -> Iterator[Markup]:
+    """Links to all sections that have content, then ``between``, then the sections."""
+    present = [(title, content) for title, content in parts if content]
+    yield tag("nav", *(tag("a", title, href=f"#section-{index}") for index, (title, _) in enumerate(present)))
+    yield join(between)
+    for index, (title, content) in enumerate(present):
+        yield tag("section", tag("h2", title), *content, id=f"section-{index}")
 
 
 def number(value: object) -> float | None:

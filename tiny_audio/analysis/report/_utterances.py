@@ -102,7 +102,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
     return tag(
         "article",
         header,
-        audio(read_audio(row)) if read_audio else None,
+        audio_player(read_audio(row)) if read_audio else None,
         tag("div", side, *pairs, more, class_="words"),
         tag("details", tag("summary", tag("small", "as written")), tag("small", *lines)),
     )
@@ -121,7 +121,7 @@ def _pair(said: str | None, heard: str | None) -> Markup:
     return tag("span", tag("i", said or ""), tag("i", heard or ""), class_=f"pair{kind}", title=title)
 
 
-def audio(data: bytes | None) -> Markup:
+def audio_player(data: bytes | None) -> Markup:
     """A player of an encoded clip, or why there is none."""
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
     types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag

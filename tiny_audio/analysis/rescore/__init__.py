@@ -1,88 +1,140 @@
 """Raw hypotheses -> scores, and whether one system is better than another. No model, no audio, no torch.
 
-A clip counts for a target where that has a hypothesis for it. One that failed (see :data:`Row`) is in the failure rate
-and in no other: WER is over the others, so the two must be read side by side. Of several targets, the first is the
-baseline, and all rates that stand beside each other are over the clips that all of them have.
+Scores of a target are over the clips for which it has a hypothesis. A clip that failed (see :data:`Row`) counts in the
+failure rate only, so WER and failure rate must be read together. With several targets, the first is the baseline, and
+all rates are over the clips for which every target has a hypothesis. The verdict is that of
+:mod:`tiny_audio.analysis.comparison`.
 
-    ``RTFx`` = seconds of audio / seconds of processing, over the clips with both: 100 is a hundred times faster than
-    the audio plays. What a ``time`` holds is for whoever measured it to say.
+    ``RTFx`` = seconds of audio / seconds of processing, over the clips where both are known: 100 is a hundred times
+    faster than real time. What a row's ``time`` includes depends on the program that measured it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from tiny_audio.analysis.comparison import (
+    SIGNIFICANCE,
+    AlignedSet,
+    Difference,
+    SetComparison,
+    Slice,
+    System,
+    compare_sets,
+    units_column,
+)
 from tiny_audio.analysis.rescore._rows import Row, Target, common_ids, read_targets
 from tiny_audio.analysis.rescore._sounds import audio_reader
-from tiny_audio.analysis.rescore._table import rescore_table
 from tiny_audio.analysis.scoring import (
-    Alignment,
-    NormalizerName,
-    align,
+    Cost,
+    Normalizer,
+    Transcripts,
     check_cost,
-    difference_of,
     glues_words,
     normalizer,
-    score,
+    score_transcripts,
 )
-from tiny_audio.analysis.significance import (
-    difference_interval,
-    holm,
-    matched_pairs,
-    mean_wer,
-    num_groups,
-    wer_interval,
-)
-from tiny_audio.analysis.slices import slices
 from tiny_audio.config import UserError
 
-__all__ = ["Rescored", "Row", "Target", "audio_reader", "read_targets", "rescore", "rescore_table"]
+__all__ = ["Rescored", "Row", "Target", "align_targets", "audio_reader", "read_targets", "rescore"]
 
-SIGNIFICANCE = 0.05
 _NUM_BOOTSTRAP = 2000
-_NUM_SLICE_BOOTSTRAP = 1000
-_MIN_UNITS = 5
-"""Utterances, or groups, of a slice below which an interval would be made up."""
-_SPEAKER = "speaker"
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """What :func:`rescore` finds.
+    """Files of hypotheses, scored and compared.
 
     Args:
-        summary: as JSON, rates as fractions.
-
-            - ``normalizer, normalizer_version, cost, scorer, scorer_version``; ``group_by, num_groups`` (speakers, as a
-              rule) or None; ``num_utterances, num_reference_words`` that are scored; ``left_out``: clips of some target
-              that not all have a hypothesis for; ``glued_references``: those whose numbers the normalizer makes one
-              word of (see :func:`tiny_audio.analysis.scoring.glues_words`); ``baseline``: the first target's name;
-              ``significance``;
-            - ``targets``: of each, ``name, path``, the keys of :class:`tiny_audio.analysis.scoring.Score`,
-              ``wer_interval_by_group`` (None without groups), ``rtfx`` and ``num_timed`` (clips with a time),
-              ``ctc_wer`` (None unless all have one) and ``failures, num_clips, failure_rate`` over all its own clips;
-              ``empty_rate, looping_rate, truncated_rate`` over those scored, the last None where not known;
-            - ``differences``: of each but the first, ``name, difference, interval, probability_better`` as
-              :class:`tiny_audio.analysis.scoring.PairedDifference` (over groups where there are some), ``mapsswe``
-              (fields of
-              :class:`tiny_audio.analysis.significance.MatchedPairs`), ``p_adjusted`` (MAPSSWE's p after Holm's
-              correction for the number of differences) and ``verdict``;
-            - ``slices``: ``column, value, num_utterances, num_reference_words``, and by target's name ``wer``,
-              ``intervals`` of it, and ``difference_intervals``; None where there are too few utterances for one.
+        targets: the baseline first.
         rows: of each target, in one order, those that are scored.
-        alignments: of each target, in that order.
+        comparison: of the targets.
     """
 
-    summary: dict[str, Any]
-    rows: list[list[Row]]
-    alignments: list[list[Alignment]]
+    targets: Sequence[Target]
+    rows: Sequence[Sequence[Row]]
+    comparison: SetComparison
+
+    @property
+    def left_out(self) -> int:
+        """Clips of some target for which not all have a hypothesis."""
+        return len(set().union(*(target.rows for target in self.targets))) - len(self.rows[0])
+
+    @cached_property
+    def glued_references(self) -> int:
+        """References whose numbers the normalizer joins (see :func:`tiny_audio.analysis.scoring.glues_words`)."""
+        first = self.transcripts[0]
+        return sum(glues_words(text, first.normalizer) for text in first.references)
+
+    @property
+    def transcripts(self) -> list[Transcripts]:
+        """Of each target."""
+        return [system.seeds[0] for system in self.comparison.aligned.systems]
+
+    @cached_property
+    def scores(self) -> list[dict[str, Any]]:
+        """Of each target, metrics and facts by key.
+
+        ``name``, ``path``, the keys of :class:`tiny_audio.analysis.scoring.Score`; ``wer_interval_by_group`` (None
+        without groups), ``ctc_wer`` (None unless all its rows have a text of the CTC head), ``rtfx`` and ``num_timed``
+        (clips with a time); ``failures``, ``num_clips`` and ``failure_rate`` over all its own clips; ``empty_rate``,
+        ``looping_rate`` and ``truncated_rate`` over those scored, the last None where not known.
+        """
+        return [self._scores(index) for index in range(len(self.targets))]
+
+    def _scores(self, index: int) -> dict[str, Any]:
+        target, rows, rates = self.targets[index], self.rows[index], self.comparison.rates[index]
+        scored = score_transcripts(self.transcripts[index], num_bootstrap=_NUM_BOOTSTRAP)
+        timed = [row for row in rows if row["time"] and row["duration"]]
+        flags = [row["truncated"] for row in rows if row["truncated"] is not None]
+        failures = len(target.rows) - len(target.answered)
+        return {
+            "name": target.name,
+            "path": str(target.path),
+            **scored.model_dump(mode="json"),
+            "wer_interval_by_group": None if self.comparison.aligned.column is None else list(rates.interval),
+            "ctc_wer": rates.ctc_wer,
+            "num_clips": len(target.rows),
+            "failures": failures,
+            "failure_rate": failures / len(target.rows),
+            "empty_rate": scored.empty_hypotheses / len(rows),
+            "looping_rate": scored.looping_hypotheses / len(rows),
+            "truncated_rate": sum(flags) / len(flags) if flags else None,
+            "num_timed": len(timed),
+            "rtfx": sum(row["duration"] for row in timed) / sum(row["time"] for row in timed) if timed else None,
+        }
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """As JSON, rates as fractions.
+
+        - the normalizer, the cost and the scorer, with versions; ``group_by`` and ``num_groups``, None where utterances
+          are resampled; ``num_utterances`` and ``num_reference_words`` that are scored; ``left_out``,
+          ``glued_references``, ``baseline``, ``significance``;
+        - ``targets``: :attr:`scores`;
+        - ``differences``: of each target but the first, the fields of
+          :class:`tiny_audio.analysis.comparison.Difference`;
+        - ``slices``: the fields of :class:`tiny_audio.analysis.comparison.Slice`.
+        """
+        aligned, first = self.comparison.aligned, self.scores[0]
+        return {
+            **{key: first[key] for key in ("normalizer", "normalizer_version", "cost", "scorer", "scorer_version")},
+            "group_by": aligned.column,
+            "num_groups": aligned.num_groups,
+            "num_utterances": len(aligned.rows),
+            "num_reference_words": int(aligned.words.sum()),
+            "left_out": self.left_out,
+            "glued_references": self.glued_references,
+            "baseline": self.targets[0].name,
+            "significance": SIGNIFICANCE,
+            "targets": self.scores,
+            "differences": [_without_ctc(entry) for entry in self.comparison.differences],
+            "slices": [_slice(part) for part in self.comparison.slices],
+        }
 
 
 def rescore(
@@ -92,7 +144,7 @@ def rescore(
     cost: str = "unit",
     group_by: str | None = None,
 ) -> Rescored:
-    """Score files of hypotheses; see :data:`Row` for what is in them.
+    """Score files of hypotheses; :data:`Row` describes their lines.
 
     Args:
         paths: one, or several that are compared with the first.
@@ -101,146 +153,54 @@ def rescore(
         group_by: metadata column whose groups are resampled whole; None takes ``speaker`` where there is such a column.
 
     Raises:
-        UserError: a file cannot be read, references differ, nothing is in common, or a name that there is not.
+        UserError: a file cannot be read, references differ, the files share no clip, or a name is unknown.
     """
     weights = check_cost(cost)
-    rule = normalizer(_name(normalizer_name))
+    rule = normalizer(normalizer_name)
     targets = read_targets(paths)
+    aligned, rows = align_targets(targets, rule, cost=weights, group_by=group_by)
+    if group_by is not None and aligned.column is None:
+        columns = ", ".join(sorted({name for row in rows[0] for name in row["metadata"]})) or "none"
+        raise UserError(
+            f"--group-by {group_by}: no clip has a column of that name (columns: {columns}); name one of them, or "
+            "leave it out"
+        )
+    if not aligned.words.any():
+        raise UserError(
+            f"the {len(rows[0])} references have no word after the normalizer {rule.name!r}; an error rate needs at "
+            "least one; check the text column, or choose another normalizer"
+        )
+    return Rescored(targets, rows, compare_sets({"": aligned})[""])
+
+
+def align_targets(
+    targets: Sequence[Target], rule: Normalizer, *, cost: Cost = "unit", group_by: str | None = None
+) -> tuple[AlignedSet, list[list[Row]]]:
+    """The clips for which every target has a hypothesis, aligned; and the rows of each target, in one order.
+
+    Raises:
+        UserError: references differ, or there is no such clip.
+    """
     ids = common_ids(targets)
     rows = [[target.rows[name] for name in ids] for target in targets]
     texts = [row["text"] for row in rows[0]]
-    column, groups = _groups(rows[0], group_by)
-    alignments = [align(texts, [row["pred_text"] for row in heard], rule, cost=weights) for heard in rows]
-    words = np.array([alignment.num_reference_words for alignment in alignments[0]])
-    errors = [np.array([[alignment.errors for alignment in side]]) for side in alignments]
-    entries = []
-    for target, heard, aligned, wrong in zip(targets, rows, alignments, errors, strict=True):
-        scores = score(
-            texts,
-            [row["pred_text"] for row in heard],
-            rule,
-            num_bootstrap=_NUM_BOOTSTRAP,
-            cost=weights,
-            alignments=aligned,
-        )
-        by_group = None if groups is None else wer_interval(wrong, words, groups=groups, num_draws=_NUM_BOOTSTRAP)
-        ctc = [row["ctc_text"] for row in heard]
-        ctc_errors = sum(a.errors for a in align(texts, ctc, rule, cost=weights)) if None not in ctc else None
-        entries.append(
-            {
-                "name": target.name,
-                "path": str(target.path),
-                **scores.model_dump(mode="json"),
-                "wer_interval_by_group": None if by_group is None else list(by_group),
-                "ctc_wer": None if ctc_errors is None else ctc_errors / int(words.sum()),
-                **_rates(target, heard, scores.empty_hypotheses, scores.looping_hypotheses),
-            }
-        )
-    differences = list(_differences(targets, alignments, groups))
-    summary = {
-        **{key: entries[0][key] for key in ("normalizer", "normalizer_version", "cost", "scorer", "scorer_version")},
-        "group_by": column,
-        "num_groups": num_groups(groups),
-        "num_utterances": len(ids),
-        "num_reference_words": int(words.sum()),
-        "left_out": len(set().union(*(target.rows for target in targets))) - len(ids),
-        "glued_references": sum(glues_words(text, rule) for text in texts),
-        "baseline": targets[0].name,
-        "significance": SIGNIFICANCE,
-        "targets": entries,
-        "differences": differences,
-        "slices": list(_slices([target.name for target in targets], rows[0], errors, words, groups)),
+    systems = []
+    for target, answers in zip(targets, rows, strict=True):
+        ctc = [row["ctc_text"] for row in answers]
+        hypotheses = Transcripts(texts, [row["pred_text"] for row in answers], rule, cost)
+        has_head = None not in ctc
+        systems.append(System(target.name, [hypotheses], [Transcripts(texts, ctc, rule, cost)] if has_head else None))
+    return AlignedSet(systems, rows[0], units_column(rows[0], group_by)), rows
+
+
+def _without_ctc(entry: Difference) -> dict[str, Any]:
+    fields = {key: value for key, value in asdict(entry).items() if not key.startswith("ctc_")}
+    return fields | {"interval": list(entry.interval)}
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    listed = {
+        key: {name: ends and list(ends) for name, ends in getattr(part, key).items()}
+        for key in ("intervals", "difference_intervals")
     }
-    return Rescored(summary, rows, alignments)
-
-
-def _name(name: str) -> NormalizerName:
-    return name  # type: ignore[return-value]  # normalizer() refuses a name that is none
-
-
-def _groups(rows: Sequence[Row], wanted: str | None) -> tuple[str | None, list[str | None] | None]:
-    column = wanted or _SPEAKER
-    groups = [row["metadata"].get(column) for row in rows]
-    if any(groups):
-        return column, groups
-    if wanted is None:
-        return None, None
-    columns = ", ".join(sorted({name for row in rows for name in row["metadata"]})) or "none"
-    raise UserError(
-        f"--group-by {wanted}: no clip has a column of that name (columns: {columns}); name one of them, or leave it "
-        "out"
-    )
-
-
-def _rates(target: Target, heard: Sequence[Row], num_empty: int, num_looping: int) -> dict[str, Any]:
-    timed = [row for row in heard if row["time"] and row["duration"]]
-    flags = [row["truncated"] for row in heard if row["truncated"] is not None]
-    failures = len(target.rows) - len(target.heard)
-    return {
-        "num_clips": len(target.rows),
-        "failures": failures,
-        "failure_rate": failures / len(target.rows),
-        "empty_rate": num_empty / len(heard),
-        "looping_rate": num_looping / len(heard),
-        "truncated_rate": sum(flags) / len(flags) if flags else None,
-        "num_timed": len(timed),
-        "rtfx": sum(row["duration"] for row in timed) / sum(row["time"] for row in timed) if timed else None,
-    }
-
-
-def _differences(
-    targets: Sequence[Target], alignments: Sequence[Sequence[Alignment]], groups: Sequence[str | None] | None
-) -> Iterator[dict[str, Any]]:
-    baseline, *others = alignments
-    edits = [[alignment.edits for alignment in side] for side in alignments]
-    tests = [matched_pairs(edits[0], other) for other in edits[1:]]
-    adjusted = holm([test.p_value for test in tests])
-    for target, other, test, p_adjusted in zip(targets[1:], others, tests, adjusted, strict=True):
-        found = difference_of(baseline, other, num_bootstrap=_NUM_BOOTSTRAP, groups=groups)
-        yield {
-            "name": target.name,
-            "difference": found.difference,
-            "interval": list(found.interval),
-            "probability_better": found.probability_better,
-            "mapsswe": asdict(test),
-            "p_adjusted": p_adjusted,
-            "verdict": _verdict(found.interval, p_adjusted),
-        }
-
-
-def _verdict(interval: tuple[float, float], p_adjusted: float) -> str:
-    """Both must say so: MAPSSWE knows nothing of speakers, and the interval nothing of other comparisons."""
-    low, high = interval
-    if p_adjusted >= SIGNIFICANCE or low <= 0 <= high:
-        return "no difference shown"
-    return "better" if high < 0 else "worse"
-
-
-def _slices(
-    names: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-    errors: Sequence[NDArray[np.int64]],
-    words: NDArray[np.int64],
-    groups: Sequence[str | None] | None,
-) -> Iterator[dict[str, Any]]:
-    for column, value, places in slices(rows):
-        said = words[places]
-        if not said.any():
-            continue
-        inside = None if groups is None else [groups[place] for place in places]
-        enough = (num_groups(inside) or len(places)) >= _MIN_UNITS
-        parts = [wrong[:, places] for wrong in errors]
-        rated = partial(wer_interval, words=said, groups=inside, num_draws=_NUM_SLICE_BOOTSTRAP)
-        between = partial(difference_interval, words=said, groups=inside, num_draws=_NUM_SLICE_BOOTSTRAP)
-        yield {
-            "column": column,
-            "value": value,
-            "num_utterances": len(places),
-            "num_reference_words": int(said.sum()),
-            "wer": {name: mean_wer(part, said) for name, part in zip(names, parts, strict=True)},
-            "intervals": {name: list(rated(part)) if enough else None for name, part in zip(names, parts, strict=True)},
-            "difference_intervals": {
-                name: list(between(parts[0], part)) if enough else None
-                for name, part in zip(names[1:], parts[1:], strict=True)
-            },
-        }
+    return asdict(part) | listed

@@ -1,4 +1,4 @@
-"""Files of hypotheses: this project's own, and others that have the fields of the Open ASR Leaderboard."""
+"""Reads files of hypotheses: this project's, and others with the fields of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from tiny_audio.config import UserError
 
 Row = dict[str, Any]
-"""A clip, and what a system made of it, as a line of JSON.
+"""A clip and a system's hypothesis for it, as a line of JSON.
 
-Of the leaderboard: ``audio_filepath``; ``duration``, seconds of audio; ``time``, seconds of processing (may be absent);
-``text``, the reference; ``pred_text``, the raw hypothesis. Ours, all of which may be absent: ``id`` (else
-``audio_filepath`` is it), ``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field with
-a text is taken for a column.
+Fields of the leaderboard: ``audio_filepath``; ``duration``, seconds of audio; ``time``, seconds of processing
+(optional); ``text``, the reference; ``pred_text``, the raw hypothesis. Fields of this project, all optional: ``id``
+(default: ``audio_filepath``), ``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field
+that holds a string becomes a metadata column.
 
-A row with an ``error``, a sentence, is a failure: there is no hypothesis, and an empty one is not made up.
+A row with an ``error`` (a sentence) is a failure. It has no hypothesis, which is not the same as an empty one.
 """
 
 _FIELDS = (
@@ -38,7 +38,7 @@ _FIELDS = (
 _NEEDED = ("text", "pred_text")
 
 _MAX_DIGITS = 300
-"""Of a whole number that a float can hold."""
+"""Digits of the longest integer that a float can hold."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Target:
     rows: dict[str, Row]
 
     @property
-    def heard(self) -> dict[str, Row]:
+    def answered(self) -> dict[str, Row]:
         """The rows that have a hypothesis: those without an error."""
         return {name: row for name, row in self.rows.items() if not row["error"]}
 
 
 def read_targets(paths: Sequence[Path]) -> list[Target]:
-    """The files, called by as much of their paths' ends as tells them apart.
+    """Read the files. Each is named by the shortest end of its path that is unique among them.
 
     Raises:
-        UserError: a file is missing, is no JSON lines, lacks a field, or has one that is of another kind; or one clip
-            or one file is there twice.
+        UserError: a file is missing, does not hold JSON lines, lacks a field, or has one of a wrong type; or a clip or
+            a file comes twice.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
-    twice = next((path for place, path in enumerate(paths) if absolute[place] in absolute[:place]), None)
+    twice = next((path for index, path in enumerate(paths) if absolute[index] in absolute[:index]), None)
     if twice is not None:
         raise UserError(f"{twice} is given twice; give each file of hypotheses once")
     whole = [path.with_suffix("") if path.suffix in (".jsonl", ".json") else path for path in absolute]
@@ -86,19 +86,19 @@ def _read(path: Path) -> dict[str, Row]:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text; give a file of hypotheses, one JSON object a line") from None
+        raise UserError(f"{path} is not a text file; give a file of hypotheses, one JSON object per line") from None
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         row = _row(line, f"{path}, line {number}")
         if row["id"] in rows:
             raise UserError(
-                f"{path}, line {number}: the clip {row['id']!r} is in line {lines[row['id']]} already, and would count "
-                "twice; keep one of the rows, or give each an `id` of its own"
+                f"{path}, line {number}: the clip {row['id']!r} is already in line {lines[row['id']]} and would count "
+                "twice; keep one of the rows, or give each its own `id`"
             )
         rows[row["id"]], lines[row["id"]] = row, number
     if not rows:
-        raise UserError(f"{path} has no row; give a file of hypotheses, one JSON object a line")
+        raise UserError(f"{path} has no row; give a file of hypotheses, one JSON object per line")
     return rows
 
 
@@ -109,8 +109,8 @@ def _row(line: str, place: str) -> Row:
         given = None
     if not isinstance(given, dict):
         raise UserError(
-            f"{place}: is no JSON object; a file of hypotheses has one a line, with audio_filepath, duration, text and "
-            "pred_text"
+            f"{place}: is not a JSON object; a file of hypotheses has one per line, with audio_filepath, duration, "
+            "text and pred_text"
         )
     row: Row = {**dict.fromkeys(_FIELDS), **{key: given[key] for key in _FIELDS if key in given}}
     missing = [key for key in _NEEDED if key not in given and not (key == "pred_text" and row["error"])]
@@ -122,10 +122,10 @@ def _row(line: str, place: str) -> Row:
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
         if isinstance(row[key], str):
-            # Half a character, as programs leave that cut texts by their length, can be written nowhere.
+            # Programs that cut texts by length leave half a surrogate pair, which no encoding can write.
             row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         elif not (optional and row[key] is None):
-            raise UserError(f"{place}: {key} should be a text, not {json.dumps(row[key])[:60]}")
+            raise UserError(f"{place}: {key} should be a string, not {json.dumps(row[key])[:60]}")
     for key in ("duration", "time"):
         row[key] = _seconds(row[key], f"{place}: {key}")
     if not isinstance(row["truncated"], bool | None):
@@ -152,10 +152,10 @@ def _seconds(value: object, place: str) -> float | None:
 
 
 def common_ids(targets: Sequence[Target]) -> list[str]:
-    """Clips for which every target has a hypothesis, in the order of the first.
+    """Ids of the clips for which every target has a hypothesis, in the order of the first target.
 
     Raises:
-        UserError: there is none, or two targets have different references for one clip.
+        UserError: there is no such clip, or two targets have different references for one clip.
     """
     first = targets[0]
     for other in targets[1:]:
@@ -168,16 +168,16 @@ def common_ids(targets: Sequence[Target]) -> list[str]:
                 f"such as {name}: {first.rows[name]['text'][:60]!r} and {other.rows[name]['text'][:60]!r}; score both "
                 "against the same references"
             )
-    heard = [target.heard for target in targets]
-    ids = [name for name in heard[0] if all(name in rows for rows in heard[1:])]
+    answered = [target.answered for target in targets]
+    ids = [name for name in answered[0] if all(name in rows for rows in answered[1:])]
     if not ids:
         listed = "; ".join(
             f"{target.name}: {len(rows)} with a hypothesis of {len(target.rows)}"
             + (f", such as {next(iter(rows))}" if rows else "")
-            for target, rows in zip(targets, heard, strict=True)
+            for target, rows in zip(targets, answered, strict=True)
         )
         raise UserError(
             f"there is no clip for which {'each target' if len(targets) > 1 else targets[0].name} has a hypothesis "
-            f"({listed}); clips are told by `id`, or else by `audio_filepath`"
+            f"({listed}); clips are matched by `id`, or else by `audio_filepath`"
         )
     return ids

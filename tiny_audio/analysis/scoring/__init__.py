@@ -1,25 +1,25 @@
-"""From references and hypotheses to error rates: normalization, WER and CER, intervals, paired tests.
+"""References and hypotheses -> error rates: normalization, WER, CER and other metrics, with intervals.
 
-A rate means little without its normalizer and its scorer, so both are in every :class:`Score`, with their versions.
-All rates and shares are fractions: 0.05 is 5 %.
+A rate means little without its normalizer and its scorer, so every :class:`Score` has both, with their versions. All
+rates and shares are fractions: 0.05 is 5 %.
 
-    ``WER = (S + D + I) / N``, with N the words of all references, and S, D and I the words substituted, deleted and
-    inserted in the alignment of least cost, summed over all utterances: pooled, no mean of rates.
-    ``CER`` is the same of characters, a space being one, and always at unit cost.
+    ``WER = (S + D + I) / N``, where N is the number of words in all references, and S, D and I are the words
+    substituted, deleted and inserted in the alignment of least cost. Errors are summed over all utterances (pooled);
+    WER is not a mean of per-utterance rates.
+    ``CER`` is the same for characters, where a space counts as one, and always at unit cost.
 
-Which alignment is the least depends on what an edit costs: see :data:`Cost`.
+The cost of an edit decides which alignment is the cheapest: see :data:`Cost`. The metrics are in
+:mod:`tiny_audio.analysis.scoring.metrics`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
+from pydantic import ConfigDict
 
-from tiny_audio import __version__
 from tiny_audio.analysis.scoring._alignment import (
     Alignment,
     Confusions,
@@ -29,14 +29,16 @@ from tiny_audio.analysis.scoring._alignment import (
     confusions,
     loops,
 )
-from tiny_audio.analysis.scoring._costs import Cost
+from tiny_audio.analysis.scoring._costs import Cost, scorer
 from tiny_audio.analysis.scoring._normalizers import Normalizer, NormalizerName, glues_words, normalizer
+from tiny_audio.analysis.scoring.metrics import Transcripts, measure
 from tiny_audio.analysis.significance import (
     Groups,
     difference_draws,
     mean_wer,
     num_groups,
     percentile_interval,
+    share_below_zero,
     wer_interval,
 )
 from tiny_audio.config import Config, UserError
@@ -49,16 +51,17 @@ __all__ = [
     "NormalizerName",
     "PairedDifference",
     "Score",
+    "Transcripts",
     "align",
     "check_cost",
     "confusions",
-    "difference_of",
     "glues_words",
     "loops",
     "normalizer",
     "paired_difference",
     "score",
     "score_set",
+    "score_transcripts",
     "scorer",
 ]
 
@@ -67,7 +70,13 @@ MIN_BOOTSTRAP = 100
 
 
 class Score(Config):
-    """Error rates of one set, pooled: errors of all utterances over reference words of all utterances."""
+    """Error rates of one set, pooled: errors of all utterances over reference words of all utterances.
+
+    Holds every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that texts decide, by its key. The fields
+    below are those that code reads by name.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     wer: float
     """Word error rate; above 1 where insertions abound."""
@@ -77,7 +86,7 @@ class Score(Config):
     """95 % percentile bootstrap interval of ``wer``."""
     num_utterances: int
     num_groups: int | None = None
-    """The groups (speakers, as a rule) that were resampled for the interval; ``None``: utterances were."""
+    """The groups (usually speakers) that were resampled for the interval; ``None``: utterances were."""
     num_reference_words: int
     substitutions: int
     insertions: int
@@ -96,27 +105,19 @@ class Score(Config):
 
 
 class PairedDifference(Config):
-    """Two hypotheses of the same utterances, a baseline's and another: which is better, and could it be chance."""
+    """Two hypotheses of the same utterances, a baseline's and another one: the difference and its interval."""
 
     wer_baseline: float
     wer_other: float
     difference: float
     """``wer_other - wer_baseline``: negative where the other is better."""
     interval: tuple[float, float]
-    """95 % interval of ``difference`` by the paired bootstrap; without 0 in it, the difference is significant."""
+    """95 % interval of ``difference`` by the paired bootstrap."""
     probability_better: float
-    """Share of the resamples in which the other has fewer errors, ties counted half: 0.5 says nothing, below 0.025 or
-    above 0.975 is what the interval calls significant."""
+    """Share of the resamples in which the other has fewer errors, ties counted half: 0.5 says nothing."""
     num_utterances: int
     num_groups: int | None = None
     """As in :class:`Score`."""
-
-
-def scorer(cost: Cost) -> tuple[str, str]:
-    """What aligns words at this cost, and its version."""
-    if cost == "unit":
-        return "jiwer", importlib.metadata.version("jiwer")
-    return "tiny-audio", __version__
 
 
 def score(
@@ -128,7 +129,6 @@ def score(
     seed: int = 0,
     groups: Groups = None,
     cost: Cost = "unit",
-    alignments: Sequence[Alignment] | None = None,
 ) -> Score:
     """Score one set.
 
@@ -138,40 +138,37 @@ def score(
         normalizer: applied to both.
         num_bootstrap: resamples for the interval.
         seed: decides the resamples, and so the interval, exactly.
-        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, since they
-            fail together: without groups the interval is too narrow. ``None`` in it is a group of its own.
+        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, since their
+            errors are correlated: without groups the interval is too narrow. A ``None`` in it is a group of its own.
         cost: of an edit.
-        alignments: what :func:`align` gave for the same texts, normalizer and cost, where that is at hand.
 
     Raises:
-        UserError: no utterance, no reference word, lengths that differ, a cost that there is not, or too few resamples.
+        UserError: no utterance, no reference word, lengths that differ, an unknown cost, or too few resamples.
     """
-    import jiwer
+    transcripts = Transcripts(references, hypotheses, normalizer, cost)
+    return score_transcripts(transcripts, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
 
-    alignments = _alignments(
-        references, normalizer, num_bootstrap, groups, cost, alignments=alignments, hypotheses=hypotheses
-    )
-    words = np.array([alignment.num_reference_words for alignment in alignments])
-    errors = np.array([alignment.errors for alignment in alignments])
-    said, heard = list(map(normalizer, references)), list(map(normalizer, hypotheses))
-    name, version = scorer(cost)
-    return Score(
-        wer=float(errors.sum() / words.sum()),
-        cer=float(jiwer.process_characters(said, heard).cer),
-        wer_interval=wer_interval(errors[None], words, groups=groups, num_draws=num_bootstrap, seed=seed),
-        num_utterances=len(references),
-        num_groups=num_groups(groups),
-        num_reference_words=int(words.sum()),
-        substitutions=sum(alignment.substitutions for alignment in alignments),
-        insertions=sum(alignment.insertions for alignment in alignments),
-        deletions=sum(alignment.deletions for alignment in alignments),
-        normalizer=normalizer.name,
-        normalizer_version=normalizer.version,
-        cost=cost,
-        scorer=name,
-        scorer_version=version,
-        empty_hypotheses=sum(bool(a) and not b for a, b in zip(said, heard, strict=True)),
-        looping_hypotheses=sum(loops(b) and not loops(a) for a, b in zip(references, hypotheses, strict=True)),
+
+def score_transcripts(
+    transcripts: Transcripts, *, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
+) -> Score:
+    """:func:`score` of transcripts, which are aligned only once."""
+    _check(transcripts, "hypotheses", num_bootstrap, groups)
+    name, version = transcripts.scorer
+    words, errors = transcripts.words, transcripts.errors[None]
+    return Score.model_validate(
+        {
+            **measure(transcripts),
+            "wer_interval": wer_interval(errors, words, groups=groups, num_draws=num_bootstrap, seed=seed),
+            "num_utterances": len(words),
+            "num_groups": num_groups(groups),
+            "num_reference_words": int(words.sum()),
+            "normalizer": transcripts.normalizer.name,
+            "normalizer_version": transcripts.normalizer.version,
+            "cost": transcripts.cost,
+            "scorer": name,
+            "scorer_version": version,
+        }
     )
 
 
@@ -186,35 +183,22 @@ def paired_difference(
     groups: Groups = None,
     cost: Cost = "unit",
 ) -> PairedDifference:
-    """WER of the other less WER of the baseline (see :mod:`tiny_audio.analysis.significance`); below 0, the other is
-    better.
+    """WER of the other minus WER of the baseline; below 0, the other is better.
 
     ``baseline`` and ``other`` are raw hypotheses of the same utterances. Arguments and errors as in :func:`score`.
     """
-    before = _alignments(references, normalizer, num_bootstrap, groups, cost, baseline=baseline)
-    after = _alignments(references, normalizer, num_bootstrap, groups, cost, other=other)
-    return difference_of(before, after, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
-
-
-def difference_of(
-    baseline: Sequence[Alignment],
-    other: Sequence[Alignment],
-    *,
-    num_bootstrap: int = 1000,
-    seed: int = 0,
-    groups: Groups = None,
-) -> PairedDifference:
-    """:func:`paired_difference` of what is aligned already, with a word in some reference."""
-    words = np.array([alignment.num_reference_words for alignment in baseline])
-    first, second = (np.array([[alignment.errors for alignment in side]]) for side in (baseline, other))
+    before, after = (Transcripts(references, texts, normalizer, cost) for texts in (baseline, other))
+    for name, transcripts in (("baseline", before), ("other", after)):
+        _check(transcripts, name, num_bootstrap, groups)
+    words, first, second = before.words, before.errors[None], after.errors[None]
     draws = difference_draws(first, second, words, groups=groups, num_draws=num_bootstrap, seed=seed)
     return PairedDifference(
         wer_baseline=mean_wer(first, words),
         wer_other=mean_wer(second, words),
         difference=mean_wer(second, words) - mean_wer(first, words),
         interval=percentile_interval(draws),
-        probability_better=float((draws < 0).mean() + (draws == 0).mean() / 2),
-        num_utterances=len(baseline),
+        probability_better=share_below_zero(draws),
+        num_utterances=len(words),
         num_groups=num_groups(groups),
     )
 
@@ -262,29 +246,16 @@ def score_set(
 _normalizer = normalizer  # for functions with an argument of that name
 
 
-def _alignments(
-    references: Sequence[str],
-    normalizer: Normalizer,
-    num_bootstrap: int,
-    groups: Groups,
-    cost: Cost,
-    *,
-    alignments: Sequence[Alignment] | None = None,
-    **hypotheses: Sequence[str],
-) -> Sequence[Alignment]:
-    """Check what all rates need, then align; the keyword of ``hypotheses`` is its name in messages."""
+def _check(transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups) -> None:
+    """What all rates need; ``name`` is what messages call the hypotheses."""
+    references, hypotheses = transcripts.references, transcripts.hypotheses
     if num_bootstrap < MIN_BOOTSTRAP:
-        raise UserError(f"num_bootstrap is {num_bootstrap}; an interval takes at least {MIN_BOOTSTRAP} resamples")
+        raise UserError(f"num_bootstrap is {num_bootstrap}; an interval needs at least {MIN_BOOTSTRAP} resamples")
     if not references:
         raise UserError("no utterance to score: an error rate needs at least one; check that the set is not empty")
-    ((name, texts),) = hypotheses.items()
-    check_lengths(references, **{name: texts}, **({} if groups is None else {"groups": groups}))
-    if alignments is None:
-        alignments = align(references, texts, normalizer, cost=cost)
-    assert len(alignments) == len(references), "of the same texts"
-    if not any(alignment.num_reference_words for alignment in alignments):
+    check_lengths(references, **{name: hypotheses}, **({} if groups is None else {"groups": groups}))
+    if not transcripts.words.any():
         raise UserError(
-            f"the {len(references)} references have no word after the normalizer {normalizer.name!r}; an error rate "
-            "needs at least one; check the text column, or choose another normalizer"
+            f"the {len(references)} references have no word after the normalizer {transcripts.normalizer.name!r}; an "
+            "error rate needs at least one; check the text column, or choose another normalizer"
         )
-    return alignments

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tiny_audio import __version__
 
 Cost = Literal["unit", "sclite"]
 """What an alignment makes as small as it can:
@@ -20,6 +23,14 @@ Cost = Literal["unit", "sclite"]
 S, D and I of one are not those of the other, and neither are the WERs: ``a b c d e`` against ``d e x y z`` has 5 errors
 under ``unit`` and 6 under ``sclite``.
 """
+
+
+def scorer(cost: Cost) -> tuple[str, str]:
+    """What aligns words at this cost, and its version."""
+    if cost == "unit":
+        return "jiwer", importlib.metadata.version("jiwer")
+    return "tiny-audio", __version__
+
 
 Pair = tuple[str | None, str | None]
 """(reference word, hypothesis word); ``None`` where the other side has none."""

@@ -1,11 +1,12 @@
-"""Is one variant better than another, or would chance do as much: over utterances, and over seeds.
+"""The statistics of a comparison: intervals and p-values over utterances and over seeds.
 
-Two things make a measured word error rate uncertain: which utterances the set happens to hold, and which seed the
-training happened to have. Utterances, or groups of them such as speakers, are resampled, the same for all variants.
-Seeds are too few for that: three of them can be resampled in so few ways that two variants of one distribution would
-be called different once in ten times. Their part is drawn from the t distribution of Welch's test instead.
+Two things make a measured word error rate uncertain: which utterances are in the set, and which seed the training had.
+Utterances, or groups of them such as speakers, are resampled, and the same ones for all variants. Seeds are too few
+for that: three of them can be resampled in so few ways that two variants of one distribution would be called different
+once in ten times. Their part is drawn from the t distribution of Welch's test instead.
 
-A difference is the other's rate less the baseline's: below 0, the other is better.
+A difference is the other's rate minus the baseline's: below 0, the other is better. How these statistics become a
+verdict is in :mod:`tiny_audio.analysis.comparison`.
 
 S seeds · U utterances · R draws
 """
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 
 from tiny_audio.analysis.significance._matched_pairs import MatchedPairs, matched_pairs, matched_segments
 from tiny_audio.analysis.significance._resampling import Groups, group_numbers, percentile_interval, pool, resample
-from tiny_audio.analysis.significance._tails import tail_bound
 
 __all__ = [
     "Errors",
@@ -34,6 +34,7 @@ __all__ = [
     "mean_wer",
     "num_groups",
     "percentile_interval",
+    "share_below_zero",
     "wer_interval",
 ]
 
@@ -71,14 +72,19 @@ def difference_draws(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """``mean_wer(other) - mean_wer(baseline)`` as it might have come out: ``[R]``, R at most ``num_draws``.
+    """Resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``, R at most ``num_draws``.
 
-    Over utterances it is the paired bootstrap (Bisani and Ney, ICASSP 2004): each resample holds the same for both,
-    so that what is hard for both cancels. With one seed each, seeds have no part in it.
+    Over utterances it is the paired bootstrap (Bisani and Ney, ICASSP 2004): each resample has the same utterances for
+    both, so that shared difficulty cancels. With one seed each, no variation of seeds is added.
     """
     first, second = _rates([baseline, other], words, groups, num_draws, seed)
     noise = _seed_noise([baseline, other], words, len(first), seed)
     return np.asarray(second - first + noise, dtype=np.float64)
+
+
+def share_below_zero(draws: NDArray[np.float64]) -> float:
+    """Share of the draws in which the other is better; ties count half."""
+    return float((draws < 0).mean() + (draws == 0).mean() / 2)
 
 
 def difference_interval(
@@ -103,15 +109,14 @@ def difference_p_value(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Chance of a difference as large as this, either way, between two variants that are equally good.
+    """Chance of a difference at least this large, in either direction, between two variants that are equally good.
 
-    Approximate randomization (Noreen, 1989): if they are, it is a coin's toss which of the two made which errors on an
-    utterance, or group. Unlike a p-value of the bootstrap's it holds for few utterances, and for few groups: 4
-    sentences out of 1000 that differ, all in favor of one, give 0.125.
+    Approximate randomization (Noreen, 1989): if they are equally good, then which of the two made which errors on an
+    utterance, or group, is a coin toss. Unlike a p-value from the bootstrap, it holds for few utterances and for few
+    groups: 4 sentences out of 1000 that differ, all in favor of one, give 0.125.
 
-    Where no draw is as large, draws say no more than that the chance is below one in ``num_draws``, which a correction
-    for hundreds of comparisons would eat up. There it is the lesser of that and of an upper bound in closed form; both
-    hold, and which of them is asked does not depend on the answer.
+    It is never below ``1 / (num_draws + 1)``. A correction for m comparisons needs more than ``20 * m`` draws to call
+    anything different at 0.05.
     """
     # Sums over seeds, scaled to be comparable and still whole numbers: equal sums must compare as equal.
     gains = other.sum(axis=0) * len(baseline) - baseline.sum(axis=0) * len(other)
@@ -125,25 +130,21 @@ def difference_p_value(
     ]
     scale = len(baseline) * len(other) * int(words.sum())
     chance = np.concatenate(tossed) + scale * _seed_noise([baseline, other], words, num_draws, seed)
-    found = abs(int(gains.sum()))
-    as_large = int((np.abs(chance) >= found).sum())
-    resolved = (as_large + 1) / (num_draws + 1)
-    if as_large:
-        return resolved
-    error, freedom = _seed_error([baseline, other], words)
-    return min(resolved, tail_bound(found, float((per_unit.astype(float) ** 2).sum()), scale * error, freedom))
+    as_large = int((np.abs(chance) >= abs(int(gains.sum()))).sum())
+    return (as_large + 1) / (num_draws + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of comparisons, adjusted so that those below 0.05 hold a mistake in 5 % of families at most.
+    """p-values of a family of comparisons, adjusted for their number, in the order given.
 
-    Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order of ``p_values``: as strict
-    as Bonferroni for the least of them, less so for the others. It asks nothing of how they depend on each other.
+    Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). If adjusted values below 0.05 are called
+    differences, at most 5 % of families have a false one. It is as strict as Bonferroni for the smallest p-value, less
+    strict for the others, and makes no assumption about how they depend on each other.
     """
     adjusted, floor = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = floor
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = floor
     return adjusted
 
 
@@ -157,21 +158,21 @@ def _rates(
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """What other seeds might have given, as an error of the mean ``[R]``; 0 where every variant has one seed."""
+    """Random deviations of the mean that other seeds would cause, ``[R]``; 0 where every variant has one seed."""
     error, freedom = _seed_error(variants, words)
     if error == 0:
         return np.zeros(num_draws)
-    # Its own stream: the seed that resamples utterances must not decide this too.
+    # A stream of its own, independent of the one that resamples utterances.
     return np.asarray(error * np.random.default_rng([seed, 1]).standard_t(freedom, num_draws), dtype=np.float64)
 
 
 def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[float, float]:
-    """Standard error by seeds of a rate, or of a difference, and its degrees of freedom (Welch and Satterthwaite).
+    """Standard error over seeds of a rate, or of a difference, and its degrees of freedom (Welch and Satterthwaite).
 
-    A variant with one seed says nothing of its own spread, and is taken to spread as the others do.
+    A variant with one seed has no measurable spread; the pooled spread of the others is used for it.
 
-    The spread of seeds on one set holds what is chance of seed and utterance together, which the resampling of
-    utterances holds as well: counted twice, it errs on the side of finding no difference.
+    The spread of seeds on one set includes chance that seeds and utterances share, and resampling utterances includes
+    that chance, too. It is counted twice, which errs on the side of finding no difference.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
         (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)

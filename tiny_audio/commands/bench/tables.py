@@ -1,17 +1,22 @@
-"""What a terminal shows of a benchmark."""
+"""A benchmark on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tiny_audio.analysis.comparison import Difference
+from tiny_audio.analysis.tables import differences_table, scores_table
 from tiny_audio.commands.bench.timing import PASSES
 from tiny_audio.runtime.columns import in_columns
 
 
 def timings_table(measured: Mapping[str, Any]) -> str:
-    """A row for each variant, clip length and batch size, of
-    :func:`tiny_audio.commands.bench.timing.time_projectors`."""
+    """A row for each variant, clip length and batch size.
+
+    Args:
+        measured: what :func:`tiny_audio.commands.bench.timing.time_projectors` returned.
+    """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in measured["cases"]:
         found.setdefault((case["label"], case["duration_s"], case["batch_size"]), {})[case["which"]] = case
@@ -27,45 +32,34 @@ def timings_table(measured: Mapping[str, Any]) -> str:
     near = measured["neighbors"]
     return (
         f"{in_columns(rows, num_texts=1)}\n{near['in_dim']} → {near['out_dim']} channels at {near['frame_rate']:g} "
-        f"frames/s, {near['precision']}, {measured['device']}, {measured['threads']} threads; medians; memory beyond "
+        f"frames/s, {near['precision']}, {measured['device']}, {measured['threads']} threads; medians; memory excludes "
         "weights and frames"
     )
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Rates and verdicts of every variant, then of the controls, of a trained benchmark."""
-    names = list(results["variants"][0]["sets"])
-    compared = {(row["label"], row["set"]): row for row in results["comparisons"]}
-    blocks = []
-    for name in names:
-        rows = [[name, "parameters", "emb/s", "training", "WER", "95 % interval", "difference", "95 % interval", "p"]]
-        rows[0].append("verdict")
+    """Rates and verdicts of every variant of a trained benchmark, and whether the controls hold."""
+    return "\n\n".join(_blocks(results))
+
+
+def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
+    for name in results["variants"][0]["sets"]:
+        rows = []
         for variant in results["variants"]:
-            found = variant["sets"][name]
-            cells = [variant["label"], f"{variant['parameters']:,}", f"{variant['embeddings_per_s']:.2f}"]
-            cells += [f"{variant['train_s']:.0f} s", f"{found['wer']:.1%}", _interval(found["interval"])]
-            row = compared.get((variant["label"], name))
-            if row is None:
-                cells += ["", "", "", "baseline"]
-            else:
-                cells += [f"{100 * row['difference']:+.1f}", _interval(row["interval"], "+")]
-                cells += [f"{row['p_holm']:.4f}", row["verdict"]]
-            rows.append(cells)
-        # The last column is words: set to the left by hand, since numbers before it are not.
-        width = max(len(row[-1]) for row in rows)
-        blocks.append(in_columns([[*row[:-1], row[-1].ljust(width)] for row in rows], num_texts=1))
+            cells = (variant["label"], f"{variant['parameters']:,}", f"{variant['embeddings_per_s']:.2f}")
+            scores = variant["sets"][name]
+            rows.append(((*cells, f"{variant['train_s']:.0f} s"), scores | {"wer_interval": scores["interval"]}))
+        yield scores_table([name, "parameters", "emb/s", "training"], rows)
+    units = "utterances" if results["group_by"] is None else f"whole groups by {results['group_by']}"
+    for controls in (False, True):
+        found = [row for row in results["comparisons"] if (row["control"] is not None) is controls]
+        if found:
+            pairs = [(row["set"], Difference.of_benchmark(row)) for row in found]
+            yield differences_table(results["baseline"], pairs, f"{units}, and allow for other seeds")
     budget = results["budget"]
     spent = f"{budget['steps']} steps" if budget["seconds"] is None else f"{budget['seconds']:g} s"
-    blocks.append(
-        f"{spent} each, seeds {', '.join(map(str, results['seeds']))}; differences from {results['baseline']} in "
-        "percentage points, below 0 is better; p after Holm's correction"
-    )
+    yield f"{spent} each, seeds {', '.join(map(str, results['seeds']))}; rates are means over seeds, counts are totals"
     for control in results["controls"]:
-        said = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
+        verdicts = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
         state = "holds" if control["held"] else "FAILS"
-        blocks.append(f"control {state}: {control['label']} must be called {control['expected']!r} ({said})")
-    return "\n\n".join(blocks)
-
-
-def _interval(ends: tuple[float, float], sign: str = "") -> str:
-    return f"[{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]"
+        yield f"control {state}: {control['label']} should be called {control['expected']!r} ({verdicts})"

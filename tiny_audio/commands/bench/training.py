@@ -26,7 +26,7 @@ import torch
 from tiny_audio import __version__
 from tiny_audio.analysis.report import render_benchmark
 from tiny_audio.analysis.scoring import normalizer
-from tiny_audio.commands.bench.analysis import AGAIN, CRIPPLED, Control, Outcome, Scoring, analyze
+from tiny_audio.commands.bench.analysis import AGAIN, DEGRADED, Control, Outcome, Scoring, analyze
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
 from tiny_audio.commands.bench.variants import Variant, Variants
@@ -137,7 +137,7 @@ class TrainedBenchmark:
             base = next(variant for variant in compared if variant.label == self.baseline)
             others = range(max(plan.seeds) + 1, max(plan.seeds) + 1 + len(plan.seeds))
             chosen.append((Variant(f"{base.label}, other seeds", base.section), AGAIN, others))
-            chosen += [(variant, CRIPPLED, plan.seeds) for variant in plan.variants.controls]
+            chosen += [(variant, DEGRADED, plan.seeds) for variant in plan.variants.controls]
         units, mistakes = [], []
         for place_ in range(len(plan.seeds)):
             for variant, control, seeds in chosen:
@@ -271,7 +271,7 @@ class TrainedBenchmark:
         rule = normalizer(recipe.evaluation.normalizer)
         outcome = Outcome(unit.variant.label, {}, None, [result], [hypotheses])
         scored = analyze([outcome], unit.variant.label, Scoring(rule, 100, recipe.evaluation.group_by))
-        return ", ".join(f"{name} {values['wer']:.1%}" for name, values in scored["variants"][0]["sets"].items())
+        return ", ".join(f"{name} {rates.wer:.1%}" for (_, name), rates in scored.rates.items())
 
     def _keep(self, unit: _Unit, result: dict[str, Any], hypotheses: Mapping[str, Sequence[Hypothesis]]) -> None:
         final = self._folder(unit)
@@ -301,6 +301,7 @@ class TrainedBenchmark:
             outcomes.append(Outcome(label, mine[0].variant.section, mine[0].control, results, hypotheses))
         settings = self.recipe.evaluation
         rule = normalizer(settings.normalizer)
+        analysis = analyze(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by))
         report = {
             "command": shlex.join(["tiny-audio", *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -315,7 +316,8 @@ class TrainedBenchmark:
             "device": device_name(self._device),
             "threads": torch.get_num_threads(),
             "versions": {"tiny-audio": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            **analyze(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by)),
+            "group_by": settings.group_by,
+            **analysis.to_json(),
             "recipe": self.recipe.model_dump(mode="json"),
         }
         # JSON's own types, so that what is returned is what a reader of the file gets.

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants, comparison_table
+from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants
 from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands.console import ConsoleCallback
 from tiny_audio.commands.sweep._grid import Combination, combinations, parse_grid
 from tiny_audio.config import RunFailed, Stopped, UserError
@@ -131,10 +132,11 @@ class Sweep:
             runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
         variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
         # Limits on durations may be swept too, and then leave different clips.
-        comparison = compare_variants(variants, common=True)
+        compared = compare_variants(variants, common=True)
+        comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))
-        write_atomically(self.folder / "comparison.html", render_comparison(comparison))
-        print(f"{comparison_table(comparison)}\n\ncomparison: {self.folder / 'comparison.html'}")
+        write_atomically(self.folder / "comparison.html", render_comparison(compared))
+        print(f"{comparison_table(compared)}\n\ncomparison: {self.folder / 'comparison.html'}")
         return comparison
 
     def _fail(self, failures: dict[str, Exception], *, compared: bool) -> None:

@@ -1,0 +1,319 @@
+"""Which system is better: the one rule of ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train``.
+
+1. **Pairing.** All systems are scored on the same utterances, against the same references, under one normalizer. The
+   first system is the baseline. The others are compared with it, not with each other.
+2. **Difference.** The pooled WER of the other minus that of the baseline; below 0, the other is better. With several
+   training seeds, each WER is the mean over seeds.
+3. **Units.** What is resampled and tossed: whole groups (speakers, usually) where a column for them is named or known
+   (see :func:`units_column`), otherwise utterances. Several seeds add the variation that Welch's t test estimates.
+4. **Interval.** 95 %, paired bootstrap over the units. It belongs to this one comparison and is not corrected.
+5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
+6. **Correction.** Holm's, over all comparisons that one command makes: systems × sets. It gives ``p_adjusted``.
+7. **Verdict.** "better" or "worse", by the sign of the difference, where ``p_adjusted`` is below 0.05. Otherwise "no
+   difference shown", which does not mean that there is none.
+
+MAPSSWE, the matched-pairs test of NIST's sc_stats, is reported beside it for systems with one seed, and decides
+nothing: it assumes many independent segments, and ignores speakers and seeds. Slices have intervals and no verdict.
+
+``docs/comparing.md`` explains the rule to users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiny_audio.analysis.scoring import Alignment, Transcripts
+from tiny_audio.analysis.scoring.metrics import mean_over_seeds, measure
+from tiny_audio.analysis.significance import (
+    Errors,
+    MatchedPairs,
+    difference_draws,
+    difference_interval,
+    difference_p_value,
+    holm,
+    matched_pairs,
+    mean_wer,
+    num_groups,
+    percentile_interval,
+    share_below_zero,
+    wer_interval,
+)
+from tiny_audio.analysis.slices import slices
+
+SIGNIFICANCE = 0.05
+"""Adjusted p-values below it are called a difference."""
+TIE: Final = "no difference shown"
+Verdict = Literal["better", "worse", "no difference shown"]
+Row = Mapping[str, Any]
+Interval = tuple[float, float]
+
+_NUM_DRAWS = 2000
+_NUM_SLICE_DRAWS = 1000
+_MIN_TOSSES = 10_000
+_TOSSES_PER_COMPARISON = 40
+"""Twice what Holm's correction needs to call the clearest of so many comparisons different."""
+_MIN_SLICE_UNITS = 5
+"""Utterances, or groups, of a slice below which an interval means nothing."""
+SPEAKER = "speaker"
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared: one set's transcripts for each training seed, usually a single one."""
+
+    name: str
+    seeds: Sequence[Transcripts]
+    ctc: Sequence[Transcripts] | None = None
+    """Those of its CTC head, where every seed has them."""
+
+    @cached_property
+    def errors(self) -> Errors:
+        """Word errors, ``[S, U]``."""
+        return np.stack([transcripts.errors for transcripts in self.seeds])
+
+    @cached_property
+    def ctc_errors(self) -> Errors | None:
+        """Word errors of the CTC head, ``[S, U]``."""
+        return None if self.ctc is None else np.stack([transcripts.errors for transcripts in self.ctc])
+
+    @property
+    def alignments(self) -> list[Alignment]:
+        """Of the first seed."""
+        return self.seeds[0].alignments
+
+
+@dataclass(frozen=True)
+class AlignedSet:
+    """Systems on the same utterances in one order, the baseline first; some reference has a word.
+
+    Args:
+        systems: with one utterance for each row.
+        rows: ``duration`` and ``metadata`` of each utterance.
+        column: of the metadata, whose groups are the units; None: utterances are.
+    """
+
+    systems: Sequence[System]
+    rows: Sequence[Row]
+    column: str | None = None
+
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """Reference words of each utterance, ``[U]``."""
+        return self.systems[0].seeds[0].words
+
+    @cached_property
+    def groups(self) -> list[str | None] | None:
+        """The group of each utterance."""
+        return None if self.column is None else [row["metadata"].get(self.column) for row in self.rows]
+
+    @property
+    def num_groups(self) -> int | None:
+        """None: utterances are resampled."""
+        return num_groups(self.groups)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A system on a set."""
+
+    name: str
+    wer: float
+    interval: Interval
+    num_reference_words: int
+    by_seed: tuple[float, ...]
+    metrics: Sequence[Mapping[str, Any]]
+    """By key, for each seed."""
+    ctc_wer: float | None
+    ctc_interval: Interval | None
+
+    def row(self) -> dict[str, Any]:
+        """All metrics by key, averaged over seeds; a row of a table."""
+        means = mean_over_seeds(self.metrics)
+        return {**means, "wer": self.wer, "wer_interval": list(self.interval), "ctc_wer": self.ctc_wer}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A system against the baseline on a set."""
+
+    name: str
+    difference: float
+    interval: Interval
+    p_value: float
+    p_adjusted: float
+    verdict: Verdict
+    probability_better: float | None = None
+    """Share of the resamples in which it has the lower rate, ties counted half."""
+    mapsswe: MatchedPairs | None = None
+    """None where a system has several seeds."""
+    ctc_difference: float | None = None
+    """Of the CTC heads, where both have one; with an interval, and without a verdict."""
+    ctc_interval: Interval | None = None
+
+    @classmethod
+    def of_benchmark(cls, row: Mapping[str, Any]) -> Difference:
+        """Of a row of ``comparisons`` in a benchmark's ``results.json``."""
+        keys = ("label", "difference", "interval", "p_value", "p_holm", "verdict")
+        return cls(*(row[key] for key in keys))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a set: those utterances whose ``column`` has this ``value``."""
+
+    column: str
+    value: str
+    num_utterances: int
+    num_reference_words: int
+    wer: dict[str, float]
+    intervals: dict[str, Interval | None]
+    """Of each rate; None where there are too few units for one."""
+    difference_intervals: dict[str, Interval | None]
+    """Of each difference from the baseline."""
+
+    def stands_out(self, name: str) -> bool:
+        """Whether the interval of that system's difference leaves out zero: a hint, not a test."""
+        bounds = self.difference_intervals.get(name)
+        return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """A set, what was measured on it, and the verdicts."""
+
+    aligned: AlignedSet
+    rates: tuple[Rates, ...]
+    differences: tuple[Difference, ...]
+    """Of all systems but the baseline."""
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """By duration, and by each metadata column with few values."""
+        return list(_slices(self.aligned))
+
+
+def units_column(rows: Sequence[Row], named: str | None) -> str | None:
+    """The column whose groups are the units where no recipe says: the one that is named, or ``speaker``.
+
+    Args:
+        rows: with ``metadata``.
+        named: by a user; it need not exist.
+    """
+    column = named or SPEAKER
+    return column if any(row["metadata"].get(column) for row in rows) else None
+
+
+def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
+    """Compare every system with the first one of its set; all of that is one family of comparisons.
+
+    Args:
+        sets: by name.
+        num_draws: resamples for each interval.
+    """
+    family = sum(len(aligned.systems) - 1 for aligned in sets.values())
+    tosses = num_tosses(family)
+    found = {
+        name: [_difference(aligned, other, num_draws, tosses) for other in aligned.systems[1:]]
+        for name, aligned in sets.items()
+    }
+    adjusted = iter(holm([entry.p_value for differences in found.values() for entry in differences]))
+    return {
+        name: SetComparison(
+            aligned,
+            tuple(_rates(aligned, system, num_draws) for system in aligned.systems),
+            tuple(_decided(entry, next(adjusted)) for entry in found[name]),
+        )
+        for name, aligned in sets.items()
+    }
+
+
+def num_tosses(num_comparisons: int) -> int:
+    """Draws of each randomization test: enough for Holm's correction to call the clearest difference one."""
+    return max(_MIN_TOSSES, _TOSSES_PER_COMPARISON * num_comparisons)
+
+
+def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
+    """A sentence for each set in which no verdict but a tie is possible: so few groups toss alike too often."""
+    family = sum(len(entry.differences) for entry in compared.values())
+    for name, entry in compared.items():
+        units = entry.aligned.num_groups or len(entry.aligned.rows)
+        least = 2.0 ** (1 - units)
+        if entry.differences and family * least >= SIGNIFICANCE and all(len(r.by_seed) == 1 for r in entry.rates):
+            kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"
+            yield (
+                f"{name or 'the set'} has {units} {kind}, too few to show any difference: p cannot be below "
+                f"{least:.2g}, or {min(1.0, family * least):.2g} after correction"
+            )
+
+
+def _rates(aligned: AlignedSet, system: System, num_draws: int) -> Rates:
+    words, ctc = aligned.words, system.ctc_errors
+    rated = partial(wer_interval, words=words, groups=aligned.groups, num_draws=num_draws)
+    return Rates(
+        system.name,
+        mean_wer(system.errors, words),
+        rated(system.errors),
+        int(words.sum()),
+        tuple(mean_wer(errors[None], words) for errors in system.errors),
+        [measure(transcripts) for transcripts in system.seeds],
+        None if ctc is None else mean_wer(ctc, words),
+        None if ctc is None else rated(ctc),
+    )
+
+
+def _difference(aligned: AlignedSet, other: System, num_draws: int, tosses: int) -> Difference:
+    baseline, words, groups = aligned.systems[0], aligned.words, aligned.groups
+    draws = difference_draws(baseline.errors, other.errors, words, groups=groups, num_draws=num_draws)
+    ctc_difference = ctc_interval = None
+    if baseline.ctc_errors is not None and other.ctc_errors is not None:
+        before, after = baseline.ctc_errors, other.ctc_errors
+        ctc_difference = mean_wer(after, words) - mean_wer(before, words)
+        ctc_interval = difference_interval(before, after, words, groups=groups, num_draws=num_draws)
+    edits = [[each.edits for each in side.alignments] for side in (baseline, other)]
+    return Difference(
+        other.name,
+        mean_wer(other.errors, words) - mean_wer(baseline.errors, words),
+        percentile_interval(draws),
+        difference_p_value(baseline.errors, other.errors, words, groups=groups, num_draws=tosses),
+        p_adjusted=1.0,
+        verdict=TIE,
+        probability_better=share_below_zero(draws),
+        mapsswe=matched_pairs(*edits) if len(baseline.seeds) == len(other.seeds) == 1 else None,
+        ctc_difference=ctc_difference,
+        ctc_interval=ctc_interval,
+    )
+
+
+def _decided(entry: Difference, p_adjusted: float) -> Difference:
+    verdict: Verdict = TIE
+    if p_adjusted < SIGNIFICANCE:
+        verdict = "better" if entry.difference < 0 else "worse"
+    return replace(entry, p_adjusted=p_adjusted, verdict=verdict)
+
+
+def _slices(aligned: AlignedSet) -> Iterator[Slice]:
+    for column, value, places in slices(aligned.rows):
+        words = aligned.words[places]
+        if not words.any():
+            continue
+        groups = None if aligned.groups is None else [aligned.groups[index] for index in places]
+        enough = (num_groups(groups) or len(places)) >= _MIN_SLICE_UNITS
+        errors = {system.name: system.errors[:, places] for system in aligned.systems}
+        rated = partial(wer_interval, words=words, groups=groups, num_draws=_NUM_SLICE_DRAWS)
+        between = partial(difference_interval, words=words, groups=groups, num_draws=_NUM_SLICE_DRAWS)
+        baseline, *others = errors
+        yield Slice(
+            column,
+            value,
+            len(places),
+            int(words.sum()),
+            {name: mean_wer(part, words) for name, part in errors.items()},
+            {name: rated(part) if enough else None for name, part in errors.items()},
+            {name: between(errors[baseline], errors[name]) if enough else None for name in others},
+        )

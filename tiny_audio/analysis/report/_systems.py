@@ -1,0 +1,212 @@
+"""What the pages of a comparison, of rescored hypotheses and of a benchmark share: scores, verdicts, slices, words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from tiny_audio.analysis.comparison import SIGNIFICANCE, TIE, Difference, Slice
+from tiny_audio.analysis.report._html import DASH, Markup, count, interval, label, number, percent, table, tag
+from tiny_audio.analysis.report._svg import IntervalRow, interval_plot
+from tiny_audio.analysis.scoring import Alignment
+from tiny_audio.analysis.scoring.metrics import Metric, metric_columns
+
+_MAX_COLUMNS = 300  # a looping hypothesis can have thousands of words
+_MAX_TITLE = 80
+Columns = Sequence[tuple[str, Sequence[object]]]
+
+
+def page_title(names: Sequence[str]) -> str:
+    """All names, or the first where they are many."""
+    title = ", ".join(names)
+    if len(title) <= _MAX_TITLE or len(names) == 1:
+        return title
+    return f"{names[0]} and {len(names) - 1} other{'s' if len(names) > 2 else ''}"
+
+
+def scores_table(
+    head: Sequence[str],
+    rows: Sequence[tuple[Sequence[object], Mapping[str, Any]]],
+    *,
+    grouped_by: str | None = None,
+    after: Columns = (),
+) -> Markup:
+    """Every known metric of each row.
+
+    Args:
+        head: of the columns before the metrics.
+        rows: what is in those columns, and the scores by key.
+        grouped_by: the column by whose groups there is a second interval.
+        after: heads and cells of further columns.
+    """
+    columns: list[tuple[object, Sequence[object]]] = []
+    entries = [scores for _, scores in rows]
+    for column in metric_columns(entries, text=metric_text, interval=interval, grouped_by=grouped_by):
+        columns.append((tag("span", column.head, title=column.label), column.cells))
+    columns += after
+    cells = [[*first, *(column[index] for _, column in columns)] for index, (first, _) in enumerate(rows)]
+    return table([*head, *(title for title, _ in columns)], cells, numbers=range(len(head), len(head) + len(columns)))
+
+
+def metric_text(metric: Metric, value: float | None) -> str:
+    """A value on a page."""
+    if value is None:
+        return DASH
+    return percent(value) if metric.unit == "share" else metric.text(value)
+
+
+def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings: Iterable[str] = ()) -> list[Markup]:
+    """A table of verdicts, which are one family, and how to read it.
+
+    Args:
+        differences: the set and the difference.
+        units: what is resampled.
+        warnings: what limits them.
+    """
+    if not differences:
+        return []
+    size = len(differences)
+    with_sets, with_mapsswe = any(name for name, _ in differences), any(entry.mapsswe for _, entry in differences)
+    head = ["", *(["Set"] if with_sets else []), "Against the baseline", "Difference", "95 % interval"]
+    head += ["Chance of better", "p", "p, adjusted", *(["MAPSSWE z", "MAPSSWE p"] if with_mapsswe else [])]
+    rows = []
+    for name, entry in differences:
+        cells: list[object] = [label(entry.name), *([name] if with_sets else [])]
+        cells.append(tag("span" if entry.verdict == TIE else "b", entry.verdict, class_="nowrap"))
+        cells += [percent(entry.difference, sign="+"), interval(entry.interval, sign="+")]
+        cells += [_chance(entry.probability_better), p_text(entry.p_value), p_text(entry.p_adjusted)]
+        if with_mapsswe:
+            test = entry.mapsswe
+            cells += [DASH, DASH] if test is None else [f"{test.z:.3f}".replace("-", "−"), p_text(test.p_value)]
+        rows.append(cells)
+    note = (
+        "Difference in word error rate from the baseline, in percentage points, on the same utterances: below zero is "
+        f"better. Its 95 % interval (paired bootstrap) and p (approximate randomization) resample {units}. p is the "
+        "probability of a difference this large between systems that are equally good. “Better” and “worse” need p, "
+        f"adjusted by Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}, below "
+        f"{SIGNIFICANCE:g}. “No difference shown” does not mean that there is none."
+    )
+    if with_mapsswe:
+        note += (
+            " MAPSSWE, the matched-pairs test of NIST's sc_stats, is shown for reference; z is above 0 where better."
+        )
+    return [
+        table(head, rows, numbers=range(3 if with_sets else 2, len(head))),
+        *(tag("p", tag("b", "Warning: "), text, ".") for text in warnings),
+        tag("p", note, class_="muted"),
+    ]
+
+
+def p_text(value: float) -> str:
+    """A probability."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _chance(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differences: Sequence[Difference]) -> Markup:
+    """Rates with their intervals, then differences with theirs."""
+    plots = [interval_plot(title, rates, "CTC head alone, greedy")]
+    if differences:
+        rows = [IntervalRow(entry.name, entry.difference, entry.interval) for entry in differences]
+        plots.append(interval_plot(f"Difference from {baseline}", rows, "", signed=True))
+    return tag("div", *(tag("div", plot, style="margin:.7rem 0") for plot in plots))
+
+
+def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
+    """WER of each slice; of a single system with its interval."""
+    if not slices:
+        return []
+    several = len(names) > 1
+    rows = []
+    before = None
+    for part in slices:
+        cells: list[object] = [tag("b", part.column) if part.column != before else ""]
+        cells += [tag("span", part.value, class_="nowrap"), count(part.num_utterances), count(part.num_reference_words)]
+        cells += [_slice_rate(part, name) for name in names]
+        rows.append(cells if several else [*cells, interval(part.intervals[names[0]])])
+        before = part.column
+    head = ["Slice", "", "Utterances", "Words", *(map(label, names) if several else ["WER", "95 % interval"])]
+    note = (
+        "* the 95 % interval of the difference from the baseline in this slice alone leaves out zero. This is a hint, "
+        "not a test: by chance it happens in one slice of twenty."
+    )
+    return [table(head, rows, numbers=range(2, len(head))), *([tag("p", note, class_="muted")] if several else [])]
+
+
+def _slice_rate(part: Slice, name: str) -> Markup:
+    bounds = part.difference_intervals.get(name)
+    title = None if bounds is None else f"difference from the baseline: {interval(bounds, sign='+')}"
+    rate = percent(part.wer[name])
+    return tag("span", tag("b", rate, "*") if part.stands_out(name) else rate, title=title)
+
+
+def side_by_side(
+    row: Mapping[str, Any], facts: Sequence[str], names: Sequence[str], sides: Sequence[Alignment], audio: Markup | None
+) -> Markup:
+    """One utterance: the reference, and below it the hypotheses of several systems, word by word.
+
+    Args:
+        row: ``id``, ``duration`` and ``metadata``.
+        facts: shown after its duration.
+        names: of the systems.
+        sides: their alignments.
+        audio: a player, or why there is none.
+    """
+    seconds = number(row["duration"])
+    shown = [*([] if seconds is None else [f"{seconds:.1f} s"]), *facts]
+    shown += [f"{key}: {value}" for key, value in row["metadata"].items() if value is not None]
+    columns = list(_columns(sides))
+    hidden = len(columns) - _MAX_COLUMNS
+    more = tag("span", f"… and {count(hidden)} more", class_="muted") if hidden > 0 else None
+    heads = tag("span", tag("i", "reference"), *(tag("i", name) for name in names), class_="pair side")
+    words = (
+        tag("span", tag("i", reference or ""), *(_word(reference, word) for word in others), class_="pair")
+        for reference, *others in columns[:_MAX_COLUMNS]
+    )
+    header = tag("header", tag("b", row["id"]), *(tag("span", fact) for fact in shown))
+    return tag("article", header, audio, tag("div", heads, *words, more, class_="words trios"))
+
+
+def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
+    """(reference, then each system's) words of alignments with one reference, insertions side by side."""
+    for spot in zip(*map(_by_word, sides), strict=True):
+        yield from ((None, *inserted) for inserted in zip_longest(*(inserted for _, _, inserted in spot)))
+        if (reference := spot[0][0]) is not None:
+            yield reference, *(hypothesis for _, hypothesis, _ in spot)
+
+
+def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, list[str]]]:
+    """Each reference word, its hypothesis, and what was inserted before it; at last the end, a ``None``."""
+    inserted: list[str] = []
+    for reference, hypothesis in alignment.pairs:
+        if reference is None:
+            inserted.append(str(hypothesis))
+        else:
+            yield reference, hypothesis, inserted
+            inserted = []
+    yield None, None, inserted
+
+
+def _word(reference: str | None, word: str | None) -> Markup:
+    """The kind of error shows without color, too: underlined, a dash, a plus."""
+    if reference == word:
+        return tag("i", word or "")
+    if reference is None:
+        return tag("i", f"+{word}", class_="w-ins", title=f"inserted: {word}")
+    if word is None:
+        return tag("i", DASH, class_="w-del", title=f"deleted: {reference}")
+    return tag("i", word, class_="w-sub", title=f"{word} instead of {reference}")
+
+
+def side_by_side_legend(what: str = "Reference above") -> Markup:
+    """How :func:`side_by_side` is to be read."""
+    samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
+    names = ("right", "substituted (underlined)", "deleted (dash)", "inserted (+)")
+    keys = (
+        tag("span", tag("span", _word(*pair), class_="pair"), name) for pair, name in zip(samples, names, strict=True)
+    )
+    return tag("p", tag("span", f"{what}, all texts normalized:"), *keys, class_="legend muted")

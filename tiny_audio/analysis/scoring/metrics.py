@@ -1,0 +1,199 @@
+"""The one table of metrics: terminal, JSON, HTML pages and model cards all read it.
+
+Adding a metric means adding one :class:`Metric` to :data:`METRICS`. Read the table through the functions below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiny_audio.analysis.scoring._alignment import Alignment, align, loops
+from tiny_audio.analysis.scoring._costs import Cost, scorer
+from tiny_audio.analysis.scoring._normalizers import Normalizer
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """One system on one set: raw texts, one pair per utterance, and what a normalizer makes of them."""
+
+    references: Sequence[str]
+    hypotheses: Sequence[str]
+    normalizer: Normalizer
+    cost: Cost = "unit"
+
+    @cached_property
+    def normalized(self) -> tuple[list[str], list[str]]:
+        """References and hypotheses as they are scored."""
+        return list(map(self.normalizer, self.references)), list(map(self.normalizer, self.hypotheses))
+
+    @cached_property
+    def alignments(self) -> list[Alignment]:
+        """The words of each utterance."""
+        return align(self.references, self.hypotheses, self.normalizer, cost=self.cost)
+
+    @cached_property
+    def errors(self) -> NDArray[np.int64]:
+        """Word errors of each utterance, ``[U]``."""
+        return np.array([alignment.errors for alignment in self.alignments])
+
+    @cached_property
+    def words(self) -> NDArray[np.int64]:
+        """Reference words of each utterance, ``[U]``."""
+        return np.array([alignment.num_reference_words for alignment in self.alignments])
+
+    @property
+    def scorer(self) -> tuple[str, str]:
+        """What aligned the words, and its version."""
+        return scorer(self.cost)
+
+    def total(self, kind: Literal["substitutions", "deletions", "insertions"]) -> int:
+        """Errors of one kind in the whole set."""
+        return sum(getattr(alignment, kind) for alignment in self.alignments)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a system on a set."""
+
+    key: str
+    """Its name in JSON."""
+    label: str
+    """What it is, in words."""
+    short: str
+    """The head of its column."""
+    unit: Literal["share", "count", "ratio", "USD"]
+    direction: Literal["lower", "higher"]
+    """Which values are better."""
+    format: str
+    """Of the value, as Python's ``format`` takes it."""
+    compute: Callable[[Transcripts], float | int] | None = None
+    """None: a command measures it and adds it to the scores, such as a speed."""
+    interval: str | None = None
+    """Key of its 95 % interval, where it has one."""
+    rare: bool = False
+    """A terminal shows it only where some value is not 0."""
+
+    def text(self, value: float | None) -> str:
+        """The value for a person; empty where it is not known."""
+        if value is None:
+            return ""
+        # Counts are fractions where they are means over seeds.
+        return f"{value:,.1f}" if self.unit == "count" and value != int(value) else f"{value:{self.format}}"
+
+
+def _cer(transcripts: Transcripts) -> float:
+    import jiwer
+
+    return float(jiwer.process_characters(*transcripts.normalized).cer)
+
+
+def _looping(transcripts: Transcripts) -> int:
+    pairs = zip(transcripts.references, transcripts.hypotheses, strict=True)
+    return sum(loops(hypothesis) and not loops(reference) for reference, hypothesis in pairs)
+
+
+def _wer(transcripts: Transcripts) -> float:
+    return float(transcripts.errors.sum() / transcripts.words.sum())
+
+
+def _empty(transcripts: Transcripts) -> int:
+    return sum(bool(reference) and not text for reference, text in zip(*transcripts.normalized, strict=True))
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("wer", "word error rate", "WER", "share", "lower", ".2%", _wer, interval="wer_interval"),
+    Metric("cer", "character error rate", "CER", "share", "lower", ".2%", _cer),
+    Metric("substitutions", "words substituted", "sub", "count", "lower", ",.0f", lambda t: t.total("substitutions")),
+    Metric("deletions", "words deleted", "del", "count", "lower", ",.0f", lambda t: t.total("deletions")),
+    Metric("insertions", "words inserted", "ins", "count", "lower", ",.0f", lambda t: t.total("insertions")),
+    Metric(
+        *("error_free_rate", "utterances without error", "no error", "share", "higher", ".2%"),
+        compute=lambda transcripts: float((transcripts.errors == 0).mean()),
+    ),
+    Metric("empty_hypotheses", "empty hypotheses", "empty", "count", "lower", ",.0f", _empty, rare=True),
+    Metric("looping_hypotheses", "looping hypotheses", "looping", "count", "lower", ",.0f", _looping, rare=True),
+    Metric("ctc_wer", "word error rate of the CTC head alone", "CTC head", "share", "lower", ".2%"),
+    Metric("truncated_hypotheses", "truncated hypotheses", "truncated", "count", "lower", ",.0f", rare=True),
+    Metric("truncated_rate", "hypotheses truncated", "truncated", "share", "lower", ".2%", rare=True),
+    Metric("failure_rate", "clips without a hypothesis", "failed", "share", "lower", ".2%", rare=True),
+    Metric("rtfx", "seconds of audio per second of processing", "RTFx", "ratio", "higher", ",.4g"),
+    Metric("cost_usd", "cost in US dollars", "USD", "USD", "lower", ",.2f"),
+)
+"""In the order of columns."""
+
+
+def measure(transcripts: Transcripts) -> dict[str, float | int]:
+    """Every metric that texts decide, by key."""
+    return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of scores."""
+
+    head: str
+    label: str
+    """The head in full."""
+    cells: list[str]
+
+
+def metric_columns(
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    text: Callable[[Metric, Any], str] = Metric.text,
+    interval: Callable[[Any], str],
+    grouped_by: str | None = None,
+    with_rare: bool = True,
+) -> Iterator[Column]:
+    """Every known metric of the ``entries``, and its intervals.
+
+    Args:
+        entries: scores by key, one for each row.
+        text: writes a value.
+        interval: writes both ends of an interval.
+        grouped_by: the column by whose groups ``<interval>_by_group`` is.
+        with_rare: show a failure that did not occur, too.
+    """
+    for metric in known_metrics(entries, with_rare=with_rare):
+        yield Column(metric.short, metric.label, [text(metric, entry.get(metric.key)) for entry in entries])
+        if metric.interval is None:
+            continue
+        keys = {metric.interval: "95 % interval", f"{metric.interval}_by_group": f"by {grouped_by}"}
+        for key, head in keys.items():
+            if any(entry.get(key) for entry in entries):
+                cells = [interval(entry[key]) if entry.get(key) else "" for entry in entries]
+                yield Column(head, f"{head} of the {metric.label}", cells)
+
+
+def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_rare: bool = True) -> list[Metric]:
+    """The metrics that some of the ``entries`` (scores by key) have a value for.
+
+    Args:
+        entries: one for each row of a table.
+        with_rare: show a failure that did not occur, too.
+    """
+    entries = list(entries)
+    return [
+        metric
+        for metric in METRICS
+        if any(entry.get(metric.key) is not None for entry in entries)
+        and (with_rare or not metric.rare or any(entry.get(metric.key) for entry in entries))
+    ]
+
+
+def mean_over_seeds(seeds: Sequence[Mapping[str, Any]], *, total_counts: bool = False) -> dict[str, Any]:
+    """The metrics of several runs as one row.
+
+    Args:
+        seeds: :func:`measure` of each run.
+        total_counts: add up counts; otherwise they are averaged like everything else.
+    """
+    counts = {metric.key for metric in METRICS if metric.unit == "count"}
+    sums = {key: sum(seed[key] for seed in seeds) for key in seeds[0]}
+    return {key: value if total_counts and key in counts else value / len(seeds) for key, value in sums.items()}

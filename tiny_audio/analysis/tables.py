@@ -1,0 +1,222 @@
+"""Scores and comparisons on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tiny_audio.analysis.compare import Changed, Comparison
+from tiny_audio.analysis.comparison import Difference, SetComparison, Slice, too_few_units
+from tiny_audio.analysis.rescore import Rescored
+from tiny_audio.analysis.scoring import Alignment
+from tiny_audio.analysis.scoring.metrics import metric_columns
+from tiny_audio.runtime.columns import in_columns
+
+_NUM_CHANGED = 3
+_NUM_WORST = 5
+_NUM_WORST_OF_SEVERAL = 2
+_MAX_WORDS = 60
+_MAX_WIDTH = 60
+_LEGEND = "[-reference-] and {+hypothesis+}"
+
+
+def scores_table(
+    head: Sequence[str],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    *,
+    grouped_by: str | None = None,
+    after: Mapping[str, str] | None = None,
+) -> str:
+    """Every known metric of each row.
+
+    Args:
+        head: of the columns before the metrics.
+        rows: what is in those columns, and the scores by key.
+        grouped_by: the column by whose groups there is a second interval.
+        after: further counts: the heads of their columns by key.
+    """
+    entries = [scores for _, scores in rows]
+    shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, with_rare=False)
+    columns = [[column.head, *column.cells] for column in shown]
+    columns += [
+        [title, *("" if entry.get(key) is None else f"{entry[key]:,}" for entry in entries)]
+        for key, title in (after or {}).items()
+    ]
+    texts = [list(head), *(list(cells) for cells, _ in rows)]
+    return in_columns(
+        [[*cells, *(column[index] for column in columns)] for index, cells in enumerate(texts)], num_texts=len(head)
+    )
+
+
+def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:
+    """Verdicts, one comparison each; all of them are one family.
+
+    Args:
+        baseline: the system that the others are compared with.
+        differences: the set and the difference.
+        units: what is resampled.
+    """
+    size = len(differences)
+    rows = [[f"against {baseline}", "set", "", "difference", "95 % interval", "p", "adjusted", "MAPSSWE p"]]
+    for set_name, entry in differences:
+        cells = [entry.name, set_name, entry.verdict, f"{100 * entry.difference:+.2f}", _ends(entry.interval, "+")]
+        mapsswe = "" if entry.mapsswe is None else _p(entry.mapsswe.p_value)
+        rows.append([*cells, _p(entry.p_value), _p(entry.p_adjusted), mapsswe])
+    empty = [index for index, column in enumerate(zip(*rows[1:], strict=True)) if not any(column)]
+    kept = [[cell for index, cell in enumerate(row) if index not in empty] for row in rows]
+    return (
+        f"{in_columns(kept, num_texts=2 if 1 in empty else 3)}\n"
+        f"difference of WER in percentage points, below 0 is better; intervals and p resample {units}; adjusted: p "
+        f"after Holm's correction for {size} comparison{'s' if size > 1 else ''}, below 0.05 for a verdict"
+    )
+
+
+def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
+    """The table of verdicts, and why there cannot be any."""
+    rows = [(name, entry) for name, compared in sets.items() for entry in compared.differences]
+    if rows:
+        warnings = (f"warning: {text}" for text in too_few_units(sets))
+        yield "\n".join([differences_table(baseline, rows, units_text(sets.values())), *warnings])
+
+
+def units_text(sets: Iterable[SetComparison]) -> str:
+    """What is resampled."""
+    aligned = [entry.aligned for entry in sets]
+    units = ("utterances" if each.column is None else f"whole groups by {each.column}" for each in aligned)
+    return " and ".join(dict.fromkeys(units))
+
+
+def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
+    """WER of each slice, marked where the interval of the difference leaves out zero."""
+    rows = [["WER by slice", "", "clips", *names]]
+    for part in slices:
+        rates = (f"{part.wer[name]:.2%}{'*' if part.stands_out(name) else ' '}" for name in names)
+        rows.append([part.column, part.value, f"{part.num_utterances:,}", *rates])
+    text = in_columns(rows, num_texts=2)
+    note = "\n*: the 95 % interval of this difference alone leaves out zero; a hint, not a test"
+    return text + note if "*" in text else text
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Runs compared; the longest lists are cut."""
+    return "\n\n".join(_comparison_blocks(comparison))
+
+
+def _comparison_blocks(comparison: Comparison) -> Iterator[str]:
+    for name, entry in comparison.sets.items():
+        compared, paired = entry.comparison, entry.paired
+        facts = [f"{len(paired.aligned.rows):,} utterances", f"{int(paired.aligned.words.sum()):,} words"]
+        if paired.aligned.column is not None:
+            facts.append(f"{paired.aligned.num_groups} groups by {paired.aligned.column}, resampled whole")
+        if paired.left_out:
+            facts.append(f"{paired.left_out:,} utterances that are not in all runs left out")
+        rates = [((with_seeds(rate.name, len(rate.by_seed)),), rate.row()) for rate in compared.rates]
+        lines = [f"{name}: {', '.join(facts)}; normalizer {paired.rule.name}"]
+        yield "\n".join([*lines, *(f"  warning: {doubt}" for doubt in paired.doubts), scores_table([""], rates)])
+    yield from verdicts(comparison.baseline, {name: entry.comparison for name, entry in comparison.sets.items()})
+    for name, entry in comparison.sets.items():
+        if entry.comparison.slices:
+            yield f"{name}\n{slices_table(entry.comparison.slices, [rate.name for rate in entry.comparison.rates])}"
+        yield from (_changed(name, changed, comparison.baseline) for changed in entry.changed)
+    rows = [["", "parameters", "trained", "steps", "hours of audio", "training s", "device"]]
+    for variant in comparison.variants:
+        sizes = (f"{variant.parameters[key]:,}" for key in ("total", "trainable"))
+        cells = [variant.name, *sizes, f"{variant.steps:,}", f"{variant.audio_hours:,.1f}", f"{variant.wall_s:,.0f}"]
+        rows.append([*cells, variant.device])
+    yield in_columns(rows, num_texts=1)
+    if len(comparison.variants) > 1:
+        names = [variant.name for variant in comparison.variants]
+        fields = [[field.field, *(_short(field.values[name]) for name in names)] for field in comparison.recipe]
+        yield in_columns([["recipe", *names], *fields], num_texts=1 + len(names)) if fields else _SAME_RECIPES
+
+
+_SAME_RECIPES = "The recipes are the same."
+
+
+def with_seeds(name: str, num_seeds: int) -> str:
+    """The name of a system, and how many seeds its rates are averaged over."""
+    return name if num_seeds == 1 else f"{name} ({num_seeds} seeds)"
+
+
+def _changed(set_name: str, changed: Changed, baseline: str) -> str:
+    lines = [
+        f"{set_name}, {changed.name} against {baseline}: sentences better: {changed.num_improved}, worse: "
+        f"{changed.num_worsened}, with as many errors: {changed.num_other}"
+    ]
+    for title, sentences in (("improved", changed.improved), ("worsened", changed.worsened)):
+        for sentence in sentences[:_NUM_CHANGED]:
+            lines.append(f"  {title} {sentence.row['id']}")
+            lines += [
+                f"    {marked(side)}  ({name})"
+                for side, name in zip(sentence.sides, (baseline, changed.name), strict=True)
+            ]
+    if len(lines) > 1:
+        lines[0] += f"; {_LEGEND}"
+    return "\n".join(lines)
+
+
+def rescore_table(rescored: Rescored) -> str:
+    """Scores of hypotheses, and verdicts where there are several systems; the page has more."""
+    names = [target.name for target in rescored.targets]
+    blocks = [_about(rescored), _rescored_scores(rescored), *verdicts(names[0], {"": rescored.comparison})]
+    if rescored.comparison.slices:
+        blocks.append(slices_table(rescored.comparison.slices, names))
+    limit = _NUM_WORST if len(names) == 1 else _NUM_WORST_OF_SEVERAL
+    for name, rows, system in zip(names, rescored.rows, rescored.comparison.aligned.systems, strict=True):
+        pairs = [(row["id"], side) for row, side in zip(rows, system.alignments, strict=True)]
+        worst = sorted(pairs, key=lambda pair: -pair[1].errors)[:limit]
+        lines = [f"  {clip}: {side.errors} errors\n    {marked(side)}" for clip, side in worst if side.errors]
+        if lines:
+            blocks.append("\n".join([f"{name}, the worst; {_LEGEND}", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _about(rescored: Rescored) -> str:
+    aligned, first = rescored.comparison.aligned, rescored.transcripts[0]
+    facts = [f"{len(aligned.rows):,} utterances", f"{int(aligned.words.sum()):,} words"]
+    if rescored.left_out:
+        facts.append(f"{rescored.left_out:,} clips left out, for which not every target has a hypothesis")
+    facts.append(f"normalizer {first.normalizer.name} ({first.normalizer.version})")
+    facts.append(f"cost {first.cost} ({' '.join(first.scorer)})")
+    text = "; ".join(facts)
+    if rescored.glued_references:
+        text += (
+            f"\nwarning: this normalizer joins the numbers of {rescored.glued_references:,} references into one word "
+            "(one two -> 12), so that one wrong digit makes the whole number wrong; --normalizer lower does not"
+        )
+    return text
+
+
+def _rescored_scores(rescored: Rescored) -> str:
+    rows = [((entry["name"],), entry) for entry in rescored.scores]
+    text = scores_table([""], rows, grouped_by=rescored.comparison.aligned.column)
+    if any(entry["failures"] for entry in rescored.scores):
+        text += "\nfailed: share of all clips of the target; the other rates are over the clips that did not fail"
+    return text
+
+
+def marked(alignment: Alignment) -> str:
+    """One line, marked as ``git diff --word-diff`` does."""
+    words = []
+    for reference, hypothesis in alignment.pairs[:_MAX_WORDS]:
+        if reference == hypothesis:
+            words.append(str(reference))
+        else:
+            deleted = "" if reference is None else f"[-{reference}-]"
+            words.append(deleted + ("" if hypothesis is None else f"{{+{hypothesis}+}}"))
+    return " ".join([*words, *(["…"] if len(alignment.pairs) > _MAX_WORDS else [])])
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "–"
+    return value if len(value) <= _MAX_WIDTH else f"{value[: _MAX_WIDTH - 1]}…"
+
+
+def _ends(interval: Sequence[float], sign: str = "") -> str:
+    low, high = interval
+    return f"[{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
