@@ -134,24 +134,50 @@ def test_a_run_scores_as_at_its_end(call: Output, trained: Path, tmp_path: Path)
         assert scores["cost_usd"] is None
 
 
-def test_all_kinds_side_by_side(call: Output, server: Vendors, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
+def test_all_kinds_side_by_side(
+    call: Output,
+    server: Vendors,
+    trained: Path,
+    ctc_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     targets = [trained / "run", ctc_model, deepgram(server)]
     code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert code == 0, err
-    header, *table, normalizer = out.splitlines()
-    assert header.split() == [
-        *("set", "target", "WER", "95", "%", "interval", "CER", "sub", "del", "ins", "clips", "failed", "RTFx", "USD"),
-    ]
+    header, *table = out.splitlines()
+    for head in (
+        "set",
+        "target",
+        "WER",
+        "95 % interval",
+        "CER",
+        "sub",
+        "del",
+        "ins",
+        "no error",
+        "clips",
+        "RTFx",
+        "USD",
+    ):
+        assert head in header
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
-    before, _, command = err.splitlines()[-1].partition(": ")
-    assert before == "who is better, and where"
-    assert shlex.split(command)[:2] == ["tiny-audio", "rescore"]
-    assert main(shlex.split(command)[1:]) == 0
-    page = (tmp_path / "manifest.html").read_text()
-    assert "MAPSSWE" in page
-    assert page.count("tiny-wav2vec2") > 0
-    assert normalizer == "normalizer: whisper_english"
+    assert table[3] == "normalizer: whisper_english"
+    # The verdicts are those of the command that makes the page.
+    command = shlex.split(err.splitlines()[-1].partition(": ")[2])
+    assert command[:2] == ["tiny-audio", "rescore"]
+    capsys.readouterr()
+    assert main([*command[1:], "--json"]) == 0
+    differences = json.loads(capsys.readouterr().out)["differences"]
+    code, out, _ = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path, "--json")
+    assert code == 0
+    found = [sets["manifest"]["comparison"] for sets in list(json.loads(out).values())[1:]]
+    for key in ("difference", "interval", "p_value", "p_adjusted", "verdict"):
+        assert [entry[key] for entry in found] == [entry[key] for entry in differences]
+    (page,) = tmp_path.glob("manifest.html")
+    assert "MAPSSWE" in page.read_text()
+    assert page.read_text().count("tiny-wav2vec2") > 0
     assert all(folder.is_dir() for folder in (tmp_path / "run", tmp_path / "tiny-wav2vec2"))
     heard = rows_in(tmp_path / "tiny-wav2vec2" / "manifest")
     assert any(row["pred_text"] for row in heard)

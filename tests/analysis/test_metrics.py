@@ -1,0 +1,75 @@
+"""Metrics are one table: an entry of it is in the terminal, in JSON, on the pages and in the model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.analysis.report_data import METRICS, REPORT, no_audio
+from tests.analysis.systems import SET, make_rows, write_run
+from tests.support.html import Page
+from tiny_audio.analysis.compare import compare_folders
+from tiny_audio.analysis.report import render_comparison, render_report, render_targets
+from tiny_audio.analysis.rescore import rescore
+from tiny_audio.analysis.scoring import metrics, normalizer, score, score_set
+from tiny_audio.analysis.scoring.metrics import Metric, mean_over_seeds
+from tiny_audio.analysis.tables import comparison_table, rescore_table
+from tiny_audio.commands.console import sets_table
+from tiny_audio.export.card import _scores as card_scores
+
+
+def shortest(transcripts: metrics.Transcripts) -> int:
+    return min(len(text.split()) for text in transcripts.hypotheses)
+
+
+ADDED = Metric("shortest_hypothesis", "words of the shortest one", "shortest", "count", "higher", ",.0f", shortest)
+
+
+@pytest.mark.parametrize("metric", [*(m for m in metrics.METRICS if m.key == "error_free_rate"), ADDED])
+def test_a_metric_is_shown_everywhere(metric: Metric, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if metric not in metrics.METRICS:
+        monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, metric))
+    rows = make_rows(0.2)
+    texts = [[row[key] for row in rows] for key in ("text", "pred_text")]
+    scores = score_set(*texts, normalizer("lower"))
+    assert metric.key in json.dumps(scores)
+    report: dict[str, Any] = {**REPORT, "evaluation": {SET: scores}}
+    runs = [write_run(tmp_path / name, made, None) for name, made in (("a", rows), ("b", make_rows(0.1)))]
+    compared, rescored = compare_folders(runs), rescore([run / "evaluation" / f"{SET}.jsonl" for run in runs])
+    for written in (compared.to_json()["sets"][SET]["variants"], rescored.summary["targets"]):
+        assert all(metric.key in entry for entry in written)
+    for text in (sets_table({SET: scores}), comparison_table(compared), rescore_table(rescored)):
+        assert metric.short in text
+    pages = (
+        render_report(report, METRICS, {SET: rows}, no_audio),
+        render_comparison(compared),
+        render_targets(rescored, no_audio),
+    )
+    for page in pages:
+        assert any(mark.get("title") == metric.label for mark in Page(page).all("span"))
+        assert metric.short in Page(page).words
+    card = "\n".join(card_scores({SET: scores}))
+    assert metric.short in card
+    assert metric.label in card
+
+
+def test_the_table_is_sound() -> None:
+    keys = [metric.key for metric in metrics.METRICS]
+    assert len(set(keys)) == len(keys) >= 8
+    for metric in metrics.METRICS:
+        assert metric.text(None) == ""
+        assert metric.text(0)
+
+
+def test_utterances_without_error_by_hand() -> None:
+    found = score(["a b", "c", "", "d"], ["a b", "x", "", "d d"], normalizer("lower"))
+    assert found.model_dump()["error_free_rate"] == 2 / 4
+
+
+def test_means_and_totals_over_seeds() -> None:
+    seeds = [{"wer": 0.1, "deletions": 3}, {"wer": 0.2, "deletions": 4}]
+    assert mean_over_seeds(seeds) == {"wer": pytest.approx(0.15), "deletions": 3.5}
+    assert mean_over_seeds(seeds, total_counts=True) == {"wer": pytest.approx(0.15), "deletions": 7}
