@@ -39,13 +39,13 @@ def make_rows(error_rate: float, size: int = 120, num_speakers: int = 12) -> lis
     ]
 
 
-def write_run(folder: Path, rows: Sequence[Row], group_by: str | None) -> Path:
+def write_run(folder: Path, rows: Sequence[Row], group_by: str | None, normalizer: str = "lower") -> Path:
     """The folder of a finished run, as far as a comparison reads it."""
     (folder / "evaluation").mkdir(parents=True)
     (folder / "state.json").write_text("{}")
     report = {
         "run_id": folder.name,
-        "evaluation": {SET: {"normalizer": "lower"}},
+        "evaluation": {SET: {"normalizer": normalizer}},
         "recipe": {"evaluation": {"group_by": group_by}, "training": {"seed": 0}},
         "training": {"steps": 1, "audio_hours": 1.0, "wall_s": 1.0},
         "parameters": {"projector": {"total": 1, "trainable": 1}},

@@ -13,7 +13,7 @@ from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
 
 Row = dict[str, Any]
-"""A hypothesis, as :data:`tiny_audio.evaluation.Hypothesis` has it, without whether it was truncated."""
+"""A row of hypotheses: the keys below of :data:`tiny_audio.evaluation.Hypothesis`."""
 
 _KEYS = ("id", "audio_filepath", "duration", "text", "pred_text", "ctc_text", "metadata")
 _SAME_DURATION_S = 0.01
@@ -36,24 +36,24 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> FinishedRun:
-        """Raises :class:`UserError` where the folder is none, holds no run, or a run that is not finished."""
+        """Raises :class:`UserError` where the folder does not exist, holds no run, or one that is not finished."""
         if not folder.is_dir():
-            found = "is no folder" if folder.exists() else "does not exist"
+            found = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {found}; give the folder that `tiny-audio run` wrote")
         if not (folder / "state.json").exists():
             inside = sorted(path.parent for path in folder.glob("*/state.json"))
             hint = f"one in it, such as {inside[0]}" if inside else "the one that `tiny-audio run` wrote"
-            raise UserError(f"{folder} is no run's folder (it has no state.json); give {hint}")
+            raise UserError(f"{folder} is not the folder of a run (it has no state.json); give {hint}")
         if not (folder / "report.json").exists():
             raise UserError(
-                f"{folder} is a run that is not finished (it has no report.json); continue it by the command that "
-                f"started it, or by: tiny-audio run {folder / 'recipe.yaml'} --output-dir {folder}"
+                f"{folder} is an unfinished run (it has no report.json); continue it with the command that started "
+                f"it, or with: tiny-audio run {folder / 'recipe.yaml'} --output-dir {folder}"
             )
         return cls(name, folder, _object(folder / "report.json"))
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """What ``report.json`` says of each set that was scored."""
+        """The scores in ``report.json``, by set."""
         scores: dict[str, dict[str, Any]] = self.report["evaluation"]
         return scores
 
@@ -64,7 +64,7 @@ class FinishedRun:
         return column
 
     def fingerprint(self, set_name: str) -> str:
-        """Of the data that a set was read from."""
+        """Fingerprint of the data that a set was read from."""
         found: str = self.report["provenance"]["evaluation_data"][set_name]
         return found
 
@@ -82,21 +82,21 @@ class FinishedRun:
                 rows[row["id"]] = {key: row[key] for key in _KEYS}
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}, line {number}: is no row of hypotheses; delete the file and run its command again"
+                    f"{path}, line {number}: not a row of hypotheses; delete the file and run the run's command again"
                 ) from None
         return rows
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: the runs of one recipe, alike but for their seeds; as a rule a single one."""
+    """What is compared: the runs of one recipe that differ only in their seeds; usually a single run."""
 
     name: str
     runs: tuple[FinishedRun, ...]
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """The runs, called by as much of their paths' ends as tells them apart; one given twice gets a number."""
+    """Read the runs. Each is named by the shortest unique end of its path; one given twice gets a number."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]
     distinct = len(set(paths))
     names = next(
@@ -104,13 +104,13 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
         for depth in range(1, max(len(path.parts) for path in paths) + 1)
         if len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) == distinct
     )
-    again = [names[:place].count(name) for place, name in enumerate(names)]
+    again = [names[:index].count(name) for index, name in enumerate(names)]
     named = (f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True))
     return [FinishedRun.read(folder, name) for folder, name in zip(folders, named, strict=True)]
 
 
 def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
-    """Sets that all runs were scored on, or of these the one that is wanted.
+    """Sets that all runs were scored on, or only the wanted one.
 
     Raises:
         UserError: there is none; names the sets of each run.
@@ -119,8 +119,8 @@ def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
     if not shared:
         listed = "; ".join(f"{run.name}: {', '.join(run.scores) or 'none'}" for run in runs)
         raise UserError(
-            f"there is no set that all of these runs were scored on ({listed}); add one to data.evaluation of each "
-            "and run its command again, which only scores"
+            f"no set was scored by all of these runs ({listed}); add one to data.evaluation of each run's recipe and "
+            "run its command again, which only scores the new set"
         )
     if wanted is None:
         return shared
@@ -133,13 +133,13 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     """The rows of each run, in one order of utterances: the same id, the same reference and the same length.
 
     Args:
-        common: use the utterances that all runs have, instead of refusing others.
+        common: use the utterances that all runs have. Otherwise differing utterances are an error.
 
     Returns:
-        the rows, run by run, and how many of the utterances of any run were left out.
+        the rows, run by run, and how many utterances of any run were left out.
 
     Raises:
-        UserError: the utterances, references or lengths differ, or nothing is common.
+        UserError: utterances, references or lengths differ, or the runs have no utterance in common.
     """
     tables = [run.rows(set_name) for run in runs]
     first = tables[0]
@@ -149,8 +149,8 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     left_out = len(set().union(*tables)) - len(ids)
     if not ids:
         raise UserError(
-            f"{set_name}: no utterance with the same reference and length is in all of these runs, so that there is "
-            "nothing to compare; score them on the same clips"
+            f"{set_name}: no utterance with the same reference and length is in all of these runs; score them on the "
+            "same clips"
         )
     if left_out and not common:
         differing = zip(runs[1:], tables[1:], strict=True)
@@ -163,12 +163,12 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
 
 
 def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
-    """What speaks against one set having been scored by all, although its utterances agree; in a sentence each.
+    """Sentences that question whether all runs were scored on the same audio, although the utterances agree.
 
     Args:
         set_name: the set.
-        runs: the first is the one that the others are held against.
-        rows: of each run, as :func:`paired_rows` gives them.
+        runs: the others are checked against the first.
+        rows: of each run, as :func:`paired_rows` returns them.
     """
     for run, theirs in zip(runs[1:], rows[1:], strict=True):
         elsewhere = [
@@ -179,15 +179,14 @@ def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]
         if elsewhere:
             here, there = elsewhere[0]
             yield (
-                f"{run.name} read {len(elsewhere)} of the clips elsewhere than {runs[0].name}, such as {here['id']}: "
-                f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, and "
-                "whether it is the same sound is for you to know"
+                f"{run.name} read {len(elsewhere)} clips from other places than {runs[0].name}, such as {here['id']}: "
+                f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, but "
+                "check that the audio is the same"
             )
         elif run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (
                 f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
-                "references and lengths of the clips here agree: the rest of the set, or the revision that it is of, "
-                "differs"
+                "references and lengths of the clips agree: the rest of the set, or its revision, differs"
             )
 
 
@@ -228,5 +227,7 @@ def _object(path: Path) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict) or not {"evaluation", "recipe", "training", "parameters"} <= content.keys():
-        raise UserError(f"{path} is no run's report; delete it and run the run's command again, which writes it anew")
+        raise UserError(
+            f"{path} is not the report of a run; delete it and run the run's command again, which writes it"
+        )
     return content

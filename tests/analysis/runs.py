@@ -1,0 +1,48 @@
+"""Edits of the hypotheses of finished runs, and what a comparison says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.messages import assert_names
+from tiny_audio.analysis.compare import Comparison, compare_folders
+from tiny_audio.config import UserError
+
+COUNT = 48
+Row = dict[str, Any]
+Edit = Callable[[Row], None]
+MakeVariant = Callable[..., Path]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def number_of(row: Row) -> int:
+    return int(row["id"].removeprefix("held_out/clip")[:3])
+
+
+def wrong(every: int) -> Edit:
+    """A wrong last word in every so many utterances."""
+
+    def edit(row: Row) -> None:
+        if number_of(row) % every == 0:
+            row["pred_text"] = " ".join([*row["text"].split()[:-1], "banana"])
+
+    return edit
+
+
+def only(comparison: Comparison) -> dict[str, Any]:
+    return dict(comparison.to_json()["sets"]["held_out"])
+
+
+def refused(folders: list[Path], *names: str, **options: Any) -> None:
+    """The folders cannot be compared, and the message names all of these, in this order."""
+    with pytest.raises(UserError) as caught:
+        compare_folders(folders, **options)
+    assert_names(caught.value, *names)

@@ -1,0 +1,134 @@
+"""Finished runs that cannot be compared are refused, and the message names why; ``messages.txt`` has the prose."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.runs import COUNT, MakeVariant, Row, number_of, only, read, refused
+from tests.support.html import Page
+from tests.support.messages import assert_names
+from tiny_audio.analysis.compare import compare_folders
+from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.tables import comparison_table
+from tiny_audio.cli import main
+
+
+def test_a_single_run(made: Path) -> None:
+    refused([made / "small"], "two runs")
+
+
+def test_folders_that_are_no_finished_run(made: Path, variant: MakeVariant, tmp_path: Path) -> None:
+    run = made / "small"
+    missing, file, unfinished, broken = (tmp_path / name for name in ("none", "file", "unfinished", "broken"))
+    file.write_text("")
+    shutil.copytree(run, unfinished)
+    (unfinished / "report.json").unlink()
+    shutil.copytree(run, broken)
+    (broken / "report.json").write_text("{}")
+    bare, cut = variant("bare"), variant("cut")
+    (bare / "evaluation" / "held_out.jsonl").unlink()
+    (cut / "evaluation" / "held_out.jsonl").write_text('{"id": "held_out/x"}\n')
+    refused([run, missing], f"{missing} does not exist; `tiny-audio run`")
+    refused([run, file], f"{file} folder `tiny-audio run`")
+    refused([run, run / "model"], f"{run / 'model'} state.json `tiny-audio run`")
+    refused([run, made], f"{made} state.json {made / 'large'}")
+    command = f"tiny-audio run {unfinished / 'recipe.yaml'} --output-dir {unfinished}"
+    refused([run, unfinished], f"{unfinished} report.json {command}")
+    refused([run, broken], f"{broken / 'report.json'} delete")
+    refused([run, bare], f"{bare / 'evaluation' / 'held_out.jsonl'} is missing")
+    refused([run, cut], f"{cut / 'evaluation' / 'held_out.jsonl'}, line 1 delete")
+
+
+def test_no_set_in_common(made: Path, variant: MakeVariant) -> None:
+    scores = read(made / "small" / "report.json")["evaluation"]["held_out"]
+    one, other = variant("one"), variant("other", evaluation={"elsewhere": scores})
+    refused([one, other], "(one: held_out; other: elsewhere) data.evaluation")
+    refused([one, variant("two")], "--set held_ot: 'held_out'? Allowed: held_out", set_name="held_ot")
+    assert list(compare_folders([one, one], set_name="held_out").sets) == ["held_out"]
+
+
+def test_other_clips_or_references(variant: MakeVariant) -> None:
+    def fewer(row: Row) -> None:
+        row["gone"] = number_of(row) < 5
+        if number_of(row) == 7:
+            row["text"] = "another text"
+
+    def more(row: Row) -> None:
+        row["gone"] = number_of(row) == 40
+
+    one, other = variant("one", more), variant("other", fewer)
+    refused(
+        [one, other],
+        "held_out: 5 only in one, held_out/clip000.wav 1 only in other, held_out/clip040.flac",
+        "1 reference in other one, held_out/clip007.flac: 'another text' 'no'",
+        f"{COUNT - 7} --common",
+    )
+    comparison = compare_folders([one, other], common=True)
+    entry = only(comparison)
+    assert (entry["num_utterances"], entry["left_out"]) == (COUNT - 7, 7)
+    assert "7 utterances that are not in all runs left out" in comparison_table(comparison)
+    assert "7 utterances that are not in all runs are left out" in Page(render_comparison(comparison)).words
+
+    def others(row: Row) -> None:
+        row["text"] = "something else"
+
+    refused([one, variant("third", others)], "held_out: no utterance", common=True)
+
+
+def test_other_audio_under_the_same_names(variant: MakeVariant) -> None:
+    """Two lists that name and transcribe clips alike need not mean the same recordings."""
+
+    def longer(row: Row) -> None:
+        row["duration"] = 0.9 if number_of(row) % 2 else row["duration"] + 0.005
+
+    one, other = variant("one"), variant("other", longer)
+    refused([one, other], f"held_out: 24 other one held_out/clip001.flac: 0.90 0.61 s {COUNT // 2} --common")
+    assert only(compare_folders([one, other], common=True))["num_utterances"] == COUNT // 2
+
+    def moved(row: Row) -> None:
+        if number_of(row) < 3:
+            row["audio_filepath"] = f"/noisy/{row['id']}"
+
+    comparison = compare_folders([one, variant("noisy", moved)])
+    (doubt,) = only(comparison)["doubts"]
+    assert_names(ValueError(doubt), "noisy 3 one held_out/clip000.wav: /noisy/held_out/clip000.wav")
+    assert f"  warning: {doubt}\n" in comparison_table(comparison)
+    assert f"Warning: {doubt}." in Page(render_comparison(comparison)).words
+
+    fresh = variant("fresh", provenance__evaluation_data={"held_out": "0" * 64})
+    (doubt,) = only(compare_folders([one, fresh]))["doubts"]
+    assert_names(ValueError(doubt), "fresh one fingerprints")
+    assert only(compare_folders([one, one]))["doubts"] == []
+
+
+def test_other_normalizers(variant: MakeVariant) -> None:
+    one, other = variant("one"), variant("other", evaluation__held_out__normalizer="none")
+    refused([one, other], "held_out: (lower: one; none: other) --normalizer lower")
+    assert only(compare_folders([one, other], normalizer_name="none"))["normalizer"] == "none"
+    refused([one, other], "'upper'; none, lower", normalizer_name="upper")
+
+
+def test_references_without_a_word(variant: MakeVariant) -> None:
+    def dots(row: Row) -> None:
+        row["text"] = "..."
+
+    refused(
+        [variant("one", dots), variant("two", dots)], "held_out: word 'basic' --normalizer", normalizer_name="basic"
+    )
+
+
+def test_columns_to_group_by(variant: MakeVariant) -> None:
+    one = variant("one", recipe__evaluation__group_by="speaker")
+    other = variant("other", recipe__evaluation__group_by="room")
+    refused([one, other], "evaluation.group_by room speaker --group-by room")
+    assert only(compare_folders([one, other], group_by="speaker"))["num_groups"] == 3
+    refused([one, other], "held_out: 'room' (columns: speaker) --group-by", group_by="room")
+
+
+def test_a_page_that_cannot_be_written(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "none" / "page.html"
+    assert main(["compare", str(made / "small"), str(made / "large"), "--html", str(page)]) == 2
+    assert_names(ValueError(capsys.readouterr().err), f"error: --html {page}: {page.parent}")
