@@ -177,7 +177,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
     paired = [
         _h3("Decoder against CTC head, on the same utterances"),
         table(difference_head, differences, numbers=(1, 2, 3)),
-        tag("p", "Below zero, the decoder is better; significant where the interval leaves out zero.", class_="muted"),
+        tag("p", "Below zero, the decoder is better. The interval has no verdict.", class_="muted"),
     ]
     return [
         scores_table(["Set"], rows, after=sizes),
