@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from tests.conftest import changed, tiny_recipe
+from tests.support.equality import assert_equal
 from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Hub, Repo, running_hub
 from tests.support.parquet_shards import loquacious_shard
-from tests.training.test_resume import PATIENCE_S, assert_equal, kill, last_step, wait_until
+from tests.support.processes import PATIENCE_S, kill, last_step, wait_until
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.metrics import read_metrics
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import changed, tiny_recipe, write_clips
+from tests.support.equality import assert_equal
+from tests.support.processes import finish, is_writing, kill, last_step, start, wait_until
 from tiny_audio.cli import main
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.metrics import read_metrics
@@ -25,9 +23,6 @@ from tiny_audio.training.metrics import read_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 40
-PATIENCE_S = 180.0
-
-Process = subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
@@ -65,46 +60,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(recipe: Path, folder: Path, *overrides: str) -> Process:
-    command = [sys.executable, "-m", "tiny_audio.cli", "run", str(recipe), *overrides, "--output-dir", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: Process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, err
-
-
-def wait_until(process: Process, happened: Callable[[], bool], pause_s: float = 0.002) -> bool:
-    """False where the process ended first."""
-    deadline = time.monotonic() + PATIENCE_S
-    while process.poll() is None:
-        if happened():
-            return True
-        assert time.monotonic() < deadline
-        time.sleep(pause_s)
-    return False
-
-
-def is_writing(checkpoints: Path) -> bool:
-    try:
-        with os.scandir(checkpoints) as entries:
-            return any(entry.name.startswith(".writing-step-") for entry in entries)
-    except FileNotFoundError:
-        return False
-
-
-def last_step(folder: Path) -> int:
-    rows = read_metrics(folder / "metrics.jsonl")
-    return rows[-1]["step"] if rows else 0
-
-
-def kill(process: Process) -> None:
-    process.kill()
-    process.communicate(timeout=PATIENCE_S)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -136,22 +91,6 @@ def assert_same_bits(folder: Path, undisturbed: Path) -> None:
     assert logged == wanted
     assert [step for kind, step in logged if kind == "train"] == list(range(2, STEPS + 1, 2))
     assert not list((folder / "checkpoints").glob(".*"))
-
-
-def assert_equal(ours: Any, theirs: Any, place: str) -> None:
-    assert type(ours) is type(theirs), place
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), place
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), place
-        for key in ours:
-            assert_equal(ours[key], theirs[key], f"{place}.{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), place
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal(*pair, f"{place}.{number}")
-    else:
-        assert ours == theirs, place
 
 
 # --- kills

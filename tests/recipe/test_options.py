@@ -1,0 +1,117 @@
+"""Every option of a recipe is described, and read by the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+import tiny_audio
+from tests.recipe.configs import FIELDS, configs
+from tests.support.attribute_reads import AttributeReads
+from tiny_audio.ctc import CtcConfig
+from tiny_audio.recipe import EvaluationConfig, ExecutionConfig, TrainingConfig
+
+SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "num_channel_masks", "num_time_masks", "pretrained", "rank"}
+"""Leaf fields with a self-explanatory name, or whose default alone differs in a part."""
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_field_is_described(config: type[BaseModel], name: str) -> None:
+    field = config.model_fields[name]
+    is_section = any(isinstance(item, type) and issubclass(item, BaseModel) for item in _flat(field.annotation))
+    described = field.description or is_section or name in SPEAK_FOR_THEMSELVES
+    assert described, f"{config.__name__}.{name} has no docstring"
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _flat(argument)
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_what_may_be_null_is_null_by_default(config: type[BaseModel], name: str) -> None:
+    """So that a recipe which takes back a field of its base with ``null`` says the same as one that sets it to null."""
+    field = config.model_fields[name]
+    assert type(None) not in get_args(field.annotation) or field.default is None
+
+
+def test_every_section_and_part_is_described() -> None:
+    assert [config.__name__ for config in configs() if not config.__doc__] == []
+
+
+# --- dead options
+
+SENT_AS = {"SyntheticConfig": "Job"}
+"""Configs whose dump becomes another class, in another process, which is the one to read the fields."""
+
+
+@pytest.fixture(scope="module")
+def reads() -> AttributeReads:
+    return AttributeReads.of_package(Path(tiny_audio.__file__).parent)
+
+
+def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
+    """Whether some code reads the field of this config, not only a field of the same name elsewhere."""
+    classes = {base for known in configs() for base in known.__mro__ if issubclass(base, BaseModel)} | {config}
+    family = {
+        other.__name__
+        for other in classes
+        if (issubclass(other, config) or issubclass(config, other)) and name in other.model_fields
+    }
+    return reads.is_read({*family, SENT_AS.get(config.__name__, config.__name__)}, name)
+
+
+def test_there_are_no_dead_options(reads: AttributeReads) -> None:
+    """Every field is read outside its class, or by a public method of its class."""
+    assert [f"{config.__name__}.{name}" for config, name in FIELDS if not is_read(reads, config, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(EvaluationConfig, "steps"), (ExecutionConfig, "seed"), (CtcConfig, "dropout"), (TrainingConfig, "normalizer")],
+)
+def test_a_dead_option_is_found_even_if_another_class_has_one_of_the_same_name(
+    reads: AttributeReads, config: type[BaseModel], name: str
+) -> None:
+    """A field that were added to the config under this name would be dead, though the name is read elsewhere."""
+    assert any(read.attribute == name for read in reads.reads)
+    assert name not in config.model_fields
+    assert not is_read(reads, config, name)
+
+
+SOURCE = """
+class Speed(Config):
+    steps: int = 1
+    unused: int = 2
+    checked: int = 3
+    asked: int = 4
+
+    def _check(self) -> None:
+        assert self.checked
+
+    def factor(self) -> int:
+        return self.asked
+
+class Other:
+    unused: int
+
+class Holder:
+    def __init__(self, other: Other, speeds: dict[str, Speed]) -> None:
+        self._other, self._speeds = other, speeds
+
+    def use(self) -> int:
+        for name, speed in self._speeds.items():
+            print(name, speed.steps, self._other.unused)
+"""
+
+
+def test_reads_are_told_apart_by_type() -> None:
+    reads = AttributeReads([SOURCE])
+    fields = ("steps", "unused", "checked", "asked")
+    assert [reads.is_read({"Speed"}, name) for name in fields] == [True, False, False, True]
+    assert reads.is_read({"Other"}, "unused")

@@ -1,0 +1,24 @@
+"""Nested values that hold tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def assert_equal(ours: Any, theirs: Any, place: str) -> None:
+    """Both have the same structure, types, values and bits; ``place`` is what a failure calls them."""
+    assert type(ours) is type(theirs), place
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), place
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(*pair, f"{place}.{index}")
+    else:
+        assert ours == theirs, place
