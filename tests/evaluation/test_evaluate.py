@@ -520,7 +520,7 @@ def test_presets_are_sources() -> None:
         ("librispeech:splt=test.clean", "splt: unknown field; did you mean 'split'?"),
         (
             "librispeech:split",
-            "librispeech:split: 'split' is not of the form field=value; fields are separated by commas, and",
+            "librispeech:split: 'split' is not of the form field=value; commas separate fields",
         ),
         ("hub", "--data hub: repo: is missing, and has no default"),
         (".", "--data . is a folder; for the audio files in it write --data folder:path=."),

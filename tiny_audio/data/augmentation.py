@@ -1,4 +1,8 @@
-"""Augmentation of training clips, each seeded by the clip and the epoch: workers and restarts change nothing."""
+"""Augmentation of training clips, seeded by clip and epoch, so that workers and restarts change nothing.
+
+To add one, write a subclass of :class:`WaveformAugmentation` here and give it a field of :class:`AugmentationConfig`,
+whose fields are applied in their order.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import json
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -34,16 +39,38 @@ class SpecAugmentConfig(Config):
     """Widest channel mask, as a share of the channels."""
 
 
-class SilenceConfig(Config):
-    """Silence around the clip, as long as chance has it. Clips that all begin with their first sound teach a model
-    nothing about recordings, which do not."""
+@dataclass(frozen=True)
+class Draw:
+    """What decides how one clip is changed."""
+
+    rng: random.Random
+    seed: int
+    loudness: Tensor
+    """Of the recorded clip, as a root mean square; added silence does not lower it."""
+    max_duration_s: float
+
+
+class WaveformAugmentation(Config, ABC):
+    """Base of the sections that change the waveform of a share of the clips."""
+
+    probability: float
+    """Share of the clips that get it."""
+
+    @abstractmethod
+    def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
+        """Change a clip ``[S]``. All random numbers come from ``draw``."""
+
+
+class SilenceConfig(WaveformAugmentation):
+    """Silence of random length around the clip. Without it, a model trained on clips that all begin with their first
+    sound fails on recordings that do not."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
     """Longest silence before it."""
     max_after_s: float = Field(default=0.3, ge=0, le=10)
     """Longest silence after it."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Share of the clips that get it: those that begin with their first sound have to be learned too."""
+    """Share of the clips that get it. Clips that begin with their first sound have to be learned too."""
 
     @model_validator(mode="after")
     def _check_any(self) -> SilenceConfig:
@@ -56,14 +83,41 @@ class SilenceConfig(Config):
         """Most that a clip gets."""
         return self.max_before_s + self.max_after_s
 
+    def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
+        """See :meth:`WaveformAugmentation.apply`. Makes no clip longer than ``max_duration_s``."""
+        before_s, after_s = draw.rng.uniform(0, self.max_before_s), draw.rng.uniform(0, self.max_after_s)
+        share = min(1.0, max(0.0, draw.max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
+        # Digital silence: the sections for noise come later, and cover speech too.
+        padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
+        return torch.nn.functional.pad(waveform, padding)
 
-class WhiteNoiseConfig(Config):
-    """Noise in which all frequencies are equally loud."""
 
-    snr_db: tuple[float, float] = (15.0, 40.0)
-    """How much louder than the noise the clip is, from and to; drawn for each clip."""
-    probability: float = Field(default=0.5, gt=0, le=1)
+class ReverberationConfig(WaveformAugmentation):
+    """Rooms: convolution with recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
+
+    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
+    """Audio files with one impulse response each, at any depth; of several channels, the mean. Names and sizes are
+    remembered by a run, since they decide the weights."""
+    probability: float = Field(default=0.3, gt=0, le=1)
     """Share of the clips that get it."""
+
+    def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
+        """See :meth:`WaveformAugmentation.apply`. Length, loudness and the time of the direct sound stay."""
+        import torchaudio
+
+        response = _drawn(self.folder, draw.rng)
+        if response is None:
+            return waveform
+        arrival = int(response.abs().argmax())  # the direct sound is the loudest
+        wet = torchaudio.functional.fftconvolve(waveform, response)[arrival : arrival + len(waveform)]
+        return wet * (_loudness(waveform) / _loudness(wet)) if _loudness(wet) > 0 else waveform
+
+
+class AddedNoise(WaveformAugmentation, ABC):
+    """Base of the sections that add noise at a random ratio."""
+
+    snr_db: tuple[float, float]
+    """How much louder than the noise the clip is, from and to; drawn for each clip."""
 
     @field_validator("snr_db")
     @classmethod
@@ -72,24 +126,54 @@ class WhiteNoiseConfig(Config):
             raise ValueError(f"is a range [lowest, highest], and {snr[0]} is above {snr[1]}")
         return snr
 
+    @abstractmethod
+    def noise(self, length: int, draw: Draw) -> Tensor | None:
+        """Noise ``[length]`` of any loudness; None if there is none."""
 
-class NoiseConfig(WhiteNoiseConfig):
-    """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random piece of a random file."""
+    def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
+        """See :meth:`WaveformAugmentation.apply`. Silent noise is not amplified."""
+        snr_db = draw.rng.uniform(*self.snr_db)
+        noise = self.noise(len(waveform), draw)
+        if noise is None:
+            return waveform
+        own = _loudness(noise)
+        return waveform + (noise * (draw.loudness / own * 10 ** (-snr_db / 20)) if own else noise)
+
+
+class NoiseConfig(AddedNoise):
+    """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random part of a random file."""
 
     folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
     """Audio files, at any depth. Names and sizes are remembered by a run, since they decide the weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
     """How much louder than the noise the clip is, from and to; drawn for each clip."""
-
-
-class ReverberationConfig(Config):
-    """Rooms: clips as heard there, by recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
-
-    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
-    """Audio files with one impulse response each, at any depth; of several channels, the mean. Names and sizes are
-    remembered by a run, since they decide the weights."""
-    probability: float = Field(default=0.3, gt=0, le=1)
+    probability: float = Field(default=0.5, gt=0, le=1)
     """Share of the clips that get it."""
+
+    def noise(self, length: int, draw: Draw) -> Tensor | None:
+        """See :meth:`AddedNoise.noise`. A shorter sound is looped."""
+        start = draw.rng.random()
+        sound = _drawn(self.folder, draw.rng)
+        if sound is None:
+            return None
+        if len(sound) >= length:
+            first = int(start * (len(sound) - length + 1))
+            return sound[first : first + length]
+        turned = sound.roll(-int(start * len(sound)))
+        return turned.repeat(-(-length // len(sound)))[:length]
+
+
+class WhiteNoiseConfig(AddedNoise):
+    """Noise in which all frequencies are equally loud."""
+
+    snr_db: tuple[float, float] = (15.0, 40.0)
+    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+    probability: float = Field(default=0.5, gt=0, le=1)
+    """Share of the clips that get it."""
+
+    def noise(self, length: int, draw: Draw) -> Tensor:
+        """See :meth:`AddedNoise.noise`."""
+        return torch.randn(length, generator=torch.Generator().manual_seed(draw.seed % 2**63))
 
 
 class AugmentationConfig(Config):
@@ -121,8 +205,11 @@ class AugmentationConfig(Config):
 
     def folders(self) -> dict[str, str]:
         """Folders of sounds, by the section that names them."""
-        sections = {"reverberation": self.reverberation, "noise": self.noise}
-        return {name: section.folder for name, section in sections.items() if section is not None}
+        return {name: part.folder for name, part in self if isinstance(part, ReverberationConfig | NoiseConfig)}
+
+    def sections(self) -> list[WaveformAugmentation]:
+        """What changes waveforms after speed, in the order in which it is applied."""
+        return [section for _, section in self if isinstance(section, WaveformAugmentation)]
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:
@@ -155,8 +242,13 @@ def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
 def augment_waveform(
     config: AugmentationConfig, waveform: Tensor, seed: int, max_duration_s: float = math.inf
 ) -> Tensor:
-    """Speed, silence, room and noise on one clip ``[S]``, a function of its seed and of the names and content of the
-    sounds. No silence makes a clip longer than ``max_duration_s``."""
+    """Change one clip ``[S]``.
+
+    A function of the clip, its seed, and the names and content of the sounds.
+
+    Args:
+        max_duration_s: silence makes no clip longer than this.
+    """
     rng = random.Random(seed)
     factor = rng.choice(config.speed) if config.speed else 1.0
     if factor != 1.0:
@@ -164,56 +256,16 @@ def augment_waveform(
 
         # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
-    loudness = _loudness(waveform)  # of what is said: silence does not make it softer
-    if config.silence and rng.random() < config.silence.probability:
-        before_s, after_s = rng.uniform(0, config.silence.max_before_s), rng.uniform(0, config.silence.max_after_s)
-        share = min(1.0, max(0.0, max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
-        # Digital silence: noise lies under speech too, and comes by its own sections, after this one.
-        padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
-        waveform = torch.nn.functional.pad(waveform, padding)
-    if config.reverberation and rng.random() < config.reverberation.probability:
-        response = _drawn(config.reverberation.folder, rng)
-        if response is not None:
-            waveform = _reverberated(waveform, response)
-    if config.noise and rng.random() < config.noise.probability:
-        snr_db, start = rng.uniform(*config.noise.snr_db), rng.random()
-        noise = _drawn(config.noise.folder, rng)
-        if noise is not None:
-            waveform = waveform + _at(_piece(noise, len(waveform), start), loudness, snr_db)
-    if config.white_noise and rng.random() < config.white_noise.probability:
-        snr_db = rng.uniform(*config.white_noise.snr_db)
-        noise = torch.randn(waveform.shape, generator=torch.Generator().manual_seed(seed % 2**63))
-        waveform = waveform + _at(noise, loudness, snr_db)
+    draw = Draw(rng, seed, _loudness(waveform), max_duration_s)
+    for section in config.sections():
+        if rng.random() < section.probability:
+            waveform = section.apply(waveform, draw)
     return waveform
 
 
 def _drawn(folder: str, rng: random.Random) -> Tensor | None:
     sounds = sounds_in(folder)
     return sounds.load(rng.randrange(len(sounds.names)))
-
-
-def _reverberated(waveform: Tensor, response: Tensor) -> Tensor:
-    """As long and as loud as before, and in time: the direct sound, which is the loudest, stays where it was."""
-    import torchaudio
-
-    arrival = int(response.abs().argmax())
-    wet = torchaudio.functional.fftconvolve(waveform, response)[arrival : arrival + len(waveform)]
-    return wet * (_loudness(waveform) / _loudness(wet)) if _loudness(wet) > 0 else waveform
-
-
-def _piece(sound: Tensor, length: int, start: float) -> Tensor:
-    """So many samples of a sound from a random place, ``start`` in [0, 1); a shorter one is looped."""
-    if len(sound) >= length:
-        first = int(start * (len(sound) - length + 1))
-        return sound[first : first + length]
-    turned = sound.roll(-int(start * len(sound)))
-    return turned.repeat(-(-length // len(sound)))[:length]
-
-
-def _at(noise: Tensor, loudness: Tensor, snr_db: float) -> Tensor:
-    """A noise so much softer than that loudness; a pause in its recording stays one."""
-    own = _loudness(noise)
-    return noise * (loudness / own * 10 ** (-snr_db / 20)) if own else noise
 
 
 def _loudness(waveform: Tensor) -> Tensor:

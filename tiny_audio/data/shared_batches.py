@@ -1,10 +1,13 @@
-"""Padded audio on its way from a loader's process to the one that trains, through memory that is used again.
+"""Send padded waveforms from loader processes to the training process through shared memory that is reused.
 
-torch's own way makes new shared memory for every batch: each page of it costs both processes a fault, which comes to
-several times the price of the copy, and passing it on costs a connection. Here a loader has a few pieces of memory;
-the receiver maps each of them once, and says when nothing holds a batch in it any more.
+torch allocates new shared memory for every batch. Each page costs both processes a page fault, which takes longer than
+the copy, and each batch costs a connection. Here every loader process has a few blocks of memory. The receiver maps
+each block once, and marks it as free when no tensor uses it any more.
 
-A piece begins with one page, whose first byte says whether the receiver holds a batch in it.
+A block begins with one page. Its first byte is 1 while the receiver uses a batch in the block.
+
+Measured with ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores: loading an epoch
+takes 1.13 times the CPU time with torch's own way (median of 10 pairs, from 0.89 to 1.32), decoding included.
 """
 
 from __future__ import annotations
@@ -25,13 +28,13 @@ SUPPORTED = hasattr(os, "memfd_create")
 
 _HEADER_BYTES = mmap.PAGESIZE
 _LEAST_BYTES = 1 << 26
-"""Of a piece; pages that nothing was written to take no memory."""
+"""Smallest size of a block. Pages that were never written take no memory."""
 
 
 class SharedBatches:
-    """Waveforms that pickle as a place in shared memory, and come out as ``[B, S]``, zero beyond each length.
+    """Waveforms that are pickled as an address in shared memory and unpickled as ``[B, S]``, zero beyond each length.
 
-    Pickles once, in a loader's process. The receiver may keep the tensor and write into it.
+    Pickled once, in a loader process. The receiver may keep the tensor and write into it.
 
     Args:
         rows: B waveforms ``[samples]``, float32.
@@ -43,16 +46,16 @@ class SharedBatches:
     def __reduce__(self) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
         longest = max(map(len, self._rows))
         size = len(self._rows) * longest * 4
-        piece = _free_piece(size)
-        for number, row in enumerate(self._rows):
-            start = _HEADER_BYTES + number * longest * 4
-            end = piece.write(row, start)
-            piece.clear(end, start + longest * 4)
-        return _received, (os.getpid(), piece.number, piece.announced(), (len(self._rows), longest))
+        block = _free_block(size)
+        for index, row in enumerate(self._rows):
+            start = _HEADER_BYTES + index * longest * 4
+            end = block.write(row, start)
+            block.clear(end, start + longest * 4)
+        return _received, (os.getpid(), block.number, block.announced(), (len(self._rows), longest))
 
 
-class _Piece:
-    """Memory that this process fills."""
+class _Block:
+    """Shared memory that this process writes."""
 
     def __init__(self, number: int, size: int) -> None:
         self.number, self.size = number, size
@@ -68,7 +71,7 @@ class _Piece:
         return self._header[0] == 0
 
     def write(self, row: Tensor, offset: int) -> int:
-        """Gives the offset after it. By the kernel: what is written through a mapping costs a fault for each page."""
+        """Write through the kernel, since a mapping would cost a fault for each page. Returns the offset after it."""
         data = memoryview(row.numpy()).cast("B")  # type: ignore[arg-type]  # NumPy's arrays are buffers
         while data:
             written = os.pwrite(self._descriptor, data, offset)
@@ -77,60 +80,60 @@ class _Piece:
         return offset
 
     def clear(self, start: int, stop: int) -> None:
-        """Zeros; what was never written holds them already."""
+        """Write zeros, except where nothing was ever written."""
         stop = min(stop, self._written)
         if start < stop:
             os.pwrite(self._descriptor, bytes(stop - start), start)
 
     def announced(self) -> Any:
-        """Takes it; gives what the receiver maps it by, None where it has done so."""
+        """Mark the block as used. Returns what the receiver needs to map it; None if it has mapped it already."""
         self._header[0] = 1
         sent = None if self._known else (DupFd(self._descriptor), self.size)
         self._known = True
         return sent
 
 
-_PIECES: list[_Piece] = []
-"""Of this process, where it loads."""
+_BLOCKS: list[_Block] = []
+"""Blocks of this loader process."""
 _NUMBERS = iter(range(1 << 62))
 
 
-def _free_piece(size: int) -> _Piece:
-    for piece in _PIECES:
-        if piece.is_free and piece.size >= size:
-            return piece
-    _PIECES[:] = [piece for piece in _PIECES if not piece.is_free]  # too small, all of them
-    _PIECES.append(_Piece(next(_NUMBERS), max(_LEAST_BYTES, 2 * size)))
-    return _PIECES[-1]
+def _free_block(size: int) -> _Block:
+    for block in _BLOCKS:
+        if block.is_free and block.size >= size:
+            return block
+    _BLOCKS[:] = [block for block in _BLOCKS if not block.is_free]  # too small, all of them
+    _BLOCKS.append(_Block(next(_NUMBERS), max(_LEAST_BYTES, 2 * size)))
+    return _BLOCKS[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Mapped:
-    """A loader's piece, where it is received."""
+    """A loader's block, mapped in the receiving process."""
 
     memory: mmap.mmap
 
     def batch(self, shape: tuple[int, int]) -> Tensor:
         count = shape[0] * shape[1]
         held = memoryview(self.memory)[_HEADER_BYTES : _HEADER_BYTES + count * 4]
-        # The tensor holds the view for as long as anything holds its storage.
+        # The tensor's storage keeps the view alive.
         weakref.finalize(held, self._release, os.getpid())
         return torch.frombuffer(held, dtype=torch.float32).view(shape)
 
     def _release(self, process: int) -> None:
-        if os.getpid() == process:  # and no loader that was forked from it since
+        if os.getpid() == process:  # not a loader that was forked from the receiver
             self.memory[0] = 0
 
 
 _MAPPED: dict[tuple[int, int], _Mapped] = {}
-"""By process and number."""
+"""Blocks by loader process and number."""
 
 
 def _received(process: int, number: int, sent: Any, shape: tuple[int, int]) -> Tensor:
     if sent is not None:
         for other in {process for process, _ in _MAPPED} - _alive():
             for key in [key for key in _MAPPED if key[0] == other]:
-                del _MAPPED[key]  # goes when the last batch in it does
+                del _MAPPED[key]  # unmapped when its last batch is freed
         duplicate, size = sent
         descriptor = duplicate.detach()
         try:
@@ -141,5 +144,5 @@ def _received(process: int, number: int, sent: Any, shape: tuple[int, int]) -> T
 
 
 def _alive() -> set[int]:
-    """The mapped processes that there still are."""
+    """Loader processes with mapped blocks that still run."""
     return {process for process, _ in _MAPPED if os.path.exists(f"/proc/{process}")}

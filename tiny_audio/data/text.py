@@ -1,4 +1,8 @@
-"""What a model learns to write: transcripts rewritten, step by step, before they become targets."""
+"""Normalize transcripts for training: the text that the model learns to write (``data.target_text``).
+
+References and hypotheses are normalized for scoring by :mod:`tiny_audio.analysis.scoring` (``evaluation.normalizer``),
+which never changes targets. Both use the same named normalizers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ _REMARKS = (
     "applause breath breathing cough coughing coughs crosstalk foreign inaudible indiscernible laugh laughing laughs "
     "laughter music noise pause sigh sighs silence unclear unintelligible unk"
 )
-"""In round brackets only these are markers: people write other things there that are said."""
+"""Only these are markers in round brackets, where people also write words that are spoken."""
 _MARKER = re.compile(
     rf"\s*(?:<[^<>\s][^<>]{{0,40}}>|\[[^\[\]\s][^\[\]]{{0,40}}\]|\((?:{'|'.join(_REMARKS.split())})\))", re.IGNORECASE
 )
@@ -37,26 +41,26 @@ _NAMED_DAYS = re.compile(
     r"\b(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|january|february|april|june|july|september|october"
     r"|november|december)\b"
 )
-"""Not March, May and August, which are other words too."""
+"""Without March, May and August, which are also ordinary words."""
 
 
 class TargetTextConfig(Config):
     """Rewrites of training transcripts, done in this order."""
 
     write_punctuation: bool = False
-    """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as marks; without it,
-    they are markers like others."""
+    """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as punctuation.
+    Otherwise they are markers like others."""
     remove_markers: bool = False
-    """Remove what stands in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
-    brackets, such as ``(inaudible)``. Where a marker stands for words that are heard, the model learns to leave them
-    out: better keep such clips out of the data."""
+    """Remove text in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
+    brackets, such as ``(inaudible)``. If a marker stands for audible words, the model learns to omit words, so it is
+    better to keep such clips out of the data."""
     remove_fillers: bool = False
     """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, however long; not uh-huh."""
     name: NormalizerName = "none"
-    """One of the normalizers of the evaluation; a name alone is short for a section with it."""
+    """One of the normalizers of the evaluation. A name in place of the section means a section with only this name."""
     true_case: bool = False
-    """Write English without case (all upper, all lower) in lower case with capitals at the start of each sentence, in I
-    and in the names of days and months; other names stay lower. Of a text that has case, only those words change."""
+    """Write English without case (all upper or all lower) in lower case, with capitals at the start of each sentence,
+    in I, and in the names of days and months; other names stay lower. If a text has case, only those words change."""
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
@@ -74,7 +78,7 @@ def _kind(given: object) -> str:
     return "[section]" if isinstance(given, dict | BaseModel) else "[name]"
 
 
-# In brackets, as the tags are no part of a mistake's place in the recipe.
+# Tags in brackets are left out of the location in validation errors.
 TargetTextChoice = Annotated[
     Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
 ]
@@ -83,13 +87,13 @@ TargetTextChoice = Annotated[
 
 @dataclass(frozen=True)
 class TargetText:
-    """Transcript -> what is learned to write; empty where nothing is left. Travels into loader processes."""
+    """Transcript -> target text, which is empty if nothing is left. Travels into loader processes."""
 
     config: TargetTextConfig
 
     @classmethod
     def of(cls, choice: TargetTextChoice) -> TargetText:
-        """Of what a recipe says."""
+        """From the value of ``data.target_text``."""
         return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(name=choice))
 
     @cached_property
@@ -113,26 +117,26 @@ class TargetText:
         if config.remove_fillers:
             text = _FILLER.sub(_without_filler, text)
         if (config.remove_markers or config.remove_fillers) and not any(map(str.isalnum, text)):
-            return ""  # marks alone, with nothing left that they belong to
+            return ""  # only punctuation is left
         text = normalizer(config.name)(text)
         return _true_cased(text) if config.true_case else text
 
 
 def markers(text: str) -> list[str]:
-    """What ``remove_markers`` would remove."""
+    """Markers that ``remove_markers`` would remove."""
     return [marker.strip() for marker in _MARKER.findall(text)]
 
 
 def _is_end(found: re.Match[str]) -> bool:
-    """Whether a mark follows, before which there is no blank, or nothing."""
+    """Whether punctuation or the end of the text follows, so that no blank is needed."""
     return found.string[found.end() : found.end() + 1] in (",", ".", "?", "!", "")
 
 
 def _without_filler(found: re.Match[str]) -> str:
     before, after = found.groups()
-    said = found.string[: found.start()].rstrip()
+    earlier = found.string[: found.start()].rstrip()
     if after and after in ".?!":
-        return after if said and said[-1] not in ".?!" else ""  # "Yes, um." -> "Yes."; "Yes. Um." -> "Yes."
+        return after if earlier and earlier[-1] not in ".?!" else ""  # "Yes, um." -> "Yes."; "Yes. Um." -> "Yes."
     # Of "I, um, think" both commas belong to the filler; of "Yes, um I think" the first belongs to the sentence.
     return ", " if before and not after and not _is_end(found) else " "
 

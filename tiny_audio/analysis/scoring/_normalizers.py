@@ -1,4 +1,7 @@
-"""Text as it is scored."""
+"""Normalize references and hypotheses before scoring (``evaluation.normalizer``).
+
+Transcripts for training are normalized by :mod:`tiny_audio.data.text` (``data.target_text``).
+"""
 
 from __future__ import annotations
 
