@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.tutorial import ROOT, call, tiny_audio
+
 PACKAGE = ROOT / "examples" / "tiny-audio-conv-projector"
 MODULE = "tiny_audio_conv_projector"
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -61,70 +61,38 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def python(site: Path | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(site)] if site else []
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]), **environment},
-        timeout=900,
+def validate(*overrides: str) -> list[str]:
+    return ["validate", str(RECIPE), "projector=strided_conv", *overrides]
+
+
+def test_it_is_listed_and_validated_where_it_is_installed(site: Path) -> None:
+    """Its fields are typed in a recipe, and what is wrong with them is located."""
+    listed, valid, misspelled, too_long = tiny_audio(
+        site,
+        [
+            ["list", "projectors", "--json"],
+            validate("projector.stride=4"),
+            validate("projector.strid=4", "projector.stride=four"),
+            validate("projector.stride=40"),
+        ],
     )
-
-
-def tiny_audio(site: Path | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return python(site, "-m", "tiny_audio.cli", *arguments, **environment)
-
-
-def listed(site: Path | None) -> dict[str, dict[str, Any]]:
-    done = tiny_audio(site, "list", "projectors", "--json")
-    assert done.returncode == 0, done.stderr
-    return {part["name"]: part for part in json.loads(done.stdout)["projectors"]}
-
-
-def test_it_is_listed_where_it_is_installed(site: Path) -> None:
-    assert "strided_conv" not in listed(None)
-    part = listed(site)["strided_conv"]
+    assert listed.returncode == 0, listed.stderr
+    part = {part["name"]: part for part in json.loads(listed.stdout)["projectors"]}["strided_conv"]
     assert part["module"] == MODULE
     assert part["summary"].startswith("Strided convolution: a window that slides")
-
-
-def test_its_fields_are_typed_in_a_recipe(site: Path) -> None:
-    done = tiny_audio(site, "validate", str(RECIPE), "projector=strided_conv", "projector.stride=4")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "is valid: whisper, strided_conv, smollm3;" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("overrides", "messages"),
-    [
-        (
-            ["projector.strid=4", "projector.stride=four"],
-            [
-                "projector.strided_conv.strid: unknown field; did you mean 'stride'? "
-                "Allowed: hidden_dim, name, output_rms, stride",
-                'projector.strided_conv.stride: should be a valid integer, not "four"',
-            ],
-        ),
-        (
-            ["projector.stride=40"],
-            ["projector.strided_conv: needs 80 encoder frames, and a clip of data.min_duration_s 0.3 s has 15"],
-        ),
-    ],
-)
-def test_its_mistakes_are_located(site: Path, overrides: list[str], messages: list[str]) -> None:
-    done = tiny_audio(site, "validate", str(RECIPE), "projector=strided_conv", *overrides)
-    assert done.returncode == 2
-    for message in messages:
-        assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (valid.returncode, valid.stderr) == (0, "")
+    assert "is valid: whisper, strided_conv, smollm3;" in valid.stdout
+    assert misspelled.returncode == too_long.returncode == 2
+    for field, value in (("strid", "'stride'"), ("stride", '"four"')):
+        assert re.search(rf"^ *projector\.strided_conv\.{field}: .*{value}", misspelled.stderr, re.MULTILINE)
+    assert re.search(r"projector\.strided_conv: .*80 encoder frames.* 0\.3 s has 15", too_long.stderr)
 
 
 def test_without_the_package_its_name_is_unknown() -> None:
-    done = tiny_audio(None, "validate", str(RECIPE), "projector=strided_conv")
-    assert done.returncode == 2
-    assert "projector: unknown projector 'strided_conv'; " in done.stderr
+    listed, invalid = tiny_audio(None, [["list", "projectors", "--json"], validate()])
+    assert "strided_conv" not in {part["name"] for part in json.loads(listed.stdout)["projectors"]}
+    assert invalid.returncode == 2
+    assert "projector: unknown projector 'strided_conv'; " in invalid.stderr
 
 
 def test_it_keeps_the_contract(site: Path) -> None:
@@ -132,7 +100,7 @@ def test_it_keeps_the_contract(site: Path) -> None:
         f"from tiny_audio.testing import check_projector; from {MODULE} import StridedConvConfig as Config; "
         "check_projector(Config.tiny()); check_projector(Config(stride=2, hidden_dim=16)); print('kept')"
     )
-    done = python(site, "-W", "error", "-c", code)
+    done = call(site, "-W", "error", "-c", code)
     assert done.stdout == "kept\n", done.stderr
 
 
@@ -154,7 +122,7 @@ def test_it_trains_in_the_quickstart_and_travels_with_the_model(site: Path, tmp_
         "execution.device=cpu",
     ]
     folder, cache = tmp_path / "run", {"TINY_AUDIO_CACHE": str(tmp_path / "cache")}
-    done = tiny_audio(site, "run", str(RECIPE), *changes, "--output-dir", str(folder), **cache)
+    done = call(site, "-m", "tiny_audio.cli", "run", str(RECIPE), *changes, "--output-dir", str(folder), **cache)
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in steps) == 6
@@ -169,5 +137,5 @@ def test_it_trains_in_the_quickstart_and_travels_with_the_model(site: Path, tmp_
         "print(type(model.projector).__name__, tuple(model.generate(torch.zeros(1, 16000)).shape) > (0,))"
     )
     offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    loaded = python(None, "-c", code, str(folder / "model"), **offline)
+    loaded = call(None, "-c", code, str(folder / "model"), **offline)
     assert loaded.stdout == "StridedConvProjector True\n", loaded.stderr

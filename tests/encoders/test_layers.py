@@ -205,7 +205,7 @@ def forgets_checkpointing(part: Any, config: EncoderConfig) -> None:
         (keeps_a_layer_more, "layers", r"layer: 1: it has keys that the sum of all has not: model\.encoder\.unused"),
         (ignores_the_number, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
         (adds_to_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
-        (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the encoder has \[.*'spare'"),
+        (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the part has \[.*'spare'"),
         (attends_past_adapters, "linear_layers", r"no gradient reaches \S*attention\.\w_proj\.lora_"),
         (differs_by_attention, "attentions", r"attention: sdpa, and auto: values differ"),
         (forgets_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false computes nothing again"),

@@ -67,9 +67,16 @@ def test_settings_of_a_call_go_before_the_models_own(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("encoder", "decoder"), [("hubert", "gemma3"), ("whisper", "smollm3"), ("parakeet", "qwen3")])
-def test_half_precision(tmp_path: Path, dtype: torch.dtype, encoder: str, decoder: str) -> None:
-    model, tokenizer = assemble(encoder, decoder)
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "hidden_size"),
+    # HuBERT's positional convolution is grouped. With the 8 channels a group that its tiny config has, oneDNN's bf16
+    # kernel for AMX is wrong (relative error 0.4); with 16, as here, and more, as in real checkpoints, it is right.
+    [("hubert", "gemma3", 64), ("whisper", "smollm3", None), ("parakeet", "qwen3", None)],
+)
+def test_half_precision(
+    tmp_path: Path, dtype: torch.dtype, encoder: str, decoder: str, hidden_size: int | None
+) -> None:
+    model, tokenizer = assemble(encoder, decoder, hidden_size=hidden_size)
     export_model(model, tokenizer, tmp_path / "model")
     half = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "model", dtype=dtype)
     assert {tensor.dtype for tensor in half.parameters()} == {dtype}
@@ -79,7 +86,8 @@ def test_half_precision(tmp_path: Path, dtype: torch.dtype, encoder: str, decode
     exact = model.encode(torch.tensor(clips()[0])[None], torch.tensor([16_000]))
     assert frames.values.dtype == dtype
     error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()
-    assert error < 0.1
+    # A few layers in a row make 2 to 4 times the rounding of one number.
+    assert error < 16 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])

@@ -57,10 +57,14 @@ def assemble(
     lora: bool = False,
     generation: GenerationConfig = GREEDY,
     ctc: bool = True,
+    hidden_size: int | None = None,
 ) -> tuple[TinyAudioModel, Any]:
     """A tiny random model that says something, and its tokenizer."""
     torch.manual_seed(0)
     encoder_config, decoder_config = ENCODERS.entry(encoder).config.tiny(), DECODERS.entry(decoder).config.tiny()
+    if hidden_size is not None:
+        wider = {**encoder_config.overrides, "hidden_size": hidden_size}  # type: ignore[attr-defined]
+        encoder_config = encoder_config.model_copy(update={"overrides": wider})
     tokenizer = build_tokenizer(decoder_config, TRANSCRIPTS)
     if lora:
         encoder_config = with_lora(encoder_config, ENCODERS.build(encoder_config, EncoderContext()))
