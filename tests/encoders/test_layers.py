@@ -202,7 +202,7 @@ def forgets_checkpointing(part: Any, config: EncoderConfig) -> None:
     ("mistake", "check", "message"),
     [
         (freezes_the_sum, "layers", r"there must be one trainable vector, .* and there are \[\]"),
-        (keeps_a_layer_more, "layers", r"layer: 1: it has keys that the sum of all has not: model\.encoder\.unused"),
+        (keeps_a_layer_more, "layers", r"layer: 1: layer: weighted lacks its keys model\.encoder\.unused"),
         (ignores_the_number, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
         (adds_to_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
         (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the part has \[.*'spare'"),
