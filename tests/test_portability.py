@@ -18,11 +18,11 @@ UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
 FUNCTIONS = ["fork", "geteuid", "getloadavg", "getuid", "killpg", "sched_getaffinity", "setsid", "sysconf"]
 real_import = builtins.__import__
 
-def import_without_unix(name, globals=None, *rest):
+def import_without_unix(name, globals=None, *rest, **options):
     # Only for our modules: other packages have fallbacks of their own that look at the real platform.
     if name.partition(".")[0] in UNIX and str((globals or {}).get("__name__")).startswith("tiny_audio"):
         raise ModuleNotFoundError(f"No module named {name!r}")
-    return real_import(name, globals, *rest)
+    return real_import(name, globals, *rest, **options)
 
 builtins.__import__ = import_without_unix
 import tiny_audio

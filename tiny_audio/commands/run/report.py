@@ -69,7 +69,7 @@ class ReportStage:
 
     def read(self) -> dict[str, Any]:
         """The report as JSON."""
-        report: dict[str, Any] = json.loads(self._paths["json"].read_text())
+        report: dict[str, Any] = json.loads(self._paths["json"].read_text(encoding="utf-8"))
         return report
 
     def _report(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class ReportStage:
         return {
             name: [json.loads(line) for line in text.split("\n") if line]
             for name in self._run.recipe.data.evaluation
-            for text in [(self._run.folder / "evaluation" / f"{name}.jsonl").read_text()]
+            for text in [(self._run.folder / "evaluation" / f"{name}.jsonl").read_text(encoding="utf-8")]
         }
 
     def _read_audio(self, row: Mapping[str, Any]) -> bytes | None:

@@ -98,7 +98,7 @@ class RunState:
         path = folder / FILE_NAME
         if not path.exists():
             return None
-        state: RunState = _ADAPTER.validate_python(json.loads(path.read_text()))
+        state: RunState = _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
         return state
 
     def write(self, folder: Path) -> None:
@@ -112,7 +112,7 @@ _ADAPTER = TypeAdapter(RunState)
 
 def write_if_changed(path: Path, text: str) -> None:
     """Like :func:`write_atomically`, but leave a file alone that holds this text already."""
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
 
 

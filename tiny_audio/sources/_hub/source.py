@@ -133,7 +133,7 @@ class HubSource(Source):
                     writer.write_table(table)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.rename(part)
+            aside.replace(part)
         except OSError as error:
             raise UserError(f"the cache folder {part.parent} cannot be written: {error}") from error
         return table
