@@ -158,7 +158,7 @@ def test_what_the_kernel_ends_for_its_memory_does_not_fit(process: Process) -> N
     assert process.train(1, 2.0) is None
     assert process.train(1, 2.0) is not None, "the next trial has a process of its own"
     os.kill(process._child.pid, signal.SIGTERM)
-    with pytest.raises(RunFailed, match=r"^probe: its process ended with code -15; see above"):
+    with pytest.raises(RunFailed, match=r"^probe: its process ended with exit code -15"):
         process.train(1, 2.0)
 
 
@@ -166,38 +166,36 @@ def test_what_the_kernel_ends_for_its_memory_does_not_fit(process: Process) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "values"),
     [
-        ({}, "probe: a CPU's memory is not this run's alone; say how much it may take, with --memory-gb"),
-        ({"memory_gb": 0}, "--memory-gb 0 is no amount of memory; give GiB, above 0"),
-        ({"memory_gb": 1, "num_processes": 0}, "--num-processes 0 is no number of processes; give 1 or more"),
-        ({"memory_gb": 1, "margin": 1.0}, "--margin 1 is a share of the memory; give one from 0 to below 1"),
+        ({}, ["--memory-gb"]),
+        ({"memory_gb": 0}, ["--memory-gb 0"]),
+        ({"memory_gb": 1, "num_processes": 0}, ["--num-processes 0"]),
+        ({"memory_gb": 1, "margin": 1.0}, ["--margin 1"]),
         (
             {"memory_gb": 1, "durations_s": [5.0]},
-            "--durations: 5 s is not between data.min_duration_s 0.3 and data.max_d",
+            ["--durations: 5 s", "data.min_duration_s 0.3", "data.max_duration_s 4"],
         ),
-        ({"memory_gb": 1, "durations_s": [2.0]}, "--durations: the longest clips decide whether a batch fits; add 4"),
+        ({"memory_gb": 1, "durations_s": [2.0]}, ["--durations", "data.max_duration_s, 4,"]),
     ],
 )
-def test_arguments_that_make_no_sense(recipe: Recipe, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_out_of_range(recipe: Recipe, arguments: dict[str, Any], values: list[str]) -> None:
     with pytest.raises(UserError) as refusal:
         probe_recipe(recipe, **arguments)
-    assert str(refusal.value).startswith(message)
+    assert [value for value in values if value not in str(refusal.value)] == []
 
 
 def test_where_nothing_fits(recipe: Recipe) -> None:
-    with pytest.raises(
-        UserError, match=r"^probe: not even one clip of 4 s fits 0\.09 GiB; `tiny-audio plan` says what"
-    ):
+    with pytest.raises(UserError, match=r"^probe: not even one clip of 4 s fits 0\.09 GiB; .*`tiny-audio plan`"):
         probe_recipe(recipe, memory_gb=0.1, random_weights=True)
 
 
 def test_the_command(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_recipe(document))
     assert main(["probe", path, "--durations", "a,b", "--memory-gb", "1"]) == 2
-    assert "error: --durations 'a,b' are no numbers of seconds; give some such as 5,10,20" in capsys.readouterr().err
+    assert "error: --durations 'a,b' " in capsys.readouterr().err
     assert main(["probe", path, "--num-processes", "-2", "--memory-gb", "1"]) == 2
-    assert "error: --num-processes -2 is no number of processes; give 1 or more" in capsys.readouterr().err
+    assert "error: --num-processes -2 is not a number of processes" in capsys.readouterr().err
     lost = ["encoder=whisper", "encoder.pretrained=/no/such/folder", "--memory-gb", "1"]
     assert main(["probe", path, *lost]) == 2
     assert "error: whisper: there is no folder '/no/such/folder'; give the folder" in capsys.readouterr().err

@@ -94,24 +94,22 @@ def test_values(text: str, values: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "values"),
     [
-        (["projector"], "override 'projector' is not of the form section.field=value,value, such as projector=swi"),
-        (["training.seed=0,,1"], "override training.seed='0,,1': has an empty value between commas; remove a comma, "),
-        (["training.seed=0,"], "override training.seed='0,': has an empty value between commas; remove a comma, or "),
-        (["training.seed=0,1,0"], "override 'training.seed=0,1,0': the value 0 comes twice; remove one of them"),
-        (["augmentation.speed=[0.9,1"], "override augmentation.speed='[0.9,1': nothing closes [; close it"),
-        (["prompt.user='a,b"], "override prompt.user=\"'a,b\": nothing closes '; close it"),
-        (["training.seed=0", "training.seed=1"], "training.seed is given twice; write all its values into one, traini"),
-        (
-            ["training.seed=0"],
-            "nothing to sweep: give some key several values, such as projector=swiglu,conv; a single",
-        ),
-        ([f"training.seed={','.join(map(str, range(1001)))}"], "the grid has 1,001 combinations, and 1,000 is the mo"),
+        (["projector"], ["'projector'", "section.field=value,value"]),
+        (["training.seed=0,,1"], ["training.seed='0,,1'", "empty"]),
+        (["training.seed=0,"], ["training.seed='0,'", "empty"]),
+        (["training.seed=0,1,0"], ["'training.seed=0,1,0'", "0 twice"]),
+        (["augmentation.speed=[0.9,1"], ["augmentation.speed='[0.9,1'", " [;"]),
+        (["prompt.user='a,b"], ['prompt.user="\'a,b"', " ';"]),
+        (["training.seed=0", "training.seed=1"], ["training.seed", "twice", "training.seed=A,B"]),
+        (["training.seed=0"], ["nothing to sweep", "`tiny-audio run`"]),
+        ([f"training.seed={','.join(map(str, range(1001)))}"], ["1,001", "1,000"]),
     ],
 )
-def test_a_grid_that_makes_no_sense(recipe: Path, overrides: list[str], message: str) -> None:
-    assert refusal(recipe, *overrides).startswith(message)
+def test_grids_that_are_not_valid(recipe: Path, overrides: list[str], values: list[str]) -> None:
+    message = refusal(recipe, *overrides)
+    assert [value for value in values if value not in message] == []
 
 
 def test_every_combination_is_a_run(recipe: Path) -> None:
@@ -188,15 +186,10 @@ def test_fields_that_a_renamed_part_lacks(recipe: Path) -> None:
 
 def test_what_could_not_be_compared(document: Document, write_recipe: Write) -> None:
     path = write_recipe(document)
-    assert refusal(path, "training.seed=1,01") == "seed=1 and seed=01 are the same recipe; leave one of them out"
-    assert refusal(path, "evaluation.normalizer=lower,basic") == (
-        "evaluation.normalizer decides how runs are scored, and so cannot differ between runs that are compared; give "
-        "it one value"
-    )
-    assert refusal(path, "evaluation.group_by=speaker,null").startswith("evaluation.group_by decides how runs are ")
-    assert refusal(path, "training.seed=1,2", "data.evaluation={}") == (
-        "these runs share no evaluation set to compare them on; add one to data.evaluation, under one name for all"
-    )
+    assert refusal(path, "training.seed=1,01").startswith("seed=1 and seed=01 are the same recipe")
+    assert refusal(path, "evaluation.normalizer=lower,basic").startswith("evaluation.normalizer must be the same")
+    assert refusal(path, "evaluation.group_by=speaker,null").startswith("evaluation.group_by must be the same")
+    assert "data.evaluation" in refusal(path, "training.seed=1,2", "data.evaluation={}")
 
 
 @pytest.mark.parametrize("command", [["run"], ["sweep", "projector=swiglu,conv"], ["bench", "projectors"]])
@@ -248,7 +241,9 @@ def test_the_default_folder_follows_from_the_grid(recipe: Path) -> None:
 def test_a_runs_own_folder_is_refused(recipe: Path, swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = next(swept.glob("*/state.json")).parent
     assert main(["sweep", str(recipe), *GRID, "--output-dir", str(run)]) == 2
-    assert capsys.readouterr().err == f"error: {run} is a run's own folder; give another --output-dir\n"
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run} is ")
+    assert "--output-dir" in error
 
 
 # --- real sweeps

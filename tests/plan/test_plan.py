@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Document, changed
-from tiny_audio.cli import main
-from tiny_audio.config import UserError
+from tests.plan.recipes import parse, part
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.order import plan_epoch
 from tiny_audio.decoders import DECODERS
@@ -27,7 +22,7 @@ from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import Prompt
 from tiny_audio.plan import Plan, _step, plan_recipe
-from tiny_audio.plan._hardware import GIB, GPUS, Machine
+from tiny_audio.plan._hardware import GIB
 from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, worst_shapes
 from tiny_audio.plan.meta import LETTERS
@@ -36,46 +31,7 @@ from tiny_audio.recipe import Recipe, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).parents[2]
-CARD = ROOT / "recipes" / "tiny_audio.yaml"
 SHAPE = Shape(3, 4.0)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("a plan needs no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.fixture(scope="module")
-def card() -> Plan:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", None)
-        return plan_recipe(load_recipe(CARD), gpu="a40")
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
-    """Puts a GPU with that many bytes into the table; contexts of a real size would hide a tiny model."""
-    monkeypatch.setattr("tiny_audio.plan._hardware.CONTEXT_BYTES", 0)
-
-    def add(memory_bytes: float) -> str:
-        machine = Machine("thimble", int(memory_bytes), 10.0, 5.0, 2.0, 1.5, 9.0)
-        monkeypatch.setitem(GPUS, "thimble", machine)
-        return "thimble"
-
-    return add
-
-
-def parse(document: Document, **changes: Any) -> Recipe:
-    return Recipe.model_validate_json(json.dumps(changed(document, **changes)))
-
-
-def part(registry: Any, name: str) -> Document:
-    return {"name": name, **registry.entry(name).config.tiny().model_dump(mode="json", exclude_unset=True)}
 
 
 # --- the model card
@@ -185,23 +141,23 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
         ("parakeet", {}),
     ],
 )
-def test_a_rehearsal_saves_what_a_real_forward_pass_saves(
+def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     document: Document, monkeypatch: pytest.MonkeyPatch, encoder: str, precision: str, changes: Document
 ) -> None:
     """Every storage that is not a handful of numbers, to the byte."""
     document = changed(document, encoder=part(ENCODERS, encoder), training__precision=precision, ctc={"weight": 1.0})
     recipe = parse(document, **changes)
-    forward, rehearsed = _step._loss, Saved()
+    forward, planned_saves = _step._loss, Saved()
 
     def watched(*arguments: Any, **named: Any) -> Tensor:
-        with rehearsed:
+        with planned_saves:
             return forward(*arguments, **named)
 
     monkeypatch.setattr(_step, "_loss", watched)
     planned = dry_run(recipe, SHAPE, "cpu")
     real, model = real_step(recipe, planned.num_tokens, planned.prompt_tokens)
-    assert rehearsed.sizes.total() > 80
-    assert rehearsed.sizes == real.sizes
+    assert planned_saves.sizes.total() > 80
+    assert planned_saves.sizes == real.sizes
     assert planned.memory["weights"] == pytest.approx(4 * sum(p.numel() for p in model.parameters()), rel=0.02)
 
 
@@ -300,8 +256,8 @@ def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
     assert flash.memory == varlen.memory
     # All clips but one are a fifteenth shorter.
     for direction in ("forward", "backward"):
-        for part in ("encoder", "decoder"):
-            assert 0.8 < varlen.flops[part][direction] / sdpa.flops[part][direction] < 1
+        for name in ("encoder", "decoder"):
+            assert 0.8 < varlen.flops[name][direction] / sdpa.flops[name][direction] < 1
     packed = parse(document, encoder__attention="varlen", decoder__attention="varlen")
     on_cpu, padded = (dry_run(recipe, Shape(6, 1.5), "cpu").flops for recipe in (packed, parse(document)))
     assert on_cpu["encoder"]["forward"] == varlen.flops["encoder"]["forward"] < padded["encoder"]["forward"]
@@ -404,154 +360,3 @@ def test_what_never_fits(document: Document, gpu: Callable[[float], str], capsys
     (row,) = plan_recipe(parse(document), gpu=gpu(1000)).rows
     assert row.changes == ()
     assert row.room_for_clips == 0
-
-
-# --- the command
-
-
-def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    from tiny_audio.plan.table import print_plan
-
-    print_plan(card)
-    out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 120
-    for words in (
-        "1,966,080",
-        "138,944,768",
-        "largest batch: 5 clips of 20 s",
-        "activations of the encoder",
-        "CUDA context and libraries (allowance)",
-        "in clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).\nPadding is ",
-        "% of what is computed, where durations are log-normal with a spread of 0.6.",
-        "Prices are rough; give yours (--price-per-hour)",
-        "a40: fits; ",
-    ):
-        assert words in out
-
-
-def test_a_verdict_with_changes(
-    document: Document,
-    gpu: Callable[[float], str],
-    write_recipe: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = write_recipe(changed(document, data__max_duration_s=9.0))
-    needed = plan_recipe(load_recipe(path), gpu=gpu(1e9)).rows[0].needed_bytes
-    assert main(["plan", str(path), "--gpu", gpu(0.75 * needed)]) == 0
-    out = capsys.readouterr().out
-    assert "thimble: does not fit; it needs " in out
-    assert "Append one of these lines, each of which fits:\n  training.precision=bf16    (" in out
-    assert "  without changes: --gpu l4, " in out
-    assert main(["plan", str(path), "--gpu", gpu(1000)]) == 0
-    assert "No change of batch, checkpoints or rank makes it fit; choose smaller ch" in capsys.readouterr().out
-
-
-def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_recipe(document)
-    assert main(["plan", str(path), "training.steps=40", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert set(plan) == {
-        "run_id",
-        "parts",
-        "parameters",
-        "approximate",
-        "batch",
-        "memory_bytes",
-        "flops_per_audio_s",
-        "training_audio_hours",
-        "padding_share",
-        "assumptions",
-        "machines",
-    }
-    assert set(plan["memory_bytes"]) == {
-        "weights",
-        "gradients",
-        "optimizer",
-        "activations_encoder",
-        "activations_projector",
-        "activations_decoder",
-        "activations_ctc_head",
-        "logits",
-        "backward",
-        "workspace",
-        "peak",
-    }
-    assert set(plan["flops_per_audio_s"]) == {"encoder", "projector", "decoder", "total"}
-    assert plan["memory_bytes"].pop("peak") == sum(plan["memory_bytes"].values())
-    assert [row["name"] for row in plan["machines"]] == list(GPUS)
-    assert all(row["fits"] and row["changes"] is None for row in plan["machines"])
-    assert plan["training_audio_hours"] == pytest.approx(40 * 4 * 5 / 3600)
-    assert plan["run_id"] == load_recipe(path, ["training.steps=40"]).run_id()
-    assert plan["approximate"] is True
-
-
-def test_prices_and_utilization(document: Document) -> None:
-    recipe = parse(document)
-    base, twice = (plan_recipe(recipe, gpu="l4", price_per_hour=2.0, utilization=share).rows[0] for share in (0.2, 0.4))
-    assert base.wall_hours == pytest.approx(2 * twice.wall_hours)
-    assert twice.cost == pytest.approx(2.0 * twice.wall_hours)
-    tf32 = plan_recipe(parse(document, training__tf32=True, execution__device="auto"), gpu="a100-80g").rows[0]
-    assert tf32.audio_hours_per_hour == pytest.approx(
-        8 * plan_recipe(recipe, gpu="a100-80g").rows[0].audio_hours_per_hour
-    )
-
-
-def test_this_cpu(document: Document) -> None:
-    (row,) = plan_recipe(parse(document), gpu="cpu").rows
-    assert row.fits
-    assert (row.price_per_hour, row.cost) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--gpu", "h10"],
-            "--gpu: there is no 'h10' in the table; did you mean 'h100'? Allowed: a100-40g, a100-80g, a40, ",
-        ),
-        (["--utilization", "40"], "--utilization 40 is a share of the peak speed; give one above 0 and at most 1"),
-        (["--utilization", "0"], "--utilization 0 is a share of the peak speed; give one above 0 and at most 1"),
-        (
-            ["batching.max_clips=20000"],
-            "a batch of 20,000 clips cannot be planned, nor trained on; lower batching.max_clips to at most 10,000, or "
-            "bound the seconds of a batch by batching.max_padded_s",
-        ),
-        (["--gpu", ""], "--gpu: there is no '' in the table; Allowed: a100-40g, "),
-        (["--price-per-hour", "-1"], "--price-per-hour -1 is no price; give US dollars, 0 or more"),
-        (
-            ["--mean-clip-s", "20"],
-            "--mean-clip-s 20 is not between data.min_duration_s 0.3 and data.max_duration_s 10; give a duration",
-        ),
-        (
-            ["--gpu", "cpu", "training.precision=bf16", "execution.device=auto", "encoder.attention=flash_attention_2"],
-            "--gpu cpu: flash_attention_2 runs on a GPU only; append encoder.attention=sdpa",
-        ),
-    ],
-)
-def test_arguments_that_make_no_sense(
-    document: Document,
-    write_recipe: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    assert main(["plan", str(write_recipe(document)), *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"error: {message}")
-
-
-def test_a_checkpoint_that_nobody_knows_needs_the_network(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    recipe = parse(document, encoder={"name": "hubert", "pretrained": "./nowhere"})
-    with pytest.raises(UserError, match=r"hubert: there is no folder './nowhere'"):
-        plan_recipe(recipe)
-
-
-@pytest.mark.slow
-def test_the_memory_of_a_real_process(tmp_path: Path) -> None:
-    """A short form of the benchmark, whose measurement knows nothing of the predictor."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "plan_memory.py"), "full, accumulated", "lora"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "holds" in done.stdout

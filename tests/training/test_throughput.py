@@ -332,7 +332,7 @@ def test_the_fused_loss_needs_its_library() -> None:
         (["execution.device=cpu"], r"execution\.fused_cross_entropy: .*execution\.device is cpu"),
         (
             ["decoder=causal_lm", "decoder.pretrained=some/model"],
-            r"execution\.fused_cross_entropy: the decoder 'causal_lm' may do more to its logits than a fused",
+            r"execution\.fused_cross_entropy: .*'causal_lm'",
         ),
     ],
 )

@@ -1,4 +1,12 @@
-"""What a recipe costs, before it runs: memory, work, time and money, without weights and without a network."""
+"""Estimates what a recipe costs before it runs: memory, FLOPs, time and money.
+
+How it works: the model is built on the meta device, without weights and without a network. A **dry run**
+(``_dry_run``) executes one training step of the largest batch (``_step``). It counts the bytes of all live tensors and
+the FLOPs of each part. **Autocast emulation** (``_autocast``) makes it use the types and kernels of the real device.
+**Allowances** (``_hardware``) cover what no tensor shows: the CUDA context and fragmentation. Time is FLOPs divided by
+the machine's peak and the utilization, plus the padding of the planned order (``_order``). If the recipe does not fit,
+``_changes`` tries changes, each in a dry run of its own.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +36,20 @@ from tiny_audio.recipe import Recipe
 __all__ = ["UTILIZATION", "Plan", "Row", "gpu_reported_as", "plan_recipe", "this_cpu"]
 
 UTILIZATION = 0.4
-"""Share of the peak speed that well-fed training reaches; 0.2 is common, 0.5 is rare."""
+"""Typical MFU of training that does not wait for data; 0.2 is common, 0.5 is rare."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe costs, on one machine or on every GPU of the table."""
+    """The costs of a recipe, on one machine or on every GPU of the table."""
 
     run_id: str
     worst: DryRunResult
-    """The batch that takes the most memory."""
+    """The batch that needs the most memory."""
     mean: DryRunResult
-    """A clip of mean length, which decides the time."""
+    """A clip of mean length, which determines the time."""
     training_audio_hours: float
-    """Audio that all steps see, repetitions included and padding not."""
+    """Audio of all steps, with repetitions and without padding."""
     padding_share: float
     """Of the seconds that are computed."""
     utilization: float
@@ -93,19 +101,19 @@ class Row:
 
     machine: Machine
     needed_bytes: int
-    """Of the worst batch, with what no tensor shows."""
+    """Of the worst batch, with the allowances."""
     room_for_clips: int
-    """About how many clips like those of the worst batch fit."""
+    """Estimated number of clips like those of the worst batch that fit."""
     audio_hours_per_hour: float
     """Without the padding."""
     wall_hours: float
     price_per_hour: float | None
     changes: tuple[Change, ...] | None
-    """What makes it fit; None where nobody asked, or it fits."""
+    """Changes that make it fit; None if it fits, or if several machines are compared."""
 
     @property
     def fits(self) -> bool:
-        """Whether the worst batch does."""
+        """Whether the worst batch fits."""
         return self.needed_bytes <= self.machine.memory_bytes
 
     @property
@@ -139,24 +147,26 @@ def plan_recipe(
     utilization: float = UTILIZATION,
     mean_clip_s: float | None = None,
 ) -> Plan:
-    """Rehearse the recipe's largest batch, and a clip of mean length.
+    """Estimate costs from dry runs of the recipe's largest batch and of a clip of mean length.
 
     Args:
         recipe: what to plan.
-        gpu: a name of the table, or ``cpu`` for this machine; None compares all GPUs.
+        gpu: a name in the table, or ``cpu`` for this machine; None compares all GPUs.
         price_per_hour: US dollars; None is the table's.
         utilization: share of the peak speed that training reaches.
         mean_clip_s: mean duration of the clips; None is half of the longest.
 
     Raises:
-        UserError: an argument that makes no sense, or a part that cannot be built without a network.
+        UserError: an argument is out of range, or a part cannot be built without a network.
     """
     data = recipe.data
     mean_s = max(data.max_duration_s / 2, data.min_duration_s) if mean_clip_s is None else mean_clip_s
     if not 0 < utilization <= 1:
-        raise UserError(f"--utilization {utilization:g} is a share of the peak speed; give one above 0 and at most 1")
+        raise UserError(
+            f"--utilization {utilization:g} is not a share of the peak speed; give a number above 0 and at most 1"
+        )
     if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
-        raise UserError(f"--price-per-hour {price_per_hour:g} is no price; give US dollars, 0 or more")
+        raise UserError(f"--price-per-hour {price_per_hour:g} is not a price; give US dollars per hour, 0 or more")
     if not data.min_duration_s <= mean_s <= data.max_duration_s:
         raise UserError(
             f"--mean-clip-s {mean_s:g} is not between data.min_duration_s {data.min_duration_s:g} and "
@@ -183,7 +193,7 @@ def plan_recipe(
 
 
 def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Literal["cuda", "cpu"]) -> int:
-    """What a training step on one batch takes in all, the allowances of a plan included.
+    """Bytes that a training step on one batch needs, with the allowances of a plan.
 
     Raises:
         UserError: a part cannot be built without a network.

@@ -1,6 +1,6 @@
-"""What a device does to a model's calls before any kernel runs: autocast, and the choice of fused kernels.
+"""Emulates what PyTorch does to a model's calls on a device: autocast, and the choice of fused kernels.
 
-PyTorch decides both by the device of the tensors, and those of a rehearsal are on none.
+PyTorch decides both by the device of the tensors. In a dry run these are on the meta device, so both are emulated.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _RAISED_ON_CPU = ("stft", "nll_loss", "ctc_loss", "mse_loss", "kl_div", "l1_loss
 
 
 class AutocastEmulation(TorchFunctionMode):
-    """Rewrites calls as a device would.
+    """Rewrites calls as PyTorch does on a device.
 
     Args:
-        device: whose habits.
-        autocast: the type that matrix products run in; None runs without.
+        device: to emulate.
+        autocast: the type of matrix products; None runs without autocast.
     """
 
     def __init__(self, device: Literal["cuda", "cpu"], autocast: torch.dtype | None) -> None:
@@ -64,19 +64,19 @@ class AutocastEmulation(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def leave_autocast(self) -> None:
-        """Drop the copies of weights, as the end of autocast does; graphs keep those that they need."""
+        """Drop the cast copies of weights, as the end of autocast does. Graphs keep the copies that they need."""
         self._weights.clear()
 
     def backward(self, loss: Tensor) -> None:
-        """As ``loss.backward()``, which would hide what checkpointing computes anew from every function mode."""
-        self._keeps_weights = False  # every layer that is computed anew has an autocast of its own
+        """Like ``loss.backward()``, which would hide recomputation by checkpointing from function modes."""
+        self._keeps_weights = False  # a layer that is recomputed enters its own autocast
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.tensor and kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": "cpu"}  # on the meta device it would forget what it is given
+            kwargs = {**kwargs, "device": "cpu"}  # on the meta device it would lose its values
         name = func.__name__
         if name in self._lowered and not self._switched_off:
             args, kwargs = _cast(self._lower, args, kwargs)
@@ -111,14 +111,14 @@ class AutocastEmulation(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Attention that keeps no scores: queries, keys, values, their result and a number for each query are saved."""
+        """Fused attention, which saves queries, keys, values, the result and one number per query, but no scores."""
         trains_bias = attn_mask is not None and attn_mask.requires_grad
-        if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel there does either
+        if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel supports these on a CPU
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            # Fused kernels add a mask, so every layer makes one of numbers, and keeps it.
+            # Fused kernels add the mask, so every layer makes a floating-point copy and keeps it.
             attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
         if attn_mask is not None and trains_bias:
             bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
@@ -129,10 +129,10 @@ class AutocastEmulation(TorchFunctionMode):
 
 
 class _Region:
-    """What ``with torch.autocast(…, enabled=…)`` does to the habits."""
+    """What ``with torch.autocast(…, enabled=…)`` means for the emulation."""
 
-    def __init__(self, habits: AutocastEmulation, enabled: bool) -> None:
-        self._autocast = habits
+    def __init__(self, emulation: AutocastEmulation, enabled: bool) -> None:
+        self._autocast = emulation
         self._step = 0 if enabled else 1
 
     def __enter__(self) -> None:
@@ -143,11 +143,11 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Let a part's transformers models attend as with Flash Attention 2, which this machine need not have.
+    """Make a part's transformers models attend as with Flash Attention 2, which need not be installed.
 
     It runs on real positions only, so no layer makes or keeps a mask. PyTorch's own build of it serves ``varlen`` too.
     """
-    name = "rehearsed"  # with "flash" in it, transformers would look for the package
+    name = "dry_run"  # with "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
     for module in part.modules():

@@ -1,8 +1,9 @@
-"""Arithmetic left out: every tensor has its shape, type and lifetime, and none has storage.
+"""Counts the bytes and FLOPs of a model that runs without storage: the dry run.
 
-The model itself runs, forward and backward, on the meta device. What would be allocated is counted from when it is made
-until the last reference to it goes, so saved activations, what is computed a second time, gradients and temporaries
-need no formula of their own. Lengths, ids and masks stay real numbers on the CPU: control flow depends on them.
+The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no storage.
+Its bytes count from its creation until its last reference ends. Saved activations, recomputation, gradients and
+temporaries therefore need no formulas. Lengths, ids and masks are real tensors on the CPU, since control flow depends
+on them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 
 BACKWARD = "backward"
-"""Label of what the backward pass makes and drops again: gradients of activations, activations computed anew."""
+"""Label of temporaries of the backward pass: gradients of activations, and recomputed activations."""
 OTHER = "other"
 
 
@@ -63,11 +64,11 @@ _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes and FLOPs of all that runs inside it.
+    """Counts bytes and FLOPs of everything that runs inside it.
 
     Args:
         granularity: bytes that every allocation is rounded up to.
-        copies_convolutions: whether a convolution holds a second copy of what it reads and writes while it runs.
+        copies_convolutions: whether a convolution holds a second copy of its inputs and outputs while it runs.
     """
 
     def __init__(self, granularity: int = 1, copies_convolutions: bool = False) -> None:
@@ -76,7 +77,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies_convolutions = copies_convolutions
         self._part = self._label = OTHER
         self._direction = "forward"
-        # Storages by their address: a reference that tells of their end, their size, their label.
+        # By address of the storage: a weak reference that reports its end, its size, its label.
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._bytes: Counter[str] = Counter()
         self._total = 0
@@ -87,7 +88,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """``(part, "forward" or "backward")`` -> FLOPs; a multiplication and an addition are two."""
 
     def account(self, tensor: Tensor, label: str) -> None:
-        """Count a tensor that was made elsewhere, or move it under another label."""
+        """Count a tensor that was created elsewhere, or change its label."""
         key = tensor.untyped_storage()._cdata
         if key not in self._alive:
             self._track(tensor, label)
@@ -99,9 +100,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def inside(self, part: str) -> Iterator[None]:
-        """What is made here belongs to ``part``."""
+        """Count what is created inside as ``part``'s."""
         before = self._label, self._part
-        # A part that runs again for the backward pass makes what is dropped at once.
+        # What a part recomputes for the backward pass is temporary.
         self._label, self._part = (part if self._direction == "forward" else BACKWARD), part
         try:
             yield
@@ -110,7 +111,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """What is made here is temporary, unless it becomes the gradient of a parameter."""
+        """Count what is created inside as temporary, unless it becomes the gradient of a parameter."""
         before = self._label, self._direction
         self._label, self._direction = BACKWARD, "backward"
         try:
@@ -119,7 +120,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._label, self._direction = before
 
     def follow(self, module: nn.Module, part: str, output: str | None = None) -> None:
-        """Count what a module makes as ``part``'s, and what it puts out under a label of its own where there is one."""
+        """Count what a module creates as ``part``'s, and its outputs under the label ``output`` if that is given."""
         entered: list[Any] = []
 
         def arrive(gradient: Tensor) -> None:
@@ -161,10 +162,10 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _workspace(self, packet: Any, tensors: list[Tensor], made: list[Tensor]) -> int:
-        """Bytes that a kernel takes while it runs, as far as they are worth a rule."""
+        """Bytes that a kernel allocates while it runs, for the kernels where they matter."""
         if packet not in _CONVOLUTIONS and packet not in _NORMS:
             return 0
-        # They read rows, and copy anything else.
+        # They read contiguous tensors, and copy others.
         copied = [tensor for tensor in tensors if not tensor.is_contiguous()]
         if self._copies_convolutions and packet in _CONVOLUTIONS:
             copied += [*tensors, *made]
@@ -194,9 +195,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
-    """Run on shapes alone: real tensors among the arguments lose their content."""
+    """Run on shapes alone; real tensors among the arguments lose their values."""
     if packet is aten._ctc_loss:
-        # torch has no shapes for it. Its table of partial sums has a place for each label and each gap.
+        # torch has no meta kernel for it. Its table of partial sums has an entry for each label and each gap.
         log_probs, sizes = args[0], args[3]
         num_frames, num_clips = log_probs.shape[:2]
         longest = max(int(size) for size in sizes)
@@ -207,7 +208,7 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
         kwargs = {**kwargs, "device": _META}
     if all_meta:
         return func(*args, **kwargs)
-    # A number that is a tensor mixes with any device.
+    # A scalar tensor can be combined with any device.
     args, kwargs = tree_map_only(
         Tensor, lambda tensor: tensor if tensor.is_meta or not tensor.ndim else tensor.to(_META), (args, kwargs)
     )

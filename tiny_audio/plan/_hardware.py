@@ -1,4 +1,4 @@
-"""Machines that a recipe may run on: memory, peak speed, and what an hour of them costs."""
+"""Machines that a recipe may run on: memory, peak speed, price per hour."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tiny_audio.runtime.memory import machine_bytes
 
 GIB = 2**30
 PRICES = "rough, of one GPU rented by the hour without a commitment; providers differ twofold, and prices fall"
-"""What the prices of the table are: an order of magnitude, not an offer."""
+"""The origin of the prices in the table, which are approximate."""
 
 CONTEXT_BYTES = int(0.6 * GIB)
-"""CUDA's context and the workspaces of cuBLAS and cuDNN, which are outside of PyTorch's allocator or in it for good."""
+"""Allowance for CUDA's context and the permanent workspaces of cuBLAS and cuDNN."""
 PROCESS_BYTES = int(0.7 * GIB)
-"""On a CPU: the interpreter and its libraries."""
+"""Allowance on a CPU: the interpreter and its libraries."""
 FRAGMENTATION = 0.06
-"""Share of the peak that the allocator holds beyond what is in use: blocks of one batch rarely fit the next one's."""
+"""Allowance as a share of the peak: free blocks of one batch rarely fit the next batch."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Machine:
 
     name: str
     memory_bytes: int
-    """As PyTorch reports it: less than the label, since error correction and the driver take their share."""
+    """As PyTorch reports it. It is less than on the label, since error correction and the driver use some."""
     bf16_tflops: float
     """Peak of dense matrix products, accumulated in fp32; datasheets' larger numbers are for sparse ones."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None
-    """US dollars; None where it is yours."""
+    """US dollars; None for a machine of your own."""
     rated_watts: float
-    """Most that the chip, or the card, draws for long."""
+    """Maximum sustained power of the chip or card."""
     reported_as: tuple[str, ...] = ()
-    """What PyTorch calls it; variants with other peaks have other names."""
+    """Its names in PyTorch. Variants with another peak have other names."""
     device: Literal["cuda", "cpu"] = "cuda"
 
     def peak_flops(self, training: TrainingConfig) -> float:
@@ -50,12 +50,12 @@ class Machine:
         return (self.tf32_tflops if training.tf32 else self.fp32_tflops) * 1e12
 
     def needed_bytes(self, peak_bytes: int) -> int:
-        """What a step takes in all, the allowances for what no tensor of it shows included."""
+        """Bytes that a step needs in total, with the allowances."""
         share, constant = self._allowances()
         return int(peak_bytes * (1 + share)) + constant
 
     def peak_that_fits(self) -> int:
-        """Highest peak of a step whose needs the memory meets."""
+        """The highest peak of a step that fits the memory."""
         share, constant = self._allowances()
         return max(0, int((self.memory_bytes - constant) / (1 + share)))
 
@@ -94,22 +94,22 @@ CPU_WATTS_PER_CORE = 8.0
 
 
 def this_cpu() -> Machine:
-    """The machine that this runs on."""
+    """This machine."""
     tflops = _CPU_TFLOPS_PER_CORE * torch.get_num_threads()
     watts = CPU_WATTS_PER_CORE * torch.get_num_threads()
     return Machine("cpu", machine_bytes(), tflops, tflops, tflops, None, watts, device="cpu")
 
 
 def gpu_reported_as(name: str) -> Machine | None:
-    """The GPU of the table that PyTorch calls so; None where it is not in it."""
+    """The GPU in the table with this name in PyTorch; None if there is none."""
     return next((gpu for gpu in GPUS.values() if name in gpu.reported_as), None)
 
 
 def machine(name: str) -> Machine:
-    """By its name.
+    """The machine with this name.
 
     Raises:
-        UserError: there is none called so.
+        UserError: the table has no such name.
     """
     if name == "cpu":
         return this_cpu()

@@ -1,4 +1,4 @@
-"""What the planned order makes of clips of many lengths: how much of its batches is padding."""
+"""The share of padding in the batches of a recipe, from its own planned order."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _NUM_CLIPS = 20_000
 
 @dataclass(frozen=True)
 class Batches:
-    """Of an epoch, on average."""
+    """Averages over an epoch."""
 
     audio_s: float
     """Seconds of audio in a batch."""
     padding_share: float
-    """Of the seconds that are computed."""
+    """Share of the computed seconds."""
 
 
 def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
-    """The recipe's own order over log-normal durations, cut at its bounds, with this mean."""
+    """Apply the recipe's order to log-normal durations with this mean, clipped to the recipe's bounds."""
     durations = _durations(recipe.data.min_duration_s, recipe.data.max_duration_s, mean_s)
     clips = min(recipe.batching.max_clips, len(durations))
     plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=0)
@@ -39,7 +39,7 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
 
 
 def _durations(shortest_s: float, longest_s: float, mean_s: float) -> NDArray[np.float64]:
-    """Evenly spaced quantiles; the median is found by halving, since cutting moves the mean."""
+    """Evenly spaced quantiles. The median is found by bisection, since clipping moves the mean."""
     normal = NormalDist(sigma=SPREAD)
     offsets = np.array([normal.inv_cdf((rank + 0.5) / _NUM_CLIPS) for rank in range(_NUM_CLIPS)])
     low, high = np.log(shortest_s) + offsets[0], np.log(longest_s) + offsets[-1]

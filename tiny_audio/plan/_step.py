@@ -1,4 +1,4 @@
-"""One training step of a recipe, rehearsed: the memory at its peak, and the FLOPs of each part."""
+"""The dry run of one training step: the memory at its peak, and the FLOPs of each part."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHARACTERS_PER_S = 15
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
 """By tokenizer: a large language model's own, one trained on the transcripts, one with a token for each character."""
 _MAX_CLIPS = 10_000
-"""Of a batch; the rehearsal has a length and a transcript for each."""
+"""Of a batch. The dry run makes a length and a transcript for each clip."""
 TEMPLATE_TOKENS = 30
 """Of a chat template, around the messages."""
 
@@ -53,7 +53,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What one batch of a training step takes."""
+    """Memory and FLOPs of one batch of a training step."""
 
     shape: Shape
     memory: dict[str, int]
@@ -64,7 +64,7 @@ class DryRunResult:
     parts: list[dict[str, Any]]
     """Rows of :func:`tiny_audio.model.model.describe_parts`."""
     approximate: bool
-    """Whether sizes depend on a vocabulary that only transcripts can tell."""
+    """Whether sizes depend on a vocabulary that follows from the transcripts."""
     num_tokens: int
     """Of the longest clip's transcript, its end token included."""
     prompt_tokens: int
@@ -81,18 +81,18 @@ class DryRunResult:
 
 
 def worst_shapes(recipe: Recipe) -> list[Shape]:
-    """The batches that may take the most memory: of the longest clips, and of the most.
+    """The batches that may need the most memory: the one of the longest clips, and the one of the most clips.
 
     Raises:
         UserError: there are too many clips in one.
     """
     longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
     if budget is not None:
-        most = min(most, int(budget / recipe.data.min_duration_s))  # a large number may stand for no bound
+        most = min(most, int(budget / recipe.data.min_duration_s))  # a huge max_clips means no bound
     if most > _MAX_CLIPS:
         raise UserError(
-            f"a batch of {most:,} clips cannot be planned, nor trained on; lower batching.max_clips to at most "
-            f"{_MAX_CLIPS:,}, or bound the seconds of a batch by batching.max_padded_s"
+            f"batching allows batches of {most:,} clips, and a plan supports at most {_MAX_CLIPS:,}; lower "
+            "batching.max_clips, or set batching.max_padded_s"
         )
 
     def lasting(duration_s: float) -> float:
@@ -105,18 +105,18 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
 
 
 def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
-    """The batch that takes the most memory."""
+    """The dry run of the batch that needs the most memory."""
     return max((dry_run(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
 
 
 def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> DryRunResult:
-    """Run a batch of a training step without storage, as it is from the second step on.
+    """Run a batch of a training step without storage, in the state that all steps after the first one have.
 
     Args:
-        recipe: whose step.
+        recipe: to train.
         shape: of the batch.
-        device: whose kernels and allocator.
-        text_share: times as much text as is usual for the longest clip's duration.
+        device: whose kernels and allocator to emulate.
+        text_share: factor on the usual amount of text for the longest clip's duration.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.
@@ -127,43 +127,43 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()
     autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
-    # As the trainer has it.
+    # As the trainer does.
     in_half = autocast if device == "cuda" else None
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
     # PyTorch's CUDA allocator hands out multiples of 512 bytes. A CPU's convolutions run in oneDNN's own layouts.
-    rehearsal = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
+    dry = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
     for tensor in (*model.parameters(), *model.buffers()):
-        rehearsal.account(tensor, "weights")
+        dry.account(tensor, "weights")
     moments = [torch.empty_like(tensor) for tensor in trained for _ in range(2)]
     for tensor in moments:
-        rehearsal.account(tensor, "optimizer")
+        dry.account(tensor, "optimizer")
     for tensor in trained:
         if recipe.training.accumulation > 1:  # the first batch's gradients wait for the others
             tensor.grad = torch.empty_like(tensor)
-            rehearsal.account(tensor.grad, "gradients")
+            dry.account(tensor.grad, "gradients")
         tensor.register_post_accumulate_grad_hook(
-            lambda done: rehearsal.account(done.grad, "gradients") if done.grad is not None else None
+            lambda done: dry.account(done.grad, "gradients") if done.grad is not None else None
         )
     for part in PARTS:
         module = getattr(model, part)
         if module is not None:
-            rehearsal.follow(module, part, output="logits" if part in ("decoder", "ctc_head") else None)
+            dry.follow(module, part, output="logits" if part in ("decoder", "ctc_head") else None)
     for part in ("encoder", "decoder"):
         if device == "cuda" and getattr(recipe, part).attention in PACKED:
             use_flash_attention(getattr(model, part))
     num_tokens = text_tokens_of(recipe, text_share * shape.duration_s)
-    habits = AutocastEmulation(device, autocast)
-    with rehearsal, habits:
+    emulation = AutocastEmulation(device, autocast)
+    with dry, emulation:
         loss = _loss(recipe, model, shape, num_tokens, fused=device == "cuda" and recipe.execution.fused_cross_entropy)
-        habits.leave_autocast()
-        with rehearsal.backward():
-            habits.backward(loss)
+        emulation.leave_autocast()
+        with dry.backward():
+            emulation.backward(loss)
     return DryRunResult(
         shape,
-        _by_kind(rehearsal.at_peak),
-        _by_part(rehearsal.flops),
+        _by_kind(dry.at_peak),
+        _by_part(dry.flops),
         describe_parts(model),
         built.approximate,
         num_tokens,
@@ -191,7 +191,7 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
 
 
 def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """As liger-kernel: logits of as many positions at a time as weigh about as much as all hidden states."""
+    """Like liger-kernel: chunks of positions whose logits take about as much memory as all hidden states."""
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = F.linear(hidden, weight).float()
@@ -207,7 +207,7 @@ def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing:
 def _by_kind(at_peak: Counter[str]) -> dict[str, int]:
     kinds = {kind: at_peak[kind] for kind in ("weights", "gradients", "optimizer")}
     kinds |= {f"activations_{part}": at_peak[part] for part in PARTS}
-    # What no part makes are the spliced embeddings, and the losses, which hold the logits' probabilities.
+    # Outside of all parts are the spliced embeddings, and the losses with the probabilities of the logits.
     kinds["logits"] = at_peak["logits"] + at_peak[OTHER]
     return kinds | {kind: at_peak[kind] for kind in (BACKWARD, "workspace")}
 
@@ -222,12 +222,12 @@ def _characters_per_token(recipe: Recipe) -> float:
 
 
 def text_tokens_of(recipe: Recipe, duration_s: float) -> int:
-    """About how many ids the transcript of a clip has, its end token included."""
+    """Estimated tokens of a clip's transcript, with its end token."""
     return max(2, round(duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
 
 
 def prompt_tokens_of(recipe: Recipe) -> int:
-    """About how many ids the prompt has."""
+    """Estimated tokens of the prompt."""
     text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
     template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS
     return template + round(len(text) / _characters_per_token(recipe))

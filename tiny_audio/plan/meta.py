@@ -1,4 +1,4 @@
-"""A recipe's model without its data: every shape and name of the real one, on the meta device without weights too."""
+"""A recipe's model without its data: it has the shapes and names of the real one, and on the meta device no weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tiny_audio.model.model import TinyAudioModel
 
 LETTERS = 28
-"""a to z, space, apostrophe: what is assumed of transcripts that have not been read."""
+"""a to z, space, apostrophe: the assumed alphabet of transcripts that are not read."""
 
 _PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
 
@@ -30,12 +30,12 @@ class MetaModel:
 
     model: TinyAudioModel
     approximate: bool
-    """Whether sizes depend on a vocabulary that only transcripts can tell."""
+    """Whether sizes depend on a vocabulary that follows from the transcripts."""
 
 
 @dataclass(frozen=True)
 class _StandInTokenizer:
-    """The size of a tokenizer that is yet to be trained."""
+    """Stands in for a tokenizer that is not trained yet."""
 
     size: int
     pad_token_id: int = 0
@@ -51,7 +51,7 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
 
     Args:
         recipe: a valid one.
-        prompt_tokens: how many ids the prompt has; the text of it needs the tokenizer.
+        prompt_tokens: length of the prompt; its text needs the tokenizer.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint is not in the shipped table and cannot be read.
@@ -64,13 +64,13 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
 def build_stand_in(
     recipe: Recipe, device: torch.device, prompt_tokens: int = 0, *, random_weights: bool = True
 ) -> TinyAudioModel:
-    """A model of the recipe's shapes, without transcripts: a vocabulary that they would decide has a usual size.
+    """A model of the recipe's shapes. A vocabulary that follows from the transcripts gets a typical size.
 
     Args:
         recipe: a valid one.
-        device: where its tensors are made.
-        prompt_tokens: how many ids the prompt has.
-        random_weights: build checkpoints' architectures alone; otherwise their weights are read.
+        device: of its tensors.
+        prompt_tokens: length of the prompt.
+        random_weights: build the architectures of checkpoints without reading their weights.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read.
@@ -91,14 +91,14 @@ def build_stand_in(
             encoder={"name": recipe.encoder.name},
             projector={"name": recipe.projector.name},
             decoder={"name": recipe.decoder.name},
-            ctc_characters=[chr(97 + number) for number in range(LETTERS)] if recipe.ctc else None,
+            ctc_characters=[chr(97 + index) for index in range(LETTERS)] if recipe.ctc else None,
             prompt_suffix_ids=[0] * prompt_tokens,
         )
         return TinyAudioModel(config, (encoder, projector, decoder))
 
 
 def _portable(part: _PartConfig) -> _PartConfig:
-    """As ``part``, without the attention that asks for another machine's packages; parameters do not depend on it."""
+    """The part with an attention that needs no extra package. The parameters do not depend on it."""
     if part.attention != "flash_attention_2":
         return part
     return part.model_copy(update={"attention": VARLEN if VARLEN in part.attentions else "auto"})
@@ -109,7 +109,7 @@ def _stand_in_tokenizer(recipe: Recipe) -> Any:
     if trained is not None:
         return _StandInTokenizer(trained.vocab_size if trained.kind == "bpe" else LETTERS + len(SPECIAL_TOKENS))
     if recipe.decoder.init == "pretrained":
-        return None  # its architecture says how many ids there are
+        return None  # its architecture has the size of the vocabulary
     from tiny_audio.decoders import load_tokenizer
 
     return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -1,4 +1,4 @@
-"""The work of a training step as a function of its clips, from the same rehearsal as the plan's."""
+"""FLOPs of a training step as a function of its clips, fitted to dry runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tiny_audio.recipe import Recipe, content_hash
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a forward and a backward pass over a clip, as far as the clip needs them: padding is none.
+    """FLOPs of a forward and a backward pass over a clip, without padding.
 
-    Layers that a recipe computes a second time, to save memory, count twice, as in ``tiny-audio plan``.
+    Layers that are recomputed to save memory count twice, as in ``tiny-audio plan``.
     """
 
     audio: tuple[float, float, float]
-    """Of all that runs at the audio's pace: by clip, second, and second²."""
+    """Of all parts that run at the rate of the audio: per clip, second, and second²."""
     decoder: tuple[float, float, float]
-    """By position, position², and target token, at which logits are computed."""
+    """Per position, position², and target token (where logits are computed)."""
     prompt_tokens: int
     embeddings_per_s: float
 
     def flops(self, durations_s: Sequence[float], num_tokens: Sequence[int]) -> float:
-        """Of clips together.
+        """FLOPs of several clips.
 
         Args:
             durations_s: of each clip, without padding.
@@ -39,30 +39,30 @@ class Work:
 
 
 def work_of(recipe: Recipe, device: Device) -> Work:
-    """Rehearse three clips, from short ones to the longest that the recipe takes, and put curves through them.
+    """Fit curves to dry runs of three clips, from a short one to the longest that the recipe allows.
 
-    The curves are of second degree: attention is, and everything else is linear.
+    The curves are quadratic, since attention is; everything else is linear.
 
     Raises:
-        UserError: the model cannot be rehearsed.
+        UserError: the dry run of the model failed.
     """
     parts = recipe.model_dump(mode="json", include={"encoder", "projector", "decoder", "ctc", "prompt"})
     key = content_hash(
         [parts, recipe.data.min_duration_s, recipe.data.max_duration_s, recipe.training.precision, device]
     )
     if key not in _KNOWN:
-        _KNOWN[key] = _rehearsed(recipe, device)
+        _KNOWN[key] = _fit(recipe, device)
     return _KNOWN[key]
 
 
 _KNOWN: dict[str, Work] = {}
-"""Of this process: sweeps and benchmarks train the same model many times."""
+"""Results in this process, since sweeps and benchmarks train the same model many times."""
 
 
-def _rehearsed(recipe: Recipe, device: Device) -> Work:
+def _fit(recipe: Recipe, device: Device) -> Work:
     longest = recipe.data.max_duration_s
     shortest = max(recipe.data.min_duration_s, longest / 8)
-    # Twice the text in the middle: work by position and work by token would look alike otherwise.
+    # Twice the text in the middle one: otherwise work per position and work per token could not be separated.
     points = [
         dry_run(recipe, Shape(1, seconds), device, text_share=share)
         for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))
@@ -83,7 +83,7 @@ def _rehearsed(recipe: Recipe, device: Device) -> Work:
 
 
 def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """That the decoder reads of each clip; the end token is predicted, and never read."""
+    """Positions that the decoder reads of each clip. The end token is predicted, but never read."""
     positions: np.ndarray = prompt_tokens + embeddings_per_s * seconds + tokens - 1
     return positions
 

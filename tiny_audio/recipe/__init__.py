@@ -27,37 +27,37 @@ from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_y
 from tiny_audio.sources import SOURCES, SourceConfig
 
 _MAX_DURATION_S = 86_400
-"""A day; nobody trains on longer clips, and the arithmetic of frames stays within 64 bits."""
+"""A day. Longer clips are not realistic, and frame arithmetic stays within 64 bits."""
 _Source = Annotated[SourceConfig, SOURCES]
 _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class DataConfig(Config):
-    """Where clips come from, which are used, and what is learned to write."""
+    """Sources of clips, bounds on them, and how transcripts become targets."""
 
     train: dict[_SetName, _Source] = Field(min_length=1)
     """Sources to train on, by a name of your choice; their clips are joined."""
     evaluation: dict[_SetName, _Source] = Field(default={})
     """Sources to score the trained model on; the names appear in the report."""
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
-    """Shorter clips are not trained on, and listed."""
+    """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer clips are not trained on, and listed; audio is never cut under a whole transcript. Evaluation
-    takes whatever the encoder can."""
+    """Longer training clips are left out and listed in ``dropped.jsonl``; audio is never cut. Only the encoder bounds
+    evaluation sets."""
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: a normalizer's name, such as
     ``whisper_english``, which writes contractions out and leaves fillers and remarks in brackets away, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. References of the evaluation stay as
     they are."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
-    """Stop where a larger share of the training clips turns out unusable; clips outside the bounds do not count."""
+    """Stop if a larger share of the training clips is unusable. Clips outside the bounds do not count."""
 
 
 class InitFrom(Config):
     """Weights to start from, instead of the parts' own."""
 
     path: str = Field(json_schema_extra=NO_IDENTITY)
-    """A run folder, or an exported model's. With the decoder comes its tokenizer, with the CTC head its characters."""
+    """A run folder, or an exported model. The decoder comes with its tokenizer, the CTC head with its characters."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
     """Which parts to take; None takes all."""
 
@@ -68,19 +68,19 @@ class TrainingConfig(Config):
     steps: PositiveInt
     """Optimizer steps."""
     learning_rate: PositiveFloat
-    """At its highest, after the warmup."""
+    """The peak, after the warmup."""
     warmup_steps: NonNegativeInt = 0
-    """Steps of linear rise from 0."""
+    """Steps in which the rate rises linearly from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """The way down from there, over the remaining steps."""
+    """How the rate decays over the remaining steps."""
     final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Where the schedule ends, as a share of ``learning_rate``; ``constant`` does not read it and wants 0."""
+    """The rate at the end, as a share of ``learning_rate``; must be 0 for ``constant``."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled; on tensors of two or more dimensions, never on norms and biases."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay per step of the averages of the gradient and of its square."""
     adam_epsilon: PositiveFloat = 1e-8
-    """Added to the root of the second average, which it keeps from being 0."""
+    """Added to the root of the second average, to avoid a division by 0."""
     max_gradient_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     accumulation: PositiveInt = 1
@@ -88,13 +88,13 @@ class TrainingConfig(Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the decoder's target probability spread over the vocabulary."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward pass; what trains is always kept in fp32."""
+    """Of the forward pass. Trainable weights are always kept in fp32."""
     tf32: bool = False
     """Let a GPU multiply fp32 matrices in TF32."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, the order of clips, augmentation and dropout."""
     max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra=NO_IDENTITY)
-    """A step with a loss or gradient that is not finite is skipped; more than this in a row stop the run."""
+    """Steps with a non-finite loss or gradient are skipped. More of them in a row than this stop the run."""
     init_from: InitFrom | None = None
     """Start from another run's weights; None starts from the parts' own."""
 
@@ -107,17 +107,17 @@ class EvaluationConfig(Config):
     num_bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind each interval."""
     group_by: str | None = None
-    """Metadata column, such as ``speaker``, whose groups are resampled whole; None resamples utterances."""
+    """Metadata column, such as ``speaker``, whose groups are resampled as a whole; None resamples utterances."""
 
 
 class ExecutionConfig(Config):
-    """How a run is carried out. None of it decides the weights, so none of it is part of the run's identity."""
+    """How a run is executed. Nothing here affects the weights, so nothing here is part of the run's identity."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """``auto`` is a GPU where there is one."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes, started by torchrun or accelerate launch, share the model: each has all of it (``ddp``),
-    or a slice of every layer (``fsdp``, for models that outgrow a GPU). One process alone does not read it."""
+    """How several processes share the model: each holds all of it (``ddp``), or a slice of every layer (``fsdp``, for
+    models that do not fit one GPU). A single process ignores it."""
     num_workers: NonNegativeInt = 0
     """Processes that load clips; 0 loads in the main one."""
     log_every: PositiveInt = 10
@@ -132,31 +132,31 @@ class ExecutionConfig(Config):
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations while training; None evaluates at the end only."""
     evaluate_set: str | None = None
-    """Which of ``data.evaluation`` to use while training."""
+    """The set of ``data.evaluation`` that is scored while training."""
     evaluate_utterances: PositiveInt = 100
-    """How many of its clips at most, spread over it."""
+    """Maximum number of its clips, spread over the set."""
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Seconds of audio, padding included, that are decoded together."""
     peak_tflops: PositiveFloat | None = None
-    """What the machine computes at most at the run's precision, each process's share, for the ledger's utilization;
-    None takes the table of ``tiny-audio plan``, or measures it with a matrix product."""
+    """Peak TFLOP/s of each process's device at the run's precision, for the ledger's utilization. None uses the table
+    of ``tiny-audio plan``, or measures a matrix product."""
     rated_watts: PositiveFloat | None = None
-    """What each process's device draws at most, for the ledger where nothing measures it; None takes the table's."""
+    """Maximum power of each process's device, for the ledger if no meter is found; None uses the table."""
     price_per_hour: NonNegativeFloat | None = None
-    """US dollars for an hour of all that the run occupies; None takes the table's rough price, if it has one."""
+    """US dollars per hour of the whole run; None uses the approximate price of the table, if there is one."""
     grid_gco2_per_kwh: NonNegativeFloat = 445.0
-    """CO2 of a kilowatt-hour of your electricity, in grams; the default is the world's mean of 2024 (IEA,
-    Electricity 2025)."""
+    """Grams of CO2 per kilowatt-hour of electricity. The default is the world's mean of 2024 (IEA, Electricity
+    2025)."""
     compile: bool = False
-    """Compile the layers of encoder and decoder with torch.compile, for training: some minutes before the first steps,
-    and faster ones after. Needs a C++ compiler on a CPU, and Triton on a GPU."""
+    """Compile the layers of encoder and decoder with torch.compile for training. The first steps take minutes, later
+    ones are faster. Needs a C++ compiler on a CPU, and Triton on a GPU."""
     fused_cross_entropy: bool = False
-    """Compute the decoder's loss by liger-kernel, which never holds all logits: less memory where the vocabulary is
-    large. On a GPU, for decoders whose head only multiplies."""
+    """Compute the decoder's loss with liger-kernel, which never holds all logits and so saves memory with a large
+    vocabulary. Needs a GPU, and a decoder whose head is one matrix product."""
 
 
 class Recipe(Config):
-    """Everything that makes a recognizer: the parts, the data, and how to train and score them."""
+    """A recognizer: its parts, its data, and how to train and score it."""
 
     encoder: Annotated[EncoderConfig, ENCODERS]
     projector: Annotated[ProjectorConfig, PROJECTORS]
@@ -172,7 +172,7 @@ class Recipe(Config):
     execution: ExecutionConfig = ExecutionConfig()
 
     def run_id(self) -> str:
-        """Eight hex digits over all that decides the weights; paths and execution are no part of it."""
+        """Eight hex digits of a hash of everything that decides the weights. Paths and execution are not part of it."""
         return content_hash(self.training_identity())[:8]
 
     def training_identity(self) -> dict[str, Any]:

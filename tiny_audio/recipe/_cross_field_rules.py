@@ -1,4 +1,7 @@
-"""Rules that cross a recipe's sections: every pair that would fail later, or silently disable work."""
+"""Rules across the sections of a recipe: pairs of fields that would fail later, or that silently disable work.
+
+Each rule yields (location in the recipe, message). A message says what was given, what is allowed, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,18 @@ from tiny_audio.registry import did_you_mean
 if TYPE_CHECKING:
     from tiny_audio.recipe import Recipe
 
-Mistakes = Iterator[tuple[str, str]]
-"""(place in the recipe, what is wrong there and what to do)"""
+Errors = Iterator[tuple[str, str]]
+"""(location, message)"""
 
 
-def cross_field_errors(recipe: Recipe) -> Mistakes:
-    """All that a valid recipe may not say at once."""
-    yield from _clips(recipe)
-    yield from _evaluation(recipe)
-    yield from _parts(recipe)
-    yield from _ctc(recipe)
-    yield from _optimization(recipe)
+def cross_field_errors(recipe: Recipe) -> Errors:
+    """The errors of all rules."""
+    for rule in _RULES:
+        yield from rule(recipe)
 
 
-def _clips(recipe: Recipe) -> Mistakes:
-    """Whether each part takes the shortest and the longest clip."""
+def _clips(recipe: Recipe) -> Errors:
+    """Every part accepts the shortest and the longest clip."""
     data = recipe.data
     if data.min_duration_s >= data.max_duration_s:
         yield (
@@ -40,7 +40,7 @@ def _clips(recipe: Recipe) -> Mistakes:
         yield (
             "batching.max_padded_s",
             f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
-            "raise it, or lower that",
+            "raise max_padded_s, or lower data.max_duration_s",
         )
     speeds = recipe.augmentation.speed or (1.0,)
     slowest, fastest = min(*speeds, 1.0), max(*speeds, 1.0)
@@ -51,10 +51,10 @@ def _clips(recipe: Recipe) -> Mistakes:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.overrides:
             raise
-        # Overrides are free-form: only the architecture knows what they mean, and it is not loaded here.
+        # Overrides are free-form. Only the architecture can check them, and it is not loaded here.
         yield (
             f"encoder.{recipe.encoder.name}.overrides",
-            f"the frames of a clip cannot be counted with them: {str(error).splitlines()[0]}; correct or remove them",
+            f"the frames of a clip cannot be counted with these: {str(error).splitlines()[0]}; correct or remove them",
         )
         return
     if limit is not None and longest > limit:
@@ -62,28 +62,28 @@ def _clips(recipe: Recipe) -> Mistakes:
         yield (
             "data.max_duration_s",
             f"{data.max_duration_s} s{slowed} is more than the {limit:g} s that encoder {recipe.encoder.name!r} "
-            f"takes; set at most {limit * slowest:g}",
+            f"accepts; set at most {limit * slowest:g}",
         )
     if frames < recipe.projector.min_frames():
-        hurried = f", sped up by augmentation.speed to {shortest:.2f} s," if fastest > 1 else ""
+        sped_up = f", sped up by augmentation.speed to {shortest:.2f} s," if fastest > 1 else ""
         yield (
             f"projector.{recipe.projector.name}",
             f"needs {recipe.projector.min_frames()} encoder frames, and a clip of data.min_duration_s "
-            f"{data.min_duration_s} s{hurried} has {frames}; shrink the projector's window or raise "
+            f"{data.min_duration_s} s{sped_up} has {frames}; shrink the projector's window or raise "
             "data.min_duration_s",
         )
     else:
         yield from _context(recipe, longest)
 
 
-def _context(recipe: Recipe, longest_s: float) -> Mistakes:
-    """Whether the decoder's context holds the longest clip and its transcript.
+def _context(recipe: Recipe, longest_s: float) -> Errors:
+    """The decoder's context holds the longest clip and its transcript.
 
-    The prompt's few words are left out: only the tokenizer can count them.
+    The few tokens of the prompt are not counted, since that needs the tokenizer.
     """
     frames = recipe.encoder.num_frames(int(longest_s * SAMPLE_RATE))
     rate = recipe.encoder.num_frames(60 * SAMPLE_RATE) / 60
-    width = 64  # of neighbors that are not known yet; the number of embeddings does not depend on it
+    width = 64  # any value: the number of embeddings does not depend on the neighbors' widths
     try:
         with torch.device("meta"):
             projector = PROJECTORS.build(recipe.projector, ProjectorContext(width, width, rate, 1.0))
@@ -95,35 +95,36 @@ def _context(recipe: Recipe, longest_s: float) -> Mistakes:
     if limit is not None and needed > limit:
         yield (
             f"decoder.{recipe.decoder.name}",
-            f"reads at most {limit} positions, and a clip of {longest_s:g} s can need {needed}: audio embeddings and "
-            "generation.max_new_tokens; lower data.max_duration_s or max_new_tokens, or let the projector merge more "
-            "frames",
+            f"has {limit} positions, and a clip of {longest_s:g} s can need {needed} (audio embeddings and "
+            "generation.max_new_tokens); lower data.max_duration_s or max_new_tokens, or merge more frames in the "
+            "projector",
         )
 
 
 def _max_positions(recipe: Recipe) -> int | None:
-    """Positions that the decoder can tell apart, where that is known without fetching anything."""
+    """The decoder's maximum number of positions, if it is known without a download."""
     decoder = recipe.decoder
     fields = decoder.overrides if decoder.init == "random" else published.architecture(decoder) or {}
     positions = fields.get("max_position_embeddings")
     return positions if isinstance(positions, int) else None
 
 
-def _evaluation(recipe: Recipe) -> Mistakes:
+def _evaluation(recipe: Recipe) -> Errors:
     """What is scored, and when."""
     data, execution = recipe.data, recipe.execution
     for name in sorted(data.train.keys() & data.evaluation.keys()):
         yield (
             f"data.evaluation.{name}",
-            "is a training set's name too; give it another, since names tell clips apart",
+            "is also the name of a training set; rename one of them, since the names identify clips",
         )
     if execution.evaluate_every is not None and execution.evaluate_every > recipe.training.steps:
         yield (
             "execution.evaluate_every",
-            f"{execution.evaluate_every} is past the last of {recipe.training.steps} steps; lower it, or leave it out",
+            f"{execution.evaluate_every} must be at most training.steps, {recipe.training.steps}; lower it, or "
+            "remove it",
         )
     if (execution.evaluate_every is None) != (execution.evaluate_set is None):
-        yield "execution.evaluate_set", "and evaluate_every go together; give both or neither"
+        yield "execution.evaluate_set", "needs execution.evaluate_every, and the reverse; set both or neither"
     elif execution.evaluate_set is not None and execution.evaluate_set not in data.evaluation:
         yield (
             "execution.evaluate_set",
@@ -133,11 +134,11 @@ def _evaluation(recipe: Recipe) -> Mistakes:
     if recipe.generation.ctc_weight and recipe.ctc is None:
         yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set it to 0"
     if recipe.generation.draft == "ctc" and recipe.ctc is None:
-        yield "generation.draft", "ctc needs a CTC head; add a `ctc` section, or leave draft out"
+        yield "generation.draft", "ctc needs a CTC head; add a `ctc` section, or remove draft"
 
 
-def _parts(recipe: Recipe) -> Mistakes:
-    """What encoder and decoder are told, against what happens to them."""
+def _parts(recipe: Recipe) -> Errors:
+    """Fields of encoder and decoder have an effect."""
     training = recipe.training
     taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
@@ -145,65 +146,71 @@ def _parts(recipe: Recipe) -> Mistakes:
         if part.attention == "flash_attention_2" and (training.precision != "bf16" or recipe.execution.device == "cpu"):
             yield (
                 f"{place}.attention",
-                "flash_attention_2 runs in half precision on a GPU only; set training.precision: bf16, or sdpa here",
+                "flash_attention_2 needs a GPU and half precision; set training.precision: bf16, or use sdpa",
             )
         for field in ("learning_rate", "weight_decay"):
             # The weights of a weighted sum of layers train in a frozen encoder too, and have one dimension.
             weighted = field == "learning_rate" and getattr(part, "layer", None) == "weighted"
             if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
-                yield f"{place}.{field}", "has no effect where nothing trains; remove it, or add lora"
+                yield f"{place}.{field}", "has no effect, since the part is frozen; remove it, or add lora"
         if part.gradient_checkpointing and not _has_gradients(recipe, kind):
             yield (
                 f"{place}.gradient_checkpointing",
-                "saves nothing where no gradient passes; remove it, or train the part",
+                "has no effect, since no gradient passes through the part; remove it, or train the part",
             )
         if part.init == "random" and part.freeze and kind not in taken:
             yield (
                 f"{place}.freeze",
-                "random weights that do not train stay random; set freeze: false, init: pretrained, or take the "
+                "frozen random weights stay random; set freeze: false or init: pretrained, or take the "
                 f"{kind} from another run with training.init_from",
             )
 
 
 def _has_gradients(recipe: Recipe, kind: str) -> bool:
-    """Whether a backward pass goes through a part: it trains, or something below it does."""
+    """Whether a backward pass goes through a part: the part trains, or something below it does."""
     if kind == "decoder":
-        return True  # the projector, below it, always trains
+        return True  # the projector is below it, and always trains
     return not recipe.encoder.freeze or recipe.encoder.lora is not None
 
 
-def _ctc(recipe: Recipe) -> Mistakes:
-    """Whether there is a CTC head for what reads it, and where it comes from."""
+def _ctc(recipe: Recipe) -> Errors:
+    """A CTC head exists for everything that uses it, and its weights have one origin."""
     taken = recipe.training.init_from
     if recipe.ctc is None:
         if recipe.projector.needs_ctc:
-            yield f"projector.{recipe.projector.name}", "reads the CTC head's labels; add a `ctc` section"
+            yield f"projector.{recipe.projector.name}", "needs the labels of a CTC head; add a `ctc` section"
         if taken and "ctc_head" in (taken.parts or ()):
-            yield "training.init_from.parts", "ctc_head has no place to go; add a `ctc` section, or leave it out"
+            yield (
+                "training.init_from.parts",
+                "ctc_head is not part of this recipe; add a `ctc` section, or remove ctc_head",
+            )
         return
     if recipe.ctc.init != "pretrained":
         return
     encoder = recipe.encoder
     if encoder.init != "pretrained":
-        yield "ctc.init", f"the encoder {encoder.name!r} has random weights, so no head comes with it; set init: random"
+        yield "ctc.init", f"the encoder {encoder.name!r} has random weights and no pretrained head; set init: random"
     elif encoder.ctc_head is None:
-        yield "ctc.init", f"checkpoints of the encoder {encoder.name!r} carry no head that spells; set init: random"
+        yield "ctc.init", f"checkpoints of the encoder {encoder.name!r} have no CTC head; set init: random"
     if encoder.layer != "last":
         yield (
             "ctc.init",
             f"the head was trained on the last layer, and encoder.layer is {encoder.layer}; set it to last",
         )
     if taken and "ctc_head" in (taken.parts or ("ctc_head",)):
-        yield "ctc.init", "the head comes from training.init_from already; set init: random"
+        yield "ctc.init", "the head already comes from training.init_from; set init: random"
 
 
-def _optimization(recipe: Recipe) -> Mistakes:
-    """The training section's fields, against each other and the device."""
+def _optimization(recipe: Recipe) -> Errors:
+    """Fields of the training section fit each other and the device."""
     training = recipe.training
     if training.warmup_steps >= training.steps:
-        yield "training.warmup_steps", f"{training.warmup_steps} leaves nothing of {training.steps} steps; lower it"
+        yield (
+            "training.warmup_steps",
+            f"{training.warmup_steps} must be less than training.steps, {training.steps}; lower it",
+        )
     if training.schedule == "constant" and training.final_learning_rate_ratio:
-        yield "training.final_learning_rate_ratio", "has no effect under schedule: constant; set it to 0"
+        yield "training.final_learning_rate_ratio", "has no effect with schedule: constant; set it to 0"
     for beta in training.adam_betas:
         if not 0 <= beta < 1:
             yield "training.adam_betas", f"each must be at least 0 and below 1, not {beta}"
@@ -213,7 +220,10 @@ def _optimization(recipe: Recipe) -> Mistakes:
     if recipe.execution.fused_cross_entropy and not recipe.decoder.plain_head:
         yield (
             "execution.fused_cross_entropy",
-            f"the decoder {recipe.decoder.name!r} may do more to its logits than a fused head would; set it to false",
+            f"is not supported by the decoder {recipe.decoder.name!r}, which may transform its logits; set it to false",
         )
     if training.tf32 and recipe.execution.device == "cpu":
-        yield "training.tf32", "has no effect on execution.device: cpu; set it to false"
+        yield "training.tf32", "has no effect with execution.device: cpu; set it to false"
+
+
+_RULES = (_clips, _evaluation, _parts, _ctc, _optimization)

@@ -38,21 +38,21 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
-    # In brackets are pydantic's word for a key, and words of ours for a thing that is given by its name alone or not.
+    # Steps in brackets are not in the file: pydantic marks keys, and the registry marks the two spellings of a part.
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
-    place = ".".join(_shown_step(step) for step in location) or "(the file)"
+    path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
     match entry["type"]:
         case "extra_forbidden":
             *parents, given = location
             fields = [*_fields_at(model, parents), *(["extends"] if not parents else [])]
-            return f"{place}: unknown field; {did_you_mean(given, fields)}"
+            return f"{path}: unknown field; {did_you_mean(given, fields)}"
         case "missing":
-            return f"{place}: is missing, and has no default"
+            return f"{path}: is missing, and has no default"
         case "part_name" | "value_error":
-            return f"{place}: {entry['msg'].removeprefix('Value error, ')}"
+            return f"{path}: {entry['msg'].removeprefix('Value error, ')}"
         case "too_short" | "too_long":
-            return f"{place}: should {entry['msg'].partition(' should ')[2].replace(' after validation', '')}"
+            return f"{path}: should {entry['msg'].partition(' should ')[2].replace(' after validation', '')}"
         case "string_type" if entry["input"] is not None:
             hint = "; write it in quotes"
     message = entry["msg"].removeprefix("Input ").removeprefix("String ")
@@ -63,7 +63,7 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
     ):
         message = message.replace(theirs, yaml)
     given = json.dumps(entry["input"], default=str)
-    return f"{place}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
+    return f"{path}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
@@ -80,7 +80,7 @@ def _shown_step(step: int | str) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the fields at a place of the recipe, following registries by the part's name."""
+    """Names of the fields at a location. Registries are followed by the part's name."""
     annotations: list[Any] = [model]
     metadata: Sequence[Any] = ()
     for step in location:

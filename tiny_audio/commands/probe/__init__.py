@@ -17,13 +17,13 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Share of the memory that is left free: batches of all lengths follow each other, and leave holes."""
+"""Share of the memory to leave free, since batches of different lengths fragment it."""
 MOST_CLIPS = 512
 _RESOLUTION = 0.05
-"""Clips are counted this exactly; the margin is larger."""
+"""Relative precision of the number of clips, finer than the margin."""
 
 Trial = Callable[[int], Measured | None]
-"""Trains on so many clips; None where the memory does not suffice."""
+"""Trains on this number of clips; None if the memory does not suffice."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Bucket:
     clips: int
     measured: Measured
     predicted_bytes: int
-    """What ``tiny-audio plan`` says of the same batch."""
+    """The estimate of ``tiny-audio plan`` for the same batch."""
 
     @property
     def padded_s(self) -> float:
@@ -44,7 +44,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Probe:
-    """What fits, and the batching that follows from it."""
+    """The largest batches that fit, and the batching that follows."""
 
     device: str
     memory_bytes: int
@@ -52,12 +52,11 @@ class Probe:
     buckets: tuple[Bucket, ...]
     """Longest first."""
     num_processes: int = 1
-    """How many train together, each on a device like this one."""
+    """Processes that will train together, each on a device like this one."""
 
     @property
     def budget_s(self) -> float:
-        """The padded seconds of one process that no bucket breaks; those that hold as many clips as were tried set
-        none."""
+        """Padded seconds that fit in one process for every bucket. Buckets with :data:`MOST_CLIPS` set no limit."""
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
 
@@ -68,12 +67,12 @@ class Probe:
         Of c clips of n processes one takes ⌈c/n⌉, so up to (n - 1)/n of the longest clip more than its share.
         """
         others = self.num_processes - 1
-        # A batch that fits one of them is safe in any case.
+        # A batch that fits one process is always safe.
         return max(self.budget_s, self.num_processes * self.budget_s - others * self.buckets[0].duration_s)
 
     @property
     def max_clips(self) -> int:
-        """Those of the shortest duration, in all processes together."""
+        """Clips of the shortest duration that fit, in all processes together."""
         return self.num_processes * self.buckets[-1].clips
 
     def as_json(self) -> dict[str, Any]:
@@ -140,30 +139,30 @@ def probe_recipe(
     random_weights: bool = False,
     num_processes: int = 1,
 ) -> Probe:
-    """Train on synthetic batches, ever larger and smaller, in a process of its own.
+    """Search for the largest batches by training on synthetic ones, in a separate process.
 
     Args:
         recipe: what to train.
         memory_gb: GiB to fit into; None is all of the GPU's.
         margin: share of the memory to leave free.
         durations_s: of the buckets; None halves the longest three times.
-        random_weights: build checkpoints' architectures without reading their weights, which take as much memory.
-        num_processes: how many are to train together; what fits is measured in one, and the budget is of all.
+        random_weights: build the architectures of checkpoints without reading their weights; the memory is the same.
+        num_processes: number of processes that will train together. One is measured; the budget is for all.
 
     Raises:
-        UserError: an argument that makes no sense, a part that cannot be built, or not even one clip fits.
+        UserError: an argument is out of range, a part cannot be built, or not even one clip fits.
     """
     device = device_of(recipe.execution.device).type
     if device == "mps" or (device == "cpu" and sys.platform != "linux"):
         raise UserError("probe measures memory on CUDA GPUs, and on CPUs under Linux; elsewhere use tiny-audio plan")
     if device == "cpu" and memory_gb is None:
-        raise UserError("probe: a CPU's memory is not this run's alone; say how much it may take, with --memory-gb")
+        raise UserError("probe: on a CPU, other programs share the memory; set the limit with --memory-gb")
     if memory_gb is not None and not 0 < memory_gb < float("inf"):
-        raise UserError(f"--memory-gb {memory_gb:g} is no amount of memory; give GiB, above 0")
+        raise UserError(f"--memory-gb {memory_gb:g} is not an amount of memory; give GiB above 0")
     if not 0 <= margin < 1:
-        raise UserError(f"--margin {margin:g} is a share of the memory; give one from 0 to below 1")
+        raise UserError(f"--margin {margin:g} is not a share of the memory; give a number from 0 to below 1")
     if num_processes < 1:
-        raise UserError(f"--num-processes {num_processes} is no number of processes; give 1 or more")
+        raise UserError(f"--num-processes {num_processes} is not a number of processes; give 1 or more")
     durations = _durations(recipe, durations_s)
     buckets = []
     with Process(recipe, memory_gb, margin, random_weights) as process:
@@ -181,14 +180,14 @@ def probe_recipe(
             if measured is None:
                 raise UserError(
                     f"probe: not even one clip of {duration_s:g} s fits {process.allowed_bytes / GIB:.2f} GiB; "
-                    "`tiny-audio plan` says what would"
+                    "run `tiny-audio plan` to see which changes help"
                 )
             buckets.append(Bucket(duration_s, clips, measured, predict(clips)))
         return Probe(process.device_name, process.memory_bytes, margin, tuple(buckets), num_processes)
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
-    """The most clips that ``train`` takes, within 5 %, and what was measured there; 0 and None where not one does."""
+    """The largest number of clips that fits, within 5 %, and its measurement; 0 and None if not one fits."""
     fits, too_many = 0, most + 1
     best: Measured | None = None
     clips = min(max(1, guess), most)
@@ -200,12 +199,12 @@ def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | 
             fits, best = clips, measured
         if too_many - fits <= max(1, int(_RESOLUTION * fits)):
             return fits, best
-        # From a good guess the answer is not far.
+        # A good guess is near the answer.
         clips = min(most, max(fits + 1, fits * 5 // 4)) if too_many > most else (fits + too_many) // 2
 
 
 def _guess(predict: Callable[[int], int], allowed_bytes: int) -> int:
-    """How many clips fit if a plan is right; memory grows in proportion to them."""
+    """The number of clips that fits according to a plan, extrapolated linearly."""
     one, three = predict(1), predict(3)
     each = max(1, (three - one) // 2)
     return 1 + int((allowed_bytes - one) // each)
@@ -222,12 +221,14 @@ def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> list[float]:
                 f"data.max_duration_s {longest:g}; give durations between them"
             )
     if longest not in wanted:
-        raise UserError(f"--durations: the longest clips decide whether a batch fits; add {longest:g}")
+        raise UserError(
+            f"--durations must include data.max_duration_s, {longest:g}, since the longest clips need the most memory"
+        )
     return sorted(set(wanted), reverse=True)
 
 
 def probe_table(probe: Probe) -> str:
-    """For a person: a row for each duration, and what to put into the recipe."""
+    """The result as text: a row for each duration, and the section for the recipe."""
     from tiny_audio.runtime.columns import in_columns
 
     rows = [["clips of", "fit", "padded s", "GiB measured", "predicted", "s/step", "audio s/s"]]

@@ -1,4 +1,4 @@
-"""Training steps on synthetic batches, in a process whose memory is theirs alone."""
+"""Training steps on synthetic batches, in a process that does nothing else, so that its memory can be measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEPS = 2
-"""Of a trial: the first makes the optimizer's moments, if it is the first of all."""
+"""Steps of a trial. The very first one also creates the optimizer's moments."""
 _ALLOCATION = {
     # Freed blocks go back to the kernel at once, and no thread keeps an arena of its own.
     "MALLOC_ARENA_MAX": "1",
@@ -36,21 +36,21 @@ class Measured:
     """A batch that fits."""
 
     peak_bytes: int
-    """Of the process, its libraries included."""
+    """Of the process, with its libraries."""
     step_s: float
     """Of an optimizer step."""
     batches: int
-    """Of a step; more than two take no more memory."""
+    """Batches of a step; more than two need no more memory."""
 
 
 class Process:
-    """The measured process, started anew where it runs out of memory.
+    """The measured process. It is restarted if it runs out of memory.
 
     Args:
         recipe: what to train.
-        memory_gb: GiB to fit into; None is all of the GPU's.
+        memory_gb: GiB to fit into; None is the GPU's memory.
         margin: share to leave free.
-        random_weights: whether to leave checkpoints' weights unread.
+        random_weights: do not read the weights of checkpoints.
     """
 
     device_name: str
@@ -79,10 +79,10 @@ class Process:
             self._leave()
 
     def train(self, clips: int, duration_s: float) -> Measured | None:
-        """Two steps on batches of so many clips; None where they take more memory than allowed.
+        """Two steps on batches of this number of clips; None if they need more memory than allowed.
 
         Raises:
-            RunFailed: the process died of something else.
+            RunFailed: the process ended for another reason.
         """
         if self._child is None:
             self._start()
@@ -101,7 +101,9 @@ class Process:
         )
         answer = self._ask(self._order)
         if answer is None:
-            raise UserError("probe: the model alone takes more memory than this machine has")
+            raise UserError(
+                "probe: the model alone needs more memory than this machine has; choose smaller checkpoints"
+            )
         if "error" in answer:
             self._leave()
             raise UserError(answer["error"])
@@ -109,7 +111,7 @@ class Process:
         self.memory_bytes, self.allowed_bytes = answer["memory_bytes"], answer["allowed_bytes"]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
-        """None where the kernel ended the process for its memory."""
+        """The answer; None if the kernel killed the process for its memory."""
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -126,21 +128,21 @@ class Process:
         code = self._leave()
         if code == -9:  # SIGKILL, by the kernel when memory runs out
             return None
-        raise RunFailed(f"probe: its process ended with code {code}; see above")
+        raise RunFailed(f"probe: its process ended with exit code {code}; see its output above")
 
     def _leave(self) -> int:
-        """Wait for the process's end; gives its exit code."""
+        """Wait for the end of the process, and return its exit code."""
         child, self._child = self._child, None
         assert child is not None
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # a question that nobody read
+            with suppress(BrokenPipeError):  # a question that was not read
                 pipe.close()
         return child.wait()
 
 
 def serve() -> None:
-    """The measured process: reads questions, a line each, and answers them."""
+    """Run in the measured process: read questions, one per line, and answer them."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints
 
@@ -159,7 +161,7 @@ def serve() -> None:
 
 
 class _Bench:
-    """A model that trains, and the account of its memory."""
+    """A model that trains, and its memory."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import torch
@@ -179,7 +181,7 @@ class _Bench:
         outside = 0
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info()
-            outside = total - free  # CUDA's context, and whoever else is there
+            outside = total - free  # CUDA's context, and other processes
             self.memory_bytes = int(order["memory_gb"] * GIB) if order["memory_gb"] else total
             self.device_name = torch.cuda.get_device_name()
         else:
@@ -191,18 +193,18 @@ class _Bench:
             recipe, self.device, prompt_tokens_of(recipe), random_weights=order["random_weights"]
         ).train()
         place(self.model, recipe, self.device)
-        if self.device.type == "cuda":  # from here on, more is refused; building takes what it needs
+        if self.device.type == "cuda":  # the limit applies to training, not to building
             torch.cuda.empty_cache()
             allowed = max(0, self.allowed_bytes - outside) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
         self.optimizer = build_optimizer(self.model, recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # noise teaches nothing, and might teach what is not finite
+            group["lr"] = 0.0  # training on noise could make weights non-finite
         if recipe.execution.compile:
             compile_layers(self.model, self.device)
 
     def train(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Peak bytes of two steps, None where the GPU has no more; and the seconds of the second."""
+        """Peak bytes of two steps, or None if the GPU ran out of memory; and the seconds of the second step."""
         import torch
 
         batches = min(2, self.recipe.training.accumulation)
@@ -243,7 +245,7 @@ class _Bench:
         return scores
 
     def _batch(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Noise, as long as it may be but for a tenth of a second, so that there is padding; letters by turns."""
+        """Noise of nearly the maximum length, so that there is some padding; alternating letters as CTC targets."""
         import torch
 
         from tiny_audio.data.augmentation import SpecAugment
@@ -258,7 +260,7 @@ class _Bench:
         spell: Sequence[int] = ()
         if recipe.ctc is not None:
             letters = min(round(duration_s * 15), recipe.encoder.num_frames(int(lengths.min())))
-            spell = [1 + number % 2 for number in range(letters)]
+            spell = [1 + index % 2 for index in range(letters)]
         spec_augment = recipe.augmentation.spec_augment
         return {
             "waveforms": 0.1 * torch.randn(clips, num_samples, device=self.device),

@@ -32,7 +32,7 @@ __all__ = ["Sweep", "combinations"]
 
 
 class Sweep:
-    """All runs of a grid, one after the other; idempotent and resumable, as each of them is.
+    """All runs of a grid, one after the other. Like each run, it is idempotent and resumable.
 
     Args:
         path: the recipe.
@@ -40,7 +40,7 @@ class Sweep:
         folder: where everything goes; ``None`` is ``sweeps/<recipe>-<hash of the grid>``.
 
     Raises:
-        UserError: a combination is not valid, or the runs could not be compared; all that is wrong is named at once.
+        UserError: a combination is not valid, or the runs could not be compared; all errors are named at once.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str], folder: Path | None = None) -> None:
@@ -59,26 +59,25 @@ class Sweep:
         return in_columns(rows, num_texts=4)
 
     def complete(self) -> dict[str, Any]:
-        """Do whatever is not done yet, then compare what is finished.
+        """Do everything that is not done yet, then compare the finished runs.
 
         Returns:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: this is one of several processes, the folder is a run's, or runs failed, all of them by mistakes
-                of the user's.
+            UserError: this is one of several processes, the folder is a run's, or runs failed, all with a UserError.
             RunFailed: runs failed; the others were done.
             Stopped: a signal came; what was done is saved.
         """
         check_alone("sweep")
         if (self.folder / "state.json").exists():
-            raise UserError(f"{self.folder} is a run's own folder; give another --output-dir")
+            raise UserError(f"{self.folder} is the folder of a run; give another --output-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._status = {run.folder: {"status": "waiting", "error": None} for run in self.combinations}
         failures: dict[str, Exception] = {}
         with StopSignal():
-            for number, run in enumerate(self.combinations, 1):
-                failure = self._run(number, run)
+            for index, run in enumerate(self.combinations, 1):
+                failure = self._run(index, run)
                 if failure is not None:
                     failures[run.name] = failure
             finished = [run for run in self.combinations if self._status[run.folder]["status"] == "finished"]
@@ -87,8 +86,8 @@ class Sweep:
             self._fail(failures, compared=bool(comparison))
         return comparison
 
-    def _run(self, number: int, run: Combination) -> Exception | None:
-        """One run; what it failed of, if it did."""
+    def _run(self, index: int, run: Combination) -> Exception | None:
+        """Do one run; the error if it failed."""
         from tiny_audio.commands.run import (
             Run,  # with it comes transformers, which a dry run need not wait for
         )
@@ -96,17 +95,17 @@ class Sweep:
         folder = self.folder / run.folder
         self._record(run, "running")
         with ConsoleCallback(run.recipe.training.steps) as callback:
-            callback.note(f"[{number}/{len(self.combinations)}] {run.name}: {folder}")
+            callback.note(f"[{index}/{len(self.combinations)}] {run.name}: {folder}")
             try:
                 report = Run(run.recipe, run.name, folder, callback).complete()
             except Stopped:
                 self._record(run, "stopped")
-                raise Stopped(self._stopped(number, run)) from None
+                raise Stopped(self._stopped(index, run)) from None
             except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
-                # Of RuntimeErrors, a GPU's memory that one variant does not fit into; the others may well.
+                # RuntimeErrors: one variant may not fit the GPU's memory, while others do.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
-                # A message of ours says all; of another's error, the place is wanted too.
+                # Our own messages are complete. For other errors, record the traceback.
                 known = isinstance(error, RunFailed | UserError)
                 self._record(run, "failed", message if known else traceback.format_exc())
                 return error
@@ -115,14 +114,14 @@ class Sweep:
                 empty_cache()
             assert report is not None, "a run of one process reports"
             rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
-            callback.note(f"[{number}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
+            callback.note(f"[{index}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
         self._record(run, "finished")
         return None
 
-    def _stopped(self, number: int, run: Combination) -> str:
+    def _stopped(self, index: int, run: Combination) -> str:
         command = ["tiny-audio", "sweep", str(self.path), *self.overrides, "--output-dir", str(self.folder)]
         return (
-            f"stopped by a signal in run {number} of {len(self.combinations)} ({run.name}); what was done is saved. To "
+            f"stopped by a signal in run {index} of {len(self.combinations)} ({run.name}); what was done is saved. To "
             f"continue:\n  {shlex.join(command)}"
         )
 
@@ -146,8 +145,8 @@ class Sweep:
         if compared:
             lines.append(f"the others are compared in {self.folder / 'comparison.html'}")
         lines.append("the same command tries them again")
-        mistakes = all(isinstance(error, UserError) for error in failures.values())
-        raise (UserError if mistakes else RunFailed)("\n".join(lines))
+        user_errors = all(isinstance(error, UserError) for error in failures.values())
+        raise (UserError if user_errors else RunFailed)("\n".join(lines))
 
     def _record(self, run: Combination, status: str, error: str | None = None) -> None:
         self._status[run.folder] = {"status": status, "error": error}

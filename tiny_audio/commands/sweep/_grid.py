@@ -14,7 +14,7 @@ from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.runtime.yaml_file import parse_override
 
 SEED = "training.seed"
-"""Its values are no variants: what they have in common is what is compared."""
+"""Runs that differ only in this field belong to one variant."""
 _MAX_COMBINATIONS = 1000
 _MAX_VALUE = 32
 _OPENING, _CLOSING = "[{", "]}"
@@ -50,15 +50,15 @@ def split_values(text: str) -> list[str]:
     values: list[str] = []
     expected: list[str] = []  # closing brackets
     start, closed, quote = 0, -1, ""
-    for place, character in enumerate(text):
-        before = text[start:place].rstrip()
+    for index, character in enumerate(text):
+        before = text[start:index].rstrip()
         if quote:
             if character == quote and not (quote == '"' and before.endswith("\\")):
-                quote, closed = "", place
+                quote, closed = "", index
         elif character in "\"'" and (
             not before
             or (expected and before[-1] in "[{,:")
-            or text[closed:place] == character == "'"  # within single quotes, two of them are an apostrophe
+            or text[closed:index] == character == "'"  # within single quotes, two of them are an apostrophe
         ):
             quote = character
         elif character in _OPENING and (not before or expected):
@@ -66,10 +66,12 @@ def split_values(text: str) -> list[str]:
         elif expected and character == expected[-1]:
             expected.pop()
         elif character == "," and not expected:
-            values.append(text[start:place])
-            start = place + 1
+            values.append(text[start:index])
+            start = index + 1
     if quote or expected:
-        raise UserError(f"{text!r}: nothing closes {quote or _OPENING[_CLOSING.index(expected[-1])]}; close it")
+        raise UserError(
+            f"{text!r}: there is no closing character for {quote or _OPENING[_CLOSING.index(expected[-1])]}; close it"
+        )
     values.append(text[start:])
     values = [value.strip() for value in values]
     if len(values) > 1 and not all(values):
@@ -78,7 +80,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The overrides with one value, which hold for all runs, and the keys with several.
+    """Separate the overrides with one value, which apply to all runs, from the keys with several.
 
     Raises:
         UserError: no ``=``, a key twice, a value twice, or nothing to sweep.
@@ -88,25 +90,25 @@ def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(
-                f"override {override!r} is not of the form section.field=value,value, such as projector=swiglu,conv"
+                f"override {override!r} must have the form section.field=value,value, such as projector=swiglu,conv"
             )
         if key in seen:
-            raise UserError(f"{key} is given twice; write all its values into one, {key}=A,B")
+            raise UserError(f"{key} is given twice; write all values once, {key}=A,B")
         seen.add(key)
         try:
             values = split_values(text)
         except UserError as error:
             raise UserError(f"override {key}={error}") from None
-        twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+        twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
         if twice is not None:
-            raise UserError(f"override {override!r}: the value {twice} comes twice; remove one of them")
+            raise UserError(f"override {override!r}: has the value {twice} twice; remove one of them")
         if len(values) > 1:
             grid[key] = values
         else:
             fixed.append(override)
     if not grid:
         raise UserError(
-            "nothing to sweep: give some key several values, such as projector=swiglu,conv; a single run is started by "
+            "nothing to sweep: give a key several values, such as projector=swiglu,conv; a single run is started by "
             "`tiny-audio run`"
         )
     return fixed, grid
@@ -116,7 +118,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
     """All runs of a sweep, the last key varying fastest; seeds after all others.
 
     Raises:
-        UserError: names every combination that is not valid, with its mistakes, and what could not be compared.
+        UserError: names every combination that is not valid, with its errors, and runs that cannot be compared.
     """
     _, grid = parse_grid(overrides)
     given = {key: text for key, _, text in (override.partition("=") for override in overrides)}
@@ -124,7 +126,9 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
     for choices in grid.values():
         size *= len(choices)
     if size > _MAX_COMBINATIONS:
-        raise UserError(f"the grid has {size:,} combinations, and {_MAX_COMBINATIONS:,} is the most; give fewer values")
+        raise UserError(
+            f"the grid has {size:,} combinations, and at most {_MAX_COMBINATIONS:,} are allowed; give fewer values"
+        )
     parsed = {
         key: {value: parse_override(f"{key}={value}")[1] for value in grid.get(key, [text])}
         for key, text in given.items()
@@ -132,7 +136,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
     keys = [*(key for key in grid if key != SEED), *([SEED] if SEED in grid else [])]
     short = _short_names(keys)
     found: list[Combination] = []
-    mistakes: dict[str, list[str]] = {}
+    invalid: dict[str, list[str]] = {}
     for chosen in itertools.product(*(grid[key] for key in keys)):
         values = dict(zip(keys, chosen, strict=True))
         words = {key: f"{short[key]}={value}" for key, value in values.items()}
@@ -142,22 +146,22 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
         try:
             recipe = load_recipe(path, changes=changes)
         except UserError as error:
-            mistakes.setdefault(str(error), []).append(name)
+            invalid.setdefault(str(error), []).append(name)
             continue
         variant = ", ".join(word for key, word in words.items() if key != SEED) or "all seeds"
         found.append(Combination(values, name, variant, _folder(values, short, recipe), recipe))
-    if mistakes:
-        raise UserError("\n".join(_refusal(mistakes, size)))
+    if invalid:
+        raise UserError("\n".join(_invalid_combinations(invalid, size)))
     _check_distinct(found)
     _check_comparable(found)
     return found
 
 
-def _refusal(mistakes: dict[str, list[str]], size: int) -> Iterator[str]:
-    """One entry for each message, since most mistakes are the same under every seed."""
-    invalid = sum(map(len, mistakes.values()))
-    yield f"{invalid} of {size} combinations {'is' if invalid == 1 else 'are'} not valid; nothing was started:"
-    for message, names in mistakes.items():
+def _invalid_combinations(invalid: dict[str, list[str]], size: int) -> Iterator[str]:
+    """One entry for each message, since most errors are the same under every seed."""
+    count = sum(map(len, invalid.values()))
+    yield f"{count} of {size} combinations {'is' if count == 1 else 'are'} not valid; nothing was started:"
+    for message, names in invalid.items():
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         yield f"{names[0]}{more}:"
         yield from (f"  {line}" for line in message.splitlines())
@@ -175,14 +179,12 @@ def _check_distinct(found: Sequence[Combination]) -> None:
 def _check_comparable(found: Sequence[Combination]) -> None:
     first = found[0].recipe
     if not any(all(name in c.recipe.data.evaluation for c in found) for name in first.data.evaluation):
-        raise UserError(
-            "these runs share no evaluation set to compare them on; add one to data.evaluation, under one name for all"
-        )
+        raise UserError("these runs have no evaluation set in common to compare them on; add one to data.evaluation")
     for field in ("normalizer", "group_by"):
         if len({getattr(c.recipe.evaluation, field) for c in found}) > 1:
             raise UserError(
-                f"evaluation.{field} decides how runs are scored, and so cannot differ between runs that are compared; "
-                "give it one value"
+                f"evaluation.{field} must be the same for all runs, since runs are compared by their scores; give it "
+                "one value"
             )
 
 

@@ -1,0 +1,43 @@
+"""Plans of the model card and of tiny recipes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.paths import RECIPES
+from tiny_audio.plan import Plan, plan_recipe
+from tiny_audio.plan._hardware import GPUS, Machine
+from tiny_audio.recipe import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a plan needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def card() -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", None)
+        return plan_recipe(load_recipe(RECIPES / "tiny_audio.yaml"), gpu="a40")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
+    """Puts a GPU with that many bytes into the table; contexts of a real size would hide a tiny model."""
+    monkeypatch.setattr("tiny_audio.plan._hardware.CONTEXT_BYTES", 0)
+
+    def add(memory_bytes: float) -> str:
+        machine = Machine("thimble", int(memory_bytes), 10.0, 5.0, 2.0, 1.5, 9.0)
+        monkeypatch.setitem(GPUS, "thimble", machine)
+        return "thimble"
+
+    return add
