@@ -164,8 +164,8 @@ def measure(document: Document) -> int:
     from tiny_audio.data.target_encoder import TargetEncoder
     from tiny_audio.recipe import Recipe
     from tiny_audio.sources import SOURCES, SourceContext
-    from tiny_audio.training.loop import Trainer
     from tiny_audio.training.signals import StopSignal
+    from tiny_audio.training.trainer import Trainer
 
     torch.set_num_threads(1)
     recipe = Recipe.model_validate_json(json.dumps(document))

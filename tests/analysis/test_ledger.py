@@ -34,11 +34,11 @@ from tiny_audio.plan.work import Work, work_of
 from tiny_audio.recipe import ExecutionConfig, Recipe, TrainingConfig
 from tiny_audio.runtime.memory import peak_resident_bytes
 from tiny_audio.training import checkpoint
-from tiny_audio.training.checkpoint import Progress
 from tiny_audio.training.host import Host, measured_peak, nvml_meter
-from tiny_audio.training.ledger import Amounts, Ledger, Overhead, added
-from tiny_audio.training.loop import Trainer
+from tiny_audio.training.ledger import Amounts, Ledger, Overhead, with_overhead
 from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.progress import Progress
+from tiny_audio.training.trainer import Trainer
 from tiny_audio.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,10 +75,10 @@ def batch(*seconds: float) -> Batch:
 def one_step() -> Callable[..., None]:
     def take(ledger: Ledger, clock: Clock, *, waits: float = 1.0, works: float = 3.0, rests: float = 0.5) -> None:
         clock.now += rests
-        with ledger.waiting():
-            clock.now += waits
-        clock.now += works
-        ledger.step_done(ledger.amounts([batch(1.0, 3.0)]))
+        clock.now += waits + works
+        ledger.progress.waited_s += waits
+        ledger.progress.wall_s += waits + works
+        ledger.add_step(ledger.amounts([batch(1.0, 3.0)]), waits + works)
 
     return take
 
@@ -146,7 +146,7 @@ def test_what_comes_after_the_last_step_counts_too(one_step: Callable[..., None]
     ledger = Ledger(progress, host(), WORK, clock)
     one_step(ledger, clock)
     clock.now += 7.0
-    ledger.rest(ledger.joules())
+    ledger.add_overhead(ledger.joules())
     assert (progress.wall_s, progress.beside_s) == (4.0, 7.5)
     assert (progress.rated_j, progress.measured_j) == (50 * 11.5, 0.0)
     one_step(ledger, clock)
@@ -157,9 +157,9 @@ def test_joules_of_all_processes_add_up(one_step: Callable[..., None]) -> None:
     first, second = (iter(range(0, 10_000, drawn)) for drawn in (10, 700))
     ledger = Ledger(Progress(), host(joules=lambda: next(first)), None)
     other = Ledger(Progress(), host(joules=lambda: next(second)), None)
-    ledger.step_done(ledger.amounts([batch(1.0)]) + other.amounts([batch(1.0)]))
+    ledger.add_step(ledger.amounts([batch(1.0)]) + other.amounts([batch(1.0)]), 0.0)
     assert ledger.progress.measured_j == 710
-    ledger.rest(ledger.joules() + other.joules())
+    ledger.add_overhead(ledger.joules() + other.joules())
     assert (ledger.progress.measured_j, ledger.progress.rated_j) == (1420, 0)
 
 
@@ -180,18 +180,18 @@ def test_meters_of_two_real_processes(document: Document, tmp_path: Path) -> Non
 
 def test_what_one_process_does_after_training_is_added() -> None:
     clock, readings = Clock(), iter([1000.0, 1300.0, 1350.0])
-    beside = Overhead(host(joules=lambda: next(readings)), clock)
+    overhead = Overhead(host(joules=lambda: next(readings)), clock)
     clock.now += 6.0
-    export = beside.took()
+    export = overhead.usage()
     assert export == {"beside_s": 6.0, "measured_j": 300.0, "rated_j": 0.0}
     clock.now += 1.0
-    scoring = beside.took()
+    scoring = overhead.usage()
     assert scoring == {"beside_s": 1.0, "measured_j": 50.0, "rated_j": 0.0}
     totals = Ledger(Progress(wall_s=3000, beside_s=593, measured_j=50.0, rated_j=7.0), host(), None).totals()
-    whole = added(totals, [export, scoring])
+    whole = with_overhead(totals, [export, scoring])
     assert whole == totals | {"beside_s": 600.0, "measured_j": 400.0}
     assert account(whole, 3.0, 0.0)["cost_usd"] == 3.0
-    assert added(totals, []) == totals
+    assert with_overhead(totals, []) == totals
 
 
 # --- work

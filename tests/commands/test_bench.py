@@ -32,7 +32,7 @@ from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.tables import results_table, timings_table
 from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
-from tiny_audio.commands.bench.units import Budget, CachedMaterial, WaveformMaterial, place, train
+from tiny_audio.commands.bench.units import CachedMaterial, WaveformMaterial, train
 from tiny_audio.commands.bench.variants import Variant, Variants, read_variants
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
@@ -41,6 +41,8 @@ from tiny_audio.recipe import load_recipe
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.loop import Budget
+from tiny_audio.training.precision import place
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,9 +22,9 @@ from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training import checkpoint
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
-from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.trainer import Trainer
 from tiny_audio.training.world import World
 
 Weights = dict[str, Tensor]

@@ -33,8 +33,8 @@ from tiny_audio.encoders import ENCODERS
 from tiny_audio.export import load_model
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.training import checkpoint
-from tiny_audio.training.loop import Trainer
 from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.trainer import Trainer
 from tiny_audio.training.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -52,10 +52,8 @@ def test_a_learning_rate_beyond_reason_ends_the_run(document: Document, tmp_path
     with pytest.raises(RunFailed) as failure:
         trainer.run()
     message = str(failure.value)
-    assert message.startswith(
-        "4 steps in a row had a loss or gradient that is not finite; the last good checkpoint is "
-    )
-    assert message.endswith(". Lower training.learning_rate, or lengthen training.warmup_steps.")
+    assert message.startswith("4 steps in a row")
+    assert "training.learning_rate" in message
     saved = checkpoint.latest(tmp_path / "checkpoints")
     assert str(saved) in message
     assert all(tensor.isfinite().all() for tensor in load_file(saved / "model.safetensors").values())  # type: ignore[operator]

@@ -40,7 +40,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
 
 
 class ConsoleCallback:
-    """Follows a run of ``steps`` steps; a :class:`tiny_audio.training.loop.Callback`."""
+    """Follows a run of ``steps`` steps; a :class:`tiny_audio.training.trainer.Callback`."""
 
     def __init__(self, steps: int) -> None:
         self.console = Console(highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
+from tiny_audio.training.loop import Counts
 from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
@@ -30,16 +31,6 @@ _MOST_EMPTY_EPOCHS = 1000
 
 class LoadingFailed(UserError):  # noqa: N818  # what it says, not what it is
     """A batch cannot be had, for no fault of its clips, such as a hub that went away."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of one global batch, over all processes."""
-
-    clips: int
-    tokens: int
-    labels: int
-    """Of the CTC head."""
 
 
 @dataclass(frozen=True)

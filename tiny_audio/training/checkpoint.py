@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.training.parallel import plain, spread_like
+from tiny_audio.training.progress import Progress
 from tiny_audio.training.random_state import rng_state, set_rng_state
 from tiny_audio.training.world import World
 
@@ -26,46 +27,6 @@ _UNCOMMITTED = ".writing-"
 _DAMAGED = "damaged-"
 _SUMS = "checksums.json"
 _CHUNK = 1 << 20
-
-
-@dataclass
-class Progress:
-    """Where training stands; with the planned order, this is the whole state of the data."""
-
-    step: int = 0
-    """Optimizer steps done, skipped ones included."""
-    epoch: int = 0
-    batch: int = 0
-    """Batches of this epoch's plan that are used up."""
-    plan: str = ""
-    """Hash of this epoch's plan."""
-    audio_s: float = 0.0
-    padded_s: float = 0.0
-    tokens: int = 0
-    wall_s: float = 0.0
-    """Of steps, from the wait for their batches to the update."""
-    waited_s: float = 0.0
-    """Of that, waiting for batches."""
-    beside_s: float = 0.0
-    """Between steps: evaluations, checkpoints."""
-    flops: float = 0.0
-    """Of what was trained on, see :class:`tiny_audio.plan.work.Work`."""
-    possible_flops: float = 0.0
-    """At the machine's peak, in the time of the same steps."""
-    measured_j: float = 0.0
-    """Joules, by a meter."""
-    rated_j: float = 0.0
-    """Joules while nothing measured, as if the devices drew all that they are rated for."""
-    peak_memory_bytes: int = 0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    window_decoder_loss: float = 0.0
-    """Since the last line of the log, over all processes, as the three that follow; without skipped steps."""
-    window_ctc_loss: float = 0.0
-    window_tokens: int = 0
-    window_labels: int = 0
-    logged: dict[str, float] = field(default_factory=dict)
-    """The ledger's sums at the last line of the log; empty before the first one."""
 
 
 @dataclass(frozen=True)

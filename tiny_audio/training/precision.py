@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import set_tf32
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -21,6 +24,13 @@ def set_types(model: nn.Module, precision: Precision, device: torch.device) -> N
             tensor.data = tensor.data.to(torch.bfloat16)
         else:
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def place(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Move a model to the device, in the types that training has there."""
+    set_tf32(recipe.training.tf32)
+    set_types(model, recipe.training.precision, device)
+    model.to(device)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

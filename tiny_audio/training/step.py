@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from tiny_audio.config import RunFailed
 from tiny_audio.model.model import TargetScores
 from tiny_audio.training.parallel import plain, synchronizing
 from tiny_audio.training.world import World
@@ -32,16 +34,20 @@ class StepResult:
         return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
 
 
-class OutOfMemory(Exception):  # noqa: N818  # what it says, not what it is
+class OutOfMemory(RunFailed):  # what it says, not what it is
     """The GPU has no room for a step.
 
     Args:
-        in_update: whether the weights may be half moved.
+        in_update: whether the weights may be partly updated.
+        detail: PyTorch's message.
     """
 
+    batches: Sequence[Any] = ()
+    """The batches of the step."""
+
     def __init__(self, in_update: bool, detail: str) -> None:
-        super().__init__(detail)
-        self.in_update = in_update
+        super().__init__(f"the GPU ran out of memory: {detail}")
+        self.in_update, self.detail = in_update, detail
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from rich.console import Console
 from tiny_audio.commands._output import print_json
 from tiny_audio.commands.bench.tables import results_table, timings_table
 from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
-from tiny_audio.commands.bench.units import Budget
 from tiny_audio.commands.bench.variants import read_variants
 from tiny_audio.config import UserError
 from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.device import DEVICES
 from tiny_audio.runtime.files import write_atomically
+from tiny_audio.training.loop import Budget
 from tiny_audio.training.world import check_alone
 
 

@@ -31,6 +31,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.sources import Dropped
+from tiny_audio.training.precision import autocast
 
 
 def check_cacheable(recipe: Recipe) -> None:
@@ -181,7 +182,6 @@ class FeatureCache:
     def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
         """Batches of similar length, longest first, so that what does not fit in memory fails at once."""
         waiting = sorted(clips.clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
-        bf16 = self.recipe.training.precision == "bf16"
         device = self.model.device
         while waiting:
             size = max(1, int(self.recipe.execution.evaluate_max_padded_s / max(0.1, waiting[0].utterance.duration_s)))
@@ -196,7 +196,7 @@ class FeatureCache:
                 continue
             waveforms = pad_sequence([waveform for _, waveform in loaded], batch_first=True).to(device)
             lengths = torch.tensor([len(waveform) for _, waveform in loaded], device=device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.no_grad(), autocast(self.recipe.training.precision, device):
                 frames = self.model.encode(waveforms, lengths)
             yield [(clip, len(waveform)) for clip, waveform in loaded], frames
 

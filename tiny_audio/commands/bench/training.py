@@ -28,7 +28,7 @@ from tiny_audio.analysis.report import render_benchmark
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.commands.bench.analysis import AGAIN, DEGRADED, Control, Outcome, Scoring, analyze
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
-from tiny_audio.commands.bench.units import Budget, CachedMaterial, Material, WaveformMaterial, decode, place, train
+from tiny_audio.commands.bench.units import CachedMaterial, Material, WaveformMaterial, decode, train
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
@@ -44,6 +44,8 @@ from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.loop import Budget
+from tiny_audio.training.precision import place
 from tiny_audio.training.signals import StopSignal
 
 MIN_SEEDS = 2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,27 +22,11 @@ from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
 from tiny_audio.frames import Frames
 from tiny_audio.model.model import TargetScores, TinyAudioModel
 from tiny_audio.recipe import Recipe
-from tiny_audio.runtime.device import set_tf32
 from tiny_audio.sources import Dropped
-from tiny_audio.training.optimization import build_optimizer, learning_rate
-from tiny_audio.training.precision import set_types
-from tiny_audio.training.step import take_step
-from tiny_audio.training.world import World
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every variant may spend: steps, or seconds of training."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-    def share(self, step: int, seconds: float) -> float:
-        """How much of it is spent, 1 is all."""
-        if self.seconds is not None:
-            return seconds / self.seconds
-        assert self.steps is not None, "a budget has one or the other"
-        return step / self.steps
+from tiny_audio.training.loop import Budget, Counts, TrainingLoop
+from tiny_audio.training.optimization import build_optimizer
+from tiny_audio.training.precision import autocast
+from tiny_audio.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -55,6 +39,11 @@ class TrainingBatch:
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
     """B rows of labels; None where no CTC head trains."""
+
+    @property
+    def counts(self) -> Counts:
+        """Clips, tokens and labels."""
+        return Counts(len(self.targets), sum(map(len, self.targets)), sum(map(len, self.ctc_targets or [])))
 
 
 class Material(Protocol):
@@ -100,7 +89,7 @@ class CachedMaterial:
         check_dropped(dropped, num_clips, recipe.data.max_dropped_share)
         durations = [features.clips[index].utterance.duration_s for index in usable]
         for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
-            chosen = [usable[place] for place in batch.tolist()]
+            chosen = [usable[index] for index in batch.tolist()]
             targets = [torch.tensor(ids[index], device=model.device) for index in chosen]
 
             def frames(chosen: list[int] = chosen) -> Frames:
@@ -143,7 +132,7 @@ class WaveformMaterial:
         batches = PlannedBatches(
             clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, seed, epoch
         )
-        for batch in (batches[number].to(model.device) for number in range(len(batches))):
+        for batch in (batches[index].to(model.device) for index in range(len(batches))):
             if not batch.targets:
                 continue
             transform = SpecAugment(spec_augment, batch.seeds) if spec_augment else None
@@ -170,70 +159,35 @@ class WaveformMaterial:
         return [rows[clip.id] for clip in clips if clip.id in rows]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trained:
-    """How a training went."""
+    """The outcome of a training."""
 
-    steps: int = 0
-    wall_s: float = 0.0
-    """Of the steps alone, without building the model and without evaluation."""
-    skipped_steps: int = 0
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    steps: int
+    wall_s: float
+    """Time of the steps alone, without building the model and without evaluation."""
+    skipped_steps: int
+    curve: list[tuple[int, float]]
     """(step, mean of the decoder's loss per token since the last)."""
-
-
-def place(model: TinyAudioModel, recipe: Recipe, device: torch.device) -> None:
-    """Onto the device, in the types that training has there: fp32 masters, and on a GPU bf16 for what is frozen."""
-    set_tf32(recipe.training.tf32)
-    set_types(model, recipe.training.precision, device)
-    model.to(device)
 
 
 def train(
     model: TinyAudioModel, recipe: Recipe, epochs: Callable[[int], Iterator[TrainingBatch]], budget: Budget
 ) -> Trained:
-    """Train until the budget is spent; the schedule runs over the budget, whichever its unit.
+    """Train until the budget is spent.
 
     Raises:
-        RunFailed: too many steps in a row were not finite, or no clip can be used.
+        RunFailed: training diverged, a GPU ran out of memory, or no clip can be used.
     """
-    config = recipe.training
+    progress, curve = Progress(), list[tuple[int, float]]()
     optimizer = build_optimizer(model, recipe)
-    batches, trained = _endless(epochs), Trained()
-    loss_sum, tokens_sum, skipped_in_a_row = 0.0, 0, 0
     model.train()
-    while (spent := budget.share(trained.steps, trained.wall_s)) < 1:
-        started = time.monotonic()
-        group = [next(batches) for _ in range(config.accumulation)]
-        for settings in optimizer.param_groups:
-            settings["lr"] = learning_rate(config, int(spent * config.steps), settings["peak"])
-        tokens = sum(len(row) for batch in group for row in batch.targets)
-        result = take_step(
-            model,
-            optimizer,
-            [lambda batch=batch: _score(model, recipe, batch) for batch in group],  # type: ignore[misc]
-            num_tokens=tokens,
-            num_labels=sum(len(row) for batch in group for row in batch.ctc_targets or []),
-            ctc_weight=recipe.ctc.weight if recipe.ctc else 0.0,
-            max_gradient_norm=config.max_gradient_norm,
-            world=World(),
-        )
-        if result.is_finite:
-            loss_sum, tokens_sum, skipped_in_a_row = loss_sum + result.decoder_loss, tokens_sum + tokens, 0
-        else:
-            skipped_in_a_row += 1
-            trained.skipped_steps += 1
-        trained.steps += 1
-        trained.wall_s += time.monotonic() - started
-        if skipped_in_a_row > config.max_skipped_steps:
-            raise RunFailed(
-                f"{skipped_in_a_row} steps in a row had a loss or gradient that is not finite, up to step "
-                f"{trained.steps}; lower training.learning_rate, or leave this variant out"
-            )
-        if trained.steps % recipe.execution.log_every == 0 and tokens_sum:
-            trained.curve.append((trained.steps, loss_sum / tokens_sum))
-            loss_sum, tokens_sum = 0.0, 0
-    return trained
+    loop = TrainingLoop(model, optimizer, recipe, partial(_score, model, recipe), budget, progress)
+    for _ in loop.steps(_endless(epochs)):
+        if progress.step % recipe.execution.log_every == 0 and progress.window_tokens:
+            curve.append((progress.step, progress.window_decoder_loss / progress.window_tokens))
+            progress.start_window()
+    return Trained(progress.step, progress.wall_s, progress.skipped_steps, curve)
 
 
 def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[TrainingBatch]:
@@ -250,7 +204,7 @@ def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[Train
 
 def _score(model: TinyAudioModel, recipe: Recipe, batch: TrainingBatch) -> TargetScores:
     config = recipe.training
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast(config.precision, model.device):
         return model.score_frames(batch.frames(), batch.targets, batch.ctc_targets, config.label_smoothing)
 
 
@@ -266,9 +220,8 @@ def decode(
         counted += int(output[1].sum())
 
     handle = model.projector.register_forward_hook(count)
-    bf16 = recipe.training.precision == "bf16"
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), autocast(recipe.training.precision, model.device):
             found = {name: material.transcribe(model, recipe, tokenizer, name) for name in names}
     finally:
         handle.remove()

@@ -166,13 +166,13 @@ class _Bench:
     def __init__(self, order: dict[str, Any]) -> None:
         import torch
 
-        from tiny_audio.commands.bench.units import place
         from tiny_audio.plan import prompt_tokens_of
         from tiny_audio.plan.meta import build_stand_in
         from tiny_audio.runtime.device import device_of
         from tiny_audio.training.compilation import compile_layers
         from tiny_audio.training.fused import fused_cross_entropy
         from tiny_audio.training.optimization import build_optimizer
+        from tiny_audio.training.precision import place
 
         self.recipe = recipe = Recipe.model_validate_json(json.dumps(order["recipe"]))
         self.device = device_of(recipe.execution.device)

@@ -20,8 +20,8 @@ from tiny_audio.commands.run.report import ReportStage
 from tiny_audio.commands.run.train import TrainStage
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
-from tiny_audio.training.loop import Callback
 from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.trainer import Callback
 from tiny_audio.training.world import joined
 
 

@@ -17,7 +17,7 @@ from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
 from tiny_audio.training.host import Host
 from tiny_audio.training.ledger import Overhead
-from tiny_audio.training.loop import Callback
+from tiny_audio.training.trainer import Callback
 
 
 class Stage(Protocol):

@@ -91,7 +91,7 @@ class EvaluateStage:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses)
         write_atomically(run.folder / "evaluation" / f"{name}.jsonl", lines)
         scores["dropped"] = len(clips.dropped) + len(dropped)
-        run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.took())
+        run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()
         low, high = scores["wer_interval"]
         run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")

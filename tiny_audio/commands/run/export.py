@@ -35,5 +35,5 @@ class ExportStage:
         """Export a model that is in memory, and record that."""
         model.config.generation = self.identity()
         export_model(model, tokenizer, self._run.model_folder)
-        self._run.state.export = ExportState(self.identity(), overhead.took())
+        self._run.state.export = ExportState(self.identity(), overhead.usage())
         self._run.save()

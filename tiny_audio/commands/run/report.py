@@ -24,7 +24,7 @@ from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import write_atomically
-from tiny_audio.training.ledger import added
+from tiny_audio.training.ledger import with_overhead
 from tiny_audio.training.metrics import read_metrics
 
 _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "numpy", "jiwer")
@@ -78,7 +78,7 @@ class ReportStage:
         assert training is not None
         scored = {name: run.state.evaluation[name] for name in recipe.data.evaluation}
         stages = [run.state.export, *scored.values()]
-        totals = added(training.totals, [stage.took for stage in stages if stage is not None and stage.took])
+        totals = with_overhead(training.totals, [stage.took for stage in stages if stage is not None and stage.took])
         return {
             "run_id": recipe.run_id(),
             "name": run.name,

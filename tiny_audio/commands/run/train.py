@@ -22,10 +22,10 @@ from tiny_audio.runtime.device import device_of
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest, load_weights
 from tiny_audio.training.initialize import StartingPoint
-from tiny_audio.training.loop import Trainer, summary
 from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.spelling import Spelling
+from tiny_audio.training.trainer import Trainer, summary
 from tiny_audio.training.world import World
 
 _INPUT_NAMES = {

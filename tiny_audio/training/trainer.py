@@ -1,0 +1,368 @@
+"""Training in a run folder: the loop, with checkpoints, logs, evaluations and dropped clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tiny_audio.config import RunFailed, Stopped, UserError
+from tiny_audio.data.augmentation import SpecAugment
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped, usable_again
+from tiny_audio.data.target_encoder import TargetEncoder
+from tiny_audio.model.model import TargetScores, TinyAudioModel
+from tiny_audio.plan.work import Work
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import device_of, set_tf32
+from tiny_audio.sources import Dropped
+from tiny_audio.training import checkpoint
+from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
+from tiny_audio.training.clips_log import ClipsLog
+from tiny_audio.training.compilation import compile_layers, uncompiled
+from tiny_audio.training.fused import fused_cross_entropy
+from tiny_audio.training.host import Host
+from tiny_audio.training.ledger import Amounts, Ledger
+from tiny_audio.training.loop import Budget, Diverged, Step, TrainingLoop
+from tiny_audio.training.metrics import MetricsLog
+from tiny_audio.training.optimization import build_optimizer, learning_rate
+from tiny_audio.training.parallel import gathered, shard
+from tiny_audio.training.precision import autocast, set_types
+from tiny_audio.training.progress import Progress
+from tiny_audio.training.signals import StopSignal
+from tiny_audio.training.step import OutOfMemory
+from tiny_audio.training.world import World
+
+
+class Callback(Protocol):
+    """Receives the progress of a run, such as a progress bar."""
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """Called after every logged step, with the values of its line in the log."""
+
+    def note(self, message: str) -> None:
+        """Called with a message for the user."""
+
+
+class Trainer:
+    """Trains one model by one recipe, in one run folder, from its last checkpoint on.
+
+    Each of several processes has one. All take the same steps; the main process alone writes and prints.
+
+    Args:
+        recipe: the settings.
+        model: freshly assembled, the same in every process; a checkpoint's weights replace its own.
+        clips: the training clips.
+        target_encoder: turns transcripts into targets.
+        run_dir: the main process's folder for ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl``.
+        stop: checked between steps.
+        callback: receives progress.
+        evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. Called in the main process,
+            and in all where the model is sharded.
+        work: FLOPs as a function of a clip, for the ledger; None where unknown.
+        world: the processes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: TinyAudioModel,
+        clips: ClipSet,
+        target_encoder: TargetEncoder,
+        run_dir: Path,
+        stop: StopSignal,
+        callback: Callback,
+        evaluate: Callable[[TinyAudioModel], dict[str, Any]] | None = None,
+        work: Work | None = None,
+        world: World = World(),  # noqa: B008  # frozen
+    ) -> None:
+        self.recipe, self.config = recipe, recipe.training
+        self.clips, self.target_encoder = clips, target_encoder
+        self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
+        self.stop, self.callback, self.evaluate, self.world = stop, callback, evaluate, world
+        self.device = device_of(recipe.execution.device)
+        self.bare_model = model
+        self.is_sharded = world.size > 1 and recipe.execution.parallel == "fsdp"
+        set_tf32(self.config.tf32)
+        set_types(model, self.config.precision, self.device)
+        if self.is_sharded:
+            shard(model, self.device, world)
+        else:
+            model.to(self.device)
+        self.optimizer = build_optimizer(model, recipe)
+        self.model: nn.Module = model
+        if world.size > 1 and not self.is_sharded:
+            # No buffer changes in training: norms over batches are frozen.
+            self.model = DistributedDataParallel(model, broadcast_buffers=False)
+        if recipe.execution.compile:
+            compile_layers(model, self.device)
+        fused = recipe.execution.fused_cross_entropy
+        self.linear_cross_entropy = fused_cross_entropy(self.device) if fused else None
+        self.progress = Progress()
+        self._dropped = DroppedClips(clips.num_inside, recipe.data.max_dropped_share)
+        self._host = Host.of(self.device, recipe.execution, self.config, world.size)
+        self._work = work
+
+    def run(self) -> Progress:
+        """Train to the last step.
+
+        Raises:
+            Stopped: a process received a signal; a checkpoint is written.
+            RunFailed: training diverged, or a GPU ran out of memory in the middle of an update.
+            UserError: too many clips are unusable, or clips cannot be loaded; a checkpoint is written.
+        """
+        last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
+        self.progress = last or Progress()
+        self._saved_step = self.progress.step
+        self._dropped.add(self.world.broadcast_from_main(self._open_dropped))
+        if last is None:
+            self._note_dropped(self.clips.dropped)
+        else:
+            self._dropped.forget(self.world.broadcast_from_main(self._usable_again))
+            self.world.broadcast_from_main(self._dropped.check)
+        self.ledger = Ledger(self.progress, self._host, self._work)
+        self.world.broadcast_from_main(self._open_logs)
+        try:
+            with self.stop.deferred(self._lost):
+                self._train()
+                if self.world.any(self.stop.requested):
+                    raise self.world.printed_by_main(Stopped(f"stopped by a signal; {self._kept()}"))
+                self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
+        finally:
+            if self.world.is_main:
+                # A full disk has failed an earlier write, which was reported.
+                with suppress(OSError):
+                    self._metrics.close()
+        return self.progress
+
+    def _train(self) -> None:
+        """Take steps to the end, or until a process is asked to stop. Saves what is done."""
+        progress = self.progress
+        self.model.train()
+        planned = Batches(
+            self.recipe,
+            self.clips,
+            self.target_encoder,
+            self.world,
+            self._note_dropped,
+            self.stop,
+            pin_memory=self.device.type == "cuda",
+        )
+        batches = planned.start(progress.epoch, progress.batch, progress.plan)
+        loop = TrainingLoop(
+            self.model,
+            self.optimizer,
+            self.recipe,
+            self._score,
+            Budget(steps=self.config.steps),
+            progress,
+            self.callback.note,
+            self.world,
+        )
+        try:
+            for step in loop.steps(batches):
+                self._after_step(step)
+                if self.world.any(self.stop.requested):
+                    break
+                if progress.step % self.recipe.execution.checkpoint_every == 0:
+                    self._save()
+            self._save()
+        except Diverged as error:
+            last = self.world.broadcast_from_main(lambda: checkpoint.latest(self.checkpoints))
+            message = f"{error}; the last good checkpoint is {last or '(none)'}"
+            raise self.world.printed_by_main(RunFailed(message)) from error
+        except OutOfMemory as error:
+            raise self._out_of_memory(error) from error
+        except UserError as error:
+            # All processes raise it, between steps.
+            self._save()
+            if isinstance(error, LoadingFailed):
+                raise self.world.printed_by_main(LoadingFailed(f"{error}\n{self._kept()}")) from error
+            raise
+        finally:
+            batches.close()  # ends the loader's processes
+
+    def _score(self, micro_batch: MicroBatch) -> TargetScores:
+        batch, spec_augment = micro_batch.batch.to(self.device), self.recipe.augmentation.spec_augment
+        with autocast(self.config.precision, self.device):
+            scores: TargetScores = self.model(
+                batch.waveforms,
+                batch.lengths,
+                batch.targets,
+                batch.ctc_targets,
+                transform=SpecAugment(spec_augment, batch.seeds) if spec_augment else None,
+                label_smoothing=self.config.label_smoothing,
+                linear_cross_entropy=self.linear_cross_entropy,
+            )
+        if micro_batch.weight == 1.0:
+            return scores
+        ctc_loss = None if scores.ctc_loss is None else scores.ctc_loss * micro_batch.weight
+        return replace(scores, decoder_loss=scores.decoder_loss * micro_batch.weight, ctc_loss=ctc_loss)
+
+    def _after_step(self, step: Step[MicroBatch]) -> None:
+        """Count, log and evaluate."""
+        execution, progress = self.recipe.execution, self.progress
+        last = step.batches[-1]
+        progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
+        own = self.ledger.amounts([micro_batch.batch for micro_batch in step.batches if micro_batch.weight])
+        sums = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops, own.joules])
+        audio_s, padded_s, tokens, flops, joules = sums
+        self.ledger.add_step(Amounts(audio_s, padded_s, int(tokens), flops, joules), step.wall_s)
+        if execution.log_clips:
+            self._write(lambda: self._log_clips(step.batches))
+        if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
+            self._write(lambda: self._log(step.result.gradient_norm))
+            progress.start_window()
+        if execution.evaluate_every and progress.step % execution.evaluate_every == 0:
+            self._evaluate()
+
+    # --- dropped clips
+
+    def _open_dropped(self) -> list[Dropped]:
+        """Read which clips this run has dropped; the list of another attempt is removed."""
+        path, own = self.run_dir / "dropped.jsonl", self.recipe.data.train
+        if self.progress.step == 0:
+            path.unlink(missing_ok=True)
+        self._dropped_log = DroppedLog(path)
+        return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
+
+    def _usable_again(self) -> list[str]:
+        """Where too many dropped clips stopped an earlier start, read them again; the ids of those that are usable."""
+        ids = self._dropped.over_ceiling()
+        if not ids:
+            return []
+        self.callback.note(f"{len(ids)} clips could not be used, which is too many: reading them again")
+        usable = usable_again(self.clips, ids, self.target_encoder)
+        if usable:
+            self._dropped_log.remove(set(usable))
+        self.callback.note(f"{len(usable)} of them can be used now")
+        return usable
+
+    def _note_dropped(self, dropped: Sequence[Dropped]) -> None:
+        fresh = self._dropped.add(dropped)
+        if fresh:
+            self._write(lambda: self._dropped_log.add(fresh))
+            self.world.broadcast_from_main(self._dropped.check)
+
+    # --- logs
+
+    def _open_logs(self) -> None:
+        self._metrics = MetricsLog(self.run_dir, self.progress.step)
+        log_clips = self.recipe.execution.log_clips
+        self._clips_log = ClipsLog(self.run_dir / "clips.jsonl", self.progress.step) if log_clips else None
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """Do ``work``, which writes to the run's folder, in the main process."""
+
+        def write() -> None:
+            try:
+                work()
+            except OSError as error:
+                raise UserError(
+                    f"{self.run_dir} cannot be written: {error}. Make room, or allow writing there: the same command "
+                    "continues"
+                ) from error
+
+        self.world.broadcast_from_main(write)
+
+    def _log_clips(self, micro_batches: list[MicroBatch]) -> None:
+        assert self._clips_log is not None
+        for micro_batch in micro_batches:
+            clips = [self.clips.clips[index].id for index in micro_batch.plan[micro_batch.index].tolist()]
+            self._clips_log.write(self.progress.step, epoch=micro_batch.epoch, batch=micro_batch.index, clips=clips)
+
+    def _log(self, gradient_norm: float) -> None:
+        progress, ctc = self.progress, self.recipe.ctc
+        decoder_loss = progress.window_decoder_loss / progress.window_tokens if progress.window_tokens else math.nan
+        ctc_loss = progress.window_ctc_loss / max(1, progress.window_labels) if ctc else None
+        values = {
+            "epoch": progress.epoch,
+            "loss": decoder_loss + (ctc.weight * ctc_loss if ctc and ctc_loss is not None else 0.0),
+            "decoder_loss": decoder_loss,
+            "ctc_loss": ctc_loss,
+            "learning_rate": learning_rate(self.config, progress.step - 1),
+            "gradient_norm": gradient_norm,
+            "skipped_steps": progress.skipped_steps,
+            "dropped_clips": len(self._dropped),
+            **self.ledger.row(),
+        }
+        self._metrics.write("train", progress.step, **values)
+        self.callback.step(progress.step, values)
+
+    # --- evaluation
+
+    def _evaluate(self) -> None:
+        self.bare_model.eval()
+        if self.is_sharded:
+            # A sharded model counts its passes to know what to gather, so all processes make the same ones.
+            with gathered(self.bare_model):
+                scores = self.world.collective(self._scores)
+        else:
+            scores = self.world.broadcast_from_main(self._scores)
+        self.model.train()
+        self._write(lambda: self._metrics.write("evaluation", self.progress.step, **scores))
+        self.callback.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
+
+    def _scores(self) -> dict[str, Any]:
+        assert self.evaluate is not None
+        # Frozen parts in bf16 and trained ones in fp32 work together only under autocast.
+        compiled = self.recipe.execution.compile
+        with autocast(self.config.precision, self.device), uncompiled() if compiled else nullcontext():
+            return self.evaluate(self.bare_model)
+
+    # --- checkpoints
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if self.progress.step > self._saved_step:
+            keep = self.recipe.execution.keep_checkpoints
+            checkpoint.save(self.checkpoints, self.bare_model, self.optimizer, self.progress, keep, self.world)
+            self._saved_step = self.progress.step
+
+    def _kept(self) -> str:
+        """For messages: what a stop between steps keeps."""
+        step = self.progress.step
+        return f"{f'step {step} is saved' if step else 'nothing is trained yet'}, the same command continues"
+
+    def _lost(self) -> str:
+        """For messages: what leaving in the middle of a step, or of saving, loses."""
+        if self._saved_step:
+            return f"all after step {self._saved_step} is lost, the same command continues from there"
+        return "no step is saved, the same command starts from the beginning"
+
+    def _out_of_memory(self, error: OutOfMemory) -> Exception:
+        """Save what is done, where weights and other processes allow it; the error to raise."""
+        is_whole = self.world.size == 1 and not error.in_update
+        if is_whole:
+            self._save()
+        batches: Sequence[MicroBatch] = error.batches
+        largest = max((micro_batch.batch for micro_batch in batches), key=lambda batch: batch.padded_s)
+        clips = len(largest.lengths)
+        longest_s = largest.padded_s / clips
+        message = (
+            f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips and "
+            f"{largest.padded_s:.1f} s, padding included ({longest_s:.1f} s the longest): {error.detail}\n"
+            f"{self._kept() if is_whole else self._lost()}, where there is more memory. For this GPU, find with "
+            "tiny-audio probe what fits, and set batching.max_padded_s in a new run."
+        )
+        return UserError(message) if is_whole else RunFailed(message)
+
+
+def summary(progress: Progress) -> dict[str, Any]:
+    """The training section of a report."""
+    return {
+        "steps": progress.step,
+        "epochs": progress.epoch,
+        "wall_s": progress.wall_s,
+        "audio_hours": progress.audio_s / 3600,
+        "audio_hours_per_hour": progress.audio_s / max(1e-9, progress.wall_s),
+        "padding_share": 1 - progress.audio_s / max(1e-9, progress.padded_s),
+        "tokens": progress.tokens,
+        "skipped_steps": progress.skipped_steps,
+    }
