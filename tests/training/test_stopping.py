@@ -31,7 +31,7 @@ from tiny_audio.training.signals import StopAsked, StopSignal
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 8
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 @pytest.fixture
