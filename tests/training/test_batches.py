@@ -129,10 +129,8 @@ def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None
     assert next(batches.start(0, 1, plan.hash)).index == 1
     with pytest.raises(RunFailed) as failure:
         next(batches.start(0, 1, "another"))
-    assert str(failure.value) == (
-        "epoch 0 was planned by another version of the code, and batch 1 of it is another; continue with the version "
-        "that began, or start over"
-    )
+    assert "epoch 0" in str(failure.value)
+    assert "batch 1" in str(failure.value)
 
 
 def test_an_epoch_without_clips_is_passed_over(tmp_path: Path) -> None:
@@ -151,10 +149,8 @@ def test_an_epoch_without_clips_is_passed_over(tmp_path: Path) -> None:
     assert epochs == sorted(set(epochs))
     with pytest.raises(RunFailed) as failure:
         make_trainer(mixed(1e-7), tmp_path / "never").run()
-    assert str(failure.value) == (
-        "the weights in data.train leave 1,000 epochs on end without a clip, up to epoch 1000: they add up to 3e-07 "
-        "clips an epoch; raise them"
-    )
+    for value in ("data.train", "1,000 epochs", "epoch 1000", "3e-07"):
+        assert value in str(failure.value)
 
 
 def test_a_clip_that_comes_again_in_an_epoch_is_augmented_otherwise(tmp_path: Path) -> None:

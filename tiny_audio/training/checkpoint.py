@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, synced to the disk, committed by a rename. A folder that has its name is whole."""
+"""Checkpoints: written to a temporary folder, synced to disk, committed by a rename."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds; nothing, in a process that did not read it."""
+    """The content of a checkpoint."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
@@ -42,7 +42,7 @@ class Saved:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest committed checkpoint; what a killed writer left behind is removed."""
+    """Find the newest committed checkpoint; remove what a killed writer left behind."""
     if not folder.exists():
         return None
     for leftover in folder.glob(f"{_UNCOMMITTED}*"):
@@ -53,15 +53,15 @@ def latest(folder: Path) -> Path | None:
 def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int, world: World
 ) -> None:
-    """Commit a checkpoint, then remove all but the newest ``keep``; a meeting, after which the first process writes.
+    """Commit a checkpoint, then remove all but the newest ``keep``. A collective; the main process writes.
 
     Raises:
-        UserError: there is no room for it, or it may not be written; earlier ones are as they were.
+        UserError: the disk is full or not writable; earlier checkpoints are unchanged.
     """
     weights = _whole(_changing(model), world)
     state = optimizer.state_dict()
-    names = [(number, name) for number in sorted(state["state"]) for name in sorted(state["state"][number])]
-    moments = _whole({f"{number}.{name}": state["state"][number][name] for number, name in names}, world)
+    names = [(index, name) for index in sorted(state["state"]) for name in sorted(state["state"][index])]
+    moments = _whole({f"{index}.{name}": state["state"][index][name] for index, name in names}, world)
 
     def write() -> None:
         final = folder / f"{_PREFIX}{progress.step:09d}"
@@ -71,8 +71,8 @@ def save(
             aside.mkdir(parents=True)
             save_file(weights, aside / "model.safetensors")
             restored: dict[int, dict[str, Tensor]] = {}
-            for number, name in names:
-                restored.setdefault(number, {})[name] = moments[f"{number}.{name}"]
+            for index, name in names:
+                restored.setdefault(index, {})[name] = moments[f"{index}.{name}"]
             _torch_save({"state": restored, "param_groups": state["param_groups"]}, aside / "optimizer.pt")
             _torch_save(rng_state(), aside / "rng.pt")
             (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
@@ -82,7 +82,7 @@ def save(
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             last = latest(folder)
-            kept = f"{last} is as it was" if last else "there is no earlier one"
+            kept = f"{last} is unchanged" if last else "there is no earlier one"
             raise UserError(
                 f"the checkpoint of step {progress.step} cannot be written to {folder}: {error}; {kept}. Make room, or "
                 "allow writing there: the same command continues"
@@ -96,13 +96,13 @@ def save(
 def load_newest(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, note: Callable[[str], None], world: World
 ) -> Progress | None:
-    """Put the newest whole checkpoint back; None where there is none. A meeting: the first process reads.
+    """Restore the newest undamaged checkpoint; None where there is none. A collective; the main process reads.
 
-    A damaged one is renamed, said, and left out.
+    Damaged checkpoints are noted, renamed and skipped.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged.
-        RunFailed: it does not hold exactly what this model trains.
+        UserError: all checkpoints are damaged.
+        RunFailed: the checkpoint does not hold exactly the tensors that this model trains.
     """
     own = _changing(model)
     shapes = {name: list(tensor.shape) for name, tensor in own.items()}
@@ -126,8 +126,8 @@ def load_newest(
             own[name].copy_(spread_like(own[name], whole))
     parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for place, whole in world.broadcast_tensors(saved.moments if saved else {}):
-        number, _, name = place.partition(".")
+    for key, whole in world.broadcast_tensors(saved.moments if saved else {}):
+        number, _, name = key.partition(".")
         spread = spread_like(parameters[int(number)], whole) if whole.ndim else whole
         state.setdefault(int(number), {})[name] = spread
     groups, rng, progress = outline
@@ -137,10 +137,10 @@ def load_newest(
 
 
 def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
-    """As :func:`latest`, without the damaged ones, which are renamed.
+    """As :func:`latest`, but rename and skip damaged checkpoints.
 
     Raises:
-        UserError: all are damaged.
+        UserError: all checkpoints are damaged.
     """
     damaged = []
     while (last := latest(folder)) is not None:
@@ -151,20 +151,20 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         last.rename(aside)
         damaged.append(f"{last.name}: {problem}")
-        note(f"{last.name} is damaged ({problem}) and is left out; it is now {aside.name}")
+        note(f"{last.name} is damaged ({problem}) and skipped; it is now {aside.name}")
     if damaged:
         raise UserError(
-            f"no checkpoint in {folder} is whole ({'; '.join(damaged)}); look after the disk, then delete that folder "
+            f"every checkpoint in {folder} is damaged ({'; '.join(damaged)}); check the disk, then delete that folder "
             "to train from the start"
         )
     return None
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Put the weights alone into a model of one process.
+    """Load the weights of a checkpoint into a model of one process.
 
     Raises:
-        RunFailed: it does not hold exactly what this model trains.
+        RunFailed: the checkpoint does not hold exactly the tensors that this model trains.
     """
     own, saved = _changing(model), load_file(checkpoint / "model.safetensors")
     _check_fits(checkpoint, {name: list(tensor.shape) for name, tensor in own.items()}, saved)
@@ -174,7 +174,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """What goes to all processes as one message; the tensors stay in ``found``, and follow one by one."""
+    """Keep ``saved`` in ``found``, and return what is broadcast as one message. Its tensors follow one by one."""
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
 
@@ -205,13 +205,13 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, by their sizes and sums."""
+    """Describe the damage to a checkpoint's files, by their sizes and checksums."""
     if not (checkpoint / _SUMS).exists():
         return f"{_SUMS} is missing"
     try:
         sums = json.loads((checkpoint / _SUMS).read_text())
     except ValueError:
-        return f"{_SUMS} is no list of sums"
+        return f"{_SUMS} is not valid JSON"
     for name, (size, total) in sums.items():
         path = checkpoint / name
         if not path.exists():
@@ -224,7 +224,7 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def _sum_of(path: Path) -> tuple[int, int]:
-    """Size and CRC-32: against damage, not against malice."""
+    """Size and CRC-32, which find damage but not malice."""
     total = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -233,13 +233,13 @@ def _sum_of(path: Path) -> tuple[int, int]:
 
 
 def _torch_save(value: object, path: Path) -> None:
-    """Through a file of ours, whose errors are the system's: torch's own writer aborts on a full disk."""
+    """Save through a Python file, whose errors are OSErrors: torch's own writer aborts on a full disk."""
     with path.open("wb") as file:
         torch.save(value, file)
 
 
 def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Tensors put together from their slices, for the first process; the others only take part."""
+    """Gather sharded tensors in the main process; a collective."""
     whole = {}
     for name, tensor in tensors.items():
         value = plain(tensor)
@@ -249,7 +249,7 @@ def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trainable parameters, each once however often tied, and the buffers of a state dict."""
+    """The tensors that training changes: trainable parameters, tied ones once, and the state dict's buffers."""
     persistent = model.state_dict()
     trainable = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}

@@ -1,4 +1,4 @@
-"""``clips.jsonl``: which clips each step was trained on; a restart continues it as if it had never stopped."""
+"""``clips.jsonl``: the clips of each step; a restart continues the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tiny_audio.training.metrics import read_metrics
 
 
 class ClipsLog:
-    """One line for each batch that was used: what a loss that jumps, or an audit, sends one to look for.
+    """Appends one line per batch, to find the clips behind a jump of the loss, or for an audit.
 
     Args:
         path: the file.
-        step: the step that training continues from. Lines of later ones are taken out, since those steps come again.
+        step: the step that training continues from. Lines of later steps are removed, because they are repeated.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -24,6 +24,6 @@ class ClipsLog:
         self._path = path
 
     def write(self, step: int, **values: Any) -> None:
-        """A line."""
+        """Append a line."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")

@@ -14,13 +14,13 @@ from tiny_audio.config import UserError
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> int:
-    """Compile each layer in place, and say how many there are; equal layers share one compilation.
+    """Compile each layer in place and return their number; equal layers share one compilation.
 
-    Layers rather than the whole model: between them are lengths that decide on control flow. Sizes are dynamic, since
-    hardly two batches have the same.
+    Not the whole model, because control flow between the layers depends on lengths. Sizes are dynamic, because they
+    differ between batches.
 
     Raises:
-        UserError: this machine lacks what compiling needs.
+        UserError: the compiler or Triton is missing.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -35,7 +35,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     layers = [
         module
         for module in model.modules()
-        # The convolutions of a front end are of this class too, and no two of them are alike.
+        # Front ends use this class for convolutions, each of another shape.
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]
@@ -45,6 +45,6 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Where compiled layers run as they are written: generation, with caches that grow, would compile them anew."""
+    """Run compiled layers in eager mode: growing caches in generation would recompile them."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

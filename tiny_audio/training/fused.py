@@ -1,4 +1,4 @@
-"""The decoder's loss without its logits: a part of the positions at a time, by liger-kernel."""
+"""The decoder's loss without materializing its logits, by liger-kernel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from tiny_audio.model.model import LinearCrossEntropy
 
 
 def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
-    """The head's product and the cross-entropy in one, on a GPU.
+    """Fuse the head's matrix product with the cross-entropy, on a GPU (Hsu et al. 2024, arXiv 2410.10989).
 
-    Logits of a long text over a large vocabulary would take gigabytes, once as they are, once as probabilities and once
-    as gradients (Hsu et al. 2024, arXiv 2410.10989). Here they exist for as many positions at a time as weigh about
-    as much as the hidden states, and are computed again in the backward pass.
+    Logits over a large vocabulary, their probabilities and their gradients would take gigabytes. The fused kernel
+    computes them for a chunk of positions at a time, and again in the backward pass.
 
     Raises:
         UserError: there is no GPU, or the library is missing.

@@ -1,4 +1,4 @@
-"""What the machine of a run can do and draws, and how each figure is known."""
+"""Peak FLOPs, power and price of the machine, and the origin of each figure."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _PEAK_S = 0.2
 
 @dataclass(frozen=True)
 class Host:
-    """The devices of all processes of a run together, which are alike."""
+    """The devices of all processes of a run, which are assumed to be equal."""
 
     device: torch.device
-    """Of this process."""
+    """Device of this process."""
     num_processes: int
     peak_flops: float
-    """A second."""
+    """FLOPs per second."""
     peak_source: str
     rated_watts: float
     power_source: str
     price_per_hour: float | None
-    """US dollars, of the table."""
+    """US dollars, from the table."""
     joules: Callable[[], float] | None
-    """A meter: what the device of this process alone has drawn since it began to count. None where nothing measures."""
+    """Reads the energy meter of this process's device; only differences count. None without a meter."""
 
     @classmethod
     def of(
         cls, device: torch.device, execution: ExecutionConfig, training: TrainingConfig, num_processes: int = 1
     ) -> Host:
-        """Settings go before the table, and the table before measurements.
+        """Take each figure from the settings, else from the table of GPUs, else from a measurement.
 
-        The peak of a GPU that the table does not know, or of a CPU, is measured, which takes a fraction of a second.
+        The peak of a CPU, or of a GPU that is not in the table, is measured, which takes a fraction of a second.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)
@@ -78,7 +78,7 @@ class Host:
         )
 
     def peak_memory_bytes(self) -> int:
-        """Most that was in use at once so far: of the GPU, as PyTorch's allocator counts, or of this process."""
+        """Peak memory so far: of the GPU, by PyTorch's allocator, or of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return peak_resident_bytes()
@@ -86,13 +86,13 @@ class Host:
 
 @cache
 def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads: int) -> float:
-    """FLOPs a second of the fastest of some large matrix products.
+    """Measure FLOPs per second as the fastest of several large matrix products.
 
     Args:
-        device: where.
-        dtype: of the factors.
-        tf32: whether a GPU may multiply in TF32; as set before, and here to tell measurements apart.
-        threads: of a CPU; likewise.
+        device: the device.
+        dtype: type of the factors.
+        tf32: whether TF32 is on; a cache key, not a setting.
+        threads: number of CPU threads; likewise.
     """
     side = _PEAK_SIDE[device.type]
     factor = torch.ones(side, side, dtype=dtype, device=device)
@@ -106,10 +106,10 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
 
 
 def nvml_meter(uuid: str) -> Callable[[], float] | None:
-    """Joules that a GPU has drawn since its driver was loaded; None without ``nvidia-ml-py``, or where it cannot say.
+    """Energy meter of a GPU in joules; None without ``nvidia-ml-py`` or where the GPU has no meter.
 
     Args:
-        uuid: of the GPU, since NVML counts GPUs that this process may not see.
+        uuid: identifies the GPU, because NVML also lists GPUs that are hidden from this process.
     """
     try:
         import pynvml

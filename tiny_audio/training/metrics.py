@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line per event; a restart continues the file as if it had never stopped."""
+"""``metrics.jsonl``: one line per event; a restart continues the file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ class MetricsLog:
 
     Args:
         run_dir: where the file lies; TensorBoard's files go to ``tensorboard/``.
-        step: the step that training continues from. What an interrupted run logged after it is taken out, since
-            those steps come again.
+        step: the step that training continues from. Rows of later steps are removed, because they are repeated.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
@@ -29,7 +28,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One row; numbers go to TensorBoard too, under ``kind/name``. What is not finite is null: JSON has no NaN."""
+        """Append a row; numbers also go to TensorBoard as ``kind/name``. Values that are not finite become null."""
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 values[name] = None
@@ -46,7 +45,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file; a last line that a kill cut short is left out."""
+    """All complete rows of a metrics file; a truncated last line is left out."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]  # what follows the last newline is unfinished

@@ -13,9 +13,9 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 
 
 def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over all that trains (Loshchilov & Hutter 2017), matrices decayed, vectors not.
+    """AdamW (Loshchilov & Hutter 2017) over all trainable weights; matrices decay, vectors do not.
 
-    Each group carries ``peak``, the learning rate at its highest: a part's own, or the recipe's.
+    Each group has a ``peak`` learning rate: the part's own, or the recipe's.
     """
     config = recipe.training
     return torch.optim.AdamW(
@@ -43,9 +43,9 @@ def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
-    """For step 0, 1, …: a linear warmup to ``peak``, then the schedule down to its final share.
+    """The learning rate of step 0, 1, …: a linear warmup to ``peak``, then the schedule down to its final ratio.
 
-    Without a ``peak``, that of ``config``.
+    ``peak`` is ``config.learning_rate`` by default.
     """
     peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:

@@ -1,4 +1,4 @@
-"""A model spread over processes: whole in each (DDP), or in slices (FSDP2)."""
+"""A model in several processes: replicated (DDP) or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tiny_audio.training.world import World
 
 
 def shard(model: nn.Module, device: torch.device, world: World) -> None:
-    """Leave each process a slice of every parameter (FSDP2); layers are put together as the passes reach them.
+    """Keep a shard of every parameter in each process (FSDP2). Passes gather one layer at a time.
 
     Parameters keep their types and autocast stays the same, so the arithmetic is that of one process.
 
     Args:
         model: on the CPU, the same in every process.
-        device: where the slices go.
+        device: the device of the shards.
     """
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in _layers(model):
@@ -31,7 +31,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """What is gathered and freed at a time: the members of the outermost lists of layers."""
+    """The modules that are gathered and freed one at a time: the members of the outermost module lists."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -41,7 +41,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
-    """A forward and a backward pass, after which processes add up their gradients if it is the step's ``last``."""
+    """Run a forward and a backward pass; processes add up their gradients after the ``last`` one of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
@@ -54,7 +54,7 @@ def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All of a sharded model's parameters whole, in every process, so that one alone may use it; a meeting."""
+    """Gather all parameters of a sharded model in every process, so that each can use it; a collective."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -64,17 +64,17 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-            # Torch's own choice for the outermost: its parameters are needed again right away.
+            # PyTorch's own choice: the outermost module is not resharded, since backward needs it right away.
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may lie in slices; a meeting where it does."""
+    """Gather a tensor that may be sharded; a collective if it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, whole: Tensor) -> Tensor:
-    """``whole``, which every process has, in slices where ``tensor`` is."""
+    """Shard ``whole``, which every process has, as ``tensor`` is sharded."""
     if not isinstance(tensor, DTensor):
         return whole
     on_device = whole.to(tensor.device)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, save, leave."""
+"""SIGTERM and SIGINT: finish the step, save, exit."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tiny_audio.config import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CONTINUE = "what was done is saved, the same command continues"
-_ONE_WISH_S = 3.0
-"""Signals so close together mean one stop: torchrun passes on what the terminal or the scheduler sent to all."""
+_SAME_STOP_S = 3.0
+"""Signals within this time mean one stop: torchrun repeats what the terminal or the scheduler sent to all processes."""
 
 
 class StopAsked(BaseException):
-    """Breaks off a wait; no mistake, so that nothing on the way takes it for one."""
+    """Ends a wait. Not an Exception, so that no handler on the way takes it for an error."""
 
 
 class StopSignal:
-    """Catches the signals for as long as it is entered.
+    """Handles the signals while it is entered.
 
-    Outside :meth:`deferred` a signal raises :class:`Stopped` at once; inside, it sets :attr:`requested` and breaks off
-    a wait, and one that comes later still raises. What was requested and not heeded raises at its end.
+    Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside, the first one sets :attr:`requested` and
+    ends a wait; a later one raises. A request that was not handled raises when :meth:`deferred` exits.
 
     Args:
-        clock: seconds that only go up.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,10 +48,10 @@ class StopSignal:
 
     @contextmanager
     def deferred(self, lost: Callable[[], str]) -> Iterator[None]:
-        """While inside, whoever runs checks :attr:`requested` between steps.
+        """Defer signals: the caller checks :attr:`requested` between steps.
 
         Args:
-            lost: says what leaving at once would lose.
+            lost: describes what exiting at once would lose.
         """
         self._lost = lost
         try:
@@ -63,10 +63,10 @@ class StopSignal:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While inside, a stop that was asked for, or is, raises at once: breaking off loses nothing.
+        """Let a requested stop raise at once, since ending this wait loses nothing.
 
         Raises:
-            StopAsked: that.
+            StopAsked: a stop was requested, before or during the wait.
         """
         self._waits = True
         try:
@@ -77,7 +77,7 @@ class StopSignal:
             self._waits = False
 
     def ask(self) -> None:
-        """Ask for a stop."""
+        """Request a stop."""
         self.requested, self._requested_at = True, self._clock()
         if self._waits:
             self._waits = False
@@ -89,5 +89,5 @@ class StopSignal:
             raise Stopped(f"stopped by {name}; {_CONTINUE}")
         if not self.requested:
             self.ask()
-        elif self._clock() - self._requested_at > _ONE_WISH_S:
+        elif self._clock() - self._requested_at > _SAME_STOP_S:
             raise Stopped(f"stopped at once by a second signal, {name}: {self._lost()}")

@@ -1,4 +1,4 @@
-"""One optimizer step: the only place where gradients come from, for runs and for benchmarks."""
+"""One optimizer step, with its forward and backward passes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tiny_audio.training.world import World
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says about itself, the same in every process."""
+    """Losses and gradient norm of a step, the same in every process."""
 
     decoder_loss: float
-    """Nats, summed over the step's tokens."""
+    """In nats, summed over the step's tokens."""
     ctc_loss: float
-    """Nats, summed over the step's labels."""
+    """In nats, summed over the step's labels."""
     gradient_norm: float
-    """Before clipping."""
+    """Norm before clipping."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether the weights moved."""
+        """Whether the weights were updated."""
         return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
 
 
@@ -69,19 +69,19 @@ def take_step(
     max_gradient_norm: float,
     world: World,
 ) -> StepResult:
-    """Move the weights by the gradient of a mean over all tokens, however they are cut into batches and processes.
+    """Update the weights by the gradient of the mean over all tokens of the step's batches and processes.
 
-    A loss or gradient that is not finite, in whichever process, leaves the weights as they are in all.
+    If a loss or gradient is not finite in any process, no process updates its weights.
 
     Args:
-        model: as it is wrapped for several processes.
-        forwards: score this process's part of each batch.
-        num_tokens, num_labels: of all the step's batches, over all processes.
-        ctc_weight: of the CTC part, where scores have one.
-        max_gradient_norm: gradients are scaled down to it.
+        model: the model, wrapped for several processes.
+        forwards: for each batch, a function that scores this process's part.
+        num_tokens, num_labels: totals over the step's batches and all processes.
+        ctc_weight: weight of the CTC loss, if there is one.
+        max_gradient_norm: larger gradients are scaled down to this norm.
 
     Raises:
-        OutOfMemory: of a GPU.
+        OutOfMemory: the GPU ran out of memory.
     """
     with _needing_memory(in_update=False):
         result = _differentiated(model, forwards, num_tokens, num_labels, ctc_weight, max_gradient_norm, world)
@@ -101,10 +101,10 @@ def _differentiated(
     max_gradient_norm: float,
     world: World,
 ) -> StepResult:
-    """Leaves gradients, scaled down, in the model."""
+    """Leave clipped gradients in the model."""
     decoder_losses, ctc_losses = [], []
-    for number, forward in enumerate(forwards, start=1):
-        with synchronizing(model, number == len(forwards)):
+    for index, forward in enumerate(forwards):
+        with synchronizing(model, index == len(forwards) - 1):
             scores = forward()
             decoder_loss = scores.decoder_loss.sum()
             decoder_losses.append(decoder_loss.detach())
@@ -113,7 +113,7 @@ def _differentiated(
                 ctc_loss = scores.ctc_loss.sum()
                 ctc_losses.append(ctc_loss.detach())
                 loss = loss + ctc_weight * ctc_loss / max(1, num_labels)
-            # Processes average their gradients, and each has a share of the sum.
+            # Processes average their gradients, but the loss is a sum over processes.
             (loss * world.size).backward()  # type: ignore[no-untyped-call]
     gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
     totals = world.sum([_total(decoder_losses), _total(ctc_losses)])
@@ -121,5 +121,5 @@ def _differentiated(
 
 
 def _total(losses: Sequence[torch.Tensor]) -> float:
-    """Read from the device once."""
+    """Sum in one transfer from the device."""
     return sum(torch.stack(list(losses)).tolist()) if losses else 0.0
