@@ -96,10 +96,8 @@ class Batches:
                 return
             plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
             if index and plan.hash != plan_hash:
-                why = f"epoch {epoch} was planned by another version of the code, and batch {index} of it is another"
-                raise self.world.printed_by_main(
-                    RunFailed(f"{why}; continue with the version that began, or start over")
-                )
+                why = f"another version of the code planned epoch {epoch}, so batch {index} has other clips now"
+                raise self.world.printed_by_main(RunFailed(f"{why}; continue with that version, or start over"))
             if not len(plan):
                 num_empty += 1
                 if num_empty > _MOST_EMPTY_EPOCHS:

@@ -348,8 +348,8 @@ class Trainer:
         message = (
             f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips and "
             f"{largest.padded_s:.1f} s, padding included ({longest_s:.1f} s the longest): {error.detail}\n"
-            f"{self._kept() if is_whole else self._lost()}, where there is more memory. For this GPU, find with "
-            "tiny-audio probe what fits, and set batching.max_padded_s in a new run."
+            f"{self._kept() if is_whole else self._lost()}. Use a GPU with more memory; or let tiny-audio probe find "
+            "what fits this one, and set batching.max_padded_s in a new run."
         )
         return UserError(message) if is_whole else RunFailed(message)
 
