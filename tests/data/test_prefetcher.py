@@ -19,7 +19,7 @@ from tiny_audio.data.clips import Clips, ClipSet
 from tiny_audio.data.order import BatchingConfig, EpochPlan
 from tiny_audio.data.prefetcher import Prefetcher
 from tiny_audio.sources import SOURCES, SourceContext
-from tiny_audio.sources._hub.cache import DiskCache
+from tiny_audio.sources._disk_cache import DiskCache
 from tiny_audio.sources.hub import HubConfig
 from tiny_audio.sources.manifest import ManifestConfig
 

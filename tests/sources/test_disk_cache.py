@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from tiny_audio.config import UserError
-from tiny_audio.sources._hub.cache import DiskCache
+from tiny_audio.sources._disk_cache import DiskCache
 
 
 def clips(size: int) -> pa.ChunkedArray:
@@ -86,7 +86,7 @@ CHILD = """
 import os, sys
 from pathlib import Path
 import pyarrow as pa
-from tiny_audio.sources._hub.cache import DiskCache
+from tiny_audio.sources._disk_cache import DiskCache
 
 def clips():
     return pa.chunked_array([pa.array([os.urandom(10_000)])])

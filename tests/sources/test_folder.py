@@ -1,56 +1,30 @@
-"""Sources ``folder`` and ``common_voice``: audio files, and tables that say what is said in them."""
+"""Source ``folder``: audio files with a table of transcripts."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 
+from tests.sources.clip_files import build, dropped, write, write_clip
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.runtime.files import files_below
-from tiny_audio.sources import SOURCES, Index, Source, SourceContext, _durations
-
-
-def write_clip(path: Path, seconds: float = 1.0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.1 * np.sin(np.arange(round(seconds * SAMPLE_RATE)) / 5), SAMPLE_RATE)
-    return path
-
-
-def write(path: Path, *lines: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines) + b"\n")
-    return path
-
-
-def build(kind: str, path: Path, cache: Path | None = None, **fields: Any) -> Source:
-    config = SOURCES.parse({"name": kind, "path": str(path), **fields})
-    return SOURCES.build(config, SourceContext(cache or path.parent / "cache"))
+from tiny_audio.sources import Source, _durations
 
 
 def folder(path: Path, **fields: Any) -> Source:
     return build("folder", path, **fields)
 
 
-def dropped(index: Index) -> dict[str, str]:
-    return {drop.id: drop.reason for drop in index.dropped}
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-# --- folder -----------------------------------------------------------------------------------------------------
 
 
 def test_files_and_what_is_said_in_them(place: Path) -> None:
@@ -110,9 +84,9 @@ def test_json_lines(place: Path) -> None:
             "b.wav,yes, you",
             "metadata.csv:3",
             "bad_row",
-            "3 cells, and the header names 2; a text with commas needs quo",
+            "3 cells, but the header has 2",
         ),
-        ("b.wav", "metadata.csv:3", "bad_row", "1 cells, and the header names 2"),
+        ("b.wav", "metadata.csv:3", "bad_row", "1 cells, but the header has 2"),
         (b"b.wav,\xff", "metadata.csv:3", "bad_unicode", "not UTF-8"),
         ("text.wav,yes", "text.wav", "undecodable", "not an audio file that can be decoded"),
         ("empty.wav,yes", "empty.wav", "empty", "a file of 0 bytes"),
@@ -169,9 +143,7 @@ def test_which_column_is_the_text(place: Path) -> None:
     write_clip(place / "a.wav")
     table = place / "metadata.csv"
     write(table, "file_name,text,transcription", "a.wav,one,two")
-    with pytest.raises(
-        UserError, match=r"has both columns, transcription and text; name the one .* as text_column: its"
-    ):
+    with pytest.raises(UserError, match=r"has both columns, transcription and text; .* text_column: its"):
         folder(place).index()
     index = folder(place, text_column="text").index()
     assert (index.utterances[0].text, index.utterances[0].metadata["transcription"]) == ("one", "two")
@@ -186,7 +158,7 @@ def test_which_column_is_the_text(place: Path) -> None:
 
 
 def test_what_is_no_such_folder(place: Path) -> None:
-    expected = "a folder needs a metadata.csv or metadata.jsonl, with the columns file_name (the audio file, from the t"
+    expected = "a folder needs a metadata.csv or metadata.jsonl with the columns file_name"
 
     def refused(message: str, also: str = expected) -> None:
         with pytest.raises(UserError) as caught:
@@ -308,102 +280,3 @@ def test_a_folder_is_listed_once_whatever_links_to_it(place: Path) -> None:
     assert list(files_below(place, lambda name: True)) == [*(f"{number}/a.wav" for number in range(9)), "a.wav"]
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
     assert [utterance.id for utterance in folder(place).index().utterances] == ["a.wav"]
-
-
-# --- common voice -----------------------------------------------------------------------------------------------
-
-HEADER = "client_id\tpath\tsentence_id\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale"
-
-
-def row(number: int, sentence: str = "Yes.", **changes: str) -> str:
-    cells = {"client_id": f"c{number % 2}", "path": f"common_voice_en_{number}.mp3", "id": "x", "sentence": sentence}
-    cells |= {"up": "2", "down": "0", "age": "", "gender": "female_feminine", "accents": "", "locale": "en"}
-    return "\t".join((cells | changes).values())
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """As the archive unpacks: three clips in train.tsv, two of them with stated durations, and one in dev.tsv."""
-    corpus = tmp_path / "cv-corpus" / "en"
-    for number in range(4):
-        write_clip(corpus / "clips" / f"common_voice_en_{number}.mp3", 1.0 + number)
-    write(corpus / "train.tsv", HEADER, row(0), row(1, '"He said ""no"" twice"'), row(2, '"Oh," he said, "yes"'))
-    write(corpus / "dev.tsv", HEADER, row(3))
-    stated = ["common_voice_en_0.mp3\t1044", "common_voice_en_1.mp3\t2052", "common_voice_en_2.mp3\t", "short"]
-    write(corpus / "clip_durations.tsv", "clip\tduration[ms]", *stated)
-    return corpus
-
-
-def test_common_voice(corpus: Path, tmp_path: Path) -> None:
-    source = build("common_voice", corpus, tmp_path / "cache")
-    index = source.index()
-    assert [u.text for u in index.utterances] == ["Yes.", 'He said "no" twice', '"Oh," he said, "yes"']
-    assert [u.duration_s for u in index.utterances[:2]] == [1.044, 2.052], "as the corpus says"
-    assert index.utterances[2].duration_s == pytest.approx(3.0, abs=0.1), "by the header"
-    assert index.utterances[1].id == "common_voice_en_1.mp3"
-    known = {"path": "common_voice_en_1.mp3", "speaker": "c1", "gender": "female_feminine", "locale": "en"}
-    assert index.utterances[1].metadata == known
-    assert source.encoded(index.utterances[1]) == corpus / "clips" / "common_voice_en_1.mp3"
-    assert len(build("common_voice", corpus, tmp_path / "cache", split="dev").index().utterances) == 1
-    assert build("common_voice", corpus, tmp_path / "cache").index() == index
-
-
-def test_common_voice_says_what_it_lacks(corpus: Path, tmp_path: Path) -> None:
-    write_clip(corpus / "clips" / "common_voice_en_5.mp3").write_bytes(b"no audio")
-    bad = [row(9), row(3, ""), row(5), "short\trow", row(2, "x").encode() + b"\xff"]
-    write(corpus / "train.tsv", HEADER, row(0), *bad)
-    index = build("common_voice", corpus, tmp_path / "cache").index()
-    assert [(drop.id, drop.reason) for drop in index.dropped] == [
-        ("train.tsv:3", "audio_missing"),
-        ("common_voice_en_3.mp3", "text_missing"),
-        ("common_voice_en_5.mp3", "undecodable"),
-        ("train.tsv:6", "bad_row"),
-        ("train.tsv:7", "bad_unicode"),
-    ]
-    assert index.dropped[0].detail == "train.tsv, line 3: there is no file 'common_voice_en_9.mp3' in clips"
-    assert index.dropped[3].detail == "train.tsv, line 6: 2 cells, and the header names 10"
-
-
-def test_a_clip_that_comes_later_is_found(corpus: Path, tmp_path: Path) -> None:
-    (corpus / "clips" / "common_voice_en_1.mp3").rename(tmp_path / "aside.mp3")
-    assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 1
-    (tmp_path / "aside.mp3").rename(corpus / "clips" / "common_voice_en_1.mp3")
-    assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 0
-
-
-def test_a_clip_that_was_mended_is_found(corpus: Path, tmp_path: Path) -> None:
-    whole = build("common_voice", corpus, tmp_path / "another").index()
-    clip = corpus / "clips" / "common_voice_en_2.mp3"
-    clip.rename(tmp_path / "aside.mp3")
-    clip.write_bytes(b"no audio")
-    index = build("common_voice", corpus, tmp_path / "cache").index()
-    assert [(drop.id, drop.reason) for drop in index.dropped] == [("common_voice_en_2.mp3", "undecodable")]
-    (tmp_path / "aside.mp3").replace(clip)
-    again = build("common_voice", corpus, tmp_path / "cache").index()
-    assert again == whole
-    assert again.fingerprint == whole.fingerprint
-
-
-def test_an_older_release_without_durations(corpus: Path, tmp_path: Path) -> None:
-    (corpus / "clip_durations.tsv").unlink()
-    index = build("common_voice", corpus, tmp_path / "cache").index()
-    assert [u.duration_s for u in index.utterances] == pytest.approx([1.0, 2.0, 3.0], abs=0.1)
-
-
-def test_what_is_no_common_voice(corpus: Path, tmp_path: Path) -> None:
-    def refused(message: str, path: Path = corpus, **fields: str) -> None:
-        with pytest.raises(UserError, match=re.escape(message)):
-            build("common_voice", path, tmp_path / "cache", **fields).index()
-
-    refused(f"there is no {tmp_path}/train.tsv; path must be the folder of one language, with clips and tr", tmp_path)
-    refused(f"there is no {corpus.parent}/train.tsv; path must be the folder of one language: {corpus}", corpus.parent)
-    refused("train.tsv, dev.tsv, test.tsv, validated.tsv; download it from Mozilla and unpack it", split="test")
-    write(corpus / "train.tsv", "path\tsentence", "a.mp3\tyes")
-    refused(f"{corpus}/train.tsv has no column client_id; its columns: path, sentence")
-    write(corpus / "train.tsv", HEADER)
-    refused(f"no row of {corpus}/train.tsv can be used")
-    write(corpus / "clip_durations.tsv", "clip\tlength", "a.mp3\t1")
-    write(corpus / "train.tsv", HEADER, row(0))
-    refused("clip_durations.tsv has no columns clip and duration[ms]; its columns: clip, length; mend it, or delete it")
-    (corpus / "clips").rename(corpus / "mp3")
-    refused(f"the folder {corpus}/clips cannot be read: No such file or directory; path must be the folder of one")

@@ -1,4 +1,4 @@
-"""The Source contract: something that yields utterances, indexed without decoding a single clip."""
+"""The Source contract: a source yields utterances and is indexed without decoding audio."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One clip and what is said in it, as the index knows it."""
+    """One clip and its transcript, as listed in the index."""
 
     id: str
-    """Unique within its source and the same on every machine; seeds the clip's augmentation."""
+    """Unique within its source, and the same on every machine. Seeds the augmentation of the clip."""
     duration_s: float
     text: str
     audio: AudioAddress | None = field(compare=False)
@@ -51,29 +51,29 @@ class Utterance:
 
 
 class ColumnarUtterances(Sequence[Utterance]):
-    """Utterances that are kept as columns, of which transcripts can be read without the rest."""
+    """Utterances stored as columns, so that transcripts can be read without the rest."""
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """Transcripts of the numbers ``[m]``, in their order."""
+        """Transcripts of the rows ``[m]``, in that order."""
 
 
 def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
-    """Transcripts of the numbers ``[m]``, in their order, by the fastest way there is."""
+    """Transcripts of the rows ``[m]``, in that order, read in the fastest way available."""
     if isinstance(utterances, ColumnarUtterances):
         return utterances.texts(rows)
     return (utterances[row].text for row in rows.tolist())
 
 
 def runs(members: np.ndarray) -> Iterator[slice]:
-    """Places of ``[m]`` that hold the same number one after another."""
+    """Slices of ``[m]`` in which consecutive values are equal."""
     ends = [*(np.flatnonzero(np.diff(members)) + 1).tolist(), len(members)]
     return (slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if end > start)
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A clip that is not used, and why; every one ends up in ``dropped.jsonl``."""
+    """A clip that is not used, and why. Every one is listed in ``dropped.jsonl``."""
 
     id: str
     reason: str
@@ -83,22 +83,22 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All that a source has, and what it had to leave out.
+    """The utterances of a source, and the clips that it had to drop.
 
     n utterances
     """
 
     utterances: Sequence[Utterance]
-    """May be read only where they are asked for: a corpus has millions."""
+    """May be read on access: a corpus has millions."""
     dropped: Sequence[Dropped]
     fingerprint: str
-    """Hash of ids, durations, texts: equal where the same training data would be seen."""
+    """Hash of ids, durations and texts. Equal fingerprints mean equal training data."""
     durations_s: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` float64, where the source has them as a column; None: as the utterances say."""
+    """``[n]`` float64. None: use those of the utterances."""
     groups: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` int64: which clips are fetched together, such as those of a row group; None: each by itself."""
+    """``[n]`` int64: clips with the same value are fetched together, such as a row group. None: each by itself."""
     weights: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` float64: how often each clip comes in an epoch on average; None: once."""
+    """``[n]`` float64: how often each clip occurs in an epoch, on average. None: once."""
 
 
 class SourceConfig(Config):
@@ -109,29 +109,29 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What surrounds a source."""
+    """The environment of a source."""
 
     cache_dir: Path
-    """Where a source may keep what it made or fetched; safe to delete between runs."""
+    """Where a source may keep what it made or fetched. Safe to delete between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits that branches stand for: a source keeps to those that are here, and adds what it looked up. A run keeps
-    them, so that it sees the same data when the cache folder is gone and the branch has moved on."""
+    """Commits of branches: a source uses those that are given and adds those that it looks up. A run stores them, so
+    that it sees the same data when the cache folder is gone and the branch has moved on."""
 
 
 class Source(ABC):
-    """Utterances, and the way to their audio."""
+    """Utterances and their audio."""
 
     @abstractmethod
     def index(self) -> Index:
         """List everything without decoding audio.
 
         Raises:
-            UserError: the data is not there, or is not what the config says.
+            UserError: the data does not exist or does not match the config.
         """
 
     @abstractmethod
     def encoded(self, utterance: Utterance) -> Path | bytes:
-        """The clip's encoded audio: a file, or its bytes. Called in loader processes: must pickle."""
+        """The clip's encoded audio: a file or its bytes. Called in loader processes, so sources must pickle."""
 
 
 SOURCES: Registry[SourceConfig, Source] = Registry(

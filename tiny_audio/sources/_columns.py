@@ -1,4 +1,4 @@
-"""What the columns of a table of clips are called, for every source that reads tables with the audio inside."""
+"""The columns of a table of clips, for every source that reads tables with the audio inside."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from tiny_audio.config import UserError
 from tiny_audio.sources import SourceConfig
+from tiny_audio.sources._shared import NonEmpty
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-
 _DURATION = "duration"
-"""A column that states durations without being named."""
+"""The column of durations if none is named."""
 
 
 class ColumnsConfig(SourceConfig):
-    """Base of the configs that let their columns be named."""
+    """Base of the configs that name columns."""
 
     audio_column: NonEmpty = "audio"
     """The encoded audio: bytes, or a struct of `bytes` and `path`, as the `datasets` library writes it."""
     text_column: NonEmpty = "text"
-    """What is said."""
+    """The transcript."""
     duration_column: NonEmpty | None = None
-    """Seconds. None takes the column `duration`; in a table without one, the header of every clip is read, for which
-    all the audio is read once."""
+    """Seconds. None uses the column `duration`. If there is none, the header of every clip is read, which reads all the
+    audio once."""
     id_column: NonEmpty | None = None
-    """A name for each clip, best unique; None names clips by file and row."""
+    """A name for each clip, preferably unique. None names clips by file and row."""
     speaker_column: NonEmpty | None = None
-    """Who speaks: kept as the metadata column `speaker`, whatever it is called here."""
+    """The speaker; becomes the metadata column `speaker`."""
     metadata_columns: Annotated[tuple[NonEmpty, ...], Field(strict=False)] | None = None
-    """Further columns to keep; None keeps all that hold a single value: texts, numbers, truths, dates."""
+    """Further columns to keep. None keeps all with single values: texts, numbers, booleans, dates."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -60,13 +59,13 @@ class Columns:
     speaker: str | None
     metadata: tuple[str, ...] | None
     begin: str | None = None
-    """Where a clip begins, for corpora whose column of durations says where it ends."""
+    """Start of a clip, for corpora whose column of durations holds the end."""
     silence: tuple[str, ...] = ()
-    """Texts of clips in which nothing is said."""
+    """Texts of clips without speech."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:
-        """Those that a config names."""
+        """The columns that a config names."""
         return cls(
             config.audio_column,
             config.text_column,
@@ -77,13 +76,13 @@ class Columns:
         )
 
     def check(self, schema: pa.Schema, table: str) -> None:
-        """Refuse a table that lacks a column, or has something else in it.
+        """Check that a table has all the columns, with the right types.
 
         Args:
             table: what messages call it.
 
         Raises:
-            UserError: what is missing, and the columns there are.
+            UserError: names what is missing and the columns of the table.
         """
         import pyarrow.types as types
 
@@ -132,13 +131,13 @@ class Columns:
                 )
 
     def stated_duration(self, schema: pa.Schema) -> str | None:
-        """The column of durations; None where a table of this schema states none."""
+        """The column of durations; None if a table of this schema has none."""
         if self.duration is not None:
             return self.duration
         return _DURATION if _DURATION in schema.names else None
 
     def kept(self, schema: pa.Schema) -> dict[str, str]:
-        """Name in the metadata -> column of the table, for what a table of this schema has to keep."""
+        """Name in the metadata -> column of the table, for the metadata columns of a table of this schema."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
         names: Sequence[str] = (
             [field.name for field in schema if field.name not in used and _is_scalar(field.type)]
@@ -185,5 +184,5 @@ def _is_scalar(kind: pa.DataType) -> bool:
 
 
 def _listed(schema: pa.Schema) -> str:
-    """Names and kinds, the audio said as such."""
+    """Names and types of columns."""
     return ", ".join(f"{field.name} ({'audio' if _is_audio(field.type) else field.type})" for field in schema)

@@ -1,7 +1,7 @@
-"""An index on disk: one Arrow row a clip, written shard by shard, mapped into memory to be read.
+"""An index on disk: an Arrow file with one row per clip, written shard by shard and memory-mapped.
 
-The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. An order is planned from columns alone; an
-:class:`Utterance` is made of a row when its clip is wanted.
+The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. Training is planned from columns alone. An
+:class:`Utterance` is made from a row when it is needed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the table's layout; belongs into the names of index folders."""
+"""Of the table's layout; part of the names of index folders."""
 
 _TEXTS = 1 << 16
-"""Become strings together."""
+"""Texts that are converted to strings at a time."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
 _ASIDE, _PARTS = ".tmp", ".shards"
 _PARTS_KEPT_S = 7 * 86_400
@@ -55,13 +55,13 @@ _PARTS_KEPT_S = 7 * 86_400
 def write_index(
     folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str, *, anew: bool = False
 ) -> None:
-    """Write the tables of all shards, in order, into a folder that appears whole; memory holds a shard at a time.
+    """Write the tables of all shards, in order, into a folder that appears whole. Memory holds one shard at a time.
 
-    Of several processes one writes; to the others the folder is there then, and their tables are not asked for.
-    Ids that come again get their place added. The fingerprint is the hash of ``identity`` and of all usable rows.
+    If several processes call it, one writes and the others wait. Repeated ids get the position of their row appended.
+    The fingerprint is the hash of ``identity`` and of all usable rows.
 
     Args:
-        anew: also where the folder is there, which is replaced.
+        anew: replace the folder if it exists.
 
     Raises:
         UserError: the folder cannot be written.
@@ -77,7 +77,7 @@ def write_index(
 
 
 def parts_of(folder: Path) -> Path:
-    """Where parts of an index lie until it is whole; its writer may use it, who alone holds the index's lock."""
+    """The folder for parts of an unfinished index. Only the process that writes the index uses it."""
     return folder.with_name(f"{folder.name}{_PARTS}")
 
 
@@ -98,14 +98,14 @@ def _lock(key: str, beside: Path) -> FileLock:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what is left in the way of the index, and beside it what writers that were killed left behind.
+    """Delete the parts of this index, and what killed writers of other indices left in the same folder.
 
-    Parts stay for a while, as an index that was interrupted goes on from them.
+    Parts of other indices are kept for a while, because an interrupted index continues from them.
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
         key = path.name.split(".")[0]
-        with contextlib.suppress(FileNotFoundError, Timeout):  # swept by another process, or not left behind
+        with contextlib.suppress(FileNotFoundError, Timeout):  # deleted by another process, or still in use
             old = path.suffix == _PARTS and path.stat().st_mtime < time.time() - _PARTS_KEPT_S
             if old or path.suffix == _ASIDE:
                 with contextlib.nullcontext() if key == folder.name else _lock(key, folder).acquire(timeout=0):
@@ -158,7 +158,7 @@ Addresses = FileAddresses | CellAddresses
 
 
 def read_index(folder: Path, addresses: Addresses) -> Index:
-    """The index that :func:`write_index` wrote, mapped.
+    """The index that :func:`write_index` wrote, memory-mapped.
 
     Args:
         addresses: where the clips lie.
@@ -181,10 +181,8 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
         utterances = TableUtterances(folder / _ROWS, tuple(about["shards"]), rows, addresses)
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(
-            f"the cached index {folder} is damaged ({error}); delete the folder, and it is made anew"
-        ) from error
-    # Rows of a row group lie together, so a group ends where one of the two numbers changes.
+        raise UserError(f"the cached index {folder} is damaged ({error}); delete the folder to index again") from error
+    # Rows of a row group are adjacent, so a group ends where one of the two columns changes.
     ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
     return Index(
         utterances, tuple(Dropped(**row) for row in dropped), fingerprint, durations_s, np.cumsum(ends, dtype=np.int64)
@@ -193,7 +191,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
 
 @dataclass(frozen=True, eq=False)
 class TableUtterances(ColumnarUtterances):
-    """The usable rows of an index table, each made into an utterance when it is asked for; pickles as its place."""
+    """The usable rows of an index table. Utterances are made on access; pickling stores the path of the table."""
 
     path: Path
     shards: tuple[str, ...]
@@ -207,7 +205,7 @@ class TableUtterances(ColumnarUtterances):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TableUtterances) and len(self) == len(other) and all(map(eq, self, other))
 
-    __hash__ = None  # type: ignore[assignment]  # as lists have none
+    __hash__ = None  # type: ignore[assignment]  # like a list
 
     @overload
     def __getitem__(self, index: int) -> Utterance: ...
@@ -215,7 +213,7 @@ class TableUtterances(ColumnarUtterances):
     def __getitem__(self, index: slice) -> tuple[Utterance, ...]: ...
     def __getitem__(self, index: int | slice) -> Utterance | tuple[Utterance, ...]:
         if isinstance(index, slice):
-            return tuple(self[place] for place in range(len(self))[index])
+            return tuple(self[position] for position in range(len(self))[index])
         row = _mapped(self.path).slice(int(self.rows[index]), 1).to_pylist()[0]
         metadata = {
             key.removeprefix(METADATA): value
@@ -226,7 +224,7 @@ class TableUtterances(ColumnarUtterances):
         return Utterance(row["id"], row["duration_s"], row["text"], address, metadata)
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """Record batch by record batch; put together, a large corpus would outgrow what an Arrow array can hold."""
+        """See :meth:`ColumnarUtterances.texts`. Read by record batch: one Arrow array cannot hold a large corpus."""
         import numpy as np
 
         chunks, wanted = _mapped(self.path).column("text").chunks, self.rows[rows]
@@ -240,7 +238,7 @@ class TableUtterances(ColumnarUtterances):
 
 
 def _table(path: Path) -> pa.Table:
-    """The whole table, mapped: it takes no memory of its own."""
+    """The whole table, memory-mapped."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -248,7 +246,7 @@ def _table(path: Path) -> pa.Table:
 
 
 _mapped = lru_cache(maxsize=8)(_table)
-"""As :func:`_table`; what was mapped once stays right, until an index is written anew."""
+"""As :func:`_table`. Cleared when an index is written."""
 
 
 def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table]:
@@ -262,7 +260,7 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
-    """Write the tables under the schema of the first; the hashes of ids that come more than once."""
+    """Write the tables with the schema of the first one. Returns the hashes of repeated ids."""
     import numpy as np
     import pyarrow as pa
 
@@ -285,7 +283,7 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Shards of one corpus may differ in the metadata columns that they have; the first one's are kept."""
+    """The table with the columns of the first shard; shards may differ in their metadata columns."""
     import pyarrow as pa
 
     for field in schema:

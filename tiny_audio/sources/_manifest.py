@@ -1,4 +1,4 @@
-"""Reading JSON-lines manifests, for every source whose clips are files on disk."""
+"""JSON-lines manifests, for every source whose clips are files on disk."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from pathlib import Path
 from tiny_audio.audio.load import AudioError, audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
+from tiny_audio.sources._shared import shown
 
 _MAX_LINE_BYTES = 1_000_000
-_HOPELESS_AFTER = 100
-"""This many lines that are no JSON object, and none that is: the file is something else."""
+_MAX_BAD_LINES = 100
+"""If this many lines at the start are not JSON objects, the file is not a manifest."""
 
-_EXPECTED = 'expected one JSON object a line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
+_EXPECTED = 'expected one JSON object per line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the manifest calls its columns."""
+    """The names of a manifest's columns."""
 
     audio: str = "audio_filepath"
     duration: str = "duration"
@@ -57,10 +58,10 @@ class _BadRowError(Exception):
 
 
 def read_manifest(path: Path, columns: Columns) -> Index:
-    """The index of the manifest at ``path``; relative audio paths are relative to its folder.
+    """The index of a manifest. Relative audio paths are relative to its folder.
 
     Raises:
-        UserError: no readable manifest, or not one usable row.
+        UserError: the manifest cannot be read or has no usable row.
     """
     utterances: list[Utterance] = []
     dropped: list[Dropped] = []
@@ -75,7 +76,7 @@ def read_manifest(path: Path, columns: Columns) -> Index:
             utterance = _utterance(row, columns, path.parent, exists)
         except _BadRowError as bad:
             dropped.append(Dropped(where, bad.reason, f"{path}, line {number}: {bad.detail}"))
-            if objects == 0 and len(dropped) >= _HOPELESS_AFTER:
+            if objects == 0 and len(dropped) >= _MAX_BAD_LINES:
                 raise UserError(
                     f"{path} is not a manifest: none of its first {len(dropped)} lines is a JSON object; {_EXPECTED}"
                 ) from None
@@ -96,7 +97,7 @@ def read_manifest(path: Path, columns: Columns) -> Index:
 
 
 def fingerprint(utterances: Iterable[Utterance]) -> str:
-    """SHA-256 of ids, durations and texts, in order: a plan names utterances by their place."""
+    """SHA-256 of ids, durations and texts, in order, because plans identify utterances by position."""
     digest = hashlib.sha256()
     for utterance in utterances:
         row = json.dumps([utterance.id, utterance.duration_s, utterance.text])
@@ -105,7 +106,7 @@ def fingerprint(utterances: Iterable[Utterance]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank; of a line without end, no more than a bounded piece at a time."""
+    """Lines that are not blank, with their numbers. A very long line is read in bounded chunks."""
     try:
         if not path.is_file():
             found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
@@ -130,19 +131,19 @@ def _object(line: bytes) -> Mapping[str, object]:
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _BadRowError("not_json", f"not JSON ({error}): {_shown(line.decode('utf-8', 'replace'))}") from error
+        raise _BadRowError("not_json", f"not JSON ({error}): {shown(line.decode('utf-8', 'replace'))}") from error
     if not isinstance(row, dict):
-        raise _BadRowError("not_an_object", f"not a JSON object: {_shown(row)}")
+        raise _BadRowError("not_an_object", f"not a JSON object: {shown(row)}")
     return row
 
 
 def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists: _FileCheck) -> Utterance:
     text = row.get(columns.text)
     if not isinstance(text, str) or not text.strip():
-        raise _BadRowError("text_missing", f"{columns.text!r} must be a text that is not empty, not {_shown(text)}")
+        raise _BadRowError("text_missing", f"{columns.text!r} must be a text that is not empty, not {shown(text)}")
     name = row.get(columns.audio)
     if not isinstance(name, str) or not name:
-        raise _BadRowError("audio_missing", f"{columns.audio!r} must be the path of an audio file, not {_shown(name)}")
+        raise _BadRowError("audio_missing", f"{columns.audio!r} must be the path of an audio file, not {shown(name)}")
     try:
         (text + name).encode()
     except UnicodeEncodeError as error:
@@ -151,9 +152,9 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists
         ) from error
     offset = row.get("offset")
     if offset:
-        # The text is that of a piece: the whole file under it would be a wrong label.
+        # The text belongs to a part of the file; with the whole file it would be a wrong reference.
         raise _BadRowError(
-            "offset", f"pieces of files are not supported (offset {_shown(offset)}): cut the audio into files"
+            "offset", f"parts of files are not supported (offset {shown(offset)}): cut the audio into files"
         )
     audio = folder / os.path.expanduser(name)
     if not exists(audio):
@@ -178,33 +179,26 @@ def _duration(given: object, column: str, audio: Path) -> float:
         except AudioError as error:
             raise _BadRowError(error.reason, str(error)) from error
     if isinstance(given, bool) or not isinstance(given, int | float):
-        raise _BadRowError("bad_duration", f"{column!r} must be seconds, not {_shown(given)}")
+        raise _BadRowError("bad_duration", f"{column!r} must be seconds, not {shown(given)}")
     try:
         seconds = float(given)
     except OverflowError:
         seconds = math.inf
     if not (math.isfinite(seconds) and seconds > 0):
-        raise _BadRowError(
-            "bad_duration", f"{column!r} must be a finite number of seconds above 0, not {_shown(given)}"
-        )
+        raise _BadRowError("bad_duration", f"{column!r} must be a finite number of seconds above 0, not {shown(given)}")
     return seconds
 
 
 def _renamed(utterance: Utterance, number: int, ids: set[str]) -> Utterance:
-    """Ids are unique: a file that is named again gets the line number."""
+    """Ids are unique: if a file is listed again, its id gets the line number."""
     name = f"{utterance.id}:{number}"
     while name in ids:
         name += "'"
     return Utterance(name, utterance.duration_s, utterance.text, utterance.audio, utterance.metadata)
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 class _FileCheck:
-    """Whether a file exists, by one listing per folder: a million single looks take minutes on a network disk."""
+    """Whether files exist. Each folder is listed once, since a million single checks take minutes on a network disk."""
 
     def __init__(self) -> None:
         self._names = cache(self._list)

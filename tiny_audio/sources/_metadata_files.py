@@ -1,4 +1,4 @@
-"""Tables beside audio files: CSV, TSV, JSON lines; and the index table of the clips that their rows name."""
+"""Tables that list audio files (CSV, TSV, JSON lines), and the index of the clips that their rows name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tiny_audio.sources import Index
 from tiny_audio.sources._durations import NOT_OF_THE_FILE
 from tiny_audio.sources._index_table import FileAddresses, read_index, write_index
 from tiny_audio.sources._parquet import METADATA
+from tiny_audio.sources._shared import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 50_000
-"""Rows that are in memory at a time."""
+"""Rows in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,12 @@ Row = Mapping[str, object] | BadRow
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """A row of a table, or a file that none names, on its way into the index."""
+    """A row of a table, or a file that no row names, for the index."""
 
     file: str
-    """Below the folder of the audio; also the clip's id, as long as no other row has it."""
+    """Relative to the folder of the audio; also the id of the clip."""
     table: int = 0
-    """Number of the table, among those that the index names."""
+    """Position of the table among those of the index."""
     line: int = 0
     text: str | None = None
     duration_s: float | None = None
@@ -50,18 +51,18 @@ class ClipRow:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Numbered rows of a table; ``.jsonl`` holds JSON lines, ``.tsv`` columns cut at tabs, and all else is CSV.
+    """Rows of a table with their line numbers. The suffix decides: ``.jsonl``, ``.tsv``, otherwise CSV.
 
     An empty cell is None.
 
     Raises:
-        UserError: the file cannot be read, or is no such table.
+        UserError: the file cannot be read or is not such a table.
     """
     return _json_rows(path) if path.suffix == ".jsonl" else _separated_rows(path)
 
 
 def read_columns(path: Path) -> list[str]:
-    """Names of a table's columns, in the order in which they come; JSON lines are all read for them.
+    """Names of a table's columns, in order. Of JSON lines, the whole file is read.
 
     Raises:
         UserError: see :func:`read_rows`.
@@ -79,20 +80,20 @@ def file_index(
     identity: str,
     addresses: FileAddresses,
 ) -> Index:
-    """The index of clips that are files of their own, made in ``folder`` where it is not there yet, and anew where
-    files could not be read.
+    """The index of clips that are single files. It is made in ``folder`` if it does not exist, and again if some files
+    could not be read.
 
     Args:
-        make: gives the rows, and the columns of their metadata.
-        tables: names of the tables, for ids that come twice.
-        identity: goes into the fingerprint.
+        make: gives the rows and the columns of their metadata.
+        tables: names of the tables, for repeated ids.
+        identity: part of the fingerprint.
         addresses: where the clips lie.
     """
     index = read_index(folder, addresses) if folder.exists() else None
     if index is None or any(dropped.reason in NOT_OF_THE_FILE for dropped in index.dropped):
         write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
         index = read_index(folder, addresses)
-    # Clips of a table lie together in its index, and nowhere else.
+    # Clips of one table are adjacent in the index, but are not fetched together.
     return replace(index, groups=None)
 
 
@@ -114,7 +115,7 @@ def _json_row(line: bytes) -> Row:
     except (ValueError, RecursionError) as error:
         return BadRow("not_json", f"not JSON: {error}")
     if not isinstance(row, dict):
-        return BadRow("not_an_object", f"not a JSON object, but {_shown(row)}")
+        return BadRow("not_an_object", f"not a JSON object, but {shown(row)}")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -126,11 +127,11 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
     rows = _cells(path)
     _, header = next(rows)
     if len(set(header)) < len(header):
-        raise UserError(f"{path} names a column twice: {', '.join(header)}; give each a name of its own")
+        raise UserError(f"{path} names a column twice: {', '.join(header)}; give each column its own name")
     for number, cells in rows:
         if len(cells) != len(header):
-            hint = "" if path.suffix == ".tsv" else "; a text with commas needs quotes"
-            yield number, BadRow("bad_row", f"{len(cells)} cells, and the header names {len(header)}{hint}")
+            hint = "" if path.suffix == ".tsv" else "; put texts with commas in quotes"
+            yield number, BadRow("bad_row", f"{len(cells)} cells, but the header has {len(header)}{hint}")
         elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
             yield number, BadRow("bad_unicode", "not UTF-8")
         else:
@@ -138,12 +139,12 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The header, then rows, with their lines; bytes that are no UTF-8 as lone surrogates."""
+    """The header, then the rows, with line numbers. Bytes that are not UTF-8 become lone surrogates."""
     tabs = path.suffix == ".tsv"
     reader = None
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            # Quotes of a TSV are part of what is said.
+            # Quotes in a TSV are part of the text.
             reader = csv.reader(
                 file,
                 delimiter="\t" if tabs else ",",
@@ -169,7 +170,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _tables(rows: Iterable[ClipRow], columns: Sequence[str]) -> Iterator[pa.Table]:
     iterator = iter(rows)
-    # A table without rows has its columns all the same.
+    # A table without rows has columns, too.
     yield _table(list(islice(iterator, _CHUNK)), columns)
     while chunk := list(islice(iterator, _CHUNK)):
         yield _table(chunk, columns)
@@ -194,8 +195,3 @@ def _table(rows: Sequence[ClipRow], columns: Sequence[str]) -> pa.Table:
             **{f"{METADATA}{name}": texts(row.metadata.get(name) for row in rows) for name in columns},
         }
     )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

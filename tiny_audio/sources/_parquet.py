@@ -1,6 +1,6 @@
-"""Parquet shards of clips: their rows as an index table, read from the metadata columns; their audio by row group.
+"""Parquet shards of clips: their rows as an index table, and their audio by row group.
 
-Nothing here knows where a shard lies: it comes as an open :class:`pyarrow.parquet.ParquetFile`.
+Shards come as open :class:`pyarrow.parquet.ParquetFile` objects, so they may be local or on the hub.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tiny_audio.audio.load import AudioError, audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.sources._columns import Columns
+from tiny_audio.sources._shared import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,24 +20,25 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 METADATA = "metadata."
-"""Before the name of a metadata column in an index table."""
+"""Prefix of metadata columns in an index table."""
 
 
 class BrokenShardError(UserError):
-    """Bytes that are no readable parquet."""
+    """A file that is not readable parquet."""
 
 
 def index_shard(
     file: pq.ParquetFile, shard: str, number: int, columns: Columns, audio: Callable[[int], pa.ChunkedArray]
 ) -> pa.Table:
-    """The rows of a shard as they stand in the index.
+    """The rows of a shard, as an index table.
 
     Columns: ``id``, ``duration_s``, ``text``; ``shard`` (its number), ``row_group``, ``row`` (within the row group);
-    ``reason`` and ``detail``, null where the row can be used; ``metadata.…``, texts.
+    ``reason`` and ``detail``, null if the row can be used; ``metadata.…``, texts.
 
     Args:
         shard: its name, for ids and messages.
-        audio: encoded clips of a row group; called only where there is no column of durations.
+        number: its index among the shards.
+        audio: reads the encoded clips of a row group; called only if there is no column of durations.
 
     Raises:
         UserError: columns are missing, or the shard is broken.
@@ -52,7 +54,9 @@ def index_shard(
     try:
         table = file.read(columns=sorted(wanted), use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise BrokenShardError(f"{shard} cannot be read: {one_line(error)}; fetch or write the file anew") from error
+        raise BrokenShardError(
+            f"{shard} cannot be read: {one_line(error)}; download or write the file again"
+        ) from error
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     groups = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     rows = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.empty(0, np.int32)])
@@ -81,7 +85,7 @@ def index_shard(
 
 
 def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedArray:
-    """The encoded clips of a row group, null where a row has none.
+    """The encoded clips of a row group; null if a row has none.
 
     Raises:
         pyarrow.ArrowException, OSError: the bytes are damaged.
@@ -103,24 +107,25 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
         UserError: there is no such row.
     """
     if row >= len(clips):
-        raise UserError(f"{place} is not there: the file was changed after it was indexed; start again")
+        raise UserError(f"{place} does not exist: the file was changed after it was indexed; start again")
     value: bytes | None = clips[row].as_py()
     if value is None:
         raise AudioError(
-            "audio_missing", f"{place}: no audio; a table that only names audio files must be written with them inside"
+            "audio_missing",
+            f"{place}: no audio; if the table only names audio files, write it again with the audio inside",
         )
     return value
 
 
 def read_error(error: Exception, where: str) -> UserError:
-    """What it says of a clip that its row group could not be read.
+    """The error for a clip whose row group could not be read.
 
     Args:
-        error: what Arrow raised. Errors of the disk have a number there; those of damaged bytes have none.
+        error: what Arrow raised. Disk errors have an ``errno``; errors about damaged bytes have none.
         where: the clip, or the file.
 
     Returns:
-        an :class:`AudioError` where the bytes are damaged.
+        an :class:`AudioError` if the bytes are damaged.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
@@ -130,7 +135,7 @@ def read_error(error: Exception, where: str) -> UserError:
 
 
 def one_line(error: Exception) -> str:
-    """What Arrow says, on one line."""
+    """An error message of Arrow, on one line."""
     return " ".join(str(error).split())
 
 
@@ -140,7 +145,7 @@ def row_name(shard: str, row_group: int, row: int) -> str:
 
 
 class _Problems:
-    """What is wrong with rows; the first thing found counts."""
+    """What is wrong with rows; of several problems of a row, the first one found."""
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
@@ -169,11 +174,11 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.Chunked
         problems.add(row, "bad_unicode", f"{columns.text!r} is not UTF-8")
     trimmed = pc.utf8_trim_whitespace(column)
     for row in _where(pc.or_kleene(pc.is_null(trimmed), pc.equal(trimmed, ""))):
-        shown = _shown(column[row].as_py())
-        problems.add(row, "text_missing", f"{columns.text!r} must be a text that is not empty, not {shown}")
+        value = shown(column[row].as_py())
+        problems.add(row, "text_missing", f"{columns.text!r} must be a text that is not empty, not {value}")
     if columns.silence:
         for row in _where(pc.is_in(trimmed, value_set=pa.array(columns.silence))):
-            problems.add(row, "no_speech", f"{columns.text!r} is {trimmed[row].as_py()}: nothing is said")
+            problems.add(row, "no_speech", f"{columns.text!r} is {trimmed[row].as_py()}: a clip without speech")
     return trimmed
 
 
@@ -189,7 +194,7 @@ def _ids(table: pa.Table, shard: str, columns: Columns, problems: _Problems) -> 
         problems.add(row, "bad_unicode", f"{columns.id!r} is not UTF-8")
     missing = pc.or_kleene(pc.is_null(given), pc.equal(given, ""))
     for row in _where(missing):
-        problems.add(row, "id_missing", f"{columns.id!r} must be a name, not {_shown(given[row].as_py())}")
+        problems.add(row, "id_missing", f"{columns.id!r} must be a name, not {shown(given[row].as_py())}")
     return pc.if_else(missing, numbered, given)
 
 
@@ -205,14 +210,14 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
         seconds = seconds - pc.fill_null(pc.cast(table.column(begin), pa.float64()), math.nan).to_numpy()
         what += f" less {begin!r}"
     for row in np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0))):
-        shown = _shown(column[int(row)].as_py() if begin is None else float(seconds[row]))
-        problems.add(int(row), "bad_duration", f"{what} must be a finite number of seconds above 0, not {shown}")
+        value = shown(column[int(row)].as_py() if begin is None else float(seconds[row]))
+        problems.add(int(row), "bad_duration", f"{what} must be a finite number of seconds above 0, not {value}")
     durations: np.ndarray = seconds
     return durations
 
 
 def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: str, problems: _Problems) -> np.ndarray:
-    """Durations from the clips' own headers."""
+    """Durations from the headers of the clips."""
     import numpy as np
     import pyarrow as pa
 
@@ -239,7 +244,7 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
 
 
 def _strings(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """The column as texts, null where one is not UTF-8, which parquet does not check; and the rows of those."""
+    """The column as texts, and the rows that are not UTF-8, which are null. Parquet does not check that."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.types as types
@@ -274,8 +279,3 @@ def _where(mask: Any) -> list[int]:
 
     rows: list[int] = np.flatnonzero(mask.to_numpy()).tolist()
     return rows
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

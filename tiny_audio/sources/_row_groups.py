@@ -5,8 +5,6 @@ Parquet gives a column of a row group only as a whole, so clips that lie togethe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +16,10 @@ from cachetools import LRUCache, cached
 
 from tiny_audio.config import UserError
 from tiny_audio.sources import AudioAddress, HubFile
-from tiny_audio.sources._hub.cache import CachedClips, DiskCache, read_mapped
+from tiny_audio.sources._disk_cache import CachedClips, DiskCache, read_mapped
 from tiny_audio.sources._hub.ranges import RangeFile
 from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, one_line, read_audio, read_error, row_name
+from tiny_audio.sources._shared import cache_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +54,7 @@ class RowGroup:
         else:
             status = self.file.stat()
             identity = [str(self.file), status.st_mtime_ns, status.st_size, self.column]
-        return f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]}-{self.index}"
+        return f"{cache_key(identity)}-{self.index}"
 
     def read(self) -> pa.ChunkedArray:
         """The encoded clips, from the file itself."""

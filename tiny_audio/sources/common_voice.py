@@ -1,9 +1,7 @@
-"""Source ``common_voice``: Mozilla Common Voice, from its own archive, unpacked (Ardila et al., LREC 2020)."""
+"""Source ``common_voice``: Mozilla Common Voice, from the unpacked archive (Ardila et al., LREC 2020)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceConte
 from tiny_audio.sources._durations import Header, read_headers
 from tiny_audio.sources._index_table import VERSION, FileAddresses
 from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
+from tiny_audio.sources._shared import cache_key, check_any_usable
 
 _CLIPS, _DURATIONS = "clips", "clip_durations.tsv"
 _SPLITS = ("train", "dev", "test", "validated")
@@ -26,20 +25,20 @@ _FILE = "path"
 
 
 class CommonVoiceConfig(SourceConfig):
-    """Mozilla Common Voice, in any language, from the archive that its site gives out, unpacked.
+    """Mozilla Common Voice, in any language, from the archive on its website, unpacked.
 
-    The copies on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3 files; releases
-    since 2023 state their durations in `clip_durations.tsv`, and of older ones each header is read at the first start.
-    Metadata: `speaker` (`client_id`) and, where people told, `age`, `gender`, `accents`, `variant`.
+    The copies on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3 files. Releases
+    since 2023 list durations in `clip_durations.tsv`; for older releases, headers are read at the first start.
+    Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
     """
 
     name: Literal["common_voice"] = "common_voice"
     path: Annotated[str, StringConstraints(min_length=1)] = Field(json_schema_extra=NO_IDENTITY)
-    """The folder of one language, such as `cv-corpus-22.0-2025-06-20/en`, in which `clips` and the tables lie; `~` is
-    your home folder."""
+    """The folder of one language, with `clips` and the tables, such as `cv-corpus-22.0-2025-06-20/en`. `~` is your home
+    folder."""
     split: Literal["train", "dev", "test", "validated"] = "train"
-    """One of the tables. `validated` is all that was listened to and found right; `train`, `dev` and `test` are parts
-    of it, so train on it only where you score on something else."""
+    """One of the tables. `validated` holds all clips that listeners confirmed. `train`, `dev` and `test` are parts of
+    it, so train on it only if you evaluate on other data."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -56,7 +55,7 @@ class CommonVoiceSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call reads the tables, later ones the list of clips only."""
+        """See :meth:`Source.index`; the first call reads the tables, later ones list the clips only."""
         table, durations = self.path / f"{self.split}.tsv", self.path / _DURATIONS
         if not table.is_file():
             raise UserError(f"there is no {table}; {self._hint()}")
@@ -69,21 +68,17 @@ class CommonVoiceSource(Source):
             ) from error
         tables = [_facts(path.stat()) for path in (table, durations) if path.is_file()]
         facts = [VERSION, self.split, tables, sorted(there.items())]
-        key = hashlib.sha256(json.dumps(["common_voice", *facts]).encode()).hexdigest()[:24]
-        folder = self.cache_dir / "common_voice" / key
+        folder = self.cache_dir / "common_voice" / cache_key(["common_voice", *facts])
         addresses = FileAddresses(self.path / _CLIPS, _FILE)
         index = file_index(folder, lambda: self._made(table, set(there)), [table.name], "common_voice", addresses)
-        if not index.utterances:
-            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
-            raise UserError(f"no row of {table} can be used{first}")
-        return index
+        return check_any_usable(index, str(table))
 
     def encoded(self, utterance: Utterance) -> Path:
         """The clip's file."""
         return utterance.audio_file()
 
     def _hint(self) -> str:
-        """What else may be meant by the path."""
+        """How to correct the path."""
         languages = sorted(path.parent.name for path in self.path.glob("*/train.tsv"))
         if languages:
             return f"path must be the folder of one language: {', '.join(str(self.path / name) for name in languages)}"
@@ -112,7 +107,7 @@ class CommonVoiceSource(Source):
             yield _clip(row, table.name, line, there, stated, headers)
 
     def _stated(self) -> dict[str, float]:
-        """Seconds of each clip, as far as the corpus says."""
+        """Seconds of each clip that the corpus lists."""
         path = self.path / _DURATIONS
         if not path.is_file():
             return {}
@@ -120,13 +115,13 @@ class CommonVoiceSource(Source):
         milliseconds = next((name for name in _MILLISECONDS if name in columns), None)
         if milliseconds is None or "clip" not in columns:
             raise UserError(
-                f"{path} has no columns clip and {_MILLISECONDS[0]}; its columns: {', '.join(columns)}; mend it, or "
-                "delete it, and the clips' headers are read"
+                f"{path} has no columns clip and {_MILLISECONDS[0]}; its columns: {', '.join(columns)}; fix "
+                "it, or delete it to read the headers of the clips"
             )
         stated = {}
         for _, row in read_rows(path):
             if isinstance(row, BadRow):
-                continue  # its clip's header is read
+                continue  # the header of its clip is read
             number = str(row[milliseconds])
             if number.isdecimal() and int(number):
                 stated[str(row["clip"])] = int(number) / 1000
@@ -135,13 +130,13 @@ class CommonVoiceSource(Source):
 
 @SOURCES.register
 def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Source:
-    """The source of a split; it reads nothing before it is indexed."""
+    """The source of a split. It reads nothing before it is indexed."""
     path = Path(os.path.expanduser(config.path)).absolute()
     return CommonVoiceSource(path, config.split, context.cache_dir.absolute())
 
 
 def _facts(status: os.stat_result) -> tuple[int, int]:
-    """By which a changed file is known."""
+    """Size and modification time, by which a changed file is recognized."""
     return status.st_size, status.st_mtime_ns
 
 
@@ -153,21 +148,23 @@ def _clip(
 
     if isinstance(row, BadRow):
         return bad(row.reason, row.detail)
-    file, said = str(row[_FILE]), _unquoted(str(row["sentence"] or ""))
+    file, reference = str(row[_FILE]), _unquoted(str(row["sentence"] or ""))
     if file not in there:
         return bad("audio_missing", f"there is no file {file!r} in {_CLIPS}")
-    if not said:
+    if not reference:
         return bad("text_missing", "'sentence' is empty", file)
     header = Header(stated[file]) if file in stated else headers[file]
     if header.duration_s is None:
         assert header.reason is not None
         return bad(header.reason, str(header.detail), file)
     metadata = {name: str(row[name]) for name in _METADATA if row.get(name) is not None}
-    return ClipRow(file, 0, line, said, header.duration_s, {_FILE: file, "speaker": str(row["client_id"]), **metadata})
+    return ClipRow(
+        file, 0, line, reference, header.duration_s, {_FILE: file, "speaker": str(row["client_id"]), **metadata}
+    )
 
 
 def _unquoted(sentence: str) -> str:
-    """Some releases quote cells as in CSV: a sentence in quotes, its own quotes doubled."""
+    """Some releases quote cells as in CSV: the sentence in quotes, with its own quotes doubled."""
     sentence = sentence.strip()
     inside = sentence[1:-1]
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):

@@ -1,17 +1,16 @@
-"""Source ``folder``: audio files beside a ``metadata.csv`` or ``metadata.jsonl``, as ``audiofolder`` datasets lie."""
+"""Source ``folder``: audio files with a ``metadata.csv`` or ``metadata.jsonl``, as in ``audiofolder`` datasets."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from tiny_audio.audio.load import is_audio_name
 from tiny_audio.config import NO_IDENTITY, UserError
@@ -20,36 +19,35 @@ from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceConte
 from tiny_audio.sources._durations import Header, read_headers
 from tiny_audio.sources._index_table import VERSION, FileAddresses
 from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
-
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+from tiny_audio.sources._shared import NonEmpty, cache_key, check_any_usable
 
 _TABLES = ("metadata.csv", "metadata.jsonl")
 _FILE = "file_name"
 _TEXTS = ("transcription", "text")
 _EXPECTED = (
-    "a folder needs a metadata.csv or metadata.jsonl, with the columns file_name (the audio file, from the table's own "
-    "folder) and transcription, or text"
+    "a folder needs a metadata.csv or metadata.jsonl with the columns file_name (the audio file, relative to the "
+    "folder of the table) and transcription or text"
 )
 
 
 class FolderConfig(SourceConfig):
-    """Audio files in a folder, with a metadata.csv or metadata.jsonl that says what is said in them.
+    """Audio files in a folder, with their transcripts in a metadata.csv or metadata.jsonl.
 
-    The layout is that of `audiofolder` in Hugging Face's `datasets`: the column `file_name` names a file from where
-    the table lies; tables may lie in the folders below too. Further columns become metadata. Durations are read from
-    the files' headers, at the first start. Files without a row, and rows without a file, are listed as dropped. For
-    one split of several, give its folder, such as `data/train`.
+    The layout is that of `audiofolder` in Hugging Face's `datasets`: the column `file_name` holds a path relative to
+    the folder of the table, and subfolders may have tables, too. Further columns become metadata. Durations are read
+    from the files' headers, at the first start. Files without a row and rows without a file are listed as dropped. If
+    the data has several splits, give the folder of one, such as `data/train`.
     """
 
     name: Literal["folder"] = "folder"
     path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
     """The folder; `~` is your home folder."""
     text_column: NonEmpty | None = None
-    """What is said; None takes `transcription` or `text`, whichever there is."""
+    """The transcript. None uses `transcription` or `text`, whichever exists."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which put a `folder` with a `metadata.csv` into the current one."""
+        """For tests, which put a `folder` with a `metadata.csv` into the current folder."""
         return cls(path="folder")
 
 
@@ -62,16 +60,16 @@ class FolderSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call reads tables and headers, later ones the list of files only."""
+        """See :meth:`Source.index`; the first call reads tables and headers, later ones list the files only."""
         try:
             files = files_below(self.path, lambda name: name in _TABLES or is_audio_name(name))
         except OSError as error:
             raise UserError(f"the folder {self.path} cannot be read: {error.strerror}; {_EXPECTED}") from error
         tables = [name for name in files if posixpath.basename(name) in _TABLES]
         if not tables:
-            raise UserError(f"no table lies in {self.path}; {_EXPECTED}")
+            raise UserError(f"there is no table in {self.path}; {_EXPECTED}")
         facts = {name: (status.st_size, status.st_mtime_ns) for name, status in files.items()}
-        key = hashlib.sha256(json.dumps(["folder", VERSION, self.text_column, facts]).encode()).hexdigest()[:24]
+        key = cache_key(["folder", VERSION, self.text_column, facts])
         index = file_index(
             self.cache_dir / "folder" / key,
             lambda: self._made(tables, files),
@@ -79,10 +77,7 @@ class FolderSource(Source):
             "folder",
             FileAddresses(self.path, _FILE),
         )
-        if not index.utterances:
-            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
-            raise UserError(f"no clip of {self.path} can be used{first}")
-        return index
+        return check_any_usable(index, str(self.path))
 
     def encoded(self, utterance: Utterance) -> Path:
         """The clip's file."""
@@ -113,16 +108,14 @@ class FolderSource(Source):
         texts = [name for name in _TEXTS if name in there] if self.text_column is None else [self.text_column]
         if len(texts) != 1:
             which = "both columns, transcription and text" if texts else "neither a column transcription nor text"
-            raise UserError(
-                f"{self.path} has {which}; name the one that holds what is said as text_column: {_listed(there)}"
-            )
+            raise UserError(f"{self.path} has {which}; name the column of transcripts as text_column: {_listed(there)}")
         for table, names in columns.items():
             if texts[0] not in names:
                 raise UserError(f"{self.path / table} has no column {texts[0]!r} (text_column): {_listed(names)}")
         return texts[0]
 
     def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:
-        """Rows of all tables, then what no row names."""
+        """Rows of all tables, then the files that no row names."""
         audio = {name: status for name, status in files.items() if name not in tables}
         headers = read_headers(self.path, audio, self.cache_dir)
         named = set()
@@ -139,7 +132,7 @@ class FolderSource(Source):
 
 @SOURCES.register
 def build_folder(config: FolderConfig, context: SourceContext) -> Source:
-    """The source of a folder; it reads nothing before it is indexed."""
+    """The source of a folder. It reads nothing before it is indexed."""
     path = Path(os.path.expanduser(config.path)).absolute()
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
 
@@ -152,15 +145,15 @@ def _clip(row: Row, number: int, line: int, table: str, text: str, headers: Mapp
 
     if isinstance(row, BadRow):
         return bad(row.reason, row.detail)
-    name, said = row.get(_FILE), row.get(text)
+    name, reference = row.get(_FILE), row.get(text)
     if not isinstance(name, str) or not name.strip():
         return bad("audio_missing", f"{_FILE!r} must be the path of an audio file, not {name!r}")
     file = posixpath.normpath(posixpath.join(posixpath.dirname(table), name))
     header = headers.get(file)
     if header is None:
         return bad("audio_missing", f"there is no audio file {file}; {_FILE!r} is {name!r}")
-    if not isinstance(said, str) or not said.strip():
-        return bad("text_missing", f"{text!r} must be a text that is not empty, not {said!r}", file)
+    if not isinstance(reference, str) or not reference.strip():
+        return bad("text_missing", f"{text!r} must be a text that is not empty, not {reference!r}", file)
     if header.duration_s is None:
         assert header.reason is not None
         return bad(header.reason, str(header.detail), file)
@@ -169,7 +162,7 @@ def _clip(row: Row, number: int, line: int, table: str, text: str, headers: Mapp
         for key, value in row.items()
         if value is not None and key not in (_FILE, text)
     }
-    return ClipRow(file, number, line, said.strip(), header.duration_s, {_FILE: file, **metadata})
+    return ClipRow(file, number, line, reference.strip(), header.duration_s, {_FILE: file, **metadata})
 
 
 def _listed(columns: Sequence[str] | set[str]) -> str:

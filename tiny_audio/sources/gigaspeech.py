@@ -18,7 +18,7 @@ COLUMNS = Columns(
     metadata=("audio_id",),
     silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
 )
-"""As in the corpus; it knows hardly any speaker, so the recording takes that place."""
+"""As in the corpus. Few speakers are known, so the recording is kept instead."""
 
 
 class GigaSpeechConfig(HubSourceConfig):
@@ -26,9 +26,9 @@ class GigaSpeechConfig(HubSourceConfig):
 
     The corpus is gated: accept its terms at https://huggingface.co/datasets/speechcolab/gigaspeech and log in with
     `hf auth login`, or set HF_TOKEN. Texts come as they are in the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
-    `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`, which `data.target_text` writes as marks or removes. Segments that are
-    nothing but `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are left out, and listed. Metadata: `audio_id`, the
-    recording, which is what to group by, as speakers are unknown.
+    `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`, which `data.target_text` converts to punctuation or removes. Segments
+    that are only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. Metadata: `audio_id`, the
+    recording. Group by it, since speakers are unknown.
     """
 
     name: Literal["gigaspeech"] = "gigaspeech"

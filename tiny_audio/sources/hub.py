@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from tiny_audio.sources import SOURCES, Source, SourceContext
-from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
+from tiny_audio.sources._columns import Columns, ColumnsConfig
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
+from tiny_audio.sources._shared import NonEmpty
 
 
 class HubConfig(HubSourceConfig, ColumnsConfig):
-    """A dataset on the Hugging Face hub, fetched piece by piece as it is needed."""
+    """A dataset on the Hugging Face hub. Audio is fetched when it is needed."""
 
     name: Literal["hub"] = "hub"
     repo: NonEmpty
     """The dataset, such as `speechbrain/LoquaciousSet`."""
     config: NonEmpty | None = None
-    """One of the dataset's configs (the hub calls them subsets); None takes its default."""
+    """One of the dataset's configs (the hub calls them subsets). None uses the default."""
     split: NonEmpty = "train"
     """One of the config's splits."""
 

@@ -12,10 +12,10 @@ COLUMNS = Columns(audio="audio", text="text", duration=None, id="id", speaker="s
 
 
 class LibriSpeechConfig(HubSourceConfig):
-    """LibriSpeech on the Hugging Face hub: audiobooks, read by volunteers.
+    """LibriSpeech on the Hugging Face hub: audiobooks read by volunteers.
 
-    Texts come as they are in the corpus: upper case, A to Z, blanks and apostrophes only. The corpus does not state
-    durations: indexing a split fetches all of its audio once (train.clean.100 is 6.6 GB), so let `cache_gb` hold it.
+    Texts come as they are in the corpus: upper case, A to Z, spaces and apostrophes only. The corpus does not list
+    durations, so indexing a split fetches all of its audio once (train.clean.100 is 6.6 GB). Set `cache_gb` to hold it.
     Metadata: `speaker` and `chapter_id`.
     """
 

@@ -9,14 +9,14 @@ from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
-"""As in the corpus; a speaker or a sex that it does not know is left out."""
+"""As in the corpus. Unknown speakers and sexes are null there and left out."""
 
 
 class LoquaciousConfig(HubSourceConfig):
     """The Loquacious Set on the Hugging Face hub: read, spontaneous, clean and noisy English.
 
-    Texts come as they are in the corpus: upper case, A to Z, blanks and apostrophes only, numbers as words. Which
-    form a model learns to write is `data.target_text`. Metadata: `speaker` and `sex`. Some clips last 100 s.
+    Texts come as they are in the corpus: upper case, A to Z, spaces and apostrophes only, numbers as words. Set
+    `data.target_text` to train on another form. Metadata: `speaker` and `sex`. Some clips last 100 s.
     """
 
     name: Literal["loquacious"] = "loquacious"

@@ -1,18 +1,17 @@
-"""Source ``manifest``: audio files on disk, listed in a JSON-lines file, as NeMo and others write it."""
+"""Source ``manifest``: audio files listed in a JSON-lines file, as NeMo and others write it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from tiny_audio.config import NO_IDENTITY
 from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
 from tiny_audio.sources._manifest import Columns, ManifestSource
-
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+from tiny_audio.sources._shared import NonEmpty
 
 
 class ManifestConfig(SourceConfig):
@@ -20,13 +19,13 @@ class ManifestConfig(SourceConfig):
 
     name: Literal["manifest"] = "manifest"
     path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
-    """The manifest: one JSON object a line. `~` is your home folder."""
+    """The manifest: one JSON object per line. `~` is your home folder."""
     audio_column: NonEmpty = "audio_filepath"
     """The audio file; a relative path is relative to the manifest's folder."""
     duration_column: NonEmpty = "duration"
-    """Seconds; where it is missing, the file's header is read."""
+    """Seconds. If it is missing, the header of the file is read."""
     text_column: NonEmpty = "text"
-    """What is said."""
+    """The transcript."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -45,6 +44,6 @@ class ManifestConfig(SourceConfig):
 
 @SOURCES.register
 def build_manifest(config: ManifestConfig, context: SourceContext) -> Source:
-    """The source of a manifest; it reads nothing before it is indexed."""
+    """The source of a manifest. It reads nothing before it is indexed."""
     columns = Columns(config.audio_column, config.duration_column, config.text_column)
     return ManifestSource(Path(os.path.expanduser(config.path)).absolute(), columns)

@@ -1,4 +1,4 @@
-"""Source ``mix``: several sources as one, each with its weight and its caps."""
+"""Source ``mix``: several sources as one, with weights and caps."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class MixedConfig(Config):
     """A source in a mix."""
 
-    # The registry that it refers to is complete only when all sources, this one too, are imported.
+    # The registry is complete only after all sources, including this one, are imported.
     model_config = ConfigDict(defer_build=True)
 
     source: Annotated[SourceConfig, SOURCES]
     """Any source, with its own fields."""
     weight: PositiveFloat = 1.0
-    """How often each of its clips comes in an epoch of training, on average: 2 is twice, 0.5 in every other epoch."""
+    """How often each of its clips occurs in an epoch of training, on average: 2 is twice, 0.5 is every other epoch."""
     max_hours: PositiveFloat | None = None
-    """Use no more hours of it."""
+    """Use at most this many hours of it."""
     max_clips: PositiveInt | None = None
-    """Use no more clips of it."""
+    """Use at most this many clips of it."""
 
 
 class MixConfig(SourceConfig):
-    """Several sources mixed, each with a weight and, where it is too large, a cap.
+    """Several sources as one, each with a weight and an optional cap.
 
-    A cap keeps a random part that is the same in every epoch and on every machine; a larger cap keeps all that a
-    smaller one does. Where clips lie together in row groups, as on the hub, whole row groups are drawn, so that no more
-    is fetched than is used. A cap counts clips before `data.min_duration_s` and `data.max_duration_s` do. Clips that
-    the source itself leaves out are listed in the same share. A clip's id begins with its source's name here, which is
-    also its metadata column `source`, unless it has one of its own.
+    A cap keeps a random part that is the same in every epoch and on every machine. A larger cap keeps everything that a
+    smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are drawn, so that only what
+    is used is fetched. A cap counts clips before `data.min_duration_s` and `data.max_duration_s` are applied. Of the
+    clips that a capped source drops, the same share is listed. The name of the source prefixes the ids of its clips and
+    is their metadata column `source`, unless they have one.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -62,7 +62,7 @@ class MixConfig(SourceConfig):
     """Sources by a name of your choice, such as
     `{read: {source: {name: librispeech}, weight: 2}, wild: {source: {name: gigaspeech}, max_hours: 500}}`."""
     seed: NonNegativeInt = 0
-    """Decides which part a cap keeps."""
+    """Seed for the part that a cap keeps."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -84,10 +84,10 @@ class Mixed:
     max_clips: int | None
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
-        """Which of the clips a cap keeps, in their order: all of those drawn first, group by group.
+        """The rows ``[k]`` that the caps keep, in order: the first ones of a random order, group by group.
 
         Raises:
-            UserError: there is none.
+            UserError: the cap is shorter than the first clip.
         """
         order = np.arange(len(durations_s))
         if self.max_hours is None and self.max_clips is None:
@@ -101,14 +101,14 @@ class Mixed:
             drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(numbers.max(initial=-1) + 1)[numbers]))
         count = len(drawn)
         if self.max_hours is not None:
-            # Rounded, since sums of seconds are never quite what they should be.
+            # Rounded, since sums of floats are inexact.
             seconds = np.round(np.cumsum(durations_s[drawn]), 6)
             count = int(np.searchsorted(seconds, self.max_hours * 3600, side="right"))
         if self.max_clips is not None:
             count = min(count, self.max_clips)
         if count == 0:
             raise UserError(
-                f"max_hours {self.max_hours:g} of {self.name!r} is shorter than the clip that it would begin with "
+                f"max_hours {self.max_hours:g} of {self.name!r} is shorter than its first clip "
                 f"({durations_s[drawn[0]]:.1f} s); raise it"
             )
         return np.sort(drawn[:count])
@@ -116,13 +116,13 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class MixSource(Source):
-    """The clips of all sources, one source after the other."""
+    """The clips of all sources, one source after another."""
 
     mixed: tuple[Mixed, ...]
     seed: int
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; no row becomes an object before somebody looks at it."""
+        """See :meth:`Source.index`. Utterances are made on access."""
         parts: list[_Part] = []
         durations, groups, weights = [], [], []
         dropped: list[Dropped] = []
@@ -149,12 +149,12 @@ class MixSource(Source):
             dropped=tuple(dropped),
             fingerprint=digest.hexdigest(),
             durations_s=np.concatenate(durations),
-            groups=np.concatenate(groups) if grouped else None,  # files are shuffled, not fetched ahead
+            groups=np.concatenate(groups) if grouped else None,  # single files are not fetched ahead
             weights=np.concatenate(weights),
         )
 
     def encoded(self, utterance: Utterance) -> Path | bytes:
-        """The clip as its own source gives it."""
+        """See :meth:`Source.encoded`."""
         name, id_ = utterance.id.split("/", 1)
         source = next(mixed.source for mixed in self.mixed if mixed.name == name)
         return source.encoded(replace(utterance, id=id_))
@@ -176,7 +176,7 @@ class _Part:
 
 
 class _Utterances(ColumnarUtterances):
-    """The utterances of all parts, made when they are looked at."""
+    """The utterances of all parts, made on access."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
@@ -196,13 +196,13 @@ class _Utterances(ColumnarUtterances):
             return [self[row] for row in range(len(self))[number]]
         row = range(len(self))[number]
         part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]  # counted from the part's end, as lists are
+        return self._parts[part][row - int(self._ends[part])]  # negative: counted from the end of the part
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[number] for part in self._parts for number in range(len(part.rows)))
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """As the parts' own sources read them."""
+        """See :meth:`ColumnarUtterances.texts`."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             number = int(members[run.start])
@@ -213,7 +213,7 @@ class _Utterances(ColumnarUtterances):
 
 @SOURCES.register
 def build_mix(config: MixConfig, context: SourceContext) -> Source:
-    """The source of a mix; it reads nothing before it is indexed."""
+    """The source of a mix. It reads nothing before it is indexed."""
     mixed = tuple(
         Mixed(name, SOURCES.build(part.source, context), part.weight, part.max_hours, part.max_clips)
         for name, part in config.sources.items()
@@ -228,7 +228,7 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """Of a source that is used in part, as large a part of what it left out: it is judged by what it gives."""
+    """A share of the dropped clips, as large as the share of the source that is used."""
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < share * 2**64:

@@ -17,11 +17,12 @@ from pydantic import Field, PositiveFloat
 
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
-from tiny_audio.sources._columns import Columns, ColumnsConfig, NonEmpty
-from tiny_audio.sources._hub.cache import DiskCache
+from tiny_audio.sources._columns import Columns, ColumnsConfig
+from tiny_audio.sources._disk_cache import DiskCache
 from tiny_audio.sources._index_table import VERSION, CellAddresses, read_index, write_index
 from tiny_audio.sources._parquet import BrokenShardError, index_shard, one_line, read_audio
 from tiny_audio.sources._row_groups import read_cell
+from tiny_audio.sources._shared import NonEmpty, cache_key, check_any_usable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,9 +39,9 @@ class ParquetConfig(ColumnsConfig):
     """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Gigabytes of row groups of this path to keep on disk as clips can be read from them one by one; parquet gives
-    them only all at once. With less than the clips that are shuffled together, row groups are read many times. A mix
-    may use the sum over its paths."""
+    """Gigabytes on disk for row groups of this path, in a form from which single clips can be read. Parquet can only be
+    read by whole row groups. If the cache is smaller than the clips that are shuffled together, row groups are read
+    many times. A mix may use the sum over its paths."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -62,24 +63,21 @@ class ParquetSource(Source):
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
         identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])
-        folder = self.cache_dir / "parquet" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        folder = self.cache_dir / "parquet" / cache_key(identity)
         if not folder.exists():
             _LOG.info("indexing %d parquet files in %s", len(shards), root)
-            # The columns' names decide what a table holds, but not which data it is.
+            # Column names decide what the index holds, but are not part of the data's fingerprint.
             write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
         index = read_index(folder, CellAddresses(root.joinpath, self.columns.audio))
-        if not index.utterances:
-            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
-            raise UserError(f"no row of {self.path} can be used{first}")
-        return index
+        return check_any_usable(index, str(self.path))
 
     def encoded(self, utterance: Utterance) -> bytes:
         """The clip's bytes, out of its row group."""
         return read_cell(utterance.audio, self._cache())
 
     def _cache(self) -> DiskCache:
-        # A folder for each source, as each has a bound of its own.
-        folder = self.cache_dir / "parquet" / "row_groups" / hashlib.sha256(str(self.path).encode()).hexdigest()[:24]
+        # One folder per source, because each has its own bound.
+        folder = self.cache_dir / "parquet" / "row_groups" / cache_key(str(self.path))
         return DiskCache(folder, self.cache_bytes)
 
     def _tables(self, root: Path, shards: list[str]) -> Iterator[pa.Table]:
@@ -92,7 +90,7 @@ class ParquetSource(Source):
                 file = pq.ParquetFile(path)
             except (pa.ArrowException, OSError) as error:
                 raise BrokenShardError(
-                    f"{path} cannot be read: {one_line(error)}; fetch or write the file anew"
+                    f"{path} cannot be read: {one_line(error)}; download or write the file again"
                 ) from error
             with file:
                 yield index_shard(
@@ -101,7 +99,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _root(self) -> Path:
-        """The folder that the shards' names are relative to: nothing about the machine gets into ids."""
+        """The folder that shard names are relative to, so that ids do not depend on the machine."""
         parts = self.path.parts
         special = next((index for index, part in enumerate(parts) if glob.has_magic(part)), None)
         if special is not None and not self.path.exists():
@@ -138,7 +136,7 @@ def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
 
 
 def _footer(path: Path) -> str:
-    """Hash of the file's end, which says where each column lies, how large it is and what it spans."""
+    """Hash of the file's footer, which holds the position, size and range of values of each column."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -146,7 +144,7 @@ def _footer(path: Path) -> str:
             end = file.read()
             length = int.from_bytes(end[:4], "little")
             if len(end) < 8 or end[4:] != _MAGIC or length + 12 > size:
-                raise BrokenShardError(f"{path} is no whole parquet file; fetch or write it anew")
+                raise BrokenShardError(f"{path} is not a complete parquet file; download or write it again")
             file.seek(size - 8 - length)
             return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()
     except OSError as error:

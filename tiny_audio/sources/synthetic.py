@@ -1,13 +1,12 @@
-"""Source ``synthetic``: speech made on the spot by espeak-ng, for tests, first steps and data nobody records.
+"""Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that nobody records.
 
-Voices and sentences are split once and for all into training and held-out ones, so that a recipe can train on one
-side and measure on the other.
+Voices and sentences have a fixed split into training and held-out ones, so that a recipe can train on one side and
+evaluate on the other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -28,13 +27,14 @@ from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._manifest import Columns, read_manifest
+from tiny_audio.sources._shared import cache_key
 from tiny_audio.sources._synthetic.grammar import VERSION
 from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
 
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 _MIN_SHARE = 20
-"""Utterances that take about as long as the start of a process."""
+"""Utterances that take about as long to synthesize as a process takes to start."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
@@ -50,29 +50,29 @@ class SyntheticConfig(SourceConfig):
 
     name: Literal["synthetic"] = "synthetic"
     num_utterances: PositiveInt = 10_000
-    """How many; the first ones stay the same when there are more."""
+    """Number of utterances. A larger number keeps the first ones unchanged."""
     seed: NonNegativeInt = 0
-    """Another seed gives other sentences, voices and deliveries."""
+    """Seed for sentences, voices and deliveries."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
-    """What is said; each utterance takes one of them, all equally often."""
+    """Kinds of sentences. Each utterance uses one of them, all equally often."""
     sentences: Literal["train", "held_out"] = "train"
     """The side of the fixed split of sentences: a tenth of all is held out, and training never says it."""
     voices: Literal["train", "held_out"] | Names = "train"
-    """The side of the fixed split of voices, or the names of espeak-ng voice variants."""
+    """The side of the fixed split of voices, or names of espeak-ng voice variants."""
     accents: Names = tuple(ACCENTS)
     """English accents of espeak-ng."""
     rate_wpm: IntRange = (120, 230)
-    """Words a minute, from and to."""
+    """Words per minute, minimum and maximum."""
     pitch: IntRange = (25, 75)
-    """From and to, on espeak-ng's scale from 0 to 99; 50 is each voice's own pitch."""
+    """Minimum and maximum on espeak-ng's scale from 0 to 99. 50 is the voice's own pitch."""
     pitch_range: IntRange = (25, 75)
-    """Liveliness, from and to, on espeak-ng's scale from 0 (monotone) to 99."""
+    """Variation of pitch, minimum and maximum, on espeak-ng's scale from 0 (monotone) to 99."""
     word_gap_ms: IntRange = (0, 60)
-    """Additional pause between words, from and to."""
+    """Additional pause between words, minimum and maximum."""
     peak_dbfs: FloatRange = (-20.0, -1.0)
-    """Peak level, from and to, in decibels below full scale."""
+    """Peak level, minimum and maximum, in decibels relative to full scale."""
     noise_snr_db: FloatRange | None = None
-    """Signal-to-noise ratio of added white to pink noise, from and to; none when absent."""
+    """Signal-to-noise ratio of added noise (white to pink), minimum and maximum. None adds no noise."""
 
     @field_validator("grammars", "accents", "voices")
     @classmethod
@@ -128,7 +128,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSource(Source):
-    """Synthesized once into a folder of FLAC files; read from there ever after."""
+    """Utterances that are synthesized once into a folder of FLAC files in the cache."""
 
     config: SyntheticConfig
     cache_dir: Path
@@ -143,7 +143,7 @@ class SyntheticSource(Source):
         if len(index.utterances) != self.config.num_utterances:
             raise UserError(
                 f"the cache {folder} is damaged: {len(index.utterances):,} of {self.config.num_utterances:,} "
-                "utterances are there; delete the folder, and it is made anew"
+                "utterances are there; delete the folder to make it again"
             )
         return index
 
@@ -154,13 +154,13 @@ class SyntheticSource(Source):
 
 @SOURCES.register
 def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
-    """The source; it makes nothing before it is indexed."""
+    """The source. It synthesizes nothing before it is indexed."""
     return SyntheticSource(config, context.cache_dir.absolute(), os.cpu_count() or 1)
 
 
 def _cache_key(config: SyntheticConfig) -> str:
     identity = [config.model_dump(mode="json"), VERSION, _espeak_version()]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_key(json.dumps(identity, sort_keys=True))
 
 
 def _espeak_version() -> str:
@@ -173,7 +173,7 @@ def _espeak_version() -> str:
 
 
 def _synthesize(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
-    """Make ``folder``. It appears whole, by a rename: a killed run leaves no half of it."""
+    """Make ``folder``. It appears by a rename, so a killed run leaves no incomplete folder."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
@@ -223,7 +223,7 @@ def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> Non
                     env=environment,
                 )
             workers.append(worker)
-            # A worker that dies at once is reported below, with what it said.
+            # A worker that dies at once is reported below, with its error output.
             with contextlib.suppress(BrokenPipeError):
                 _stdin(worker).write(json.dumps(job | {"worker": number}).encode() + b"\n")
         for number, worker in enumerate(workers):
@@ -245,7 +245,7 @@ def _stdin(worker: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _merge_rows(folder: Path) -> float:
-    """Join the workers' rows in the order of the utterances; the seconds of audio in all."""
+    """Join the rows of the workers, in the order of utterances. Returns the total seconds of audio."""
     rows = []
     for share in folder.glob("rows-*.jsonl"):
         rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
@@ -261,7 +261,7 @@ def _merge_rows(folder: Path) -> float:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete what killed runs left long ago; a younger folder may still be written to."""
+    """Delete what killed runs left long ago. Newer folders may still be written to."""
     for leftover in folder.parent.glob("*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process finished or deleted it meanwhile
             if time.time() - leftover.stat().st_mtime > _STALE_S:

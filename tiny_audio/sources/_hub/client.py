@@ -48,9 +48,9 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 
 
 def explained(error: Exception, repo: str, revision: str) -> UserError:
-    """What the user can do about an error of the hub's library.
+    """An error of the hub's library as a message that says what to do.
 
-    Anything that is no answer of the hub, and no failure to reach it, is raised again.
+    Errors that are neither an answer of the hub nor a failure to reach it are raised again.
     """
     import httpx2
     from huggingface_hub import constants, get_token
@@ -67,7 +67,7 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
     page = f"{constants.ENDPOINT}/datasets/{repo}"
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(
-            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it for the first run"
+            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset it for the first run"
         )
     if isinstance(error, GatedRepoError):
         login = "" if get_token() else ", then log in with `hf auth login`, or set HF_TOKEN"
@@ -91,17 +91,16 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
         status = error.response.status_code
         if status == 429:
             hint = "wait a few minutes" + ("" if get_token() else ", or log in with `hf auth login` for a higher limit")
-            return UserError(f"the hub limits your requests and still does after {POLICY.max_retries} retries; {hint}")
+            return UserError(f"the hub still limits your requests after {POLICY.max_retries} retries; {hint}")
         if status == 401:
             return UserError(f"the hub refuses your token for {repo}; log in again with `hf auth login`")
         if is_transient(status):
             return UserError(
-                f"the hub answers HTTP {status} for {repo}, after {POLICY.max_retries} retries; try later: {page}"
+                f"the hub answers HTTP {status} for {repo} after {POLICY.max_retries} retries; try later: {page}"
             )
         return UserError(f"the hub answers HTTP {status} for {repo}; see {page}")
     if isinstance(error, httpx2.TransportError):
         return UserError(
-            f"{constants.ENDPOINT} cannot be reached ({error}); connect to the network for the first run, "
-            "after which what is in the cache is used without it"
+            f"{constants.ENDPOINT} cannot be reached ({error}); the first run needs a network; later runs use the cache"
         )
     raise error

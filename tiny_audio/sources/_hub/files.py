@@ -1,8 +1,7 @@
-"""Which files of a dataset on the hub are a config's split, at which commit: asked once, then kept."""
+"""The files and the commit of a split of a dataset on the hub: looked up once, then kept."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.sources._hub.client import explained, retried
+from tiny_audio.sources._shared import cache_key
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
 _CONVERTED = "refs/convert/parquet"
-"""The branch on which the hub keeps its own conversion of a dataset, laid out as ``config/split/0000.parquet``."""
-_TRY_CONVERTED = f"many datasets have a copy that the hub converted, try revision: {_CONVERTED}"
+"""The branch with the hub's own conversion of a dataset, laid out as ``config/split/0000.parquet``."""
+_TRY_CONVERTED = f"the hub converts many datasets to parquet; try revision: {_CONVERTED}"
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A split of a config of a dataset, as a user names it."""
+    """A split of a config of a dataset."""
 
     repo: str
     config: str | None
-    """None: the default one."""
+    """None: the default."""
     split: str
     revision: str
     """A branch, a tag or a commit."""
@@ -41,7 +41,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """A split, pinned."""
+    """The files of a split at a commit."""
 
     commit: str
     paths: tuple[str, ...]
@@ -49,28 +49,28 @@ class Shards:
 
 
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
-    """The split's shards; the commit that a branch stands for is looked up once and kept in the cache folder.
+    """The split's shards. The commit of a branch is looked up once and kept in the cache folder.
 
-    So a run that is resumed, and the next one on the same machine, see the same data, and need no network for it.
+    So later runs on the same machine see the same data and need no network.
 
     Args:
-        split: what is wanted.
-        cache_dir: where that is kept.
-        commit: what the branch stood for when it was first asked; None asks.
+        split: the split.
+        cache_dir: where its commit and shards are kept.
+        commit: the commit to use; None looks up that of the branch.
 
     Raises:
-        UserError: the hub has no such thing, or cannot be reached.
+        UserError: there is no such split, or the hub cannot be reached.
     """
     from huggingface_hub import constants
 
     def pin_of(*identity: Any) -> Path:
-        key = hashlib.sha256(json.dumps([constants.ENDPOINT, *identity], sort_keys=True).encode()).hexdigest()[:24]
+        key = cache_key(json.dumps([constants.ENDPOINT, *identity], sort_keys=True))
         return cache_dir / split.repo.replace("/", "--") / f"{key}.json"
 
     pin = pin_of(asdict(split))
     shards = _kept(pin)
     if commit is not None and (shards is None or shards.commit != commit):
-        pin = pin_of(asdict(split), commit)  # beside the branch's own, which may have moved on
+        pin = pin_of(asdict(split), commit)  # next to that of the branch, which may have moved on
         shards = _kept(pin)
     if shards is not None:
         return shards
@@ -91,7 +91,7 @@ def _kept(pin: Path) -> Shards | None:
         kept = json.loads(pin.read_text(encoding="utf-8"))
         return Shards(kept["commit"], tuple(kept["paths"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{pin} is damaged; delete it, and the hub is asked again") from error
+        raise UserError(f"{pin} is damaged; delete it to ask the hub again") from error
 
 
 def _asked(split: Split, revision: str) -> Shards:
@@ -160,7 +160,7 @@ def _converted_paths(split: Split, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
-    """What the dataset's card says of the config; nothing where it has no configs."""
+    """The config in the dataset's card; empty if the dataset has no configs."""
     from datasets.utils.metadata import MetadataConfigs
 
     card = info.card_data
@@ -168,7 +168,7 @@ def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
     if not configs:
         if split.config not in (None, "default"):
             raise UserError(
-                f"{split.repo} has no configs; leave config out, which is {split.config!r}, or, as {_TRY_CONVERTED}"
+                f"{split.repo} has no configs, and config is {split.config!r}; leave it out. Or: {_TRY_CONVERTED}"
             )
         return {}
     name = split.config or configs.get_default_config_name()

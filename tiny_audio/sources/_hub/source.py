@@ -1,12 +1,9 @@
-"""Datasets on the Hugging Face hub, for the source ``hub`` and the presets that name one."""
+"""Datasets on the Hugging Face hub, for the source ``hub`` and for the sources of known corpora."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
@@ -16,21 +13,23 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tiny_audio.config import NO_IDENTITY, UserError
+from tiny_audio.config import NO_IDENTITY
 from tiny_audio.sources import HubFile, Index, Source, SourceConfig, SourceContext, Utterance
-from tiny_audio.sources._columns import Columns, NonEmpty
-from tiny_audio.sources._hub.cache import DiskCache
+from tiny_audio.sources._arrow_files import read_arrow, write_arrow
+from tiny_audio.sources._columns import Columns
+from tiny_audio.sources._disk_cache import DiskCache
 from tiny_audio.sources._hub.files import Shards, Split, pinned_shards
 from tiny_audio.sources._index_table import VERSION, CellAddresses, parts_of, read_index, write_index
 from tiny_audio.sources._parquet import index_shard
 from tiny_audio.sources._row_groups import RowGroup, open_on_hub, read_cell
+from tiny_audio.sources._shared import NonEmpty, cache_key, check_any_usable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Shards that are indexed at a time; all of it is waiting."""
+"""Shards that are indexed at a time; indexing is mostly waiting for the network."""
 _LOG_EVERY = 100
 
 
@@ -38,19 +37,19 @@ class HubSourceConfig(SourceConfig):
     """Base of the configs of datasets on the hub."""
 
     revision: NonEmpty = "main"
-    """A branch, a tag or a commit. A branch is looked up once and then kept in the cache folder, so that all runs on a
-    machine see the same data; write the commit to have the same elsewhere."""
+    """A branch, a tag or a commit. The commit of a branch is looked up once and kept in the cache folder, so that all
+    runs on a machine see the same data. To use the same data elsewhere, write the commit."""
     max_shards: PositiveInt | None = None
-    """At most so many of the split's files, evenly spread over it, since corpora are often sorted; None takes all."""
+    """Use at most this many files of the split, evenly spread, since corpora are often sorted. None uses all."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Gigabytes of fetched audio to keep on disk for this split of this dataset; a mix may use the sum over its splits.
-    Two windows of `batching.shuffle_clips` (20,000 clips of 10 s are 6 GB) are the least that is fetched once in an
-    epoch; what holds all is fetched once in all."""
+    """Gigabytes of fetched audio to keep on disk for this split of this dataset. A mix may use the sum over its splits.
+    With at least two windows of `batching.shuffle_clips` (20,000 clips of 10 s are 6 GB), audio is fetched once per
+    epoch. If the cache holds the whole split, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource(Source):
-    """The clips of a split. The index needs the shards' metadata columns only; audio is fetched by row group."""
+    """The clips of a split. Indexing reads only the metadata columns; audio is fetched by row group."""
 
     split: Split
     columns: Columns
@@ -64,29 +63,24 @@ class HubSource(Source):
         """See :meth:`Source.index`; the first call asks the hub, later ones read the cache folder."""
         shards = self._shards()
         identity = json.dumps([VERSION, self.split.repo, shards.commit, shards.paths])
-        key = hashlib.sha256(json.dumps([identity, astuple(self.columns)]).encode()).hexdigest()[:24]
-        folder = self.cache_dir / self.split.repo.replace("/", "--") / key
+        folder = self.cache_dir / self.split.repo.replace("/", "--") / cache_key([identity, astuple(self.columns)])
         if not folder.exists():
             _LOG.info("indexing %d files of %s", len(shards.paths), self.split.repo)
             write_index(folder, self._tables(shards, parts_of(folder)), shards.paths, identity)
         index = read_index(folder, CellAddresses(partial(HubFile, self.split.repo, shards.commit), self.columns.audio))
-        if not index.utterances:
-            first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
-            raise UserError(f"no row of the split {self.split.split!r} of {self.split.repo} can be used{first}")
-        return index
+        return check_any_usable(index, f"the split {self.split.split!r} of {self.split.repo}")
 
     def encoded(self, utterance: Utterance) -> bytes:
-        """The clip's bytes, out of its row group, which is fetched where the cache does not have it."""
+        """The clip's bytes. Its row group is fetched if it is not cached."""
         return read_cell(utterance.audio, self._cache())
 
     def _cache(self) -> DiskCache:
-        # A folder for each split, as each has a bound of its own.
-        split = json.dumps([self.split.repo, self.split.config, self.split.split])
-        folder = self.cache_dir / "row_groups" / hashlib.sha256(split.encode()).hexdigest()[:24]
-        return DiskCache(folder, self.cache_bytes)
+        # One folder per split, because each has its own bound.
+        key = cache_key([self.split.repo, self.split.config, self.split.split])
+        return DiskCache(self.cache_dir / "row_groups" / key, self.cache_bytes)
 
     def _shards(self) -> Shards:
-        """Those that are used; of a split that has more, evenly spread ones."""
+        """The shards to use: all of the split, or ``max_shards`` that are evenly spread."""
         shards = _pinned(self.split, self.cache_dir, self.commits.get(str(self.split)))
         self.commits[str(self.split)] = shards.commit
         count = len(shards.paths)
@@ -97,7 +91,7 @@ class HubSource(Source):
         )
 
     def _tables(self, shards: Shards, parts: Path) -> Iterator[pa.Table]:
-        """The shards' rows, in order; kept one by one in ``parts``, so that an interrupted index goes on."""
+        """Index tables of the shards, in order. Each is kept in ``parts``, so that an interrupted index continues."""
         with ThreadPoolExecutor(_THREADS, "index") as pool:
             numbers = range(len(shards.paths))
             tables = pool.map(lambda number: self._table(shards, number, parts / f"{number:06d}.arrow"), numbers)
@@ -110,13 +104,9 @@ class HubSource(Source):
                 pool.shutdown(cancel_futures=True)
 
     def _table(self, shards: Shards, number: int, part: Path) -> pa.Table:
-        import pyarrow as pa
-
-        try:
-            with pa.memory_map(str(part)) as source:
-                return pa.ipc.open_file(source).read_all()
-        except (pa.ArrowException, OSError):
-            pass  # none yet, or one that a machine that went down cut short: indexed anew
+        table = read_arrow(part)
+        if table is not None:
+            return table
         shard = HubFile(self.split.repo, shards.commit, shards.paths[number])
 
         def audio(row_group: int) -> pa.ChunkedArray:
@@ -125,24 +115,14 @@ class HubSource(Source):
 
         with open_on_hub(shard, pre_buffer=True) as file:
             table = index_shard(file, shard.path, number, self.columns, audio)
-        aside = part.with_name(f".{part.name}.{uuid.uuid4().hex}")
-        try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                with pa.ipc.new_file(file, table.schema) as writer:
-                    writer.write_table(table)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(part)
-        except OSError as error:
-            raise UserError(f"the cache folder {part.parent} cannot be written: {error}") from error
+        write_arrow(part, table)
         return table
 
 
 def hub_source(
     settings: HubSourceConfig, repo: str, config: str | None, split: str, columns: Columns, context: SourceContext
 ) -> HubSource:
-    """The source of a dataset; it asks nothing of the hub before it is indexed."""
+    """The source of a dataset. It sends no request before it is indexed."""
     return HubSource(
         Split(repo, config, split, settings.revision),
         columns,

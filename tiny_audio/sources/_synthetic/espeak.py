@@ -1,8 +1,9 @@
-"""espeak-ng through ctypes. Used in the synthesis worker only: the library is GPL-3 and never enters the main process.
+"""espeak-ng through ctypes. Used only in the synthesis worker: the library is GPL-3 and is never loaded in the main
+process.
 
-espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), also over ``espeak_Terminate``:
-the same sentence sounds different after another one. Only a freshly loaded library with a fixed random seed
-(``espeak_Initialize`` seeds by the clock) says the same sentences the same way.
+espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``, so
+a sentence depends on the sentences before it. Only a freshly loaded library with a fixed random seed gives the same
+audio for the same sentences (``espeak_Initialize`` seeds by the clock).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 RATE_HZ = 22_050
-"""What espeak-ng synthesizes at."""
+"""Sampling rate of espeak-ng's output."""
 
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
@@ -32,7 +33,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Who says it, and how."""
+    """Voice and manner of an utterance."""
 
     voice: str
     """espeak-ng's identifier with its variant, such as ``gmw/en-US+f3``."""
@@ -45,9 +46,9 @@ class Delivery:
 
 
 class Espeak:
-    """A fresh espeak-ng: what it says depends on what it said since it was made, and on nothing else.
+    """A freshly loaded espeak-ng: its output depends only on what it synthesized since then.
 
-    One at a time in a process; a context manager that unloads the library.
+    A process can have one at a time. The context manager unloads the library.
     """
 
     def __init__(self) -> None:

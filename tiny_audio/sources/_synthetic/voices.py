@@ -1,9 +1,8 @@
-"""espeak-ng's English accents and voice variants, the latter split into training and held-out voices.
+"""espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
-Families (variants that differ in pitch, echo or roughness only) stand on one side as a whole, and every held-out voice
-is further from every training voice, in mean and spread of its cepstra, than twice what a change of pitch by 20 of
-espeak-ng's units makes: no held-out voice is a training voice in disguise.
-"""
+A family (variants that differ only in pitch, echo or roughness) is on one side as a whole. No held-out voice is almost
+a training voice: the distance between the two, in mean and spread of cepstra, is more than twice the change that 20 of
+espeak-ng's units of pitch make."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ ACCENTS: dict[str, str] = {
     "en-gb-x-gbcwmd": "gmw/en-GB-x-gbcwmd",
     "en-029": "gmw/en-029",
 }
-"""Accent -> espeak-ng's voice file. Naming the file spares the search through all languages."""
+"""Accent -> espeak-ng's voice file. Naming the file avoids a search through all languages."""
 
 HELD_OUT_VOICES: tuple[str, ...] = (
     # female
@@ -28,7 +27,7 @@ HELD_OUT_VOICES: tuple[str, ...] = (
     *("Michael", "gustave", "marcelo"),
     *("Storm", "antonio", "ed", "paul"),
 )
-"""Never heard in training; for measuring generalization to new speakers."""
+"""Never used in training; for measuring generalization to new speakers."""
 
 TRAINING_VOICES: tuple[str, ...] = (
     # female
@@ -60,4 +59,4 @@ UNNATURAL_VOICES: tuple[str, ...] = (
     *("caleb", "whisper", "whisperf"),
     "Mr serious",
 )
-"""Robots, effects and whispers: on neither side, but may be asked for by name."""
+"""Robots, effects and whispers: on neither side, but available by name."""

@@ -1,7 +1,9 @@
-"""The synthesis process: ``python -m tiny_audio.sources._synthetic.worker``, a job on stdin, FLAC files on disk.
+"""The synthesis process: ``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC
+files.
 
-A process of its own because espeak-ng is GPL-3, and a plain one because it then needs no guarded ``__main__`` in the
-caller's script, loads neither torch nor the caller's modules, and ends with its parent: stdin closes.
+It is a separate process because espeak-ng is GPL-3. It is not a multiprocessing worker, so that the caller's script
+needs no guarded ``__main__`` and neither torch nor the caller's modules are loaded. It ends with its parent, which
+closes stdin.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ from tiny_audio.sources._synthetic.voices import ACCENTS
 
 SAMPLE_RATE = 16_000
 GROUP = 20
-"""Utterances that one fresh espeak-ng says in turn, whoever works on them: fresh for each would take twice the time."""
+"""Utterances per freshly loaded espeak-ng. Loading it for every utterance would take twice the time."""
 _FILES_PER_FOLDER = 1_000
 _KEEP_SILENCE_S = 0.1
 _SILENCE = 10 ** (-45 / 20)
-"""Of the peak."""
+"""Relative to the peak."""
 _ROLL_OFF_HZ = 7_200
-"""Where the anti-aliasing filter starts to fall; it reaches zero at 8 kHz."""
+"""Where the anti-aliasing filter starts to fall. It reaches zero at 8 kHz."""
 _FAST_SIZES = sorted(2**a * 3**b * 5**c for a in range(20) for b in range(3) for c in range(3))
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One worker's share: each ``num_workers``-th group of utterances, from group ``worker`` on."""
+    """The share of one worker: every ``num_workers``-th group of utterances, starting with group ``worker``."""
 
     folder: str
     worker: int
@@ -57,7 +59,7 @@ class Job:
 
 
 def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
-    """Utterance ``index``: audio at 16 kHz and its manifest row; text and delivery depend on seed and index only."""
+    """Utterance ``index``: audio at 16 kHz and its manifest row. Text and delivery depend only on seed and index."""
     rng = random.Random(f"{job.seed}:{index}")
     line = _line(job, rng)
     accent, voice = rng.choice(job.accents), rng.choice(job.voices)
@@ -85,7 +87,7 @@ def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32],
 
 
 def _line(job: Job, rng: random.Random) -> str:
-    # A tenth of a grammar's lines are held out, so many draws without one mean a grammar without any.
+    # A tenth of the lines are held out, so this many draws without one mean that there is none.
     for _ in range(10_000):
         line = grammar.GRAMMARS[rng.choice(job.grammars)](rng)
         if grammar.is_held_out(grammar.written(line)) == job.sentences_held_out:
@@ -94,8 +96,8 @@ def _line(job: Job, rng: random.Random) -> str:
 
 
 def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """22,050 -> 16,000 Hz in the frequency domain: exact, and without the seconds that torch takes to import."""
-    # 441 samples become 320; a number of such blocks without large prime factors keeps the transform fast.
+    """22,050 -> 16,000 Hz in the frequency domain: exact, and without importing torch, which takes seconds."""
+    # 441 samples become 320. A number of blocks without large prime factors keeps the transform fast.
     blocks = next(size for size in _FAST_SIZES if size * 441 > len(audio))
     spectrum = np.fft.rfft(audio, n=blocks * 441)[: blocks * 160 + 1]
     frequencies = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
@@ -137,12 +139,12 @@ def run(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter ends
+    os.read(0, 1)  # not sys.stdin: its lock would still be held when the interpreter ends
     os._exit(1)
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches the whole process group; the parent alone decides what becomes of it.
+    # Ctrl-C reaches the whole process group; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from tiny_audio.config import UserError
+from tiny_audio.sources._arrow_files import read_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,19 +39,13 @@ class CachedClips:
 
 def read_mapped(path: Path) -> pa.ChunkedArray | None:
     """The row group in a file of a cache; None if there is none, or a damaged one."""
-    import pyarrow as pa
 
-    try:
-        with pa.memory_map(str(path)) as source:
-            clips = pa.ipc.open_file(source).read_all().column(0)
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowException, OSError):
-        # Cut short, for example by a full disk: fetched again and overwritten.
+    table = read_arrow(path)
+    if table is None:
         return None
     with contextlib.suppress(OSError):  # read-only, or just deleted
         os.utime(path)
-    return clips
+    return table.column(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""A hub on this machine for tests of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sources.loquacious_hub import CARD, CLIPS, NAME
+from tests.support.hub_server import Hub, Repo, running_hub, use_hub
+from tests.support.parquet_shards import (
+    LOQUACIOUS,
+    loquacious_row,
+    loquacious_shard,
+    write_parquet,
+)
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    """As the corpus lies: three shards of 20 clips in row groups of 5, one for dev, and what nobody asks for."""
+    shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(20 * n, 20, row_group=5) for n in range(3)}
+    dev = {"dev/dev-00000-of-00001.parquet": loquacious_shard(CLIPS, 4)}
+    return shards | dev | {"README.md": b"---\n---\n", "small.csv": b"ID,text\n", "large/README.md": b""}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with LoquaciousSet on a good day; waits of the library are noted, not waited."""
+    server.repos = {NAME: Repo(dict(files), CARD)}
+    server.forget_requests()
+    server.fault = lambda number, path: None
+    server.signature, server.refusal, server.knows_ranges = 0, None, True
+    use_hub(monkeypatch, server.endpoint)
+    return server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were to be waited before another try."""
+    waited: list[float] = []
+    monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waited.append)
+    return waited
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of LoquaciousSet's schema, in two folders, of 25, 25 and 1 clips."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name, first, count in (("a/train-0.parquet", 0, 25), ("a/train-1.parquet", 25, 25), ("b/dev.parquet", 50, 1)):
+        write_parquet(folder / name, [loquacious_row(number) for number in range(first, first + count)], LOQUACIOUS)
+    (folder / "a" / "README.md").write_text("no parquet")
+    return folder

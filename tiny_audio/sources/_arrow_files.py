@@ -1,0 +1,48 @@
+"""Arrow files in the cache folder: they appear whole, and damaged ones count as missing."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiny_audio.config import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_arrow(path: Path) -> pa.Table | None:
+    """The table, memory-mapped; None if there is none, or one that a full disk or a crash cut short."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write or replace the file.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    import pyarrow as pa
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                with pa.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"the cache folder {path.parent} cannot be written: {error}") from error
