@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.hub_server import Repo, forget, running_hub, use_hub
+from tests.support.hub_server import Hub, Repo, forget, running_hub, use_hub
 from tests.support.parquet_shards import encoded_clip, parquet_bytes, write_parquet
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, AudioAddress, HubFile, ParquetCell, SourceContext
@@ -81,3 +81,16 @@ def test_every_source_gives_addresses_that_read_its_audio(tmp_path: Path, monkey
 def test_a_file_that_is_not_there(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         AudioAddress.parse(text, tmp_path).read(tmp_path)
+
+
+@pytest.mark.parametrize("cell", [(9, 0, "audio"), (0, 9, "audio"), (0, 0, "sound"), (0, 0, "text")])
+def test_a_cell_that_does_not_exist(tmp_path: Path, cell: tuple[int, int, str]) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [{"audio": b"fLaC", "text": "yes"}])
+    with pytest.raises(UserError):
+        AudioAddress(path, ParquetCell(*cell)).read(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("repo", ["a/b/c", "none/at all", "a/none"])
+def test_a_dataset_that_does_not_exist(tmp_path: Path, hub: Hub, repo: str) -> None:
+    with pytest.raises(UserError, match=repo):
+        AudioAddress(HubFile(repo, "main", "a.flac")).read(tmp_path)

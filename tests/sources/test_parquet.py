@@ -307,6 +307,7 @@ def test_training_on_parquet(shards: Path, tmp_path: Path, document: Document, m
     assert reasons == {"bad/clip-100": "undecodable", "bad/clip-101": "text_missing"}
     (hypothesis,) = (tmp_path / "run" / "evaluation").rglob("*.jsonl")
     assert json.loads(hypothesis.read_text().splitlines()[0])["id"].endswith("clip-50")
+    assert "data:audio/wav;base64," in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_columns_by_name() -> None:

@@ -12,7 +12,7 @@ from tiny_audio.config import UserError
 
 _TEXT = re.compile(
     r"(?:hf://datasets/(?P<repo>[^@]+)@(?P<revision>[^/]+)/(?P<path>.+?)|(?P<local>.+?))"
-    r"(?:#row_group=(?P<row_group>\d+)&row=(?P<row>\d+)&column=(?P<column>[^#]+))?",
+    r"(?:#row_group=(?P<row_group>\d{1,9})&row=(?P<row>\d{1,9})&column=(?P<column>[^#]+))?",
     re.DOTALL,
 )
 

@@ -108,8 +108,8 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
     """
     if row >= len(clips):
         raise UserError(f"{place} does not exist: the file was changed after it was indexed; start again")
-    value: bytes | None = clips[row].as_py()
-    if value is None:
+    value = clips[row].as_py()
+    if not isinstance(value, bytes):
         raise AudioError(
             "audio_missing",
             f"{place}: no audio; if the table only names audio files, write it again with the audio inside",

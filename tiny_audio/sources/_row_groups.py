@@ -119,7 +119,10 @@ def read_cell_anywhere(address: AudioAddress, cache_dir: Path) -> bytes:
         clips = read_mapped(path)
         if clips is not None:
             return clip_bytes(clips, cell.row, row_name(str(file), cell.row_group, cell.row))
-    return read_cell(address, DiskCache(folder / "addresses", _ANYWHERE_BYTES))
+    try:
+        return read_cell(address, DiskCache(folder / "addresses", _ANYWHERE_BYTES))
+    except (IndexError, KeyError) as error:
+        raise UserError(f"{address} does not exist: {error}") from error
 
 
 def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 
 from tiny_audio.analysis.ledger import account
 from tiny_audio.analysis.report import render_report
+from tiny_audio.analysis.rescore import audio_reader
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import now
-from tiny_audio.data.clips import Clip
 from tiny_audio.data.dropped import read_dropped
 from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.recipe import content_hash
@@ -28,8 +27,6 @@ from tiny_audio.training.ledger import with_overhead
 from tiny_audio.training.metrics import read_metrics
 
 _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "numpy", "jiwer")
-_MAX_LISTENABLE_BYTES = 1 << 20
-"""Larger audio files are not embedded in the page."""
 
 
 class ReportStage:
@@ -37,7 +34,6 @@ class ReportStage:
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._by_id: dict[str, dict[str, Clip]] = {}
         self._paths = {
             "json": run.folder / "report.json",
             "html": run.folder / "report.html",
@@ -59,7 +55,7 @@ class ReportStage:
         """Write the three files."""
         run, report = self._run, self._report()
         metrics = read_metrics(run.folder / "metrics.jsonl")
-        page = render_report(report, metrics, self._hypotheses(), self._read_audio)
+        page = render_report(report, metrics, self._hypotheses(), audio_reader([]))
         card = model_card(report, base_licenses(report["recipe"]))
         write_atomically(self._paths["html"], page)
         write_atomically(self._paths["json"], json.dumps(report, indent=1, ensure_ascii=False))
@@ -98,18 +94,6 @@ class ReportStage:
             for name in self._run.recipe.data.evaluation
             for text in [(self._run.folder / "evaluation" / f"{name}.jsonl").read_text(encoding="utf-8")]
         }
-
-    def _read_audio(self, row: Mapping[str, Any]) -> bytes | None:
-        """The encoded audio of a hypothesis; None where it is too large, or no longer part of the data."""
-        clip = self._clips_by_id(row["id"].split("/")[0]).get(row["id"])
-        audio = clip.source.encoded(clip.utterance) if clip else None
-        content = audio.read_bytes() if isinstance(audio, Path) else audio
-        return content if content and len(content) <= _MAX_LISTENABLE_BYTES else None
-
-    def _clips_by_id(self, name: str) -> dict[str, Clip]:
-        if name not in self._by_id:
-            self._by_id[name] = {clip.id: clip for clip in self._run.clips.evaluation(name).clips}
-        return self._by_id[name]
 
     def _provenance(self) -> dict[str, Any]:
         run, recipe = self._run, self._run.recipe

@@ -41,18 +41,18 @@ class RangeFile(io.RawIOBase):
     def _resolve(self) -> None:
         import httpx2
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
         from huggingface_hub.utils import build_hf_headers
 
-        url = hf_hub_url(self._file.repo, self._file.path, repo_type="dataset", revision=self._file.revision)
-        headers = build_hf_headers()
         try:
+            url = hf_hub_url(self._file.repo, self._file.path, repo_type="dataset", revision=self._file.revision)
+            headers = build_hf_headers()
             found = self._retried(lambda: get_hf_file_metadata(url, headers=headers, timeout=_TIMEOUT_S))
         except EntryNotFoundError as error:
             raise UserError(
                 f"{self._file.repo} has no file {self._file.path} at commit {self._file.revision}"
             ) from error
-        except (OSError, httpx2.HTTPError) as error:
+        except (OSError, httpx2.HTTPError, HFValidationError) as error:
             raise explained(error, self._file.repo, self._file.revision) from error
         assert found.size is not None, "the hub states the size of all that it stores"
         self._size, self._location = found.size, found.location
