@@ -168,7 +168,7 @@ def test_what_is_no_such_folder(place: Path) -> None:
 
     refused(f"the folder {place} cannot be read: No such file or directory; ")
     write_clip(place / "a.wav")
-    refused(f"no table lies in {place}; ")
+    refused(f"there is no table in {place}; ")
     write(place / "metadata.csv", "file,text", "a.wav,yes")
     refused(f"{place}/metadata.csv has no column 'file_name': its columns: file, text; ")
     write(place / "metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}')
@@ -177,14 +177,14 @@ def test_what_is_no_such_folder(place: Path) -> None:
     (place / "metadata.csv").write_bytes(b"")
     refused(f"{place}/metadata.csv is empty; its first line must name its columns", "")
     write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
-    refused("metadata.csv names a column twice: file_name, text, text; give each a name of its own", "")
+    refused("metadata.csv names a column twice: file_name, text, text; ", "")
     write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
     refused("metadata.csv, line 3: unexpected end of data; a cell with commas or quotes must be in quotes, each of", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")
-    refused(f"no clip of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", "")
+    refused(f"no row of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", "")
     (place / "metadata.csv").unlink()
     (place / "metadata.csv").mkdir()
-    refused(f"no table lies in {place}; ")
+    refused(f"there is no table in {place}; ")
 
 
 def test_the_fingerprint_is_that_of_the_data_not_of_its_place(place: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_in_a_process_of_its_own_through_the_environment(hub: Hub, tmp_path: Pat
     )
     environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     kept, early, sizes = json.loads(done.stdout)
     assert (kept, early) == (4, ["huggingface_hub"]), "what is in the cache needs neither network nor datasets"
