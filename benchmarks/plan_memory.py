@@ -214,7 +214,8 @@ def build(recipe: Any, device: str) -> Any:
     from tiny_audio.ctc import CtcVocabulary
     from tiny_audio.decoders import DECODERS, DecoderContext
     from tiny_audio.encoders import ENCODERS, EncoderContext
-    from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+    from tiny_audio.model.config import TinyAudioConfig
+    from tiny_audio.model.model import TinyAudioModel
     from tiny_audio.pretrained.published import architecture
     from tiny_audio.projectors import PROJECTORS, ProjectorContext
 

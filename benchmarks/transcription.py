@@ -37,10 +37,11 @@ from record import Record
 
 from tiny_audio.analysis.scoring import align, normalizer
 from tiny_audio.audio.load import load_audio
-from tiny_audio.export import load_model, model_folder
+from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.filters import leveled
-from tiny_audio.inference.transcriber import Transcriber, Transcription
+from tiny_audio.inference.filters import boost_quiet
+from tiny_audio.inference.segments import Transcription
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
 
@@ -177,7 +178,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
         [sys.executable, str(Path(__file__).with_name("spoken_words.py")), str(folder), str(NUM_TIMED), "7"], check=True
     )
     rows = [json.loads(line) for line in (folder / "words.jsonl").read_text().splitlines()]
-    clips = [load_audio(folder / row["audio_filepath"], max_duration_s=recognizer.whole_s) for row in rows]
+    clips = [load_audio(folder / row["audio_filepath"], max_duration_s=recognizer.max_chunk_s) for row in rows]
     errors, right = [], 0
     for row, heard in zip(rows, recognizer.transcribe(clips, word_timestamps=True), strict=True):
         if heard.text == row["text"]:
@@ -285,7 +286,7 @@ def speech_kept(record: Record, guarded: Transcriber, raw: Transcriber, clips: C
         + ", and ".join(f"{number} are not {name}" for name, number in gone.items())
         + ".\n"
     )
-    quiet = [leveled(torch.from_numpy(wave)).numpy() for wave in softer]
+    quiet = [boost_quiet(torch.from_numpy(wave)).numpy() for wave in softer]
     record.bar("guards take no word from speech 40 dB softer", texts(raw, quiet) == soft_texts)
     record.bar("every word that is right at its own level is right 40 dB softer", gone["40 dB softer"] == 0)
     alone = [texts(guarded, [wave])[0] for wave in waves[:100]]
@@ -331,7 +332,7 @@ def main() -> int:
     record = Record("Transcription: long recordings, word times, guards", arguments.output)
     folder = model_folder(arguments.model)
     model, tokenizer = load_model(folder)
-    guarded, raw = Transcriber(model, tokenizer), Transcriber(model, tokenizer, guard=False)
+    guarded, raw = Transcriber(model, tokenizer), Transcriber(model, tokenizer, filter_hallucinations=False)
     clips = sentences(int(arguments.hours * 1100) + NUM_SPOKEN, 40)
     with tempfile.TemporaryDirectory() as place:
         long_recording(record, folder, guarded, clips, arguments.hours, Path(place))

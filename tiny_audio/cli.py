@@ -272,7 +272,7 @@ def transcribe(
         bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
     ] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Transcribe again what is in --output-dir.")] = False,
-    no_guards: Annotated[bool, Option("--no-guards", help="Turn the hallucination filters off.")] = False,
+    no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
     as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Transcribe audio files to text, tables or subtitles. Unreadable files are reported, the others transcribed.
@@ -283,7 +283,7 @@ def transcribe(
 
     if as_json and output_format not in (None, "json"):
         raise UserError(f"--json and --format {output_format} contradict each other; remove one of them")
-    options = Options("json" if as_json else output_format or "text", output_dir, words, not no_guards, overwrite)
+    options = Options("json" if as_json else output_format or "text", output_dir, words, not no_filters, overwrite)
     transcribe_and_print(model, audio, options)
 
 

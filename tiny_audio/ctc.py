@@ -73,6 +73,8 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 
 def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
     """Log-probability of each label sequence over all its alignments, ``[B]``; -inf where none fits the frames."""
+    if logits.device.type == "mps":  # PyTorch has no CTC loss for it
+        return log_likelihood(logits.cpu(), lengths.cpu(), labels).to(logits.device)
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.long, device=logits.device)
     sizes = torch.tensor([len(row) for row in labels], dtype=torch.long, device=logits.device)
     log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)

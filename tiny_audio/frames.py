@@ -32,6 +32,12 @@ class Frames:
     ctc_logits: Tensor | None = None
     """``[B, T, V]`` where the model has a CTC head."""
 
+    def row(self, index: int) -> Frames:
+        """One clip, without its padding."""
+        rows, size = slice(index, index + 1), int(self.lengths[index])
+        logits = None if self.ctc_logits is None else self.ctc_logits[rows, :size]
+        return Frames(self.values[rows, :size], self.lengths[rows], self.rate, logits)
+
     def mask(self) -> Tensor:
         """Bool ``[B, T]``, True on real frames."""
         return length_mask(self.lengths, self.values.shape[1])

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.model.test_model import assemble
+from tests.support.models import assemble
 from tiny_audio.audio.load import audio_blocks, load_audio
 from tiny_audio.cli import main
-from tiny_audio.export import export_model
+from tiny_audio.export.save import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +34,7 @@ def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``model``, ``headless`` and ``audio``, in which are two clips and a long recording."""
     folder = tmp_path_factory.mktemp("place")
     export_model(*assemble(), folder / "model")
-    export_model(*assemble(head=False), folder / "headless")
+    export_model(*assemble(ctc=False), folder / "headless")
     (folder / "audio" / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, bursts in (("a.wav", 1), ("b.flac", 1), ("deep/long.flac", 20)):
@@ -43,14 +43,14 @@ def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CUT = ": a text was cut at max_new_tokens, and words may be missing"
+CUT = ": a text was truncated at max_new_tokens; words may be missing"
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    code = main(["transcribe", *map(str, arguments), "--no-guards"])
+    code = main(["transcribe", *map(str, arguments), "--no-filters"])
     out, err = capsys.readouterr()
-    # A model that knows no end says much more than it may.
+    # The tiny model rarely writes an end token.
     return code, out, "".join(line for line in err.splitlines(keepends=True) if CUT not in line)
 
 
@@ -71,18 +71,18 @@ def test_every_format_tells_the_same(place: Path, capsys: pytest.CaptureFixture[
     assert out.startswith("WEBVTT\n\n00:00:0")
 
 
-def test_a_text_that_was_cut_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = place / "audio" / "a.wav"
     (row,) = json.loads(call(capsys, place / "model", clip, "--json")[1])
     assert row["truncated"]
-    assert main(["transcribe", str(place / "model"), str(clip), "--no-guards"]) == 0
+    assert main(["transcribe", str(place / "model"), str(clip), "--no-filters"]) == 0
     assert capsys.readouterr().err == f"{clip}{CUT}\n"
 
 
 def test_a_terminal_shows_texts_as_they_grow(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long, clip = place / "audio" / "deep" / "long.flac", place / "audio" / "a.wav"
     code = "import sys; from tiny_audio.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "transcribe", place / "model", long, clip, "--no-guards"]
+    command = [sys.executable, "-c", code, "transcribe", place / "model", long, clip, "--no-filters"]
     ours, theirs = pty.openpty()
     size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns: no line is broken
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
@@ -119,7 +119,7 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_continued(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audio = tmp_path / "audio"
     shutil.copytree(place / "audio", audio)
     (audio / "bad.wav").write_text("no audio")
@@ -134,38 +134,38 @@ def test_a_folder_is_gone_on_with(place: Path, tmp_path: Path, capsys: pytest.Ca
     (audio / "bad.wav").unlink()
     (tmp_path / "out" / "a.srt").unlink()
     code, out, err = call(capsys, *arguments)
-    assert (code, out, err) == (0, f"1 written to {tmp_path / 'out'}, 2 were there already\n", "")
+    assert (code, out, err) == (0, f"1 written to {tmp_path / 'out'}, 2 already there\n", "")
     assert (tmp_path / "out" / "b.srt").stat().st_mtime_ns == written[tmp_path / "out" / "b.srt"]
     os.utime(audio / "b.flac")  # changed since
     assert call(capsys, *arguments)[1].startswith("1 written")
     assert call(capsys, *arguments, "--overwrite")[1].startswith("3 written")
 
 
-def test_files_of_others_are_not_taken_for_transcripts(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_others_are_not_overwritten(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(place / "audio" / "a.wav", tmp_path / "a.wav")
     (tmp_path / "a.txt").write_text("what a person wrote")
     arguments = (place / "model", tmp_path / "a.wav", "--output-dir", tmp_path)
-    refused = "is there already, and is not of tiny-audio transcribe; give another --output-dir, or --overwrite"
-    assert call(capsys, *arguments) == (2, "", f"error: {tmp_path / 'a.txt'} {refused}\n")
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert str(tmp_path / "a.txt") in err
+    assert "--overwrite" in err
     assert (tmp_path / "a.txt").read_text() == "what a person wrote"
     assert call(capsys, *arguments, "--overwrite")[0] == 0
     assert (tmp_path / "a.txt").read_text() != "what a person wrote"
 
 
-def test_transcripts_of_another_model_or_other_options_are_not_gone_on_with(
+def test_transcripts_of_another_model_or_options_are_not_continued(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, output = place / "audio" / "a.wav", ("--output-dir", tmp_path)
     assert call(capsys, place / "model", clip, *output)[0] == 0
-    refused = "a.txt is there already, and is of another model, or of other options; give another"
+    refused = "by another model or with other options"
     code, _, err = call(capsys, place / "headless", clip, *output)
     assert code == 2
     assert refused in err
-    assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2  # with guards
+    assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2  # with filters
     assert refused in capsys.readouterr().err
-    # Another format is nobody else's, and new recordings may come.
+    # Another format may be added, and new recordings.
     assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
     assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", "transcribe.json"}
@@ -195,10 +195,8 @@ def test_two_files_of_one_name_need_no_file_of_their_own_on_standard_output(
     code, out, _ = call(capsys, place / "model", *clips)
     assert (code, len(out.splitlines())) == (0, 2)
     code, _, err = call(capsys, place / "model", *clips, "--output-dir", tmp_path / "out")
-    assert (code, err) == (
-        2,
-        f"error: {clips[0]} and {clips[1]} would have the same file in --output-dir; transcribe one at a time\n",
-    )
+    assert code == 2
+    assert all(str(clip) in err for clip in clips)
 
 
 def test_recordings_of_one_name_keep_their_suffix(
@@ -219,25 +217,28 @@ def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["--format", "doc"], "--format 'doc' is unknown; choose one of text, json, srt, vtt, tsv"),
-        (["--words"], "--words has no place in plain text; add --format json, srt, vtt or tsv"),
-        (["--json", "--format", "srt"], "--json and --format srt are both given; leave one out"),
-        (["--overwrite"], "--overwrite has no effect without --output-dir; remove it"),
-        (["--format", "srt"], "3 recordings do not fit into one .srt; add --output-dir, and each gets its own"),
+        (["--format", "doc"], ["--format 'doc'", "text, json, srt, vtt, tsv"]),
+        (["--words"], ["--words", "--format json, srt, vtt or tsv"]),
+        (["--json", "--format", "srt"], ["--json", "--format srt"]),
+        (["--overwrite"], ["--overwrite", "--output-dir"]),
+        (["--format", "srt"], ["3 recordings", "--output-dir"]),
     ],
 )
-def test_what_makes_no_sense(
-    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+def test_impossible_options(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], names: list[str]
 ) -> None:
-    assert call(capsys, place / "model", place / "audio", *arguments) == (2, "", f"error: {message}\n")
+    code, out, err = call(capsys, place / "model", place / "audio", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert all(name in err for name in names)
 
 
 def test_nothing_to_do(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no audio file lies in" in call(capsys, place / "model", tmp_path)[2]
+    assert f"{tmp_path} contains no audio file" in call(capsys, place / "model", tmp_path)[2]
     clip = place / "audio" / "a.wav"
-    assert "- was given twice" in _twice(place, capsys)
+    assert "- is given twice" in _twice(place, capsys)
     message = call(capsys, place / "model", clip, clip)[2]
     assert message == ""
 
@@ -250,7 +251,7 @@ def _twice(place: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_words_need_a_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = place / "audio" / "a.wav"
-    assert "found by the CTC head" in call(capsys, place / "headless", clip, "--json", "--words")[2]
+    assert "CTC head" in call(capsys, place / "headless", clip, "--json", "--words")[2]
     assert call(capsys, place / "headless", clip, "--format", "srt")[0] == 0
 
 

@@ -40,7 +40,7 @@ def test_transcribe_names_what_it_cannot_read_and_does_the_rest(call: Output, tr
 
 def test_transcribe_as_json(call: Output, trained: Path) -> None:
     files = [trained / name for name in ("nan.wav", "clip001.flac", "10_channels.wav")]
-    code, out, err = call("transcribe", trained / "run" / "model", *files, "--json", "--no-guards")
+    code, out, err = call("transcribe", trained / "run" / "model", *files, "--json", "--no-filters")
     assert code == 2
     assert err.splitlines()[-1] == f"error: {trained / 'nan.wav'}: holds NaN or infinite samples"
     bad, good, wide = json.loads(out)
@@ -64,9 +64,9 @@ def test_transcribe_as_json(call: Output, trained: Path) -> None:
 
 def test_a_clip_is_heard_the_same_whatever_it_comes_with(call: Output, trained: Path) -> None:
     clips = [trained / f"clip00{number}.{'wav' if number % 3 == 0 else 'flac'}" for number in range(8)]
-    together = json.loads(call("transcribe", trained / "run" / "model", *clips, "--json", "--no-guards")[1])
+    together = json.loads(call("transcribe", trained / "run" / "model", *clips, "--json", "--no-filters")[1])
     for clip, row in zip(clips[:3], together, strict=False):
-        assert json.loads(call("transcribe", trained / "run" / "model", clip, "--json", "--no-guards")[1]) == [row]
+        assert json.loads(call("transcribe", trained / "run" / "model", clip, "--json", "--no-filters")[1]) == [row]
 
 
 def damaged(trained: Path, folder: Path, what: str) -> Any:
@@ -90,11 +90,11 @@ def damaged(trained: Path, folder: Path, what: str) -> Any:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("missing", "no such folder; give a run's folder, or that of an exported model"),
-        ("another kind", "a model folder of another kind: model_type is 'whisper'"),
+        ("missing", "no such folder"),
+        ("another kind", "model_type 'whisper'"),
         ("no JSON", "not valid JSON"),
-        ("cut off", "the weights cannot be read, the folder is damaged or incomplete"),
-        ("no weights", "the weights cannot be read, the folder is damaged or incomplete"),
+        ("cut off", "the weights cannot be read"),
+        ("no weights", "the weights cannot be read"),
     ],
 )
 def test_model_folders_that_cannot_be_used(

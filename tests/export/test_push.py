@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.export.test_export import assemble
 from tests.support.hub_uploads import TOKEN, UploadHub, upload_hub
+from tests.support.models import assemble
 from tiny_audio.cli import main
-from tiny_audio.export import export_model
+from tiny_audio.export.save import export_model
 
 # huggingface_hub's own way to send a large file is one that its HTTP library advises against.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
@@ -62,7 +62,7 @@ def test_a_repository_that_is_there_gets_a_commit(hub: UploadHub, exported: Path
     assert not hub.private
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert main(["push", *arguments]) == 2
     printed = capsys.readouterr()
@@ -106,18 +106,16 @@ def test_refusals_of_the_hub(
     message: str,
 ) -> None:
     hub.refusals[action] = (status, words)
-    said = refused(capsys, str(exported), "me/x")
-    assert "the hub refuses" in said
-    assert message in said
+    printed_error = rejected(capsys, str(exported), "me/x")
+    assert "the hub rejects" in printed_error
+    assert message in printed_error
 
 
-def test_a_token_that_is_not_valid(
+def test_an_invalid_token(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
-    assert "(401): Invalid credentials in Authorization header; the token is not valid" in refused(
-        capsys, str(exported), "me/x"
-    )
+    assert "(401): Invalid credentials in Authorization header" in rejected(capsys, str(exported), "me/x")
     assert not hub.repos
 
 
@@ -125,7 +123,7 @@ def test_no_token(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
-    assert "there is no token for the hub; set HF_TOKEN to one that may write" in refused(capsys, str(exported), "me/x")
+    assert "HF_TOKEN" in rejected(capsys, str(exported), "me/x")
     assert not hub.requests
 
 
@@ -133,39 +131,39 @@ def test_no_hub(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    assert "the hub at http://127.0.0.1:1 cannot be reached: " in refused(capsys, str(exported), "me/x")
+    assert "the hub at http://127.0.0.1:1 cannot be reached: " in rejected(capsys, str(exported), "me/x")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set, and nothing can be uploaded so; unset it" in refused(capsys, str(exported), "me/x")
+    assert "HF_HUB_OFFLINE is set" in rejected(capsys, str(exported), "me/x")
 
 
 @pytest.mark.parametrize(
     ("repo", "message"),
     [
-        ("model", "'model' does not say whose repository; give owner/name"),
-        ("a/b/c", "'a/b/c' is no name of a repository"),
+        ("model", "'model'"),
+        ("a/b/c", "'a/b/c'"),
     ],
 )
-def test_names_that_are_none(exported: Path, capsys: pytest.CaptureFixture[str], repo: str, message: str) -> None:
-    assert message in refused(capsys, str(exported), repo)
+def test_impossible_names(exported: Path, capsys: pytest.CaptureFixture[str], repo: str, message: str) -> None:
+    assert message in rejected(capsys, str(exported), repo)
 
 
-def test_folders_that_are_no_export(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no such folder; give a run's folder" in refused(capsys, str(tmp_path / "nowhere"), "me/x")
-    assert "there is no config.json" in refused(capsys, str(tmp_path), "me/x")
+def test_folders_without_an_export(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere: no such folder" in rejected(capsys, str(tmp_path / "nowhere"), "me/x")
+    assert "no config.json" in rejected(capsys, str(tmp_path), "me/x")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert "a model folder of another kind: model_type is 'llama'" in refused(capsys, str(tmp_path), "me/x")
+    assert "model_type 'llama'" in rejected(capsys, str(tmp_path), "me/x")
     (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
-    assert "there are no weights, no *.safetensors" in refused(capsys, str(tmp_path), "me/x")
+    assert "*.safetensors" in rejected(capsys, str(tmp_path), "me/x")
     weights = (exported / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:100])
-    assert "model.safetensors: the weights cannot be read: " in refused(capsys, str(tmp_path), "me/x")
+    assert "model.safetensors: the weights cannot be read: " in rejected(capsys, str(tmp_path), "me/x")
     (tmp_path / "model.safetensors").write_bytes(weights)
-    assert "the code that runs the model is missing; export it again" in refused(capsys, str(tmp_path), "me/x")
+    assert "the code that runs the model is missing" in rejected(capsys, str(tmp_path), "me/x")
     (tmp_path / "modeling_tiny_audio.py").touch()
     config = json.loads((exported / "config.json").read_text())
     config["encoder"]["pretrained"] = str(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"base_weights": {"encoder": {"tensors": 1}}}))
-    assert f"the encoder's weights stayed in the folder {tmp_path}" in refused(capsys, str(tmp_path), "me/x")
+    assert f"the encoder's weights are in the local folder {tmp_path}" in rejected(capsys, str(tmp_path), "me/x")
     (tmp_path / "config.json").unlink()
     (tmp_path / "state.json").touch()
-    assert "this run has no model yet; finish it" in refused(capsys, str(tmp_path), "me/x")
+    assert "this run has no model yet" in rejected(capsys, str(tmp_path), "me/x")

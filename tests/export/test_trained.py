@@ -1,4 +1,4 @@
-"""Exports of what was trained alone, with references to base checkpoints; with merged adapters; the command."""
+"""Exports of trained weights with references to base checkpoints; merged adapters; the command."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.export.test_export import GREEDY, TRANSCRIPTS, change_config, heard, losses, offline, only, run
 from tests.support.encoder_checkpoints import original
+from tests.support.models import GREEDY, TRANSCRIPTS, assemble, change_config, losses, outputs
+from tests.support.remote_code import offline, only, run
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export import export_model, load_model
+from tiny_audio.export.load import load_model
+from tiny_audio.export.save import export_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
@@ -73,7 +75,7 @@ def trained(bases: dict[str, str], *, lora: bool = True, **encoder: Any) -> tupl
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_only_what_was_trained_is_written(tmp_path: Path, bases: dict[str, str], lora: bool) -> None:
+def test_only_trained_weights_are_written(tmp_path: Path, bases: dict[str, str], lora: bool) -> None:
     model, tokenizer = trained(bases, lora=lora)
     export_model(model, tokenizer, tmp_path / "all")
     export_model(model, tokenizer, tmp_path / "trained", weights="trained")
@@ -92,11 +94,11 @@ def test_only_what_was_trained_is_written(tmp_path: Path, bases: dict[str, str],
     loaded, loaded_tokenizer = load_model(tmp_path / "trained")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-    assert heard(loaded, loaded_tokenizer) == heard(whole, tokenizer)
-    assert any(heard(loaded, tokenizer)["ids"])
+    assert outputs(loaded, loaded_tokenizer) == outputs(whole, tokenizer)
+    assert any(outputs(loaded, tokenizer)["ids"])
 
 
-def test_types_come_back_as_they_were_trained_in(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_types_of_the_training_are_restored(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -108,7 +110,7 @@ def test_types_come_back_as_they_were_trained_in(tmp_path: Path, bases: dict[str
         assert torch.equal(dict(loaded.named_parameters())[name], tensor), name
 
 
-def test_a_part_that_trained_whole_is_written_whole(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_a_part_without_frozen_weights_is_written_as_a_whole(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases, lora=False, freeze=False)
     with torch.no_grad():
         for tensor in model.encoder.parameters():
@@ -116,32 +118,30 @@ def test_a_part_that_trained_whole_is_written_whole(tmp_path: Path, bases: dict[
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"].keys() == {"decoder"}
     shutil.rmtree(bases["encoder"])
-    assert heard(load_model(tmp_path / "model")[0], tokenizer) == heard(model.float(), tokenizer)
+    assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model.float(), tokenizer)
 
 
 def test_random_parts_need_no_reference(tmp_path: Path) -> None:
-    from tests.export.test_export import assemble
-
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"] == {}
-    assert heard(load_model(tmp_path / "model")[0], tokenizer) == heard(model, tokenizer)
+    assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model, tokenizer)
 
 
-def test_a_loaded_model_is_whole_and_saves_so(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_a_loaded_model_is_complete_and_saved_as_such(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     loaded, _ = load_model(tmp_path / "model")
     loaded.save_pretrained(tmp_path / "again")
     shutil.rmtree(Path(bases["encoder"]).parent)
     again = TinyAudioModel.from_pretrained(tmp_path / "again")
-    assert heard(again, tokenizer) == heard(loaded, tokenizer)
+    assert outputs(again, tokenizer) == outputs(loaded, tokenizer)
     half = TinyAudioModel.from_pretrained(tmp_path / "again", dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in half.parameters()} == {torch.bfloat16}
 
 
-def test_of_the_hub_the_commit_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A branch that moves on, in what a download leaves behind."""
+def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch moves on in the local cache of the hub."""
     from huggingface_hub import constants
 
     cache = tmp_path / "hub"
@@ -163,7 +163,7 @@ def test_of_the_hub_the_commit_is_kept(tmp_path: Path, bases: dict[str, str], mo
     moved = COMMIT[::-1]
     language_model(cache / "models--somebody--decoder" / "snapshots" / moved, seed=1)
     (cache / "models--somebody--decoder" / "refs" / "main").write_text(moved)
-    assert heard(load_model(tmp_path / "model")[0], tokenizer) == heard(model.float(), tokenizer)
+    assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model.float(), tokenizer)
     shutil.rmtree(cache / "models--somebody--decoder" / "snapshots" / COMMIT)
     with pytest.raises(UserError, match=rf"smollm3: cannot read 'somebody/decoder' at revision {COMMIT}: "):
         load_model(tmp_path / "model")
@@ -173,9 +173,9 @@ def test_a_checkpoint_that_changed(tmp_path: Path, bases: dict[str, str]) -> Non
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     language_model(Path(bases["decoder"]), seed=1)
-    with pytest.raises(UserError, match=r"decoder: '.*' holds other weights than those that this model was trained on"):
+    with pytest.raises(UserError, match=r"decoder: '.*' does not hold the weights"):
         load_model(tmp_path / "model")
-    with pytest.raises(UserError, match=r"decoder: nothing in '.*' is what this model was trained on: it is another"):
+    with pytest.raises(UserError, match=r"decoder: no tensor in '.*'"):
         export_model(model, tokenizer, tmp_path / "other", weights="trained")
     assert not (tmp_path / "other").exists()
     shutil.rmtree(bases["decoder"])
@@ -193,15 +193,13 @@ def test_every_key_is_accounted_for(tmp_path: Path, bases: dict[str, str], lost:
     weights = load_file(path)
     del weights[lost]
     save_file(weights, path, metadata={"format": "pt"})
-    expected = (
-        r"the decoder lacks \d+ tensors, and \d+ are to come from" if "lora" in lost else r"missing: ctc_head\.bias"
-    )
+    expected = r"lacks \d+ tensors of the decoder, and \d+ come from" if "lora" in lost else r"missing: ctc_head\.bias"
     for load in (load_model, TinyAudioModel.from_pretrained):
         with pytest.raises(UserError, match=expected):
             load(tmp_path / "model")
 
 
-def test_a_tensor_that_the_checkpoint_has_not(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_a_tensor_that_the_checkpoint_lacks(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     path = tmp_path / "model" / "model.safetensors"
@@ -211,7 +209,7 @@ def test_a_tensor_that_the_checkpoint_has_not(tmp_path: Path, bases: dict[str, s
     references = json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"]
     references["decoder"]["tensors"] += 1
     change_config(tmp_path / "model", base_weights=references)
-    with pytest.raises(UserError, match=r"lora_A.default.weight is missing from the export, and '.*' has none of that"):
+    with pytest.raises(UserError, match=r"lora_A.default.weight is missing from the export"):
         load_model(tmp_path / "model")
 
 
@@ -231,10 +229,10 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
     torch.testing.assert_close(merged(own), adapted(own), rtol=1e-6, atol=1e-6)
     loaded, plain = loaded.float(), plain.float()
     torch.testing.assert_close(losses(loaded, tokenizer), losses(plain, tokenizer), rtol=1e-5, atol=0)
-    assert heard(loaded, tokenizer) == heard(plain, tokenizer)
+    assert outputs(loaded, tokenizer) == outputs(plain, tokenizer)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["encoder"]["lora"], config["decoder"]["lora"]) == (None, None)
-    # What was merged has full precision, the rest is as it was.
+    # Merged weights have full precision; the others keep their type.
     weights = load_file(tmp_path / "merged" / "model.safetensors")
     layer = "decoder.model.model.layers.0.self_attn"
     assert weights[f"{layer}.q_proj.weight"].dtype == torch.float32
@@ -242,7 +240,7 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
 
 
 def test_merged_and_trained_alone(tmp_path: Path, bases: dict[str, str]) -> None:
-    """Merged layers are no checkpoint's any more; the others are."""
+    """Merged layers differ from the checkpoint; the others are referenced."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "plain", weights="trained")
     command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]
@@ -251,7 +249,9 @@ def test_merged_and_trained_alone(tmp_path: Path, bases: dict[str, str]) -> None
     layer = "decoder.model.model.layers.0.self_attn"
     assert f"{layer}.q_proj.weight" in saved
     assert f"{layer}.k_proj.weight" not in saved
-    assert heard(load_model(tmp_path / "merged")[0], tokenizer) == heard(load_model(tmp_path / "plain")[0], tokenizer)
+    assert outputs(load_model(tmp_path / "merged")[0], tokenizer) == outputs(
+        load_model(tmp_path / "plain")[0], tokenizer
+    )
 
 
 LOAD = """
@@ -270,14 +270,14 @@ for folder in folders:
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     batch = processor(clips)
-    said = [[t.text, t.ctc_text, t.truncated] for t in model.transcribe(**batch, tokenizer=processor.tokenizer)]
-    results.append({"ids": model.generate(**batch).tolist(), "transcripts": said})
+    texts = [[t.text, t.ctc_text, t.truncated] for t in model.transcribe(**batch, tokenizer=processor.tokenizer)]
+    results.append({"ids": model.generate(**batch).tolist(), "transcripts": texts})
 print(json.dumps(results))
 """
 
 
 def test_without_this_package_and_without_peft(tmp_path: Path, bases: dict[str, str]) -> None:
-    """And whoever trusts the export's code has not trusted that of the base checkpoints."""
+    """The code of the base checkpoints is not run either."""
     marker = tmp_path / "ran"
     for folder in bases.values():
         path = Path(folder) / "config.json"
@@ -289,7 +289,7 @@ def test_without_this_package_and_without_peft(tmp_path: Path, bases: dict[str, 
     export_model(trained(bases, lora=False)[0], tokenizer, tmp_path / "frozen", weights="trained")
     assert main(["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora"]) == 0
     folders = [tmp_path / "merged", tmp_path / "frozen"]
-    expected = [heard(*load_model(folder)) for folder in folders]
+    expected = [outputs(*load_model(folder)) for folder in folders]
     installed = ["torch", "torchaudio", "transformers", "pydantic", "soundfile"]
     site = only(installed, tmp_path / "site")
     results = run(sys.executable, ["-I", "-S"], LOAD, site, *folders, cwd=tmp_path, **offline(tmp_path))
@@ -300,7 +300,7 @@ def test_without_this_package_and_without_peft(tmp_path: Path, bases: dict[str, 
 # The command
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert main(["export", *arguments]) == 2
     printed = capsys.readouterr()
@@ -311,35 +311,33 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_bad_input(tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     there, to = str(tmp_path / "model"), str(tmp_path / "to")
-    assert "no such folder; give a run's folder, or that of an exported model" in refused(capsys, there, to)
+    assert f"{there}: no such folder" in rejected(capsys, there, to)
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model")
-    assert "--weights some: choose all, or trained" in refused(capsys, there, to, "--weights", "some")
-    assert "model is the model that is to be exported; give another folder" in refused(capsys, there, there)
-    assert "holds something else than an exported model" in refused(capsys, there, bases["encoder"])
-    assert "a model folder of another kind: model_type is 'hubert'" in refused(capsys, bases["encoder"], to)
+    assert "--weights some" in rejected(capsys, there, to, "--weights", "some")
+    assert "is the folder of the model itself" in rejected(capsys, there, there)
+    assert f"{bases['encoder']} exists" in rejected(capsys, there, bases["encoder"])
+    assert "model_type 'hubert'" in rejected(capsys, bases["encoder"], to)
     weights = tmp_path / "model" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
-    assert "the weights cannot be read, the folder is damaged" in refused(capsys, there, to)
+    assert "the weights cannot be read" in rejected(capsys, there, to)
     save_file({"a": torch.zeros(1)}, weights, metadata={"format": "pt"})
-    assert "the weights are not exactly those of the model that config.json describes; missing: " in refused(
-        capsys, there, to
-    )
+    assert "the weights do not match config.json: missing: " in rejected(capsys, there, to)
     weights.write_bytes(whole)
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "state.json").write_text("{}")
-    assert "run: this run has no model yet; finish it with the command" in refused(capsys, str(run_folder), to)
+    assert "run: this run has no model yet" in rejected(capsys, str(run_folder), to)
     shutil.copytree(tmp_path / "model", run_folder / "model")
     (run_folder / "report.json").write_text("{}")
-    assert "report.json: it is damaged, or of another version: KeyError: 'recipe'" in refused(
+    assert "report.json: damaged, or written by another version: KeyError: 'recipe'" in rejected(
         capsys, str(run_folder), to
     )
     assert not Path(to).exists()
 
 
-def test_a_card_goes_along(tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_is_copied(tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = trained(bases, lora=False)
     export_model(model, tokenizer, tmp_path / "model", card="# Mine\n")
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "to"), "--merge-lora"]) == 0

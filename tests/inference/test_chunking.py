@@ -1,4 +1,4 @@
-"""Where recordings are cut."""
+"""Where long recordings are cut into chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.chunking import FRAME, MARGIN_S, split, whole_or_split
+from tiny_audio.inference.chunking import FRAME, MARGIN_S, chunk_recording, split_at_pauses
 
 LONGEST_S = 10.0
 
@@ -26,14 +26,14 @@ def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: fl
 
 
 def spans(waveform: Tensor, block: int | None = None) -> list[tuple[float, float]]:
-    pieces = list(split(waveform.split(block or len(waveform)), LONGEST_S))
-    for piece in pieces:
-        assert torch.equal(piece.waveform, waveform[piece.start : piece.start + len(piece.waveform)])
-    return [(piece.start / SAMPLE_RATE, (piece.start + len(piece.waveform)) / SAMPLE_RATE) for piece in pieces]
+    chunks = list(split_at_pauses(waveform.split(block or len(waveform)), LONGEST_S))
+    for chunk in chunks:
+        assert torch.equal(chunk.waveform, waveform[chunk.start : chunk.start + len(chunk.waveform)])
+    return [(chunk.start / SAMPLE_RATE, (chunk.start + len(chunk.waveform)) / SAMPLE_RATE) for chunk in chunks]
 
 
 @pytest.mark.parametrize(("floor", "gain"), [(0.0, 1.0), (0.001, 1.0), (0.0, 0.01), (0.001, 0.01)])
-def test_pieces_are_what_sounds_with_a_margin_on_either_side(floor: float, gain: float) -> None:
+def test_chunks_hold_the_sounds_with_a_margin_on_either_side(floor: float, gain: float) -> None:
     bursts = [(1.0, 2.0), (0.6, 0.3), (2.0, 5.0), (0.8, 1.0)]
     found = spans(recording(bursts, floor=floor, gain=gain))
     begins = [1.0, 3.6, 5.9, 11.7]
@@ -44,7 +44,7 @@ def test_pieces_are_what_sounds_with_a_margin_on_either_side(floor: float, gain:
         assert begin + duration + MARGIN_S <= end <= begin + duration + MARGIN_S + 0.031
 
 
-def test_a_short_pause_ends_nothing_and_a_click_is_no_speech() -> None:
+def test_a_short_pause_does_not_cut_and_a_click_is_not_speech() -> None:
     ((start, end),) = spans(recording([(1.0, 1.0), (0.3, 1.0)]))
     assert (start, end) == pytest.approx((1.0 - MARGIN_S, 3.3 + MARGIN_S), abs=0.03)
     clicked = recording([(1.0, 1.0), (3.0, 0.0)])
@@ -52,7 +52,7 @@ def test_a_short_pause_ends_nothing_and_a_click_is_no_speech() -> None:
     assert len(spans(clicked)) == 1 or spans(clicked)[1][1] - spans(clicked)[1][0] < 2 * MARGIN_S + 0.1
 
 
-def test_no_margin_reaches_beyond_the_recording_or_into_another_piece() -> None:
+def test_no_margin_reaches_beyond_the_recording_or_into_another_chunk() -> None:
     waveform = recording([(0.1, 1.0), (0.58, 1.0)])[: -SAMPLE_RATE + 800]
     (first, between), (after, last) = spans(waveform)
     assert first == 0.0
@@ -60,8 +60,8 @@ def test_no_margin_reaches_beyond_the_recording_or_into_another_piece() -> None:
     assert between <= after
 
 
-def test_sounds_too_soft_for_speech_come_along_beside_it() -> None:
-    """As an f before a loud vowel, or a t after it."""
+def test_soft_sounds_next_to_speech_stay() -> None:
+    """Such as an f before a loud vowel, or a t after it."""
     waveform = recording([(1.0, 1.0)])
     waveform[: round(0.9 * SAMPLE_RATE)] = 0.0
     rng = np.random.default_rng(2)
@@ -73,7 +73,7 @@ def test_sounds_too_soft_for_speech_come_along_beside_it() -> None:
     assert end >= 2.1
 
 
-def test_without_a_pause_it_is_cut_where_it_is_softest() -> None:
+def test_without_a_pause_the_cut_is_at_the_softest_moment() -> None:
     waveform = recording([(0.5, 25.0)])
     softest = (8 * SAMPLE_RATE, round(8.25 * SAMPLE_RATE))
     waveform[slice(*softest)] *= 0.05
@@ -93,7 +93,7 @@ def test_blocks_do_not_matter(block: int) -> None:
 
 
 def test_little_is_held() -> None:
-    """Each piece comes out a minute or so after it was heard."""
+    """Each chunk comes out about a minute after its audio was read."""
     taken = 0
     waveform = recording([(1.0, 2.0)] * 100)
 
@@ -103,20 +103,20 @@ def test_little_is_held() -> None:
             taken += len(block)
             yield block
 
-    for piece in split(blocks(), LONGEST_S):
-        assert taken - piece.start <= 95 * SAMPLE_RATE or taken == len(waveform)
+    for chunk in split_at_pauses(blocks(), LONGEST_S):
+        assert taken - chunk.start <= 95 * SAMPLE_RATE or taken == len(waveform)
 
 
-def test_silence_and_nothing_have_no_pieces() -> None:
+def test_silence_and_empty_input_have_no_chunks() -> None:
     assert spans(torch.zeros(0)) == []
-    assert list(whole_or_split([], 5.0, 5.0)) == []
+    assert list(chunk_recording([], 5.0)) == []
 
 
-def test_what_fits_stays_whole() -> None:
+def test_a_short_recording_is_one_chunk() -> None:
     waveform = recording([(1.0, 2.0)])
-    (piece,) = whole_or_split(waveform.split(1000), 4.0, 4.0)
-    assert piece.start == 0
-    assert torch.equal(piece.waveform, waveform)
-    (piece,) = whole_or_split(waveform.split(1000), 3.99, 3.99)
-    assert 0 < piece.start <= SAMPLE_RATE
-    assert piece.start % FRAME == 0
+    (chunk,) = chunk_recording(waveform.split(1000), 4.0)
+    assert chunk.start == 0
+    assert torch.equal(chunk.waveform, waveform)
+    (chunk,) = chunk_recording(waveform.split(1000), 3.99)
+    assert 0 < chunk.start <= SAMPLE_RATE
+    assert chunk.start % FRAME == 0

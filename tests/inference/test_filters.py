@@ -1,28 +1,34 @@
-"""What is no speech, what loops, what the head denies; and that speech is left alone."""
+"""Hallucination filters reject noise, tones, loops and what the CTC head rejects, and leave speech alone."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from tests.support.paths import SHARED
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.filters import contradicts, leveled, loop_without_head, unlike_speech, unlooped
+from tiny_audio.inference.filters import (
+    boost_quiet,
+    collapse_impossible_repeats,
+    collapse_repeats,
+    is_much_less_likely,
+    non_speech_reason,
+)
 from tiny_audio.sources import SOURCES, SourceContext
 
-SPEECH = Path(__file__).parents[3] / "shared" / "speech"
+SPEECH = SHARED / "speech"
 
 
 def seconds(duration: float) -> np.ndarray:
     return np.arange(int(duration * SAMPLE_RATE)) / SAMPLE_RATE
 
 
-def heard_as(wave: np.ndarray) -> str | None:
-    return unlike_speech(torch.from_numpy(np.asarray(wave, dtype=np.float32)))
+def reason_of(wave: np.ndarray) -> str | None:
+    return non_speech_reason(torch.from_numpy(np.asarray(wave, dtype=np.float32)))
 
 
 def melody() -> np.ndarray:
@@ -35,23 +41,23 @@ def melody() -> np.ndarray:
 
 
 @pytest.mark.parametrize("level", [1.0, 0.01])
-def test_sounds_that_are_no_speech(level: float) -> None:
+def test_non_speech_is_classified(level: float) -> None:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(4 * SAMPLE_RATE)
     spectrum = np.fft.rfft(noise)
     pink = np.fft.irfft(spectrum * np.maximum(np.arange(len(spectrum)), 1.0) ** -0.5)
     swelling = noise * (0.5 + 0.5 * np.sin(2 * np.pi * 3 * seconds(4)))
     for wave in (noise, pink / pink.std(), swelling):
-        assert heard_as(0.1 * level * wave) == "noise"
-    assert heard_as(level * melody()) == "tones"
-    assert heard_as(level * np.sin(2 * np.pi * 440 * seconds(2))) in ("noise", "tones")
-    assert heard_as(level * np.sin(2 * np.pi * (200 + 500 * seconds(2)) * seconds(2))) == "tones"
+        assert reason_of(0.1 * level * wave) == "noise"
+    assert reason_of(level * melody()) == "tones"
+    assert reason_of(level * np.sin(2 * np.pi * 440 * seconds(2))) in ("noise", "tones")
+    assert reason_of(level * np.sin(2 * np.pi * (200 + 500 * seconds(2)) * seconds(2))) == "tones"
 
 
 def test_silence() -> None:
-    assert heard_as(np.zeros(0)) == heard_as(np.zeros(SAMPLE_RATE)) == "silence"
-    assert heard_as(np.full(10, 9e-5)) == "silence"
-    assert heard_as(np.full(10, 1e-3)) is not None
+    assert reason_of(np.zeros(0)) == reason_of(np.zeros(SAMPLE_RATE)) == "silence"
+    assert reason_of(np.full(10, 9e-5)) == "silence"
+    assert reason_of(np.full(10, 1e-3)) is not None
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def test_synthetic_speech_is_speech(synthetic: list[np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     for wave in synthetic:
         noise = rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean())
-        found = {heard_as(wave), heard_as(0.01 * wave), heard_as(wave + 0.3 * noise)}
+        found = {reason_of(wave), reason_of(0.01 * wave), reason_of(wave + 0.3 * noise)}
         assert found == {None}
 
 
@@ -79,30 +85,30 @@ def test_recorded_speech_is_speech(manifest: str) -> None:
     for row in rows:
         wave, _ = soundfile.read(path.parent / row["audio_filepath"], dtype="float32")
         in_noise = wave + rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean())
-        assert {heard_as(wave), heard_as(0.01 * wave), heard_as(in_noise)} == {None}, row["audio_filepath"]
+        assert {reason_of(wave), reason_of(0.01 * wave), reason_of(in_noise)} == {None}, row["audio_filepath"]
 
 
 @pytest.mark.parametrize("snr_db", [20, 40])
 @pytest.mark.parametrize("duration_s", [12, 29.9])
-def test_a_word_in_a_long_noise_is_heard(synthetic: list[np.ndarray], duration_s: float, snr_db: float) -> None:
+def test_a_word_in_a_long_noise_is_speech(synthetic: list[np.ndarray], duration_s: float, snr_db: float) -> None:
     rng = np.random.default_rng(0)
     for wave in synthetic[:10]:
         noise = rng.standard_normal(int(duration_s * SAMPLE_RATE)) * wave.std() / 10 ** (snr_db / 20)
-        assert heard_as(noise) == "noise"
+        assert reason_of(noise) == "noise"
         start = int(rng.integers(len(noise) - len(wave)))
         noise[start : start + len(wave)] += wave
-        assert heard_as(noise) is None
+        assert reason_of(noise) is None
 
 
 def test_only_very_soft_audio_gets_louder(synthetic: list[np.ndarray]) -> None:
     wave = torch.from_numpy(synthetic[0])
-    assert leveled(wave) is wave
+    assert boost_quiet(wave) is wave
     soft = wave * 2**-7
-    louder = leveled(soft)
+    louder = boost_quiet(soft)
     assert 0.25 <= float(louder.abs().max()) <= 0.5
     assert torch.equal(louder * float(soft.abs().max() / louder.abs().max()), soft), "by a power of two: exact"
-    assert torch.equal(leveled(torch.zeros(5)), torch.zeros(5))
-    assert len(leveled(torch.zeros(0))) == 0
+    assert torch.equal(boost_quiet(torch.zeros(5)), torch.zeros(5))
+    assert len(boost_quiet(torch.zeros(0))) == 0
 
 
 @pytest.mark.parametrize(
@@ -117,21 +123,21 @@ def test_only_very_soft_audio_gets_louder(synthetic: list[np.ndarray]) -> None:
         ("", ""),
     ],
 )
-def test_unlooped(text: str, once: str) -> None:
-    assert unlooped(text) == once
+def test_collapse_repeats(text: str, once: str) -> None:
+    assert collapse_repeats(text) == once
 
 
-def test_a_loop_alone_proves_nothing() -> None:
+def test_a_loop_alone_is_not_rejected() -> None:
     loop = "nine nine nine nine"
-    assert loop_without_head(loop, truncated=False, duration_s=2.0) is None
-    assert loop_without_head(loop, truncated=True, duration_s=2.0) == "nine"
-    assert loop_without_head(loop, truncated=False, duration_s=0.5) == "nine"
-    assert loop_without_head("one two", truncated=True, duration_s=0.1) is None
+    assert collapse_impossible_repeats(loop, truncated=False, duration_s=2.0) is None
+    assert collapse_impossible_repeats(loop, truncated=True, duration_s=2.0) == "nine"
+    assert collapse_impossible_repeats(loop, truncated=False, duration_s=0.5) == "nine"
+    assert collapse_impossible_repeats("one two", truncated=True, duration_s=0.1) is None
 
 
-def test_contradicts() -> None:
-    assert not contradicts(-1.0, -40.0, 10, 10)
-    assert contradicts(-1.0, -90.0, 10, 10)
-    assert contradicts(-1.0, -200.0, 4, 60)
-    assert contradicts(-1.0, float("-inf"), 4, 60)
-    assert not contradicts(-1.0, -100.0, 4, 60)
+def test_is_much_less_likely() -> None:
+    assert not is_much_less_likely(-1.0, -40.0, 10, 10)
+    assert is_much_less_likely(-1.0, -90.0, 10, 10)
+    assert is_much_less_likely(-1.0, -200.0, 4, 60)
+    assert is_much_less_likely(-1.0, float("-inf"), 4, 60)
+    assert not is_much_less_likely(-1.0, -100.0, 4, 60)

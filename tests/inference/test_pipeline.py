@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,10 +18,12 @@ import torch
 from transformers import pipeline
 
 from tests.conftest import write_odd_clips
-from tests.export.test_export import INSTALLED, assemble, offline, only, run
+from tests.support.models import assemble
+from tests.support.remote_code import INSTALLED, fresh_python, offline, only, run
 from tiny_audio.audio.load import AudioError, load_audio, waveform_of
 from tiny_audio.config import UserError
-from tiny_audio.export import export_model, load_model
+from tiny_audio.export.load import load_model
+from tiny_audio.export.save import export_model
 from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.model import TinyAudioModel
@@ -33,7 +33,7 @@ TASK = "automatic-speech-recognition"
 
 
 def voice(seconds: float, pitch: float, rate: int = 16_000) -> np.ndarray[Any, Any]:
-    """What no guard takes for noise or tones: a pitch that moves, overtones that change, between short silences."""
+    """Sound that passes the filters: a moving pitch and changing overtones, between short silences."""
     rng = np.random.default_rng(0)
     samples, step = int(seconds * rate), int(0.15 * rate)
     time = np.arange(samples) / rate
@@ -47,7 +47,7 @@ def voice(seconds: float, pitch: float, rate: int = 16_000) -> np.ndarray[Any, A
 
 
 def talkative() -> tuple[TinyAudioModel, Any]:
-    """A tiny random model whose CTC head believes whatever the decoder says."""
+    """A tiny random model whose CTC head accepts every text."""
     model, tokenizer = assemble()
     assert model.ctc_head is not None
     with torch.no_grad():
@@ -81,17 +81,17 @@ def pipe(folder: Path) -> Any:
 
 
 def expected(folder: Path, **settings: Any) -> list[str]:
-    """What ``tiny-audio transcribe`` hears in each file."""
+    """The text that ``tiny-audio transcribe`` gives for each file."""
     model, tokenizer = load_model(folder / "model")
     model.config.generation |= settings
     waveforms = [load_audio(folder / name, max_duration_s=60.0) for name in FILES]
-    return [heard.text for name in waveforms for heard in Transcriber(model, tokenizer).transcribe([name])]
+    return [one.text for name in waveforms for one in Transcriber(model, tokenizer).transcribe([name])]
 
 
 def test_files_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:
     paths = [str(folder / name) for name in FILES]
     texts = expected(folder)
-    assert any(texts), "nothing was said: equality shows little"
+    assert any(texts), "empty texts prove little"
     assert [pipe(path) for path in paths] == [{"text": text} for text in texts]
     assert pipe(paths) == [{"text": text} for text in texts]
     for batch_size in (2, 3, 4):
@@ -165,8 +165,8 @@ def test_calls_at_one_time_keep_to_their_own_settings(folder: Path, pipe: Any) -
     texts = {limit: expected(folder, max_new_tokens=limit)[1] for limit in (2, 5)}
     assert len(set(texts.values())) == 2
     with ThreadPoolExecutor(4) as pool:
-        heard = list(pool.map(lambda limit: (limit, pipe(path, max_new_tokens=limit)["text"]), [2, 5] * 10))
-    assert all(text == texts[limit] for limit, text in heard)
+        texts_found = list(pool.map(lambda limit: (limit, pipe(path, max_new_tokens=limit)["text"]), [2, 5] * 10))
+    assert all(text == texts[limit] for limit, text in texts_found)
     assert pipe.model.config.generation == before
 
 
@@ -177,50 +177,45 @@ def test_timestamps(folder: Path, pipe: Any) -> None:
     starts = [chunk["timestamp"][0] for chunk in words["chunks"]]
     assert starts == sorted(starts)
     assert all(0 <= start <= end <= 2.2 for start, end in (chunk["timestamp"] for chunk in words["chunks"]))
-    pieces = pipe([path, str(folder / "a.wav")], return_timestamps=True, batch_size=2)
-    assert " ".join(chunk["text"] for chunk in pieces[0]["chunks"]) == pieces[0]["text"] == words["text"]
+    found = pipe([path, str(folder / "a.wav")], return_timestamps=True, batch_size=2)
+    assert " ".join(chunk["text"] for chunk in found[0]["chunks"]) == found[0]["text"] == words["text"]
     assert "chunks" not in pipe(path, return_timestamps=False)
 
 
 def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
     model, tokenizer = assemble(ctc=False)
     pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
-    with pytest.raises(
-        UserError, match="return_timestamps='word' needs a CTC head, which this model has not; choose True"
-    ):
+    with pytest.raises(UserError, match=r"return_timestamps='word' .*CTC head"):
         pipe(np.zeros(16_000, dtype=np.float32), return_timestamps="word")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"return_timestamps": "char"},
-            r"return_timestamps='char': choose 'word', True \(pieces of speech\), or False",
-        ),
-        ({"language": "en", "task": "x"}, "language, task: no argument of this pipeline; it takes batch_size, return_"),
-        ({"max_new_tokens": 0}, "generation settings: max_new_tokens: Input should be greater than 0"),
-        ({"ctc_weight": 0.5}, "generation settings: .*chooses between several candidates and num_beams is 1"),
+        ({"return_timestamps": "char"}, "return_timestamps='char'"),
+        ({"language": "en", "task": "x"}, "language, task: .*batch_size, return_timestamps"),
+        ({"max_new_tokens": 0}, "generation settings: max_new_tokens"),
+        ({"ctc_weight": 0.5}, "generation settings: .*ctc_weight 0.5 .*num_beams is 1"),
     ],
 )
-def test_arguments_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+def test_impossible_arguments(settings: dict[str, Any], message: str) -> None:
     model, tokenizer = assemble()
     with pytest.raises(UserError, match=message):
         TinyAudioPipeline(model, tokenizer, device="cpu")(np.zeros(16_000, dtype=np.float32), **settings)
 
 
-def test_recordings_that_cannot_be(tmp_path: Path) -> None:
+def test_unusable_recordings(tmp_path: Path) -> None:
     write_odd_clips(tmp_path)
     model, tokenizer = assemble()
     pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
     for recording, message in (
         (str(tmp_path / "nowhere.wav"), "nowhere.wav: no such file"),
-        (str(tmp_path / "text.wav"), "text.wav: not an audio file that can be decoded"),
-        (b"no audio", "audio of 8 bytes: not an audio file that can be decoded"),
-        ({"raw": np.zeros(9000, dtype=np.float32)}, "sampling_rate is None beside the samples; give a whole number"),
-        ({"raw": np.zeros(9000, dtype=np.int16), "sampling_rate": 8000}, "samples of int16; floating-point ones"),
-        ({"text": "hello"}, "a recording of the type dict was given; give a path, a URL, the bytes of a file"),
-        (3, "a recording of the type int was given"),
+        (str(tmp_path / "text.wav"), "text.wav: "),
+        (b"no audio", "audio of 8 bytes: "),
+        ({"raw": np.zeros(9000, dtype=np.float32)}, "sampling_rate is None"),
+        ({"raw": np.zeros(9000, dtype=np.int16), "sampling_rate": 8000}, "int16"),
+        ({"text": "hello"}, "a dict"),
+        (3, "an? int"),
     ):
         with pytest.raises(UserError, match=message):
             pipe(recording)
@@ -228,7 +223,7 @@ def test_recordings_that_cannot_be(tmp_path: Path) -> None:
             pipe([recording, recording], batch_size=2)
 
 
-def test_a_tokenizer_without_padding_is_no_hindrance(folder: Path) -> None:
+def test_a_tokenizer_without_padding_works(folder: Path) -> None:
     model, tokenizer = talkative()
     tokenizer.pad_token = None
     pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
@@ -254,7 +249,7 @@ def test_a_pipeline_saves_itself(folder: Path, tmp_path: Path, pipe: Any) -> Non
 # Samples that are decoded already
 
 
-def test_samples_are_heard_as_a_file_of_them(tmp_path: Path) -> None:
+def test_samples_give_the_waveform_of_a_file(tmp_path: Path) -> None:
     samples = np.stack([voice(0.5, 110, 44_100), voice(0.5, 200, 44_100)])
     soundfile.write(tmp_path / "a.wav", samples.T, 44_100, "FLOAT")
     wanted = load_audio(tmp_path / "a.wav", max_duration_s=60)
@@ -265,22 +260,17 @@ def test_samples_are_heard_as_a_file_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "rate", "reason", "message"),
     [
-        (
-            torch.ones(9000, dtype=torch.int32),
-            16_000,
-            "undecodable",
-            "x: samples of int32; .* divide 16-bit samples by",
-        ),
-        (torch.ones(9000, 2), 16_000, "channels", r"x: samples of the shape \(9000, 2\); .*gives the transpose"),
-        (torch.ones(2, 2, 2), 16_000, "channels", r"x: samples of the shape \(2, 2, 2\)"),
-        (torch.ones(9000), 10, "sample_rate", "x: 10 samples a second; 1,000 to 768,000 are allowed"),
-        (torch.ones(9000), 1_000, "too_long", "x: 9.00 s of audio; at most 5 s is allowed"),
-        (torch.ones(9), 16_000, "too_short", "x: 9 samples at 16,000 Hz; at least 0.025 s is needed"),
-        (torch.full((9000,), torch.nan), 16_000, "non_finite", "x: holds NaN or infinite samples"),
-        (torch.full((9000,), 1e9), 16_000, "out_of_range", "x: holds samples above 65,536 times full scale"),
+        (torch.ones(9000, dtype=torch.int32), 16_000, "undecodable", "x: .*int32"),
+        (torch.ones(9000, 2), 16_000, "channels", r"x: .*\(9000, 2\)"),
+        (torch.ones(2, 2, 2), 16_000, "channels", r"x: .*\(2, 2, 2\)"),
+        (torch.ones(9000), 10, "sample_rate", "x: 10 .*1,000 .*768,000"),
+        (torch.ones(9000), 1_000, "too_long", "x: 9.00 s .*5 s"),
+        (torch.ones(9), 16_000, "too_short", "x: 9 samples .*0.025 s"),
+        (torch.full((9000,), torch.nan), 16_000, "non_finite", "x: .*NaN"),
+        (torch.full((9000,), 1e9), 16_000, "out_of_range", "x: .*65,536"),
     ],
 )
-def test_samples_that_cannot_be(samples: torch.Tensor, rate: int, reason: str, message: str) -> None:
+def test_unusable_samples(samples: torch.Tensor, rate: int, reason: str, message: str) -> None:
     with pytest.raises(AudioError, match=message) as raised:
         waveform_of(samples, rate, max_duration_s=5, name="x")
     assert raised.value.reason == reason
@@ -288,7 +278,7 @@ def test_samples_that_cannot_be(samples: torch.Tensor, rate: int, reason: str, m
 
 # Where this package is not installed
 
-LISTEN = """
+TRANSCRIBE = """
 import json, os, shutil, sys
 site, folder, *paths = sys.argv[1:]
 if site:
@@ -323,8 +313,8 @@ print(json.dumps(results))
 """
 
 
-def check_listening(folder: Path, tmp_path: Path, python: Path | str, flags: list[str], site: Path | str) -> None:
-    """That a process with neither this package nor any program hears what this one does."""
+def check_texts(folder: Path, tmp_path: Path, python: Path | str, flags: list[str], site: Path | str) -> None:
+    """A process with neither this package nor any program gives the same texts."""
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     shutil.copytree(folder / "model", tmp_path / "a-model.v1")
@@ -335,7 +325,7 @@ def check_listening(folder: Path, tmp_path: Path, python: Path | str, flags: lis
     texts = expected(folder)
     paths = [folder / name for name in FILES]
     environment = {**offline(tmp_path), "PATH": str(nothing), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    found = run(python, flags, LISTEN, site, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
+    found = run(python, flags, TRANSCRIBE, site, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
     assert found == {
         "alone": texts,
         "batches": texts,
@@ -350,14 +340,9 @@ def check_listening(folder: Path, tmp_path: Path, python: Path | str, flags: lis
 
 
 def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -> None:
-    check_listening(folder, tmp_path, sys.executable, ["-I", "-S"], only(INSTALLED, tmp_path / "site"))
+    check_texts(folder, tmp_path, sys.executable, ["-I", "-S"], only(INSTALLED, tmp_path / "site"))
 
 
 @pytest.mark.slow
-def test_in_a_fresh_environment(folder: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    pins = tmp_path / "constraints.txt"
-    pins.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in INSTALLED))
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, *INSTALLED], check=True)
-    check_listening(folder, tmp_path, python, ["-I"], "")
+def test_in_a_fresh_environment(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check_texts(folder, tmp_path, fresh_python(tmp_path_factory), ["-I"], "")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny_audio.inference.segments import Segment
 from tiny_audio.inference.subtitles import LINE_CHARACTERS, LONGEST_S, as_srt, as_vtt, cues
-from tiny_audio.inference.transcriber import Segment
 from tiny_audio.inference.word_times import Word
 
 HARD = "Tom & Jerry <i>said</i> --> 3 < 4, then went on and on, about nothing. Really? Yes: 100 % of it! Ünïcode…"

@@ -1,4 +1,4 @@
-"""Recordings of any length through a tiny model: what is whole, what is cut, and that batches change nothing."""
+"""Recordings of any length through a tiny model: chunks, filters, streaming; and batches change nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model.test_model import assemble
+from tests.support.models import assemble
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.inference.chunking import Piece
-from tiny_audio.inference.transcriber import Segment, Transcriber, Transcription
+from tiny_audio.inference.chunking import Chunk
+from tiny_audio.inference.filters import filter_text
+from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,16 +35,16 @@ def long(count: int) -> Tensor:
     return torch.cat([*parts, pause(1)])
 
 
-def transcriber(*, head: bool = True, guard: bool = False, max_padded_s: float = 20.0) -> Transcriber:
-    return Transcriber(*assemble(head=head), max_padded_s=max_padded_s, guard=guard)
+def transcriber(*, head: bool = True, filters: bool = False, max_padded_s: float = 20.0) -> Transcriber:
+    return Transcriber(*assemble(ctc=head), max_padded_s=max_padded_s, filter_hallucinations=filters)
 
 
-def test_what_the_encoder_takes_is_transcribed_as_the_model_does() -> None:
+def test_a_short_recording_is_transcribed_as_by_the_model() -> None:
     model, tokenizer = assemble()
     clips = [burst(duration, number) for number, duration in enumerate((1.0, 0.4, 2.2))]
     clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # silence at the ends stays
-    heard = Transcriber(model, tokenizer, guard=False).transcribe(clips)
-    for clip, one in zip(clips, heard, strict=True):
+    result = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe(clips)
+    for clip, one in zip(clips, result, strict=True):
         (wanted,) = model.transcribe(clip[None], torch.tensor([len(clip)]), tokenizer)
         (segment,) = one.segments
         assert (one.text, segment.ctc_text, segment.truncated) == (wanted.text, wanted.ctc_text, wanted.truncated)
@@ -53,30 +55,33 @@ def test_what_the_encoder_takes_is_transcribed_as_the_model_does() -> None:
         )
         assert segment.words is None
         assert segment.suppressed is None
-    assert any(one.text for one in heard)
-    assert (heard[0].truncated, heard[0].ctc_text) == (heard[0].segments[0].truncated, heard[0].segments[0].ctc_text)
+    assert any(one.text for one in result)
+    assert (result[0].truncated, result[0].ctc_text) == (
+        result[0].segments[0].truncated,
+        result[0].segments[0].ctc_text,
+    )
 
 
 def test_long_recordings_are_cut_and_joined_in_order() -> None:
     found = transcriber()
     waveform = long(14)
-    assert len(waveform) / SAMPLE_RATE > found.whole_s
-    (heard,) = found.transcribe([waveform])
-    assert len(heard.segments) == 14
-    assert all(segment.end_s - segment.start_s <= found.whole_s for segment in heard.segments)
-    starts = [segment.start_s for segment in heard.segments]
+    assert len(waveform) / SAMPLE_RATE > found.max_chunk_s
+    (result,) = found.transcribe([waveform])
+    assert len(result.segments) == 14
+    assert all(segment.end_s - segment.start_s <= found.max_chunk_s for segment in result.segments)
+    starts = [segment.start_s for segment in result.segments]
     assert starts == sorted(starts)
-    assert heard.duration_s == len(waveform) / SAMPLE_RATE
-    assert heard.text == " ".join(segment.text for segment in heard.segments if segment.text)
+    assert result.duration_s == len(waveform) / SAMPLE_RATE
+    assert result.text == " ".join(segment.text for segment in result.segments if segment.text)
     alone = found.transcribe(
-        [waveform[round(s.start_s * SAMPLE_RATE) : round(s.end_s * SAMPLE_RATE)] for s in heard.segments]
+        [waveform[round(s.start_s * SAMPLE_RATE) : round(s.end_s * SAMPLE_RATE)] for s in result.segments]
     )
-    assert [one.text for one in alone] == [segment.text for segment in heard.segments]
+    assert [one.text for one in alone] == [segment.text for segment in result.segments]
 
 
-def test_an_encoder_without_a_limit_takes_no_more_than_it_can_have_learned() -> None:
-    found = Transcriber(*assemble(encoder="hubert"), guard=False)
-    assert found.whole_s == 30.0
+def test_an_encoder_without_a_limit_gets_chunks_of_30_s() -> None:
+    found = Transcriber(*assemble(encoder="hubert"), filter_hallucinations=False)
+    assert found.max_chunk_s == 30.0
     whole, cut = found.transcribe([long(14)[: 29 * SAMPLE_RATE], long(16)])
     assert len(whole.segments) == 1
     assert len(cut.segments) == 16
@@ -115,13 +120,13 @@ def test_a_stream_gives_segments_before_the_end_and_counts_all_seconds() -> None
     assert sum(done) == pytest.approx(len(waveform) / SAMPLE_RATE + 1.0)
 
 
-@pytest.mark.parametrize("head", [True, False], ids=["drafted", "plain"])
-def test_a_text_is_told_token_by_token(head: bool) -> None:
+@pytest.mark.parametrize("head", [True, False], ids=["assisted", "plain"])
+def test_on_text_receives_the_text_token_by_token(head: bool) -> None:
     found, waveforms = transcriber(head=head), [burst(1.0), long(14), burst(2.0, 1)]
-    told: dict[tuple[int, float], list[str]] = {}
+    received: dict[tuple[int, float], list[str]] = {}
 
     def on_text(number: int, start_s: float, text: str) -> None:
-        told.setdefault((number, start_s), []).append(text)
+        received.setdefault((number, start_s), []).append(text)
 
     said, whole = {}, []
     for number, event in found.stream(([wave] for wave in waveforms), on_text=on_text):
@@ -130,27 +135,30 @@ def test_a_text_is_told_token_by_token(head: bool) -> None:
         else:
             whole.append(event)
     assert whole == found.transcribe(waveforms)
-    assert {key: texts[-1] for key, texts in told.items()} == said
-    assert all(later.startswith(earlier) for texts in told.values() for earlier, later in pairwise(texts))
-    assert max(len(set(texts)) for texts in told.values()) > 3
+    assert {key: texts[-1] for key, texts in received.items()} == said
+    assert all(later.startswith(earlier) for texts in received.values() for earlier, later in pairwise(texts))
+    assert max(len(set(texts)) for texts in received.values()) > 3
 
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
-def test_beams_tell_the_likeliest_text_so_far(ctc_weight: float) -> None:
+def test_on_text_receives_the_likeliest_beam(ctc_weight: float) -> None:
     settings = GenerationConfig(max_new_tokens=12, num_beams=3, ctc_weight=ctc_weight)
-    found, waveforms = Transcriber(*assemble(settings), guard=False), [burst(1.0), burst(2.0, 1)]
-    told: dict[int, list[str]] = {0: [], 1: []}
-    events = found.stream(([wave] for wave in waveforms), on_text=lambda number, _, text: told[number].append(text))
+    found, waveforms = (
+        Transcriber(*assemble(generation=settings), filter_hallucinations=False),
+        [burst(1.0), burst(2.0, 1)],
+    )
+    received: dict[int, list[str]] = {0: [], 1: []}
+    events = found.stream(([wave] for wave in waveforms), on_text=lambda number, _, text: received[number].append(text))
     assert [event for _, event in events if isinstance(event, Transcription)] == found.transcribe(waveforms)
-    for number, texts in told.items():
+    for number, texts in received.items():
         assert len(set(texts)) > 3
         alone: list[str] = []
         list(found.stream([[waveforms[number]]], on_text=lambda _, __, text, alone=alone: alone.append(text)))
         assert texts[: len(alone)] == alone[: len(texts)], "of its own beams"
 
 
-def test_guards_write_nothing_where_nobody_speaks() -> None:
-    found = transcriber(guard=True).transcribe([pause(1), burst(1.0), pause(0)], word_timestamps=True)
+def test_filters_write_nothing_if_nobody_speaks() -> None:
+    found = transcriber(filters=True).transcribe([pause(1), burst(1.0), pause(0)], word_timestamps=True)
     assert [one.text for one in found] == ["", "", ""]
     assert [segment.suppressed for one in found for segment in one.segments] == ["silence", "noise"]
     assert found[0].segments[0].words == ()
@@ -159,7 +167,7 @@ def test_guards_write_nothing_where_nobody_speaks() -> None:
 
 
 def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
-    """Logits of a head that hears ``text`` clearly, a blank after each character."""
+    """Logits of a head that is sure of ``text``, with a blank after each character."""
     frames = torch.zeros(1, 2 * len(text) + 1, len(vocabulary) + 1)
     frames[0, :, 0] = 10.0
     for index, character in enumerate(text):
@@ -169,7 +177,7 @@ def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("head_hears", "decoder_writes", "text", "reason"),
+    ("ctc_text", "decoder_text", "text", "reason"),
     [
         ("one two three", "one two three", "one two three", None),
         ("one two thre", "one two three", "one two three", None),
@@ -181,14 +189,14 @@ def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
         ("two two two two", "two two two two", "two two two two", None),
     ],
 )
-def test_the_head_is_asked(head_hears: str, decoder_writes: str, text: str, reason: str | None) -> None:
+def test_the_ctc_head_checks_the_text(ctc_text: str, decoder_text: str, text: str, reason: str | None) -> None:
     model, tokenizer = assemble()
     assert model.ctc_vocabulary is not None
-    logits = posteriors(head_hears, model.ctc_vocabulary.characters)
+    logits = posteriors(ctc_text, model.ctc_vocabulary.characters)
     frames = Frames(torch.zeros(1, logits.shape[1], 4), torch.tensor([logits.shape[1]]), 50.0, logits)
-    piece = Piece(SAMPLE_RATE, burst(logits.shape[1] / 50))
-    transcript = Transcript(decoder_writes, head_hears, False)
-    segment = Transcriber(model, tokenizer)._segment(piece, transcript, frames, True)
+    chunk = Chunk(SAMPLE_RATE, burst(logits.shape[1] / 50))
+    transcript = Transcript(decoder_text, ctc_text, False)
+    segment = Transcriber(model, tokenizer)._segment(chunk, transcript, frames, True)
     assert (segment.text, segment.suppressed) == (text, reason)
     assert segment.words is not None
     assert [word.text for word in segment.words] == text.split()
@@ -197,40 +205,37 @@ def test_the_head_is_asked(head_hears: str, decoder_writes: str, text: str, reas
 
 
 @pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
-def test_too_few_frames_for_a_text_say_nothing_against_it(num_frames: int, suppressed: str | None) -> None:
-    """At 12.5 frames a second a fast talker says more characters than there are; nobody says 40 in a second."""
-    model, tokenizer = assemble()
+def test_too_few_frames_for_a_text_do_not_reject_it(num_frames: int, suppressed: str | None) -> None:
+    """At 12.5 frames a second, a fast speaker's text can exceed the frames. Nobody speaks 40 characters a second."""
+    model, _ = assemble()
     assert model.ctc_vocabulary is not None
     text = "one two three four five"
     logits = posteriors("one", model.ctc_vocabulary.characters)
     logits = torch.cat([logits, logits[:, 1:2].expand(-1, num_frames - logits.shape[1], -1)], dim=1)  # and blanks
     frames = Frames(torch.zeros(1, num_frames, 4), torch.tensor([num_frames]), 12.5, logits)
-    piece = Piece(0, burst(num_frames / 12.5))
-    heard = Transcriber(model, tokenizer)._guarded(piece, Transcript(text, "one", False), frames)
-    assert heard == ((text, None) if suppressed is None else ("", suppressed))
+    found = filter_text(Transcript(text, "one", False), frames, num_frames / 12.5, model.ctc_vocabulary)
+    assert found == ((text, None) if suppressed is None else ("", suppressed))
 
 
-def test_without_a_head_only_a_loop_that_shows_is_written_once() -> None:
-    model, tokenizer = assemble(head=False)
-    piece, frames = Piece(0, burst(1.0)), Frames(torch.zeros(1, 50, 4), torch.tensor([50]), 50.0)
+def test_without_a_head_only_impossible_repeats_are_collapsed() -> None:
+    model, tokenizer = assemble(ctc=False)
+    chunk, frames = Chunk(0, burst(1.0)), Frames(torch.zeros(1, 50, 4), torch.tensor([50]), 50.0)
     transcript = Transcript("no no no no", None, True)
     found = Transcriber(model, tokenizer)
-    looped = found._segment(piece, transcript, frames, False)
+    looped = found._segment(chunk, transcript, frames, False)
     assert (looped.text, looped.suppressed, looped.truncated, looped.confidence) == ("no", "loop", True, None)
-    ended = found._segment(piece, replace(transcript, truncated=False), frames, False)
+    ended = found._segment(chunk, replace(transcript, truncated=False), frames, False)
     assert (ended.text, ended.suppressed) == ("no no no no", None)
 
 
 def test_word_timestamps_need_a_head() -> None:
     found = transcriber(head=False)
-    assert not found.times_words
-    with pytest.raises(
-        UserError, match="found by the CTC head, and this model has none; train one with a section `ctc`"
-    ):
+    assert not found.can_time_words
+    with pytest.raises(UserError, match="CTC head"):
         found.transcribe([burst(1.0)], word_timestamps=True)
     assert found.transcribe([burst(1.0)])[0].ctc_text is None
 
 
 def test_a_batch_needs_room() -> None:
-    with pytest.raises(UserError, match=r"max_padded_s is 0; a batch holds more than 0 seconds"):
+    with pytest.raises(UserError, match="max_padded_s is 0"):
         transcriber(max_padded_s=0)

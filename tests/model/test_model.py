@@ -7,57 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.support.models import BEAMS, GREEDY, JOINT, TRANSCRIPTS, assemble, batch, clip
 from tiny_audio import ctc
-from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.decoders import DECODERS, build_tokenizer
-from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import Frames
 from tiny_audio.model.decoding import GenerationConfig
-from tiny_audio.model.model import TinyAudioModel, describe_parts
-from tiny_audio.model.prompt import PromptConfig, build_prompt
-from tiny_audio.projectors import PROJECTORS
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.parts import describe_parts
 
-TRANSCRIPTS = ["one two three", "four five six", "zero"]
 SIZES = (16_000, 5_000, 11_111)
-GREEDY = GenerationConfig(max_new_tokens=8)
-BEAMS = GenerationConfig(max_new_tokens=8, num_beams=3)
-JOINT = GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=0.4)
-
-
-def assemble(
-    generation: GenerationConfig = GREEDY, *, head: bool = True, encoder: str = "whisper"
-) -> tuple[TinyAudioModel, Any]:
-    """A tiny random model with matrices so large that it says something, and its tokenizer."""
-    torch.manual_seed(0)
-    decoder: Any = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
-    tokenizer = build_tokenizer(decoder, TRANSCRIPTS)
-    model = TinyAudioModel.assemble(
-        ENCODERS.entry(encoder).config.tiny(),  # type: ignore[attr-defined]
-        PROJECTORS.entry("swiglu").config.tiny(),  # type: ignore[attr-defined]
-        decoder,
-        tokenizer=tokenizer,
-        prompt=build_prompt(PromptConfig(user="fox {audio} wins"), tokenizer),
-        ctc_vocabulary=CtcVocabulary.of(TRANSCRIPTS) if head else None,
-        generation=generation,
-    )
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.4)
-    return model.eval(), tokenizer
-
-
-def clip(size: int) -> Tensor:
-    return 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size))
-
-
-def batch(*sizes: int, extra: int = 0) -> tuple[Tensor, Tensor]:
-    """Waveforms with loud noise beyond each length, and the lengths."""
-    waveforms = 10 * torch.randn(len(sizes), max(sizes) + extra, generator=torch.Generator().manual_seed(1))
-    for row, size in zip(waveforms, sizes, strict=True):
-        row[:size] = clip(size)
-    return waveforms, torch.tensor(sizes)
 
 
 def targets_of(model: TinyAudioModel, tokenizer: Any, texts: list[str]) -> list[Tensor]:
@@ -167,7 +126,7 @@ def test_the_end_token_is_learned() -> None:
 
 
 def test_without_a_head_there_is_no_ctc_loss() -> None:
-    model, tokenizer = assemble(head=False)
+    model, tokenizer = assemble(ctc=False)
     with torch.no_grad():
         scores = model(*batch(*SIZES), targets_of(model, tokenizer, TRANSCRIPTS))
         (transcript,) = model.transcribe(*batch(SIZES[0]), tokenizer=tokenizer)
@@ -207,7 +166,7 @@ def test_losses_do_not_depend_on_the_batch(extra: int) -> None:
 
 @pytest.mark.parametrize("generation", [GREEDY, BEAMS, JOINT], ids=["greedy", "beams", "joint"])
 def test_texts_do_not_depend_on_the_batch(generation: GenerationConfig) -> None:
-    model, tokenizer = assemble(generation)
+    model, tokenizer = assemble(generation=generation)
     alone = [model.transcribe(*batch(size), tokenizer=tokenizer)[0] for size in SIZES]
     assert model.transcribe(*batch(*SIZES), tokenizer=tokenizer) == alone
     assert model.transcribe(*batch(*SIZES, extra=4_321), tokenizer=tokenizer) == alone
@@ -237,7 +196,7 @@ def test_settings_override_the_models_own() -> None:
     assert several.shape[0] == 2
     output = model.generate(*batch(SIZES[0]), return_dict_in_generate=True)
     assert output.sequences.tolist() == own.tolist()
-    beams, _ = assemble(BEAMS)
+    beams, _ = assemble(generation=BEAMS)
     assert beams.generate(*batch(SIZES[0])).tolist() == model.generate(*batch(SIZES[0]), num_beams=3).tolist()
 
 
@@ -264,7 +223,7 @@ def test_a_text_that_ends_is_not_truncated() -> None:
 @pytest.mark.parametrize("weight", [0.05, 0.4, 0.95])
 def test_joint_decoding_takes_what_the_formula_says(weight: float) -> None:
     generation = GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=weight)
-    model, tokenizer = assemble(generation)
+    model, tokenizer = assemble(generation=generation)
     assert model.ctc_vocabulary is not None
     for size in SIZES:
         waveforms, lengths = batch(size)
@@ -292,18 +251,18 @@ def test_joint_decoding_takes_what_the_formula_says(weight: float) -> None:
         assert transcript.ctc_text == spelled
 
 
-def test_joint_decoding_can_choose_the_heads_own_text() -> None:
-    """A head that is sure outweighs a decoder that has no idea."""
-    model, tokenizer = assemble(GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=0.9))
+def test_joint_decoding_can_choose_the_ctc_text() -> None:
+    """A CTC head that is sure outweighs a decoder that is not."""
+    model, tokenizer = assemble(generation=GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=0.9))
     assert model.ctc_head is not None
     with torch.no_grad():
         model.ctc_head.weight *= 30
     transcripts = model.transcribe(*batch(*SIZES), tokenizer=tokenizer)
     assert [transcript.text for transcript in transcripts] == [transcript.ctc_text for transcript in transcripts]
-    assert not any(transcript.truncated for transcript in transcripts), "a text of the head's has its end"
+    assert not any(transcript.truncated for transcript in transcripts), "the head's text is never truncated"
 
 
-# --- what is said about it
+# --- the table of parts
 
 
 def test_parts_are_counted() -> None:
@@ -331,4 +290,4 @@ def test_parts_are_counted() -> None:
 
 
 def test_without_a_head_it_is_not_counted() -> None:
-    assert [row["part"] for row in describe_parts(assemble(head=False)[0])] == ["encoder", "projector", "decoder"]
+    assert [row["part"] for row in describe_parts(assemble(ctc=False)[0])] == ["encoder", "projector", "decoder"]

@@ -90,9 +90,7 @@ def test_plain_text_starts_with_the_token_that_starts_texts(tokenizer: Any) -> N
 )
 def test_a_template_without_one_place_for_the_audio_is_refused(tokenizer: Any, template: str, times: int) -> None:
     tokenizer.chat_template = template
-    with pytest.raises(
-        UserError, match=rf"^prompt: the chat template shows the user message {times} times, so the audio has no single"
-    ):
+    with pytest.raises(UserError, match=rf"^prompt: .* {times} times"):
         build_prompt(PromptConfig(), tokenizer)
 
 
@@ -115,22 +113,18 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
     tokenizer.eos_token = None
     assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.convert_tokens_to_ids("<|end|>")
     tokenizer.chat_template = None
-    with pytest.raises(
-        UserError, match=r"^prompt: the tokenizer has no end-of-text token, so generation could not stop"
-    ):
+    with pytest.raises(UserError, match=r"^prompt: .*end-of-text"):
         build_prompt(PromptConfig(), tokenizer)
 
 
 @pytest.mark.parametrize(("user", "times"), [("", 0), ("hello", 0), ("{Audio}", 0), ("{audio} {audio}", 2)])
 def test_the_audio_comes_once(user: str, times: int) -> None:
-    with pytest.raises(ValidationError, match=rf"must contain {{audio}} exactly once, and contains it {times} times"):
+    with pytest.raises(ValidationError, match=rf"{{audio}} .* {times} times"):
         PromptConfig(user=user)
 
 
 def test_a_prompt_that_a_small_tokenizer_cannot_spell_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(
-        UserError, match=r"^prompt: the tokenizer has no token for a part of .*TRANSCRIBE.*; one trained"
-    ):
+    with pytest.raises(UserError, match=r"^prompt: .*TRANSCRIBE"):
         build_prompt(PromptConfig(user="TRANSCRIBE {audio}"), tokenizer)
 
 
@@ -298,5 +292,5 @@ def test_a_template_that_knows_no_replies(tokenizer: Any) -> None:
 
 def test_several_templates_and_none_to_talk_with(tokenizer: Any) -> None:
     tokenizer.chat_template = {"rag": "{{ messages[0].content }}"}
-    with pytest.raises(UserError, match=r"^prompt: the chat template refuses the messages: .*[Tt]emplate"):
+    with pytest.raises(UserError, match=r"^prompt: .*rag"):
         build_prompt(PromptConfig(), tokenizer)

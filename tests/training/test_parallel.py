@@ -30,7 +30,7 @@ from tiny_audio.config import RunFailed, Stopped, TinyAudioError, UserError
 from tiny_audio.data.dropped import read_dropped
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export import load_model
+from tiny_audio.export.load import load_model
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.training import checkpoint
 from tiny_audio.training.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""``tiny-audio export``: a run's model, or an export, as another folder."""
+"""``tiny-audio export``: write the model of a run or of an export to another folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from tiny_audio.config import UserError
-from tiny_audio.export import Weights, check_replaceable, export_model, load_model, model_folder
 from tiny_audio.export.card import base_licenses, model_card
+from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.export.merge import merge_adapters
+from tiny_audio.export.save import Weights, check_replaceable, export_model
 
 _CARD = "README.md"
 
@@ -17,20 +18,20 @@ def export(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> None:
     """Write the model of a run, or of an exported folder, to another folder, and print its size.
 
     Args:
-        run: a run's folder, or that of an exported model.
-        folder: where it goes; an earlier export there is replaced.
-        merge_lora: fold adapters into the weights that they adapt.
-        weights: see :func:`tiny_audio.export.export_model`.
+        run: folder of a run or of an exported model.
+        folder: where to write; an earlier export there is replaced.
+        merge_lora: merge adapters into the base weights.
+        weights: see :func:`tiny_audio.export.save.export_model`.
 
     Raises:
-        UserError: there is no model, it is damaged, or the folder cannot be written.
+        UserError: there is no model, it is damaged, or the folder must not be replaced.
     """
     if weights not in ("all", "trained"):
-        raise UserError(f"--weights {weights}: choose all, or trained")
+        raise UserError(f"--weights {weights}: choose all or trained")
     kind: Weights = "all" if weights == "all" else "trained"
     source = model_folder(run)
     if folder.exists() and folder.resolve() == source.resolve():
-        raise UserError(f"{folder} is the model that is to be exported; give another folder")
+        raise UserError(f"{folder} is the folder of the model itself; give another folder")
     check_replaceable(folder)
     model, tokenizer = load_model(source, types_as_saved=True)
     merged = merge_adapters(model) if merge_lora else 0
@@ -48,8 +49,8 @@ def _card(run: Path, source: Path) -> str | None:
             return model_card(read, base_licenses(read["recipe"]))
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
-                f"{report}: it is damaged, or of another version: {type(error).__name__}: {error}; run the run's "
-                "command again, which writes it"
+                f"{report}: damaged, or written by another version: {type(error).__name__}: {error}; run the run's "
+                "command again to write it"
             ) from error
     own = source / _CARD
     return own.read_text(encoding="utf-8") if own.is_file() else None

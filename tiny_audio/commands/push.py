@@ -1,4 +1,4 @@
-"""``tiny-audio push``: an exported folder to a repository of the Hugging Face hub."""
+"""``tiny-audio push``: upload an exported folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from tiny_audio.config import UserError
-from tiny_audio.export import FILES, check_exported, model_folder
+from tiny_audio.export.load import check_exported, model_folder
+from tiny_audio.export.save import FILES
 from tiny_audio.model.base_weights import KINDS
 
 
 def push_folder(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload an exported model in one commit; the repository is made, if it is not there.
+    """Upload an exported model in one commit, and create the repository if it does not exist.
 
-    The token is that of ``HF_TOKEN`` or of ``hf auth login``.
+    The token comes from ``HF_TOKEN`` or ``hf auth login``.
 
     Args:
         folder: of an exported model, or of a finished run.
         repo: ``owner/name``.
-        private: make a new repository private; one that is there stays as it is.
+        private: make a new repository private. An existing one is not changed.
 
     Returns:
-        the address of the commit.
+        the URL of the commit.
 
     Raises:
-        UserError: the folder is no whole export, there is no token, or the hub refuses or does not answer.
+        UserError: the export is incomplete, there is no token, or the hub rejects the upload or does not answer.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -36,12 +37,12 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name of a repository: {error}; give owner/name") from error
+        raise UserError(f"{repo!r} is not a repository name: {error}; give owner/name") from error
     if "/" not in repo:
-        raise UserError(f"{repo!r} does not say whose repository; give owner/name")
+        raise UserError(f"{repo!r} names no owner; give owner/name")
     if get_token() is None:
         raise UserError(
-            "there is no token for the hub; set HF_TOKEN to one that may write "
+            "there is no token for the hub; set HF_TOKEN to one with write access "
             "(https://huggingface.co/settings/tokens), or run `hf auth login`"
         )
     api = HfApi()
@@ -54,14 +55,14 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
             commit_message="A model that tiny-audio exported",
         )
     except OfflineModeIsEnabled as error:
-        raise UserError("HF_HUB_OFFLINE is set, and nothing can be uploaded so; unset it") from error
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it") from error
     except HfHubHTTPError as error:
-        raise UserError(_refusal(repo, error)) from error
+        raise UserError(_rejection(repo, error)) from error
     except (httpx.HTTPError, OSError) as error:
         raise UserError(
             f"the hub at {api.endpoint} cannot be reached: {_first_line(error)}; check the network and HF_ENDPOINT"
         ) from error
-    # What huggingface_hub makes of an upload that failed, and of a card that the hub does not take.
+    # huggingface_hub raises these for a failed upload, and for a card that the hub rejects.
     except (RuntimeError, ValueError) as error:
         cause = error.__cause__
         raise UserError(f"the upload to {repo} failed: {_first_line(error)} {_first_line(cause)}".rstrip()) from error
@@ -69,11 +70,11 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def _check_whole(folder: Path) -> None:
-    """Refuse what nobody could load from the hub."""
+    """Reject an export that could not be loaded from the hub."""
     config = check_exported(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder}: there are no weights, no *.safetensors; copy or export it again")
+        raise UserError(f"{folder}: the weights (*.safetensors) are missing; copy or export it again")
     for path in files:
         try:
             with safe_open(path, "pt"):
@@ -86,24 +87,24 @@ def _check_whole(folder: Path) -> None:
     for kind in KINDS:
         if kind in references and Path(config[kind]["pretrained"]).is_dir():
             raise UserError(
-                f"{folder}: the {kind}'s weights stayed in the folder {config[kind]['pretrained']}, where nobody else "
-                "can read them; export it with --weights all"
+                f"{folder}: the {kind}'s weights are in the local folder {config[kind]['pretrained']}, which nobody "
+                "else can read; export it with --weights all"
             )
 
 
-def _refusal(repo: str, error: Exception) -> str:
+def _rejection(repo: str, error: Exception) -> str:
     answer = getattr(error, "response", None)
     status = getattr(answer, "status_code", None)
-    said = getattr(error, "server_message", None) or _first_line(error)
+    reason = getattr(error, "server_message", None) or _first_line(error)
     todo = {
-        401: "the token is not valid, or not sent; make a new one and set HF_TOKEN",
-        403: f"the token may not write to {repo}; give it the permission, or another owner",
+        401: "the token is not valid; create a new one and set HF_TOKEN",
+        403: f"the token may not write to {repo}; give it write access, or choose another owner",
         404: "there is no such owner or repository",
-        409: "the repository was changed meanwhile, or the name is taken; try again, or give another name",
+        409: "the repository was changed meanwhile, or the name is taken; try again, or choose another name",
         412: "the repository was changed meanwhile; try again",
         429: "too many requests; wait, and try again",
     }.get(status or 0, "try again later")
-    return f"the hub refuses ({status}): {said}; {todo}"
+    return f"the hub rejects the upload ({status}): {reason}; {todo}"
 
 
 def _first_line(error: BaseException | None) -> str:

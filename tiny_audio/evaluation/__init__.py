@@ -43,7 +43,7 @@ def transcribe_clips(
     Yields a :class:`Dropped` for a clip that cannot be read, never an empty hypothesis. The hallucination filters are
     off. A clip that is longer than the model takes at once is split at pauses.
     """
-    transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, guard=False)
+    transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, filter_hallucinations=False)
     for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
         yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
         for clip, found in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):

@@ -14,8 +14,9 @@ from tiny_audio.config import UserError
 from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
-from tiny_audio.export import FILES, model_folder
-from tiny_audio.model.model import TinyAudioConfig
+from tiny_audio.export.load import model_folder
+from tiny_audio.export.save import FILES
+from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.registry import did_you_mean
 

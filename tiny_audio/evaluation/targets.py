@@ -18,7 +18,7 @@ from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.evaluation._batches import loaded_batches
-from tiny_audio.export import check_exported, load_model
+from tiny_audio.export.load import check_exported, load_model
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript
 from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, ProviderTranscript, encode
@@ -139,7 +139,7 @@ class OwnTarget(ModelTarget):
         """See :meth:`Target.load`."""
         model, tokenizer = load_model(self._folder)
         self._transcriber = Transcriber(
-            model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, guard=False
+            model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, filter_hallucinations=False
         )
 
     def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:

@@ -9,7 +9,7 @@ from typing import Any
 from tiny_audio import __version__
 from tiny_audio.analysis.ledger import ledger_rows
 from tiny_audio.analysis.scoring.metrics import metric_columns
-from tiny_audio.inference.transcriber import LONGEST_PIECE_S
+from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
 
 _USE = """\
 ```python
@@ -198,7 +198,7 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     )
     longest = report["recipe"]["data"]["max_duration_s"]
     yield (
-        f"It was trained on clips of at most {longest:g} s. Recordings of more than {LONGEST_PIECE_S:g} s, or of more "
+        f"It was trained on clips of at most {longest:g} s. Recordings of more than {LONGEST_CHUNK_S:g} s, or of more "
         "than its encoder takes, are cut at silences before they are heard."
     )
     for name, scores in sets.items():

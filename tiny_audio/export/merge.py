@@ -1,4 +1,4 @@
-"""Adapters folded into the weights that they adapt (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+"""Merging LoRA adapters into the base weights (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from tiny_audio.model.model import TinyAudioModel
 
 _ADAPTER = "default"
-"""What peft calls the only one there is."""
+"""peft's name of the only adapter."""
 
 
 @torch.no_grad()
 def merge_adapters(model: TinyAudioModel) -> int:
-    """Replace every adapted layer by a plain one that computes the same; gives how many there were.
+    """Replace every adapted layer by an equivalent plain one, and return their number.
 
-    A merged weight has full precision: in half, the adapter's small change would be rounded away.
+    Merged weights have full precision. In half precision, the adapter's small change would be rounded away.
     """
     from peft.tuners.lora import LoraLayer
 

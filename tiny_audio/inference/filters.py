@@ -1,7 +1,7 @@
-"""What keeps a recognizer from writing what nobody said: sounds that are no speech, loops, what the CTC head denies.
+"""Hallucination filters: sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
-Bounds lie between what was measured on speech (synthetic voices, and people reading and spelling, also in white noise
-as loud as they) and on noises and tones, see ``benchmarks/transcription.py``.
+Each threshold lies between the values measured on speech and those measured on noises and tones. The speech is
+synthetic, read and spelled, also in white noise of the same loudness. ``benchmarks/transcription.py`` measures both.
 """
 
 from __future__ import annotations
@@ -13,50 +13,57 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio import ctc
+from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.frames import SAMPLE_RATE, Frames
+from tiny_audio.inference.word_times import Spelling
+from tiny_audio.model.decoding import Transcript
 
 Reason = Literal["silence", "noise", "tones", "ctc_silent", "ctc_disagrees", "loop"]
-"""Why a text is not, or not all of it, what the decoder wrote:
+"""Why a text differs from the decoder's output:
 
-- ``silence``, ``noise``, ``tones``: the sound is no speech, and nothing was decoded;
-- ``ctc_silent``: the CTC head hears no character in it;
-- ``ctc_disagrees``: the CTC head finds the text much less likely than what it hears itself;
-- ``loop``: words came again and again, and are written once.
+- ``silence``, ``noise``, ``tones``: the sound is not speech, so nothing was decoded;
+- ``ctc_silent``: the CTC head's own text is empty;
+- ``ctc_disagrees``: the CTC head gives the text a much lower likelihood than its own;
+- ``loop``: words that were repeated many times are written once.
 """
 
 _SILENT_PEAK = 1e-4
-"""Three steps of 16-bit audio: no speech has ever been that soft."""
+"""Three steps of 16-bit audio. Speech is never that soft."""
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
 
 _STRETCH = 4 * SAMPLE_RATE
-"""Samples that are judged together."""
+"""Samples in a window that is classified as a whole."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _STEADY_SHAPE_DB = 4.5
-"""Noise keeps the shape of its spectrum: 3.6 dB of change in a band at most; speech in noise as loud as it, 6.1."""
+"""The spectrum of noise keeps its shape: a band changes by at most 3.6 dB. In speech with noise of the same loudness,
+some band changes by at least 6.1 dB."""
 _TONAL_FLATNESS_DB = -27.0
-"""Of nine frames in ten at most: pure tones -32, speech -23 and above."""
+"""Bound on the 90th percentile over frames. Pure tones have -32 dB, speech has -23 dB or more."""
 _STEADY_LAG = 8
 _HALF = 12
-"""Bins to either side over which the spectrum is averaged, to see what is fine in it."""
+"""Bins on either side of the moving average that is subtracted to leave the fine structure of the spectrum."""
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.22, 0.55
-"""Share of frames whose fine spectrum is that of 80 ms before, and the mean correlation: tones 0.31 and 0.60 or more,
-speech 0.14 and 0.50 or less."""
+"""A frame is steady if its fine structure correlates this much with the one 80 ms before; bounds on the share of such
+frames and on the mean correlation. Tones have 0.31 and 0.60 or more, speech has 0.14 and 0.50 or less."""
 
 _REPEATS = 4
 MAX_CHARACTERS_PER_S = 30.0
-"""Nobody speaks so fast."""
+"""Faster than anybody speaks."""
 _MAX_DISAGREEMENT = 8.0
-"""Nats per character of the text; at most 5.9 where the head hears an accent that it never heard."""
+"""In nats per character of the text. The most that was measured on speech is 5.9, on an accent absent from training."""
 _MAX_OF_LONGER = 3.0
-"""The same of a text that is much longer than the head's."""
+"""The same bound for a text that is much longer than the CTC head's own."""
 
 Array = NDArray[np.float64]
 
 
-def leveled(waveform: Tensor) -> Tensor:
-    """Very soft audio (peaks below 2 % of full scale) louder, by a power of two: models never heard it so soft, and
-    those that measure loudness would lose it. All other audio as it is."""
+def boost_quiet(waveform: Tensor) -> Tensor:
+    """Amplify very soft audio (peak below 2 % of full scale) by a power of two; return other audio unchanged.
+
+    Training data has no audio that soft, and front ends that measure loudness would treat it as silence.
+    """
     peak = float(waveform.abs().max()) if len(waveform) else 0.0
     if not _SILENT_PEAK <= peak < _QUIET_PEAK:
         return waveform
@@ -64,27 +71,27 @@ def leveled(waveform: Tensor) -> Tensor:
     return louder
 
 
-def unlike_speech(waveform: Tensor) -> Literal["silence", "noise", "tones"] | None:
-    """What a sound is, where it is certainly no speech; None otherwise.
+def non_speech_reason(waveform: Tensor) -> Literal["silence", "noise", "tones"] | None:
+    """Classify a sound that is certainly not speech; None if it may be speech.
 
-    It looks for what even speech in loud noise has: a spectrum that changes its shape, and is not made of steady tones.
-    A word in a long noise would not show in the whole, so stretches of some seconds are judged one by one.
+    Even in loud noise, the spectrum of speech changes its shape and is not made of steady tones. A single word in a
+    long noise hardly changes the average, so windows of four seconds are classified one by one.
 
     Args:
         waveform: ``[S]``.
     """
-    samples = waveform.detach().double().cpu().numpy()
+    samples = waveform.detach().cpu().double().numpy()
     last = max(0, len(samples) - _STRETCH)
     reasons = set[Literal["silence", "noise", "tones"]]()
     for start in [*range(0, last, _STRETCH // 2), last]:
-        reason = _unlike_speech(samples[start : start + _STRETCH])
+        reason = _non_speech_reason(samples[start : start + _STRETCH])
         if reason is None:
             return None
         reasons.add(reason)
     return "noise" if "noise" in reasons else "tones" if "tones" in reasons else "silence"
 
 
-def _unlike_speech(samples: Array) -> Literal["silence", "noise", "tones"] | None:
+def _non_speech_reason(samples: Array) -> Literal["silence", "noise", "tones"] | None:
     if float(np.abs(samples).max(initial=0.0)) < _SILENT_PEAK:
         return "silence"
     sharpened = np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])
@@ -108,7 +115,7 @@ def _spectra(samples: Array, window: int) -> Array:
 
 
 def _loud(spectra: Array, range_db: float) -> NDArray[np.bool_]:
-    """Frames at most so much below the loudest ones."""
+    """Which frames are at most ``range_db`` below the loudest ones."""
     levels = 10 * np.log10(spectra.mean(1))
     return np.asarray(levels > np.percentile(levels, 95) - range_db)
 
@@ -118,7 +125,7 @@ def _bins(window: int, low_hz: float, high_hz: float) -> slice:
 
 
 def _shape_range_db(spectra: Array, loud: NDArray[np.bool_]) -> float:
-    """How far the share of one of nine bands goes up and down, over 70 ms, in loud frames."""
+    """The largest change of any of nine bands' share of the power, smoothed over 70 ms, in loud frames."""
     used = spectra[:, _bins(_WINDOW, 190, 6940)]
     bands = used[:, : used.shape[1] // 9 * 9].reshape(len(used), 9, -1).sum(2)
     size = min(7, len(bands))
@@ -132,16 +139,16 @@ def _shape_range_db(spectra: Array, loud: NDArray[np.bool_]) -> float:
 
 
 def _flatness_db(spectra: Array) -> Array:
-    """Geometric over arithmetic mean of the power in each frame."""
+    """Spectral flatness of each frame: geometric over arithmetic mean of its power."""
     used = spectra[:, _bins(_WINDOW, 190, 7000)]
     return np.asarray(10 * np.log10(np.exp(np.log(used).mean(1)) / used.mean(1)))
 
 
 def _similarity(spectra: Array) -> Array:
-    """Correlation of the fine structure of loud frames with that of 80 ms before."""
+    """Correlation between the fine structure of each loud frame and that of the frame 80 ms before."""
     used = spectra[:, _bins(_LONG_WINDOW, 190, 5000)]
     logs = np.log(used + 1e-4 * used.max(1, keepdims=True))
-    # Beyond the edges the last values go on: zeros would put a step of the same kind into every frame.
+    # Edge values are repeated: zeros would add the same step to every frame, and make all frames similar.
     sums = np.cumsum(np.pad(logs, ((0, 0), (_HALF + 1, _HALF)), mode="edge"), 1)
     size = 2 * _HALF + 1
     fine = logs - (sums[:, size:] - sums[:, :-size]) / size
@@ -151,10 +158,10 @@ def _similarity(spectra: Array) -> Array:
     return np.asarray((fine[_STEADY_LAG:] * fine[:-_STEADY_LAG]).sum(1)[both])
 
 
-def unlooped(text: str) -> str:
-    """The text with words that come four times or more in a row, alone or as a group, written once.
+def collapse_repeats(text: str) -> str:
+    """Write once what is repeated four times or more in a row: a word, or a group of words.
 
-    The longest such run comes first, until none is left. Case and punctuation do not make words different.
+    The longest run is collapsed first, until none is left. Case and punctuation are ignored.
     """
     words = text.split()
     while (found := _loop(words)) is not None:
@@ -164,7 +171,7 @@ def unlooped(text: str) -> str:
 
 
 def _loop(words: list[str]) -> tuple[int, int, int] | None:
-    """First word, group size and end of the longest run of repeats."""
+    """The longest run of repeats: its first word, group size and end."""
     plain = [re.sub(r"[^\w']", "", word.lower()) for word in words]
     best: tuple[int, int, int] | None = None
     for size in range(1, len(plain) // _REPEATS + 1):
@@ -181,21 +188,61 @@ def _loop(words: list[str]) -> tuple[int, int, int] | None:
     return best
 
 
-def loop_without_head(text: str, *, truncated: bool, duration_s: float) -> str | None:
-    """The text without its loop, where there is one and it shows by itself that nobody said so: no end came, or it is
-    faster than anybody speaks. People do say the same word four times, so the loop alone proves nothing."""
+def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float) -> str | None:
+    """Collapse repeats that cannot be speech, since the text is truncated or too fast; None if there are none.
+
+    For models without a CTC head. People do say a word four times in a row, so a repeat alone proves nothing.
+    """
     if not truncated and len(text) <= MAX_CHARACTERS_PER_S * duration_s:
         return None
-    shorter = unlooped(text)
+    shorter = collapse_repeats(text)
     return shorter if len(shorter.split()) < len(text.split()) else None
 
 
-def contradicts(head_score: float, text_score: float, num_head_characters: int, num_characters: int) -> bool:
-    """Whether the CTC head finds a text so much less likely than its own that both cannot have heard the same.
+def filter_text(
+    transcript: Transcript, frames: Frames, duration_s: float, vocabulary: CtcVocabulary | None
+) -> tuple[str, Reason | None]:
+    """Return the text that may be kept, and why it differs from the decoder's.
 
     Args:
-        head_score, text_score: log-likelihoods of the head's greedy text and of the decoder's, over all alignments.
-        num_head_characters, num_characters: of the two texts.
+        transcript: of one clip.
+        frames: the clip's, without padding.
+        duration_s: of the clip.
+        vocabulary: of the CTC head; None without one.
     """
-    longer = num_characters > 1.5 * num_head_characters + 8
-    return head_score - text_score > (_MAX_OF_LONGER if longer else _MAX_DISAGREEMENT) * max(1, num_characters)
+    text = transcript.text
+    if not text:
+        return "", None
+    if frames.ctc_logits is None or vocabulary is None:
+        shorter = collapse_impossible_repeats(text, truncated=transcript.truncated, duration_s=duration_s)
+        return (text, None) if shorter is None else (shorter, "loop")
+    if not transcript.ctc_text:
+        return "", "ctc_silent"
+    if not rejected_by_ctc(text, frames, frames.ctc_logits, vocabulary):
+        return text, None
+    shorter = collapse_repeats(text)
+    if shorter != text and not rejected_by_ctc(shorter, frames, frames.ctc_logits, vocabulary):
+        return shorter, "loop"
+    return "", "ctc_disagrees"
+
+
+def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVocabulary) -> bool:
+    """Whether the CTC head finds a text so unlikely that the audio cannot hold it; ``logits [1, T, V]``."""
+    own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary).labels
+    num_frames = int(frames.lengths[0])
+    if ctc.min_frames(spelled) > num_frames:  # then the text has no likelihood: a very fast speaker, or none
+        return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
+    scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])
+    return is_much_less_likely(float(scores[0]), float(scores[1]), len(own), len(spelled))
+
+
+def is_much_less_likely(own_score: float, text_score: float, num_own_characters: int, num_characters: int) -> bool:
+    """Whether a text's log-likelihood is too far below that of the CTC head's own text.
+
+    Args:
+        own_score: log-likelihood of the CTC head's own greedy text, over all alignments.
+        text_score: the same of the decoder's text.
+        num_own_characters, num_characters: of the two texts.
+    """
+    longer = num_characters > 1.5 * num_own_characters + 8
+    return own_score - text_score > (_MAX_OF_LONGER if longer else _MAX_DISAGREEMENT) * max(1, num_characters)

@@ -1,7 +1,7 @@
 """``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` of an exported model.
 
-transformers' own pipeline takes a class that it does not know for a CTC model, and asks the ffmpeg program to read
-files. This one reads audio as the rest of Tiny Audio does, and transcribes it as ``tiny-audio transcribe`` does.
+transformers' own pipeline treats an unknown model class as a CTC model, and reads files with the ffmpeg program. This
+one reads audio as the rest of Tiny Audio does, and transcribes it as ``tiny-audio transcribe`` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import GenerationConfig
 
 MAX_DURATION_S = 24 * 3600.0
-"""Of one recording: what is longer fills the memory before it is heard."""
+"""Longest recording. A longer one would not fit into memory."""
 _FETCH_TIMEOUT_S = 30.0
 
 logger = logging.get_logger(__name__)
@@ -33,9 +33,9 @@ logger = logging.get_logger(__name__)
 class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is untyped here
     """Audio in, text out.
 
-    A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, or a mapping with ``raw`` or
-    ``array`` and ``sampling_rate``, or with ``bytes`` or ``path``, as data sets that do not decode have them; or a
-    list of these.
+    A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, or a mapping. A mapping has
+    ``raw`` or ``array`` with ``sampling_rate``, or ``bytes`` or ``path``, as in data sets without decoding. Lists of
+    recordings are accepted too.
     """
 
     _load_processor = False
@@ -46,7 +46,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            # transformers makes no batches without one, though nothing is padded with it.
+            # transformers requires one for batches, although nothing is padded with it.
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.end_token_id)
         super().__init__(model, tokenizer=tokenizer, **kwargs)
 
@@ -54,20 +54,21 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         """Transcribe.
 
         Args:
-            inputs: a recording or a list of them; data sets and generators give an iterator of results.
-            kwargs: ``batch_size``: recordings that are heard together, 1 by default. ``return_timestamps``: ``"word"``,
-                which needs a CTC head, or True for pieces of speech. ``max_new_tokens``, ``num_beams``, ``ctc_weight``:
-                in place of the model's own, also in a mapping ``generate_kwargs``. ``chunk_length_s``,
-                ``stride_length_s`` are taken and change nothing: long recordings are split at silences.
+            inputs: a recording or a list of them. For data sets and generators, the result is an iterator.
+            kwargs: ``batch_size``: recordings that are transcribed together, 1 by default. ``return_timestamps``:
+                ``"word"``, which needs a CTC head, or True for chunks. ``max_new_tokens``, ``num_beams``,
+                ``ctc_weight``, ``draft``: override the model's own, also within ``generate_kwargs``.
+                ``chunk_length_s`` and ``stride_length_s`` are accepted and ignored: long recordings are split at
+                pauses.
 
         Returns:
             ``{"text": …}``, with timestamps also ``"chunks": [{"text": …, "timestamp": (start_s, end_s)}, …]``.
 
         Raises:
-            UserError: a recording cannot be used, or an argument is not known or not possible.
+            UserError: a recording cannot be used, or an argument is unknown or not supported.
         """
         if isinstance(inputs, list | tuple):
-            # transformers looks at the first of a list, whether there is one or not.
+            # transformers would read the first item of an empty list.
             return super().__call__(list(inputs), **kwargs) if len(inputs) else []
         return super().__call__(inputs, **kwargs)
 
@@ -83,13 +84,11 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         postprocess: dict[str, Any] = {}
         if return_timestamps is not None:
             if return_timestamps not in (True, False, "word"):
-                raise UserError(
-                    f"return_timestamps={return_timestamps!r}: choose 'word', True (pieces of speech), or False"
-                )
+                raise UserError(f"return_timestamps={return_timestamps!r}: choose 'word', True (chunks), or False")
             if return_timestamps == "word" and self.model.ctc_head is None:
                 raise UserError(
-                    "return_timestamps='word' needs a CTC head, which this model has not; choose True for the times of "
-                    "pieces of speech"
+                    "return_timestamps='word' needs a CTC head, and this model has none; choose True for the times of "
+                    "chunks"
                 )
             forward["word_timestamps"] = return_timestamps == "word"
             postprocess["return_timestamps"] = return_timestamps
@@ -97,7 +96,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         unknown = sorted(settings.keys() - GenerationConfig.model_fields.keys())
         if unknown:
             raise UserError(
-                f"{', '.join(unknown)}: no argument of this pipeline; it takes batch_size, return_timestamps, "
+                f"{', '.join(unknown)}: unknown argument; this pipeline accepts batch_size, return_timestamps, "
                 f"chunk_length_s and {', '.join(GenerationConfig.model_fields)}"
             )
         if settings:
@@ -105,7 +104,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return {}, forward, postprocess
 
     def _generation(self, settings: Mapping[str, Any]) -> GenerationConfig:
-        """The model's settings with some replaced."""
+        """The model's settings, with some overridden."""
         try:
             return GenerationConfig(**{**self.model.config.generation, **settings})
         except ValidationError as error:
@@ -114,7 +113,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
     def preprocess(self, recording: Any) -> dict[str, Any]:
         """Decode, down-mix, resample: ``waveform [S]`` at 16 kHz.
 
-        An array and no tensor, since transformers would pad tensors in a batch, without a word of their lengths.
+        An array rather than a tensor, because transformers would pad tensors in a batch and drop their lengths.
         """
         return {"waveform": _waveform(recording).numpy()}
 
@@ -124,24 +123,24 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         given = inputs["waveform"]
         waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
         transcriber = Transcriber(self.model, self.tokenizer, generation=settings)
-        heard = transcriber.transcribe(waveforms, word_timestamps=word_timestamps)
-        return {"transcription": heard if isinstance(given, list) else heard[0]}
+        transcriptions = transcriber.transcribe(waveforms, word_timestamps=word_timestamps)
+        return {"transcription": transcriptions if isinstance(given, list) else transcriptions[0]}
 
     def postprocess(self, outputs: dict[str, Any], return_timestamps: str | bool = False) -> dict[str, Any]:
-        """The text, and the times that were asked for."""
+        """The text, and the requested timestamps."""
         transcription = outputs["transcription"]
         if transcription.truncated:
-            logger.warning("a transcript was cut at max_new_tokens; raise it, if the speech went on")
+            logger.warning("a transcript was truncated at max_new_tokens; raise it if the speech goes on")
         result: dict[str, Any] = {"text": transcription.text}
         if return_timestamps:
             spoken = [segment for segment in transcription.segments if segment.text]
-            pieces = [word for segment in spoken for word in segment.words] if return_timestamps == "word" else spoken
-            result["chunks"] = [{"text": piece.text, "timestamp": (piece.start_s, piece.end_s)} for piece in pieces]
+            timed = [word for segment in spoken for word in segment.words] if return_timestamps == "word" else spoken
+            result["chunks"] = [{"text": one.text, "timestamp": (one.start_s, one.end_s)} for one in timed]
         return result
 
 
 def _waveform(recording: Any) -> torch.Tensor:
-    """Any form of a recording as a waveform ``[S]``.
+    """Read any form of a recording as a waveform ``[S]``.
 
     Raises:
         UserError: it cannot be used.
@@ -151,7 +150,7 @@ def _waveform(recording: Any) -> torch.Tensor:
         if samples is not None:
             rate = recording.get("sampling_rate")
             if isinstance(rate, bool) or not isinstance(rate, Integral):
-                raise UserError(f"sampling_rate is {rate!r} beside the samples; give a whole number of Hz")
+                raise UserError(f"sampling_rate is {rate!r}; give the rate of the samples, a whole number of Hz")
             return _from_samples(samples, int(rate))
         recording = next((recording[key] for key in ("bytes", "path") if recording.get(key) is not None), recording)
     if isinstance(recording, bytes | bytearray):
@@ -163,7 +162,7 @@ def _waveform(recording: Any) -> torch.Tensor:
     if isinstance(recording, np.ndarray | torch.Tensor):
         return _from_samples(recording, SAMPLE_RATE)
     raise UserError(
-        f"a recording of the type {type(recording).__name__} was given; give a path, a URL, the bytes of a file, an "
+        f"a recording cannot be a {type(recording).__name__}; give a path, a URL, the bytes of a file, an "
         "array of samples at 16,000 Hz, or a mapping with 'raw' or 'array' and 'sampling_rate', or with 'bytes' or "
         "'path'"
     )

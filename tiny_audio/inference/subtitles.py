@@ -1,4 +1,4 @@
-"""Subtitles: words in time -> cues that can be read, as SubRip (.srt) or WebVTT (.vtt)."""
+"""Subtitles: timed words -> readable cues, as SubRip (.srt) or WebVTT (.vtt)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tiny_audio.inference.transcriber import Segment
+from tiny_audio.inference.segments import Segment
 from tiny_audio.inference.word_times import Word
 
 LINE_CHARACTERS, LINES = 42, 2
 LONGEST_S, SHORTEST_S = 7.0, 1.0
-"""A cue; a short one stays on for the second where the next one leaves it the time."""
+"""Duration of a cue. A shorter one is extended to ``SHORTEST_S``, but not into the next cue."""
 _SENTENCE_END = re.compile(r"[.?!…][\"'”’)]*$")
 _PAUSE_S = 0.7
-"""Of the speaker: after it, the next cue begins."""
+"""After a pause of the speaker that is this long, a new cue begins."""
 
 
 @dataclass(frozen=True)
 class Cue:
-    """What stands on the screen, and when."""
+    """Text on the screen, and when it is shown."""
 
     start_s: float
     end_s: float
     text: str
-    """Lines, at most two of them; only a word that is longer than a line makes a longer one."""
+    """At most two lines. A line exceeds ``LINE_CHARACTERS`` only if a single word does."""
 
 
 def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
-    """Cues of a recording, in order, none overlapping the next.
+    """Cues of a recording, in order and without overlaps.
 
     Args:
-        segments: of one recording. Where their words are not timed, each word gets its share of the segment by length.
-        each_word: a cue for every word.
+        segments: of one recording. Without word times, the words share the segment in proportion to their lengths.
+        each_word: make a cue for every word.
     """
     found: list[Cue] = []
     for segment in segments:
@@ -41,7 +41,7 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         found += (
             Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in _groups(words, 1 if each_word else None)
         )
-    # A word without time of its own gets a millisecond, and pushes what comes after it on.
+    # A word without a time of its own gets a millisecond, and delays the following cues.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
         if cue.start_s < earliest:
@@ -54,8 +54,8 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
 def as_srt(shown: Sequence[Cue]) -> str:
     """The text of a .srt file."""
     return "\n".join(
-        f"{number}\n{_time(cue.start_s, ',')} --> {_time(cue.end_s, ',')}\n{_without_arrow(cue.text)}\n"
-        for number, cue in enumerate(shown, 1)
+        f"{index}\n{_time(cue.start_s, ',')} --> {_time(cue.end_s, ',')}\n{_without_arrow(cue.text)}\n"
+        for index, cue in enumerate(shown, 1)
     )
 
 
@@ -80,7 +80,7 @@ def _spread(segment: Segment) -> tuple[Word, ...]:
 
 
 def _groups(words: Sequence[Word], size: int | None) -> Iterator[Sequence[Word]]:
-    """Words of one cue each."""
+    """Split the words into cues."""
     begin = 0
     for index in range(1, len(words) + 1):
         if index < len(words):
@@ -114,19 +114,19 @@ def _num_lines(words: Sequence[Word]) -> int:
 
 
 def _lines(words: Sequence[Word]) -> str:
-    """As few lines as hold the words, of about the same length."""
-    number = _num_lines(words)
+    """Wrap the words into the fewest lines, of similar length."""
+    count = _num_lines(words)
     widths = range(max(len(word.text) for word in words), LINE_CHARACTERS + 1)
-    width = next((width for width in widths if len(_filled_lines(words, width)) <= number), LINE_CHARACTERS)
+    width = next((width for width in widths if len(_filled_lines(words, width)) <= count), LINE_CHARACTERS)
     return "\n".join(_filled_lines(words, width))
 
 
 def _shown(cue: Cue, following_s: float | None) -> Cue:
-    """The cue, long enough to read and over before the next; times in whole milliseconds."""
+    """Extend a short cue, but not into the next one."""
     end = max(cue.end_s, cue.start_s + SHORTEST_S)
     if following_s is not None:
         end = min(end, following_s)
-    # A parser takes a cue that ends when it begins for a mistake.
+    # Parsers reject a cue that ends when it begins.
     return Cue(cue.start_s, max(end, cue.start_s + 0.001), cue.text)
 
 

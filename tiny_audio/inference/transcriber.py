@@ -1,4 +1,4 @@
-"""Transcriber: waveforms of any length -> texts in time, in bounded memory, and with guards on what nobody said."""
+"""Transcriber: waveforms of any length -> timed text, in bounded memory, with hallucination filters."""
 
 from __future__ import annotations
 
@@ -10,92 +10,40 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.inference.chunking import Piece, whole_or_split
-from tiny_audio.inference.filters import (
-    MAX_CHARACTERS_PER_S,
-    Reason,
-    contradicts,
-    leveled,
-    loop_without_head,
-    unlike_speech,
-    unlooped,
-)
-from tiny_audio.inference.word_times import Spelling, Word, align, shifted
+from tiny_audio.inference.chunking import Chunk, chunk_recording
+from tiny_audio.inference.filters import Reason, boost_quiet, filter_text, non_speech_reason
+from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.inference.word_times import Spelling, align, shifted
 from tiny_audio.model.decoding import GenerationConfig, Transcript
-from tiny_audio.model.model import OnText, TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.streamer import OnText
 from tiny_audio.runtime.device import in_parts_that_fit
 
-LONGEST_PIECE_S = 30.0
-"""Longer ones were in hardly anybody's training data, and their texts would be cut at ``max_new_tokens``."""
+LONGEST_CHUNK_S = 30.0
+"""Longer clips are rare in training data, and their texts would be truncated at ``max_new_tokens``."""
 _LARGEST_POOL = 8
-"""Batches that are sorted by length together, at most. The first come one by one, so that something is seen soon."""
-
+"""Most batches whose chunks are sorted by length together. The first pools are smaller, so that output starts soon."""
 _LEAST_S = 2.0
-"""What a piece counts for in a batch, at least: each has a prompt, a text and beams of its own, however short it is."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a recording, and what is said in it."""
-
-    start_s: float
-    """In the recording."""
-    end_s: float
-    text: str
-    """Empty where nothing is said."""
-    ctc_text: str | None
-    """The CTC head's own greedy text, unguarded; None without a head, or where the sound is no speech."""
-    truncated: bool
-    """No end token came within ``max_new_tokens``: words may be missing."""
-    confidence: float | None
-    """See :class:`tiny_audio.inference.word_times.Alignment`; None without a CTC head, or without text."""
-    words: tuple[Word, ...] | None
-    """In the recording's time; None where they were not asked for."""
-    suppressed: Reason | None
-    """Why the text is not what the decoder wrote; None where it is."""
-
-
-@dataclass(frozen=True)
-class Transcription:
-    """A whole recording."""
-
-    text: str
-    """The texts of its segments, a blank between them."""
-    duration_s: float
-    segments: tuple[Segment, ...]
-    """In order; stretches without any sound have none."""
-
-    @property
-    def truncated(self) -> bool:
-        """Whether any segment is."""
-        return any(segment.truncated for segment in self.segments)
-
-    @property
-    def ctc_text(self) -> str | None:
-        """The CTC head's own texts, a blank between them; None without any."""
-        texts = [segment.ctc_text for segment in self.segments if segment.ctc_text is not None]
-        return " ".join(filter(None, texts)) if texts else None
+"""A chunk counts as at least this long in a batch, because each has a prompt, a text and beams of its own."""
 
 
 class Transcriber:
-    """A model that takes recordings of any length, many at a time.
+    """Transcribes recordings of any length, many at a time.
 
-    Up to :data:`LONGEST_PIECE_S`, and to what the encoder takes, a recording is transcribed in one piece, as
-    ``model.transcribe`` does; longer ones are cut at pauses (see :func:`tiny_audio.inference.chunking.split`). Pieces
-    of all recordings share batches of similar length; each gives the same text whatever it shares a batch with.
+    A recording of at most ``max_chunk_s`` is one chunk, transcribed as by ``model.transcribe``. Longer ones are cut at
+    pauses (see :mod:`tiny_audio.inference.chunking`). Chunks of all recordings share batches of similar length. The
+    text of a chunk does not depend on its batch.
 
     Args:
-        model: to evaluate, on the device where it shall run.
+        model: in evaluation mode, on the device where it runs.
         tokenizer: the model's.
-        max_padded_s: seconds of audio in a batch, padding included; a longer piece is a batch of its own.
-        generation: how to decode; None takes the model's own settings.
-        guard: whether to suppress what nobody said (see :mod:`tiny_audio.inference.filters`), and to raise the level
-        of very soft
-            audio. Without, every piece gives exactly what the model writes.
+        max_padded_s: seconds of audio in a batch, padding included. A longer chunk is a batch of its own.
+        generation: how to decode; None uses the model's own settings.
+        filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), and amplify
+            very soft audio. If False, the text of every chunk is exactly the model's.
     """
 
     def __init__(
@@ -105,21 +53,23 @@ class Transcriber:
         *,
         max_padded_s: float = 120.0,
         generation: GenerationConfig | None = None,
-        guard: bool = True,
+        filter_hallucinations: bool = True,
     ) -> None:
         if not max_padded_s > 0:
-            raise UserError(f"max_padded_s is {max_padded_s}; a batch holds more than 0 seconds")
+            raise UserError(f"max_padded_s is {max_padded_s}; give more than 0 seconds")
         self._model = model
         self._tokenizer = tokenizer
         self._max_padded_s = max_padded_s
         self._generation = generation
-        self._guard = guard
-        self.whole_s = min(ENCODERS.parse(model.config.encoder).max_duration_s() or LONGEST_PIECE_S, LONGEST_PIECE_S)
-        """Longest recording that is taken in one piece."""
+        self._filter = filter_hallucinations
+        self.max_chunk_s = min(
+            ENCODERS.parse(model.config.encoder).max_duration_s() or LONGEST_CHUNK_S, LONGEST_CHUNK_S
+        )
+        """Longest recording that is not cut: :data:`LONGEST_CHUNK_S`, or less if the encoder's limit is lower."""
 
     @property
-    def times_words(self) -> bool:
-        """Whether the model has what word timestamps need."""
+    def can_time_words(self) -> bool:
+        """Whether the model has the CTC head that word timestamps need."""
         return self._model.ctc_head is not None
 
     def transcribe(
@@ -129,15 +79,15 @@ class Transcriber:
         word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> list[Transcription]:
-        """One transcription for each waveform, in order.
+        """Transcribe waveforms, and return one transcription for each, in order.
 
         Args:
             waveforms: mono float32 ``[S]`` at 16 kHz, of any lengths.
-            word_timestamps: find when each word is said.
-            on_progress: called with the seconds of audio that are done since the last call.
+            word_timestamps: find when each word is spoken.
+            on_progress: called with the seconds of audio that were completed since the last call.
 
         Raises:
-            UserError: words are to be timed and the model has no CTC head.
+            UserError: word timestamps are requested and the model has no CTC head.
         """
         events = self.stream(
             ([waveform] for waveform in waveforms), word_timestamps=word_timestamps, on_progress=on_progress
@@ -153,116 +103,119 @@ class Transcriber:
         on_progress: Callable[[float], None] | None = None,
         on_text: Callable[[int, float, str], None] | None = None,
     ) -> Iterator[tuple[int, Segment | Transcription]]:
-        """As :meth:`transcribe`, as it comes: of each recording its segments, then the whole.
+        """Transcribe as :meth:`transcribe` does, and yield results early: a recording's segments, then the whole.
 
-        No recording is held whole: blocks are taken as they are needed, of one recording after the other, up to some
-        batches ahead.
+        No recording is held as a whole. Blocks are read as needed, one recording after the other, up to some batches
+        ahead.
 
         Args:
             recordings: each gives its blocks, mono float32 ``[S]`` at 16 kHz.
-            word_timestamps, on_progress: as of :meth:`transcribe`.
-            on_text: called while a batch is decoded, with the number of a recording, where a piece of it begins in
-                seconds, and the piece's text up to now, as the decoder writes it: nothing is guarded yet.
+            word_timestamps, on_progress: see :meth:`transcribe`.
+            on_text: called while a batch is decoded, with the index of a recording, the start of one of its chunks in
+                seconds, and the chunk's text so far. That text is the decoder's, before the filters.
 
         Yields:
-            the number of the recording, and what is done of it.
+            the index of a recording, and a result.
         """
-        if word_timestamps and not self.times_words:
+        if word_timestamps and not self.can_time_words:
             raise UserError(
-                "word timestamps are found by the CTC head, and this model has none; train one with a section `ctc` in "
-                "its recipe, or leave word timestamps out"
+                "word timestamps need a CTC head, and this model has none; train one with a section `ctc` in its "
+                "recipe, or leave word timestamps out"
             )
         report = on_progress or (lambda seconds: None)
         done: list[Segment] = []  # of the recording that is not complete yet
         for pool in self._pools(recordings):
-            numbered = [(number, item) for number, item in pool if isinstance(item, Piece)]
+            chunks = [(index, item) for index, item in pool if isinstance(item, Chunk)]
 
-            def hear(index: int, text: str, numbered: list[tuple[int, Piece]] = numbered) -> None:
-                number, piece = numbered[index]
+            def on_chunk_text(row: int, text: str, chunks: list[tuple[int, Chunk]] = chunks) -> None:
+                index, chunk = chunks[row]
                 assert on_text is not None
-                on_text(number, piece.start / SAMPLE_RATE, text)
+                on_text(index, chunk.start / SAMPLE_RATE, text)
 
-            pieces = [piece for _, piece in numbered]
-            segments = iter(self._heard(pieces, word_timestamps, report, hear if on_text else None))
-            for number, item in pool:
-                if isinstance(item, Piece):
+            segments = iter(
+                self._transcribe_pool(
+                    [chunk for _, chunk in chunks], word_timestamps, report, on_chunk_text if on_text else None
+                )
+            )
+            for index, item in pool:
+                if isinstance(item, Chunk):
                     done.append(next(segments))
-                    yield number, done[-1]
+                    yield index, done[-1]
                 else:
-                    report(max(0.0, item.duration_s - sum(segment.end_s - segment.start_s for segment in done)))
+                    report(max(0.0, item.duration_s - sum(segment.duration_s for segment in done)))
                     text = " ".join(segment.text for segment in done if segment.text)
-                    yield number, Transcription(text, item.duration_s, tuple(done))
+                    yield index, Transcription(text, item.duration_s, tuple(done))
                     done = []
 
-    def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Piece | _End]]]:
-        """Pieces, numbered by their recording, and the recordings' ends: in order, some batches at a time."""
-        pool: list[tuple[int, Piece | _End]] = []
+    def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
+        """Chunks and ends of recordings in order, each with the recording's index, some batches at a time."""
+        pool: list[tuple[int, Chunk | _End]] = []
         batches, waiting_s = 1, 0.0
-        for number, blocks in enumerate(recordings):
+        for index, blocks in enumerate(recordings):
             end = _End()
-            for piece in whole_or_split(end.counting(blocks), self.whole_s, self.whole_s):
-                pool.append((number, piece))
-                waiting_s += len(piece.waveform) / SAMPLE_RATE
+            for chunk in chunk_recording(end.counting(blocks), self.max_chunk_s):
+                pool.append((index, chunk))
+                waiting_s += len(chunk.waveform) / SAMPLE_RATE
                 if waiting_s >= batches * self._max_padded_s:
                     yield pool
                     pool, batches, waiting_s = [], min(2 * batches, _LARGEST_POOL), 0.0
-            pool.append((number, end))
+            pool.append((index, end))
         yield pool
 
-    def _heard(
-        self,
-        pieces: Sequence[Piece],
-        word_timestamps: bool,
-        report: Callable[[float], None],
-        on_text: OnText | None,
+    def _transcribe_pool(
+        self, chunks: Sequence[Chunk], word_timestamps: bool, report: Callable[[float], None], on_text: OnText | None
     ) -> list[Segment]:
-        """Segments in the order of the pieces, which are decoded longest first, so that what does not fit fails at
-        once."""
+        """Segments in the order of the chunks. The longest are decoded first, so that lack of memory shows at once."""
         segments: dict[int, Segment] = {}
         waiting = []
-        for index in sorted(range(len(pieces)), key=lambda index: -len(pieces[index].waveform)):
-            reason = unlike_speech(pieces[index].waveform) if self._guard else None
-            if reason is None and len(pieces[index].waveform):
+        for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
+            reason = non_speech_reason(chunks[index].waveform) if self._filter else None
+            if reason is None and len(chunks[index].waveform):
                 waiting.append(index)
             else:
-                segments[index] = _without_text(pieces[index], None, reason, word_timestamps)
-                report(segments[index].end_s - segments[index].start_s)
+                segments[index] = _without_text(chunks[index], None, reason, word_timestamps)
+                report(segments[index].duration_s)
         while waiting:
-            longest_s = len(pieces[waiting[0]].waveform) / SAMPLE_RATE
+            longest_s = len(chunks[waiting[0]].waveform) / SAMPLE_RATE
             size = max(1, int(self._max_padded_s / max(longest_s, _LEAST_S)))
             batch, waiting = sorted(waiting[:size]), waiting[size:]
 
             def decode(part: Sequence[int]) -> list[Segment]:
-                return self._decoded([pieces[index] for index in part], word_timestamps, _of_rows(part, on_text))
+                on_row_text = None if on_text is None else lambda row, text: on_text(part[row], text)
+                return self._transcribe_batch([chunks[index] for index in part], word_timestamps, on_row_text)
 
             decoded = in_parts_that_fit(decode, batch)
             segments |= zip(batch, decoded, strict=True)
-            report(sum(segment.end_s - segment.start_s for segment in decoded))
-        return [segments[index] for index in range(len(pieces))]
+            report(sum(segment.duration_s for segment in decoded))
+        return [segments[index] for index in range(len(chunks))]
 
-    def _decoded(self, pieces: Sequence[Piece], word_timestamps: bool, on_text: OnText | None) -> list[Segment]:
-        clips = [leveled(piece.waveform) if self._guard else piece.waveform for piece in pieces]
+    def _transcribe_batch(
+        self, chunks: Sequence[Chunk], word_timestamps: bool, on_text: OnText | None
+    ) -> list[Segment]:
+        clips = [boost_quiet(chunk.waveform) if self._filter else chunk.waveform for chunk in chunks]
         lengths = torch.tensor([len(clip) for clip in clips], device=self._model.device)
         frames = self._model.encode(pad_sequence(clips, batch_first=True).to(self._model.device), lengths)
         transcripts = self._model.transcribe_frames(frames, self._tokenizer, on_text, self._generation)
         return [
-            self._segment(piece, transcript, _row(frames, row), word_timestamps)
-            for row, (piece, transcript) in enumerate(zip(pieces, transcripts, strict=True))
+            self._segment(chunk, transcript, frames.row(row), word_timestamps)
+            for row, (chunk, transcript) in enumerate(zip(chunks, transcripts, strict=True))
         ]
 
-    def _segment(self, piece: Piece, transcript: Transcript, frames: Frames, word_timestamps: bool) -> Segment:
-        """One clip's transcript, guarded and aligned; ``frames`` are the clip's, without padding."""
-        text, reason = self._guarded(piece, transcript, frames) if self._guard else (transcript.text, None)
+    def _segment(self, chunk: Chunk, transcript: Transcript, frames: Frames, word_timestamps: bool) -> Segment:
+        """Filter and align one chunk's transcript; ``frames`` are the chunk's, without padding."""
+        text, reason, vocabulary = transcript.text, None, self._model.ctc_vocabulary
+        start_s, duration_s = chunk.start / SAMPLE_RATE, len(chunk.waveform) / SAMPLE_RATE
+        if self._filter:
+            text, reason = filter_text(transcript, frames, duration_s, vocabulary)
         if not text:
-            return _without_text(piece, transcript, reason, word_timestamps)
-        start_s = piece.start / SAMPLE_RATE
+            return _without_text(chunk, transcript, reason, word_timestamps)
         aligned = None
-        if frames.ctc_logits is not None:
-            spelling = self._spelling(text)
-            aligned = align(spelling, frames.ctc_logits[0].float().log_softmax(-1), frames.rate)
+        if frames.ctc_logits is not None and vocabulary is not None:
+            log_probs = frames.ctc_logits[0].float().log_softmax(-1)
+            aligned = align(Spelling.of(text, vocabulary), log_probs, frames.rate)
         return Segment(
             start_s,
-            start_s + len(piece.waveform) / SAMPLE_RATE,
+            start_s + duration_s,
             text,
             transcript.ctc_text,
             transcript.truncated,
@@ -270,38 +223,6 @@ class Transcriber:
             tuple(shifted(word, start_s) for word in aligned.words) if aligned and word_timestamps else None,
             reason,
         )
-
-    def _guarded(self, piece: Piece, transcript: Transcript, frames: Frames) -> tuple[str, Reason | None]:
-        """The text that may stand, and why it is another one than the decoder's."""
-        text = transcript.text
-        if not text:
-            return "", None
-        if frames.ctc_logits is None:
-            shorter = loop_without_head(
-                text, truncated=transcript.truncated, duration_s=len(piece.waveform) / SAMPLE_RATE
-            )
-            return (text, None) if shorter is None else (shorter, "loop")
-        if not transcript.ctc_text:
-            return "", "ctc_silent"
-        if not self._contradicted(text, frames):
-            return text, None
-        shorter = unlooped(text)
-        if shorter != text and not self._contradicted(shorter, frames):
-            return shorter, "loop"
-        return "", "ctc_disagrees"
-
-    def _contradicted(self, text: str, frames: Frames) -> bool:
-        assert frames.ctc_logits is not None
-        own, spelled = ctc.greedy(frames.ctc_logits, frames.lengths)[0], self._spelling(text).labels
-        num_frames = int(frames.lengths[0])
-        if ctc.min_frames(spelled) > num_frames:  # which has no likelihood: so fast a talker, or nobody
-            return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
-        scores = ctc.log_likelihood(frames.ctc_logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])
-        return contradicts(float(scores[0]), float(scores[1]), len(own), len(spelled))
-
-    def _spelling(self, text: str) -> Spelling:
-        assert self._model.ctc_vocabulary is not None
-        return Spelling.of(text, self._model.ctc_vocabulary)
 
 
 @dataclass
@@ -311,37 +232,20 @@ class _End:
     samples: int = 0
 
     def counting(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The blocks, counted as they are taken."""
+        """Yield the blocks, and count their samples."""
         for block in blocks:
             self.samples += len(block)
             yield block
 
     @property
     def duration_s(self) -> float:
-        """Of the recording, once all of it was taken."""
+        """Of the recording; complete once all blocks were taken."""
         return self.samples / SAMPLE_RATE
 
 
-def _of_rows(numbers: Sequence[int], on_text: OnText | None) -> OnText | None:
-    """Hears of the rows of a batch under their numbers elsewhere."""
-    return None if on_text is None else lambda row, text: on_text(numbers[row], text)
-
-
-def _row(frames: Frames, row: int) -> Frames:
-    """One clip of a batch, without padding."""
-    size = int(frames.lengths[row])
-    logits = frames.ctc_logits
-    return Frames(
-        frames.values[row : row + 1, :size],
-        frames.lengths[row : row + 1],
-        frames.rate,
-        None if logits is None else logits[row : row + 1, :size],
-    )
-
-
-def _without_text(piece: Piece, transcript: Transcript | None, reason: Reason | None, word_timestamps: bool) -> Segment:
-    start_s = piece.start / SAMPLE_RATE
-    end_s = start_s + len(piece.waveform) / SAMPLE_RATE
+def _without_text(chunk: Chunk, transcript: Transcript | None, reason: Reason | None, word_timestamps: bool) -> Segment:
+    start_s = chunk.start / SAMPLE_RATE
+    end_s = start_s + len(chunk.waveform) / SAMPLE_RATE
     ctc_text = transcript.ctc_text if transcript else None
     truncated = bool(transcript and transcript.truncated)
     return Segment(start_s, end_s, "", ctc_text, truncated, None, () if word_timestamps else None, reason)

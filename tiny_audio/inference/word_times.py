@@ -1,4 +1,4 @@
-"""When each word of a text is said, by the CTC head: forced alignment of its characters."""
+"""Word timestamps: forced alignment of a text's characters with the CTC head's output."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from tiny_audio.ctc import BLANK, CtcVocabulary, min_frames
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a text, and when it is said."""
+    """A word of a text, and when it is spoken."""
 
     text: str
     """As written, with its punctuation."""
     start_s: float
     end_s: float
     confidence: float | None
-    """Geometric mean of the probabilities that the CTC head gives to the word's characters, each in the frame where it
-    is surest of it, under the likeliest alignment of the whole text; None for a word that the head cannot spell."""
+    """Geometric mean, over the word's characters, of the CTC head's probability in the frame where it is highest, under
+    the likeliest alignment of the whole text. None for a word that the head cannot spell."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """A text in labels of the head, as far as it can be spelled."""
+    """A text as labels of the CTC head."""
 
     words: tuple[str, ...]
     labels: tuple[int, ...]
     owners: tuple[int | None, ...]
-    """The word that each label belongs to; None for what separates words."""
+    """Index of the word that each label belongs to; None for the separators between words."""
 
     @classmethod
     def of(cls, text: str, vocabulary: CtcVocabulary) -> Spelling:
-        """Characters that the head does not know are taken in the other case, then without their accents, else left
-        out."""
-        known = {character: number for number, character in enumerate(vocabulary.characters, 1)}
+        """Spell a text. An unknown character is tried in the other case, then without accents, and left out if both
+        fail."""
+        known = {character: label for label, character in enumerate(vocabulary.characters, 1)}
         words = tuple(text.split())
         labels: list[int] = []
         owners: list[int | None] = []
-        for number, word in enumerate(words):
+        for index, word in enumerate(words):
             spelled = [label for character in word for label in _labels(character, known)]
             if spelled and labels and " " in known:
                 labels.append(known[" "])
                 owners.append(None)
             labels += spelled
-            owners += [number] * len(spelled)
+            owners += [index] * len(spelled)
         return cls(words, tuple(labels), tuple(owners))
 
 
@@ -63,19 +63,18 @@ def _labels(character: str, known: dict[str, int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Alignment:
-    """A text in time."""
+    """The words of a text with their times."""
 
     words: tuple[Word, ...]
     confidence: float | None
-    """As of a word, over all characters; None where nothing could be aligned."""
+    """As of a :class:`Word`, over all characters; None if nothing could be aligned."""
 
 
 def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
-    """The likeliest alignment of a text.
+    """Find the likeliest alignment of a text.
 
     A word lasts from the first frame of its first character to the last frame of its last. Words that the head cannot
-    spell share what lies between their neighbors; so do all, from beginning to end, where the frames are too few for
-    the text.
+    spell share the gap between their neighbors. If there are too few frames for the text, all words share the clip.
 
     Args:
         spelling: of the text.
@@ -88,20 +87,21 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
     if spelling.labels and min_frames(spelling.labels) <= len(log_probs):
         from torchaudio.functional import forced_align
 
+        # On the CPU: torchaudio has no kernel for every device.
         target = torch.tensor([spelling.labels], dtype=torch.int32)
         path, scores = forced_align(log_probs.float().cpu()[None], target, blank=BLANK)
         spans = _spans(path[0].tolist(), scores[0].tolist(), spelling.labels)
-        confidence = _mean([best for _, _, best in spans])
-        for number, text in enumerate(spelling.words):
-            mine = [span for span, owner in zip(spans, spelling.owners, strict=True) if owner == number]
-            if mine:
-                sure = _mean([best for _, _, best in mine])
-                words[number] = Word(text, mine[0][0] / rate, (mine[-1][1] + 1) / rate, sure)
+        confidence = _geometric_mean([best for _, _, best in spans])
+        for index, text in enumerate(spelling.words):
+            own = [span for span, owner in zip(spans, spelling.owners, strict=True) if owner == index]
+            if own:
+                probability = _geometric_mean([best for _, _, best in own])
+                words[index] = Word(text, own[0][0] / rate, (own[-1][1] + 1) / rate, probability)
     return Alignment(_filled(spelling.words, words, duration_s), confidence)
 
 
 def shifted(word: Word, by_s: float) -> Word:
-    """The same word, in a recording of which this clip is a part."""
+    """The word ``by_s`` later: from the time of a chunk to that of its recording."""
     return replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)
 
 
@@ -117,31 +117,31 @@ def _spans(path: Sequence[int], scores: Sequence[float], labels: Sequence[int]) 
             else:
                 spans.append((frame, frame, score))
         previous = label
-    assert len(spans) == len(labels), "the alignment spells the text"
+    assert len(spans) == len(labels), "the alignment has one span for each label"
     return spans
 
 
-def _mean(log_probs: Sequence[float]) -> float:
+def _geometric_mean(log_probs: Sequence[float]) -> float:
     return math.exp(sum(log_probs) / len(log_probs))
 
 
 def _filled(texts: Sequence[str], words: Sequence[Word | None], duration_s: float) -> tuple[Word, ...]:
-    """Words without a time of their own divide the gap that they stand in."""
+    """Words without a time divide the gap around them evenly."""
     found: list[Word] = []
-    number = 0
-    while number < len(texts):
-        word = words[number]
+    index = 0
+    while index < len(texts):
+        word = words[index]
         if word is not None:
             found.append(word)
-            number += 1
+            index += 1
             continue
-        stop = next((later for later in range(number, len(texts)) if words[later] is not None), len(texts))
+        stop = next((later for later in range(index, len(texts)) if words[later] is not None), len(texts))
         after = words[stop] if stop < len(texts) else None
         begin, end = (found[-1].end_s if found else 0.0), (after.start_s if after else duration_s)
-        step = (end - begin) / (stop - number)
+        step = (end - begin) / (stop - index)
         found += [
-            Word(texts[index], begin + step * (index - number), begin + step * (index - number + 1), None)
-            for index in range(number, stop)
+            Word(texts[index + offset], begin + step * offset, begin + step * (offset + 1), None)
+            for offset in range(stop - index)
         ]
-        number = stop
+        index = stop
     return tuple(found)

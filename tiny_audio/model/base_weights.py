@@ -1,7 +1,8 @@
-"""Weights that an export leaves where they were published: which those are, and how they come back.
+"""Exports without base weights: which tensors they leave out, and how these are restored.
 
-A model on frozen checkpoints trains a hundredth of its weights. An export of what was trained holds those alone, and
-says which commit of the hub, or which folder, the rest is in. What was trained is what differs from there, bit by bit.
+A model on frozen checkpoints trains about a hundredth of its weights. An export of the trained weights holds only
+those, and refers to a commit on the hub, or to a folder, for the rest. A tensor counts as trained if it differs from
+the checkpoint in any bit.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ KINDS = ("encoder", "decoder")
 """Parts that may come from a checkpoint."""
 
 Reference = dict[str, Any]
-"""What ``config.json`` says of one part, beside its ``pretrained`` and ``revision``: ``tensors``, how many are in the
-checkpoint alone; ``dtype``, the type that they had; ``fingerprint``, see
+"""A part's entry in ``config.json``, in addition to its ``pretrained`` and ``revision``: ``tensors``, the number of
+tensors that are only in the checkpoint; ``dtype``, their type in training; ``fingerprint``, see
 :func:`tiny_audio.pretrained.checkpoints.checkpoint_fingerprint`."""
 
 
 def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Reference]:
-    """For each part with weights in its checkpoint, the reference and, under ``names``, the tensors that it stands for.
+    """For each part with unchanged weights, the reference, and under ``names`` the tensors that it replaces.
 
     Args:
         parts: the configs of encoder and decoder as mappings, by kind.
-        tensors: of the whole model, by name, tied ones once.
+        tensors: of the whole model, by name. Tied tensors occur once.
 
     Raises:
-        UserError: a checkpoint cannot be read, or a frozen part is not the one in its checkpoint.
+        UserError: a checkpoint cannot be read, or a frozen part differs from its checkpoint.
     """
     found: dict[str, Reference] = {}
     for kind in KINDS:
@@ -63,22 +64,22 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
             }
         elif part.freeze:
             raise UserError(
-                f"{kind}: nothing in {part.pretrained!r} is what this model was trained on: it is another checkpoint "
-                "by now; put that back, or export all weights"
+                f"{kind}: no tensor in {part.pretrained!r} equals the model's, so the checkpoint has changed since the "
+                "training; restore it, or export all weights"
             )
     return found
 
 
 def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str]:
-    """Copy into a model what its export left in checkpoints; gives the names that were filled.
+    """Copy the weights that an export left out from their checkpoints, and return the names of the filled tensors.
 
     Args:
         model: just loaded.
         config: its config, with ``base_weights``.
-        missing: names of the tensors that the export does not hold, tied ones left out.
+        missing: names of the tensors that the export does not hold, without tied ones.
 
     Raises:
-        UserError: a checkpoint cannot be read or is not the one, or tensors are missing that it does not hold.
+        UserError: a checkpoint cannot be read or has changed, or does not hold a missing tensor.
     """
     filled: set[str] = set()
     own = model.state_dict()
@@ -87,41 +88,47 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
         names = {name for name in missing if name.startswith(f"{kind}.")}
         if len(names) != reference["tensors"]:
             raise UserError(
-                f"the {kind} lacks {len(names):,} tensors, and {reference['tensors']:,} are to come from "
-                f"{part.pretrained!r}: the export is incomplete; copy or export it again"
+                f"the export lacks {len(names):,} tensors of the {kind}, and {reference['tensors']:,} come from "
+                f"{part.pretrained!r}, so it is incomplete; copy or export the model again"
             )
         if Path(part.pretrained).is_dir() and checkpoint_fingerprint(part) != reference["fingerprint"]:
             raise UserError(
-                f"{kind}: {part.pretrained!r} holds other weights than those that this model was trained on; put that "
-                "checkpoint back, or export the model again with all its weights"
+                f"{kind}: {part.pretrained!r} does not hold the weights that this model was trained on; restore that "
+                "checkpoint, or export the model again with all its weights"
             )
         base = _base_tensors(kind, part)
         for name in sorted(names):
             there = base.get(_published_name(name))
             if there is None or there.shape != own[name].shape:
                 raise UserError(
-                    f"{name} is missing from the export, and {part.pretrained!r} has none of that name and shape; "
+                    f"{name} is missing from the export, and {part.pretrained!r} has no tensor of that name and shape; "
                     "copy or export the model again"
                 )
             if own[name].is_meta:
                 raise UserError(
-                    "an export that leaves weights in their checkpoints cannot be loaded to disk or piece by piece; "
-                    "export it with all weights, or give another device_map"
+                    "an export without base weights cannot be loaded to disk or in parts; export it with all weights, "
+                    "or give another device_map"
                 )
-            dtype = getattr(torch, reference["dtype"]) if there.is_floating_point() else there.dtype
+            dtype = dtype_of(reference) if there.is_floating_point() else there.dtype
             own[name].copy_(there.to(dtype))
         filled |= names
     return filled
 
 
+def dtype_of(reference: Reference) -> torch.dtype:
+    """The type that the base weights had in training."""
+    dtype: torch.dtype = getattr(torch, reference["dtype"])
+    return dtype
+
+
 def _parse(kind: str, part: Mapping[str, Any]) -> EncoderConfig | DecoderConfig:
-    """Without adapters, which no checkpoint has."""
+    """The part's config without adapters, because checkpoints have none."""
     bare = {**part, "lora": None}
     return ENCODERS.parse(bare) if kind == "encoder" else DECODERS.parse(bare)
 
 
 def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, Tensor]:
-    """The part's tensors as its checkpoint has them, by their names in the whole model."""
+    """The checkpoint's tensors, by their names in the whole model."""
     built: nn.Module
     if isinstance(part, EncoderConfig):
         built = ENCODERS.build(part, EncoderContext())
@@ -131,7 +138,7 @@ def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, T
 
 
 def _published_name(name: str) -> str:
-    """What a tensor is called where there are no adapters around it."""
+    """The name of a tensor in a model without adapters."""
     return ".".join(step for step in name.split(".") if step != "base_layer")
 
 
@@ -142,9 +149,9 @@ def _is_same(own: Tensor, there: Tensor, dtype: torch.dtype) -> bool:
 
 
 def key_problems(info: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the keys of weights, from the loading info of transformers."""
+    """Describe missing, unexpected and mismatched keys, from the loading info of transformers."""
     for kind in ("missing", "unexpected", "mismatched"):
-        # A mismatched key comes with its two shapes.
+        # A mismatched key is given with its two shapes.
         keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info[f"{kind}_keys"])
         if keys:
             yield f"{kind}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"

@@ -1,7 +1,7 @@
-"""``generation_config.json``: what transformers' users look into for how text is searched for. It says what is done.
+"""``generation_config.json``: the file in which transformers' users look for decoding settings.
 
-Written from the model's own settings and read back into them, so a changed file changes what the model does. How much a
-CTC head has to say is in ``config.json`` alone, since transformers knows no such field.
+It is written from the model's own settings and read back into them, so editing the file changes what the model does.
+``ctc_weight`` and ``draft`` are in ``config.json`` only, since transformers has no such fields.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", 
 
 def write_generation(settings: GenerationConfig, end_token_id: int, folder: Path) -> None:
     """Write the file."""
-    from transformers import GenerationConfig as Theirs
+    from transformers import GenerationConfig as TransformersConfig
 
-    Theirs(
+    TransformersConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         do_sample=False,
@@ -34,15 +34,15 @@ def write_generation(settings: GenerationConfig, end_token_id: int, folder: Path
 
 
 def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The model's settings as a mapping: ``own``, changed as the file says, where there is one.
+    """Return ``own``, with the settings of the file in place of its own if there is a file.
 
     Args:
         name: folder or hub id of the model.
-        own: its settings in ``config.json``.
+        own: the settings in ``config.json``.
         arguments: those of ``from_pretrained``.
 
     Raises:
-        UserError: the file is damaged, or asks for what is not done.
+        UserError: the file is damaged, or asks for something that is not supported.
     """
     from transformers.utils import cached_file
 
@@ -51,10 +51,10 @@ def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -
     if path is None:
         return own
     try:
-        said = json.loads(Path(path).read_text(encoding="utf-8"))
-        if said.get("do_sample"):
-            raise UserError(f"{NAME} of {name} sets do_sample, and transcripts are not sampled; set it to false")
-        changes = {key: said[key] for key in ("max_new_tokens", "num_beams") if said.get(key) is not None}
+        read = json.loads(Path(path).read_text(encoding="utf-8"))
+        if read.get("do_sample"):
+            raise UserError(f"{NAME} of {name} sets do_sample, which is not supported; set it to false")
+        changes = {key: read[key] for key in ("max_new_tokens", "num_beams") if read.get(key) is not None}
         return GenerationConfig(**{**own, **changes}).model_dump(mode="json")
     except UserError:
         raise

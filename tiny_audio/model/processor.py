@@ -1,4 +1,4 @@
-"""TinyAudioProcessor: waveforms into a padded batch, token ids back into text."""
+"""TinyAudioProcessor: waveforms -> a padded batch; token ids -> text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Waveform = np.ndarray[Any, Any] | Tensor
 
 
 class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
-    """What goes into ``TinyAudioModel.generate``, and its token ids back into text by ``batch_decode``.
+    """Prepares the inputs of ``TinyAudioModel.generate``, and decodes its token ids with ``batch_decode``.
 
-    Encoders have their own front ends, so audio needs no more than padding.
+    It only pads the audio, because encoders have their own front ends.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -33,25 +33,25 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
 
         Args:
             audio: one mono clip ``[S]`` of floating-point samples between -1 and 1, or a list of such clips.
-            sampling_rate: of all clips; only 16,000 Hz is taken, so that nothing is resampled unseen.
+            sampling_rate: of all clips; only 16,000 Hz is accepted, so that nothing is resampled silently.
             return_tensors: only ``"pt"``.
 
         Returns:
             ``waveforms [B, S]``, float32 and zero beyond each clip, and ``waveform_lengths [B]`` in samples.
 
         Raises:
-            UserError: another rate or kind of tensor, no clip, or a clip that is not mono, floating-point, finite.
+            UserError: another rate or kind of tensor, no clip, or a clip that is not mono, floating-point and finite.
         """
         if sampling_rate != SAMPLE_RATE:
             raise UserError(
-                f"audio at {sampling_rate:,} Hz was given, and {SAMPLE_RATE:,} Hz is needed; resample it first, such "
-                f"as with torchaudio.functional.resample(audio, {sampling_rate}, {SAMPLE_RATE})"
+                f"the audio has {sampling_rate:,} Hz, and {SAMPLE_RATE:,} Hz is required; resample it first, for "
+                f"example with torchaudio.functional.resample(audio, {sampling_rate}, {SAMPLE_RATE})"
             )
         if return_tensors != "pt":
-            raise UserError(f"return_tensors={return_tensors!r} was given, and only 'pt' (PyTorch) is there")
+            raise UserError(f"return_tensors={return_tensors!r} is not supported; use 'pt' (PyTorch)")
         clips = [audio] if isinstance(audio, np.ndarray | Tensor) else audio
         if len(clips) == 0:
-            raise UserError("no clip was given; pass one array of samples, or a list of arrays")
+            raise UserError("there is no clip; pass one array of samples, or a list of arrays")
         rows = [_mono(clip, index) for index, clip in enumerate(clips)]
         return BatchFeature(
             {
@@ -71,13 +71,13 @@ def _mono(clip: Waveform, index: int) -> Tensor:
     waveform = torch.as_tensor(clip)
     if waveform.ndim != 1:
         raise UserError(
-            f"clip {index} has the shape {tuple(waveform.shape)}, and one channel of samples is needed; average the "
+            f"clip {index} has the shape {tuple(waveform.shape)}, and one channel of samples is required; average the "
             "channels of stereo audio, take the only row of [1, samples], and pass a batch as a list of clips"
         )
     if not waveform.is_floating_point():
         raise UserError(
             f"clip {index} holds {str(waveform.dtype).removeprefix('torch.')}, and floating-point samples between "
-            "-1 and 1 are needed; divide 16-bit samples by 32768"
+            "-1 and 1 are required; divide 16-bit samples by 32768"
         )
     if len(waveform) == 0:
         raise UserError(f"clip {index} is empty; leave it out")

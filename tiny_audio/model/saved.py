@@ -1,4 +1,4 @@
-"""How a model is saved and loaded: transformers' way, with every tensor in its place."""
+"""Saving and loading a model the transformers way, with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -19,33 +19,30 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but every tensor must have its place, and what an export left out is fetched.
+        """Load as transformers does, but reject keys that differ, and fetch weights that the export left out.
 
-        With ``output_loading_info``, keys that differ are told and not refused; only safetensors are read.
+        With ``output_loading_info``, keys that differ are returned instead. Only safetensors are read.
 
         Raises:
             UserError: a key is missing, unexpected or of another shape, or a base checkpoint cannot be read.
         """
-        name, tells = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        name, returns_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         allows_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         settings = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
-        with quiet():  # transformers would list what is accounted for below
+        with quiet():  # transformers would list the keys that are checked below
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
         missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
         info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)
         model.config.base_weights = None
         problems = dict(info) | ({"mismatched_keys": ()} if allows_shapes else {})
-        if not tells and (found := "; ".join(base_weights.key_problems(problems))):
-            raise UserError(
-                f"{name}: the weights are not exactly those of the model that config.json describes; {found}; "
-                "copy or export it again"
-            )
+        if not returns_info and (found := "; ".join(base_weights.key_problems(problems))):
+            raise UserError(f"{name}: the weights do not match config.json: {found}; copy or export the model again")
         if name is not None:
             model.config.generation = read_generation(str(name), model.config.generation, kwargs)
-        return (model, info) if tells else model
+        return (model, info) if returns_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As transformers', with the ``generation_config.json`` that tells how text is searched for."""
+        """Save as transformers does, and write ``generation_config.json`` from the model's own settings."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         settings = GenerationConfig(**self.config.generation)
         write_generation(settings, self.config.end_token_id, Path(save_directory))

@@ -1,4 +1,4 @@
-"""Text as it is written: what transformers' generate tells while it runs, greedy or with beams."""
+"""Partial texts while transformers' ``generate`` runs, greedy or with beams."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+OnText = Callable[[int, str], None]
+"""Receives the index of a clip and its text so far. The final text may differ: with beams, and in joint decoding."""
 
-class LiveIds(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-    """Tells the ids of each clip after each token, of the likeliest beam where there are several; stops nothing.
+OnIds = Callable[[int, list[int]], None]
+"""Receives the index of a clip and its token ids so far."""
 
-    transformers' streamers take a single clip and no beams; its stopping criteria see both.
+
+class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
+    """Calls ``on_ids`` for each clip after each token, with the ids of its likeliest beam. It stops nothing.
+
+    transformers' own streamers support neither batches nor beams. Its stopping criteria see both.
 
     Args:
-        num_clips: B; transformers has some rows for each.
-        tell: called with the number of a clip, and its ids up to now.
+        num_clips: B. transformers has one row per clip and beam.
+        on_ids: the callback.
     """
 
-    def __init__(self, num_clips: int, tell: Callable[[int, list[int]], None]) -> None:
-        self._num_clips, self._tell = num_clips, tell
+    def __init__(self, num_clips: int, on_ids: OnIds) -> None:
+        self._num_clips, self._on_ids = num_clips, on_ids
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """No row of ``input_ids [N, new tokens]`` is done."""
+        """Report ``input_ids [N, new tokens]``; no row is stopped."""
         likeliest = input_ids[:: len(input_ids) // self._num_clips]
         for clip, ids in enumerate(likeliest.tolist()):
-            self._tell(clip, ids)
+            self._on_ids(clip, ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -75,7 +75,8 @@ def build_stand_in(
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read.
     """
-    from tiny_audio.model.model import TinyAudioConfig, TinyAudioModel
+    from tiny_audio.model.config import TinyAudioConfig
+    from tiny_audio.model.model import TinyAudioModel
 
     def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
         return read_architecture(part) if random_weights else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiny_audio.decoders import DECODERS, Decoder, DecoderCache, DecoderConfig, DecoderContext, build_tokenizer
 from tiny_audio.frames import length_mask
-from tiny_audio.model.drafting import decode_drafted
+from tiny_audio.model.assisted import decode_assisted
 from tiny_audio.pretrained.packing import VARLEN
 from tiny_audio.testing._checks import (
     NOISE,
@@ -117,7 +117,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             self.check_invariance,
             self.check_generation,
             self.check_cache,
-            self.check_drafting,
+            self.check_assisted_decoding,
             self.check_finite,
             self.check_gradients,
             self.check_save_load,
@@ -239,7 +239,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             cache.keep(torch.tensor(kept), torch.tensor([num_read[order[index]] for index in kept]))
             order = [order[index] for index in kept]
 
-    def check_drafting(self, config: DecoderConfig) -> None:
+    def check_assisted_decoding(self, config: DecoderConfig) -> None:
         """Assisted decoding gives the ids of ``generate`` for any draft, and verifies a right draft in one pass."""
         decoder, end = self.build_varied(config), tokenizer_of(config).eos_token_id
         if decoder.cache() is None:
@@ -253,7 +253,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 cache = decoder.cache()
                 assert cache is not None
                 drafts = [FixedDraft(ids, wrong) for ids in wanted]
-                rows = decode_drafted(decoder, cache, embeddings, mask, drafts, max_new_tokens=24, end_id=end)
+                rows = decode_assisted(decoder, cache, embeddings, mask, drafts, max_new_tokens=24, end_id=end)
                 ids = [row.ids for row in rows]
                 expect(ids == wanted, config, f"with drafts that are {wrong:.0%} wrong it gives {ids}, not {wanted}")
                 passes = [row.num_passes for row in rows]

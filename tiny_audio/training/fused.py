@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.config import UserError
-from tiny_audio.model.model import LinearCrossEntropy
+from tiny_audio.model.splicing import LinearCrossEntropy
 
 
 def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:

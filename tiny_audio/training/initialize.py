@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.encoders import EncoderConfig
-from tiny_audio.export import load_exported_tokenizer
+from tiny_audio.export.load import load_exported_tokenizer
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import InitFrom
 

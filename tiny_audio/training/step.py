@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tiny_audio.config import RunFailed
-from tiny_audio.model.model import TargetScores
+from tiny_audio.model.splicing import TargetScores
 from tiny_audio.training.parallel import plain, synchronizing
 from tiny_audio.training.world import World
 

@@ -17,7 +17,8 @@ from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped, usable_again
 from tiny_audio.data.target_encoder import TargetEncoder
-from tiny_audio.model.model import TargetScores, TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.splicing import TargetScores
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of, set_tf32

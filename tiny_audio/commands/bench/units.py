@@ -20,7 +20,8 @@ from tiny_audio.data.order import plan_epoch
 from tiny_audio.data.target_encoder import TargetEncoder, TargetError
 from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
 from tiny_audio.frames import Frames
-from tiny_audio.model.model import TargetScores, TinyAudioModel
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.splicing import TargetScores
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import Dropped
 from tiny_audio.training.loop import Budget, Counts, TrainingLoop

@@ -18,7 +18,7 @@ from tiny_audio.config import RunFailed, UserError
 from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:
-    from tiny_audio.model.model import TargetScores
+    from tiny_audio.model.splicing import TargetScores
 
 GIB = 2**30
 STEPS = 2

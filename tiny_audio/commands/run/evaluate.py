@@ -16,7 +16,7 @@ from tiny_audio.data.clips import Clip
 from tiny_audio.data.dropped import DroppedLog
 from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.evaluation import Hypothesis, evaluate_clips
-from tiny_audio.export import load_model
+from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.runtime.device import device_of, set_tf32

@@ -19,8 +19,9 @@ from tiny_audio.commands.transcribe._options import Options
 from tiny_audio.commands.transcribe._outputs import OutputFolder
 from tiny_audio.commands.transcribe._screen import Screen, line, progress
 from tiny_audio.config import UserError
-from tiny_audio.export import load_model, model_folder
-from tiny_audio.inference.transcriber import Segment, Transcriber, Transcription
+from tiny_audio.export.load import load_model, model_folder
+from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.runtime.device import device_of
 
 __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
@@ -28,51 +29,51 @@ __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
 @dataclass
 class Outcome:
-    """What became of all recordings."""
+    """What happened to the recordings."""
 
     done: int = 0
     skipped: int = 0
-    """Had their output already."""
+    """Recordings whose output already existed."""
     truncated: list[str] = field(default_factory=list)
-    """Recordings with a text that was cut at ``max_new_tokens``."""
+    """Recordings with a text that was truncated at ``max_new_tokens``."""
     errors: list[str] = field(default_factory=list)
-    """One message for each that could not be read."""
+    """One message for each recording that could not be read."""
 
 
 def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) -> None:
-    """Transcribe to standard output or to files, and report what was skipped, cut or unreadable.
+    """Transcribe to standard output or to files, and report what was skipped, truncated or unreadable.
 
     Raises:
         UserError: as :func:`transcribe`, or some recordings could not be read.
     """
     outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True))
     if options.output_dir is not None:
-        already = f", {outcome.skipped} were there already" if outcome.skipped else ""
+        already = f", {outcome.skipped} already there" if outcome.skipped else ""
         print(f"{outcome.done} written to {options.output_dir}{already}")
     for name in outcome.truncated:
-        print(f"{name}: a text was cut at max_new_tokens, and words may be missing", file=sys.stderr)
+        print(f"{name}: a text was truncated at max_new_tokens; words may be missing", file=sys.stderr)
     if outcome.errors:
         raise UserError("\n".join(outcome.errors))
 
 
 def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Callable[[str], None]) -> Outcome:
-    """Write what is said in all recordings, in their order; what cannot be read is an error of its own.
+    """Transcribe all recordings in order. One that cannot be read becomes an error in the outcome.
 
     Args:
         model: an exported model's folder, or a run's.
         inputs: audio files, folders with some at any depth, ``-`` for standard input.
-        options: how.
-        write: takes what goes to standard output, a piece at a time.
+        options: how to transcribe and write.
+        write: receives the text for standard output, bit by bit.
 
     Raises:
-        UserError: the model cannot be loaded or cannot do what is asked, or there is nothing to transcribe.
+        UserError: the model cannot be loaded or does not support the options, or there is nothing to transcribe.
     """
     with ExitStack() as stack:
         recordings = recordings_of(inputs, stack)
         if options.format in ("srt", "vtt") and options.output_dir is None and len(recordings) > 1:
             raise UserError(
-                f"{len(recordings)} recordings do not fit into one .{options.format}; add --output-dir, and each gets "
-                "its own"
+                f"{len(recordings)} recordings do not fit into one .{options.format} file; add --output-dir to get one "
+                "for each"
             )
         outcome, output = Outcome(), None
         if options.output_dir is not None:
@@ -83,7 +84,9 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
             loaded, tokenizer = load_model(model)
             if output is not None:
                 output.begin()
-            transcriber = Transcriber(loaded.to(device_of("auto")), tokenizer, guard=options.guard)
+            transcriber = Transcriber(
+                loaded.to(device_of("auto")), tokenizer, filter_hallucinations=options.filter_hallucinations
+            )
             _Job(transcriber, waiting, options, output, write, outcome).run(stack)
         elif options.format == "json" and output is None:
             write("[]\n")
@@ -91,7 +94,7 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
 
 
 class _Job:
-    """All recordings through one transcriber."""
+    """Passes all recordings through one transcriber."""
 
     def __init__(
         self,
@@ -114,20 +117,20 @@ class _Job:
         live = to_stdout and options.format == "text" and sys.stdout.isatty()
         screen = stack.enter_context(Screen(self._recordings)) if live else None
         report = screen.batch_done if screen else progress(stack, self._recordings)
-        timed = options.words or (options.format in ("srt", "vtt") and self._transcriber.times_words)
+        timed = options.words or (options.format in ("srt", "vtt") and self._transcriber.can_time_words)
         if to_stdout and options.format == "tsv":
             self._write(TSV_HEAD)
-        blocks = (self._blocks(number) for number in range(len(self._recordings)))
+        blocks = (self._blocks(index) for index in range(len(self._recordings)))
         events = self._transcriber.stream(
             blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
         )
-        for number, event in events:
-            recording = self._recordings[number]
+        for index, event in events:
+            recording = self._recordings[index]
             if isinstance(event, Segment):
                 if screen and event.text:
                     self._write(line(recording, event.start_s, event.text) + "\n")
                 continue
-            error = self._errors.get(number)
+            error = self._errors.get(index)
             if error is not None:
                 self._outcome.errors.append(error)
             else:
@@ -138,23 +141,23 @@ class _Job:
         if to_stdout and options.format == "json":
             self._write(json.dumps(self._rows, indent=1, ensure_ascii=False) + "\n")
 
-    def _blocks(self, number: int) -> Iterator[Tensor]:
-        """What can be decoded; then, maybe, an error to remember."""
-        recording = self._recordings[number]
+    def _blocks(self, index: int) -> Iterator[Tensor]:
+        """Decode a recording as far as possible, and remember the error if there is one."""
+        recording = self._recordings[index]
         try:
-            yield from decoded(recording.path, recording.name, self._transcriber.whole_s)
+            yield from decoded(recording.path, recording.name, self._transcriber.max_chunk_s)
         except (AudioError, FileError) as error:
-            self._errors[number] = str(error)
+            self._errors[index] = str(error)
 
-    def _finish(self, recording: Recording, heard: Transcription, error: str | None, live: bool) -> None:
+    def _finish(self, recording: Recording, transcription: Transcription, error: str | None, live: bool) -> None:
         options = self._options
         if self._output is not None:
             if error is None:
-                self._output.write(recording, heard)
+                self._output.write(recording, transcription)
         elif options.format == "json":
-            self._rows.append(row(recording.name, heard, error))
+            self._rows.append(row(recording.name, transcription, error))
         elif error is None and not live:
             if options.format == "text":
-                self._write(f"{recording.name}\t{heard.text}\n")
+                self._write(f"{recording.name}\t{transcription.text}\n")
             else:
-                self._write(rendered(recording.name, heard, options).removeprefix(TSV_HEAD))
+                self._write(rendered(recording.name, transcription, options).removeprefix(TSV_HEAD))

@@ -8,47 +8,48 @@ from dataclasses import asdict
 from typing import Any
 
 from tiny_audio.commands.transcribe._options import Options
+from tiny_audio.inference.segments import Transcription
 from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
-from tiny_audio.inference.transcriber import Transcription
 
 
-def rendered(name: str, heard: Transcription, options: Options) -> str:
+def rendered(name: str, transcription: Transcription, options: Options) -> str:
     """The content of one recording's output file."""
     match options.format:
         case "json":
-            return json.dumps(row(name, heard, None), indent=1, ensure_ascii=False) + "\n"
+            return json.dumps(row(name, transcription, None), indent=1, ensure_ascii=False) + "\n"
         case "srt":
-            return as_srt(cues(heard.segments, each_word=options.words))
+            return as_srt(cues(transcription.segments, each_word=options.words))
         case "vtt":
-            return as_vtt(cues(heard.segments, each_word=options.words))
+            return as_vtt(cues(transcription.segments, each_word=options.words))
         case "tsv":
-            return TSV_HEAD + "".join(_tsv_lines(name, heard, options.words))
+            return TSV_HEAD + "".join(_tsv_lines(name, transcription, options.words))
         case _:
-            return "".join(f"{segment.text}\n" for segment in heard.segments if segment.text)
+            return "".join(f"{segment.text}\n" for segment in transcription.segments if segment.text)
 
 
 TSV_HEAD = "audio_filepath\tstart_s\tend_s\ttext\n"
 
 
-def _tsv_lines(name: str, heard: Transcription, words: bool) -> Iterator[str]:
+def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator[str]:
     plain = " ".join(name.split("\t"))
-    for segment in heard.segments:
+    for segment in transcription.segments:
         for part in segment.words or () if words else [segment] if segment.text else []:
             yield f"{plain}\t{part.start_s:.3f}\t{part.end_s:.3f}\t{' '.join(part.text.split())}\n"
 
 
-def row(name: str, heard: Transcription, error: str | None) -> dict[str, Any]:
+def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:
+    """A recording as a JSON object."""
     if error is not None:
         nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
         return {"audio_filepath": name, **nothing, "error": error, "segments": None}
     return {
         "audio_filepath": name,
-        "duration": heard.duration_s,
-        "text": heard.text,
-        "ctc_text": heard.ctc_text,
-        "truncated": heard.truncated,
+        "duration": transcription.duration_s,
+        "text": transcription.text,
+        "ctc_text": transcription.ctc_text,
+        "truncated": transcription.truncated,
         "error": None,
-        "segments": [_rounded(asdict(segment)) for segment in heard.segments],
+        "segments": [_rounded(asdict(segment)) for segment in transcription.segments],
     }
 
 

@@ -1,4 +1,4 @@
-"""What is to be transcribed: files, folders of files and standard input -> blocks of audio."""
+"""Inputs of ``tiny-audio transcribe``: files, folders and standard input -> blocks of audio."""
 
 from __future__ import annotations
 
@@ -32,32 +32,34 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Recording:
+    """One input."""
+
     path: Path
-    """Where its bytes are."""
+    """The file to read."""
     name: str
-    """What it is called."""
+    """Its name in outputs and messages."""
     stem: str
-    """Of its output below the folder for outputs."""
+    """Path of its output below ``--output-dir``, without the format's suffix."""
 
 
 def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
-    """Files as given, folders as the audio files in them, standard input as a file of its own."""
+    """The recordings that the arguments name: files, the audio files in folders, and standard input."""
     found: list[Recording] = []
     for given in inputs:
         if str(given) == STDIN:
             if any(recording.name == STDIN for recording in found):
-                raise UserError("- was given twice, and standard input can be read once; remove one")
+                raise UserError("- is given twice, and standard input can be read only once; remove one")
             found.append(Recording(_spooled(stack), STDIN, "stdin"))
         elif given.is_dir():
             names = files_below(given, is_audio_name)
             if not names:
-                raise UserError(f"no audio file lies in {given}; give a folder with some, at any depth")
+                raise UserError(f"{given} contains no audio file; give a folder that does, at any depth")
             found += (Recording(given / name, str(given / name), name) for name in names)
         else:
             found.append(Recording(given, str(given), given.name))
-    # Names that are no text cannot be written anywhere; their bytes stay in the paths.
+    # File names that are not valid text cannot be printed. Their paths keep the bytes.
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
-    # clip.mp4 and clip.srt belong together; only where two would get the same name, both keep their suffixes.
+    # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
     times = Counter(stems)
     return [
@@ -67,7 +69,7 @@ def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
 
 
 def _spooled(stack: ExitStack) -> Path:
-    """Standard input on the disk: decoders go back and forth in a file."""
+    """Copy standard input to a file, because decoders seek."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-audio-")))
     path = folder / "stdin"
     with path.open("wb") as file:
@@ -75,11 +77,11 @@ def _spooled(stack: ExitStack) -> Path:
     return path
 
 
-def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
-    """A recording's blocks: by libsndfile, else by FFmpeg where it is installed.
+def decoded(path: Path, name: str, max_chunk_s: float) -> Iterator[Tensor]:
+    """Decode a recording with libsndfile, or with FFmpeg if libsndfile cannot and FFmpeg is installed.
 
     Raises:
-        AudioError: while they are taken.
+        AudioError: while the blocks are read.
     """
     try:
         duration_s = audio_duration(path, name=name)
@@ -100,8 +102,8 @@ def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
         yield from ffmpeg_blocks(path, name)
         return
     try:
-        if duration_s <= whole_s:
-            yield load_audio(path, max_duration_s=whole_s, name=name)
+        if duration_s <= max_chunk_s:
+            yield load_audio(path, max_duration_s=max_chunk_s, name=name)
         else:
             yield from audio_blocks(path, name=name)
     except AudioError as error:
@@ -111,7 +113,7 @@ def decoded(path: Path, name: str, whole_s: float) -> Iterator[Tensor]:
 
 
 def duration(recording: Recording) -> float:
-    """0 where the header does not tell."""
+    """Seconds, or 0 if the header does not say."""
     try:
         return audio_duration(recording.path)
     except (AudioError, FileError):

@@ -1,4 +1,4 @@
-"""How recordings are transcribed and written."""
+"""Options of ``tiny-audio transcribe``."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ SUFFIXES: dict[str, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt
 
 @dataclass(frozen=True)
 class Options:
-    """How to write what is heard."""
+    """How to write transcriptions."""
 
     format: str = "text"
     output_dir: Path | None = None
-    """A file there for each recording; None writes to standard output."""
+    """Folder that gets a file for each recording; None writes to standard output."""
     words: bool = False
-    """Time each word: in JSON beside the segments, elsewhere a row or cue for each."""
-    guard: bool = True
+    """Time each word: in JSON as part of the segments, in other formats as a row or cue per word."""
+    filter_hallucinations: bool = True
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
-    """Transcribe again what has its output in ``output_dir`` already."""
+    """Transcribe recordings again that already have their file in ``output_dir``."""
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
             raise UserError(f"--format {self.format!r} is unknown; choose one of {', '.join(get_args(Format))}")
         if self.words and self.format == "text":
-            raise UserError("--words has no place in plain text; add --format json, srt, vtt or tsv")
+            raise UserError("--words has no effect in plain text; add --format json, srt, vtt or tsv")
         if self.overwrite and self.output_dir is None:
             raise UserError("--overwrite has no effect without --output-dir; remove it")

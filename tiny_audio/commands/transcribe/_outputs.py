@@ -1,4 +1,4 @@
-"""A folder of transcripts: what is in it already, and whose it is."""
+"""A folder of transcripts: which exist already, and what made them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from tiny_audio.commands.transcribe._formats import rendered
 from tiny_audio.commands.transcribe._inputs import STDIN, Recording
 from tiny_audio.commands.transcribe._options import SUFFIXES, Options
 from tiny_audio.config import UserError
-from tiny_audio.inference.transcriber import Transcription
+from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 IDENTITY = "transcribe.json"
-"""Says, for each format, what the transcripts beside it were made with."""
+"""A file that records, for each format, the model and options that made the transcripts next to it."""
 
 
 class OutputFolder:
-    """A file for each recording, which appears only when it is whole.
+    """A file for each recording, written atomically.
 
     Args:
-        folder: made where it is missing, once there is something to write.
-        model: the folder of the model, whose transcripts these are.
-        recordings: all that are to be written.
+        folder: created when the first transcript is written.
+        model: folder of the model.
+        recordings: all that will be written.
 
     Raises:
-        UserError: two recordings would have the same file, or there are files of somebody else's in their places.
+        UserError: two recordings would have the same file, or such a file exists and was not made by this model and
+            these options.
     """
 
     def __init__(self, folder: Path, model: Path, recordings: Sequence[Recording], options: Options) -> None:
@@ -35,12 +36,12 @@ class OutputFolder:
         _check_distinct(recordings)
         weights = sorted([*model.glob("*.safetensors"), *model.glob("*.json")])
         files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights}
-        self._identity = {"model": files, "words": options.words, "guards": options.guard}
+        self._identity = {"model": files, "words": options.words, "guards": options.filter_hallucinations}
         if not options.overwrite:
-            self._check_mine(recordings)
+            self._check_identity(recordings)
 
     def is_done(self, recording: Recording) -> bool:
-        """Whether its file is there, and is younger than the recording."""
+        """Whether its file exists and is newer than the recording."""
         if self._options.overwrite or recording.name == STDIN:
             return False
         try:
@@ -49,16 +50,16 @@ class OutputFolder:
             return False
 
     def begin(self) -> None:
-        """Say whose the files are, before there are any."""
+        """Record the model and options before any transcript is written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self._known() | {self._options.format: self._identity}
         write_atomically(self.folder / IDENTITY, json.dumps(known, indent=1) + "\n")
 
-    def write(self, recording: Recording, heard: Transcription) -> None:
-        """One file."""
+    def write(self, recording: Recording, transcription: Transcription) -> None:
+        """Write the file of one recording."""
         path = self._path(recording)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, rendered(recording.name, heard, self._options))
+        write_atomically(path, rendered(recording.name, transcription, self._options))
 
     def _path(self, recording: Recording) -> Path:
         return self.folder / f"{recording.stem}{SUFFIXES[self._options.format]}"
@@ -70,15 +71,15 @@ class OutputFolder:
             return {}
         return known if isinstance(known, dict) else {}
 
-    def _check_mine(self, recordings: Sequence[Recording]) -> None:
+    def _check_identity(self, recordings: Sequence[Recording]) -> None:
         before = self._known().get(self._options.format)
         if before == self._identity:
             return
         there = next((path for one in recordings if (path := self._path(one)).exists()), None)
         if there is None:
             return
-        whose = "is not of tiny-audio transcribe" if before is None else "is of another model, or of other options"
-        raise UserError(f"{there} is there already, and {whose}; give another --output-dir, or --overwrite")
+        maker = "not by tiny-audio transcribe" if before is None else "by another model or with other options"
+        raise UserError(f"{there} already exists, and was made {maker}; give another --output-dir, or --overwrite")
 
 
 def _check_distinct(recordings: Sequence[Recording]) -> None:

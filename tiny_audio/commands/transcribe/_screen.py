@@ -1,4 +1,4 @@
-"""What a terminal shows meanwhile: texts as they grow, or a bar."""
+"""Progress on a terminal: texts as they grow, or a bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.commands.transcribe._inputs import Recording, duration
 
 
 class Screen:
-    """What a terminal shows while a batch is decoded, and no longer: its earliest piece, as the text grows."""
+    """Shows the growing text of a batch's earliest chunk, while the batch is decoded."""
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
         self._recordings = recordings
@@ -24,22 +24,22 @@ class Screen:
     def __exit__(self, *error: object) -> None:
         self.batch_done(0.0)
 
-    def text(self, number: int, start_s: float, text: str) -> None:
-        """A piece's text up to now."""
-        if not text or (self._earliest is not None and (number, start_s) > self._earliest):
+    def text(self, index: int, start_s: float, text: str) -> None:
+        """Receive a chunk's text so far."""
+        if not text or (self._earliest is not None and (index, start_s) > self._earliest):
             return
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
-        self._earliest = number, start_s
+        self._earliest = index, start_s
         if self._live is None:
             self._live = Live(console=Console(), transient=True, auto_refresh=False)
             self._live.start()
-        self._live.update(Text(line(self._recordings[number], start_s, text)), refresh=True)
+        self._live.update(Text(line(self._recordings[index], start_s, text)), refresh=True)
 
     def batch_done(self, seconds: float) -> None:
-        """What is certain is written now."""
+        """Clear the screen; the final texts of the batch are printed next."""
         if self._live is not None:
             self._live.stop()
         self._live = self._earliest = None
@@ -54,7 +54,7 @@ def _clock(seconds: float) -> str:
 
 
 def progress(stack: ExitStack, recordings: Sequence[Recording]) -> Callable[[float], None] | None:
-    """A bar on standard error, where that is a terminal."""
+    """A callback that moves a bar on standard error; None if that is not a terminal."""
     if not sys.stderr.isatty():
         return None
     from rich.console import Console

@@ -1,34 +1,28 @@
-"""Drafted decoding: what greedy decoding says, in fewer passes of the decoder, from drafts right and wrong."""
+"""Assisted decoding gives the tokens of greedy decoding in fewer passes of the decoder, from right and wrong drafts."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Document, changed
 from pydantic import ValidationError
-from torch import Tensor, nn
 
+from tests.conftest import Document, changed
+from tests.support.models import assemble, batch
 from tiny_audio.config import UserError
-from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, Decoder, DecoderContext, build_tokenizer
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, train_tokenizer
-from tiny_audio.encoders import ENCODERS
+from tiny_audio.model.assisted import TextDraft, decode_assisted
 from tiny_audio.model.decoding import GenerationConfig
-from tiny_audio.model.drafting import TextDraft, decode_drafted, respelled
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.prompt import PromptConfig, build_prompt
-from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import content_hash, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["turn on the kitchen light", "turn off the kitchen light please", "set a timer for nine minutes"]
-LETTERS = tuple("abcdefghijklmnopqrstuvwxyz ")
 SIZES = (16_000, 5_000, 11_111, 24_000)
 
 
@@ -37,31 +31,11 @@ def words_tokenizer() -> Any:
     return train_tokenizer(TrainedTokenizerConfig(kind="bpe", vocab_size=300), [*TEXTS, "TURN ON"])
 
 
-def assemble(head: bool = True, decoder: dict[str, Any] | None = None, **generation: Any) -> tuple[TinyAudioModel, Any]:
-    """A tiny random model that says something."""
-    torch.manual_seed(0)
-    config: Any = DECODERS.entry("smollm3").config.tiny() if decoder is None else DECODERS.parse(decoder)  # type: ignore[attr-defined]
-    tokenizer = build_tokenizer(config, TEXTS)
-    model = TinyAudioModel.assemble(
-        ENCODERS.entry("whisper").config.tiny(),  # type: ignore[attr-defined]
-        PROJECTORS.entry("swiglu").config.tiny(),  # type: ignore[attr-defined]
-        config,
-        tokenizer=tokenizer,
-        prompt=build_prompt(PromptConfig(), tokenizer),
-        ctc_vocabulary=CtcVocabulary.of(TEXTS) if head else None,
-        generation=GenerationConfig(max_new_tokens=20, **generation),
-    )
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.4)
-    return model.eval(), tokenizer
-
-
-def batch(*sizes: int) -> tuple[Tensor, Tensor]:
-    waveforms = 10 * torch.randn(len(sizes), max(sizes), generator=torch.Generator().manual_seed(1))
-    for row, size in zip(waveforms, sizes, strict=True):
-        row[:size] = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size))
-    return waveforms, torch.tensor(sizes)
+def assisted_model(
+    ctc: bool = True, decoder: dict[str, Any] | None = None, **generation: Any
+) -> tuple[TinyAudioModel, Any]:
+    settings = GenerationConfig(max_new_tokens=20, **generation)
+    return assemble(decoder=decoder or "smollm3", transcripts=TEXTS, prompt="{audio}", ctc=ctc, generation=settings)
 
 
 def set_draft(model: TinyAudioModel, draft: str | None, **others: Any) -> None:
@@ -82,11 +56,11 @@ def passes_of(model: TinyAudioModel, *inputs: Any) -> int:
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 20])
-def test_drafted_is_plain_alone_and_in_batches(max_new_tokens: int) -> None:
-    model, tokenizer = assemble()
+def test_assisted_is_plain_alone_and_in_batches(max_new_tokens: int) -> None:
+    model, tokenizer = assisted_model()
     set_draft(model, "none", max_new_tokens=max_new_tokens)
     plain = [model.transcribe(*batch(size), tokenizer)[0] for size in SIZES]
-    assert len({heard.text for heard in plain}) > 1
+    assert len({transcript.text for transcript in plain}) > 1
     set_draft(model, "ctc", max_new_tokens=max_new_tokens)
     assert [model.transcribe(*batch(size), tokenizer)[0] for size in SIZES] == plain
     assert model.transcribe(*batch(*SIZES), tokenizer) == plain
@@ -94,12 +68,12 @@ def test_drafted_is_plain_alone_and_in_batches(max_new_tokens: int) -> None:
 
 
 def test_rows_that_end_early_leave_the_batch() -> None:
-    model, tokenizer = assemble()
+    model, tokenizer = assisted_model()
     ids = model.generate(*batch(*SIZES))
     seen: list[set[int]] = [set(row.tolist()) for row in ids]
-    # said by some row in its middle, and never by another
+    # in the middle of some row, and in no other
     model.config.end_token_id = next(
-        token for row in ids for token in row[3:10].tolist() if sum(token in said for said in seen) == 1
+        token for row in ids for token in row[3:10].tolist() if sum(token in ids for ids in seen) == 1
     )
     plain = model.generate(*batch(*SIZES)).tolist()
     end = model.config.end_token_id
@@ -109,17 +83,17 @@ def test_rows_that_end_early_leave_the_batch() -> None:
     audio, lengths = model.projector(frames)
     texts = [tokenizer.decode(row) for row in plain]
     for guesses in (texts, texts[::-1], [""] * len(texts), ["turn on the light"] * len(texts)):
-        drafted = model.verify(audio, lengths, guesses, tokenizer)
-        assert [clip.ids for clip in drafted] == plain
+        decoded = model.verify(audio, lengths, guesses, tokenizer)
+        assert [clip.ids for clip in decoded] == plain
         alone = [
             model.verify(audio[row : row + 1], lengths[row : row + 1], [guess], tokenizer)[0]
             for row, guess in enumerate(guesses)
         ]
-        assert alone == drafted, "neither what is said nor the number of passes depends on the batch"
+        assert alone == decoded, "neither the tokens nor the number of passes depend on the batch"
 
 
-def test_a_right_draft_takes_one_pass_and_none_takes_as_many_as_tokens() -> None:
-    model, tokenizer = assemble()
+def test_a_right_draft_takes_one_pass_and_no_draft_one_per_token() -> None:
+    model, tokenizer = assisted_model()
     (plain,) = model.generate(*batch(SIZES[0])).tolist()
     frames = model.encode(*batch(SIZES[0]))
     audio, lengths = model.projector(frames)
@@ -136,7 +110,7 @@ def test_a_right_draft_takes_one_pass_and_none_takes_as_many_as_tokens() -> None
     cache = model.decoder.cache()
     assert cache is not None
     with torch.no_grad():
-        (slow,) = decode_drafted(model.decoder, cache, *prompts, [Nothing()], max_new_tokens=20, end_id=-1)
+        (slow,) = decode_assisted(model.decoder, cache, *prompts, [Nothing()], max_new_tokens=20, end_id=-1)
     assert (slow.ids, slow.num_passes) == (plain, len(plain))
 
 
@@ -155,7 +129,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 class Spoiled:
     def __init__(self, ids: list[int]) -> None:
-        self._ids = [token if place % 4 else 3 for place, token in enumerate(ids)]
+        self._ids = [token if index % 4 else 3 for index, token in enumerate(ids)]
 
     def after(self, ids: Sequence[int]) -> list[int]:
         return self._ids[len(ids) :]
@@ -199,7 +173,7 @@ def test_positions_and_windows_of_other_families(model_type: str, overrides: dic
         cache = decoder.cache()
         assert cache is not None
         drafts = [Spoiled(row) for row in plain]
-        found = decode_drafted(decoder, cache, embeddings, mask, drafts, max_new_tokens=16, end_id=-1)
+        found = decode_assisted(decoder, cache, embeddings, mask, drafts, max_new_tokens=16, end_id=-1)
     assert [row.ids for row in found] == plain
     assert all(row.num_passes < 10 for row in found)
 
@@ -208,52 +182,48 @@ MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 MAMBA_PART = {"name": "causal_lm", "init": "random", "model_type": "mamba", "freeze": False, "overrides": MAMBA}
 
 
-def test_a_state_that_cannot_be_taken_back() -> None:
+def test_a_decoder_that_cannot_rewind() -> None:
     decoder = MAMBA_PART | {"tokenizer": {"kind": "characters"}}
-    model, tokenizer = assemble(decoder=decoder)
+    model, tokenizer = assisted_model(decoder=decoder)
     assert model.decoder.cache() is None
-    assert not model.drafts_from_ctc()
+    assert not model.uses_ctc_draft()
     plain = model.transcribe(*batch(SIZES[0]), tokenizer)
     assert passes_of(model, *batch(SIZES[0]), tokenizer) == 20
     set_draft(model, "none")
     assert model.transcribe(*batch(SIZES[0]), tokenizer) == plain
-    with pytest.raises(
-        UserError, match=re.escape("generation.draft: the decoder 'causal_lm' remembers what cannot be")
-    ):
-        assemble(decoder=decoder, draft="ctc")
+    with pytest.raises(UserError, match=r"generation\.draft: .*'causal_lm'"):
+        assisted_model(decoder=decoder, draft="ctc")
 
 
 # --- when
 
 
-def test_by_default_where_it_changes_nothing() -> None:
-    model, tokenizer = assemble()
+def test_drafts_are_used_by_default_if_they_change_nothing() -> None:
+    model, tokenizer = assisted_model()
     plain_passes = 20
-    assert model.drafts_from_ctc()
+    assert model.uses_ctc_draft()
     assert passes_of(model, *batch(SIZES[0]), tokenizer) <= plain_passes
     set_draft(model, "none")
-    assert not model.drafts_from_ctc()
+    assert not model.uses_ctc_draft()
     assert passes_of(model, *batch(SIZES[0]), tokenizer) == plain_passes
     set_draft(model, None, num_beams=3)
-    assert not model.drafts_from_ctc()
+    assert not model.uses_ctc_draft()
     set_draft(model, None, num_beams=1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not model.drafts_from_ctc()
+        assert not model.uses_ctc_draft()
     model.to(torch.bfloat16)
-    assert not model.drafts_from_ctc()
+    assert not model.uses_ctc_draft()
     set_draft(model, "ctc")
-    assert model.drafts_from_ctc()
-    assert not assemble(head=False)[0].drafts_from_ctc()
+    assert model.uses_ctc_draft()
+    assert not assisted_model(ctc=False)[0].uses_ctc_draft()
 
 
-def test_what_cannot_be_drafted_is_refused(document: Document, write_recipe: Callable[..., Path]) -> None:
-    several = r"draft: ctc is greedy decoding made faster and num_beams is 3; set num_beams: 1, or leave draft out"
-    with pytest.raises(ValidationError, match=several):
+def test_impossible_drafts_are_rejected(document: Document, write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(ValidationError, match=r"draft: ctc .* num_beams is 3"):
         GenerationConfig(num_beams=3, draft="ctc")
-    headless = r"generation.draft: ctc needs a CTC head, and this model has none; leave draft out"
-    with pytest.raises(UserError, match=headless):
-        assemble(head=False, draft="ctc")
-    with pytest.raises(UserError, match=r"generation.draft: ctc needs a CTC head; add a `ctc` section, or leave draft"):
+    with pytest.raises(UserError, match=r"generation\.draft: ctc"):
+        assisted_model(ctc=False, draft="ctc")
+    with pytest.raises(UserError, match=r"generation\.draft: ctc .*`ctc`"):
         load_recipe(write_recipe(changed(document, generation={"draft": "ctc"})))
 
 
@@ -269,19 +239,19 @@ def test_scores_do_not_depend_on_drafts(document: Document, write_recipe: Callab
 # --- drafts from a text
 
 
-def follow(text: str, *said: str) -> list[str]:
-    """What is guessed after each thing that is said, as text."""
+def follow(text: str, *verified: str) -> list[str]:
+    """The draft after each verified text."""
     tokenizer = words_tokenizer()
-    draft = TextDraft(text, tokenizer, 1, LETTERS)
+    draft = TextDraft(text, tokenizer, 1)
     guesses = []
-    for whole in said:
+    for whole in verified:
         *ids, end = draft.after(tokenizer.encode(whole, add_special_tokens=False))
         assert end == 1
         guesses.append(tokenizer.decode(ids))
     return guesses
 
 
-def test_the_rest_of_the_text_goes_on_where_the_words_do() -> None:
+def test_the_draft_continues_where_the_verified_words_end() -> None:
     text = "turn on the kitchen light"
     assert follow(text, "", "turn", "turn on") == [text, " on the kitchen light", " the kitchen light"]
     # another word, one too many, one too few
@@ -295,22 +265,6 @@ def test_the_case_of_letters_is_not_a_difference() -> None:
     assert follow("turn on the light", "TURN ON") == [" the light"]
 
 
-def test_what_is_said_may_be_taken_back() -> None:
-    """As a decoder's text is while the bytes of a character are apart."""
+def test_the_verified_text_may_change() -> None:
+    """As long as a character's bytes are incomplete, the decoded text differs."""
     assert follow("turn on the light", "turn the", "turn on")[1] == " the light"
-
-
-def test_words_are_spelt_as_the_decoder_would() -> None:
-    tokenizer = words_tokenizer()
-    assert respelled(["kichen", "lights", "plase", "thelight"], tokenizer, LETTERS) == [
-        "kitchen",
-        "light",
-        "please",
-        "the light",
-    ]
-    kept = ["zzz", "t", "turn"]
-    assert respelled(kept, tokenizer, LETTERS) == kept
-    assert respelled(["kichen"], tokenizer, ()) == ["kichen"]
-    assert respelled(["kichen"], tokenizer, [chr(0x4E00 + number) for number in range(200)]) == ["kichen"]
-    characters = train_tokenizer(TrainedTokenizerConfig(kind="characters"), TEXTS)
-    assert respelled(["kichen"], characters, LETTERS) == ["kichen"]

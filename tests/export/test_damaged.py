@@ -1,0 +1,110 @@
+"""Folders that cannot be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.models import assemble, change_config
+from tiny_audio.config import UserError
+from tiny_audio.export.load import load_model
+from tiny_audio.export.save import export_model
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_no_config(exported: Path) -> None:
+    load_model(exported.parent)  # as a run's folder has its model in it
+    (exported / "config.json").unlink()
+    for folder in (exported, exported.parent):
+        with pytest.raises(UserError, match=r"no config\.json"):
+            load_model(folder)
+    (exported.parent / "state.json").touch()
+    with pytest.raises(UserError, match="no model yet"):
+        load_model(exported.parent)
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[]"])
+def test_a_folder_of_another_kind(exported: Path, text: str) -> None:
+    (exported / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"model_type ('llama'|None) .*'tiny_audio'"):
+        load_model(exported)
+
+
+def test_broken_config(exported: Path) -> None:
+    (exported / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        load_model(exported)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 10_000])
+def test_truncated_weights(exported: Path, keep: int) -> None:
+    weights = exported / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(UserError, match="model: the weights cannot be read"):
+        load_model(exported)
+
+
+def test_no_weights(exported: Path) -> None:
+    (exported / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model: the weights cannot be read"):
+        load_model(exported)
+
+
+def test_every_key_is_accounted_for(exported: Path) -> None:
+    weights = load_file(exported / "model.safetensors")
+    weights["projector.left.weight"] = weights.pop("projector.down.weight")
+    weights["ctc_head.bias"] = torch.zeros(99)
+    save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
+    expected = (
+        r"missing: projector\.down\.weight \(1\); unexpected: projector\.left\.weight \(1\); "
+        r"mismatched: ctc_head\.bias \(1\)"
+    )
+    with pytest.raises(UserError, match=expected):
+        load_model(exported)
+
+
+def test_unknown_part(exported: Path) -> None:
+    change_config(exported, projector={"name": "swigloo"})
+    with pytest.raises(UserError, match=r"unknown projector 'swigloo'.*'swiglu'"):
+        load_model(exported)
+
+
+def test_part_of_another_version(exported: Path) -> None:
+    change_config(exported, projector={"name": "swiglu", "wings": 2}, tiny_audio_version="9.9")
+    with pytest.raises(UserError, match=r"config\.json .*wings.*tiny-audio 9\.9"):
+        load_model(exported)
+
+
+def test_an_edited_config(exported: Path) -> None:
+    change_config(exported, projector={"name": "swiglu", "wings": 2})
+    with pytest.raises(UserError, match=r"wings: .*changed after the export"):
+        load_model(exported)
+    change_config(exported, projector=None)
+    with pytest.raises(UserError, match=r"config\.json has no section 'projector'"):
+        load_model(exported)
+
+
+def test_missing_or_broken_tokenizer(exported: Path) -> None:
+    (exported / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+        load_model(exported)
+    (exported / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        load_model(exported)
+    (exported / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is missing"):
+        load_model(exported)

@@ -1,0 +1,83 @@
+"""An export that an earlier version made loads, and gives the texts that it gave then."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.support.remote_code import offline, run
+from tiny_audio.cli import main
+from tiny_audio.export.load import load_model
+
+FOLDER = Path(__file__).parent / "old_export"
+"""Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms, and the code of then."""
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+
+PIPELINE = """
+import json, sys
+import numpy as np
+from transformers import pipeline
+
+recognizer = pipeline("automatic-speech-recognition", model=sys.argv[1], trust_remote_code=True)
+waveforms = np.load(sys.argv[2])
+assert type(recognizer.model).__module__.startswith("transformers_modules.")
+assert "tiny_audio" not in sys.modules
+print(json.dumps({name: recognizer(waveforms[name])["text"] for name in waveforms.files}))
+"""
+
+
+def syllables(seed: int) -> np.ndarray[Any, Any]:
+    """Tones in noise that swell and change, with short silences between them."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for _ in range(10):
+        size = int(generator.integers(1_000, 2_500))
+        time = np.arange(size) / 16_000
+        tones = sum(np.sin(2 * np.pi * hz * time) for hz in generator.uniform(150, 5_000, size=3))
+        fade = np.sin(np.pi * np.arange(size) / size)
+        parts += [generator.uniform(0.05, 0.2) * fade * (tones + generator.normal(0, 0.3, size)), np.zeros(400)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def waveforms() -> dict[str, np.ndarray[Any, Any]]:
+    clips = [syllables(seed) for seed in range(4)]
+    pause = np.zeros(16_000, np.float32)
+    long = np.concatenate([part for _ in range(4) for one in clips for part in (one, pause)])
+    return dict(zip(("first", "second", "third", "fourth"), clips, strict=True)) | {"long": long, "silence": pause}
+
+
+def test_load_model() -> None:
+    model, tokenizer = load_model(FOLDER / "model")
+    for name in ("first", "second", "third", "fourth"):
+        waveform = torch.from_numpy(waveforms()[name])
+        (transcript,) = model.transcribe(waveform[None], torch.tensor([len(waveform)]), tokenizer)
+        assert transcript.text == transcript.ctc_text == EXPECTED["pipeline"][name]
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-filters"]], ids=["filtered", "unfiltered"])
+def test_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for name, waveform in waveforms().items():
+        paths.append(str(tmp_path / f"{name}.wav"))
+        soundfile.write(paths[-1], waveform, 16_000, subtype="FLOAT")
+    assert main(["transcribe", str(FOLDER / "model"), *paths, "--format", "json", *flags]) == 0
+    rows = dict(zip(waveforms(), json.loads(capsys.readouterr().out), strict=True))
+    if flags:
+        assert {name: row["text"] for name, row in rows.items()} == EXPECTED["transcribe --no-filters"]
+    else:
+        segments = {name: [[one["text"], one["suppressed"]] for one in row["segments"]] for name, row in rows.items()}
+        assert segments == EXPECTED["transcribe"]
+
+
+def test_pipeline_with_its_own_code(tmp_path: Path) -> None:
+    np.savez(tmp_path / "waveforms.npz", **waveforms())
+    arguments = (FOLDER / "model", tmp_path / "waveforms.npz")
+    assert run(sys.executable, [], PIPELINE, *arguments, cwd=tmp_path, **offline(tmp_path)) == EXPECTED["pipeline"]

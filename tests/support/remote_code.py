@@ -1,0 +1,77 @@
+"""Exported models in processes where this package is not installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from packaging.requirements import Requirement
+
+INSTALLED = ["torch", "torchaudio", "transformers", "peft", "pydantic", "soundfile"]
+"""All that an exported model may import."""
+
+
+def run(
+    python: Path | str, flags: Sequence[str], code: str, *arguments: str | Path, cwd: Path, **environment: str
+) -> Any:
+    """Run code in its own process, and return the last line of its output, which is JSON."""
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    done = subprocess.run(
+        [str(python), *flags, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env=env | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def only(requirements: Sequence[str], site: Path) -> Path:
+    """A folder like site-packages that holds these packages, their requirements, and nothing else."""
+    site.mkdir()
+    waiting, seen = list(requirements), set()
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = importlib.metadata.distribution(name)
+        for file in distribution.files or []:
+            link = site / file.parts[0]
+            if file.parts[0] not in ("..", "__pycache__") and not link.exists():
+                link.symlink_to(Path(str(distribution.locate_file(file.parts[0]))).resolve())
+        needs = [Requirement(text) for text in distribution.requires or []]
+        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return site
+
+
+def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new virtual environment with :data:`INSTALLED`; one for all tests and workers of a session."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    python, done = folder / "venv" / "bin" / "python", folder / "venv" / "installed"
+    with FileLock(folder / "venv.lock"):
+        if not done.exists():
+            subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+            pins = folder / "constraints.txt"
+            pins.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in INSTALLED))
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, *INSTALLED], check=True)
+            done.touch()
+    return python
+
+
+def offline(folder: Path) -> dict[str, str]:
+    """Environment of a process without a network, with caches of its own."""
+    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}

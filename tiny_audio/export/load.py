@@ -1,0 +1,150 @@
+"""Load an exported model with this package's code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
+
+from tiny_audio import __version__
+from tiny_audio.config import UserError, problems
+from tiny_audio.model import base_weights
+from tiny_audio.model.config import TinyAudioConfig
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.processor import TinyAudioProcessor
+from tiny_audio.registry import UnknownPartError
+from tiny_audio.runtime.quiet import quiet_transformers
+
+# If this package is imported, transformers loads exports with its code, and needs no trust_remote_code.
+AutoConfig.register(TinyAudioConfig.model_type, TinyAudioConfig, exist_ok=True)
+for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
+    auto.register(TinyAudioConfig, TinyAudioModel, exist_ok=True)
+AutoProcessor.register(TinyAudioConfig, TinyAudioProcessor, exist_ok=True)
+
+_TOKENIZER_FILE = "tokenizer_config.json"
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
+    """Load a run's or an exported model, for evaluation, and its tokenizer. The folder's own code is not used.
+
+    No parameter is trainable. To train from an export, see ``training.init_from``.
+
+    Args:
+        folder: of a run or of an exported model.
+        types_as_saved: keep each tensor's type in the file, so that the model takes no more memory than in training. A
+            model of several types runs only under autocast. By default, all tensors get the widest type.
+
+    Raises:
+        UserError: it is not an exported model, is damaged or incomplete, or has parts that are not installed.
+    """
+    folder = model_folder(Path(folder))
+    saved = check_exported(folder)
+    version = saved.get("tiny_audio_version", "unknown")
+    for kind in ("encoder", "projector", "decoder"):
+        if not isinstance(saved.get(kind), dict):
+            raise UserError(f"{folder}: config.json has no section {kind!r}; copy or export the model again")
+    with quiet_transformers():
+        try:
+            model, info = TinyAudioModel.from_pretrained(
+                str(folder), local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except UnknownPartError as error:
+            raise UserError(f"{folder}: {error}; install the package that provides it") from error
+        except ValidationError as error:
+            remedy = (
+                "it was changed after the export: copy or export the model again"
+                if version == __version__
+                else f"the model was exported by tiny-audio {version}: install that version"
+            )
+            raise UserError(
+                f"{folder}: config.json does not fit the parts of tiny-audio {__version__}: {problems(error)}; {remedy}"
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{folder}: the weights cannot be read, so the folder is damaged or incomplete: "
+                f"{str(error).strip().splitlines()[0]}; copy or export the model again"
+            ) from error
+    if found := "; ".join(base_weights.key_problems(info)):
+        raise UserError(f"{folder}: the weights do not match config.json: {found}; copy or export the model again")
+    if types_as_saved:
+        _restore_types(model, folder, saved.get("base_weights") or {})
+    # transformers does not keep what was frozen.
+    return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
+
+
+def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, Any]) -> None:
+    """Give parameters their types in the folder's files, or those that the base weights had in training."""
+    types = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  # not a mapping
+                types[name] = file.get_slice(name)[:0].dtype
+    for name, tensor in model.named_parameters():
+        if name in types:
+            tensor.data = tensor.data.to(types[name])
+        elif (kind := name.partition(".")[0]) in references:
+            tensor.data = tensor.data.to(base_weights.dtype_of(references[kind]))
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of the model: a run's ``model``, or an exported folder itself.
+
+    Raises:
+        UserError: there is no such folder, or no model in it.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a run or of an exported model")
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (folder / "state.json").is_file():
+        raise UserError(f"{folder}: this run has no model yet; finish it with the command that started it")
+    raise UserError(f"{folder}: there is no config.json; give the folder of a run or of an exported model")
+
+
+def check_exported(folder: Path) -> dict[str, Any]:
+    """The config.json of a :func:`model_folder`.
+
+    Raises:
+        UserError: it is not that of an exported model.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != TinyAudioConfig.model_type:
+        raise UserError(
+            f"{folder}: not a model of Tiny Audio: config.json has model_type {kind!r} instead of "
+            f"{TinyAudioConfig.model_type!r}; give the folder of a model that tiny-audio exported"
+        )
+    return dict(config)
+
+
+def load_exported_tokenizer(folder: Path) -> Any:
+    """The tokenizer of an exported model, without running the folder's code.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / _TOKENIZER_FILE).is_file():
+        raise UserError(f"{folder}: the tokenizer's {_TOKENIZER_FILE} is missing; copy or export the model again")
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        raise UserError(f"{folder}: the tokenizer's tokenizer.json is missing; copy or export the model again")
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library has no exception type of its own
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}; copy or export the model "
+            "again"
+        ) from error

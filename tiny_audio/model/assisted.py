@@ -1,0 +1,164 @@
+"""Assisted (speculative) greedy decoding: the decoder verifies a draft of the text, many tokens in one pass.
+
+See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which is available anyway. One
+forward pass of the decoder over prompt, audio and draft predicts the next token at every position. All draft tokens
+before the first disagreement are those of greedy decoding, and so is the decoder's own token at that position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.decoders import Decoder, DecoderCache
+from tiny_audio.frames import length_mask
+from tiny_audio.model.streamer import OnIds
+
+
+class Draft(Protocol):
+    """Proposes what follows the verified tokens."""
+
+    def after(self, ids: Sequence[int]) -> list[int]:
+        """Tokens that may follow ``ids``, any number of them. A wrong draft costs time and changes nothing."""
+
+
+class TextDraft:
+    """A draft from a text that is nearly right, such as a CTC head's.
+
+    The draft continues where the verified tokens end in the text. That position minimizes the Levenshtein distance, so
+    an inserted, missing or wrong word spoils no more than itself.
+
+    Args:
+        text: the whole text.
+        tokenizer: the decoder's.
+        end_id: the token that ends a transcript.
+    """
+
+    def __init__(self, text: str, tokenizer: Any, end_id: int) -> None:
+        self._text = " ".join(text.split())
+        self._tokenizer, self._end_id = tokenizer, end_id
+        self._codes = _codes(self._text)
+        self._verified = ""
+        # [len(text) + 1]: edits between the verified text and each prefix of the draft
+        self._distances = np.arange(len(self._text) + 1)
+
+    def after(self, ids: Sequence[int]) -> list[int]:
+        """The rest of the text, and the end token."""
+        if not ids:
+            return [*self._encode(self._text), self._end_id]
+        verified = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        self._update_distances(verified)
+        rest = self._rest()
+        before, whole = self._encode(verified), self._encode(verified + rest)
+        joined = whole[: len(before)] == before
+        return [*(whole[len(before) :] if joined else self._encode(rest)), self._end_id]
+
+    def _rest(self) -> str:
+        """The part of the text that follows the verified text."""
+        best = np.flatnonzero(self._distances == self._distances.min()).tolist()
+        # Tokens usually end with words, and a wrong word replaced a whole one.
+        word_ends = [position for position in best if self._text[position : position + 1] in (" ", "")]
+        return self._text[max(word_ends or best) :]
+
+    def _update_distances(self, verified: str) -> None:
+        if not verified.startswith(self._verified):  # a character's bytes were incomplete before
+            self._verified, self._distances = "", np.arange(len(self._text) + 1)
+        positions = np.arange(len(self._distances))
+        for code in _codes(verified[len(self._verified) :]):
+            substituted = self._distances[:-1] + (self._codes != code)
+            row = np.concatenate([self._distances[:1] + 1, np.minimum(self._distances[1:] + 1, substituted)])
+            # Characters of the text that are skipped: row[j] = min over k <= j of row[k] + (j - k)
+            self._distances = np.minimum.accumulate(row - positions) + positions
+        self._verified = verified
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def _codes(text: str) -> np.ndarray[Any, Any]:
+    """Code points in lower case, because many CTC heads have no capitals."""
+    return np.array([ord(character.lower()[0]) for character in text], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class AssistedDecode:
+    """The result of greedy decoding for one clip."""
+
+    ids: list[int]
+    """Ends with the end token unless it was truncated."""
+    num_passes: int
+    """Forward passes of the decoder that the clip took part in."""
+
+
+def decode_assisted(
+    decoder: Decoder,
+    cache: DecoderCache,
+    embeddings: Tensor,
+    mask: Tensor,
+    drafts: Sequence[Draft],
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    on_ids: OnIds | None = None,
+) -> list[AssistedDecode]:
+    """Decode B rows greedily, and verify drafts.
+
+    Each row continues from its own first disagreement, with a new draft of the rest. Rows that have ended leave the
+    batch.
+
+    Args:
+        decoder: embeds tokens.
+        cache: an empty one of ``decoder``.
+        embeddings: ``[B, L, H]`` prompts with their audio, left-padded.
+        mask: ``[B, L]`` bool, True on real positions.
+        drafts: B of them.
+        max_new_tokens: a row without an end token is truncated there.
+        end_id: the token that ends a row.
+        on_ids: called after each pass with a row's verified ids so far.
+    """
+    device = embeddings.device
+    verified: list[list[int]] = [[] for _ in drafts]
+    passes = [0] * len(drafts)
+    rows = list(range(len(drafts)))
+    lengths = mask.sum(1).tolist()  # what the cache holds of each row after the pass
+    while rows:
+        proposed = [
+            _until(drafts[row].after(verified[row]), end_id)[: max_new_tokens - len(verified[row]) - 1] for row in rows
+        ]
+        # The decoder has not read the last verified token yet. In the first pass there is none; the prompt comes first.
+        last = [verified[row][-1:] for row in rows]
+        ids = [torch.tensor([*known, *draft], dtype=torch.long) for known, draft in zip(last, proposed, strict=True)]
+        read = pad_sequence(ids, batch_first=True).to(device)
+        sizes = torch.tensor([len(row) for row in ids], device=device)
+        new, new_mask = decoder.embed(read).to(embeddings.dtype), length_mask(sizes, read.shape[1])
+        if not passes[rows[0]]:
+            new, new_mask = torch.cat([embeddings, new], dim=1), torch.cat([mask, new_mask], dim=1)
+        num_kept = 1 + max(map(len, proposed))
+        predicted = cache.extend(new, new_mask, num_kept).argmax(-1).tolist()
+        going, kept = [], []
+        for index, (row, draft, answer) in enumerate(zip(rows, proposed, predicted, strict=True)):
+            agreed = next((at for at, token in enumerate(draft) if token != answer[at]), len(draft))
+            accepted = _until([*draft[:agreed], answer[agreed]], end_id)
+            lengths[row] += len(last[index]) + agreed
+            verified[row] += accepted
+            passes[row] += 1
+            if on_ids is not None:
+                on_ids(row, verified[row])
+            if accepted[-1] != end_id and len(verified[row]) < max_new_tokens:
+                going.append(index)
+                kept.append(lengths[row])
+        if going:
+            cache.keep(torch.tensor(going, device=device), torch.tensor(kept, device=device))
+        rows = [rows[index] for index in going]
+    return [AssistedDecode(ids, count) for ids, count in zip(verified, passes, strict=True)]
+
+
+def _until(ids: list[int], end_id: int) -> list[int]:
+    """Up to and including the first end token."""
+    return ids[: ids.index(end_id) + 1] if end_id in ids else ids

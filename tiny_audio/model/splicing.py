@@ -1,0 +1,86 @@
+"""One sequence for the decoder: prompt prefix, audio embeddings, prompt suffix, text; and the losses of its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.decoders import Decoder
+from tiny_audio.frames import length_mask
+
+LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Cross-entropy without logits: hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and label
+smoothing -> losses ``[K]``."""
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """Teacher-forced negative log-likelihoods, as sums, so that any grouping of rows can be averaged exactly."""
+
+    decoder_loss: Tensor
+    """``[B]``, nats over each row's tokens, its end token included."""
+    ctc_loss: Tensor | None
+    """``[B]``, nats over each row's labels."""
+
+
+def splice(
+    decoder: Decoder,
+    prefix_ids: Sequence[int],
+    suffix_ids: Sequence[int],
+    audio: Tensor,
+    audio_lengths: Tensor,
+    ids: Sequence[Tensor],
+    padding_side: str,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings ``[B, L, H]`` and their bool mask ``[B, L]``; see ``TinyAudioModel.splice``."""
+    prefix, suffix = (
+        decoder.embed(torch.tensor(part, dtype=torch.long, device=audio.device)).to(audio.dtype)
+        for part in (prefix_ids, suffix_ids)
+    )
+    rows = [
+        torch.cat([prefix, row[: int(length)], suffix, decoder.embed(text).to(audio.dtype)])
+        for row, length, text in zip(audio, audio_lengths, ids, strict=True)
+    ]
+    embeddings = pad_sequence(rows, batch_first=True, padding_side=padding_side)
+    sizes = torch.tensor([len(row) for row in rows], device=audio.device)
+    mask = length_mask(sizes, embeddings.shape[1])
+    return embeddings, mask if padding_side == "right" else mask.flip(1)
+
+
+def target_losses(
+    decoder: Decoder,
+    embeddings: Tensor,
+    mask: Tensor,
+    targets: Sequence[Tensor],
+    label_smoothing: float,
+    linear_cross_entropy: LinearCrossEntropy | None,
+) -> Tensor:
+    """Negative log-likelihood ``[B]`` of B rows of targets, each with its end token.
+
+    Args:
+        decoder: of the model.
+        embeddings: ``[B, L, H]``, right-padded, up to the last token before the end token.
+        mask: ``[B, L]``.
+        targets: B rows of token ids.
+        label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
+    """
+    sizes = torch.tensor([len(row) for row in targets], device=embeddings.device)
+    # Positions that predict a target: from the last one before the text to the one before the end token.
+    ends = mask.sum(1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])
+    labels = torch.cat(list(targets))
+    if linear_cross_entropy is None:
+        logits = decoder(embeddings, mask, keep)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(precise, labels, reduction="none", label_smoothing=label_smoothing)
+    else:
+        fused = linear_cross_entropy
+        losses = decoder(embeddings, mask, keep, lambda hidden, weight: fused(hidden, weight, labels, label_smoothing))
+    rows = torch.arange(len(targets), device=embeddings.device).repeat_interleave(sizes)
+    return torch.zeros(len(targets), dtype=losses.dtype, device=embeddings.device).index_add(0, rows, losses)
