@@ -1,4 +1,4 @@
-"""`tiny-audio evaluate`: targets of each kind on data of each kind, interrupted, resumed, and refused."""
+"""`tiny-audio evaluate`: targets of each kind, interrupted, resumed, and in folders of other results."""
 
 from __future__ import annotations
 
@@ -9,101 +9,20 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import changed, tiny_recipe, write_clips, write_odd_clips
-from tests.support.provider_server import KEY, Fault, Vendors, vendors
+from tests.evaluation.outputs import FIELDS, Output, deepgram, rows_in
+from tests.support.provider_server import KEY, Fault, Vendors
 from tiny_audio.cli import main
-from tiny_audio.config import UserError
-from tiny_audio.evaluation.data import PRESETS, _preset, read_data
+from tiny_audio.evaluation.data import read_data
 from tiny_audio.evaluation.resolve import resolve_target
 from tiny_audio.providers import ProviderRefusedError, ProviderTranscript
-from tiny_audio.sources import SOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-Output = Callable[..., tuple[int, str, str]]
-FIELDS = [
-    *("id", "audio_filepath", "duration", "time", "text", "pred_text", "ctc_text", "truncated", "error", "metadata"),
-]
-
-
-@pytest.fixture(scope="module")
-def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of clips, and in it a finished ``run`` over them."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_clips(folder, 8)
-    write_odd_clips(folder)
-    document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=20, training__steps=4)
-    (folder / "recipe.yaml").write_text(json.dumps(document))
-    assert main(["run", str(folder / "recipe.yaml"), "--output-dir", str(folder / "run")]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ctc_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CTC model of transformers, with random weights."""
-    from transformers import (
-        Wav2Vec2Config,
-        Wav2Vec2CTCTokenizer,
-        Wav2Vec2FeatureExtractor,
-        Wav2Vec2ForCTC,
-        Wav2Vec2Processor,
-    )
-
-    folder = tmp_path_factory.mktemp("ctc") / "tiny-wav2vec2"
-    folder.mkdir()
-    names = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"]
-    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
-    torch.manual_seed(0)
-    config = Wav2Vec2Config(
-        vocab_size=len(names),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8, 8, 8, 8, 8, 8, 8),
-        num_conv_pos_embedding_groups=2,
-        pad_token_id=0,
-    )
-    Wav2Vec2ForCTC(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
-    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
-    with vendors() as state:
-        yield state
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Output:
-    """Run `evaluate` in this process: exit code, output, errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(["evaluate", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def rows_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text().splitlines()]
-
-
-def deepgram(server: Vendors, **fields: object) -> str:
-    settings = {"base_url": server.url, "retry_wait_s": 0.01, "max_retries": 0, **fields}
-    return "provider:deepgram:" + ",".join(f"{key}={value}" for key, value in settings.items())
 
 
 # --- targets
@@ -461,186 +380,3 @@ def test_a_file_of_other_rows(call: Output, trained: Path, tmp_path: Path) -> No
     code, _, err = call(*arguments)
     assert code == 2
     assert f"{path}, line 1: no hypothesis of an evaluation; give another --output-dir" in err
-
-
-# --- data
-
-
-def test_samples_are_always_the_same(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
-    few, more = (read_data([str(trained / "manifest.jsonl")], count)[0].clips for count in (3, 5))
-    assert {clip.id for clip in few} < {clip.id for clip in more}
-    assert (len(few), len(more)) == (3, 5)
-    arguments = [deepgram(server), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
-    assert call(*arguments, "--max-samples", 5)[0] == 0
-    assert call(*arguments, "--max-samples", 3)[0] == 0
-    assert len(server.asked) == 5
-    assert call(*arguments)[0] == 0
-    assert len(server.asked) == 8
-
-
-def test_sources_and_yaml_files(trained: Path, tmp_path: Path) -> None:
-    manifest = trained / "manifest.jsonl"
-    one = read_data([f"manifest:path={manifest}"], None)
-    assert len(one[0].clips) == 8
-    source = f"{{name: manifest, path: {manifest}}}"
-    path = tmp_path / "sets.yaml"
-    path.write_text(f"clean: {source}\nother: {source}\n")
-    assert [(data.name, len(data.clips)) for data in read_data([str(path)], 2)] == [("clean", 2), ("other", 2)]
-    path.write_text(f"name: manifest\npath: {manifest}\n")
-    assert [data.name for data in read_data([str(path)], None)] == ["sets"]
-
-
-def test_references_that_are_not_scored(trained: Path) -> None:
-    rows = [
-        {"audio_filepath": "clip000.wav", "duration": 1.1, "text": text}
-        for text in ("yes", "ignore_time_segment_in_scoring")
-    ]
-    (trained / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [clip.utterance.text for clip in read_data([str(trained / "marked.jsonl")], None)[0].clips] == ["yes"]
-
-
-def test_presets_are_sources() -> None:
-    assert len(PRESETS) == 8
-    for name in PRESETS:
-        config = SOURCES.parse(_preset(name))
-        assert config.repo.startswith("hf-audio/")  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nothing.jsonl", "nothing.jsonl does not exist"),
-        ("nothing.yaml", "nothing.yaml"),
-        (
-            "libri",
-            "--data libri: there is no file of that name, and no source or preset either; did you mean 'librispeech'?",
-        ),
-        ("leaderboard/amy", "did you mean 'leaderboard/ami'?"),
-        ("librispeech:split=test", "--data librispeech:split=test: split: Input should be"),
-        ("librispeech:splt=test.clean", "splt: unknown field; did you mean 'split'?"),
-        (
-            "librispeech:split",
-            "librispeech:split: 'split' is not of the form field=value; commas separate fields",
-        ),
-        ("hub", "--data hub: repo: is missing, and has no default"),
-        (".", "--data . is a folder; for the audio files in it write --data folder:path=."),
-    ],
-)
-def test_data_that_is_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
-        read_data([text], None)
-    assert message in str(caught.value)
-
-
-def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
-    manifest = str(trained / "manifest.jsonl")
-    with pytest.raises(UserError, match="there are two sets called 'manifest'; rename one, or give it once"):
-        read_data([manifest, manifest], None)
-    path = tmp_path / "sets.yaml"
-    path.write_text("clean: librispeech\n")
-    with pytest.raises(UserError, match=r"must hold a source, such as `name: librispeech`, .*'clean' is none"):
-        read_data([str(path)], None)
-
-
-# --- targets that are none
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("provider:deepgrm", "unknown provider 'deepgrm'; did you mean 'deepgram'?"),
-        (
-            "provider:deepgram:modle=nova-3",
-            "provider:deepgram:modle=nova-3: modle: unknown field; did you mean 'model'?",
-        ),
-        ("provider:openai:base_url=nowhere", "base_url: 'nowhere' is no address; write it as https://host/path"),
-        ("provider:openai_compatible:model=a", "base_url: is missing, and has no default"),
-        (
-            "deepgram:model=nova-3",
-            "there is no folder of that name; for the provider write provider:deepgram:model=nova-3",
-        ),
-        ("runs/not/there", "runs/not/there: no such folder, and no name of a model on the hub (owner/model) either"),
-        ("file", "file is a file; give the folder of a run or of a model"),
-        ("empty", "there is no config.json; give a run's folder, or that of an exported model"),
-        ("unfinished", "this run has no model yet; finish it with the command that began it"),
-        ("no_json", "not valid JSON"),
-        ("no_type", "says no model_type"),
-        ("bert:langage=en", "langage: unknown option; did you mean 'language'?"),
-    ],
-)
-def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    contents = {"no_json": "{", "no_type": "{}", "bert": '{"model_type": "bert"}'}
-    for name in ("empty", "unfinished", *contents):
-        (tmp_path / name).mkdir()
-    for name, content in contents.items():
-        (tmp_path / name / "config.json").write_text(content)
-    (tmp_path / "unfinished" / "state.json").write_text("{}")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError) as caught:
-        resolve_target(text)
-    assert message in str(caught.value)
-
-
-def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
-    def refused(folder: Path) -> str:
-        code, out, err = call(folder, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "out")
-        assert (code, out) == (2, "")
-        return err
-
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    assert "model_type is 'bert' in its config.json, which is no speech recognizer" in refused(tmp_path / "bert")
-    shutil.copytree(ctc_model, tmp_path / "half")
-    (tmp_path / "half" / "model.safetensors").unlink()
-    assert "half: transformers cannot load it: " in refused(tmp_path / "half")
-    shutil.copytree(trained / "run" / "model", tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert "the weights cannot be read, the folder is damaged or incomplete" in refused(tmp_path / "cut")
-
-
-def test_a_model_on_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="and the model cannot be had from the Hugging Face hub either: "):
-        resolve_target("nobody/nothing-at-all")
-
-
-def test_two_targets_of_one_name(call: Output, trained: Path, tmp_path: Path) -> None:
-    targets = [trained / "run", trained / "run" / "model"]
-    code, _, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
-    assert code == 2
-    assert "there are two targets called 'run'; rename a folder" in err
-
-
-def test_options_of_a_model_of_ours(trained: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"a model of tiny-audio takes no options; how it decodes is in its config\.json"
-    ):
-        resolve_target(f"{trained / 'run'}:language=en")
-
-
-def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
-    code, out, err = call("provider:deepgram", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
-    assert (code, out) == (2, "")
-    assert err == (
-        "error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not set; get a key "
-        "from the provider and run: export DEEPGRAM_API_KEY=...\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--group-by", "accent"], "error: evaluation.group_by: no clip has a column 'accent' (columns: speaker); "),
-        (["--normalizer", "upper"], "error: "),
-        (["--max-samples", "0"], "Invalid value for '--max-samples'"),
-    ],
-)
-def test_wrong_options(call: Output, trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
-    code, out, err = call(*arguments, *options)
-    assert (code, out) == (2, "")
-    assert message in err

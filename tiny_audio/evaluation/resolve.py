@@ -133,5 +133,5 @@ def _model_type(path: Path) -> str:
         raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str):
-        raise UserError(f"{path}: says no model_type; give the folder of a run or of a model of transformers")
+        raise UserError(f"{path}: has no model_type; give the folder of a run or of a model of transformers")
     return kind

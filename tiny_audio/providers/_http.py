@@ -63,13 +63,13 @@ class HttpConfig(ProviderConfig):
         except ValueError:
             usable = False
         if not usable:
-            raise ValueError(f"{value!r} is no address; write it as https://host/path")
+            raise ValueError(f"{value!r} is not a URL; write it as https://host/path")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
                 "must be a plain address, without user, password, query or fragment: keys come from the environment"
             )
         if cls.sends_key and not is_private_enough(value):
-            raise ValueError(f"{value!r} would show your key to everybody on the way; write it as https://host/path")
+            raise ValueError(f"{value!r} would send your key unencrypted; write it as https://host/path")
         return value.rstrip("/")
 
     def list_price(self) -> Price | None:
@@ -192,7 +192,7 @@ class Api:
         try:
             return answer.model_validate(body)
         except ValidationError as error:
-            raise self.problem(f"answered something else than is documented: {problems(error)}") from None
+            raise self.problem(f"returned an answer that is not as documented: {problems(error)}") from None
 
     def _shown(self, words: str) -> str:
         """Hide the key, which some servers repeat when they refuse it, and shorten long bodies."""

@@ -26,7 +26,7 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
     def _check_key(self) -> Self:
         if self.key_variable is not None and not is_private_enough(self.base_url):
             raise ValueError(
-                f"base_url {self.base_url!r} would show the key of key_variable to everybody on the way; write it as "
+                f"base_url {self.base_url!r} would send the key of key_variable unencrypted; write it as "
                 "https://host/path, or leave key_variable out"
             )
         return self

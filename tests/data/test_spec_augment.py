@@ -1,0 +1,114 @@
+"""SpecAugment: masks over the encoder's features."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tiny_audio.data.augmentation import (
+    SpecAugment,
+    SpecAugmentConfig,
+    clip_seed,
+)
+from tiny_audio.frames import Frames
+
+CHANNELS = 20
+
+
+def batch(lengths: list[int], size: int | None = None, rate: float = 100.0) -> Frames:
+    """Clip k is the same in every batch, whatever lies around it; padding is filled with junk."""
+    size = size or max(lengths)
+    values = torch.full((len(lengths), size, CHANNELS), 1e3)
+    for clip, length in enumerate(lengths):
+        values[clip, :length] = torch.randn(length, CHANNELS, generator=torch.Generator().manual_seed(length))
+    return Frames(values, torch.tensor(lengths), rate)
+
+
+def test_no_masks_are_the_identity() -> None:
+    features = batch([30, 20])
+    masked = SpecAugment(SpecAugmentConfig(num_time_masks=0, num_channel_masks=0), [1, 2])(features)
+    assert torch.equal(masked.values, features.values)
+    assert torch.equal(masked.lengths, features.lengths)
+    assert masked.rate == features.rate
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 80), min_size=1, max_size=4),
+    seed=st.integers(0, 2**64 - 1),
+    extra=st.integers(0, 30),
+    config=st.builds(
+        SpecAugmentConfig,
+        num_time_masks=st.integers(0, 3),
+        time_masks_per_s=st.floats(0.0, 5.0),
+        max_time_mask_s=st.floats(0.01, 5.0),
+        max_time_share=st.floats(0.05, 1.0),
+        num_channel_masks=st.integers(0, 3),
+        max_channel_share=st.floats(0.05, 1.0),
+    ),
+)
+def test_a_clip_is_masked_alike_alone_and_in_a_padded_batch(
+    lengths: list[int], seed: int, extra: int, config: SpecAugmentConfig
+) -> None:
+    seeds = [clip_seed(seed, 0, str(clip)) for clip in range(len(lengths))]
+    together = SpecAugment(config, seeds)(batch(lengths, max(lengths) + extra))
+    again = SpecAugment(config, seeds)(batch(lengths, max(lengths) + extra))
+    assert torch.equal(together.values, again.values)
+    for clip, length in enumerate(lengths):
+        alone = SpecAugment(config, [seeds[clip]])(batch([length]))
+        torch.testing.assert_close(together.values[clip, :length], alone.values[0], rtol=0, atol=1e-5)
+
+
+def masks(config: SpecAugmentConfig, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which frames and which channels of one clip are masked."""
+    features = batch([length], length + 10)
+    changed = (SpecAugment(config, [seed])(features).values != features.values)[0, :length]
+    return changed.all(dim=1), changed.all(dim=0)
+
+
+def test_masks_are_within_their_bounds_and_of_every_width() -> None:
+    config = SpecAugmentConfig(
+        num_time_masks=1, max_time_mask_s=0.3, max_time_share=0.2, num_channel_masks=0, max_channel_share=0.2
+    )
+    for length, widest in ((50, 10), (400, 30)):
+        widths = {int(masks(config, length, seed)[0].sum()) for seed in range(300)}
+        assert widths == set(range(widest + 1))
+    channels = config.model_copy(update={"num_time_masks": 0, "num_channel_masks": 1})
+    assert {int(masks(channels, 50, seed)[1].sum()) for seed in range(60)} == {0, 1, 2, 3, 4}
+
+
+def test_masks_by_the_second_take_the_same_share_of_short_and_long_clips() -> None:
+    config = SpecAugmentConfig(num_time_masks=0, time_masks_per_s=0.4, max_time_mask_s=0.4, num_channel_masks=0)
+    shares = {
+        length: sum(float(masks(config, length, seed)[0].float().mean()) for seed in range(400)) / 400
+        for length in (300, 1200)
+    }
+    # 0.4 masks a second, of 0.2 s on average, some of them over each other.
+    assert all(0.06 < share < 0.09 for share in shares.values()), shares
+
+
+def test_masked_spots_become_the_clips_mean() -> None:
+    features = batch([40, 25])
+    masked = SpecAugment(SpecAugmentConfig(), [3, 4])(features)
+    changed = masked.values != features.values
+    for clip, length in enumerate([40, 25]):
+        new = masked.values[clip, :length][changed[clip, :length]]
+        assert len(new)
+        torch.testing.assert_close(new, features.values[clip, :length].mean().expand_as(new))
+
+
+def test_gradients_flow_where_nothing_is_masked() -> None:
+    features = batch([40])
+    features.values.requires_grad_(True)
+    masked = SpecAugment(SpecAugmentConfig(), [3])(features)
+    masked.values[0, :40].sum().backward()
+    assert features.values.grad is not None
+    assert features.values.grad.isfinite().all()
+
+
+def test_features_in_half_precision_stay_so() -> None:
+    features = batch([40])
+    half = Frames(features.values.bfloat16(), features.lengths, features.rate)
+    assert SpecAugment(SpecAugmentConfig(), [3])(half).values.dtype == torch.bfloat16

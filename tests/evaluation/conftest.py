@@ -1,0 +1,79 @@
+"""A finished run, a tiny CTC model, a provider's server, and `evaluate` in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import changed, tiny_recipe, write_clips, write_odd_clips
+from tests.evaluation.outputs import Output
+from tests.support.provider_server import KEY, Vendors, vendors
+from tiny_audio.cli import main
+
+
+@pytest.fixture(scope="module")
+def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of clips, and in it a finished ``run`` over them."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_clips(folder, 8)
+    write_odd_clips(folder)
+    document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=20, training__steps=4)
+    (folder / "recipe.yaml").write_text(json.dumps(document))
+    assert main(["run", str(folder / "recipe.yaml"), "--output-dir", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ctc_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CTC model of transformers, with random weights."""
+    from transformers import (
+        Wav2Vec2Config,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+        Wav2Vec2Processor,
+    )
+
+    folder = tmp_path_factory.mktemp("ctc") / "tiny-wav2vec2"
+    folder.mkdir()
+    names = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(names),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8, 8, 8, 8, 8, 8),
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
+    monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
+    with vendors() as state:
+        yield state
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Output:
+    """Run `evaluate` in this process: exit code, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["evaluate", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,0 +1,201 @@
+"""What `tiny-audio evaluate` accepts as data and as targets, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.outputs import Output, deepgram
+from tests.support.provider_server import Vendors
+from tiny_audio.config import UserError
+from tiny_audio.evaluation.data import PRESETS, _preset, read_data
+from tiny_audio.evaluation.resolve import resolve_target
+from tiny_audio.sources import SOURCES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# --- data
+
+
+def test_samples_are_always_the_same(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+    few, more = (read_data([str(trained / "manifest.jsonl")], count)[0].clips for count in (3, 5))
+    assert {clip.id for clip in few} < {clip.id for clip in more}
+    assert (len(few), len(more)) == (3, 5)
+    arguments = [deepgram(server), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    assert call(*arguments, "--max-samples", 5)[0] == 0
+    assert call(*arguments, "--max-samples", 3)[0] == 0
+    assert len(server.asked) == 5
+    assert call(*arguments)[0] == 0
+    assert len(server.asked) == 8
+
+
+def test_sources_and_yaml_files(trained: Path, tmp_path: Path) -> None:
+    manifest = trained / "manifest.jsonl"
+    one = read_data([f"manifest:path={manifest}"], None)
+    assert len(one[0].clips) == 8
+    source = f"{{name: manifest, path: {manifest}}}"
+    path = tmp_path / "sets.yaml"
+    path.write_text(f"clean: {source}\nother: {source}\n")
+    assert [(data.name, len(data.clips)) for data in read_data([str(path)], 2)] == [("clean", 2), ("other", 2)]
+    path.write_text(f"name: manifest\npath: {manifest}\n")
+    assert [data.name for data in read_data([str(path)], None)] == ["sets"]
+
+
+def test_references_that_are_not_scored(trained: Path) -> None:
+    rows = [
+        {"audio_filepath": "clip000.wav", "duration": 1.1, "text": text}
+        for text in ("yes", "ignore_time_segment_in_scoring")
+    ]
+    (trained / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [clip.utterance.text for clip in read_data([str(trained / "marked.jsonl")], None)[0].clips] == ["yes"]
+
+
+def test_presets_are_sources() -> None:
+    assert len(PRESETS) == 8
+    for name in PRESETS:
+        config = SOURCES.parse(_preset(name))
+        assert config.repo.startswith("hf-audio/")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing.jsonl", "nothing.jsonl does not exist"),
+        ("nothing.yaml", "nothing.yaml"),
+        (
+            "libri",
+            "--data libri: there is no file of that name, and no source or preset either; did you mean 'librispeech'?",
+        ),
+        ("leaderboard/amy", "did you mean 'leaderboard/ami'?"),
+        ("librispeech:split=test", "--data librispeech:split=test: split: Input should be"),
+        ("librispeech:splt=test.clean", "splt: unknown field; did you mean 'split'?"),
+        (
+            "librispeech:split",
+            "librispeech:split: 'split' is not of the form field=value; commas separate fields",
+        ),
+        ("hub", "--data hub: repo: is missing, and has no default"),
+        (".", "--data . is a folder; for the audio files in it write --data folder:path=."),
+    ],
+)
+def test_data_that_is_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_data([text], None)
+    assert message in str(caught.value)
+
+
+def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
+    manifest = str(trained / "manifest.jsonl")
+    with pytest.raises(UserError, match="there are two sets called 'manifest'; rename one, or give it once"):
+        read_data([manifest, manifest], None)
+    path = tmp_path / "sets.yaml"
+    path.write_text("clean: librispeech\n")
+    with pytest.raises(UserError, match=r"must hold a source, such as `name: librispeech`, .*'clean' is none"):
+        read_data([str(path)], None)
+
+
+# --- targets that are none
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("provider:deepgrm", "unknown provider 'deepgrm'; did you mean 'deepgram'?"),
+        (
+            "provider:deepgram:modle=nova-3",
+            "provider:deepgram:modle=nova-3: modle: unknown field; did you mean 'model'?",
+        ),
+        ("provider:openai:base_url=nowhere", "base_url: 'nowhere' is no address; write it as https://host/path"),
+        ("provider:openai_compatible:model=a", "base_url: is missing, and has no default"),
+        (
+            "deepgram:model=nova-3",
+            "there is no folder of that name; for the provider write provider:deepgram:model=nova-3",
+        ),
+        ("runs/not/there", "runs/not/there: no such folder, and no name of a model on the hub (owner/model) either"),
+        ("file", "file is a file; give the folder of a run or of a model"),
+        ("empty", "there is no config.json; give a run's folder, or that of an exported model"),
+        ("unfinished", "this run has no model yet; finish it with the command that began it"),
+        ("no_json", "not valid JSON"),
+        ("no_type", "has no model_type"),
+        ("bert:langage=en", "langage: unknown option; did you mean 'language'?"),
+    ],
+)
+def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {"no_json": "{", "no_type": "{}", "bert": '{"model_type": "bert"}'}
+    for name in ("empty", "unfinished", *contents):
+        (tmp_path / name).mkdir()
+    for name, content in contents.items():
+        (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "unfinished" / "state.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        resolve_target(text)
+    assert message in str(caught.value)
+
+
+def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
+    def refused(folder: Path) -> str:
+        code, out, err = call(folder, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "out")
+        assert (code, out) == (2, "")
+        return err
+
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    assert "model_type is 'bert' in its config.json, which is no speech recognizer" in refused(tmp_path / "bert")
+    shutil.copytree(ctc_model, tmp_path / "half")
+    (tmp_path / "half" / "model.safetensors").unlink()
+    assert "half: transformers cannot load it: " in refused(tmp_path / "half")
+    shutil.copytree(trained / "run" / "model", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "the weights cannot be read, the folder is damaged or incomplete" in refused(tmp_path / "cut")
+
+
+def test_a_model_on_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="and the model cannot be had from the Hugging Face hub either: "):
+        resolve_target("nobody/nothing-at-all")
+
+
+def test_two_targets_of_one_name(call: Output, trained: Path, tmp_path: Path) -> None:
+    targets = [trained / "run", trained / "run" / "model"]
+    code, _, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert code == 2
+    assert "there are two targets called 'run'; rename a folder" in err
+
+
+def test_options_of_a_model_of_ours(trained: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a model of tiny-audio takes no options; how it decodes is in its config\.json"
+    ):
+        resolve_target(f"{trained / 'run'}:language=en")
+
+
+def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
+    code, out, err = call("provider:deepgram", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not set; get a key "
+        "from the provider and run: export DEEPGRAM_API_KEY=...\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--group-by", "accent"], "error: evaluation.group_by: no clip has a column 'accent' (columns: speaker); "),
+        (["--normalizer", "upper"], "error: "),
+        (["--max-samples", "0"], "Invalid value for '--max-samples'"),
+    ],
+)
+def test_wrong_options(call: Output, trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
+    code, out, err = call(*arguments, *options)
+    assert (code, out) == (2, "")
+    assert message in err

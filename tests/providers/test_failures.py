@@ -1,0 +1,246 @@
+"""Providers when something fails: retries, pauses, refused keys, and answers that are not as documented."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.providers.requests import AUDIO, OVER_HTTP, VARIABLES
+from tests.support.provider_server import TEXT, Fault, Vendors, limited
+from tiny_audio.config import UserError
+from tiny_audio.providers import (
+    PROVIDERS,
+    ProviderError,
+    ProviderRefusedError,
+)
+from tiny_audio.runtime.retries import asked_wait_s
+
+# --- bad days
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        limited(retry_after="0"),
+        limited(retry_after_ms="10"),
+        limited(),
+        Fault("status", 500),
+        Fault("status", 503, body="<html>come back later</html>"),
+        Fault("status", 408),
+        Fault("cut"),
+    ],
+    ids=["429 with seconds", "429 with ms", "429", "500", "503", "408", "cut off"],
+)
+def test_what_passes_is_tried_again(server: Vendors, make: Any, name: str, fault: Fault) -> None:
+    server.faults = [fault, fault]
+    assert make(name).transcribe(AUDIO).text == TEXT
+    first = server.asked[0]
+    assert [asked.path for asked in server.asked].count(first.path) == 3
+    assert [asked.audio for asked in server.asked[:3]] == [AUDIO] * 3  # the whole request, again
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+def test_no_answer_in_time(server: Vendors, make: Any, name: str) -> None:
+    server.faults = [Fault("stall")] * 2
+    message = rf"^{name}: no answer from {server.url}\S* within 0\.2 s \(after 2 tries\)$"
+    with pytest.raises(ProviderError, match=message):
+        make(name, timeout_s=0.2, max_retries=1).transcribe(AUDIO)
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+def test_errors_without_an_end(server: Vendors, make: Any, name: str) -> None:
+    server.faults = [Fault("status", 502, body="Bad\n gateway")] * 3
+    with pytest.raises(ProviderError, match=rf"^{name}: POST {server.url}/\S+ answered 502: Bad gateway \(after 3 tr"):
+        make(name, max_retries=2).transcribe(AUDIO)
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_a_clip_that_is_refused_is_not_sent_again(server: Vendors, make: Any, name: str, status: int) -> None:
+    server.faults = [Fault("status", status)]
+    with pytest.raises(ProviderError, match=rf"answered {status}: .*on purpose") as caught:
+        make(name).transcribe(AUDIO)
+    assert not isinstance(caught.value, UserError)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault("status", status) for status in (401, 402, 403, 404)),
+        Fault("status", 429, body='{"error": {"message": "on purpose", "code": "insufficient_quota"}}'),
+    ],
+    ids=["401", "402", "403", "404", "no money"],
+)
+def test_who_is_refused_stops(server: Vendors, make: Any, name: str, fault: Fault) -> None:
+    server.faults = [fault]
+    with pytest.raises(
+        ProviderRefusedError, match=rf"^{name}: POST {server.url}/\S+ answered {fault.status}: .*purpose"
+    ):
+        make(name).transcribe(AUDIO)
+    assert len(server.asked) == 1
+
+
+def test_a_key_goes_nowhere_in_the_open() -> None:
+    fields = {"name": "openai_compatible", "base_url": "http://example.com/v1", "model": "whisper"}
+    assert PROVIDERS.parse(fields).key_variable is None
+    assert PROVIDERS.parse({**fields, "base_url": "https://example.com/v1", "key_variable": "MY_KEY"})
+    assert PROVIDERS.parse({**fields, "base_url": "http://127.0.0.1:8000/v1", "key_variable": "MY_KEY"})
+    with pytest.raises(ValidationError, match=r"would send the key of key_variable unencrypted; write it"):
+        PROVIDERS.parse({**fields, "key_variable": "MY_KEY"})
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    secret = "sk-Wr0ngButSecret"
+    monkeypatch.setenv(VARIABLES[name], secret)
+    with pytest.raises(ProviderRefusedError, match="answered 401: ") as caught:
+        make(name).transcribe(AUDIO)
+    assert secret not in str(caught.value)
+    if name == "openai":
+        assert "Incorrect API key provided: (the key)." in str(caught.value)
+
+
+@pytest.mark.parametrize("name", OVER_HTTP)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("<html>hello</html>", r"answered 200 without JSON: '<html>hello</html>'"),
+        ('{"text": "Hello wor', r"answered 200 without JSON: '\{\"text\": \"Hello wor'"),
+        ("", "answered 200 without JSON: ''"),
+        ("{}", r"returned an answer that is not as documented: \w+: Field required"),
+        ("[]", r"returned an answer that is not as documented: Input should be"),
+        ('{"error": "on purpose"}', r"returned an answer that is not as documented: \w+: Field required"),
+    ],
+    ids=["HTML", "half", "nothing", "no field", "a list", "an error"],
+)
+def test_answers_that_are_none(server: Vendors, make: Any, name: str, body: str, message: str) -> None:
+    server.faults = [Fault("body", 200, body=body)]
+    with pytest.raises(ProviderError, match=rf"^{name}: {message}"):
+        make(name).transcribe(AUDIO)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "place"),
+    [
+        ("openai", '{"text": null}', "text: Input should be a valid string"),
+        ("elevenlabs", '{"text": "a", "words": [{"type": "word"}]}', r"words\.0\.text: Field required"),
+        ("deepgram", '{"results": {"channels": []}}', r"results\.channels: List should have at least 1 item"),
+        ("deepgram", '{"results": {"channels": [{"alternatives": []}]}}', r"alternatives: List should have at least"),
+        ("deepgram", '{"results": {"channels": [{"alternatives": [{}]}]}}', "transcript: Field required"),
+        ("assemblyai", '{"upload_url": 1}', "upload_url: Input should be a valid string"),
+    ],
+)
+def test_answers_with_a_part_that_is_wrong(server: Vendors, make: Any, name: str, body: str, place: str) -> None:
+    server.faults = [Fault("body", 200, body=body)]
+    with pytest.raises(ProviderError, match=place):
+        make(name).transcribe(AUDIO)
+
+
+def test_a_server_that_is_not_there(make: Any) -> None:
+    provider = make("openai_compatible", base_url="http://127.0.0.1:9/v1", max_retries=0)
+    with pytest.raises(ProviderError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached: .* \(after 1 try\)$"):
+        provider.transcribe(AUDIO)
+
+
+def test_a_redirect_is_not_followed_with_the_key(server: Vendors, make: Any) -> None:
+    server.faults = [Fault("status", 301, {"Location": "http://127.0.0.1:9/elsewhere"})]
+    with pytest.raises(ProviderError, match="answered 301: "):
+        make("openai").transcribe(AUDIO)
+
+
+def test_a_server_may_say_whether_to_try_again(server: Vendors, make: Any) -> None:
+    server.faults = [Fault("status", 400, {"x-should-retry": "true"})]
+    assert make("openai").transcribe(AUDIO).text == TEXT
+    server.faults = [Fault("status", 500, {"x-should-retry": "false"})]
+    with pytest.raises(ProviderError, match="answered 500: "):
+        make("openai").transcribe(AUDIO)
+
+
+# --- pauses
+
+
+def test_a_pause_is_as_long_as_is_asked_for(server: Vendors, make: Any) -> None:
+    server.faults = [limited(retry_after_ms="150"), limited(retry_after="0.1")]
+    make("deepgram").transcribe(AUDIO)
+    first, second, third = (asked.at for asked in server.asked)
+    assert second - first >= 0.15
+    assert third - second >= 0.1
+
+
+def test_where_one_is_told_to_wait_all_wait(server: Vendors, make: Any) -> None:
+    provider = make("deepgram")
+    server.faults = [limited(retry_after_ms="300")]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(provider.transcribe, AUDIO)
+        while not server.asked or server.faults:
+            time.sleep(0.002)
+        time.sleep(0.1)  # the answer has to arrive
+        second = pool.submit(provider.transcribe, AUDIO)
+        assert first.result() == second.result()
+    refused, *others = (asked.at for asked in server.asked)
+    assert len(others) == 2
+    assert min(others) - refused >= 0.3
+
+
+def test_without_a_word_pauses_double(server: Vendors, make: Any) -> None:
+    server.faults = [limited()] * 3
+    make("deepgram", retry_wait_s=0.04).transcribe(AUDIO)
+    times = [asked.at for asked in server.asked]
+    pauses = [later - sooner for sooner, later in itertools.pairwise(times)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
+
+
+def test_a_server_that_asks_for_no_pause_gets_one(server: Vendors, make: Any) -> None:
+    server.faults = [limited(retry_after="0")] * 3
+    make("deepgram", retry_wait_s=0.04).transcribe(AUDIO)
+    pauses = [later.at - sooner.at for sooner, later in itertools.pairwise(server.asked)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
+
+
+def test_too_long_a_pause_is_a_failure(server: Vendors, make: Any) -> None:
+    server.faults = [limited(retry_after="3600")]
+    with pytest.raises(ProviderError, match=r"answered 429: .*\(it asks to wait 3600 s; max_wait_s is 120\)"):
+        make("deepgram").transcribe(AUDIO)
+    assert len(server.asked) == 1
+
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT"}, 30),
+        ({"retry-after": "Fri, 15 Jan 2027 07:00:00 GMT"}, 0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"x-ratelimit-reset": "12"}, 12),
+        ({"x-ratelimit-reset": "1800000009"}, 9),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m1.5s"}, 361.5),
+        ({"x-ratelimit-remaining-requests": "9", "x-ratelimit-reset-requests": "6m0s"}, None),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}, 0.02),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h2s"}, 3602),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "?"}, None),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": ""}, None),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    asked = asked_wait_s(headers, NOW)
+    assert asked == (None if seconds is None else pytest.approx(seconds))
