@@ -109,7 +109,7 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
             "provider:deepgram:modle=nova-3",
             "provider:deepgram:modle=nova-3: modle: unknown field; did you mean 'model'?",
         ),
-        ("provider:openai:base_url=nowhere", "base_url: 'nowhere' is no address; write it as https://host/path"),
+        ("provider:openai:base_url=nowhere", "base_url: 'nowhere'"),
         ("provider:openai_compatible:model=a", "base_url: is missing, and has no default"),
         (
             "deepgram:model=nova-3",
