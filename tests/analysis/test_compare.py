@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.analysis.report_data import no_audio
 from tests.analysis.runs import COUNT, MakeVariant, Row, number_of, only, read, wrong
 from tests.support.html import Page
 from tiny_audio.analysis.compare import compare_folders
 from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.rescore import audio_reader
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.cli import main
 
@@ -46,7 +48,11 @@ def test_two_real_runs(made: Path, capsys: pytest.CaptureFixture[str], tmp_path:
     assert main([*command, "--html", str(tmp_path / "page.html")]) == 0
     compared = compare_folders([made / "small", made / "large"])
     assert capsys.readouterr().out == comparison_table(compared) + "\n"
-    assert (tmp_path / "page.html").read_text() == render_comparison(compared)
+    page = (tmp_path / "page.html").read_text()
+    assert page == render_comparison(compared, audio_reader(compared.files))
+    assert page.count("<audio") == sum(
+        len(part.improved) + len(part.worsened) for part in compared.sets["held_out"].changed
+    )
 
 
 def test_comparing_needs_no_model_and_no_torch(made: Path) -> None:
@@ -72,7 +78,7 @@ def test_a_run_against_itself_is_not_called_different(made: Path) -> None:
     table = comparison_table(comparison)
     assert "no difference shown" in table
     assert "The recipes are the same." in table
-    assert "Nowhere." in Page(render_comparison(comparison)).words
+    assert "Nowhere." in Page(render_comparison(comparison, no_audio)).words
 
 
 def test_a_crippled_run_is_called_worse_and_a_mended_one_better(variant: MakeVariant) -> None:
@@ -171,7 +177,7 @@ def test_sentences_that_changed(variant: MakeVariant) -> None:
     assert "    go {+<b>banana</b>+} on  (before)\n    go on  (after)" in table
     assert "    stop [-now-]  (before)\n    stop now  (after)" in table
 
-    html = render_comparison(comparison)
+    html = render_comparison(comparison, no_audio)
     page = Page(html)
     assert "<b>banana" not in html
     for title in ("inserted: <b>banana</b>", "deleted: now", "deleted: right", "banana instead of turn"):
@@ -185,7 +191,7 @@ def test_the_longest_lists_are_cut(variant: MakeVariant) -> None:
     assert found["num_worsened"] == COUNT
     assert len(found["worsened"]) == 10
     assert comparison_table(comparison).count("  worsened held_out/") == 3
-    assert len(Page(render_comparison(comparison)).all("article")) == 10
+    assert len(Page(render_comparison(comparison, no_audio)).all("article")) == 10
 
 
 def test_without_a_ctc_head(variant: MakeVariant) -> None:
@@ -196,10 +202,10 @@ def test_without_a_ctc_head(variant: MakeVariant) -> None:
     assert only(both)["differences"][0]["ctc_difference"] is None
     assert [rates["ctc_wer"] is None for rates in only(both)["variants"]] == [False, True]
     assert "CTC head" in comparison_table(both)
-    Page(render_comparison(both))
+    Page(render_comparison(both, no_audio))
     neither = compare_folders([variant("one", headless), variant("two", headless)])
     assert "CTC head" not in comparison_table(neither)
-    assert "CTC head" not in Page(render_comparison(neither)).words
+    assert "CTC head" not in Page(render_comparison(neither, no_audio)).words
 
 
 def test_names_tell_the_runs_apart(variant: MakeVariant) -> None:

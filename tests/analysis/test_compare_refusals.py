@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.analysis.report_data import no_audio
 from tests.analysis.runs import COUNT, MakeVariant, Row, number_of, only, read, refused
 from tests.support.html import Page
 from tests.support.messages import assert_names
@@ -70,7 +71,7 @@ def test_other_clips_or_references(variant: MakeVariant) -> None:
     entry = only(comparison)
     assert (entry["num_utterances"], entry["left_out"]) == (COUNT - 7, 7)
     assert "7 utterances that are not in all runs left out" in comparison_table(comparison)
-    assert "7 utterances that are not in all runs are left out" in Page(render_comparison(comparison)).words
+    assert "7 utterances that are not in all runs are left out" in Page(render_comparison(comparison, no_audio)).words
 
     def others(row: Row) -> None:
         row["text"] = "something else"
@@ -96,7 +97,7 @@ def test_other_audio_under_the_same_names(variant: MakeVariant) -> None:
     (doubt,) = only(comparison)["doubts"]
     assert_names(ValueError(doubt), "noisy 3 one held_out/clip000.wav: /noisy/held_out/clip000.wav")
     assert f"  warning: {doubt}\n" in comparison_table(comparison)
-    assert f"Warning: {doubt}." in Page(render_comparison(comparison)).words
+    assert f"Warning: {doubt}." in Page(render_comparison(comparison, no_audio)).words
 
     fresh = variant("fresh", provenance__evaluation_data={"held_out": "0" * 64})
     (doubt,) = only(compare_folders([one, fresh]))["doubts"]

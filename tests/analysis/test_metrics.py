@@ -45,7 +45,7 @@ def test_a_metric_is_shown_everywhere(metric: Metric, monkeypatch: pytest.Monkey
         assert metric.short in text
     pages = (
         render_report(report, METRICS, {SET: rows}, no_audio),
-        render_comparison(compared),
+        render_comparison(compared, no_audio),
         render_targets(rescored, no_audio),
     )
     for page in pages:

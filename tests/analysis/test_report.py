@@ -112,7 +112,7 @@ def test_utterances(html):
     assert page.words.index("utterance-000") > page.words.index("The worst")
     assert "truncated looping" in page.words
     assert "more" in page.words  # the endless one is cut
-    for kind, title in (("sub", ", heard as "), ("del", "deleted: "), ("ins", "inserted: ")):
+    for kind, title in (("sub", " instead of "), ("del", "deleted: "), ("ins", "inserted: ")):
         assert any(title in (span.get("title") or "") for span in page.classes(kind))
     assert html == render_report(REPORT, METRICS, {"dev": ROWS}, flac)
 
@@ -128,7 +128,7 @@ def test_utterances(html):
         (b"\xff\xf3....", "data:audio/mpeg;base64,"),
         (b"<script>", "the audio is in no format that browsers play"),
         (b"", "the audio is in no format that browsers play"),
-        (None, "no audio at hand"),
+        (None, "no audio available"),
     ],
 )
 def test_audio(data, expected):

@@ -336,7 +336,7 @@ def test_the_page(with_sound: tuple[Path, Path], write: Write) -> None:
     page = render_targets(alone, audio_reader([path]))
     assert "Where they differ most" not in page
     assert "as in NIST&#x27;s sclite" in page
-    assert "no audio at hand" in page
+    assert "no audio available" in page
     assert "by speaker" in page
 
     same = rescore([write("a", [ROW]), write("b", [ROW])])

@@ -298,20 +298,20 @@ def _decided(entry: Difference, p_adjusted: float) -> Difference:
 
 
 def _slices(aligned: AlignedSet) -> Iterator[Slice]:
-    for column, value, places in slices(aligned.rows):
-        words = aligned.words[places]
+    for column, value, indices in slices(aligned.rows):
+        words = aligned.words[indices]
         if not words.any():
             continue
-        groups = None if aligned.groups is None else [aligned.groups[index] for index in places]
-        enough = (num_groups(groups) or len(places)) >= _MIN_SLICE_UNITS
-        errors = {system.name: system.errors[:, places] for system in aligned.systems}
+        groups = None if aligned.groups is None else [aligned.groups[index] for index in indices]
+        enough = (num_groups(groups) or len(indices)) >= _MIN_SLICE_UNITS
+        errors = {system.name: system.errors[:, indices] for system in aligned.systems}
         rated = partial(wer_interval, words=words, groups=groups, num_draws=_NUM_SLICE_DRAWS)
         between = partial(difference_interval, words=words, groups=groups, num_draws=_NUM_SLICE_DRAWS)
         baseline, *others = errors
         yield Slice(
             column,
             value,
-            len(places),
+            len(indices),
             int(words.sum()),
             {name: mean_wer(part, words) for name, part in errors.items()},
             {name: rated(part) if enough else None for name, part in errors.items()},

@@ -10,14 +10,14 @@ import numpy as np
 
 _MAX_VALUES = 12
 _MIN_UTTERANCES = 40
-"""Sets below it are not cut up by duration: quarters of it say nothing."""
+"""Smaller sets are not sliced by duration: their quarters would be too small."""
 
 
 def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[int]]]:
-    """(column, value, places in ``rows``) of every slice; a column's slices cover all rows, and are at least two.
+    """(column, value, indices into ``rows``) of every slice. A column has at least two slices, which cover all rows.
 
-    Rows have a ``duration`` in seconds, and ``metadata``, columns by name. Where some row's duration is not known, the
-    set is not cut up by it.
+    Rows have a ``duration`` in seconds, and ``metadata``, columns by name. If a duration is unknown, there are no
+    slices by duration.
     """
     if len(rows) >= _MIN_UTTERANCES and all(row["duration"] is not None for row in rows):
         yield from _by_duration([row["duration"] for row in rows])
@@ -26,19 +26,19 @@ def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[i
         found = sorted({value for value in values if value is not None})
         if 1 <= len(found) <= _MAX_VALUES and len(set(values)) > 1:
             for value in [*found, *([None] if None in values else [])]:
-                places = [place for place, given in enumerate(values) if given == value]
-                yield column, "(not given)" if value is None else value, places
+                indices = [index for index, given in enumerate(values) if given == value]
+                yield column, "(not given)" if value is None else value, indices
 
 
 def _by_duration(seconds: Sequence[float]) -> Iterator[tuple[str, str, list[int]]]:
-    """Quarters of the set, with borders of a round tenth of a second; fewer where many clips are equally long."""
+    """Quarters of the set, with limits at a tenth of a second; fewer where many clips are equally long."""
     quartiles = np.round(np.percentile(seconds, [25, 50, 75]), 1)
     borders = sorted({float(border) for border in quartiles if border < max(seconds)})
     names = [f"to {border:g} s" for border in borders[:1]]
     names += [f"{low:g} to {high:g} s" for low, high in pairwise(borders)]
     names += [f"over {border:g} s" for border in borders[-1:]]
     buckets = np.searchsorted(borders, seconds, side="left")
-    filled = [(name, np.flatnonzero(buckets == number).tolist()) for number, name in enumerate(names)]
-    filled = [(name, places) for name, places in filled if places]
+    filled = [(name, np.flatnonzero(buckets == bucket).tolist()) for bucket, name in enumerate(names)]
+    filled = [(name, indices) for name, indices in filled if indices]
     if len(filled) > 1:
-        yield from (("duration", name, places) for name, places in filled)
+        yield from (("duration", name, indices) for name, indices in filled)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tiny_audio.analysis.compare import compare_folders
 from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.rescore import audio_reader
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands._output import check_page, print_json
 
@@ -25,7 +26,7 @@ def compare(
     check_page(html)
     comparison = compare_folders(runs, set_name=set_name, common=common, normalizer_name=normalizer, group_by=group_by)
     if html is not None:
-        html.write_text(render_comparison(comparison), encoding="utf-8")
+        html.write_text(render_comparison(comparison, audio_reader(comparison.files)), encoding="utf-8")
     if as_json:
         print_json(comparison.to_json())
     else:

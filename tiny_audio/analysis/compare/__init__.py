@@ -47,6 +47,12 @@ class Comparison:
         """Size of the family that Holm's correction is over: all variants but the baseline on all sets."""
         return sum(len(entry.comparison.differences) for entry in self.sets.values())
 
+    @property
+    def files(self) -> list[Path]:
+        """All files of hypotheses that were compared."""
+        folders = [Path(run.folder) for variant in self.variants for run in variant.runs]
+        return [folder / "evaluation" / f"{name}.jsonl" for folder in folders for name in self.sets]
+
     def to_json(self) -> dict[str, Any]:
         """``comparison.json``; rates and differences are fractions."""
         return {

@@ -30,11 +30,17 @@ from tiny_audio.analysis.report._systems import (
     slices_table,
     verdicts,
 )
+from tiny_audio.analysis.report._utterances import ReadAudio, audio_player
 from tiny_audio.analysis.tables import units_text, with_seeds
 
 
-def render_comparison(comparison: Comparison) -> str:
-    """Runs compared, as one HTML page."""
+def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
+    """Runs compared, as one HTML page.
+
+    Args:
+        comparison: of the runs.
+        read_audio: the encoded clip of a row, or ``None``; it becomes part of the page.
+    """
     title = page_title([variant.name for variant in comparison.variants])
     compared = {name: entry.comparison for name, entry in comparison.sets.items()}
     differences = [(name, entry) for name, found in compared.items() for entry in found.differences]
@@ -46,7 +52,10 @@ def render_comparison(comparison: Comparison) -> str:
         *verdicts(differences, units_text(compared.values()), too_few_units(compared)),
         *sections(
             [
-                *((name, list(_set(entry, comparison.baseline))) for name, entry in comparison.sets.items()),
+                *(
+                    (name, list(_set(entry, comparison.baseline, read_audio)))
+                    for name, entry in comparison.sets.items()
+                ),
                 ("Runs", _runs(comparison)),
                 ("Where the recipes differ", _recipe(comparison)),
             ]
@@ -54,7 +63,7 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
-def _set(entry: ComparedSet, baseline: str) -> Iterator[Markup]:
+def _set(entry: ComparedSet, baseline: str, read_audio: ReadAudio) -> Iterator[Markup]:
     compared = entry.comparison
     has_seeds = any(len(rate.by_seed) > 1 for rate in compared.rates)
     yield tag("p", _about(entry, has_seeds), class_="muted")
@@ -74,7 +83,7 @@ def _set(entry: ComparedSet, baseline: str) -> Iterator[Markup]:
         yield tag("h3", "Sentences that changed")
         yield side_by_side_legend("First seed of each; reference above" if has_seeds else "Reference above")
         for changed in entry.changed:
-            yield from _changed(changed, baseline, folded=len(entry.changed) > 1)
+            yield from _changed(changed, baseline, read_audio, folded=len(entry.changed) > 1)
 
 
 def _about(entry: ComparedSet, has_seeds: bool) -> str:
@@ -104,7 +113,7 @@ def _scores(entry: ComparedSet, has_seeds: bool) -> Markup:
     return scores_table(["Variant"], rows, after=after)
 
 
-def _changed(changed: Changed, baseline: str, *, folded: bool) -> Iterator[Markup]:
+def _changed(changed: Changed, baseline: str, read_audio: ReadAudio, *, folded: bool) -> Iterator[Markup]:
     yield tag("h4", f"{changed.name} against {baseline}")
     counts = (
         f"Sentences with fewer errors: {count(changed.num_improved)}; with more: {count(changed.num_worsened)}; with "
@@ -113,13 +122,14 @@ def _changed(changed: Changed, baseline: str, *, folded: bool) -> Iterator[Marku
     yield tag("p", counts)
     for title, sentences in (("The most improved", changed.improved), ("The most worsened", changed.worsened)):
         if sentences:
-            parts = (_sentence(sentence, [baseline, changed.name]) for sentence in sentences)
+            parts = (_sentence(sentence, [baseline, changed.name], read_audio) for sentence in sentences)
             yield tag("details", tag("summary", f"{title} ({len(sentences)})"), *parts, open=None if folded else "")
 
 
-def _sentence(sentence: Sentence, names: Sequence[str]) -> Markup:
+def _sentence(sentence: Sentence, names: Sequence[str], read_audio: ReadAudio) -> Markup:
     before, after = (side.errors for side in sentence.sides)
-    return side_by_side(sentence.row, [f"{before} → {after} errors"], names, sentence.sides, None)
+    player = audio_player(read_audio(sentence.row))
+    return side_by_side(sentence.row, [f"{before} → {after} errors"], names, sentence.sides, player)
 
 
 def _runs(comparison: Comparison) -> list[Markup]:

@@ -145,7 +145,7 @@ def _slice_rate(part: Slice, name: str) -> Markup:
 
 
 def side_by_side(
-    row: Mapping[str, Any], facts: Sequence[str], names: Sequence[str], sides: Sequence[Alignment], audio: Markup | None
+    row: Mapping[str, Any], facts: Sequence[str], names: Sequence[str], sides: Sequence[Alignment], audio: Markup
 ) -> Markup:
     """One utterance: the reference, and below it the hypotheses of several systems, word by word.
 

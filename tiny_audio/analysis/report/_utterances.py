@@ -1,4 +1,4 @@
-"""Utterances one by one: what was said against what was heard, and the sound itself."""
+"""Utterances one by one: reference, hypothesis and audio."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Scored:
 
     @classmethod
     def of(cls, rows: Sequence[Row], normalizer: Normalizer) -> Scored:
-        """Align the rows; the worst are those that add most errors to the set's WER."""
+        """Align the rows. The worst add the most errors to the WER of the set."""
         return cls.of_aligned(
             rows, align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
         )
 
     @classmethod
     def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
-        """The same of rows that are aligned already."""
+        """:meth:`of` for rows that are already aligned."""
         pairs = zip(rows, alignments, strict=True)
         return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
 
@@ -44,7 +44,7 @@ class Scored:
 def confusion_tables(scored: Scored) -> Markup:
     """The most common substitutions, deletions and insertions, side by side."""
     common = confusions([alignment for _, alignment in scored.rows], limit=_NUM_CONFUSIONS)
-    swapped = [(said, f"→ {heard}", count(times)) for said, heard, times in common.substitutions]
+    swapped = [(reference, f"→ {hypothesis}", count(times)) for reference, hypothesis, times in common.substitutions]
     kinds: list[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = [
         ("Substitutions", ("reference", "hypothesis", "count"), swapped),
         ("Deletions", ("reference", "count"), [(word, count(times)) for word, times in common.deletions]),
@@ -58,7 +58,7 @@ def confusion_tables(scored: Scored) -> Markup:
 
 
 def legend() -> Markup:
-    """How an alignment is to be read."""
+    """How to read an alignment."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (struck through)", "inserted (+)")
     keys = (tag("span", _pair(*pair), name) for pair, name in zip(samples, names, strict=True))
@@ -66,8 +66,7 @@ def legend() -> Markup:
 
 
 def utterances(scored: Scored, read_audio: ReadAudio | None) -> Markup:
-    """The worst utterances, then some at random: the same ones each time; without players where ``read_audio`` is
-    None."""
+    """The worst utterances, then a few random others, the same each time. No players where ``read_audio`` is None."""
     wrong = [pair for pair in scored.rows if pair[1].errors][:_NUM_WORST]
     others = scored.rows[len(wrong) :]
     drawn = random.Random(0).sample(others, min(_NUM_RANDOM, len(others)))
@@ -108,26 +107,26 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
     )
 
 
-def _pair(said: str | None, heard: str | None) -> Markup:
-    """One word above the other. The kind of error shows without color too: underlined, struck through, a plus."""
-    if said == heard:
+def _pair(reference: str | None, hypothesis: str | None) -> Markup:
+    """One word above the other. The kind of error shows without color, too: underlined, struck through, a plus."""
+    if reference == hypothesis:
         kind, title = "", None
-    elif said is None:
-        kind, title = " ins", f"inserted: {heard}"
-    elif heard is None:
-        kind, title = " del", f"deleted: {said}"
+    elif reference is None:
+        kind, title = " ins", f"inserted: {hypothesis}"
+    elif hypothesis is None:
+        kind, title = " del", f"deleted: {reference}"
     else:
-        kind, title = " sub", f"{said}, heard as {heard}"
-    return tag("span", tag("i", said or ""), tag("i", heard or ""), class_=f"pair{kind}", title=title)
+        kind, title = " sub", f"{hypothesis} instead of {reference}"
+    return tag("span", tag("i", reference or ""), tag("i", hypothesis or ""), class_=f"pair{kind}", title=title)
 
 
 def audio_player(data: bytes | None) -> Markup:
-    """A player of an encoded clip, or why there is none."""
+    """A player for an encoded clip, or the reason why there is none."""
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
     types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag
     kind = next((kind for magic, kind in types.items() if data and data.startswith(magic)), None)
     if data is None or kind is None:
-        reason = "no audio at hand" if data is None else "the audio is in no format that browsers play"
+        reason = "no audio available" if data is None else "the audio is in no format that browsers play"
         return tag("small", reason, class_="muted")
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return tag("audio", controls="", preload="metadata", src=source)

@@ -102,14 +102,14 @@ def _read(path: Path) -> dict[str, Row]:
     return rows
 
 
-def _row(line: str, place: str) -> Row:
+def _row(line: str, location: str) -> Row:
     try:
         given = json.loads(line, parse_int=_number)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         raise UserError(
-            f"{place}: is not a JSON object; a file of hypotheses has one per line, with audio_filepath, duration, "
+            f"{location}: is not a JSON object; a file of hypotheses has one per line, with audio_filepath, duration, "
             "text and pred_text"
         )
     row: Row = {**dict.fromkeys(_FIELDS), **{key: given[key] for key in _FIELDS if key in given}}
@@ -117,7 +117,9 @@ def _row(line: str, place: str) -> Row:
     if row["id"] is None and row["audio_filepath"] is None:
         missing.append("audio_filepath")
     if missing:
-        raise UserError(f"{place}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add it")
+        raise UserError(
+            f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add it"
+        )
     row["id"] = str(row["id"] if row["id"] is not None else row["audio_filepath"])
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
@@ -125,13 +127,13 @@ def _row(line: str, place: str) -> Row:
             # Programs that cut texts by length leave half a surrogate pair, which no encoding can write.
             row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         elif not (optional and row[key] is None):
-            raise UserError(f"{place}: {key} should be a string, not {json.dumps(row[key])[:60]}")
+            raise UserError(f"{location}: {key} should be a string, not {json.dumps(row[key])[:60]}")
     for key in ("duration", "time"):
-        row[key] = _seconds(row[key], f"{place}: {key}")
+        row[key] = _seconds(row[key], f"{location}: {key}")
     if not isinstance(row["truncated"], bool | None):
-        raise UserError(f"{place}: truncated should be true or false, not {json.dumps(row['truncated'])[:60]}")
+        raise UserError(f"{location}: truncated should be true or false, not {json.dumps(row['truncated'])[:60]}")
     if not isinstance(row["metadata"], dict | None):
-        raise UserError(f"{place}: metadata should be an object, not {json.dumps(row['metadata'])[:60]}")
+        raise UserError(f"{location}: metadata should be an object, not {json.dumps(row['metadata'])[:60]}")
     columns = {key: value for key, value in given.items() if key not in _FIELDS and isinstance(value, str)}
     row["metadata"] = columns | {
         key: value if value is None else str(value) for key, value in (row["metadata"] or {}).items()
@@ -143,11 +145,11 @@ def _number(digits: str) -> int | float:
     return int(digits) if len(digits) < _MAX_DIGITS else math.inf
 
 
-def _seconds(value: object, place: str) -> float | None:
+def _seconds(value: object, location: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise UserError(f"{place} should be seconds, 0 or more, not {json.dumps(value)[:60]}")
+        raise UserError(f"{location} should be seconds, 0 or more, not {json.dumps(value)[:60]}")
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""What was said against what was heard, word by word."""
+"""References against hypotheses, word by word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_audio.analysis.scoring._normalizers import Normalizer
 from tiny_audio.config import Config, UserError
 
 _LOOP_REPEATS = 4
-"""So many times in a row must an n-gram of words come for a text to count as looping."""
+"""A text loops if an n-gram of words comes this many times in a row."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Alignment:
 
     @property
     def hits(self) -> int:
-        """Words that are right."""
+        """Correct words."""
         return sum(reference == hypothesis for reference, hypothesis in self.pairs)
 
     @property
     def deletions(self) -> int:
-        """Reference words that the hypothesis lacks."""
+        """Reference words missing from the hypothesis."""
         return sum(hypothesis is None for _, hypothesis in self.pairs)
 
     @property
     def insertions(self) -> int:
-        """Hypothesis words that the reference lacks."""
+        """Hypothesis words missing from the reference."""
         return sum(reference is None for reference, _ in self.pairs)
 
     @property
@@ -44,7 +44,7 @@ class Alignment:
 
     @property
     def substitutions(self) -> int:
-        """Reference words that the hypothesis has another word for."""
+        """Reference words for which the hypothesis has another word."""
         return self.errors - self.deletions - self.insertions
 
     @property
@@ -66,24 +66,24 @@ def align(
 ) -> list[Alignment]:
     """Normalize, then align word by word at the least ``cost``.
 
-    An empty reference is legitimate: all of its hypothesis is insertions.
+    A reference may be empty; its hypothesis is then all insertions.
 
     Raises:
-        UserError: not as many hypotheses as references, or a cost that there is not.
+        UserError: the numbers of references and hypotheses differ, or the cost is unknown.
     """
     check_lengths(references, hypotheses=hypotheses)
     check_cost(cost)
     if not references:
         return []
-    said, heard = list(map(normalizer, references)), list(map(normalizer, hypotheses))
+    texts = list(map(normalizer, references)), list(map(normalizer, hypotheses))
     if cost == "unit":
-        return [Alignment(tuple(pairs)) for pairs in unit_pairs(said, heard)]
-    words = ((first.split(), second.split()) for first, second in zip(said, heard, strict=True))
+        return [Alignment(tuple(pairs)) for pairs in unit_pairs(*texts)]
+    words = ((reference.split(), hypothesis.split()) for reference, hypothesis in zip(*texts, strict=True))
     return [Alignment(tuple(sclite_pairs(*pair))) for pair in words]
 
 
 def check_cost(cost: str) -> Cost:
-    """The cost of that name; raises :class:`UserError` where there is none."""
+    """The cost of this name; raises :class:`UserError` if it is unknown."""
     if cost not in get_args(Cost):
         raise UserError(f"unknown cost {cost!r}; allowed: {', '.join(get_args(Cost))}; choose one of these")
     return cost  # type: ignore[return-value]  # just looked up
@@ -92,7 +92,7 @@ def check_cost(cost: str) -> Cost:
 def loops(text: str) -> bool:
     """Whether some n-gram of words, of any length, comes ``_LOOP_REPEATS`` times or more in a row.
 
-    Case and punctuation do not count. This looks at raw text, since a normalizer hides loops of digits by gluing them.
+    Case and punctuation are ignored. Give it raw text: a normalizer hides loops of digits by joining them.
     """
     words = re.findall(r"[\w']+", text.lower())
     for n in range(1, len(words) // _LOOP_REPEATS + 1):

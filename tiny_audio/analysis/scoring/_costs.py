@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from tiny_audio import __version__
 
 Cost = Literal["unit", "sclite"]
-"""What an alignment makes as small as it can:
+"""What an alignment minimizes:
 
-- ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest WER there
-  is; jiwer aligns.
-- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as NIST's sclite does, so that a word is not called
-  substituted where an insertion and a deletion leave more words right. Its WER is never below the other.
+- ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest possible
+  WER. jiwer aligns.
+- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as NIST's sclite does, so that an
+  insertion and a deletion are preferred to substitutions where they leave more words right. Its WER is never lower.
 
-S, D and I of one are not those of the other, and neither are the WERs: ``a b c d e`` against ``d e x y z`` has 5 errors
-under ``unit`` and 6 under ``sclite``.
+S, D, I and WER depend on the cost: ``a b c d e`` against ``d e x y z`` has 5 errors under ``unit``, 6 under ``sclite``.
 """
 
 
@@ -39,67 +38,69 @@ _SUBSTITUTION, _GAP = 4, 3
 
 
 def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[Pair]]:
-    """Aligned by jiwer; texts are normalized already."""
+    """Align normalized texts with jiwer."""
     import jiwer
 
     output = jiwer.process_words(list(references), list(hypotheses))
     aligned = []
-    for said, heard, chunks in zip(output.references, output.hypotheses, output.alignments, strict=True):
+    for reference, hypothesis, chunks in zip(output.references, output.hypotheses, output.alignments, strict=True):
         pairs: list[Pair] = []
         for chunk in chunks:
             # One of the sides is empty in an insertion or deletion; otherwise they are equally long.
             pairs += zip_longest(
-                said[chunk.ref_start_idx : chunk.ref_end_idx], heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+                reference[chunk.ref_start_idx : chunk.ref_end_idx], hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
             )
         aligned.append(pairs)
     return aligned
 
 
-def sclite_pairs(said: Sequence[str], heard: Sequence[str]) -> list[Pair]:
-    """One utterance aligned as sclite 2.10 (SCTK 2.4.10) does it, ties included: S, D, I and the pairs are sclite's.
+def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
+    """Align one utterance as sclite 2.10 (SCTK 2.4.10) does, including ties: S, D, I and the pairs are the same.
 
     With ``d[i, j]`` the cost of the first i reference words against the first j hypothesis words (R and H in all),
 
-        ``d[i, j] = min(d[i-1, j-1] + 4·[said[i] ≠ heard[j]], d[i-1, j] + 3, d[i, j-1] + 3)``
+        ``d[i, j] = min(d[i-1, j-1] + 4·[reference[i] ≠ hypothesis[j]], d[i-1, j] + 3, d[i, j-1] + 3)``
 
-    and the path is followed back from ``d[R, H]``. Of equal ways it takes the diagonal one (a hit or substitution),
-    then the insertion, and the deletion only where that alone is the least.
+    and the path is followed back from ``d[R, H]``. Among equal steps it takes the diagonal one (a hit or substitution),
+    then the insertion, and a deletion only where no other step is as cheap.
 
-    Of sclite's own reading of texts there is nothing here: it folds the case of ASCII letters (but for ``-s``), reads
-    ``{ a / b }`` as alternatives, ``(word)`` as one that may be left out, ``@`` as no word, and drops a ``*`` at a
-    word's end. Texts here are what the normalizer leaves.
+    Texts are used as normalized. sclite's own text conventions are not implemented: it folds the case of ASCII
+    letters (without ``-s``), reads ``{ a / b }`` as alternatives, ``(word)`` as optional, ``@`` as no word, and drops a
+    ``*`` at the end of a word.
 
-    Takes R·H / 4 bytes and time in proportion: two hours of speech against two hours, 20,000 words each, are 100 MB.
+    It takes R·H / 4 bytes, and time in proportion: two texts of 20,000 words (two hours of speech) take 100 MB.
     """
-    if list(said) == list(heard):
-        return list(zip(said, heard, strict=True))
-    numbers: dict[str, int] = {}
-    reference, hypothesis = (
-        np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.int64) for words in (said, heard)
+    if list(reference) == list(hypothesis):
+        return list(zip(reference, hypothesis, strict=True))
+    ids: dict[str, int] = {}
+    diagonal, insertion = _choices(
+        *(
+            np.array([ids.setdefault(word, len(ids)) for word in words], dtype=np.int64)
+            for words in (reference, hypothesis)
+        )
     )
-    diagonal, insertion = _choices(reference, hypothesis)
     pairs: list[Pair] = []
-    i, j = len(said), len(heard)
+    i, j = len(reference), len(hypothesis)
     while i or j:
         if i and j and diagonal[i - 1, (j - 1) >> 3] >> (7 - (j - 1 & 7)) & 1:
             i, j = i - 1, j - 1
-            pairs.append((said[i], heard[j]))
+            pairs.append((reference[i], hypothesis[j]))
         elif not i or (j and insertion[i - 1, (j - 1) >> 3] >> (7 - (j - 1 & 7)) & 1):
             j -= 1
-            pairs.append((None, heard[j]))
+            pairs.append((None, hypothesis[j]))
         else:
             i -= 1
-            pairs.append((said[i], None))
+            pairs.append((reference[i], None))
     return pairs[::-1]
 
 
 def _choices(
     reference: NDArray[np.int64], hypothesis: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Where the path comes along the diagonal, and where by an insertion: bits, eight of a row in a byte.
+    """Cells that the path enters diagonally, and by an insertion: packed bits, eight cells of a row in a byte.
 
-    Within a row every cell waits for the one before it, unless the cost of the insertions up to it is taken off first:
-    then the least so far is what insertions lead to, and the row is a handful of vector operations.
+    In a row, each cell depends on the one before it. Subtracting the cost of insertions up to each cell removes this
+    dependency: a running minimum then gives the row in a few vector operations.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

@@ -22,11 +22,11 @@ _BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+\)")
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Text -> the text that is scored: words with single spaces between them, none at the ends."""
+    """Raw text -> the text that is scored: words separated by single spaces, without spaces at the ends."""
 
     name: NormalizerName
     version: str
-    """The package and its version, or, for the rules of this file, the version of the rule."""
+    """The package and its version. For the rules of this file, the version of the rule."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
 
     def __call__(self, text: str) -> str:
@@ -34,7 +34,7 @@ class Normalizer:
         return " ".join(self.rule(text).split())
 
 
-# A set is normalized several times over (words, characters, paired tests, the report), at up to 0.3 ms a text.
+# A set is normalized several times (words, characters, report), at up to 0.3 ms per text.
 _memoized = lru_cache(maxsize=1 << 17)
 
 
@@ -42,7 +42,7 @@ _memoized = lru_cache(maxsize=1 << 17)
 def normalizer(name: NormalizerName) -> Normalizer:
     """The normalizer called ``name``.
 
-    All of them fold whitespace: each run of it becomes one space, and the ends are stripped.
+    All of them collapse whitespace: each run of it becomes one space, and the ends are stripped.
 
     - ``none``: nothing else.
     - ``lower``: lower case, nothing else.
@@ -50,8 +50,8 @@ def normalizer(name: NormalizerName) -> Normalizer:
       It replaces combining marks too, which are vowels in many scripts.
     - ``whisper_english``: Whisper's English rules (arXiv 2212.04356, appendix C): contractions written out, fillers
       removed, American spelling, numbers in digits. It glues spoken digits ("one two three" -> "123"; see
-      :func:`glues_words`) and is not idempotent ("oh one" -> "01" -> "one"): give it raw text, and once. The package
-      has four contractions that OpenAI's own rules do not have: kinda, sorta, dunno, cause.
+      :func:`glues_words`) and is not idempotent ("oh one" -> "01" -> "one"): apply it once, to raw text. The package
+      expands four contractions that OpenAI's own rules leave: kinda, sorta, dunno, cause.
     - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard of 2025; see :mod:`._leaderboard`.
 
     Raises:
@@ -79,22 +79,22 @@ def normalizer(name: NormalizerName) -> Normalizer:
 
 
 def _bounded(rule: Callable[[str], str]) -> Callable[[str], str]:
-    """Python reads no integer of over 4,300 digits, and the rules read every one: a hypothesis may loop that long."""
+    """Break up long numbers: the rules parse them, Python parses at most 4,300 digits, and a hypothesis may loop."""
     return lambda text: rule(re.sub(r"(\d{1000})(?=\d)", r"\1 ", text))
 
 
 def glues_words(reference: str, normalizer: Normalizer) -> bool:
-    """Whether ``normalizer`` makes one word out of several of this reference's words, at its numbers.
+    """Whether ``normalizer`` joins several number words of this reference into one.
 
-    Then a single wrong digit costs the whole string ("one two three four" -> "1234"), and WER counts fewer words than
-    were said. Word by word the same rules cannot glue, so that fewer words in one piece means that they were glued;
-    fillers and contractions do not count.
+    Then one wrong digit makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
+    were spoken. Applied to single words, the same rules cannot join any, so fewer words in the whole text mean that
+    some were joined. Fillers and contractions do not count.
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):
-        return False  # the rule for nearly every text, and it saves normalizing each word
-    # Remarks in brackets are removed, not glued, and would be cut up word by word.
-    apart = [word for said in _BRACKETED.sub(" ", reference).split() for word in normalizer(said).split()]
+        return False  # nearly every text; this saves normalizing each word
+    # Remarks in brackets are removed, not joined; word by word, the rules would not recognize them.
+    apart = [word for text in _BRACKETED.sub(" ", reference).split() for word in normalizer(text).split()]
     return len(glued) < len(apart) and _numbers(glued) != _numbers(apart)
 
 
@@ -103,5 +103,5 @@ def _has_digit(word: str) -> bool:
 
 
 def _numbers(words: Sequence[str]) -> Counter[str]:
-    # Whisper's rules write a lone 1 as a word, "for readability".
+    # Whisper's rules write a single 1 as a word, "for readability".
     return Counter(word for word in words if _has_digit(word) or word in ("one", "ones"))

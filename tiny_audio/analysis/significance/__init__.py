@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_audio.analysis.significance._matched_pairs import MatchedPairs, matched_pairs, matched_segments
-from tiny_audio.analysis.significance._resampling import Groups, group_numbers, percentile_interval, pool, resample
+from tiny_audio.analysis.significance._resampling import Groups, group_indices, percentile_interval, pool, resample
 
 __all__ = [
     "Errors",
@@ -46,7 +46,7 @@ _CHUNK = 1 << 22  # random signs held at a time
 
 def num_groups(groups: Groups) -> int | None:
     """How many groups are resampled; None: utterances are."""
-    return None if groups is None else int(group_numbers(groups).max()) + 1
+    return None if groups is None else int(group_indices(groups).max()) + 1
 
 
 def mean_wer(errors: Errors, words: NDArray[np.int64]) -> float:

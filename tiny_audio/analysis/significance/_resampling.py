@@ -1,4 +1,4 @@
-"""Utterances, or groups of them, drawn again and again."""
+"""Resampling of utterances, or of groups of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 Groups = Sequence[str | None] | None
-"""One label per utterance, such as its speaker; ``None`` in it is a group of its own, and ``None`` for all of it lets
-each utterance stand for itself."""
+"""One label per utterance, such as its speaker. A label ``None`` is a group of its own; ``None`` instead of labels
+makes each utterance its own group."""
 
 _CHUNK = 1 << 22  # resampled indices held at a time, about 32 MB
 
 
-def group_numbers(groups: Sequence[str | None]) -> NDArray[np.int64]:
-    """Group numbers from 0, in order of appearance; each ``None`` has one to itself."""
+def group_indices(groups: Sequence[str | None]) -> NDArray[np.int64]:
+    """Group indices from 0, in order of appearance; each ``None`` has its own."""
     seen: dict[str | int, int] = {}
     return np.array([seen.setdefault(i if group is None else group, len(seen)) for i, group in enumerate(groups)])
 
 
 def pool(counts: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
-    """Sums of ``counts`` [C, U] within groups -> [C, G]; without groups, each utterance is its own."""
+    """Sums of ``counts`` [C, U] within groups -> [C, G]; without groups, unchanged."""
     if groups is None:
         return counts
-    units = group_numbers(groups)
+    units = group_indices(groups)
     pooled = np.zeros((len(counts), units.max() + 1), dtype=np.int64)
     for row, values in zip(pooled, counts, strict=True):
         np.add.at(row, units, values)
@@ -34,7 +34,7 @@ def pool(counts: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
 def resample(counts: NDArray[np.int64], groups: Groups, num_draws: int, seed: int) -> NDArray[np.int64]:
     """Sums of ``counts`` [C, U] over resampled utterances or groups, the same draws for every row.
 
-    The last row holds reference words. Resamples without one have no rate and are left out: at most about one in e.
+    The last row holds reference words. Resamples without any have no rate and are left out: at most about one in e.
 
     Returns:
         ``[C, R]``, R ≤ ``num_draws``.

@@ -17,6 +17,7 @@ from typing import Any
 
 from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants
 from tiny_audio.analysis.report import render_comparison
+from tiny_audio.analysis.rescore import audio_reader
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands.console import ConsoleCallback
 from tiny_audio.commands.sweep._grid import Combination, combinations, parse_grid
@@ -134,7 +135,7 @@ class Sweep:
         compared = compare_variants(variants, common=True)
         comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))
-        write_atomically(self.folder / "comparison.html", render_comparison(compared))
+        write_atomically(self.folder / "comparison.html", render_comparison(compared, audio_reader(compared.files)))
         print(f"{comparison_table(compared)}\n\ncomparison: {self.folder / 'comparison.html'}")
         return comparison
 
