@@ -81,7 +81,8 @@ def test_what_is_not_known_or_not_measured_says_so(
 
 def test_prices_are_put_to_the_sums() -> None:
     progress = Progress(wall_s=3000, beside_s=600, waited_s=30, audio_s=7200, padded_s=8000, rated_j=7.2e6)
-    totals = Ledger(progress, Host(torch.device("cpu"), 1, 1e9, "given", 50.0, "given", 0.5, None), None).totals()
+    host = Host(torch.device("cpu"), 1, 1e9, "given", 50.0, "given", 0.5, None)
+    totals = Ledger(progress, host, None).totals()
     known = account(totals, None, 100.0)
     assert (known["cost_usd"], known["price_source"]) == (0.5, "rough, from the table")
     assert (known["energy_kwh"], known["co2_kg"]) == (2.0, 0.2)

@@ -1,0 +1,162 @@
+"""Frames of the encoder, computed once for all variants; training on them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
+from tiny_audio.commands.bench.units import CachedMaterial, WaveformMaterial, train
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import ClipSet
+from tiny_audio.recipe import load_recipe
+from tiny_audio.sources import SOURCES, SourceContext
+from tiny_audio.training.assembly import assemble
+from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.loop import Budget
+from tiny_audio.training.precision import place
+
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
+
+
+def gathered(recipe: Any) -> ClipSet:
+    sources = {name: SOURCES.build(config, SourceContext(Path())) for name, config in recipe.data.train.items()}
+    return ClipSet.gather(sources, recipe.data.min_duration_s, recipe.data.max_duration_s)
+
+
+def built(home: Path, *overrides: str) -> tuple[Any, ClipSet, Any, Any]:
+    recipe = load_recipe(home / "recipe.yaml", overrides)
+    clips = gathered(recipe)
+    model, _, target_encoder = assemble(recipe, clips, StartingPoint(recipe.training.init_from))
+    place(model, recipe, torch.device("cpu"))
+    return recipe, clips, model, target_encoder
+
+
+def test_features_are_the_encoder_s_own_frames(home: Path, tmp_path: Path) -> None:
+    recipe, clips, model, _ = built(home)
+    notes: list[str] = []
+    features = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
+    assert [clip.id for clip in features.clips] == [clip.id for clip in clips.clips]
+    batch = features.frames([3, 0], torch.device("cpu"))
+    for row, index in enumerate((3, 0)):
+        waveform = clips.clips[index].load(10.0)
+        with torch.no_grad():
+            alone = model.encode(waveform[None], torch.tensor([len(waveform)]))
+        assert features.num_samples[index] == len(waveform)
+        size = int(alone.lengths)
+        assert int(batch.lengths[row]) == size
+        rms = alone.values.pow(2).mean().sqrt()
+        assert (batch.values[row, :size] - alone.values[0]).abs().max() <= 1e-5 * rms
+        assert alone.ctc_logits is not None
+        assert batch.ctc_logits is not None
+        torch.testing.assert_close(batch.ctc_logits[row, :size], alone.ctc_logits[0], rtol=1e-4, atol=1e-5)
+    assert len(notes) == 1
+
+
+def test_features_are_computed_once_for_each_encoder_and_set(home: Path, tmp_path: Path) -> None:
+    recipe, clips, model, _ = built(home)
+    notes: list[str] = []
+    first = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
+    again = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
+    assert len(notes) == len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(first.values, again.values)
+    fewer = replace(clips, clips=clips.clips[:5], dropped=())
+    assert len(FeatureCache(model, recipe, tmp_path, notes.append).get(fewer).clips) == 5
+    with torch.no_grad():
+        next(iter(model.encoder.parameters())).add_(0.01)
+    other = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
+    assert len(notes) == len(list(tmp_path.iterdir())) == 3
+    assert not torch.equal(first.values, other.values)
+
+
+def test_what_cannot_be_read_is_left_out_of_the_features(home: Path, tmp_path: Path) -> None:
+    recipe, clips, model, _ = built(home)
+    copied = tmp_path / "clips"
+    shutil.copytree(home, copied, ignore=shutil.ignore_patterns("run", "cache"))
+    (copied / "clip005.flac").write_bytes(b"no audio")
+    moved = load_recipe(home / "recipe.yaml", [f"data.train.clips.path={copied / 'manifest.jsonl'}"])
+    features = FeatureCache(model, recipe, tmp_path / "features", lambda note: None).get(gathered(moved))
+    assert len(features.clips) == len(clips.clips) - 1
+    assert [drop.reason for drop in features.dropped] == ["undecodable"]
+
+
+def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, clips, model, _ = built(home)
+    cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
+    cache.get(clips)
+    (values,) = tmp_path.glob("*/values.bin")
+    values.write_bytes(values.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"is damaged \(values.bin has another size than its index says\); delete it"):
+        cache.get(clips)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="point TINY_AUDIO_CACHE to a larger disk, train on less, or give"):
+        FeatureCache(model, recipe, tmp_path / "else", lambda note: None).get(clips)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["encoder.freeze=false"], "the encoder trains (encoder.freeze is false). Train one first, with `tiny-audio"),
+        (["encoder.lora={rank: 2, alpha: 2, targets: [q_proj]}"], "the encoder's LoRA trains; remove encoder.lora"),
+        (["encoder.layer=weighted"], "the weights of encoder.layer: weighted train; name one layer"),
+        (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so each look at a clip differs; set it to 0"),
+        (["augmentation.white_noise={}"], "augmentation (white_noise) changes each clip in each epoch"),
+        (["augmentation.spec_augment={}"], "augmentation (spec_augment) changes each clip"),
+        (["training.init_from.parts=[encoder]"], "the CTC head is random and is frozen along with the encoder"),
+    ],
+)
+def test_features_that_would_be_wrong_are_refused(home: Path, overrides: list[str], message: str) -> None:
+    recipe = load_recipe(home / "recipe.yaml", overrides)
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        check_cacheable(recipe)
+    assert "give --no-feature-cache, which runs the encoder at every step" in str(refused.value)
+
+
+def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> None:
+    """The decoder's losses, since a CTC head that trains has no part in them."""
+    curves = []
+    for cached in (True, False):
+        recipe, clips, model, target_encoder = built(home, "execution.log_every=1", "training.steps=6")
+        material: Any = WaveformMaterial(clips, {})
+        if cached:
+            cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
+            material = CachedMaterial(cache.get(clips), {})
+        material.prepare(model)
+
+        epoch_batches = partial(material.epoch, model, recipe, target_encoder)
+        trained = train(model, recipe, epoch_batches, Budget(steps=6))
+        assert trained.steps == 6
+        curves.append([loss for _, loss in trained.curve])
+    # Gradients are clipped together with those of the head, where it trains, so later steps drift apart.
+    assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    assert curves[0][-1] < curves[0][0]
+
+
+def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_path: Path) -> None:
+    orders = []
+    for projector in ("swiglu", "conv"):
+        recipe, clips, model, target_encoder = built(home, f"projector={projector}", "training.seed=3")
+        cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
+        batches = CachedMaterial(cache.get(clips), {}).epoch(model, recipe, target_encoder, 1)
+        orders.append([[row.tolist() for row in batch.targets] for batch in batches])
+    assert orders[0] == orders[1]
+    assert sum(map(len, orders[0])) == 24
+
+
+def test_a_budget_of_seconds_is_kept(home: Path, tmp_path: Path) -> None:
+    recipe, clips, model, target_encoder = built(home, "training.steps=1000")
+    material = CachedMaterial(FeatureCache(model, recipe, tmp_path, lambda note: None).get(clips), {})
+    trained = train(
+        model, recipe, lambda epoch: material.epoch(model, recipe, target_encoder, epoch), Budget(seconds=0.5)
+    )
+    assert trained.steps > 1
+    assert 0.5 <= trained.wall_s < 5

@@ -1,0 +1,115 @@
+"""What the benchmark times, and the options that it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Document
+from tiny_audio.commands.bench._measure import peak_bytes, random_frames
+from tiny_audio.commands.bench.command import Options, benchmark_projectors
+from tiny_audio.commands.bench.tables import timings_table
+from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
+from tiny_audio.commands.bench.variants import read_variants
+from tiny_audio.config import UserError
+from tiny_audio.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_peak_memory_is_what_is_held_at_once() -> None:
+    def step() -> None:
+        first = torch.empty(1 << 20)  # 4 MiB
+        second = torch.empty(1 << 18)
+        del first
+        torch.empty(1 << 19)
+        del second
+
+    assert peak_bytes(step, torch.device("cpu")) == pytest.approx(5 * 2**20, rel=0.01)
+
+
+def test_random_frames_have_runs_of_labels() -> None:
+    torch.manual_seed(0)
+    frames = random_frames(4, 1000, 8, 50.0, torch.device("cpu"))
+    assert frames.ctc_logits is not None
+    labels = frames.ctc_logits.argmax(-1)
+    changes = (labels[:, 1:] != labels[:, :-1]).float().mean()
+    assert 0.45 < float(changes) < 0.55
+
+
+def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
+    variants = read_variants(
+        "swiglu:hidden_dim=64+stack=4,transformer:dim=32+num_heads=4+num_layers=1+feedforward_dim=64"
+    ).compared
+    effort = Effort(durations_s=(1.0,), batch_sizes=(2,), max_time_s=0.01)
+    measured = time_projectors(variants, Neighbors(in_dim=32, out_dim=48), effort, "cpu")
+    assert "4 passed" in capfd.readouterr().err
+    assert measured["versions"]["pytest-benchmark"]
+    forward, both, attention, _ = measured["cases"]
+    assert (forward["which"], both["which"]) == ("forward", "forward_backward")
+    assert forward["rounds"] >= 3
+    assert 0 < forward["min_s"] <= forward["median_s"]
+    assert both["median_s"] > 0
+    # 13 stacks of each of two clips: gate and up from 4 · 32 to 64 channels, down to 48.
+    products = 2 * 13 * (2 * 4 * 32 * 64 + 64 * 48)
+    assert forward["flops"] == 2 * products
+    # Backward: the gradients of weights and of inputs, which the norm below the first layers wants too.
+    assert both["flops"] == 3 * forward["flops"]
+    assert forward["parameters"] == 2 * 4 * 32 * 64 + 64 * 48 + 4 * 32 + 48
+    assert forward["embeddings_per_s"] == 13
+    assert both["peak_bytes"] > 4 * forward["parameters"] > 0
+    # Attention counts too: products of queries with keys and of weights with values, 10 by 10 for each of two clips.
+    linear = 2 * 10 * (5 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 32 * 48)
+    assert attention["flops"] == 2 * (linear + 2 * 2 * 10 * 10 * 32)
+    table = timings_table(measured).splitlines()
+    assert table[1].split()[:3] == ["swiglu", "hidden_dim=64", "stack=4"]
+    assert "32 → 48 channels at 50 frames/s, fp32, cpu" in table[-1]
+
+
+def test_neighbors_come_from_the_recipe(document: Document, write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe(document))
+    found = Neighbors.of(recipe)
+    assert (found.frame_rate, found.precision) == (50.0, "fp32")
+    assert found.in_dim == recipe.encoder.overrides["d_model"]
+    assert found.out_dim == recipe.decoder.overrides["hidden_size"]
+
+
+@pytest.mark.parametrize("field", ["hidden_dim=99999999999", "hidden_dim=9999999999999999"])
+def test_a_projector_that_no_memory_holds_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; shrink its sizes$"):
+        time_projectors(read_variants(f"swiglu:{field}").compared, Neighbors(), Effort(max_time_s=0.0))
+
+
+def test_a_length_that_is_too_short_is_refused() -> None:
+    with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, and swiglu stack=9 needs 9")):
+        time_projectors(read_variants("swiglu:stack=9").compared, Neighbors(), Effort(durations_s=(0.1,)), "cpu")
+
+
+def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name))
+    with pytest.raises(UserError, match=re.escape("bench needs pytest_benchmark; pip install 'tiny-audio[bench]'")):
+        time_projectors(read_variants("swiglu").compared, Neighbors(), Effort(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "message"),
+    [
+        (Options(steps=3), False, "--steps needs --train"),
+        (Options(controls=True), False, "--controls needs --train"),
+        (Options(max_time=1.0), True, "--max-time is for timing projectors alone; leave out it or --train"),
+        (Options(device="cpu"), True, "a recipe's device is execution.device"),
+        (Options(device="tpu"), False, "--device: 'tpu' is none of auto, cpu, cuda"),
+        (Options(durations="5,x"), False, "--durations: '5,x' must be numbers above 0, with commas between them"),
+        (Options(batch_sizes="1.5"), False, "--batch-sizes: '1.5' must be whole numbers above 0"),
+        (Options(), True, "--train needs a recipe, such as recipes/bench_projectors.yaml"),
+    ],
+)
+def test_messages_about_options(options: Options, train: bool, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        benchmark_projectors(None, [], options, train, None)

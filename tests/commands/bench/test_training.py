@@ -1,0 +1,188 @@
+"""A trained benchmark: results, page, and the same command again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.html import EVIL, Page
+from tiny_audio.analysis.report import render_benchmark
+from tiny_audio.analysis.report._scatter import name_heights
+from tiny_audio.cli import main
+from tiny_audio.commands.bench.tables import results_table
+from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
+from tiny_audio.commands.bench.variants import Variant, Variants
+from tiny_audio.config import UserError
+from tiny_audio.training.loop import Budget
+
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
+
+SMALL = Variants(
+    (
+        Variant("swiglu", {"name": "swiglu", "hidden_dim": 64}),
+        Variant("conv", {"name": "conv", "hidden_dim": 16}),
+        Variant("compressed", {"name": "ctc_compress", "hidden_dim": 16}),
+    ),
+    (Variant("deaf", {"name": "swiglu", "hidden_dim": 1, "stack": 14}),),
+)
+
+
+def plan(home: Path, **changes: Any) -> Plan:
+    given: dict[str, Any] = {"overrides": (), "variants": SMALL, "seeds": (0, 1), "budget": Budget(steps=6)}
+    return Plan(home / "recipe.yaml", **(given | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, one_thread: None) -> Path:
+    """A whole benchmark, controls included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_AUDIO_CACHE", str(home / "cache"))
+        TrainedBenchmark(plan(home, controls=True), home / "bench", lambda note: None).complete()
+    return home / "bench"
+
+
+def test_results_hold_every_variant_seed_and_comparison(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert results["baseline"] == "swiglu"  # the recipe's own
+    assert results["budget"] == {"steps": 6, "seconds": None}
+    labels = ["swiglu", "conv", "compressed", "swiglu, other seeds", "deaf"]
+    assert [variant["label"] for variant in results["variants"]] == labels
+    assert [variant["seeds"] for variant in results["variants"]] == [[0, 1]] * 3 + [[2, 3]] + [[0, 1]]
+    for variant in results["variants"]:
+        assert variant["steps"] == [6, 6]
+        found = variant["sets"]["held_out"]
+        assert found["num_utterances"] == 24
+        assert found["wer"] == pytest.approx(sum(found["by_seed"]) / 2)
+        assert found["interval"][0] <= found["wer"] <= found["interval"][1]
+    assert [(row["label"], row["set"]) for row in results["comparisons"]] == [
+        (label, "held_out") for label in labels[1:]
+    ]
+    assert {control["label"]: control["expected"] for control in results["controls"]} == {
+        "swiglu, other seeds": "no difference shown",
+        "deaf": "worse",
+    }
+    assert len(list((finished / "units").iterdir())) == 10
+    table = results_table(results)
+    assert "6 steps each, seeds 0, 1" in table
+    assert "against swiglu" in table
+    assert "control holds: swiglu, other seeds should be called 'no difference shown'" in table
+
+
+def test_the_same_command_trains_nothing_twice_and_another_seed_adds(
+    home: Path, finished: Path, tmp_path: Path
+) -> None:
+    finished = Path(shutil.copytree(finished, tmp_path / "bench"))
+    notes: list[str] = []
+    before = {path: path.stat().st_mtime_ns for path in (finished / "units").rglob("*")}
+    results = json.loads((finished / "results.json").read_text())
+    again = TrainedBenchmark(plan(home, controls=True), finished, notes.append).complete()
+    assert {path: path.stat().st_mtime_ns for path in (finished / "units").rglob("*")} == before
+    assert notes == ["10 of 10 units are done already"]
+    assert again["variants"] == results["variants"]
+    assert again["comparisons"] == results["comparisons"]
+    notes.clear()
+    # Seed 2 of the baseline was trained as a control, which is the same unit.
+    TrainedBenchmark(plan(home, seeds=(0, 2)), finished, notes.append).complete()
+    assert notes[0] == "4 of 6 units are done already"
+    assert [note.split(":")[0] for note in notes[1:]] == ["[1/2] conv, seed 2", "[2/2] compressed, seed 2"]
+
+
+def test_the_page_stands_alone(finished: Path) -> None:
+    html = (finished / "results.html").read_text()
+    page = Page(html)
+    for label in ("swiglu", "conv", "compressed", "deaf", "no difference shown", "made worse on purpose"):
+        assert label in page.words
+    for title in ("parameters of the projector", "training time", "embeddings per second of audio"):
+        assert f"Word error rate and {title}" in page.words
+    assert not page.all("script")
+    assert "http:" not in html.replace("http-equiv", "")
+    assert "https:" not in html
+
+
+def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    text = json.dumps(results).replace('"conv"', json.dumps(EVIL))
+    page = Page(render_benchmark(json.loads(text)))
+    assert not page.all("script")
+    assert not page.all("img")
+    assert EVIL in page.words
+
+
+@given(st.lists(st.tuples(st.floats(60, 500), st.floats(15, 285)), min_size=1, max_size=16))
+def test_names_in_a_plot_do_not_lie_over_each_other(places: list[tuple[float, float]]) -> None:
+    heights = name_heights(places, 12.0, 290.0)
+    assert all(12 <= height <= 290 for height in heights)
+    for (first_x, first), (second_x, second) in combinations(zip([x for x, _ in places], heights, strict=True), 2):
+        assert abs(first_x - second_x) >= 120 or abs(first - second) >= 14 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": (0,)}, "--seeds: needs at least 2 different seeds to tell a difference from luck, not 0"),
+        ({"seeds": (1, 1)}, "--seeds: needs at least 2 different seeds to tell a difference from luck, not 1, 1"),
+        ({"baseline": "swigl"}, "--baseline: there is no variant 'swigl'; did you mean 'swiglu'?"),
+        ({"variants": Variants(SMALL.compared[:1])}, "--variants: one alone has nothing to be compared with"),
+        (
+            {"variants": Variants(SMALL.compared), "controls": True},
+            "--controls: a variant that is made worse on purpose is missing; give --variants a YAML file",
+        ),
+        (
+            {"variants": Variants((SMALL.compared[0], Variant("far", {"name": "swiglu", "stack": 99})))},
+            "variant far: ",
+        ),
+        ({"overrides": ("encoder.freeze=false",)}, "features cannot be computed once for all variants"),
+        ({"overrides": ("data.evaluation={}",)}, "data.evaluation is empty, so nothing can be compared; add a set"),
+        ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
+    ],
+)
+def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        TrainedBenchmark(plan(home, **changes), tmp_path, lambda note: None)
+
+
+def test_the_command_prints_json(
+    home: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = Path(shutil.copytree(finished, tmp_path / "bench"))
+    (home / "variants.yaml").write_text(
+        json.dumps({"variants": {variant.label: dict(variant.section) for variant in SMALL.compared}})
+    )
+    command = ["bench", "projectors", str(home / "recipe.yaml"), "--variants", str(home / "variants.yaml"), "--train"]
+    command += ["--steps", "6", "--seeds", "0,1", "--output-dir", str(finished), "--json"]
+    capsys.readouterr()
+    assert main(command) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == json.loads((finished / "results.json").read_text())
+    assert "6 of 6 units are done already" in output.err
+    assert main([*command, "--seconds", "3"]) == 2
+    assert "--steps and --seconds are two budgets; give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_crippled_projector_is_called_worse_and_the_same_one_is_not(home: Path, tmp_path: Path) -> None:
+    """With an encoder that has learned to tell the clips apart."""
+    encoder = tmp_path / "run"
+    command = ["run", str(home / "encoder.yaml"), "training.steps=150", "--output-dir", str(encoder)]
+    assert main(command) == 0
+    chosen = plan(
+        home,
+        overrides=(f"training.init_from.path={encoder}",),
+        variants=Variants(SMALL.compared[:1], SMALL.controls),
+        seeds=tuple(range(6)),
+        budget=Budget(steps=150),
+        controls=True,
+    )
+    found = TrainedBenchmark(chosen, tmp_path / "bench", print).complete()
+    assert {control["label"]: control["held"] for control in found["controls"]} == {
+        "swiglu, other seeds": True,
+        "deaf": True,
+    }

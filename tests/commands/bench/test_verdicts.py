@@ -1,0 +1,76 @@
+"""What a trained benchmark dares to call different."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_audio.analysis.scoring import normalizer
+from tiny_audio.commands.bench.analysis import Outcome, Scoring, analyze
+from tiny_audio.commands.bench.tables import results_table
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def outcome(label: str, error_rates: list[float], control: Any = None, seed: int = 0) -> Outcome:
+    """Hypotheses of 300 utterances of 5 words, with about so many of the words wrong under each seed."""
+    rng = torch.Generator().manual_seed(seed)
+    words = ["one", "two", "three", "four", "five"]
+    hypotheses = []
+    for rate in error_rates:
+        rows = []
+        for number in range(300):
+            wrong = torch.rand(5, generator=rng) < rate
+            heard = " ".join("x" if bad else word for bad, word in zip(wrong, words, strict=True))
+            rows.append(
+                {"id": str(number), "text": " ".join(words), "pred_text": heard, "truncated": False, "metadata": {}}
+            )
+        hypotheses.append({"dev": rows})
+    result = {"parameters": 1, "embeddings_per_s": 10.0, "train_s": 1.0, "curve": []}
+    results = [{**result, "seed": number, "steps": 5} for number in range(len(error_rates))]
+    return Outcome(label, {"name": "swiglu"}, control, results, hypotheses)
+
+
+def verdicts(*outcomes: Outcome) -> dict[str, str]:
+    found = analyze(outcomes, outcomes[0].label, Scoring(normalizer("lower"), 500, None))
+    return {label: entry.verdict for (label, _), entry in found.differences.items()}
+
+
+def test_a_clear_difference_is_called_by_its_sign() -> None:
+    base = outcome("base", [0.2, 0.21, 0.2], seed=1)
+    found = verdicts(base, outcome("bad", [0.5, 0.52, 0.49], seed=2), outcome("good", [0.02, 0.03, 0.02], seed=3))
+    assert found == {"bad": "worse", "good": "better"}
+
+
+def test_a_difference_of_the_means_that_seeds_explain_is_a_tie() -> None:
+    """Utterances alone would call it different: 3000 words, 10 points apart; but the seeds are 30 points apart."""
+    base = outcome("base", [0.2, 0.35, 0.5], seed=1)
+    assert verdicts(base, outcome("other", [0.3, 0.45, 0.6], seed=2)) == {"other": "no difference shown"}
+
+
+def test_the_same_variant_under_other_seeds_is_a_tie() -> None:
+    rates = [[0.20, 0.23, 0.26], [0.27, 0.22, 0.24], [0.21, 0.25, 0.22]]
+    outcomes = [outcome(f"v{number}", rate, seed=number) for number, rate in enumerate(rates)]
+    assert set(verdicts(*outcomes).values()) == {"no difference shown"}
+
+
+def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
+    base = outcome("base", [0.2, 0.22, 0.21], seed=1)
+    others = [outcome(f"v{number}", [0.21, 0.2, 0.22], seed=number) for number in range(2, 5)]
+    again = outcome("again", [0.21, 0.22, 0.2], "again", seed=9)
+    crippled = outcome("crippled", [0.9, 0.91, 0.92], "crippled", seed=10)
+    found = analyze([base, *others, again, crippled], "base", Scoring(normalizer("lower"), 500, None)).to_json()
+    assert [control["held"] for control in found["controls"]] == [True, True]
+    by_label = {row["label"]: row for row in found["comparisons"]}
+    assert by_label["crippled"]["p_holm"] == pytest.approx(2 * by_label["crippled"]["p_value"])
+    blind = analyze(
+        [base, outcome("crippled", [0.2, 0.22, 0.21], "crippled", seed=11)],
+        "base",
+        Scoring(normalizer("lower"), 500, None),
+    ).to_json()
+    assert [control["held"] for control in blind["controls"]] == [False]
+    assert "control FAILS" in results_table(
+        {**blind, "baseline": "base", "seeds": [0], "budget": {"steps": 1, "seconds": None}, "group_by": None}
+    )
