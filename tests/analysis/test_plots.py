@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tiny_audio.analysis.report._benchmark import _curves
 from tiny_audio.analysis.report._html import duration
-from tiny_audio.analysis.report._scatter import Point, scatter_plot
+from tiny_audio.analysis.report._scatter import Point, name_heights, scatter_plot
 from tiny_audio.analysis.report._svg import IntervalRow, interval_plot
 
 
@@ -38,3 +42,12 @@ def test_every_curve_has_a_name_beside_it() -> None:
         (charts,) = _curves(variants)
         keys = re.findall(r'class="key">.*?</svg>(v\d+)<', charts)
         assert keys == [f"v{place}" for place in range(number)]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.floats(60, 500), st.floats(15, 285)), min_size=1, max_size=16))
+def test_names_in_a_plot_do_not_lie_over_each_other(places: list[tuple[float, float]]) -> None:
+    heights = name_heights(places, 12.0, 290.0)
+    assert all(12 <= height <= 290 for height in heights)
+    for (first_x, first), (second_x, second) in combinations(zip([x for x, _ in places], heights, strict=True), 2):
+        assert abs(first_x - second_x) >= 120 or abs(first - second) >= 14 - 1e-6

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.html import EVIL, Page
 from tiny_audio.analysis.report import render_benchmark
-from tiny_audio.analysis.report._scatter import name_heights
 from tiny_audio.cli import main
 from tiny_audio.commands.bench.tables import results_table
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
@@ -114,14 +110,6 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
     assert not page.all("script")
     assert not page.all("img")
     assert EVIL in page.words
-
-
-@given(st.lists(st.tuples(st.floats(60, 500), st.floats(15, 285)), min_size=1, max_size=16))
-def test_names_in_a_plot_do_not_lie_over_each_other(places: list[tuple[float, float]]) -> None:
-    heights = name_heights(places, 12.0, 290.0)
-    assert all(12 <= height <= 290 for height in heights)
-    for (first_x, first), (second_x, second) in combinations(zip([x for x, _ in places], heights, strict=True), 2):
-        assert abs(first_x - second_x) >= 120 or abs(first - second) >= 14 - 1e-6
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""``report.html``: what a run did, in one file that needs nothing else, neither network nor script.
+"""HTML pages in one file each, without network access or scripts.
 
-:func:`render_comparison` makes such a page of several runs, :func:`render_targets` of hypotheses of any systems,
-:func:`render_benchmark` of a benchmark.
+:func:`render_report` renders a run, :func:`render_comparison` several runs, :func:`render_targets` hypotheses of any
+systems, and :func:`render_benchmark` a benchmark.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def render_report(
     hypotheses: Mapping[str, Sequence[Row]],
     read_audio: ReadAudio,
 ) -> str:
-    """The report of a run as one HTML page. What is missing is left out, so that a run half done renders too.
+    """The report of a run as one HTML page. Missing data is left out, so an unfinished run renders, too.
 
     Args:
         report: ``report.json``.
-        metrics: the rows of ``metrics.jsonl``; where a step comes twice, after a resume, the later row counts.
+        metrics: the rows of ``metrics.jsonl``; if a resume wrote a step twice, the later row counts.
         hypotheses: per set, rows with ``id``, ``text`` and ``pred_text``, and where known ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
-        read_audio: the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or ``None``. It is called for a few rows of
-            each set, and what it gives is in the page for anyone to hear.
+        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or ``None``. It is called for a few
+            rows of each set. The clips become part of the page.
 
     Raises:
         UserError: a set's ``normalizer`` is unknown.
@@ -119,7 +119,7 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
     losses = {"loss": "loss", "decoder_loss": "decoder", "ctc_loss": "CTC"}
     loss = [Series(name, _points(train, key)) for key, name in losses.items()]
     if not loss[2].points:
-        loss = loss[:1]  # without a CTC head the decoder's loss is the loss
+        loss = loss[:1]  # without a CTC head, the loss is the decoder's
     wer = [Series(name, _points([row for row in scores if str(row.get("set")) == name], "wer")) for name in sets]
     charts = [
         line_chart("Training loss", loss, may_be_log=True),
@@ -200,7 +200,7 @@ def _resampled(values: Mapping[str, Any]) -> str:
 
 
 def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per part: from ``parts``, then what only ``parameters`` knows, such as a CTC head."""
+    """One row per part: those in ``parts``, then those only in ``parameters``, such as a CTC head."""
     rows = [dict(part) for part in report.get("parts") or ()]
     known = {row.get("part") for row in rows}
     for name, sizes in (report.get("parameters") or {}).items():

@@ -1,4 +1,4 @@
-"""Elements that escape what they are given, the formats of numbers, and the style sheet."""
+"""HTML elements that escape their content, number formats, and the style sheet."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 
 DASH = "–"
 
-# Nothing may be fetched, whatever a transcript says: escaping is the first line of defence, this is the second.
+# No content may fetch anything: escaping is the first line of defense, this policy the second.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
 class Markup(str):
-    """Text that is HTML already; every other string is escaped on its way into an element."""
+    """A string that is already HTML. Every other string is escaped when it becomes part of an element."""
 
     __slots__ = ()
 
 
 def join(children: Iterable[object]) -> Markup:
-    """The children as HTML; ``None`` is nothing, a plain value is escaped."""
+    """The children as HTML; ``None`` is skipped, other values are escaped."""
     return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """An element. ``class_="x"`` is ``class="x"``, ``stroke_width`` is ``stroke-width``; ``None`` leaves one out."""
+    """An element. ``class_="x"`` is ``class="x"``, ``stroke_width`` is ``stroke-width``; ``None`` omits an attribute."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = "".join(f' {key}="{html.escape(_attribute(value))}"' for key, value in pairs if value is not None)
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
@@ -35,7 +35,7 @@ def _attribute(value: object) -> str:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()) -> Markup:
-    """A table that scrolls sideways where it must; the columns in ``numbers`` are set to the right."""
+    """A table that scrolls sideways if needed; the columns in ``numbers`` are right-aligned."""
     right = set(numbers)
 
     def cells(kind: str, row: Sequence[object]) -> Markup:
@@ -46,12 +46,12 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: 
 
 
 def label(text: object) -> Markup:
-    """What a row or column is about, broken into lines where it is long, as names of a sweep's variants are."""
+    """The label of a row or column. Long ones, such as names of a sweep's variants, are wrapped."""
     return tag("b", text, class_="label")
 
 
 def page(title: str, *body: object) -> str:
-    """A whole page that loads nothing and runs nothing."""
+    """A complete page, without external resources or scripts."""
     head = tag(
         "head",
         Markup('<meta charset="utf-8">'),
@@ -73,7 +73,7 @@ def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) ->
 
 
 def number(value: object) -> float | None:
-    """The value as a finite float, if it is one."""
+    """The value as a float, or None if it is not a finite number."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -161,7 +161,7 @@ svg text.l{fill:var(--ink);font-size:13px}svg text.v{font-size:13px;font-weight:
 .s4{stroke:var(--s4);stroke-dasharray:10 3 2 3}.s5{stroke:var(--s5);stroke-dasharray:4 2}.s6{stroke:var(--s6)}
 .f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}.f6{fill:var(--s6)}
 .second{fill:none;stroke:var(--s2);stroke-width:1.8}
-/* A shade at the side on which there is more: it stays, and what covers it scrolls along. */
+/* A shadow marks the side to which a table can scroll; a cover scrolls with the content and hides it at the end. */
 .scroll{overflow-x:auto;margin:.5rem 0;background:linear-gradient(90deg,var(--bg) 40%,transparent),
 linear-gradient(270deg,var(--bg) 40%,transparent) 100% 0,
 radial-gradient(farthest-side at 0 50%,var(--shade),transparent),

@@ -9,14 +9,14 @@ from tiny_audio.analysis.report._html import Markup, compact, percent, tag
 from tiny_audio.analysis.report._svg import linear_ticks
 
 _LEAST_SPAN = 0.1
-"""Costs closer together than this share of the largest are drawn so: as good as equal."""
+"""The axis of costs spans at least this share of the largest one, so that nearly equal costs look equal."""
 _MARGIN_SHARE = 0.08
 _NAME_HEIGHT, _NAME_WIDTH = 14.0, 120.0
 
 
 @dataclass(frozen=True)
 class Point:
-    """One thing that was measured twice over."""
+    """One system: its cost and its error rate."""
 
     name: str
     x: float
@@ -27,7 +27,7 @@ class Point:
 
 
 def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callable[[object], str] = compact) -> Markup:
-    """Fractions over a cost, each with its interval and its name beside it; neither axis need start at 0."""
+    """Fractions over a cost, each with its interval and name; neither axis has to start at 0."""
     width, height, left, right, above, below = 520.0, 330.0, 54.0, 14.0, 12.0, 40.0
     xs = [point.x for point in points]
     ends = [end for point in points for end in (point.y, *point.interval)]
@@ -79,9 +79,9 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
 
 
 def name_heights(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
-    """Where the names of points ``(x, y)`` go, top to bottom in their order, so that none lies over another.
+    """Heights for the names of points ``(x, y)``, in their order, so that names do not overlap.
 
-    Those that would hit one above move down; where that would leave the plot, they and those above move up again.
+    Names that would overlap one above move down. If one would leave the plot, it and those above it move up again.
     """
     order = sorted(range(len(places)), key=lambda index: places[index][1])
     heights = [max(y, top + _NAME_HEIGHT / 2) for _, y in places]

@@ -11,11 +11,11 @@ from itertools import pairwise
 from tiny_audio.analysis.report._html import Markup, compact, count, percent, tag
 
 _NUM_COLORS = 6
-_MAX_POINTS = 300  # more would be drawn over each other, and make the page heavy
+_MAX_POINTS = 300  # more would overlap, and make the page large
 _MAX_HITS = 100
 _MAX_MARKED = 40
 _MAX_NAME = 36
-_LOG_RATIO = 30.0  # beyond it, the small values of a curve are a flat line on a linear axis
+_LOG_RATIO = 30.0  # beyond it, small values look like a flat line on a linear axis
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Series:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """One set of an interval plot: fractions, with a second estimate below it where there is one."""
+    """One row of an interval plot: fractions, with a second estimate if there is one."""
 
     name: str
     value: float
@@ -39,10 +39,10 @@ class IntervalRow:
 def line_chart(
     title: str, series: Sequence[Series], show: Callable[[object], str] = compact, *, may_be_log: bool = False
 ) -> Markup | None:
-    """Curves over steps; ``None`` where there is nothing to draw.
+    """Curves over steps; ``None`` if there is nothing to draw.
 
-    Long curves are drawn as the mean of neighboring points, with a band from their least to their greatest. The axis
-    starts at 0, or, where it may be, is logarithmic if the values span more than a factor of 30.
+    Long curves are drawn as the mean of neighboring points, with a band from minimum to maximum. The axis starts at 0,
+    or is logarithmic if ``may_be_log`` and the values span more than a factor of 30.
     """
     series = [curve for curve in series if curve.points]
     if not series:
@@ -77,8 +77,8 @@ def line_chart(
         parts.append(tag("text", compact(x), x=x_at(x), y=height - below + 17, text_anchor="middle"))
     parts.append(tag("line", x1=left, x2=width - right, y1=height - below, y2=height - below, class_="axis"))
     parts.append(tag("text", "step", x=(left + width - right) / 2, y=height - 3, text_anchor="middle"))
-    for number, bins in enumerate(binned):
-        color = number % _NUM_COLORS + 1
+    for index, bins in enumerate(binned):
+        color = index % _NUM_COLORS + 1
         if any(high > low for _, _, low, high in bins):
             edge = [(x, high) for x, _, _, high in bins] + [(x, low) for x, _, low, _ in reversed(bins)]
             parts.append(tag("polygon", points=_path(edge, x_at, y_at), class_=f"band f{color}"))
@@ -89,15 +89,15 @@ def line_chart(
     parts += _hits(series, binned, show, x_at, above, height - below)
     note = "logarithmic" if log else None
     svg = tag("svg", *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=_summary(title, series, show))
-    keys = (_key(curve.name, number % _NUM_COLORS + 1) for number, curve in enumerate(series))
+    keys = (_key(curve.name, index % _NUM_COLORS + 1) for index, curve in enumerate(series))
     caption = tag("figcaption", title, *(keys if len(series) > 1 else ()), tag("small", note) if note else None)
     return tag("figure", caption, svg)
 
 
 def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signed: bool = False) -> Markup:
-    """One row per set: the estimate, its interval as a bar, and in figures; ``second`` names the hollow marks.
+    """One row per system: the estimate with its interval, drawn and as text; ``second`` labels the hollow marks.
 
-    With ``signed`` the rows are differences, below 0 or above, and 0 is drawn.
+    With ``signed``, the rows are differences, and the axis marks 0.
     """
     sign = "+" if signed else ""
     width, right, row_height, above = 1000.0, 235.0, 34.0, 8.0
@@ -116,12 +116,12 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signe
         label = f"{100 * tick:{sign if tick else ''}.3g} %".replace("-", "−")
         parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=above, y2=bottom, class_=line))
         parts.append(tag("text", label, x=x_at(tick), y=bottom + 16, text_anchor="middle"))
-    for number, row in enumerate(rows):
-        y = above + row_height * (number + 0.5)
+    for index, row in enumerate(rows):
+        y = above + row_height * (index + 0.5)
         low, high = row.interval or (row.value, row.value)
         ends_text = f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]".replace("-", "−") if row.interval else ""
         marks: list[object] = [tag("title", f"{row.name}: {percent(row.value, sign=sign)}{ends_text}")]
-        # Names of one family differ at either end.
+        # Similar names differ at their ends.
         half = _MAX_NAME // 2
         name = row.name if len(row.name) <= _MAX_NAME else f"{row.name[:half]}…{row.name[1 - half :]}"
         marks.append(tag("text", name, x=left - 16, y=y + 4.5, text_anchor="end", class_="l"))
@@ -156,7 +156,7 @@ def _hits(
     top: float,
     bottom: float,
 ) -> list[Markup]:
-    """Invisible columns whose tooltip gives every curve's value there."""
+    """Invisible columns whose tooltips show the value of every curve."""
     steps = sorted({x for bins in binned for x, *_ in bins})
     steps = steps[:: math.ceil(len(steps) / _MAX_HITS)]
     edges = [x_at(steps[0]) - 5, *(x_at((a + b) / 2) for a, b in pairwise(steps)), x_at(steps[-1]) + 5]
@@ -173,7 +173,7 @@ def _hits(
 
 
 def _bins(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
-    """(step, mean, least, greatest) of neighbors, so that at most ``_MAX_POINTS`` are left."""
+    """(step, mean, minimum, maximum) of neighboring points, at most ``_MAX_POINTS`` of them."""
     size = math.ceil(len(points) / _MAX_POINTS)
     bins = []
     for start in range(0, len(points), size):
