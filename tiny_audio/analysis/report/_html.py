@@ -24,7 +24,7 @@ def join(children: Iterable[object]) -> Markup:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """An element. ``class_="x"`` is ``class="x"``, ``stroke_width`` is ``stroke-width``; ``None`` omits an attribute."""
+    """Element: ``class_="x"`` is ``class="x"``, ``stroke_width`` is ``stroke-width``; ``None`` omits an attribute."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = "".join(f' {key}="{html.escape(_attribute(value))}"' for key, value in pairs if value is not None)
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
