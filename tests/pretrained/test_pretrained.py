@@ -1,92 +1,25 @@
-"""Loading checkpoints: from folders and from a hub, every tensor accounted for, every refusal by name."""
+"""Loading checkpoints from folders: every tensor accounted for, and every error by name."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save, save_file
-from torch import Tensor, nn
-from transformers import (
-    HubertConfig,
-    HubertForCTC,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-)
+from safetensors.torch import load_file
 
+from tests.support.part_checkpoints import assert_same_tensors, change, decoder, encoder, hubert, smollm3, whisper
 from tiny_audio.config import UserError
-from tiny_audio.decoders import DECODERS, Decoder, DecoderContext
-from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
+from tiny_audio.decoders import DECODERS, DecoderContext
+from tiny_audio.encoders import ENCODERS, EncoderContext
 from tiny_audio.pretrained.building import attention_implementation
 from tiny_audio.pretrained.checkpoints import published_architecture
 
 LAYER = "hubert.encoder.layers.0.attention.q_proj.weight"
-
-
-def hubert(folder: Path, **fields: Any) -> HubertForCTC:
-    torch.manual_seed(0)
-    config = HubertConfig(**ENCODERS.entry("hubert").config.tiny().overrides, vocab_size=12, **fields)  # type: ignore[attr-defined]
-    model = HubertForCTC(config)
-    model.save_pretrained(folder)
-    return model
-
-
-def whisper(folder: Path) -> WhisperForConditionalGeneration:
-    torch.manual_seed(0)
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "vocab_size": 60}
-    decoder = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
-    config = WhisperConfig(**ENCODERS.entry("whisper").config.tiny().overrides, **decoder, **tokens)  # type: ignore[attr-defined]
-    model = WhisperForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    return model
-
-
-def smollm3(folder: Path, **fields: Any) -> SmolLM3ForCausalLM:
-    torch.manual_seed(0)
-    overrides = DECODERS.entry("smollm3").config.tiny().overrides  # type: ignore[attr-defined]
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 60}
-    model = SmolLM3ForCausalLM(SmolLM3Config(**overrides | tokens | fields))
-    model.save_pretrained(folder)
-    return model
-
-
-def encoder(name: str, pretrained: Path | str, **fields: Any) -> Encoder:
-    config = {"name": name, "pretrained": str(pretrained), **fields}
-    return ENCODERS.build(ENCODERS.parse(config), EncoderContext())
-
-
-def decoder(pretrained: Path | str, **fields: Any) -> Decoder:
-    config = {"name": "smollm3", "pretrained": str(pretrained), **fields}
-    return DECODERS.build(DECODERS.parse(config), DecoderContext(None))
-
-
-def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def assert_same_tensors(found: nn.Module, wanted: nn.Module) -> None:
-    """All of ``wanted``, but for the mask vector of a SpecAugment that is switched off."""
-    own, its = dict(found.state_dict()), dict(wanted.state_dict())
-    its.pop("masked_spec_embed", None)
-    assert own.keys() == its.keys()
-    for name, tensor in its.items():
-        assert torch.equal(own[name], tensor), name
 
 
 # --- what loads
@@ -420,146 +353,3 @@ def test_flash_attention_that_is_not_installed() -> None:
         attention_implementation(config)
     assert attention_implementation(config.model_copy(update={"attention": "auto"})) == "sdpa"
     assert attention_implementation(config.model_copy(update={"attention": "eager"})) == "eager"
-
-
-# --- a hub
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as reading a checkpoint takes."""
-
-    revisions: ClassVar[dict[str, str]] = {}
-    """Branch or tag -> commit."""
-    commits: ClassVar[dict[str, dict[str, bytes]]] = {}
-    """Commit -> file -> content."""
-    repository = "tiny/hubert"
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def _answer(self, *, body: bool) -> None:
-        path = self.path.partition("?")[0].strip("/")
-        found = re.fullmatch(rf"(?:api/models/)?{self.repository}(?:/(resolve|revision|tree)/([^/]+)/?(.*))?", path)
-        if found is None:
-            self._send(404, {"X-Error-Code": "RepoNotFound"}, b"", body)
-            return
-        kind, revision, name = found.group(1), found.group(2) or "main", found.group(3) or ""
-        commit = self.revisions.get(revision, revision)
-        if commit not in self.commits:
-            self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"", body)
-            return
-        files, headers = self.commits[commit], {"X-Repo-Commit": commit}
-        if kind == "resolve":
-            if name not in files:
-                self._send(404, {**headers, "X-Error-Code": "EntryNotFound"}, b"", body)
-                return
-            headers["ETag"] = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-            self._send(200, headers, files[name], body)
-        elif kind == "tree":
-            rows = [
-                {"type": "file", "path": name, "size": len(content), "oid": name} for name, content in files.items()
-            ]
-            self._send(200, headers, json.dumps(rows).encode(), body)
-        else:
-            siblings = [{"rfilename": name} for name in files]
-            about = {"id": self.repository, "sha": commit, "siblings": siblings, "private": False, "tags": []}
-            self._send(200, headers, json.dumps(about).encode(), body)
-
-    def _send(self, status: int, headers: dict[str, str], content: bytes, body: bool) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        """Silence."""
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
-    """Address of a hub with one repository: tag ``v1`` has zeros in its final norm's bias, ``main`` has ones."""
-    hubert(tmp_path / "checkpoint")
-    config = (tmp_path / "checkpoint" / "config.json").read_bytes()
-    tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
-    for value, (name, commit) in enumerate((("v1", "a" * 40), ("main", "b" * 40))):
-        tensors["hubert.encoder.layer_norm.bias"] = torch.full((32,), float(value))
-        Hub.revisions[name] = commit
-        Hub.commits[commit] = {"config.json": config, "model.safetensors": save(tensors, {"format": "pt"})}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-READER = """
-import sys
-from tiny_audio.config import UserError
-from tiny_audio.encoders import ENCODERS, EncoderContext
-for wanted in sys.argv[1:]:
-    repository, _, revision = wanted.partition("@")
-    fields = {"name": "hubert", "pretrained": repository, "revision": revision or None}
-    try:
-        part = ENCODERS.build(ENCODERS.parse(fields), EncoderContext())
-    except UserError as error:
-        print(f"refused: {error}")
-    else:
-        print(float(part.model.encoder.layer_norm.bias.mean()))
-"""
-
-
-def read(tmp_path: Path, *wanted: str, **environment: str) -> list[str]:
-    """A line for each ``repository@revision``: its bias, or the refusal."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    settings = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", READER, *wanted],
-        capture_output=True,
-        text=True,
-        env=clean | settings | environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout.splitlines()
-
-
-def test_the_revision_decides_what_is_read(hub: str, tmp_path: Path) -> None:
-    names = ("tiny/hubert", "tiny/hubert@v1", f"tiny/hubert@{'a' * 40}", "tiny/hubert@main")
-    *values, no_revision, no_repository = read(tmp_path, *names, "tiny/hubert@v9", "tiny/nothing", HF_ENDPOINT=hub)
-    assert values == ["1.0", "0.0", "0.0", "1.0"]
-    assert no_revision.startswith("refused: hubert: cannot read 'tiny/hubert' at revision v9: v9 is not a valid git")
-    assert no_repository.startswith(
-        "refused: hubert: cannot read 'tiny/nothing': tiny/nothing is not a local folder and is not a valid model"
-    )
-    for line in (no_revision, no_repository):
-        assert line.endswith("and check the network and `hf auth login` for gated models.")
-    # What was read once is there without a network, by the same revision.
-    offline = read(tmp_path, "tiny/hubert@v1", "tiny/hubert@main", HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
-    assert offline == ["0.0", "1.0"]
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"HF_HUB_OFFLINE": "1"},
-        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),  # the hub's client tries again
-    ],
-)
-def test_no_network(tmp_path: Path, environment: dict[str, str]) -> None:
-    (line,) = read(tmp_path, "tiny/hubert", **environment)
-    assert re.fullmatch(
-        r"refused: hubert: cannot read 'tiny/hubert': \S.*\. Give a hub id or the folder of a checkpoint, and check "
-        r"the network and `hf auth login` for gated models\.",
-        line,
-    )

@@ -1,0 +1,165 @@
+"""Projectors against the transformers modules and the arithmetic that they are modeled on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.support.projectors import (
+    CONTEXT,
+    SMALL,
+    assert_equal,
+    before_output_norm,
+    built,
+    carry_over,
+    configured,
+    embed,
+    noise,
+    shaken,
+)
+from tiny_audio.frames import Frames
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("family", ["voxtral", "glmasr"])
+def test_mlp_equals_its_original(family: str) -> None:
+    from types import SimpleNamespace
+
+    from transformers.models.glmasr.modeling_glmasr import GlmAsrMultiModalProjector
+    from transformers.models.voxtral.modeling_voxtral import VoxtralMultiModalProjector
+
+    config = SimpleNamespace(
+        audio_config=SimpleNamespace(intermediate_size=4 * CONTEXT.in_dim),
+        text_config=SimpleNamespace(hidden_size=CONTEXT.out_dim),
+        projector_hidden_act="gelu",
+    )
+    if family == "voxtral":
+        original, ours = VoxtralMultiModalProjector(config), built("mlp")
+    else:
+        original, ours = GlmAsrMultiModalProjector(config), built("mlp", hidden_dim=2 * CONTEXT.out_dim, bias=True)
+    shaken(original)
+    carry_over(original, ours, [("linear_1", "feedforward.up"), ("linear_2", "feedforward.down")])
+    frames = noise(40, 23)
+    with torch.no_grad():
+        wanted = original(frames.zeroed().values.reshape(2, 10, -1))
+    assert_equal(before_output_norm(ours, frames), wanted)
+
+
+QFORMER_NAMES = [
+    (r"^query$", "queries"),
+    (r"^qformer\.layernorm\.", "norm."),
+    (r"^linear\.", "down."),
+    (r"^qformer\.encoder\.layer\.", "layers."),
+    (r"\.crossattention\.", ".cross_attention."),
+    (r"(layers\.\d+)\.attention\.", r"\1.self_attention."),
+    (r"_attention\.output\.dense\.", "_attention.attention.output."),
+    (r"_attention\.output\.LayerNorm\.", "_attention.norm."),
+    (r"\.intermediate_query\.dense\.", ".feedforward.up."),
+    (r"\.output_query\.dense\.", ".feedforward.down."),
+    (r"\.output_query\.LayerNorm\.", ".norm."),
+]
+"""transformers' names of a Granite Speech projector, piece by piece, and ours."""
+
+
+def granite(num_layers: int, every: int) -> Any:
+    from transformers import Blip2QFormerConfig, GraniteConfig, GraniteSpeechConfig
+    from transformers.models.granite_speech.modeling_granite_speech import GraniteSpeechEncoderProjector
+
+    config = GraniteSpeechConfig(
+        text_config=GraniteConfig(hidden_size=CONTEXT.out_dim),
+        projector_config=Blip2QFormerConfig(
+            hidden_size=SMALL["dim"],
+            num_hidden_layers=num_layers,
+            num_attention_heads=SMALL["num_heads"],
+            intermediate_size=SMALL["feedforward_dim"],
+            encoder_hidden_size=CONTEXT.in_dim,
+            cross_attention_frequency=every,
+        ),
+        window_size=15,
+        downsample_rate=5,
+    )
+    return shaken(GraniteSpeechEncoderProjector(config))
+
+
+@pytest.mark.parametrize(("num_layers", "every"), [(2, 1), (4, 2)])
+def test_windowed_qformer_equals_granite(num_layers: int, every: int) -> None:
+    original = granite(num_layers, every)
+    ours = built("qformer", num_layers=num_layers, cross_attention_every=every, **SMALL)
+    carry_over(original, ours, QFORMER_NAMES)
+    frames = noise(1, 14, 15, 16, 100)
+    with torch.no_grad():
+        wanted = original(frames.zeroed().values)
+    found = before_output_norm(ours, frames)
+    assert_equal(found, wanted)
+    embeddings, lengths = embed(ours, frames)
+    assert lengths == [3, 3, 3, 6, 21]
+    assert embeddings.shape[1] == 21
+
+
+def test_global_qformer_equals_blip2_with_a_mask() -> None:
+    original = granite(2, 1)
+    ours = built("qformer", mode="global", num_queries=3, **SMALL)
+    carry_over(original, ours, QFORMER_NAMES)
+    frames = noise(1, 31, 100)
+    with torch.no_grad():
+        wanted = original.qformer(
+            query_embeds=original.query.expand(3, -1, -1),
+            encoder_hidden_states=frames.values,
+            encoder_attention_mask=frames.mask().long(),
+        ).last_hidden_state
+        wanted = original.linear(wanted)
+    assert_equal(before_output_norm(ours, frames), wanted)
+    assert embed(ours, frames)[1] == [3, 3, 3]
+
+
+def test_qformer_defaults_follow_its_mode() -> None:
+    windowed, whole = built("qformer", **SMALL), built("qformer", mode="global", **SMALL)
+    sizes = torch.tensor([1, 15, 16, 1500])
+    assert windowed.max_embeddings(sizes).tolist() == [3, 3, 6, 300]
+    assert whole.max_embeddings(sizes).tolist() == [32, 32, 32, 32]
+    assert configured("qformer").min_frames() == 15
+    assert configured("qformer", mode="global").min_frames() == 1
+
+
+def test_conv_without_overlap_is_a_linear_layer_on_stacked_frames() -> None:
+    projector = built("conv", strides=[5], channels=16, hidden_dim=32)
+    (conv,) = projector.convs.convs
+    frames = noise(5, 12, 40)
+    stacked = F.pad(frames.zeroed().values, (0, 0, 0, 0)).unflatten(1, (-1, 5)).flatten(2)
+    with torch.no_grad():
+        weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, D, k] -> [C, k·D]
+        wanted = projector.feedforward(F.gelu(F.linear(stacked, weight, conv.bias)))
+    assert_equal(before_output_norm(projector, frames), wanted)
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(2, 3), (2, 2), (3, 4), (3, 7), (1, 4)])
+def test_conv_windows_lie_around_their_stride(stride: int, kernel: int) -> None:
+    """Each output sees its own stride, and what the kernel has more, half before and half after."""
+    projector = built("conv", strides=[stride], kernel_sizes=[kernel])
+    (conv,) = projector.convs.convs
+    for size in range(1, 12):
+        frames = noise(size, 11)
+        found: Frames = projector.convs(frames)
+        padded = F.pad(frames.zeroed().values, (0, 0, kernel, 2 * kernel))
+        for index in range(int(found.lengths[0])):
+            start = index * stride - (kernel - stride) // 2 + kernel
+            window = padded[0, start : start + kernel]
+            wanted = F.gelu(torch.einsum("kd,cdk->c", window, conv.weight) + conv.bias)
+            torch.testing.assert_close(found.values[0, index], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv", "moe"])
+def test_conv_lengths(name: str) -> None:
+    projector = built(name, strides=[2, 3], kernel_sizes=[3, 5], hidden_dim=16)
+    sizes = [1, 2, 5, 6, 7, 12, 13, 1499, 1500]
+    assert projector.max_embeddings(torch.tensor(sizes)).tolist() == [1, 1, 1, 1, 2, 2, 3, 250, 250]
+    assert embed(projector, noise(*sizes))[1] == [1, 1, 1, 1, 2, 2, 3, 250, 250]
+    assert configured(name, strides=[2, 3]).min_frames() == 6
+    shortened = projector.convs(replace(noise(30), ctc_logits=torch.zeros(1, 30, 5)))
+    assert shortened.rate == pytest.approx(50 / 6)
+    assert shortened.ctc_logits is None

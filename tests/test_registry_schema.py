@@ -1,0 +1,72 @@
+"""The union, the errors and the JSON schema that pydantic makes of a registry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pytest
+from pydantic import ValidationError
+
+from tests.support.tiny_registry import (
+    ConvConfig,
+    PartConfig,
+    holder,
+    make,
+)
+
+
+def test_the_union_reads_a_mapping_a_name_and_a_config() -> None:
+    model = holder(make())
+    assert model.model_validate_json('{"part": {"name": "conv", "stride": 3}}').part == ConvConfig(stride=3)
+    assert model.model_validate_json('{"part": "conv"}').part == ConvConfig()
+    assert model(part=ConvConfig(stride=3)).part == ConvConfig(stride=3)
+
+
+def test_a_list_of_a_file_fills_a_tuple_of_a_part() -> None:
+    model = holder(make())
+    part = model.model_validate_json('{"part": {"name": "conv", "kernels": [1, 2]}}').part
+    assert part == ConvConfig(kernels=(1, 2))
+
+
+def test_a_dump_reads_back() -> None:
+    model = holder(make())
+    value = model.model_validate_json('{"part": {"name": "linear", "hidden_size": 3}}')
+    assert model.model_validate_json(value.model_dump_json()) == value
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "message"),
+    [
+        ('{"name": "conv", "strid": 3}', ("part", "conv", "strid"), "Extra inputs are not permitted"),
+        ('{"name": "conv", "stride": "3"}', ("part", "conv", "stride"), "Input should be a valid integer"),
+        ('{"name": "linear"}', ("part", "linear", "hidden_size"), "Field required"),
+        ('"linear"', ("part", "[name]", "hidden_size"), "Field required"),
+        ('{"name": "cov"}', ("part", "[name]"), "unknown projector 'cov'; did you mean 'conv'? Allowed: conv, linear"),
+        ('"cov"', ("part", "[name]"), "unknown projector 'cov'; did you mean 'conv'? Allowed: conv, linear"),
+        ("{}", ("part", "[name]"), "projector: `name` is missing; Allowed: conv, linear"),
+        ('{"name": {"a": 1}}', ("part", "[name]"), "unknown projector {'a': 1}; Allowed: conv, linear"),
+        ("null", ("part", "[name]"), "unknown projector null; Allowed: conv, linear"),
+        ("[1]", ("part", "[name]"), "unknown projector [1]; Allowed: conv, linear"),
+        ("3", ("part", "[name]"), "unknown projector 3; Allowed: conv, linear"),
+    ],
+)
+def test_mistakes_are_located(part: str, place: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        holder(make()).model_validate_json(f'{{"part": {part}}}')
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["msg"]) == (place, message)
+
+
+def test_the_json_schema_carries_every_parts_fields_and_the_shorthand() -> None:
+    registry = make()
+    model = holder(registry, other=(dict[str, Annotated[PartConfig, registry]], {}))
+    schema = model.model_json_schema()
+    alone, parts = schema["properties"]["part"]["anyOf"]
+    assert alone["enum"] == ["conv", "linear"]
+    assert parts["discriminator"]["propertyName"] == "name"
+    assert [ref["$ref"] for ref in parts["oneOf"]] == ["#/$defs/ConvConfig", "#/$defs/LinearConfig"]
+    conv, linear = schema["$defs"]["ConvConfig"], schema["$defs"]["LinearConfig"]
+    assert conv["properties"]["stride"]["description"] == "Frames per embedding."
+    assert conv["additionalProperties"] is False
+    assert conv["required"] == ["name"]
+    assert linear["required"] == ["hidden_size", "name"]
