@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
-from tests.conftest import Document, changed, manifest_row, tiny_recipe, write_clips
+from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Hub, Repo, forget, running_hub, use_hub
 from tests.support.parquet_shards import loquacious_shard
 from tests.support.training import (
@@ -33,12 +31,9 @@ from tests.support.training import (
     steps_kept,
 )
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped
 from tiny_audio.projectors.swiglu import SwigluProjector
-from tiny_audio.sources import Dropped
 from tiny_audio.sources._hub import ranges as hub_ranges
 from tiny_audio.training import checkpoint
-from tiny_audio.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -208,132 +203,6 @@ def test_checkpoints_that_are_all_damaged(document: Document, undisturbed: bytes
     message = str(refusal.value)
     for value in (str(folder / "checkpoints"), "step-000000008: rng.pt ", "step-000000006: rng.pt "):
         assert value in message
-
-
-# --- clips over the ceiling
-
-
-def test_a_run_over_the_ceiling_goes_on_when_it_is_raised(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    manifest = write_clips(folder, 12)
-    with manifest.open("a") as file:
-        for number in range(4):
-            (folder / f"broken{number}.wav").write_bytes(b"no audio")
-            file.write(manifest_row(folder / f"broken{number}.wav", "yes", 1.0))
-    document = changed(tiny_recipe(folder), data__evaluation={}, training__steps=14, batching__max_clips=1)
-    document = changed(document, execution__log_every=1)
-    run(changed(document, data__max_dropped_share=0.5), tmp_path / "undisturbed")
-    with pytest.raises(UserError, match=r"^3 of 16 training clips are unusable"):
-        run(changed(document, data__max_dropped_share=0.15), tmp_path / "run")
-    (kept,) = steps_kept(tmp_path / "run")
-    assert kept > 0
-    callback = run(changed(document, data__max_dropped_share=0.5), tmp_path / "run")
-    assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
-    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
-    assert len(read_dropped(tmp_path / "run" / "dropped.jsonl")) >= 3
-
-
-def spoil(manifest: Path, numbers: range) -> dict[Path, bytes]:
-    """Damage the files of some clips; gives what they held."""
-    files = [
-        manifest.parent / json.loads(manifest.read_text().splitlines()[number])["audio_filepath"] for number in numbers
-    ]
-    held = {path: path.read_bytes() for path in files}
-    for path in files:
-        path.write_bytes(b"no audio")
-    return held
-
-
-def test_a_run_over_the_ceiling_goes_on_when_the_data_is_mended(tmp_path: Path) -> None:
-    folder, listed = tmp_path / "data", tmp_path / "run" / "dropped.jsonl"
-    held = spoil(write_clips(folder, 12), range(3))
-    document = changed(tiny_recipe(folder), data__evaluation={}, training__steps=14, batching__max_clips=1)
-    document = changed(document, data__max_dropped_share=0.2, execution__log_every=1)
-    for _ in range(2):  # nothing is mended at the second start
-        with pytest.raises(UserError, match=r"^3 of 12 training clips are unusable"):
-            run(document, tmp_path / "run")
-    (kept,) = steps_kept(tmp_path / "run")
-    (first, content), *others = held.items()
-    first.write_bytes(content)
-    callback = run(document, tmp_path / "run")
-    assert "3 clips could not be used, which is too many: reading them again" in callback.notes
-    assert "1 of them can be used now" in callback.notes
-    assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
-    assert {drop.id for drop in read_dropped(listed)} == {f"clips/{path.name}" for path, _ in others}
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 15))
-    assert rows[-1]["dropped_clips"] == 2
-
-
-def test_clips_outside_the_bounds_make_no_room_for_bad_ones(tmp_path: Path) -> None:
-    """The ceiling is a share of what the recipe asks for."""
-    manifest = write_clips(tmp_path / "data", 10)
-    spoil(manifest, range(5))
-    with manifest.open("a") as file:
-        for _ in range(90):
-            file.write(manifest_row(tmp_path / "data" / "clip009.wav", "yes", 99.0))
-    document = changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, training__steps=10)
-    with pytest.raises(UserError, match=r"^\d of 10 training clips are unusable"):
-        run(changed(document, data__max_dropped_share=0.05), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "detail"), [(15.0, "15.00 s of audio; at most 10 s is allowed"), (0.01, "160 samp")]
-)
-def test_a_clip_whose_index_lies_about_its_length_counts(tmp_path: Path, seconds: float, detail: str) -> None:
-    """What was decoded is outside the bounds, and nobody chose to leave it out."""
-    manifest = write_clips(tmp_path / "data", 6)
-    path = tmp_path / "data" / "other.wav"
-    soundfile.write(path, np.full(int(16_000 * seconds), 0.1), 16_000)
-    with manifest.open("a") as file:
-        file.write(manifest_row(path, "yes", 1.0))
-    document = changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, training__steps=10)
-    with pytest.raises(UserError, match=r"^1 of 7 training clips are unusable") as refusal:
-        run(changed(document, data__max_dropped_share=0.0), tmp_path / "run")
-    assert f"duration_differs: 1, such as clips/other.wav: other.wav: {detail}" in str(refusal.value)
-    assert "; its index says 1.00 s, correct it\n" in str(refusal.value)
-
-
-# --- dropped.jsonl
-
-
-def test_a_torn_line_is_taken_out(tmp_path: Path) -> None:
-    path = tmp_path / "dropped.jsonl"
-    DroppedLog(path).add([Dropped("a", "empty", "first"), Dropped("b", "empty", "")])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-5])
-    assert [drop.id for drop in read_dropped(path)] == ["a"]
-    log = DroppedLog(path)
-    log.add([Dropped("a", "empty", "again"), Dropped("b", "empty", ""), Dropped("b", "empty", "twice")])
-    assert path.read_bytes() == whole
-    log.add([])
-    assert path.read_bytes() == whole
-
-
-def test_nothing_is_rewritten(tmp_path: Path) -> None:
-    path = tmp_path / "dropped.jsonl"
-    log = DroppedLog(path)
-    assert not path.exists()
-    log.add([Dropped("a", "empty", "first")])
-    inode = path.stat().st_ino
-    log.add([Dropped("b", "empty", "é\u2028")])
-    assert path.stat().st_ino == inode
-    assert [drop.detail for drop in read_dropped(path)] == ["first", "é\u2028"]
-
-
-def test_each_clip_counts_once() -> None:
-    dropped = DroppedClips(10, 0.2)
-    assert [drop.detail for drop in dropped.add([Dropped("a", "empty", "1"), Dropped("b", "too_long", "2")])] == [
-        "1",
-        "2",
-    ]
-    assert dropped.add([Dropped("a", "empty", "3")]) == []
-    dropped.add([Dropped("c", "empty", "")])
-    assert len(dropped) == 3
-    dropped.check()
-    dropped.add([Dropped("d", "empty", "")])
-    with pytest.raises(UserError, match=r"^3 of 10 training clips are unusable"):
-        dropped.check()
 
 
 # --- hubs

@@ -13,11 +13,11 @@ from tiny_audio.model.prompt import build_prompt
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
 from tiny_audio.training.random_state import seed_all
-from tiny_audio.training.spelling import Spelling
+from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 
 def assemble(
-    recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling | None = None
+    recipe: Recipe, clips: ClipSet, start: StartingPoint | None, learned: TranscriptVocabulary | None = None
 ) -> tuple[TinyAudioModel, Any, TargetEncoder]:
     """Build the model that training starts from, its tokenizer, and the encoder of its targets.
 
@@ -25,19 +25,19 @@ def assemble(
         recipe: names the parts.
         clips: to train on.
         start: ``training.init_from``.
-        spelling: of those clips, so that their transcripts need not be read; None reads them.
+        learned: the vocabulary of the clips' transcripts; None reads the transcripts.
 
     Raises:
         UserError: a part cannot be built, or ``start`` does not fit.
     """
     clips.check_any("data.train")
-    if spelling is None:
-        spelling = Spelling.learn(recipe, clips, start)
+    if learned is None:
+        learned = TranscriptVocabulary.learn(recipe, clips, start)
     # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
     if start is not None and start.takes("decoder"):
         tokenizer = start.tokenizer()
-    elif spelling.tokenizer is not None:
-        tokenizer = restore_tokenizer(spelling.tokenizer)
+    elif learned.tokenizer is not None:
+        tokenizer = restore_tokenizer(learned.tokenizer)
     else:
         tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
     vocabulary, head = None, None
@@ -45,8 +45,8 @@ def assemble(
         head = PretrainedHead.read(recipe.encoder)
         vocabulary = head.vocabulary
     elif recipe.ctc is not None:
-        if spelling.characters is not None:
-            vocabulary = CtcVocabulary(tuple(spelling.characters))
+        if learned.characters is not None:
+            vocabulary = CtcVocabulary(tuple(learned.characters))
         else:
             assert start is not None
             vocabulary = start.ctc_vocabulary()

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tiny_audio.plan.work import Work
 from tiny_audio.runtime.files import write_atomically
-from tiny_audio.training.spelling import Spelling
+from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 FILE_NAME = "state.json"
 
@@ -29,7 +29,7 @@ class TrainingInputs:
 
 
 @dataclass(frozen=True)
-class LearnedSpelling:
+class LearnedVocabulary:
     """What the transcripts decided, and which clips they belong to."""
 
     data: str
@@ -37,9 +37,9 @@ class LearnedSpelling:
     characters: str | None
 
     @property
-    def spelling(self) -> Spelling:
+    def vocabulary(self) -> TranscriptVocabulary:
         """Without the clips."""
-        return Spelling(self.tokenizer, self.characters)
+        return TranscriptVocabulary(self.tokenizer, self.characters)
 
 
 @dataclass
@@ -49,7 +49,7 @@ class TrainingState:
     inputs: TrainingInputs
     work: Work | None = None
     """FLOPs of a clip; None where the model cannot run on the meta device."""
-    spelling: LearnedSpelling | None = None
+    spelling: LearnedVocabulary | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)

@@ -10,7 +10,7 @@ from typing import Any
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.evaluate import score
 from tiny_audio.commands.run.export import ExportStage
-from tiny_audio.commands.run.state import LearnedSpelling, TrainingInputs, TrainingState
+from tiny_audio.commands.run.state import LearnedVocabulary, TrainingInputs, TrainingState
 from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
@@ -25,8 +25,8 @@ from tiny_audio.training.checkpoint import latest, load_weights
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.precision import set_types
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.spelling import Spelling
 from tiny_audio.training.trainer import Trainer, summary
+from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 from tiny_audio.training.world import World
 
 _INPUT_NAMES = {
@@ -74,8 +74,8 @@ class TrainStage:
         recipe = _pinned(recipe, inputs)
         world.collective(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
         run.callback.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
-        spelling = world.broadcast_from_main(lambda: self._spelling(recipe, clips, start))
-        model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, spelling))
+        vocabulary = world.broadcast_from_main(lambda: self._vocabulary(recipe, clips, start))
+        model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, vocabulary))
         scores = world.is_main or recipe.execution.parallel == "fsdp"
         monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(
@@ -86,7 +86,7 @@ class TrainStage:
             return
         overhead = run.overhead()
         if trainer.is_sharded:
-            model = self._whole_model(recipe, clips, start, spelling)
+            model = self._whole_model(recipe, clips, start, vocabulary)
         training = run.state.training
         assert training is not None
         training.summary, training.totals = summary(progress), trainer.ledger.totals()
@@ -94,12 +94,12 @@ class TrainStage:
         ExportStage(run).export(model, tokenizer, overhead)
 
     def _whole_model(
-        self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None, spelling: Spelling
+        self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None, vocabulary: TranscriptVocabulary
     ) -> TinyAudioModel:
         """The trained model in one piece, from the checkpoint of the last step."""
         last = latest(self._run.folder / "checkpoints")
         assert last is not None
-        model = assemble(recipe, clips, start, spelling)[0]
+        model = assemble(recipe, clips, start, vocabulary)[0]
         set_types(model, recipe.training.precision, device_of(recipe.execution.device))
         load_weights(last, model)
         return model
@@ -132,15 +132,15 @@ class TrainStage:
             self._run.callback.note(f"the dry run of the model failed, so its FLOPs are not counted: {reason}")
             return None
 
-    def _spelling(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> Spelling:
+    def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
         """What the transcripts decide. There may be millions of them, so they are read once in a run."""
         training = self._run.state.training
         assert training is not None
         if training.spelling is None or training.spelling.data != clips.fingerprint:
-            learned = Spelling.learn(recipe, clips, start)
-            training.spelling = LearnedSpelling(clips.fingerprint, **asdict(learned))
+            learned = TranscriptVocabulary.learn(recipe, clips, start)
+            training.spelling = LearnedVocabulary(clips.fingerprint, **asdict(learned))
             self._run.save()
-        return training.spelling.spelling
+        return training.spelling.vocabulary
 
     def _monitor(self, tokenizer: Any) -> Callable[[TinyAudioModel], dict[str, Any]] | None:
         """A function that scores the model on a part of one set while it trains."""

@@ -27,7 +27,7 @@ from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, texts
 from tiny_audio.sources._index_table import TableUtterances
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest
-from tiny_audio.training.spelling import Spelling
+from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,7 +116,7 @@ def test_a_tokenizer_comes_back_as_it_was(document: Document, tmp_path: Path) ->
 def test_what_is_kept_builds_what_is_learned(document: Document) -> None:
     recipe = parse(document)
     clips = gather(recipe)
-    spelling = Spelling.learn(recipe, clips, None)
+    spelling = TranscriptVocabulary.learn(recipe, clips, None)
     assert spelling.characters == "".join(sorted(set("".join(clips.texts))))
     learned, kept = assemble(recipe, clips, None), assemble(recipe, clips, None, spelling)
     assert learned[2].ctc == kept[2].ctc
@@ -131,9 +131,9 @@ def test_nothing_is_read_where_the_transcripts_decide_nothing(
     clips = gather(recipe)
     monkeypatch.setattr(ClipSet, "texts", property(_refused))
     alone = recipe.model_copy(update={"ctc": None, "decoder": recipe.decoder.model_copy(update={"tokenizer": None})})
-    assert Spelling.learn(alone, clips, None) == Spelling(None, None)
+    assert TranscriptVocabulary.learn(alone, clips, None) == TranscriptVocabulary(None, None)
     with pytest.raises(AssertionError, match="transcripts were read"):
-        Spelling.learn(recipe, clips, None)
+        TranscriptVocabulary.learn(recipe, clips, None)
 
 
 def _refused(_: ClipSet) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the transcripts decide before training: how they are cut into tokens, and which characters a CTC head knows."""
+"""What is learned from the transcripts before training: a tokenizer and the characters of a CTC head."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tiny_audio.training.initialize import StartingPoint
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """Read from all transcripts once in a run, which keeps it: there may be millions. None is not theirs to say."""
+class TranscriptVocabulary:
+    """Learned once per run and kept, because reading millions of transcripts takes long."""
 
     tokenizer: str | None
-    """As the tokenizers library writes it; None where it comes with the decoder's weights."""
+    """JSON of the tokenizers library; None where the tokenizer comes with the decoder's weights."""
     characters: str | None
-    """Of a CTC head, in the order of its labels; None where it has its own, or there is no head."""
+    """Characters of a random CTC head, in the order of its labels; None where there is none."""
 
     @classmethod
-    def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> Spelling:
-        """From the transcripts, if anything is.
+    def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
+        """Read the transcripts, unless nothing is to be learned from them.
 
         Raises:
-            UserError: there are none to train a tokenizer on.
+            UserError: no clip is usable.
         """
         clips.check_any("data.train")
         tokenizer, characters = None, None
