@@ -15,19 +15,22 @@ from tests.support.provider_server import KEY, Vendors, vendors
 from tiny_audio.cli import main
 
 
-@pytest.fixture(scope="module")
-def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of clips, and in it a finished ``run`` over them."""
     folder = tmp_path_factory.mktemp("trained")
     write_clips(folder, 8)
     write_odd_clips(folder)
     document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=20, training__steps=4)
     (folder / "recipe.yaml").write_text(json.dumps(document))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     assert main(["run", str(folder / "recipe.yaml"), "--output-dir", str(folder / "run")]) == 0
+    torch.set_num_threads(threads)
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ctc_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CTC model of transformers, with random weights."""
     from transformers import (

@@ -117,8 +117,8 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
         ),
         ("runs/not/there", "runs/not/there: no such folder, and no name of a model on the hub (owner/model) either"),
         ("file", "file is a file; give the folder of a run or of a model"),
-        ("empty", "there is no config.json; give a run's folder, or that of an exported model"),
-        ("unfinished", "this run has no model yet; finish it with the command that began it"),
+        ("empty", "empty: there is no config.json"),
+        ("unfinished", "unfinished: this run has no model yet"),
         ("no_json", "not valid JSON"),
         ("no_type", "has no model_type"),
         ("bert:langage=en", "langage: unknown option; did you mean 'language'?"),
@@ -153,7 +153,7 @@ def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Pa
     shutil.copytree(trained / "run" / "model", tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "the weights cannot be read, the folder is damaged or incomplete" in refused(tmp_path / "cut")
+    assert "cut: the weights cannot be read" in refused(tmp_path / "cut")
 
 
 def test_a_model_on_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
