@@ -52,7 +52,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What surrounds a decoder."""
+    """What a builder gets besides the config."""
 
     tokenizer: Any
     """The tokenizer whose ids it reads and writes; a random decoder takes its vocabulary size from it.
@@ -73,7 +73,7 @@ def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
 
 
 class DecoderCache(ABC):
-    """What a decoder remembers of rows that it has read, and can forget again from their ends.
+    """The state of a decoder after rows that it has read; it can be cropped at their ends.
 
     B rows · P positions read so far · L more of them · H channels · V token ids
     """

@@ -1,4 +1,4 @@
-"""Keys and values of a transformers causal LM, which can be taken back row by row."""
+"""Keys and values of a transformers causal LM, which can be cropped row by row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KINDS = {"full_attention", "sliding_attention"}
 
 
 def can_crop(model: Any) -> bool:
-    """Whether all that a ``…ForCausalLM`` of transformers remembers is keys and values by position."""
+    """Whether the whole state of a ``…ForCausalLM`` of transformers is keys and values by position."""
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     return takes_cache and not model._is_stateful and kinds <= _KINDS
@@ -29,8 +29,8 @@ class CausalLMCache(DecoderCache):
 
     Args:
         model: a ``…ForCausalLM``.
-        undecodable: ranges ``[start, stop)`` of ids that are never to be said.
-        takes_positions: whether the model is told positions; others count them by the mask.
+        undecodable: ranges ``[start, stop)`` of ids that must never be generated.
+        takes_positions: whether the model takes position ids; others derive them from the mask.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, takes_positions: bool) -> None:

@@ -1,4 +1,4 @@
-"""What every decoder that wraps a transformers causal LM shares."""
+"""The decoder that wraps a transformers causal LM, and how it is built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY_LLAMA: dict[str, Any] = {
 }
 """Two layers of 32 channels."""
 
-# Overhead the fields of the transformers config, which has no place for what a tokenizer knows.
+# A key next to the fields of the transformers config, which has none for what depends on the tokenizer.
 _UNDECODABLE = "undecodable_ids"
 
 
@@ -79,15 +79,15 @@ def build_causal_lm(
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
             undecodable = undecodable_ids(tokenizer, model.config.vocab_size)
-    _refuse_adapted_head(model, config)
-    # A checkpoint's own sampling habits (temperature, penalties) are not the recipe's, and an export would lose them.
+    _check_head_not_adapted(model, config)
+    # A checkpoint's own sampling settings (temperature, penalties) are not used: the recipe has its own.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
     return CausalLMDecoder(model, undecodable, packs=config.attention in PACKED and _can_pack(model_class))
 
 
 def configure_dropout(architecture: Any, probability: float) -> None:
-    """Say every dropout of a transformers config, whatever its family calls it; what else is random is switched off."""
+    """Set every dropout of a transformers config, whatever its name in the family; switch other randomness off."""
     for name, value in vars(architecture).items():
         if hasattr(value, "model_type"):  # a config inside this one
             configure_dropout(value, probability)
@@ -126,7 +126,7 @@ def _can_pack(model_class: Any) -> bool:
     return takes_positions and bool(model_class._supports_attention_backend)
 
 
-def _refuse_adapted_head(model: Any, config: DecoderConfig) -> None:
+def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
     """The head often shares its weights with the embeddings, and an adapter would be on one of the two.
 
     Raises:

@@ -21,7 +21,7 @@ FeatureTransform = Callable[[Frames], Frames]
 class EncoderConfig(TransformersPartConfig, ABC):
     """Base of every encoder's config.
 
-    What it tells about frames is what a recipe is checked with before anything is fetched.
+    A recipe is checked with its frame counts before anything is fetched.
     """
 
     ctc_head: ClassVar[str | None] = None
@@ -47,7 +47,7 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """What surrounds an encoder."""
+    """What a builder gets besides the config."""
 
     architecture: dict[str, Any] | None = None
     """:meth:`Encoder.architecture` of an earlier build; the encoder is then built so, with no weights read."""

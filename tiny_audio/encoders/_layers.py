@@ -13,7 +13,7 @@ from tiny_audio.encoders import EncoderConfig
 
 
 def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[str, ...]:
-    """Shorten a transformers config to the layers that ``config.layer`` needs: the others are never built.
+    """Reduce a transformers config to the layers that ``config.layer`` needs, so that the others are never built.
 
     Args:
         architecture: the transformers config, which is changed.
@@ -35,11 +35,11 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
             f"give a number from 1 to {depth}, last or weighted"
         )
     architecture.num_hidden_layers = config.layer
-    return tuple(rf"{path}\.{number}\..*" for number in range(config.layer, depth))
+    return tuple(rf"{path}\.{index}\..*" for index in range(config.layer, depth))
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Frames would come slower and of another width than the family's, and a projector does that.
+    """Reject a checkpoint with an adapter: it lowers the frame rate and changes the width, which is the projector's task.
 
     Raises:
         UserError: there are convolutions on top of the layers.

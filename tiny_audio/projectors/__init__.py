@@ -39,7 +39,7 @@ class ProjectorConfig(Config, ABC):
 
 @dataclass(frozen=True)
 class ProjectorContext:
-    """What a projector's neighbors tell about themselves."""
+    """Properties of the encoder and the decoder that a projector connects."""
 
     in_dim: int
     """Channels of the encoder's frames."""
