@@ -39,7 +39,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Reject a checkpoint with an adapter: it lowers the frame rate and changes the width, which is the projector's task.
+    """Reject a checkpoint with an adapter, which lowers the frame rate and changes the width: a projector's task.
 
     Raises:
         UserError: there are convolutions on top of the layers.
