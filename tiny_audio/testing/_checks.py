@@ -14,7 +14,7 @@ TOLERANCE = 1e-5
 """Largest difference between two ways to compute one result in fp32, relative to its root mean square.
 
 It is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add up in another order for another batch size, and the layers
-of one part make up to half of the tolerance out of that."""
+of one part make up to three quarters of the tolerance out of that."""
 ZERO = 1e-9
 """Gradients in fp64 that are smaller than this, relative to the part's largest, count as zero.
 
