@@ -10,15 +10,14 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from tiny_audio.audio._resampling import resampled, resampled_blocks
 from tiny_audio.config import UserError
-from tiny_audio.frames import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import soundfile
@@ -59,8 +58,6 @@ _SHORT_DATA_CHUNK = re.compile(r"data : (\d+) \(should be (\d+)\)")
 _MP3_HEAD_BYTES = 65_536
 _MP3_TRAILER_BYTES = 1_024
 """Tags at the end."""
-_FILTER_WIDTH = 8
-"""Samples of the lower rate that the resampling filter reaches to either side: torchaudio's 6 and some."""
 _READ_BYTES = 1 << 20
 _AS_IF_CUT = ("undecodable", "truncated", "empty")
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
@@ -113,7 +110,7 @@ def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None 
                 "and a clip is never cut",
             )
         blocks = list(_mono_blocks(file, stream, name))
-        return _resampled(blocks[0] if len(blocks) == 1 else torch.cat(blocks), file.samplerate)
+        return resampled(blocks[0] if len(blocks) == 1 else torch.cat(blocks), file.samplerate)
 
 
 def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[torch.Tensor]:
@@ -126,7 +123,7 @@ def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[t
     """
     name = _name(source, name)
     with _opened(source, name) as (file, stream):
-        yield from _resampled_blocks(_mono_blocks(file, stream, name), file.samplerate)
+        yield from resampled_blocks(_mono_blocks(file, stream, name), file.samplerate)
 
 
 def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
@@ -164,7 +161,7 @@ def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name
         )
     # [channels, samples] -> [samples, channels]
     block = samples.detach().cpu().float().reshape(-1, count).T
-    return _resampled(_mean_of_channels(block, name), rate)
+    return resampled(_mean_of_channels(block, name), rate)
 
 
 def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
@@ -376,40 +373,3 @@ def _truncated(name: str, promised: int, found: int, what: str) -> AudioError:
 def _words(error: Exception) -> str:
     # libsndfile's own words; str() of it puts the address of our stream before them.
     return str(getattr(error, "error_string", error)).strip()
-
-
-def _ratio(rate: int) -> Fraction:
-    # The filter holds one phase per output sample of a period: 44,101 Hz taken exactly would need gigabytes.
-    return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
-
-
-def _resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
-    if rate == SAMPLE_RATE:
-        return waveform
-    import torchaudio
-
-    ratio = _ratio(rate)
-    resampled: torch.Tensor = torchaudio.functional.resample(waveform, ratio.denominator, ratio.numerator)
-    return resampled
-
-
-def _resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
-    """As :func:`_resampled` of all together: each block is resampled with what the filter sees on either side of it."""
-    if rate == SAMPLE_RATE:
-        yield from blocks
-        return
-    ratio = _ratio(rate)
-    period, made = ratio.denominator, ratio.numerator  # so many samples become so many
-    reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
-    held = torch.zeros(0)
-    before = 0  # of what is held, already given out and kept for the filter; a multiple of the period
-    for block in blocks:
-        held = torch.cat([held, block])
-        after = (len(held) - reach) // period * period
-        if after <= before:
-            continue
-        yield _resampled(held, rate)[before // period * made : after // period * made]
-        kept = max(0, after - reach)
-        held, before = held[kept:], after - kept
-    if len(held):
-        yield _resampled(held, rate)[before // period * made :]

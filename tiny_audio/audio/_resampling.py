@@ -1,0 +1,51 @@
+"""Resampling to 16 kHz, at once or block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import torch
+
+from tiny_audio.frames import SAMPLE_RATE
+
+_FILTER_WIDTH = 8
+"""Samples of the lower rate that the resampling filter reaches to either side: torchaudio's 6 and some."""
+
+
+def _ratio(rate: int) -> Fraction:
+    # The filter holds one phase per output sample of a period: 44,101 Hz taken exactly would need gigabytes.
+    return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
+
+
+def resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
+    """The waveform ``[samples]`` at 16 kHz."""
+    if rate == SAMPLE_RATE:
+        return waveform
+    import torchaudio
+
+    ratio = _ratio(rate)
+    waveform_16k: torch.Tensor = torchaudio.functional.resample(waveform, ratio.denominator, ratio.numerator)
+    return waveform_16k
+
+
+def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
+    """As :func:`resampled` of all blocks together. Each is resampled with what the filter reads around it."""
+    if rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    ratio = _ratio(rate)
+    period, made = ratio.denominator, ratio.numerator  # so many samples become so many
+    reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
+    held = torch.zeros(0)
+    before = 0  # of what is held, already given out and kept for the filter; a multiple of the period
+    for block in blocks:
+        held = torch.cat([held, block])
+        after = (len(held) - reach) // period * period
+        if after <= before:
+            continue
+        yield resampled(held, rate)[before // period * made : after // period * made]
+        kept = max(0, after - reach)
+        held, before = held[kept:], after - kept
+    if len(held):
+        yield resampled(held, rate)[before // period * made :]
