@@ -1,4 +1,4 @@
-"""Connectionist temporal classification on the encoder's frames (Graves et al. 2006): loss, greedy text, scores."""
+"""Connectionist temporal classification (Graves et al. 2006) on the encoder's frames: loss, greedy text, scores."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ BLANK = 0
 
 
 class CtcConfig(Config):
-    """A character head on the encoder's frames, and an auxiliary loss on it.
+    """A CTC head with characters as labels on the encoder's frames, and an auxiliary training loss.
 
-    It makes small and from-scratch models learn many times faster, and gives decoding a second opinion.
+    Small models, and models trained from scratch, learn many times faster with it. Decoding can use its scores.
     """
 
     weight: PositiveFloat = 0.5
-    """The loss is the decoder's plus this times the head's."""
+    """Weight of the CTC loss, which is added to the decoder's loss."""
     init: Literal["random", "pretrained"] = "random"
-    """``pretrained`` takes the head, and its characters in lower case, from the encoder's checkpoint."""
+    """Initial weights. ``pretrained`` copies the head from the encoder's checkpoint, with its characters in lower
+    case."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,23 @@ class CtcVocabulary:
         return len(self.characters) + 1
 
     def encode(self, text: str) -> list[int] | None:
-        """Labels of ``text``, or None where it has a character that the head does not know."""
+        """Labels of ``text``; None if a character is not in the vocabulary."""
         if not set(text) <= set(self.characters):
             return None
         return [self.characters.index(character) + 1 for character in text]
 
     def decode(self, labels: Sequence[int]) -> str:
-        """Text of labels without blanks."""
+        """The text of labels, which contain no blanks."""
         return "".join(self.characters[label - 1] for label in labels)
 
 
 def min_frames(labels: Sequence[int]) -> int:
-    """Fewest frames that can spell ``labels``: one each, and a blank between two that are equal."""
+    """The fewest frames of an alignment with ``labels``: one for each, and a blank between two equal ones."""
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
 def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Best label per frame, repeats merged, blanks removed: ``[B, T, V]`` -> B label lists."""
+    """The best label of each frame, with repeats merged and blanks removed: ``[B, T, V]`` -> B lists of labels."""
     best = logits.argmax(-1).cpu()
     return [
         [int(label) for label in torch.unique_consecutive(row[: int(length)]) if label != BLANK]
@@ -72,8 +73,8 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 
 
 def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probability of each label sequence over all its alignments, ``[B]``; -inf where none fits the frames."""
-    if logits.device.type == "mps":  # PyTorch has no CTC loss for it
+    """Log-probability ``[B]`` of each label sequence over all its alignments; -inf if the frames are too few."""
+    if logits.device.type == "mps":  # PyTorch has no CTC loss there
         return log_likelihood(logits.cpu(), lengths.cpu(), labels).to(logits.device)
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.long, device=logits.device)
     sizes = torch.tensor([len(row) for row in labels], dtype=torch.long, device=logits.device)

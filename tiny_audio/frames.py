@@ -1,4 +1,4 @@
-"""Frames: the value that flows from waveform features through the encoder to the projector."""
+"""Frames: a padded batch of vectors in time, such as features and encoder outputs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Frames:
     """
 
     values: Tensor
-    """``[B, T, D]``; what lies beyond a clip's length means nothing and must not be read."""
+    """``[B, T, D]``. Values beyond a clip's length are undefined and must not be read."""
     lengths: Tensor
-    """``[B]`` int64, frames of each clip."""
+    """``[B]`` int64, the number of frames of each clip."""
     rate: float
     """Frames per second."""
     ctc_logits: Tensor | None = None
-    """``[B, T, V]`` where the model has a CTC head."""
+    """``[B, T, V]``; None without a CTC head."""
 
     def row(self, index: int) -> Frames:
         """One clip, without its padding."""
@@ -43,5 +43,5 @@ class Frames:
         return length_mask(self.lengths, self.values.shape[1])
 
     def zeroed(self) -> Frames:
-        """The same, with zeros beyond each length: what a convolution or a stack may read over the edge."""
+        """The same frames with zeros beyond each length, for layers that read across the end of a clip."""
         return replace(self, values=self.values.masked_fill(~self.mask()[..., None], 0))

@@ -1,6 +1,6 @@
-"""The registry of parts: name -> (config type, builder). Parts register themselves; the registry imports none by name.
+"""The registry of parts: name -> (config type, builder). Parts register themselves.
 
-A part is one file with a config whose ``name`` is a ``Literal``, and a builder that takes this config:
+A part is one file. It has a config whose ``name`` is a ``Literal``, and a builder that takes this config:
 
     class ConvConfig(ProjectorConfig):
         name: Literal["conv"] = "conv"
@@ -8,9 +8,9 @@ A part is one file with a config whose ``name`` is a ``Literal``, and a builder 
     @PROJECTORS.register
     def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector: ...
 
-A builder of several parts takes the union of their configs. ``Annotated[ProjectorConfig, PROJECTORS]`` in a pydantic
-model is the discriminated union of all registered configs. It closes the registry: a part registered later would be
-missing from the schema.
+A builder of several parts takes the union of their configs. In a pydantic model, ``Annotated[ProjectorConfig,
+PROJECTORS]`` is the discriminated union of all registered configs. Building its schema closes the registry, because a
+part that is registered later would be missing from the schema.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# The step in pydantic's error locations for a value that names no part; in brackets like pydantic's own "[key]".
+# The step in pydantic's error locations for a value without a known name; in brackets like pydantic's own "[key]".
 _BY_NAME = "[name]"
 
 
@@ -105,8 +105,8 @@ class Registry(Generic[ConfigT, PartT]):
         """Decorate a builder ``(config: SomeConfig, context) -> part``.
 
         Raises:
-            RegistryError: the builder has no usable config annotation, the name is taken, or the recipe schema exists
-                already.
+            RegistryError: the builder has no usable config annotation, the name is taken, or the recipe schema was
+                already built.
         """
         for config in self._config_types(builder):
             name = self._part_name(config)
@@ -151,7 +151,7 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(name).build(config, *context)
 
     def parse(self, data: object) -> ConfigT:
-        """Validate a plain mapping, such as one read back from a saved model, or a name alone, as a typed config.
+        """Validate a plain mapping, such as one from a saved model, or a name alone, and return the typed config.
 
         Raises:
             UnknownPartError: the mapping's ``name`` is not registered.
@@ -161,10 +161,10 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(fields.get("name")).config.model_validate(fields, strict=False)
 
     def discover(self) -> None:
-        """Import the package's modules, then the installed plugins; once.
+        """Import the package's modules, then the installed plugins. Later calls do nothing.
 
         Raises:
-            RegistryError: a plugin cannot be imported; names its distribution and module.
+            RegistryError: a plugin cannot be imported. The message names its distribution and module.
         """
         if self._discovered:
             return
@@ -177,7 +177,7 @@ class Registry(Generic[ConfigT, PartT]):
             raise
 
     def _import_package(self) -> None:
-        # In the flat bundle of an export this is a module without a path: its parts are imported by name.
+        # In the flat bundle of an export, this is a module without a path. The bundle imports its parts by name.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -233,8 +233,8 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # A value that names no part is a choice of its own. A validator in front of the union would pass it Python
-        # objects, and strict validation of those rejects a list for a tuple, which it allows in JSON.
+        # A value without a known name is a choice of its own. A validator in front of the union would pass Python
+        # objects on to it, and strict validation of Python objects rejects lists for tuples.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
@@ -248,7 +248,7 @@ class Registry(Generic[ConfigT, PartT]):
             try:
                 fields = handler.resolve_ref_schema(part)
             except LookupError:
-                continue  # a part that contains parts of its kind: its schema is still being built
+                continue  # a part that contains parts of its own kind: its schema is not complete yet
             fields["required"] = sorted({*fields.get("required", ()), "name"})
         return {"anyOf": [alone, parts]}
 

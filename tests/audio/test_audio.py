@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import pickle
@@ -12,35 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
+from tests.audio.encoded_clips import (
+    CHANNELS,
+    DATA_SIZE,
+    FLAC,
+    RATE,
+    WAV,
+    encoded,
+    flac_claiming,
+    patched,
+    tone,
+    untagged_mp3,
+)
+from tests.support.messages import assert_names
+from tests.support.paths import SHARED
 from tiny_audio.audio.load import MAX_CHANNELS, AudioError, FileError, audio_duration, length_is_guessed, load_audio
 from tiny_audio.frames import SAMPLE_RATE
-
-SHARED = Path(__file__).parents[3] / "shared"
-
-
-def tone(seconds: float = 1.0, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def encoded(samples: np.ndarray, rate: int = SAMPLE_RATE, kind: str = "WAV", subtype: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
-    return buffer.getvalue()
-
-
-def patched(data: bytes, at: int, new: bytes) -> bytes:
-    return data[:at] + new + data[at + len(new) :]
 
 
 def refused(source: Path | bytes, reason: str, *words: str, max_duration_s: float = 30.0) -> None:
     with pytest.raises(AudioError) as caught:
         load_audio(source, max_duration_s=max_duration_s)
     assert caught.value.reason == reason, str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+    assert_names(caught.value, *words)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +103,13 @@ def test_blocks_join_without_a_seam() -> None:
 def test_the_length_limit_is_exact_and_never_cuts() -> None:
     assert len(load_audio(encoded(tone(1.0)), max_duration_s=1.0)) == SAMPLE_RATE
     one_more = encoded(np.append(tone(1.0), np.float32(0)))
-    refused(one_more, "too_long", "1.00 s of audio; at most 1 s is allowed, and a clip is never cut", max_duration_s=1)
+    refused(one_more, "too_long", "1.00 s", "1 s", max_duration_s=1)
     stereo = encoded(np.zeros((SAMPLE_RATE * 31, 2), np.float32))
-    refused(stereo, "too_long", "31.00 s of audio; at most 30 s")
+    refused(stereo, "too_long", "31.00 s", "30 s")
 
 
 def test_the_name_is_used_in_messages(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match=r"^clip 7 of the shard: not an audio file that can be decoded: "):
+    with pytest.raises(AudioError, match=r"^clip 7 of the shard: "):
         load_audio(b"RIFF, says who?", max_duration_s=1, name="clip 7 of the shard")
     with pytest.raises(AudioError, match=r"^audio of 15 bytes: "):
         audio_duration(b"RIFF, says who?")
@@ -131,25 +126,25 @@ def test_no_audio_at_all(tmp_path: Path) -> None:
     text.write_text("this is a letter, not a recording\n")
     nothing = tmp_path / "nothing.wav"
     nothing.touch()
-    refused(text, "undecodable", "text.wav: not an audio file that can be decoded: ", "ormat not recognized")
-    refused(nothing, "empty", "nothing.wav: a file of 0 bytes")
-    refused(b"", "empty", "audio of 0 bytes: a file of 0 bytes")
-    refused(tmp_path, "not_a_file", f"{tmp_path}: a folder, not an audio file")
-    refused(Path("a\0b"), "unreadable", "cannot be opened: embedded null byte")
-    refused(tmp_path / ("x" * 300), "unreadable", "cannot be opened: File name too long")
+    refused(text, "undecodable", "text.wav:")
+    refused(nothing, "empty", "nothing.wav:")
+    refused(b"", "empty", "audio of 0 bytes:")
+    refused(tmp_path, "not_a_file", f"{tmp_path}:")
+    refused(Path("a\0b"), "unreadable", "null byte")
+    refused(tmp_path / ("x" * 300), "unreadable", "File name too long")
     (tmp_path / "loop").symlink_to("loop")
-    refused(tmp_path / "loop", "unreadable", "cannot be opened: Too many levels of symbolic links")
-    refused(encoded(tone()[:0]), "empty", "holds no samples")
-    refused(encoded(tone()[:1]), "too_short", "1 samples at 16,000 Hz; at least 0.025 s is needed")
-    refused(encoded(tone()[:399]), "too_short", "399 samples")
+    refused(tmp_path / "loop", "unreadable", "Too many levels of symbolic links")
+    refused(encoded(tone()[:0]), "empty")
+    refused(encoded(tone()[:1]), "too_short", "1 16,000 Hz; 0.025 s")
+    refused(encoded(tone()[:399]), "too_short", "399")
     assert len(load_audio(encoded(tone()[:400]), max_duration_s=1)) == 400
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.wav"
     os.mkfifo(pipe)
-    refused(pipe, "not_a_file", "a device or pipe, not an audio file")
-    refused(Path("/dev/zero"), "not_a_file", "a device or pipe, not an audio file")
+    refused(pipe, "not_a_file", str(pipe))
+    refused(Path("/dev/zero"), "not_a_file", "/dev/zero:")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -157,27 +152,27 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "secret.wav"
     path.write_bytes(encoded(tone()))
     path.chmod(0)
-    unread(path, "cannot be read: Permission denied; the clip may be good")
+    unread(path, "Permission denied")
 
 
-def unread(path: Path, message: str) -> None:
+def unread(path: Path, cause: str = "") -> None:
     """A file that says nothing about its clip."""
     for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
         with pytest.raises(FileError) as caught:
             read()
-        assert str(caught.value).startswith(f"{path}: {message}")
+        assert_names(caught.value, f"{path}:", cause)
         assert not isinstance(caught.value, AudioError)
 
 
 def test_a_file_that_cannot_be_read_is_no_bad_clip(tmp_path: Path) -> None:
     path = tmp_path / "clip.wav"
-    unread(path, "no such file")
+    unread(path)
     path.write_bytes(encoded(tone()))
-    unread(path / "below.wav", "cannot be read: Not a directory; the clip may be good, so it is not left out: see to ")
+    unread(path / "below.wav", "Not a directory")
     bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, bounds[1]))
     try:
-        unread(path, "cannot be read: Too many open files; ")
+        unread(path, "Too many open files")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
     assert len(load_audio(path, max_duration_s=2)) == SAMPLE_RATE
@@ -185,7 +180,7 @@ def test_a_file_that_cannot_be_read_is_no_bad_clip(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
 def test_a_disk_that_fails_while_it_is_read_is_no_bad_clip() -> None:
-    unread(Path("/proc/self/mem"), "cannot be read: Input/output error; ")  # where nothing is mapped
+    unread(Path("/proc/self/mem"), "Input/output error")  # where nothing is mapped
 
 
 def test_the_name_of_a_file_decides_nothing(tmp_path: Path) -> None:
@@ -199,76 +194,67 @@ def test_the_name_of_a_file_decides_nothing(tmp_path: Path) -> None:
 def test_samples_that_are_no_numbers(value: float, channels: int) -> None:
     samples = np.stack([tone()] * channels, 1)
     samples[9_000, 0] = value
-    refused(encoded(samples, subtype="FLOAT"), "non_finite", "holds NaN or infinite samples")
+    refused(encoded(samples, subtype="FLOAT"), "non_finite")
 
 
 def test_samples_far_out_of_range() -> None:
     samples = tone()
     samples[100] = 1e30
-    refused(encoded(samples, subtype="FLOAT"), "out_of_range", "holds samples above 65,536 times full scale")
-
-
-WAV = encoded(tone(), subtype="PCM_16")
-FLAC = encoded(tone(), kind="FLAC")
-_DATA_SIZE, _CHANNELS, _RATE = 40, 22, 24  # offsets in the RIFF header
-_FLAC_TOTAL = 21  # the low half of this byte and the next four: 36 bits
+    refused(encoded(samples, subtype="FLOAT"), "out_of_range", "65,536")
 
 
 def test_forged_riff_headers() -> None:
     refused(
-        patched(WAV, _DATA_SIZE, struct.pack("<I", 0x7FFFFFF0)),
+        patched(WAV, DATA_SIZE, struct.pack("<I", 0x7FFFFFF0)),
         "truncated",
-        "cut off: the header promises 2,147,483,632 bytes of audio, 32,000 are there",
+        "2,147,483,632 32,000",
     )
-    refused(patched(WAV, _DATA_SIZE, struct.pack("<I", 0)), "empty", "holds no samples")
-    refused(patched(WAV, _CHANNELS, struct.pack("<H", 65_535)), "undecodable", "Too many channels")
+    refused(patched(WAV, DATA_SIZE, struct.pack("<I", 0)), "empty")
+    refused(patched(WAV, CHANNELS, struct.pack("<H", 65_535)), "undecodable", "Too many channels")
     many = encoded(np.zeros((1_000, MAX_CHANNELS + 1), np.float32))
-    refused(many, "channels", "65 channels; 1 to 64 are allowed")
-    refused(patched(WAV, _RATE, struct.pack("<I", 1)), "sample_rate", "1 samples a second; 1,000 to 768,000")
-    refused(patched(WAV, _RATE, struct.pack("<I", 2**31 - 1)), "sample_rate", "2,147,483,647 samples a second")
-    refused(patched(WAV, _RATE, struct.pack("<I", 2**31)), "undecodable", "not an audio file that can be decoded")
-    refused(patched(WAV, _RATE, struct.pack("<I", 0)), "undecodable")
+    refused(many, "channels", "65 1 64")
+    refused(patched(WAV, RATE, struct.pack("<I", 1)), "sample_rate", "1 Hz; 1,000 768,000 Hz")
+    refused(patched(WAV, RATE, struct.pack("<I", 2**31 - 1)), "sample_rate", "2,147,483,647 Hz")
+    refused(patched(WAV, RATE, struct.pack("<I", 2**31)), "undecodable")
+    refused(patched(WAV, RATE, struct.pack("<I", 0)), "undecodable")
 
 
 def test_a_wav_written_to_a_pipe_has_no_length_and_is_whole() -> None:
-    streamed = patched(patched(WAV, 4, b"\xff" * 4), _DATA_SIZE, b"\xff" * 4)
+    streamed = patched(patched(WAV, 4, b"\xff" * 4), DATA_SIZE, b"\xff" * 4)
     assert torch.equal(load_audio(streamed, max_duration_s=2), load_audio(WAV, max_duration_s=2))
 
 
 def test_forged_flac_headers() -> None:
-    def claiming(samples: int) -> bytes:
-        high = (FLAC[_FLAC_TOTAL] & 0xF0) | (samples >> 32)
-        return patched(FLAC, _FLAC_TOTAL, bytes([high]) + struct.pack(">I", samples & 0xFFFFFFFF))
-
-    refused(claiming(2**36 - 1), "too_long", "4294967.30 s of audio; at most 30 s")
+    refused(flac_claiming(2**36 - 1), "too_long", "4294967.30 s 30 s")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(claiming(2**36 - 1), "truncated", "promises 68,719,476,735 samples, 16,000 are there", max_duration_s=1e9)
+    refused(flac_claiming(2**36 - 1), "truncated", "68,719,476,735 samples, 16,000", max_duration_s=1e9)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
-    refused(claiming(2 * SAMPLE_RATE), "truncated", "cut off: the header promises 32,000 samples, 16,000 are there")
-    refused(claiming(0), "unknown_length", "its header does not tell its length; write the file anew")
-    with pytest.raises(AudioError, match="does not tell its length"):
-        audio_duration(claiming(0))
+    refused(flac_claiming(2 * SAMPLE_RATE), "truncated", "32,000 samples, 16,000")
+    refused(flac_claiming(0), "unknown_length")
+    with pytest.raises(AudioError) as caught:
+        audio_duration(flac_claiming(0))
+    assert caught.value.reason == "unknown_length"
 
 
 def test_files_that_are_cut_off(tmp_path: Path) -> None:
-    refused(WAV[: len(WAV) // 2], "truncated", "the header promises 32,000 bytes of audio, 15,978 are there")
-    refused(FLAC[: len(FLAC) // 2], "undecodable", "decoding failed, the file is damaged or cut off")
+    refused(WAV[: len(WAV) // 2], "truncated", "32,000 bytes 15,978")
+    refused(FLAC[: len(FLAC) // 2], "undecodable")
     refused(FLAC[:60], "undecodable")
     mp3 = encoded(tone(4.0), kind="MP3")
-    refused(mp3[: len(mp3) // 2], "truncated", "cut off: the header promises 64,000 samples, ")
+    refused(mp3[: len(mp3) // 2], "truncated", "64,000 samples,")
     path = tmp_path / "half.mp3"
     path.write_bytes(mp3[: len(mp3) // 2])
-    refused(path, "truncated", "half.mp3: cut off")
-    with pytest.raises(AudioError, match="cut off"):
+    refused(path, "truncated", "half.mp3:")
+    with pytest.raises(AudioError) as caught:
         audio_duration(WAV[:-100])
+    assert caught.value.reason == "truncated"
 
 
 def test_an_mp3_of_guessed_length_is_not_cut(tmp_path: Path) -> None:
-    mp3 = encoded(np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32), kind="MP3")
-    untagged = mp3[mp3.index(b"\xff\xf3", 4) :]  # without the first frame, which holds the length
+    mp3, untagged = untagged_mp3()
     (tmp_path / "clip.mp3").write_bytes(untagged)
     for source in (untagged, tmp_path / "clip.mp3"):
-        refused(source, "unknown_length", "variable bit rate without a length tag", "convert it to FLAC")
+        refused(source, "unknown_length", "MP3", "FLAC")
     assert length_is_guessed(tmp_path / "clip.mp3")
     (tmp_path / "clip.mp3").write_bytes(mp3)
     (tmp_path / "clip.wav").write_bytes(WAV)
@@ -276,7 +262,7 @@ def test_an_mp3_of_guessed_length_is_not_cut(tmp_path: Path) -> None:
 
 
 def test_damage_in_the_middle() -> None:
-    refused(patched(FLAC, 3_000, b"\xaa" * 50), "undecodable", "decoding failed")
+    refused(patched(FLAC, 3_000, b"\xaa" * 50), "undecodable")
 
 
 @pytest.mark.parametrize("data", [WAV, FLAC, encoded(tone(), kind="OGG"), encoded(tone(), kind="MP3")])

@@ -132,13 +132,13 @@ class Float(Wrapped):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (ReadsPadding, r"beside longer and shorter clips: values differ by up to"),
+        (ReadsPadding, r"in a batch with longer and shorter clips: values differ by up to"),
         (LongestForAll, r"a clip of 1 frames .* has 20 embeddings, and 1 alone|1 frames gave 20 embeddings, and max_"),
-        (TooLoud, r"embeddings start at RMS 0\.03\d+ for frames of RMS 0\.1, and should at 0\.03 "),
+        (TooLoud, r"RMS 0\.03\d+ .*RMS 0\.1, .* 0\.03 "),
         (Noisy, r"training mode changes the embeddings"),
         (Unused, r"training: no gradient reaches spare\.weight"),
-        (Frozen, r"the part that always trains, and not all of it does"),
-        (NotSaved, r"saved and loaded, it puts out other embeddings"),
+        (Frozen, r"trainable"),
+        (NotSaved, r"saved and loaded, .*embeddings"),
         (PromisesLess, r"1 frames gave 1 embeddings, and max_embeddings says 0"),
         (Floors, r"1 frames gave no embedding; a clip has at least one"),
         (FailsOnSilence, r"embeddings of frames × 0 in torch\.float32: \d+ values are not finite"),
@@ -242,10 +242,10 @@ def never_drops_out(part: Any, config: EncoderConfig) -> None:
         (ignores_the_transform, "transform", r"the transform was called 0 times, not once"),
         (one_frame_too_many, "lengths", r"1 samples: config\.num_frames says 1, and encoder\.num_frames 2"),
         (wrong_rate, "lengths", r"frames\.rate 50\.0 is not frame_rate|a minute has .* and frame_rate says 40"),
-        (trains_though_frozen, "gradients", r"freeze: true, and gradients are computed for nothing"),
-        (forgets_a_weight, "save_load", r"saved and loaded, it puts out other frames"),
+        (trains_though_frozen, "gradients", r"freeze: true, .*gradients"),
+        (forgets_a_weight, "save_load", r"saved and loaded, .*frames"),
         (another_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
-        (always_drops_out, "determinism", r"dropout: 0, and training mode changes the frames"),
+        (always_drops_out, "determinism", r"dropout: 0, .*changes the frames"),
         (reads_its_neighbors, "packing", r"a clip of \d+ samples in a batch with longer .*: values differ"),
         (never_drops_out, "determinism", r"dropout: 0\.5 changes nothing in training mode"),
     ],
@@ -335,5 +335,5 @@ def test_a_mistake_that_any_check_finds_is_found(check: Change, name: str, monke
     def never_trains(part: nn.Module, config: Any) -> None:
         part.requires_grad_(False)
 
-    with pytest.raises(AssertionError, match=f"^{name}: freeze: false.*, and nothing trains$"):
+    with pytest.raises(AssertionError, match=f"^{name}: freeze: false.*nothing trains$"):
         check(rebuilt_by(registry, name, never_trains, monkeypatch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import transformers
 from pydantic import ValidationError
 
 from tests.support.chat_tokenizers import chat_tokenizer
+from tests.support.messages import assert_names
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer, load_tokenizer
 from tiny_audio.decoders._causal_lm import configure_dropout, undecodable_ids
@@ -232,56 +232,57 @@ def sizes(**fields: Any) -> dict[str, Any]:
     return {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64} | fields
 
 
-def refused(config: DecoderConfig) -> str:
+def refused(config: DecoderConfig) -> UserError:
     with pytest.raises(UserError) as refusal:
         DECODERS.build(config, DecoderContext(build_tokenizer(config, ["one two three four"])))
-    return str(refusal.value)
+    return refusal.value
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "values"),
     [
-        ({"name": "causal_lm"}, r"pretrained: is missing, and has no default; give a hub id or the folder"),
-        ({"name": "causal_lm", "init": "random"}, r"pretrained: is missing"),
+        ({"name": "causal_lm"}, "pretrained:"),
+        ({"name": "causal_lm", "init": "random"}, "pretrained:"),
         (
             {"name": "causal_lm", "init": "random", "tokenizer": {}},
-            r"model_type: init: random needs an architecture to build, such as model_type: granite",
+            "model_type: granite",
         ),
-        ({"name": "causal_lm", "pretrained": "a/b", "model_type": "llama"}, r"model_type: a checkpoint says its own"),
+        ({"name": "causal_lm", "pretrained": "a/b", "model_type": "llama"}, "model_type: init: random"),
     ],
 )
-def test_what_an_architecture_needs(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+def test_what_an_architecture_needs(fields: dict[str, Any], values: str) -> None:
+    with pytest.raises(ValidationError) as caught:
         DECODERS.parse(fields)
+    assert_names(caught.value, values)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "overrides", "message"),
+    ("model_type", "overrides", "values"),
     [
         (
             "granit",
             {},
-            r"model_type: transformers has no causal LM called 'granit'; did you mean 'granite'\? Allowed: ",
+            "model_type: 'granit'; 'granite'? Allowed:",
         ),
-        ("bart", {}, r"causal_lm: bart is more than a language model; choose a checkpoint that reads text only"),
-        ("gemma3", {}, r"causal_lm: gemma3 is more than a language model"),
-        ("cpmant", {}, r"causal_lm: CpmAntForCausalLM does not take inputs_embeds, and so cannot read audio; choose"),
-        ("bert", sizes(), r"causal_lm: bert is not causal: what comes later changes what it says before; choose"),
-        ("roberta", sizes(), r"causal_lm: roberta does more with token ids than look up embeddings; choose another"),
+        ("bart", {}, "causal_lm: bart encoder"),
+        ("gemma3", {}, "causal_lm: gemma3 modalities"),
+        ("cpmant", {}, "causal_lm: CpmAntForCausalLM inputs_embeds"),
+        ("bert", sizes(), "causal_lm: bert causal"),
+        ("roberta", sizes(), "causal_lm: roberta token ids"),
         (
             "rwkv",
             {"hidden_size": 32, "num_hidden_layers": 2},
-            r"causal_lm: rwkv generates something else when its batch is padded on the left; choose another family",
+            "causal_lm: rwkv generates padded left",
         ),
         (
             "openai-gpt",
             {"n_embd": 32, "n_layer": 2, "n_head": 4},
-            r"causal_lm: openai-gpt fails on embeddings in a padded batch: ValueError: You passed `inputs_embeds`",
+            "causal_lm: openai-gpt ValueError: `inputs_embeds`",
         ),
     ],
 )
-def test_what_cannot_be_done_right_is_refused(model_type: str, overrides: dict[str, Any], message: str) -> None:
-    assert re.match(message, refused(any_lm(model_type=model_type, overrides=overrides)))
+def test_what_cannot_be_done_right_is_refused(model_type: str, overrides: dict[str, Any], values: str) -> None:
+    assert_names(refused(any_lm(model_type=model_type, overrides=overrides)), values)
 
 
 @pytest.mark.parametrize(
@@ -311,26 +312,21 @@ def test_a_checkpoint_that_needs_its_own_code(tmp_path: Path) -> None:
     config = checkpoint("pythia", tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(fields | {"model_type": "wonder"}))
-    with pytest.raises(
-        UserError, match=r"is a 'wonder' checkpoint, and transformers has no causal LM of that name \(c"
-    ):
+    with pytest.raises(UserError) as caught:
         DECODERS.build(config, DecoderContext(load_tokenizer(str(tmp_path))))
+    assert_names(caught.value, "causal_lm:", str(tmp_path), "'wonder'")
 
 
 def test_attention_that_an_architecture_lacks(tmp_path: Path) -> None:
     auto: Any = built(checkpoint("gemma2", tmp_path))
     assert auto.model.config._attn_implementation == "eager", "SDPA would leave the soft cap out"
     config = DECODERS.parse({"name": "causal_lm", "pretrained": str(tmp_path), "attention": "sdpa"})
-    with pytest.raises(
-        UserError, match=r"attention: Gemma2ForCausalLM has no sdpa; choose one of auto, eager, flash_a"
-    ):
+    with pytest.raises(UserError) as caught:
         built(config)
+    assert_names(caught.value, "attention: Gemma2ForCausalLM sdpa; auto, eager, flash_attention_2")
 
 
 @pytest.mark.parametrize("target", ["lm_head", "head"])
 def test_the_head_takes_no_adapter(target: str) -> None:
     config = any_lm(freeze=True, lora={"rank": 2, "alpha": 2.0, "targets": [target, "q_proj"]})
-    wanted = (
-        r"lora.targets: lm_head is the head of the lang" if target == "lm_head" else r"lora.targets: no linear layer"
-    )
-    assert re.match(wanted, refused(config))
+    assert_names(refused(config), f"lora.targets: {target}" if target == "lm_head" else f"lora.targets: {target!r};")

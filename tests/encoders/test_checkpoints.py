@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.encoder_checkpoints import FAMILIES, GROUP_NORM, WAVEFORM_FAMILIES, bare, build, original
+from tests.support.messages import assert_names
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, EncoderContext
 from tiny_audio.pretrained.checkpoints import published_architecture
@@ -82,9 +83,7 @@ def test_weight_norm_under_its_old_names(tmp_path: Path, name: str) -> None:
 def test_a_tensor_without_a_place(tmp_path: Path, name: str) -> None:
     original(name).save_pretrained(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}))
-    with pytest.raises(
-        UserError, match=r"does not hold exactly the weights of \w+; 1 unexpected: extra\.weight; choose a checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"; 1 unexpected: extra\.weight; "):
         build(name, tmp_path)
 
 
@@ -93,7 +92,7 @@ def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
     original(name).save_pretrained(tmp_path)
     key = next(key for key in load_file(tmp_path / "model.safetensors") if "layers.1." in key and "decoder" not in key)
     change(tmp_path, lambda tensors: tensors.pop(key))
-    with pytest.raises(UserError, match=r"does not hold exactly the weights of \w+; 1 missing: \S*layers\.1\."):
+    with pytest.raises(UserError, match=r"; 1 missing: \S*layers\.1\."):
         build(name, tmp_path)
 
 
@@ -115,16 +114,17 @@ def test_training_leaves_the_batch_norms_statistics_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "hubert"])
 def test_a_checkpoint_of_another_family(tmp_path: Path, name: str) -> None:
     original("hubert").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is a 'hubert' checkpoint, not '[\w-]+'; choose the part of that family"):
+    with pytest.raises(UserError) as caught:
         build(name, tmp_path)
+    assert_names(caught.value, str(tmp_path), f"'hubert' {name!r}")
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{}", "parakeet: .* has no config.json that names a model_type"),
+        ("{}", "parakeet: .*config.json .*model_type"),
         ('{"model_type": "parakeet_ctc", "encoder_config": {"model_type": "parakeet_encoder", "hidden_size": "x"}}',
-         "parakeet: cannot read .*: .*'hidden_size' expected int"),
+         "parakeet: .*'hidden_size'"),
     ],
 )  # fmt: skip
 def test_a_damaged_config_of_a_whole_recognizer(tmp_path: Path, config: str, message: str) -> None:
@@ -136,11 +136,10 @@ def test_a_damaged_config_of_a_whole_recognizer(tmp_path: Path, config: str, mes
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "w2v-bert"])
 def test_an_adapter_on_top(tmp_path: Path, name: str) -> None:
     original(name, add_adapter=True).save_pretrained(tmp_path)
-    message = f"add_adapter puts convolutions on top of the layers, which {name} has no place for; choose a checkpoint"
-    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: {message}"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: add_adapter .*{name}"):
         build(name, tmp_path)
     config = ENCODERS.parse({"name": name, "init": "random", "overrides": {"add_adapter": True}})
-    with pytest.raises(UserError, match=f"^{name}: {message}"):
+    with pytest.raises(UserError, match=f"^{name}: add_adapter "):
         ENCODERS.build(config, EncoderContext())
 
 
@@ -157,8 +156,9 @@ def test_an_adapter_on_top(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_attention_that_the_family_lacks(name: str, attention: str, allowed: str) -> None:
-    with pytest.raises(ValidationError, match=f"attention: {name} has no {attention}; choose one of {allowed}"):
+    with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": name, "attention": attention})
+    assert_names(caught.value, f"attention: {name} {attention}; {allowed}")
 
 
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper"])
@@ -172,10 +172,9 @@ def test_families_with_flash_attention(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_on_layers_that_the_family_lacks(name: str) -> None:
     lora = {"rank": 2, "alpha": 4.0, "targets": ["query"]}
-    with pytest.raises(
-        ValidationError, match=rf"lora\.targets: {name} has no linear layer called 'query'; .*Allowed: "
-    ):
+    with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": name, "lora": lora})
+    assert_names(caught.value, f"lora.targets: {name} 'query'; Allowed:")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

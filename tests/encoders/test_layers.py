@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.encoder_checkpoints import FAMILIES, assert_equal, bare, build, original, speech
+from tests.support.messages import assert_names
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.registry import Entry
@@ -120,9 +121,9 @@ def test_rebuilt_without_its_checkpoint(family: tuple[str, Any, Path], layer: in
 
 def test_a_layer_that_is_not_there(family: tuple[str, Any, Path]) -> None:
     name, _, folder = family
-    message = f"encoder.layer: this {name} has 3 layers, and no layer 4; give a number from 1 to 3, last or weighted"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(UserError) as caught:
         build(name, folder, layer=4)
+    assert_names(caught.value, f"encoder.layer 4, {name} 3 layers; 1 to 3, last or weighted")
 
 
 def test_a_key_below_the_chosen_layer_is_still_missed(family: tuple[str, Any, Path], tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_key_below_the_chosen_layer_is_still_missed(family: tuple[str, Any, Pa
     del tensors[key]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(UserError, match=r"does not hold exactly the weights of \w+; 1 missing: \S*layers\.1\."):
+    with pytest.raises(UserError, match=r"; 1 missing: \S*layers\.1\."):
         build(name, tmp_path, layer=2)
 
 
@@ -201,14 +202,14 @@ def forgets_checkpointing(part: Any, config: EncoderConfig) -> None:
 @pytest.mark.parametrize(
     ("mistake", "check", "message"),
     [
-        (freezes_the_sum, "layers", r"there must be one trainable vector, .* and there are \[\]"),
-        (keeps_a_layer_more, "layers", r"layer: 1: layer: weighted lacks its keys model\.encoder\.unused"),
+        (freezes_the_sum, "layers", r"layer: weighted, .* \[\]"),
+        (keeps_a_layer_more, "layers", r"layer: weighted .* layer: 1: model\.encoder\.unused"),
         (ignores_the_number, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
         (adds_to_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
         (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the part has \[.*'spare'"),
         (attends_past_adapters, "linear_layers", r"no gradient reaches \S*attention\.\w_proj\.lora_"),
         (differs_by_attention, "attentions", r"attention: sdpa, and auto: values differ"),
-        (forgets_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false computes nothing again"),
+        (forgets_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false"),
     ],
 )
 def test_the_kit_notices(

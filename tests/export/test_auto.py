@@ -157,8 +157,8 @@ def test_an_edited_generation_config_is_used(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"do_sample": True}, r"do_sample"),
-        ({"num_beams": 1}, r"cannot be used: .*ctc_weight 0\.4"),
-        ({"max_new_tokens": "many"}, r"cannot be used: .*max_new_tokens"),
+        ({"num_beams": 1}, r"ctc_weight 0\.4"),
+        ({"max_new_tokens": "many"}, r"max_new_tokens"),
     ],
 )
 def test_an_impossible_generation_config(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -173,5 +173,5 @@ def test_a_damaged_generation_config(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text("[")
-    with pytest.raises(UserError, match=r"generation_config\.json of .* cannot be used: Expecting value"):
+    with pytest.raises(UserError, match=r"generation_config\.json of .*Expecting value"):
         load_model(tmp_path / "model")

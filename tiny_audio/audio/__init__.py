@@ -1,1 +1,1 @@
-"""Decoding, resampling and down-mixing audio files, with limits for hostile ones."""
+"""Decoding, down-mixing and resampling of audio files, with limits for hostile files."""

@@ -1,4 +1,4 @@
-"""Resampling to 16 kHz, at once or block by block."""
+"""Resampling to 16 kHz, of a whole waveform or block by block."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from tiny_audio.frames import SAMPLE_RATE
 
 _FILTER_WIDTH = 8
-"""Samples of the lower rate that the resampling filter reaches to either side: torchaudio's 6 and some."""
+"""Reach of the resampling filter to either side, in samples of the lower rate: torchaudio's 6, and a margin."""
 
 
 def _ratio(rate: int) -> Fraction:
-    # The filter holds one phase per output sample of a period: 44,101 Hz taken exactly would need gigabytes.
+    # The filter has one phase per output sample of a period. The exact ratio of 44,101 Hz would need gigabytes.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 
@@ -30,15 +30,18 @@ def resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
-    """As :func:`resampled` of all blocks together. Each is resampled with what the filter reads around it."""
+    """Resample block by block. The result equals :func:`resampled` of all blocks together.
+
+    Each block is resampled together with the samples around it that the filter needs.
+    """
     if rate == SAMPLE_RATE:
         yield from blocks
         return
     ratio = _ratio(rate)
-    period, made = ratio.denominator, ratio.numerator  # so many samples become so many
+    period, made = ratio.denominator, ratio.numerator  # `period` samples become `made` samples
     reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
     held = torch.zeros(0)
-    before = 0  # of what is held, already given out and kept for the filter; a multiple of the period
+    before = 0  # samples of `held` that were already resampled and are kept for the filter; a multiple of the period
     for block in blocks:
         held = torch.cat([held, block])
         after = (len(held) - reach) // period * period

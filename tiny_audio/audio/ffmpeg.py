@@ -1,4 +1,4 @@
-"""Formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr), by the FFmpeg program where there is one."""
+"""Decoding of formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr), with the FFmpeg program."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tiny_audio.audio.load import MIN_DURATION_S, AudioError
 from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
-"""A minute of float samples at 16 kHz, and some."""
-_LAST_WORDS = 300
+"""A little more than a minute of float samples at 16 kHz."""
+_MAX_MESSAGE = 300
+"""Characters of FFmpeg's error output that a message contains, from its end."""
 
 HINT = (
     "for m4a, mp4, aac, wma, webm and amr install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget "
@@ -25,37 +26,28 @@ HINT = (
 
 
 def has_ffmpeg() -> bool:
-    """Whether the program is there."""
+    """Whether the program is installed."""
     return shutil.which("ffmpeg") is not None
 
 
 def ffmpeg_blocks(path: Path, name: str) -> Iterator[torch.Tensor]:
-    """The first audio track of a file as mono float32 blocks at 16 kHz, decoded as it is needed.
+    """Decode the first audio track of a file as mono float32 blocks at 16 kHz, as they are needed.
 
-    The program may open files and no connection, whatever the file refers to.
+    The program may open files but no connections, even if the file refers to some.
 
     Raises:
-        AudioError: it cannot be decoded, holds no sound, or samples that are not finite.
+        AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
     """
     program = shutil.which("ffmpeg")
-    assert program is not None, "asked for only where it is"
+    assert program is not None, "callers check has_ffmpeg"
     command = [
-        *(
-            program,
-            "-nostdin",
-            "-v",
-            "error",
-            "-xerror",
-            "-protocol_whitelist",
-            "file",
-            "-i",
-            f"file:{path.absolute()}",
-        ),
+        *(program, "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"),
+        *("-i", f"file:{path.absolute()}"),
         *("-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "f32le", "pipe:1"),
     ]
     samples = 0
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         try:
             while data := process.stdout.read(_BLOCK_BYTES):
@@ -70,9 +62,9 @@ def ffmpeg_blocks(path: Path, name: str) -> Iterator[torch.Tensor]:
             process.wait()
             process.stdout.close()
         if code != 0:
-            said.seek(0)
-            words = " ".join(said.read().decode(errors="replace").split())[-_LAST_WORDS:]
-            raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {words or f'status {code}'}")
+            errors.seek(0)
+            message = " ".join(errors.read().decode(errors="replace").split())[-_MAX_MESSAGE:]
+            raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {message or f'status {code}'}")
     if samples < MIN_DURATION_S * SAMPLE_RATE:
         raise AudioError(
             "too_short", f"{name}: {samples / SAMPLE_RATE:.3f} s of sound; at least {MIN_DURATION_S} s is needed"

@@ -1,4 +1,4 @@
-"""Decode, down-mix, resample: any audio file to a mono float32 waveform at 16 kHz, within bounds on hostile files."""
+"""Decode, down-mix and resample audio files to mono float32 waveforms at 16 kHz, with limits for hostile files."""
 
 from __future__ import annotations
 
@@ -23,45 +23,32 @@ if TYPE_CHECKING:
     import soundfile
 
 MIN_DURATION_S = 0.025
-"""One analysis window of the usual front ends; less is no speech."""
+"""One analysis window of the usual front ends. Shorter clips cannot hold speech."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
-"""Some float files hold samples on the 16-bit scale; more than that overflows further on."""
+"""Some float files have samples on the 16-bit scale. Larger values would overflow later."""
 
 SUFFIXES = (
-    *(
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".w64",
-        ".rf64",
-    ),
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
     *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr"),
 )
-"""Of files that people keep audio in; those of the second line cannot be decoded here, which is then said of each."""
+"""Suffixes of audio files. libsndfile does not read those in the last line, which are rejected one by one."""
 
 _BLOCK_SAMPLES = 1 << 20
-"""Samples over all channels that are decoded at a time: what a header promises is never allocated."""
+"""Samples of all channels that are decoded at a time, so that memory does not depend on the header."""
 _UNKNOWN_FRAMES = 1 << 60
-"""libsndfile reports at least this for a stream whose header does not tell its length."""
+"""libsndfile reports at least this if the header does not contain the length."""
 _SHORT_DATA_CHUNK = re.compile(r"data : (\d+) \(should be (\d+)\)")
 _MP3_HEAD_BYTES = 65_536
 _MP3_TRAILER_BYTES = 1_024
-"""Tags at the end."""
+"""Most bytes of tags at the end."""
 _READ_BYTES = 1 << 20
-_AS_IF_CUT = ("undecodable", "truncated", "empty")
-_OF_THE_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors that no disk that comes back mends."""
+_DISK_REASONS = ("undecodable", "truncated", "empty")
+"""Reasons of an :class:`AudioError` that may be caused by a failing disk."""
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors that are caused by the path itself, so that a later try fails too."""
 _STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
 
 
@@ -69,7 +56,7 @@ class AudioError(UserError):
     """A clip that cannot be used.
 
     Attributes:
-        reason: a short code to count by: ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``, ``empty``,
+        reason: a code for counting: ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``, ``empty``,
             ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
             ``unknown_length``.
     """
@@ -83,43 +70,43 @@ class AudioError(UserError):
 
 
 class FileError(UserError):
-    """A file that cannot be read now, such as one on a disk that is away: which says nothing about the clip in it."""
+    """A file that cannot be read now, for example because its disk is not mounted. The clip in it may be good."""
 
 
 def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None = None) -> torch.Tensor:
-    """The clip as a float32 waveform ``[samples]``, mono, at 16 kHz.
+    """Load a clip as a mono float32 waveform ``[samples]`` at 16 kHz.
 
-    The channels are averaged, then the result is resampled. Sampling rates in an awkward ratio to 16 kHz (44,101 Hz)
-    are resampled by a ratio that is less than 0.1 % off.
+    The channels are averaged, then the result is resampled. For sampling rates without a simple ratio to 16 kHz, such
+    as 44,101 Hz, the ratio is rounded by less than 0.1 %.
 
     Args:
-        source: a file, or the bytes of one: WAV, FLAC, Ogg, MP3 and whatever else libsndfile reads.
-        max_duration_s: a longer clip is refused, never cut.
-        name: what messages call it; a file's own path without one.
+        source: a file, or the bytes of one, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
+        max_duration_s: a longer clip is rejected, never cut.
+        name: the clip's name in messages. None uses the file's path.
 
     Raises:
-        AudioError: the clip cannot be used, whatever is wrong with it.
-        FileError: its file cannot be read.
+        AudioError: the clip cannot be used.
+        FileError: the file cannot be read.
     """
     name = _name(source, name)
     with _opened(source, name) as (file, stream):
         if file.frames > max_duration_s * file.samplerate:
             raise AudioError(
                 "too_long",
-                f"{name}: {file.frames / file.samplerate:.2f} s of audio; at most {max_duration_s:g} s is allowed, "
-                "and a clip is never cut",
+                f"{name}: {file.frames / file.samplerate:.2f} s of audio; at most {max_duration_s:g} s is allowed",
             )
         blocks = list(_mono_blocks(file, stream, name))
         return resampled(blocks[0] if len(blocks) == 1 else torch.cat(blocks), file.samplerate)
 
 
 def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[torch.Tensor]:
-    """A clip of any length, decoded as it is needed: put together, the blocks ``[samples]`` are :func:`load_audio`'s.
+    """Decode a clip of any length in blocks ``[samples]``. Together they equal the result of :func:`load_audio`.
 
-    A block is some seconds to a minute long, and no more than a few of them are held.
+    A block lasts between some seconds and a minute. Only a few blocks are held in memory.
 
     Raises:
-        AudioError: as :func:`load_audio`, while the blocks are taken; damage is found where it is, after good blocks.
+        AudioError: the clip cannot be used. Damage is found when its position is reached, after good blocks.
+        FileError: the file cannot be read.
     """
     name = _name(source, name)
     with _opened(source, name) as (file, stream):
@@ -127,31 +114,31 @@ def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[t
 
 
 def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
-    """Samples that are decoded already, as :func:`load_audio` would give them.
+    """Down-mix and resample decoded samples. The result equals that of :func:`load_audio`.
 
     Args:
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.
         rate: of the samples, in Hz.
-        max_duration_s: longer audio is refused, never cut.
-        name: what messages call it.
+        max_duration_s: longer audio is rejected, never cut.
+        name: the name in messages.
 
     Raises:
-        AudioError: they cannot be used.
+        AudioError: the samples cannot be used.
     """
     if not samples.is_floating_point():
         raise AudioError(
             "undecodable",
-            f"{name}: samples of {str(samples.dtype).removeprefix('torch.')}; floating-point ones between -1 and 1 are "
-            "needed, so divide 16-bit samples by 32768",
+            f"{name}: the samples are {str(samples.dtype).removeprefix('torch.')}; floating-point samples between -1 "
+            "and 1 are required, so divide 16-bit samples by 32768",
         )
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
         raise AudioError(
             "channels",
-            f"{name}: samples of the shape {tuple(samples.shape)}; [samples], or [channels, samples] with at most "
-            f"{MAX_CHANNELS} channels is needed (soundfile.read gives the transpose)",
+            f"{name}: the samples have the shape {tuple(samples.shape)}; [samples], or [channels, samples] with at "
+            f"most {MAX_CHANNELS} channels, is required (soundfile.read returns the transpose)",
         )
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError("sample_rate", f"{name}: {rate:,} samples a second; {MIN_RATE:,} to {MAX_RATE:,} are allowed")
+        raise AudioError("sample_rate", f"{name}: a rate of {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed")
     count = samples.shape[-1]
     if count > max_duration_s * rate:
         raise AudioError("too_long", f"{name}: {count / rate:.2f} s of audio; at most {max_duration_s:g} s is allowed")
@@ -165,10 +152,10 @@ def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name
 
 
 def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
-    """Seconds of audio, by the header alone.
+    """Duration in seconds, from the header alone.
 
     Raises:
-        AudioError: not an audio file that can be decoded, or its header does not tell.
+        AudioError: the file cannot be decoded, or its header does not contain the length.
         FileError: the file cannot be read.
     """
     name = _name(source, name)
@@ -177,7 +164,7 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
 
 
 def is_audio_name(name: str) -> bool:
-    """Whether a file looks like audio, by its name."""
+    """Whether a file's name has the suffix of an audio format."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -189,21 +176,21 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 @contextmanager
 def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
-    """See :func:`_decoder`."""
+    """As :func:`_decoder`, but errors of the disk are raised as such. libsndfile takes them for the end of the file."""
     try:
         with _decoder(source, name) as opened:
             yield opened
     except AudioError as error:
-        if not isinstance(source, bytes) and error.reason in _AS_IF_CUT:
+        if not isinstance(source, bytes) and error.reason in _DISK_REASONS:
             _check_readable(source)
         raise
 
 
 def _check_readable(path: Path) -> None:
-    """libsndfile takes an error of the disk for the end of the file.
+    """Read a whole file.
 
     Raises:
-        FileError: there is one.
+        FileError: the disk reports an error.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -217,17 +204,17 @@ def _unreadable(path: Path, error: OSError) -> FileError:
     if isinstance(error, FileNotFoundError):
         return FileError(f"{path}: no such file")
     return FileError(
-        f"{path}: cannot be read: {error.strerror}; the clip may be good, so it is not left out: see to the disk, and "
-        "to who may read the file"
+        f"{path}: cannot be read: {error.strerror}; the clip may be good, so it is not skipped; check the disk and the "
+        "file's permissions"
     )
 
 
 @contextmanager
 def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
-    """The open file, its header checked, and what it reads from: a stream or a descriptor."""
+    """Open a file and check its header. Also return the stream or descriptor that it reads from."""
     import soundfile
 
-    # A descriptor, not a path: by a path, libsndfile would take "x.raw" for headerless audio.
+    # A descriptor, because libsndfile would treat the path "x.raw" as headerless audio.
     stream = io.BytesIO(source) if isinstance(source, bytes) else _descriptor(source, name)
     if _size(stream) == 0:
         if isinstance(stream, int):
@@ -236,20 +223,20 @@ def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundF
     try:
         file = _forward_file()(stream)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        raise AudioError("undecodable", f"{name}: not an audio file that can be decoded: {_words(error)}") from error
+        raise AudioError("undecodable", f"{name}: not an audio file that can be decoded: {_message(error)}") from error
     with file:
         if not 1 <= file.channels <= MAX_CHANNELS:
             raise AudioError("channels", f"{name}: {file.channels} channels; 1 to {MAX_CHANNELS} are allowed")
         if not MIN_RATE <= file.samplerate <= MAX_RATE:
             raise AudioError(
-                "sample_rate", f"{name}: {file.samplerate:,} samples a second; {MIN_RATE:,} to {MAX_RATE:,} are allowed"
+                "sample_rate", f"{name}: a rate of {file.samplerate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed"
             )
-        # libsndfile quietly shortens a WAV to what is there; only its log tells.
+        # libsndfile silently shortens a WAV file that was cut off. Only its log reports that.
         short = _SHORT_DATA_CHUNK.search(file.extra_info)
         if short and int(short[1]) not in _STREAMED_SIZES:
             raise _truncated(name, int(short[1]), int(short[2]), "bytes of audio")
         if file.frames >= _UNKNOWN_FRAMES:
-            raise AudioError("unknown_length", f"{name}: its header does not tell its length; write the file anew")
+            raise AudioError("unknown_length", f"{name}: the header does not contain the length; write the file again")
         if file.frames == 0:
             raise AudioError("empty", f"{name}: holds no samples")
         yield file, stream
@@ -257,9 +244,8 @@ def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundF
 
 @cache
 def _forward_file() -> type[soundfile.SoundFile]:
-    """Reads from the beginning to the end, as we do. soundfile seeks to where it stands after each read, where it can,
-    which takes a sixth of the time of a FLAC file.
-    """
+    """A SoundFile without seeking. soundfile seeks to the current position after each read, which takes a sixth of the
+    time for a FLAC file."""
     import soundfile
 
     class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
@@ -276,7 +262,7 @@ def _descriptor(path: Path, name: str) -> int:
     except IsADirectoryError as error:
         raise AudioError("not_a_file", f"{name}: a folder, not an audio file") from error
     except OSError as error:
-        if error.errno not in _OF_THE_NAME:
+        if error.errno not in _NAME_ERRORS:
             raise _unreadable(path, error) from error
         raise AudioError("unreadable", f"{name}: cannot be opened: {error.strerror}") from error
     except ValueError as error:
@@ -294,17 +280,17 @@ def _size(stream: io.BytesIO | int) -> int:
 
 
 def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
-    """Decoded pieces ``[frames, channels]``, no more of them than the header promises."""
+    """Decoded blocks ``[frames, channels]``, with no more frames than in the header."""
     import soundfile
 
     size, left = _BLOCK_SAMPLES // file.channels, file.frames
-    # Asking for nothing more at the end would cost as much as a search through the file.
+    # A read at the end of the file would cost as much as a search through it.
     while left > 0:
         try:
             block = file.read(min(size, left), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, ValueError, AssertionError) as error:
             raise AudioError(
-                "undecodable", f"{name}: decoding failed, the file is damaged or cut off: {_words(error)}"
+                "undecodable", f"{name}: decoding failed, the file is damaged or cut off: {_message(error)}"
             ) from error
         if len(block) == 0:
             return
@@ -313,7 +299,7 @@ def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
 
 
 def _mono_blocks(file: soundfile.SoundFile, stream: io.BytesIO | int, name: str) -> Iterator[torch.Tensor]:
-    """Channel means ``[frames]``; after the last, that no more and no less was there than the header promises."""
+    """Channel means ``[frames]``. After the last block, check that the length agrees with the header."""
     frames = 0
     for block in _blocks(file, name):
         frames += len(block)
@@ -329,8 +315,8 @@ def _mono_blocks(file: soundfile.SoundFile, stream: io.BytesIO | int, name: str)
 
 
 def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
-    # Checked before anything is computed: one such sample poisons the mean and the resampling filter.
-    low, high = (float(bound) for bound in torch.aminmax(block))  # NaN where there is one
+    # Checked first, because one such sample spreads through the mean and the resampling filter.
+    low, high = (float(bound) for bound in torch.aminmax(block))  # NaN if a sample is NaN
     if not math.isfinite(high - low):
         raise AudioError("non_finite", f"{name}: holds NaN or infinite samples")
     if max(high, -low) > MAX_AMPLITUDE:
@@ -339,7 +325,7 @@ def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def length_is_guessed(path: Path) -> bool:
-    """Whether a file is an MP3 without a tag that says how long it is; its decoder may then leave out the end."""
+    """Whether a file is an MP3 without a length tag. Its decoder guesses the length, and may omit the end."""
     with path.open("rb") as file:
         head = file.read(_MP3_HEAD_BYTES)
     is_mp3 = head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
@@ -347,14 +333,14 @@ def length_is_guessed(path: Path) -> bool:
 
 
 def _check_mp3(stream: io.BytesIO | int, frames: int, expected: int, name: str) -> None:
-    """An MP3 without a length tag has a guessed length: too high a guess is harmless, too low a one cuts the clip."""
+    """Check that an MP3 was decoded to its end. Without a length tag, too high a guess of the length is harmless."""
     position = os.lseek(stream, 0, os.SEEK_CUR) if isinstance(stream, int) else stream.tell()
     unread = _size(stream) - position
     if unread > max(_MP3_TRAILER_BYTES, _size(stream) // 20):
         raise AudioError(
             "unknown_length",
-            f"{name}: an MP3 of variable bit rate without a length tag, of which {unread:,} bytes would be left out; "
-            "convert it to FLAC",
+            f"{name}: an MP3 of variable bit rate without a length tag; {unread:,} bytes would be left out; convert it "
+            "to FLAC",
         )
     if frames < expected:
         if isinstance(stream, int):
@@ -367,9 +353,9 @@ def _check_mp3(stream: io.BytesIO | int, frames: int, expected: int, name: str) 
 
 
 def _truncated(name: str, promised: int, found: int, what: str) -> AudioError:
-    return AudioError("truncated", f"{name}: cut off: the header promises {promised:,} {what}, {found:,} are there")
+    return AudioError("truncated", f"{name}: cut off: the header says {promised:,} {what}, but there are {found:,}")
 
 
-def _words(error: Exception) -> str:
-    # libsndfile's own words; str() of it puts the address of our stream before them.
+def _message(error: Exception) -> str:
+    # str() of an error of libsndfile would begin with the stream's address.
     return str(getattr(error, "error_string", error)).strip()

@@ -18,47 +18,48 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""Takes hidden states ``[K, H]`` and the head's weights ``[V, H]``, in place of their product, the logits."""
+"""Called with hidden states ``[K, H]`` and the head's weights ``[V, H]`` instead of computing logits, their product."""
 
-_TOKENIZERS_OWN = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+_TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 class DecoderConfig(TransformersPartConfig, ABC):
     """Base of every decoder's config."""
 
     plain_head: ClassVar[bool] = False
-    """Whether logits are the product of the last hidden states and the head's weights, so that a :data:`Head` can take
-    its place."""
+    """Whether logits are just the product of hidden states and the head's weights. If so, a :data:`Head` can replace
+    the product."""
 
     tokenizer: TrainedTokenizerConfig | None = None
-    """A small tokenizer to train on the transcripts; None takes the one that comes with ``pretrained``."""
+    """A small tokenizer to train on the transcripts. None uses the tokenizer of ``pretrained``."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> DecoderConfig:
         if self.tokenizer and self.init == "pretrained":
             raise ValueError(
-                "a pretrained decoder knows only its own tokenizer's ids; remove tokenizer, or set init: random"
+                "a pretrained decoder works only with its own tokenizer; remove tokenizer, or set init: random"
             )
-        for name in _TOKENIZERS_OWN:
+        for name in _TOKENIZER_FIELDS:
             if name in self.overrides:
-                raise ValueError(f"overrides.{name} is the tokenizer's to say (pad and end must differ); remove it")
+                raise ValueError(f"overrides.{name} is determined by the tokenizer; remove it")
         return self
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """A config of some 10,000 random parameters and a character tokenizer, for tests."""
+        """A config with about 10,000 random parameters and a character tokenizer, for tests."""
 
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What a builder gets besides the config."""
+    """What a builder receives in addition to the config."""
 
     tokenizer: Any
-    """The tokenizer whose ids it reads and writes; a random decoder takes its vocabulary size from it.
-    None where ``architecture`` is given."""
+    """The decoder's tokenizer, which also decides the vocabulary size of a random decoder. None if ``architecture`` is
+    given."""
     architecture: dict[str, Any] | None = None
-    """:meth:`Decoder.architecture` of an earlier build; the decoder is then built so, with no weights read."""
+    """:meth:`Decoder.architecture` of an earlier build. If given, it decides the architecture, and no weights are
+    read."""
 
 
 def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
@@ -73,37 +74,37 @@ def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
 
 
 class DecoderCache(ABC):
-    """The state of a decoder after rows that it has read; it can be cropped at their ends.
+    """A decoder's key-value cache, or an equivalent state. Rows can be cropped at their ends.
 
-    B rows · P positions read so far · L more of them · H channels · V token ids
+    B rows · P positions in the cache · L new positions · H channels · V token ids
     """
 
     @abstractmethod
     def extend(self, embeddings: Tensor, mask: Tensor, num_kept: int) -> Tensor:
-        """Read on, in one forward pass.
+        """Append positions to the cache in one forward pass, and return logits of the last ones.
 
         Args:
             embeddings: ``[B, L, H]``.
-            mask: ``[B, L]`` bool, True on real positions, which are one run in each row. What is read first may be
-                padded on both sides, what comes later on the right only.
-            num_kept: how many of the last positions' logits are wanted.
+            mask: ``[B, L]`` bool, True on real positions, which are contiguous in each row. In the first call, both
+                sides may be padded, and in later calls only the right side.
+            num_kept: the number of last positions whose logits are returned.
 
         Returns:
-            ``[B, num_kept, V]``; those of padding mean nothing, and ids that ``generate`` never gives are ``-inf``.
+            ``[B, num_kept, V]``. Logits of padding are undefined. Ids that ``generate`` never returns have ``-inf``.
         """
 
     @abstractmethod
     def keep(self, rows: Tensor, lengths: Tensor) -> None:
-        """Remember of chosen rows only their first real positions.
+        """Select rows, and crop each to its first real positions.
 
         Args:
-            rows: ``[K]`` int64, which rows, in the order that they are to have.
-            lengths: ``[K]`` int64, how many real positions of each, from 1 to all.
+            rows: ``[K]`` int64, indices of rows in their new order.
+            lengths: ``[K]`` int64, the number of real positions to keep of each, at least 1.
         """
 
 
 class Decoder(nn.Module, ABC):
-    """A causal language model that reads embeddings.
+    """A causal language model with embeddings as input.
 
     B rows · L positions · H channels · V token ids
     """
@@ -113,41 +114,41 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids ``[...]`` -> embeddings ``[..., H]``, scaled as the model itself would."""
+        """Token ids ``[...]`` -> embeddings ``[..., H]``, scaled as in the model."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
-        """Logits at chosen positions only, in row-major order.
+        """Compute logits at chosen positions only, in row-major order.
 
         Args:
             embeddings: ``[B, L, H]``, right-padded.
             mask: ``[B, L]`` bool, True on real positions.
-            keep: ``[B, L]`` bool, positions whose logits are wanted; full-sequence logits would cost gigabytes.
-            head: what to do with the hidden states at those positions instead; where the config has a ``plain_head``.
+            keep: ``[B, L]`` bool, True where logits are needed. Logits of all positions would cost gigabytes.
+            head: replaces the computation of logits. Supported if the config has a ``plain_head``.
 
         Returns:
-            ``[keep.sum(), V]``, or what ``head`` gives.
+            ``[keep.sum(), V]``, or the result of ``head``.
         """
 
     @abstractmethod
     def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
-        """New token ids after left-padded ``embeddings [B, L, H]``; ``settings`` are those of transformers' generate.
+        """Generate token ids after left-padded ``embeddings [B, L, H]``. ``settings`` are transformers' own.
 
         Returns:
-            ids ``[B, new tokens]``, or transformers' output object where ``return_dict_in_generate`` is set.
+            ids ``[B, new tokens]``, or transformers' output object if ``return_dict_in_generate`` is set.
         """
 
     @abstractmethod
     def cache(self) -> DecoderCache | None:
-        """An empty cache, or None where what the model remembers cannot be taken back, as a recurrent state."""
+        """An empty cache. None if the model's state cannot be cropped, such as a recurrent state."""
 
     @abstractmethod
     def embedding_rms(self) -> float:
-        """Root mean square over the token embeddings."""
+        """Root mean square of the token embeddings."""
 
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
-        """JSON from which :class:`DecoderContext` rebuilds this decoder without its checkpoint."""
+        """A JSON object from which the builder can rebuild this decoder without its checkpoint."""
 
 
 DECODERS: Registry[DecoderConfig, Decoder] = Registry(

@@ -1,4 +1,4 @@
-"""Keys and values of a transformers causal LM, which can be cropped row by row."""
+"""The key-value cache of a transformers causal LM. It can be cropped row by row."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 from tiny_audio.decoders import DecoderCache
 
 _KINDS = {"full_attention", "sliding_attention"}
-"""Of layers whose whole state is a key and a value for each position."""
+"""Types of layers whose state is only a key and a value for each position."""
 
 
 def can_crop(model: Any) -> bool:
-    """Whether the whole state of a ``…ForCausalLM`` of transformers is keys and values by position."""
+    """Whether the state of a transformers ``…ForCausalLM`` is only keys and values by position."""
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     return takes_cache and not model._is_stateful and kinds <= _KINDS
 
 
 class CausalLMCache(DecoderCache):
-    """A cache of transformers, whose rows are kept in one run and right-aligned.
+    """A transformers cache whose rows are contiguous and right-aligned.
 
-    Rows end at different places, and holes would be cheaper than moving them; but layers with a sliding window, and
-    those with linear biases, measure distances in the cache, and would take a hole for text.
+    Rows end at different positions after verification. Masking the rejected positions would be cheaper than moving
+    rows. But layers with sliding windows or linear biases measure distances in the cache, and would count them.
 
     Args:
         model: a ``…ForCausalLM``.
         undecodable: ranges ``[start, stop)`` of ids that must never be generated.
-        takes_positions: whether the model takes position ids; others derive them from the mask.
+        takes_positions: whether the model accepts position ids. Other models derive them from the mask.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, takes_positions: bool) -> None:
@@ -39,12 +39,12 @@ class CausalLMCache(DecoderCache):
         self._model = model
         self._undecodable = undecodable
         self._takes_positions = takes_positions
-        # Not of the model's config: layers with a window would drop what is left of it, and could not go back.
+        # Without the model's config: sliding-window layers would discard old positions, and could not be cropped.
         self._states = DynamicCache()
         self._mask: Tensor | None = None  # [B, P]
 
     def extend(self, embeddings: Tensor, mask: Tensor, num_kept: int) -> Tensor:
-        """A forward pass of the model over ``embeddings`` and what it remembers."""
+        """Run the model over ``embeddings`` with the cache."""
         size = embeddings.shape[1]
         self._mask = mask if self._mask is None else torch.cat([self._mask, mask], dim=1)
         settings: dict[str, Any] = {}
@@ -63,8 +63,8 @@ class CausalLMCache(DecoderCache):
         return logits
 
     def keep(self, rows: Tensor, lengths: Tensor) -> None:
-        """Cut every layer's keys and values, and move rows to the right where they end at different places."""
-        assert self._mask is not None, "nothing has been read yet"
+        """Crop every layer's keys and values, and align the rows on the right if they end at different positions."""
+        assert self._mask is not None, "extend comes first"
         size = int(lengths.max())
         shifts = self._mask.int().argmax(1)[rows] - (size - lengths)
         in_place = len(rows) == len(self._mask) and bool((rows.diff() == 1).all())
@@ -73,7 +73,7 @@ class CausalLMCache(DecoderCache):
             for layer in self._layers():
                 layer.keys, layer.values = (states[:, :, start : start + size] for states in (layer.keys, layer.values))
         else:
-            # [K, W]: the column that each position comes from; those left of a row's start are masked
+            # [K, W]: the source column of each position; those before a row's start are masked
             columns = (torch.arange(size, device=rows.device) + shifts[:, None]).clamp(min=0)
             for layer in self._layers():
                 # [B, G, P, D] -> [K, W, G, D] -> [K, G, W, D]
@@ -84,5 +84,5 @@ class CausalLMCache(DecoderCache):
         self._mask = torch.arange(size, device=rows.device) >= (size - lengths)[:, None]
 
     def _layers(self) -> list[Any]:
-        """Those that hold something: some models share states between layers."""
+        """Layers with a state of their own. Some models share states between layers."""
         return [layer for layer in self._states.layers if layer.is_initialized]

@@ -34,20 +34,20 @@ TINY_LLAMA: dict[str, Any] = {
 }
 """Two layers of 32 channels."""
 
-# A key next to the fields of the transformers config, which has none for what depends on the tokenizer.
+# A key in addition to the fields of the transformers config, which has no field for these ids.
 _UNDECODABLE = "undecodable_ids"
 
 
 def build_causal_lm(
     model_class: Any, config: DecoderConfig, context: DecoderContext, config_class: Any = None
 ) -> CausalLMDecoder:
-    """A transformers ``…ForCausalLM`` from a checkpoint, or a random one with the tokenizer's vocabulary.
+    """Build a transformers ``…ForCausalLM`` from a checkpoint, or with random weights for the tokenizer's vocabulary.
 
     Args:
         model_class: of ``transformers``.
-        config: what the recipe says.
+        config: the decoder's config.
         context: see :class:`DecoderContext`.
-        config_class: of ``transformers``, where it is not the model's own.
+        config_class: of ``transformers``; None uses the model's own.
 
     Raises:
         UserError: see :mod:`tiny_audio.pretrained.building`.
@@ -74,41 +74,41 @@ def build_causal_lm(
         model = build_model(model_class, architecture, config)
     else:
         model = load_model(model_class, architecture, config)
-        # A checkpoint's weights decide, and a config that says otherwise would rebuild another model.
+        # The checkpoint's weights decide. With a wrong value in its config, a rebuilt model would differ.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
             undecodable = undecodable_ids(tokenizer, model.config.vocab_size)
     _check_head_not_adapted(model, config)
-    # A checkpoint's own sampling settings (temperature, penalties) are not used: the recipe has its own.
+    # A checkpoint's sampling settings (temperature, penalties) are not used; the recipe has its own.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
     return CausalLMDecoder(model, undecodable, packs=config.attention in PACKED and _can_pack(model_class))
 
 
 def configure_dropout(architecture: Any, probability: float) -> None:
-    """Set every dropout of a transformers config, whatever its name in the family; switch other randomness off."""
+    """Set every dropout of a transformers config, for any family, and switch other randomness off."""
     for name, value in vars(architecture).items():
         if hasattr(value, "model_type"):  # a config inside this one
             configure_dropout(value, probability)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             off = "layerdrop" in name or "drop_path" in name or "jitter_noise" in name
             wanted = 0.0 if off else probability if "drop" in name else value
-            if value != wanted:  # 0 may have to stay an integer
+            if value != wanted:  # an integer 0 stays an integer
                 setattr(architecture, name, wanted)
 
 
 def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> str:
-    """The attention implementation in transformers' terms; ``auto`` is SDPA where the architecture has it.
+    """The attention implementation under transformers' name. ``auto`` is SDPA if the architecture supports it.
 
     Raises:
-        UserError: the architecture does not have the one that was asked for.
+        UserError: the architecture does not support the requested one.
     """
     has: dict[Attention, bool] = {
         "sdpa": model_class._supports_sdpa,
         "eager": True,
         "flash_attention_2": model_class._supports_flash_attn,
-        # Attention in chunks, and states that run along a sequence, would cross from one row into the next.
+        # Chunked attention and recurrent states would cross the borders between packed rows.
         "varlen": _can_pack(model_class)
         and {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"},
     }
@@ -116,27 +116,29 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> st
         return next(name for name in config.attentions if has[name])  # type: ignore[index]
     if not has[config.attention]:
         names = ", ".join(name for name, there in has.items() if there)
-        raise UserError(f"attention: {model_class.__name__} has no {config.attention}; choose one of auto, {names}")
+        raise UserError(
+            f"attention: {model_class.__name__} does not support {config.attention}; choose one of auto, {names}"
+        )
     return attention_implementation(config)
 
 
 def _can_pack(model_class: Any) -> bool:
-    """Whether layers get what packed rows need: positions that restart, and an attention that is told the lengths."""
+    """Whether a model supports packed rows: it accepts position ids, and passes the lengths on to the attention."""
     takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
     return takes_positions and bool(model_class._supports_attention_backend)
 
 
 def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
-    """The head often shares its weights with the embeddings, and an adapter would be on one of the two.
+    """Check that no LoRA target is the head. It often shares its weights with the embeddings.
 
     Raises:
-        UserError: a LoRA target names it.
+        UserError: a target is.
     """
     head = next(path for path, module in model.named_modules() if module is model.get_output_embeddings())
     for target in config.lora.targets if config.lora else ():
         if f".{head}".endswith(f".{target}"):
             raise UserError(
-                f"lora.targets: {target} is the head of the language model, which takes no adapter; remove it"
+                f"lora.targets: {target} is the head of the language model, which cannot have an adapter; remove it"
             )
 
 
@@ -158,29 +160,29 @@ class CausalLMDecoder(Decoder):
 
     Args:
         model: the model.
-        undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never gives.
-        packs: whether :meth:`forward` runs on packed rows; :meth:`generate`, which keeps a cache, never does.
+        undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never returns.
+        packs: whether :meth:`forward` packs rows. :meth:`generate` has a cache and never packs.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False) -> None:
         super().__init__()
         self.model = model
         self.packs = packs
-        # Not `hidden_size`, which OPT for one puts a projection in front of.
+        # Not `hidden_size`: OPT, for example, has a projection after its embeddings.
         self.dim: int = model.get_input_embeddings().weight.shape[1]
         self._undecodable = undecodable
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def embed(self, ids: Tensor) -> Tensor:
-        """What the model's own forward would look up; Gemma's embeddings come scaled."""
+        """The embeddings that the model's own forward would use; for Gemma they include the scale."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
     def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
-        """The model's own forward, soft caps and scales of logits included, with its head over ``keep`` alone.
+        """The model's own forward, including caps and scales of logits, with its head applied only at ``keep``.
 
         Raises:
-            UserError: a ``head`` is given, and the model does more than multiply.
+            UserError: a ``head`` is given, and the model's own head has a bias or caps logits.
         """
         settings: dict[str, Any] = {}
         if self.packs:
@@ -195,7 +197,7 @@ class CausalLMDecoder(Decoder):
             own = self.model.get_output_embeddings()
             if own.bias is not None or getattr(self.model.config, "final_logit_softcapping", None):
                 raise UserError(
-                    "execution.fused_cross_entropy: this decoder adds to its logits or caps them; set it to false"
+                    "execution.fused_cross_entropy: the head of this decoder has a bias or caps logits; set it to false"
                 )
             hidden = self.model.base_model(inputs_embeds=embeddings, use_cache=False, **settings).last_hidden_state
             return head(hidden[keep], own.weight)
@@ -204,28 +206,28 @@ class CausalLMDecoder(Decoder):
         return logits
 
     def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
-        """transformers' generate, which numbers positions from each row's own start."""
+        """transformers' generate, which counts positions from each row's own start."""
         spare = [index for start, stop in self._undecodable for index in range(start, stop)]
         if spare:
             settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
-        # A process that decodes alone, whole weights in hand, must not wait for the others to generate, too.
+        # A process that has all weights and decodes alone must not wait for the others.
         settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 
     def cache(self) -> DecoderCache | None:
-        """Keys and values of every position; None of models with other states beside them."""
+        """A key-value cache; None if the model has other states."""
         if not can_crop(self.model):
             return None
         return CausalLMCache(self.model, self._undecodable, takes_positions=self._takes_positions)
 
     @torch.no_grad()
     def embedding_rms(self) -> float:
-        """Over the whole table, as :meth:`embed` gives it."""
+        """Over the whole table, in the scale of :meth:`embed`."""
         table = self.model.get_input_embeddings()
         embeddings = table(torch.arange(len(table.weight), device=table.weight.device))
         return float(embeddings.float().pow(2).mean().sqrt())
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config, and the ids that are never to be generated."""
+        """The transformers config, and the ids that must never be generated."""
         architecture = architecture_of(self.model.config)
         return architecture | {_UNDECODABLE: self._undecodable} if self._undecodable else architecture

@@ -1,4 +1,4 @@
-"""Whether a language model does what a decoder must, asked of the model itself."""
+"""Checks whether a language model meets the requirements of a decoder, by running it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _PADDING = 10.0
 
 @torch.no_grad()
 def probe(decoder: CausalLMDecoder, name: str) -> None:
-    """Refuse a model that is not causal, or whose rows change with their padding; on the meta device, do nothing.
+    """Reject a model that is not causal, or whose output depends on padding. On the meta device, do nothing.
 
-    Every causal LM of transformers takes an attention mask, and some heed it in a part of their layers only, or let a
-    recurrent state run through the padding. Takes five passes over two rows of six positions.
+    Every causal LM of transformers accepts an attention mask. Some use it in a part of their layers only, or let a
+    recurrent state run through the padding. The check takes five passes over two rows of six positions.
 
     Raises:
-        UserError: says what does not hold.
+        UserError: the model does not meet a requirement.
     """
     weight = next(decoder.parameters())
     if weight.is_meta:
@@ -31,7 +31,7 @@ def probe(decoder: CausalLMDecoder, name: str) -> None:
     decoder.eval()
     try:
         problem = _problem(decoder, weight.device)
-    except Exception as error:  # whatever a family raises is its answer
+    except Exception as error:  # families raise many types
         problem = (
             f"fails on embeddings in a padded batch: {type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
         )
@@ -47,7 +47,7 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     embeddings = decoder.embed(ids)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, _SHORT:] = False
-    # Rounding in half precision, through many layers, is far from small; a leak is larger still.
+    # In half precision, rounding errors of many layers are large. Leaks are larger.
     allowed = 1e-3 if embeddings.dtype == torch.float32 else 0.3
     garbage = _PADDING * embeddings.float().pow(2).mean().sqrt().to(embeddings.dtype)
 
@@ -66,11 +66,11 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     # [2 · L, V]
     found = logits(later, torch.ones_like(mask)).view(2, _LONG, -1)
     if differ(found[:, :-1], wanted.view(2, _LONG, -1)[:, :-1]):
-        return "is not causal: what comes later changes what it says before"
+        return "is not causal: later positions change earlier logits"
     padded = embeddings.masked_fill(~mask[..., None], garbage)
     alone = wanted.view(2, _LONG, -1)[1, :_SHORT]
     if differ(logits(padded, mask)[_LONG:], alone):
-        return "reads what is in the padding of a batch"
+        return "depends on the padding of a batch"
     # Rolled, the short row is padded on its left.
     rolled, left = padded.clone(), mask.clone()
     rolled[1], left[1] = padded[1].roll(_LONG - _SHORT, 0), mask[1].roll(_LONG - _SHORT)
@@ -83,5 +83,5 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     settings |= {"eos_token_id": None, "pad_token_id": 0}
     (together,) = decoder.generate(rolled, left, **settings).logits
     if differ(together[1], alone[-1]):
-        return "generates something else when its batch is padded on the left"
+        return "generates other tokens if its batch is padded on the left"
     return None

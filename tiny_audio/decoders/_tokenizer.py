@@ -1,4 +1,4 @@
-"""A small tokenizer from transcripts, for decoders that start from nothing."""
+"""A small tokenizer that is trained on the transcripts, for decoders with random weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_audio.config import Config, UserError
 PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
 
-# The same shape of conversation as the big models', so that one prompt builder serves both.
+# Similar to the templates of large models, so that one prompt builder works for both.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -21,20 +21,20 @@ CHAT_TEMPLATE = (
 
 
 class TrainedTokenizerConfig(Config):
-    """A byte-pair tokenizer trained on the training transcripts."""
+    """A tokenizer that is trained on the training transcripts."""
 
     kind: Literal["characters", "bpe"] = "bpe"
-    """One token for each character, or for frequent pieces of words."""
+    """``characters``: one token per character. ``bpe``: byte-pair encoding."""
     vocab_size: PositiveInt = 256
-    """Tokens of ``bpe``, special ones and all characters included; the characters are there however small it is, and
-    are all that ``characters`` has."""
+    """Vocabulary size of ``bpe``, including special tokens. All characters are always included, even if there are more.
+    Not used by ``characters``."""
 
 
 def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) -> Any:
-    """Train on ``transcripts``; the same transcripts in any order give the same tokenizer.
+    """Train a tokenizer on ``transcripts``. Their order does not change the result.
 
     Returns:
-        a ``transformers.PreTrainedTokenizerFast`` with pad and end tokens of their own and a chat template.
+        a ``transformers.PreTrainedTokenizerFast`` with different pad and end tokens and a chat template.
 
     Raises:
         UserError: there are no transcripts.
@@ -46,7 +46,7 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
     if not any(texts):
         raise UserError("decoder.tokenizer: there is no transcript to train a tokenizer on; check data.train")
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-    # A word's leading space belongs to it, so that joining tokens gives back the text to the letter.
+    # The space before a word belongs to its first token, so that decoding restores the text exactly.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
     trainer = trainers.BpeTrainer(
@@ -60,7 +60,7 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
 
 
 def restore_tokenizer(trained: str) -> Any:
-    """What :func:`train_tokenizer` made, from its ``backend_tokenizer.to_str()``."""
+    """Restore a tokenizer of :func:`train_tokenizer` from its ``backend_tokenizer.to_str()``."""
     from tokenizers import Tokenizer
 
     return _wrapped(Tokenizer.from_str(trained))
@@ -81,7 +81,7 @@ def _wrapped(tokenizer: Any) -> Any:
 
 
 def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
-    """A checkpoint's tokenizer.
+    """Load a checkpoint's tokenizer.
 
     Raises:
         UserError: it cannot be read.

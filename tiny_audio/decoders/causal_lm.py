@@ -1,4 +1,4 @@
-"""Any other causal language model that transformers itself ships; code from the hub is not run."""
+"""Any other causal language model of transformers. Code from the hub is not run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class CausalLMConfig(DecoderConfig):
 
     name: Literal["causal_lm"] = "causal_lm"
     pretrained: str = ""
-    """Hub id or local folder of the checkpoint, its tokenizer included; there is no default."""
+    """Hub id or local folder of the checkpoint with its tokenizer. There is no default."""
     model_type: str | None = None
-    """Architecture of ``init: random``, as transformers calls it, such as ``granite``; a checkpoint says its own."""
+    """Architecture for ``init: random``, under its name in transformers, such as ``granite``. Checkpoints contain
+    theirs."""
 
     @model_validator(mode="after")
     def _check_model_type(self) -> CausalLMConfig:
@@ -35,12 +36,12 @@ class CausalLMConfig(DecoderConfig):
         if self.init == "random" and self.model_type is None:
             raise ValueError("model_type: init: random needs an architecture to build, such as model_type: granite")
         if self.init == "pretrained" and self.model_type is not None:
-            raise ValueError("model_type: a checkpoint says its own; remove model_type, or set init: random")
+            raise ValueError("model_type: the checkpoint decides it; remove model_type, or set init: random")
         return self
 
     @classmethod
     def tiny(cls) -> Self:
-        """Granite, which scales embeddings, residuals and logits; two layers of 32 channels."""
+        """Granite with two layers of 32 channels. It scales embeddings, residuals and logits."""
         scales = {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "logits_scaling": 4.0}
         return cls(
             init="random",
@@ -53,12 +54,13 @@ class CausalLMConfig(DecoderConfig):
 
 @DECODERS.register
 def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Decoder:
-    """The model class that transformers has for the checkpoint's, or the given, architecture.
+    """Build the transformers causal LM of the checkpoint's architecture, or of ``model_type``.
 
-    A new build is probed, since families differ in what they do with embeddings, masks and positions.
+    A new model is probed, because families differ in how they treat embeddings, masks and positions.
 
     Raises:
-        UserError: transformers has no causal LM of that architecture, or it cannot read embeddings in padded batches.
+        UserError: transformers has no causal LM of that architecture, or it does not support embeddings in padded
+            batches.
     """
     architecture = context.architecture or published_architecture(config) or {"model_type": config.model_type}
     model_class, config_class = _classes(config, architecture.get("model_type"))
@@ -85,18 +87,18 @@ def _classes(config: CausalLMConfig, model_type: object) -> tuple[Any, Any]:
         )
     config_class = CONFIG_MAPPING[model_type]
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    # Models of images and sound hold a language model among other parts, and its config inside theirs.
+    # Models of images and sound contain a language model, and its config inside theirs.
     if "text_config" in config_class.sub_configs or config_class().is_encoder_decoder:
         raise UserError(
-            f"causal_lm: {model_type} is more than a language model; choose a checkpoint that reads text only, and "
-            "has no encoder"
+            f"causal_lm: {model_type} is not a text-only decoder; choose a checkpoint without an encoder and without "
+            "other modalities"
         )
     needed = {"inputs_embeds", "attention_mask", "logits_to_keep"} - set(
         inspect.signature(model_class.forward).parameters
     )
     if needed:
         raise UserError(
-            f"causal_lm: {model_class.__name__} does not take {', '.join(sorted(needed))}, and so cannot read audio; "
+            f"causal_lm: {model_class.__name__} does not accept {', '.join(sorted(needed))}, which audio requires; "
             "choose another family"
         )
     return model_class, config_class

@@ -1,7 +1,7 @@
 """Decoder families with their own name, default checkpoint and known linear layers.
 
-To add a family, add its config below and name it in :func:`build_family`. A family whose model must be built in another
-way gets a file of its own, as ``causal_lm`` has.
+To add a family, add its config below and its name in :func:`build_family`. A family whose model must be built
+differently gets a file of its own, like ``causal_lm``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
 
 LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear layers of Llama and of the architectures derived from it."""
+"""Linear layers of Llama and of architectures derived from it."""
 
 
 class FamilyConfig(DecoderConfig):
-    """Base of the families' configs: what architectures derived from Llama have in common."""
+    """Base of the families' configs, with the common properties of architectures derived from Llama."""
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
@@ -39,11 +39,11 @@ class FamilyConfig(DecoderConfig):
 
 
 class Gemma3Config(FamilyConfig):
-    """Gemma 3: 270 million or 1 billion parameters, those that read text only."""
+    """Gemma 3, text-only: 270 million or 1 billion parameters."""
 
     # Kamath et al. 2025, arXiv 2503.19786: sliding windows in five of six layers, scaled embeddings.
     model_class: ClassVar[str] = "Gemma3ForCausalLM"
-    # One of the two layers has a window that is shorter than a sentence.
+    # The window of one of the two layers is shorter than a sentence.
     tiny_overrides: ClassVar[dict[str, Any]] = {
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
@@ -54,30 +54,30 @@ class Gemma3Config(FamilyConfig):
 
     name: Literal["gemma3"] = "gemma3"
     pretrained: str = "google/gemma-3-1b-it"
-    """Hub id or local folder of a text-only Gemma 3 checkpoint, its tokenizer included."""
+    """Hub id or local folder of a text-only Gemma 3 checkpoint with its tokenizer."""
 
 
 class LlamaConfig(FamilyConfig):
-    """Llama: 1 to 70 billion parameters, and the many models that share its architecture."""
+    """Llama and other models with its architecture: 1 to 70 billion parameters."""
 
     # Grattafiori et al. 2024, arXiv 2407.21783.
     model_class: ClassVar[str] = "LlamaForCausalLM"
 
     name: Literal["llama"] = "llama"
     pretrained: str = "meta-llama/Llama-3.2-1B-Instruct"
-    """Hub id or local folder of a checkpoint in the Llama architecture, its tokenizer included."""
+    """Hub id or local folder of a checkpoint with the Llama architecture and its tokenizer."""
 
 
 class Qwen3Config(FamilyConfig):
-    """Qwen3: 0.6 to 32 billion parameters, of the dense kind."""
+    """Qwen3, dense: 0.6 to 32 billion parameters."""
 
-    # Yang et al. 2025, arXiv 2505.09388: normalized queries and keys; a prompt switches its reasoning off.
+    # Yang et al. 2025, arXiv 2505.09388: normalized queries and keys; the prompt switches reasoning off.
     model_class: ClassVar[str] = "Qwen3ForCausalLM"
     tiny_overrides: ClassVar[dict[str, Any]] = {"head_dim": 8}
 
     name: Literal["qwen3"] = "qwen3"
     pretrained: str = "Qwen/Qwen3-1.7B"
-    """Hub id or local folder of a dense Qwen3 checkpoint, its tokenizer included."""
+    """Hub id or local folder of a dense Qwen3 checkpoint with its tokenizer."""
 
 
 class SmolLM2Config(FamilyConfig):
@@ -88,18 +88,18 @@ class SmolLM2Config(FamilyConfig):
 
     name: Literal["smollm2"] = "smollm2"
     pretrained: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Hub id or local folder of a SmolLM2 checkpoint, its tokenizer included."""
+    """Hub id or local folder of a SmolLM2 checkpoint with its tokenizer."""
 
 
 class SmolLM3Config(FamilyConfig):
-    """SmolLM3: 3 billion parameters, or any size from random weights."""
+    """SmolLM3: 3 billion parameters, or any size with random weights."""
 
-    # Hugging Face 2025: grouped queries, no positions in every fourth layer, tied embeddings.
+    # Hugging Face 2025: grouped-query attention, no positions in every fourth layer, tied embeddings.
     model_class: ClassVar[str] = "SmolLM3ForCausalLM"
 
     name: Literal["smollm3"] = "smollm3"
     pretrained: str = "HuggingFaceTB/SmolLM3-3B"
-    """Hub id or local folder of a SmolLM3 checkpoint, its tokenizer included."""
+    """Hub id or local folder of a SmolLM3 checkpoint with its tokenizer."""
 
 
 @DECODERS.register

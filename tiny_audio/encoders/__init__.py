@@ -15,42 +15,44 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 FeatureTransform = Callable[[Frames], Frames]
-"""Changes features between the front end and the layers, such as SpecAugment; keeps lengths."""
+"""Changes features between the front end and the layers, such as SpecAugment. Lengths stay the same."""
 
 
 class EncoderConfig(TransformersPartConfig, ABC):
     """Base of every encoder's config.
 
-    A recipe is checked with its frame counts before anything is fetched.
+    It computes frame counts, so a recipe is checked before anything is downloaded.
     """
 
     ctc_head: ClassVar[str | None] = None
-    """Name of the linear layer in the family's CTC checkpoints that spells characters; None where there is none."""
+    """Name of the linear layer that predicts characters in the family's CTC checkpoints. None if there is none."""
 
     layer: Literal["last", "weighted"] | PositiveInt = "last"
-    """Which layer's output to put out: the last one's, normalized as the model does; that of the layer with a number
-    (1 is the first), the layers above it left out; or the learned weighted sum of all (Peters et al. 2018)."""
+    """The layer whose output is used. ``last``: the last one, with the model's final norm. A number, where 1 is the
+    first layer: that layer without a final norm; the layers above it are removed. ``weighted``: a learned weighted sum
+    of all layers (Peters et al. 2018)."""
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
-        """Encoder frames of a clip of ``num_samples`` samples at 16 kHz."""
+        """The number of encoder frames of a clip with ``num_samples`` samples at 16 kHz."""
 
     @abstractmethod
     def max_duration_s(self) -> float | None:
-        """Longest clip that the encoder can take; None where there is no limit."""
+        """Duration of the longest clip that the encoder accepts; None if there is no limit."""
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """A config of some 10,000 random parameters, for tests."""
+        """A config with about 10,000 random parameters, for tests."""
 
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """What a builder gets besides the config."""
+    """What a builder receives in addition to the config."""
 
     architecture: dict[str, Any] | None = None
-    """:meth:`Encoder.architecture` of an earlier build; the encoder is then built so, with no weights read."""
+    """:meth:`Encoder.architecture` of an earlier build. If given, it decides the architecture, and no weights are
+    read."""
 
 
 class Encoder(nn.Module, ABC):
@@ -58,7 +60,7 @@ class Encoder(nn.Module, ABC):
 
     B clips · S samples of the longest clip · F feature frames, C channels · T encoder frames, D channels
 
-    Batch invariance is the contract: a clip's frames are the same alone and padded beside any other.
+    Batch invariance is required: a clip has the same frames alone and padded in a batch with any other clips.
     """
 
     dim: int
@@ -80,7 +82,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
-        """JSON from which :class:`EncoderContext` rebuilds this encoder without its checkpoint."""
+        """A JSON object from which the builder can rebuild this encoder without its checkpoint."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
         """Waveforms ``[B, S]``, float32 at 16 kHz, and their ``lengths [B]`` -> frames ``[B, T, D]``."""

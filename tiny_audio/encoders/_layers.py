@@ -1,4 +1,4 @@
-"""Which layer an encoder puts out: the last one, one by its number, or a learned sum of all."""
+"""The output layer of an encoder: the last one, one by its number, or a learned sum of all."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tiny_audio.encoders import EncoderConfig
 
 
 def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[str, ...]:
-    """Reduce a transformers config to the layers that ``config.layer`` needs, so that the others are never built.
+    """Reduce a transformers config to the layers that ``config.layer`` needs. The others are never built.
 
     Args:
-        architecture: the transformers config, which is changed.
-        config: what the recipe says.
-        path: regular expression of where a checkpoint keeps its layers, such as ``(hubert\\.)?encoder\\.layers``.
+        architecture: the transformers config. It is changed.
+        config: the encoder's config.
+        path: regular expression of the layers' path in a checkpoint, such as ``(hubert\\.)?encoder\\.layers``.
 
     Returns:
-        regular expressions of the keys that a checkpoint then has and the model does not.
+        regular expressions of the checkpoint's keys that the model no longer has.
 
     Raises:
         UserError: there is no layer with that number.
@@ -31,7 +31,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
         return ()
     if config.layer > depth:
         raise UserError(
-            f"encoder.layer: this {config.name} has {depth} layers, and no layer {config.layer}; "
+            f"encoder.layer is {config.layer}, but this {config.name} has {depth} layers; "
             f"give a number from 1 to {depth}, last or weighted"
         )
     architecture.num_hidden_layers = config.layer
@@ -39,39 +39,41 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Reject a checkpoint with an adapter, which lowers the frame rate and changes the width: a projector's task.
+    """Reject a checkpoint with an adapter, that is, with convolutions on top of the layers.
+
+    An adapter lowers the frame rate and changes the width, which is the projector's task.
 
     Raises:
-        UserError: there are convolutions on top of the layers.
+        UserError: the checkpoint has one.
     """
     if getattr(architecture, "add_adapter", False):
         raise UserError(
             f"{config.name if config.init == 'random' else config.pretrained}: add_adapter puts convolutions on top of "
-            f"the layers, which {config.name} has no place for; choose a checkpoint without them"
+            f"the layers, and {config.name} does not support them; choose a checkpoint without an adapter"
         )
 
 
 def weighted_layers(config: EncoderConfig, depth: int) -> WeightedLayers | None:
-    """The learned sum where ``config.layer`` asks for one."""
+    """The learned sum if ``config.layer`` is ``weighted``, else None."""
     return WeightedLayers(depth) if config.layer == "weighted" else None
 
 
 class WeightedLayers(nn.Module):
     """Softmax-weighted sum of an encoder's hidden states (Peters et al. 2018, arXiv 1802.05365).
 
-    The sum starts as the mean. Its weights always train: a frozen encoder is what it is for.
+    The sum starts as the mean. Its weights train even if the encoder is frozen.
     """
 
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(depth + 1))
-        """Before the softmax: of the first layer's input, and of each layer's output."""
+        """Logits of the weights: one for the first layer's input and one for each layer's output."""
 
     def forward(self, layers: nn.ModuleList, run: Callable[[], object]) -> Tensor:
-        """Sum ``[B, T, D]`` of what goes into the first of ``layers`` and comes out of each while ``run()`` runs them.
+        """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
-        Hooks see this whatever an architecture does between its layers, and stay outside of gradient checkpoints. The
-        sum is kept rather than the states, which would take as much memory as all layers' outputs at once.
+        Hooks work for every architecture, and they stay outside of gradient checkpoints. They add up the sum at once,
+        so the outputs of all layers are never in memory together.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []
@@ -93,5 +95,5 @@ class WeightedLayers(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        assert not shares, "every layer runs once: the parts switch layerdrop off"
+        assert not shares, "every layer runs once, because parts switch layerdrop off"
         return terms[0]

@@ -1,4 +1,4 @@
-"""What the encoders of raw waveforms share: HuBERT, wav2vec 2.0 and WavLM differ in how their layers attend."""
+"""The common base of HuBERT, wav2vec 2.0 and WavLM, which have the same front end and differ in their attention."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""The convolutions of every published checkpoint of these families: 320 samples a frame."""
+"""The convolutions of every published checkpoint of these families: 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
-"""Those that all of the families have."""
+"""Linear layers of all these families."""
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     "do_stable_layer_norm": True,
     "conv_bias": True,
 }
-"""Two layers of 32 channels, of the kind that takes a mask."""
+"""Two layers of 32 channels with layer norm in the front end, which supports masks."""
 
 
 class WaveformConfig(EncoderConfig, ABC):
@@ -53,10 +53,10 @@ class WaveformConfig(EncoderConfig, ABC):
     ctc_head: ClassVar[str | None] = "lm_head"
 
     normalize: bool = True
-    """Give each clip mean 0 and variance 1, as the released large checkpoints expect. Front ends with a group norm, the
-    base checkpoints', put out the same either way."""
+    """Scale each clip to mean 0 and variance 1, as the released large checkpoints expect. The base checkpoints have a
+    group norm in their front end, so the setting does not change their output."""
     train_front_end: bool = False
-    """Train the convolutions too. Where they do not train, no gradient is computed for them."""
+    """Train the convolutions too. If false, no gradient is computed for them."""
 
     @model_validator(mode="after")
     def _check_front_end(self) -> Self:
@@ -65,12 +65,12 @@ class WaveformConfig(EncoderConfig, ABC):
         return self
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames after the convolutions."""
+        """The number of frames after the convolutions."""
         kernels, strides = self.overrides.get("conv_kernel", KERNELS), self.overrides.get("conv_stride", STRIDES)
         return int(_num_frames(torch.tensor(num_samples), kernels, strides))
 
     def max_duration_s(self) -> float | None:
-        """Positions are relative: no limit."""
+        """None: positions are relative, so there is no limit."""
         return None
 
 
@@ -82,17 +82,18 @@ def build_waveform_encoder(
     not_used: Collection[str] = (),
     attention: str | None = None,
 ) -> WaveformEncoder:
-    """A transformers model from a checkpoint, with or without a head on it, or a random one.
+    """Build an encoder from a checkpoint, with or without a head, or with random weights.
 
     Args:
         model_class: the family's bare ``transformers`` model.
-        config: what the recipe says.
-        context: what surrounds the encoder.
-        not_used: regular expressions of keys that legitimate checkpoints of the family have beside its CTC head.
-        attention: transformers' implementation; None is what the config says.
+        config: the encoder's config.
+        context: see :class:`EncoderContext`.
+        not_used: regular expressions of keys, besides the CTC head's, that the family's checkpoints may contain and
+            the encoder does not use.
+        attention: transformers' attention implementation; None uses the config's.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained.building`; or the checkpoint has an adapter on top.
+        UserError: see :mod:`tiny_audio.pretrained.building`, or the checkpoint has an adapter.
     """
     architecture = transformers_config(
         model_class.config_class,
@@ -104,7 +105,7 @@ def build_waveform_encoder(
         feat_proj_dropout=config.dropout,
         final_dropout=config.dropout,
         layerdrop=0.0,
-        # SpecAugment is the recipe's `augmentation`, for every encoder alike.
+        # SpecAugment is configured in the recipe's `augmentation`, in the same way for every encoder.
         apply_spec_augment=False,
         mask_time_prob=0.0,
         mask_feature_prob=0.0,
@@ -116,17 +117,17 @@ def build_waveform_encoder(
     if context.architecture is not None:
         model = build_model(model_class, architecture, config)
     else:
-        # A CTC head, and the learned vector of transformers' own SpecAugment.
+        # The CTC head, and the learned vector of transformers' own SpecAugment.
         ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
         model = load_model(model_class, architecture, config, ignored)
     prepare_training(model, config)
-    if not config.train_front_end:  # requires_grad alone would leave the gradient flowing through their input
+    if not config.train_front_end:  # with requires_grad alone, gradients would still be computed for the input
         model.feature_extractor._freeze_parameters()
     return WaveformEncoder(model, config)
 
 
 class WaveformEncoder(Encoder):
-    """A transformers model of a waveform family with padding kept out of every statistic."""
+    """A transformers model of a waveform family. Padding does not affect the statistics of any clip."""
 
     def __init__(self, model: Any, config: WaveformConfig) -> None:
         super().__init__()
@@ -135,18 +136,18 @@ class WaveformEncoder(Encoder):
         self.packs = config.attention in PACKED
         self.dim: int = model.config.hidden_size
         self.frame_rate = SAMPLE_RATE / math.prod(model.config.conv_stride)
-        # Group norm takes its statistics over time: there, padding would leak into every frame.
+        # The statistics of a group norm are taken over time, so padding would affect every frame.
         self.per_clip: bool = model.config.feat_extract_norm == "group"
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
         if config.layer != "last" and model.config.do_stable_layer_norm:
-            model.encoder.layer_norm = nn.Identity()  # it was trained on the last layer's output alone
+            model.encoder.layer_norm = nn.Identity()  # it was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Frames after the convolutions; a clip shorter than one frame counts as one."""
+        """The number of frames after the convolutions; a clip shorter than one frame has one."""
         return _num_frames(num_samples, self.model.config.conv_kernel, self.model.config.conv_stride)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Convolution features ``[B, T, C]``; clip by clip where the front end normalizes over time."""
+        """Convolution features ``[B, T, C]``, computed clip by clip if the front end normalizes over time."""
         mask = length_mask(lengths, waveforms.shape[1])
         audio = waveforms.float() * mask
         if self.normalize:
@@ -171,14 +172,14 @@ class WaveformEncoder(Encoder):
         return Frames(values[:, : int(frame_lengths.max())], frame_lengths, self.frame_rate)
 
     def encode(self, features: Frames) -> Frames:
-        """Projection, positional convolution and layers, padded frames zeroed and masked throughout.
+        """Projection, positional convolution and layers. Padded frames are zeroed and masked throughout.
 
-        Packed rows begin with the layers: the convolution would read over the edges of clips that stand side by side.
+        Rows are packed after the positional convolution, which would read across the borders of neighboring clips.
         """
-        # The convolutions may be frozen in half precision below layers that train in full.
+        # The convolutions may be frozen in half precision, while the layers train in full precision.
         values = features.values.to(self.model.feature_projection.projection.weight.dtype)
         projected = self.model.feature_projection(values)
-        # Some families also put out what they would have quantized.
+        # Some families also return the features before the projection.
         hidden = projected[0] if isinstance(projected, tuple) else projected
 
         packing = Packing.of(features.mask()) if self.packs else None
@@ -189,7 +190,7 @@ class WaveformEncoder(Encoder):
                 output = self.model.encoder(hidden, attention_mask=features.mask()).last_hidden_state
                 return output
             zeroed = hidden.masked_fill(~features.mask()[..., None], 0)
-            # The encoder's own dropout is the last thing before its layers.
+            # The encoder's dropout is its last module before the layers.
             hook = self.model.encoder.dropout.register_forward_hook(lambda *step: packing.pack(step[-1]))
             try:
                 output = self.model.encoder(zeroed, **packing.attention()).last_hidden_state

@@ -10,7 +10,7 @@ from tiny_audio.pretrained.config import ALL_ATTENTIONS
 
 
 class HubertConfig(WaveformConfig):
-    """HuBERT: convolutions on the waveform, 50 frames a second, any length."""
+    """HuBERT: convolutions on the waveform, 50 frames per second, clips of any length."""
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
 
@@ -20,13 +20,13 @@ class HubertConfig(WaveformConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels, of the kind that takes a mask."""
+        """Two layers of 32 channels."""
         return cls(init="random", overrides=TINY, freeze=False)
 
 
 @ENCODERS.register
 def build_hubert(config: HubertConfig, context: EncoderContext) -> Encoder:
-    """HuBERT from a checkpoint, with or without a CTC head on it, or a random one."""
+    """Build HuBERT from a checkpoint, with or without a CTC head, or with random weights."""
     from transformers import HubertModel
 
     return build_waveform_encoder(HubertModel, config, context)

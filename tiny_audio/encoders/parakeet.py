@@ -30,13 +30,13 @@ NUM_FFT = 512
 PREEMPHASIS = 0.97
 
 _NOT_USED = (r"ctc_head\..*", r"decoder\..*", r"joint\..*", r"encoder_projector\..*")
-"""What a CTC, RNN-T or TDT recognizer has on top of the encoder."""
+"""Keys of CTC, RNN-T and TDT recognizers that do not belong to the encoder."""
 
 
 class ParakeetConfig(EncoderConfig):
-    """Parakeet: log-mel front end, 12.5 frames a second, any length."""
+    """Parakeet: log-mel front end, 12.5 frames per second, clips of any length."""
 
-    # The relative positions are a bias on the attention, which Flash Attention does not take.
+    # Relative positions are a bias on the attention. Flash Attention does not support biases.
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     linear_layers: ClassVar[tuple[str, ...] | None] = (
         "linear",
@@ -51,15 +51,15 @@ class ParakeetConfig(EncoderConfig):
 
     name: Literal["parakeet"] = "parakeet"
     pretrained: str = "nvidia/parakeet-ctc-1.1b"
-    """Hub id or local folder of a Parakeet checkpoint in the format of transformers: CTC, RNN-T, TDT or bare."""
+    """Hub id or local folder of a Parakeet checkpoint in transformers' format: CTC, RNN-T, TDT or encoder only."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Mel frames after the strided convolutions: an eighth, rounded up."""
+        """The number of mel frames after the strided convolutions: an eighth, rounded up."""
         kernel, stride, factor = (self.overrides.get(name, value) for name, value in _SUBSAMPLING.items())
         return int(_num_frames(_num_mel_frames(torch.tensor(num_samples)), kernel, stride, factor))
 
     def max_duration_s(self) -> float | None:
-        """Positions are relative, and computed as far as a clip goes: no limit."""
+        """None: relative positions are computed for any length, so there is no limit."""
         return None
 
     @classmethod
@@ -85,7 +85,7 @@ _SUBSAMPLING: dict[str, Any] = {
 
 @ENCODERS.register
 def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
-    """Take the encoder out of a Parakeet checkpoint, or make a random one."""
+    """Build the encoder of a Parakeet checkpoint, or one with random weights."""
     from transformers import ParakeetEncoder as Layers
     from transformers import ParakeetEncoderConfig as Architecture
 
@@ -117,8 +117,8 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
 def _initialize(model: Any) -> None:
     """Scale random weights by their fan-in.
 
-    transformers draws them all at 0.02, and after three convolutions on a few channels nothing would be left of the
-    signal.
+    transformers draws all of them with a standard deviation of 0.02. After three convolutions on a few channels, the
+    signal would be close to zero.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
@@ -128,14 +128,15 @@ def _initialize(model: Any) -> None:
 
 
 class _FixedBatchNorm(nn.BatchNorm1d):
-    """Batch norm with the checkpoint's statistics in training too.
+    """Batch norm that uses the checkpoint's statistics in training too.
 
-    A batch's own would make a clip's frames depend on its neighbors and their padding, and change a frozen encoder.
+    With the batch's statistics, a clip's frames would depend on its neighbors and their padding, and a frozen encoder
+    would change.
     """
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> _FixedBatchNorm:
-        """The same tensors under the same names."""
+        """Take over the tensors of ``norm`` with their names."""
         fixed = cls(norm.num_features, norm.eps)
         for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
             setattr(fixed, name, tensor)
@@ -151,7 +152,7 @@ class _FixedBatchNorm(nn.BatchNorm1d):
 
 
 class ParakeetEncoder(Encoder):
-    """transformers' Parakeet encoder, always under a mask."""
+    """transformers' Parakeet encoder, always called with a mask."""
 
     def __init__(self, model: Any, config: ParakeetConfig) -> None:
         super().__init__()
@@ -162,23 +163,23 @@ class ParakeetEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Mel frames after the strided convolutions; a clip shorter than a mel frame counts as one."""
+        """The number of mel frames after the strided convolutions; a clip shorter than a mel frame has one."""
         return _num_frames(_num_mel_frames(num_samples), *self.subsampling)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Log-mel ``[B, F, mels]``, each bin of a clip with mean 0 and variance 1, as Parakeet's feature extractor."""
+        """Log-mel ``[B, F, mels]`` as in Parakeet's feature extractor: each bin of a clip has mean 0 and variance 1."""
         num_mel_frames = _num_mel_frames(lengths)
         size = (int(num_mel_frames.max()) - 1) * HOP + NUM_FFT // 2
         audio = waveforms.float()[:, :size]
         audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
         audio = audio * length_mask(lengths, audio.shape[1])
-        # Silence around the clip: half a window before it, and after it as far as the last window reaches.
+        # Pad with silence: half a window before the clip, and up to the end of the last window after it.
         audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)
         power = spectrum.abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)
-        # [B, bins, F] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        # [B, bins, F] -> [B, F, mels]; autocast is off, so that features are the same in training and inference
         with torch.autocast(power.device.type, enabled=False):
             mel = (torch.einsum("bif,im->bfm", power, filters) + 2.0**-24).log()
         mask = length_mask(num_mel_frames, mel.shape[1])[..., None]
@@ -188,7 +189,7 @@ class ParakeetEncoder(Encoder):
         return Frames((mel - mean) / (variance.sqrt() + 1e-5) * mask, num_mel_frames, SAMPLE_RATE / HOP)
 
     def encode(self, features: Frames) -> Frames:
-        """Strided convolutions and layers, padded frames zeroed and masked throughout."""
+        """Strided convolutions and layers. Padded frames are zeroed and masked throughout."""
         values = features.zeroed().values.to(self.model.subsampling.layers[0].weight.dtype)
 
         def run() -> Tensor:
@@ -216,10 +217,10 @@ def _num_frames(num_mel_frames: Tensor, kernel: int, stride: int, factor: int) -
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """``[bins, mels]``. A constant and no buffer: a checkpoint need not hold it, and loading cannot lose it."""
+    """``[bins, mels]``. Not a buffer, so checkpoints do not contain it."""
     import torchaudio
 
-    with torch.device("cpu"):  # also while a model is being built on the meta device
+    with torch.device("cpu"):  # even if the model is built on the meta device
         filters: Tensor = torchaudio.functional.melscale_fbanks(
             NUM_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
         )

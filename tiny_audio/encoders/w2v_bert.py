@@ -28,16 +28,16 @@ HOP = 160
 NUM_FFT = 512
 PREEMPHASIS = 0.97
 STACK = 2
-"""Filter-bank frames that make one frame of the encoder."""
+"""Filter-bank frames per frame of the encoder."""
 
 _NOT_USED = (r"lm_head\..*", r"(wav2vec2_bert\.)?masked_spec_embed")
-"""A CTC head, and the vector of transformers' own SpecAugment."""
+"""The CTC head, and the learned vector of transformers' own SpecAugment."""
 
 
 class W2vBertConfig(EncoderConfig):
-    """W2v-BERT 2.0: filter-bank front end, 50 frames a second, any length."""
+    """W2v-BERT 2.0: filter-bank front end, 50 frames per second, clips of any length."""
 
-    # The relative positions are a bias on the attention, which Flash Attention does not take.
+    # Relative positions are a bias on the attention. Flash Attention does not support biases.
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     linear_layers: ClassVar[tuple[str, ...] | None] = (
         "projection",
@@ -55,11 +55,11 @@ class W2vBertConfig(EncoderConfig):
     """Hub id or local folder of a W2v-BERT checkpoint, with or without a CTC head."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Pairs of whole windows; a window without a partner is left out."""
+        """The number of pairs of full windows; a last window without a partner is dropped."""
         return int(_num_frames(torch.tensor(num_samples)))
 
     def max_duration_s(self) -> float | None:
-        """Positions are relative: no limit."""
+        """None: positions are relative, so there is no limit."""
         return None
 
     @classmethod
@@ -78,7 +78,7 @@ class W2vBertConfig(EncoderConfig):
 
 @ENCODERS.register
 def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
-    """W2v-BERT from a checkpoint, with or without a CTC head on it, or a random one."""
+    """Build W2v-BERT from a checkpoint, with or without a CTC head, or with random weights."""
     from transformers import Wav2Vec2BertConfig as Architecture
     from transformers import Wav2Vec2BertModel
 
@@ -93,7 +93,7 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
         conformer_conv_dropout=config.dropout,
         final_dropout=config.dropout,
         layerdrop=0.0,
-        # SpecAugment is the recipe's `augmentation`, for every encoder alike.
+        # SpecAugment is configured in the recipe's `augmentation`, in the same way for every encoder.
         apply_spec_augment=False,
         mask_time_prob=0.0,
         mask_feature_prob=0.0,
@@ -110,7 +110,7 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
 
 
 class W2vBertEncoder(Encoder):
-    """transformers' W2v-BERT behind a filter bank that is computed on the clip's own device."""
+    """transformers' W2v-BERT after a filter bank that is computed on the waveforms' device."""
 
     def __init__(self, model: Any, config: W2vBertConfig) -> None:
         super().__init__()
@@ -121,26 +121,26 @@ class W2vBertEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Pairs of whole windows; a clip shorter than one pair counts as one."""
+        """The number of pairs of full windows; a clip shorter than one pair has one."""
         return _num_frames(num_samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Filter bank ``[B, F, mels]`` as Kaldi and w2v-BERT's feature extractor compute it, F even.
+        """Filter bank ``[B, F, mels]`` as in Kaldi and in w2v-BERT's feature extractor. F is even.
 
-        Each bin of a clip has mean 0 and variance 1 over all its windows, the one without a partner included.
+        Each bin of a clip has mean 0 and variance 1 over all its windows, including one without a partner.
         """
         num_windows = _num_windows(lengths)
         size = (int(num_windows.max()) - 1) * HOP + WINDOW
         audio = waveforms.float()[:, :size]
         audio = F.pad(audio * length_mask(lengths, audio.shape[1]), (0, size - audio.shape[1]))
-        # [B, S] -> [B, F, 400], in the 16-bit integers' range
+        # [B, S] -> [B, F, 400], in the range of 16-bit integers
         windows = audio.unfold(1, WINDOW, HOP) * 2**15
         windows = windows - windows.mean(-1, keepdim=True)
         windows = windows - PREEMPHASIS * torch.cat([windows[..., :1], windows[..., :-1]], dim=-1)
         taper = torch.hann_window(WINDOW, periodic=False, device=audio.device) ** 0.85
         power = torch.fft.rfft(windows * taper, NUM_FFT).abs() ** 2
         filters = _mel_filters(self.num_mels).to(power)
-        # [B, F, bins] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        # [B, F, bins] -> [B, F, mels]; autocast is off, so that features are the same in training and inference
         with torch.autocast(power.device.type, enabled=False):
             mel = (power @ filters).clamp(min=torch.finfo(torch.float32).eps).log()
         mask = length_mask(num_windows, mel.shape[1])[..., None]
@@ -152,7 +152,7 @@ class W2vBertEncoder(Encoder):
         return Frames(values[:, : int(paired.max())], paired, SAMPLE_RATE / HOP)
 
     def encode(self, features: Frames) -> Frames:
-        """Pairs of windows stacked, then the layers with padded frames zeroed and masked throughout."""
+        """Stack pairs of windows, then run the layers. Padded frames are zeroed and masked throughout."""
         # [B, 2·T, mels] -> [B, T, 2·mels]
         values = torch.unflatten(features.values, 1, (-1, STACK)).flatten(2)
         stacked = Frames(values, features.lengths // STACK, self.frame_rate)
@@ -172,7 +172,7 @@ class W2vBertEncoder(Encoder):
 
 
 def _num_windows(num_samples: Tensor) -> Tensor:
-    """Whole windows in a clip; silence follows one that is too short for a pair."""
+    """The number of full windows in a clip. A clip that is too short for a pair is padded with silence."""
     return (num_samples.clamp(min=WINDOW + HOP) - WINDOW) // HOP + 1
 
 
@@ -182,10 +182,10 @@ def _num_frames(num_samples: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """``[bins, mels]`` between 20 Hz and 8 kHz. A constant and no buffer: loading cannot lose it."""
+    """``[bins, mels]`` between 20 Hz and 8 kHz. Not a buffer, so checkpoints do not contain it."""
     from torchaudio.compliance import kaldi
 
-    with torch.device("cpu"):  # also while a model is being built on the meta device
+    with torch.device("cpu"):  # even if the model is built on the meta device
         filters, _ = kaldi.get_mel_banks(num_mels, NUM_FFT, SAMPLE_RATE, 20.0, SAMPLE_RATE / 2, 100.0, -500.0, 1.0)
-    # Kaldi leaves the Nyquist bin out.
+    # Kaldi omits the Nyquist bin.
     return F.pad(filters, (0, 1)).T.contiguous()

@@ -9,11 +9,11 @@ from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_e
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
 
 _PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
-"""The contrastive task's own layers."""
+"""Layers that only the contrastive pre-training uses."""
 
 
 class Wav2Vec2Config(WaveformConfig):
-    """wav2vec 2.0: convolutions on the waveform, 50 frames a second, any length."""
+    """wav2vec 2.0: convolutions on the waveform, 50 frames per second, clips of any length."""
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
 
@@ -23,13 +23,13 @@ class Wav2Vec2Config(WaveformConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels, of the kind that takes a mask."""
+        """Two layers of 32 channels."""
         return cls(init="random", overrides=TINY, freeze=False)
 
 
 @ENCODERS.register
 def build_wav2vec2(config: Wav2Vec2Config, context: EncoderContext) -> Encoder:
-    """wav2vec 2.0 from a checkpoint, whatever head it has, or a random one."""
+    """Build wav2vec 2.0 from a checkpoint, with any head or none, or with random weights."""
     from transformers import Wav2Vec2Model
 
     return build_waveform_encoder(Wav2Vec2Model, config, context, not_used=_PRETRAINING)

@@ -14,9 +14,9 @@ from tiny_audio.encoders._waveform import LINEAR_LAYERS, TINY, WaveformConfig, b
 
 
 class WavLMConfig(WaveformConfig):
-    """WavLM: convolutions on the waveform, 50 frames a second, any length."""
+    """WavLM: convolutions on the waveform, 50 frames per second, clips of any length."""
 
-    # Flash Attention takes no bias, and each of WavLM's heads adds one by distance.
+    # Each head of WavLM adds a bias that depends on distance. Flash Attention does not support biases.
     attentions: ClassVar[tuple[str, ...]] = ("sdpa",)
     linear_layers: ClassVar[tuple[str, ...] | None] = (*LINEAR_LAYERS, "gru_rel_pos_linear")
 
@@ -26,26 +26,26 @@ class WavLMConfig(WaveformConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels, of the kind that takes a mask."""
+        """Two layers of 32 channels."""
         return cls(init="random", overrides=TINY, freeze=False)
 
 
 @ENCODERS.register
 def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
-    """WavLM from a checkpoint, with or without a CTC head on it, or a random one."""
+    """Build WavLM from a checkpoint, with or without a CTC head, or with random weights."""
     from transformers import WavLMModel
 
-    encoder = build_waveform_encoder(WavLMModel, config, context, attention="eager")  # which is then replaced
+    encoder = build_waveform_encoder(WavLMModel, config, context, attention="eager")  # replaced below
     for layer in encoder.model.encoder.layers:
         layer.attention.torch_multi_head_self_attention = MethodType(_attend, layer.attention)
     return encoder
 
 
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> tuple[Tensor, None]:
-    """Attention of ``hidden [B, T, D]`` under a bool ``mask [B, T]`` and the gated ``bias [B·heads, T, T]``.
+    """Attention of ``hidden [B, T, D]`` with a bool ``mask [B, T]`` and the gated ``bias [B·heads, T, T]``.
 
-    transformers' own hands the projections' weights to a fused function of torch, past any adapter on them, and writes
-    every head's weights to memory.
+    transformers passes the projections' weights to a fused function of torch. That ignores adapters, and it
+    materializes the attention weights of every head.
     """
     batch, size, dim = hidden.shape
     query, key, value = (

@@ -28,27 +28,27 @@ WINDOW = 400
 HOP = 160
 """Samples between mel frames, 10 ms."""
 _LEAST, _LEAST_OF_ANY_LEVEL = -10.0, -16.0
-"""Decimal logarithm of the power that silence has; the second leaves 80 dB below speech that nobody can hear."""
+"""log10 of the lowest power. The second leaves a range of 80 dB below the softest speech."""
 
 
 class WhisperConfig(EncoderConfig):
-    """Whisper: log-mel front end, 50 frames a second, runs on the clip's own length."""
+    """Whisper: log-mel front end, 50 frames per second, clips of up to 30 s, not padded to 30 s."""
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
     name: Literal["whisper"] = "whisper"
     pretrained: str = "openai/whisper-large-v3-turbo"
-    """Hub id or local folder of a whole Whisper checkpoint; its decoder is left out."""
+    """Hub id or local folder of a complete Whisper checkpoint. Its decoder is not used."""
     level_invariant: bool = False
-    """Whether a clip has the same features however loud it is. Whisper's own checkpoints know levels as they come."""
+    """Make a clip's features independent of its loudness. Whisper's checkpoints were trained without this."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Half the mel frames, rounded up."""
+        """Half the number of mel frames, rounded up."""
         return -(-max(1, -(-num_samples // HOP)) // 2)
 
     def max_duration_s(self) -> float | None:
-        """Whisper has a position for each of 1,500 frames: 30 s."""
+        """30 s in published checkpoints, which have position embeddings for 1,500 frames."""
         positions = self.overrides.get("max_source_positions", 1500)
         return positions * 2 * HOP / SAMPLE_RATE if isinstance(positions, int) else None
 
@@ -68,7 +68,7 @@ class WhisperConfig(EncoderConfig):
 
 @ENCODERS.register
 def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
-    """Take the encoder out of a whole Whisper checkpoint, or make a random one."""
+    """Build the encoder of a complete Whisper checkpoint, or one with random weights."""
     from transformers import WhisperConfig as Architecture
     from transformers import WhisperModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder as Layers
@@ -89,7 +89,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
         if context.architecture is None:
             _initialize(model)
     else:
-        # WhisperEncoder.from_pretrained would match no key of a whole checkpoint, and load nothing.
+        # WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
         model = load_model(WhisperModel, architecture, config, ignored=[r"proj_out\.weight", *cut]).encoder
     prepare_training(model, config)
     return WhisperEncoder(model, config)
@@ -98,8 +98,9 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
 def _initialize(model: Any) -> None:
     """Scale random weights by their fan-in.
 
-    transformers draws them all at 0.02, which suits Whisper's widths; in a narrow encoder the convolutions' output
-    would then drown in the sinusoidal positions (0.02 against 0.7), and learning would start hundreds of steps late.
+    transformers draws all of them with a standard deviation of 0.02, which suits Whisper's widths. In a narrow encoder
+    the convolutions' output would be much smaller than the sinusoidal positions (0.02 against 0.7), and learning would
+    start hundreds of steps late.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d):
@@ -109,7 +110,7 @@ def _initialize(model: Any) -> None:
 
 
 class WhisperEncoder(Encoder):
-    """transformers' Whisper layers behind a front end that computes one mel frame per 10 ms of the clip itself."""
+    """transformers' Whisper layers after a front end that computes one mel frame per 10 ms of the clip."""
 
     def __init__(self, model: Any, config: WhisperConfig) -> None:
         super().__init__()
@@ -119,22 +120,21 @@ class WhisperEncoder(Encoder):
         self.level_invariant = config.level_invariant
         self.packs = config.attention in PACKED
         self.max_frames: int = model.config.max_source_positions
-        # Sinusoids by construction: they never train, from scratch neither.
+        # Sinusoids do not train, even if the encoder trains from scratch.
         model.embed_positions.requires_grad_(False)
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
-            model.layer_norm = nn.Identity()  # it was trained on the last layer's output alone
+            model.layer_norm = nn.Identity()  # it was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Half the mel frames, rounded up."""
+        """Half the number of mel frames, rounded up."""
         return (self._num_mel_frames(num_samples) + 1) // 2
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Log-mel ``[B, F, mels]``, each clip cut off 80 dB below its own maximum, as Whisper's feature extractor does;
-        ``level_invariant`` also moves that maximum to where loud speech has it.
+        """Log-mel ``[B, F, mels]``, clamped to 80 dB below each clip's maximum, as in Whisper's feature extractor.
 
-        Silence follows the clip, as in Whisper's 30 s window, so a clip's last frames see zeros and not the padding's
-        neighbors; the clip's start is reflected, as there.
+        With ``level_invariant``, the maximum is also shifted to a fixed level, that of loud speech. The start of a clip
+        is padded by reflection and its end with silence, as in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
@@ -146,7 +146,7 @@ class WhisperEncoder(Encoder):
         spectrum = torch.stft(audio, WINDOW, HOP, window=window, center=False, return_complex=True)
         power = spectrum[..., : size // HOP].abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)
-        # [B, bins, F] -> [B, F, mels]; in full precision under autocast too, as a loaded model will see them
+        # [B, bins, F] -> [B, F, mels]; autocast is off, so that features are the same in training and inference
         least = _LEAST_OF_ANY_LEVEL if self.level_invariant else _LEAST
         with torch.autocast(power.device.type, enabled=False):
             mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=10**least).log10()
@@ -154,11 +154,11 @@ class WhisperEncoder(Encoder):
         loudest = mel.masked_fill(~frames.mask()[..., None], least).amax(dim=(1, 2), keepdim=True)
         mel = torch.maximum(mel, loudest - 8.0)
         if self.level_invariant:
-            mel = mel - loudest.clamp(min=least + 8.0) + 1.0  # silence stays silence
+            mel = mel - loudest.clamp(min=least + 8.0) + 1.0  # the clamp keeps silence from being amplified
         return Frames((mel + 4.0) / 4.0, num_mel_frames, frames.rate)
 
     def encode(self, features: Frames) -> Frames:
-        """Two convolutions (stride 1 and 2), then the layers with padded frames masked."""
+        """Two convolutions (strides 1 and 2), then the layers. Padded frames are masked."""
         from transformers.masking_utils import create_bidirectional_mask
 
         model = self.model
@@ -168,7 +168,7 @@ class WhisperEncoder(Encoder):
                 f"a clip of {int(lengths.max()) / self.frame_rate:.1f} s is longer than this encoder's "
                 f"{self.max_frames / self.frame_rate:.0f} s; split it"
             )
-        # A convolution reads over the edge of a clip; alone it would read zeros there.
+        # A convolution reads across the end of a clip, where it must find zeros as in a clip alone.
         hidden = features.zeroed().values.to(model.conv1.weight.dtype).transpose(1, 2)
         hidden = F.gelu(model.conv1(hidden)) * features.mask()[:, None]
         # [B, D, F] -> [B, F/2, D]
@@ -204,10 +204,10 @@ class WhisperEncoder(Encoder):
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """``[bins, mels]``. A constant and no buffer: a checkpoint need not hold it, and loading cannot lose it."""
+    """``[bins, mels]``. Not a buffer, so checkpoints do not contain it."""
     import torchaudio
 
-    with torch.device("cpu"):  # also while a model is being built on the meta device
+    with torch.device("cpu"):  # even if the model is built on the meta device
         filters: Tensor = torchaudio.functional.melscale_fbanks(
             WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
         )

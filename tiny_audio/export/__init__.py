@@ -1,2 +1,1 @@
-"""A model -> a Hugging Face folder that loads without this package, its card and its upload; and such a folder -> a
-model."""
+"""A model -> a Hugging Face folder that loads without this package, with a card; and such a folder -> a model."""

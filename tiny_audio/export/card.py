@@ -1,4 +1,4 @@
-"""The card of an exported model, ``README.md``: what it is, how well it does, what it took. All of it is the run's."""
+"""The card of an exported model, ``README.md``, generated from the report of its run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ recognizer = pipeline("automatic-speech-recognition", model="path/of/this/folder
 print(recognizer("clip.mp3")["text"])
 ```
 
-It needs `torch`, `torchaudio`, `transformers`, `pydantic` and `soundfile`, and `peft` where it has adapters. wav, flac,
-ogg and mp3 are read without FFmpeg, at any rate and length; `return_timestamps="word"` gives the time of each word
-where there is a CTC head. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it, too."""
+It needs `torch`, `torchaudio`, `transformers`, `pydantic` and `soundfile`, and `peft` if it has adapters. It reads wav,
+flac, ogg and mp3 without FFmpeg, at any rate and length. If it has a CTC head, `return_timestamps="word"` returns the
+time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it too."""
 
 
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Licenses of the checkpoints that a recipe begins with, as far as their own cards tell.
+    """Licenses of a recipe's base checkpoints, from their cards.
 
-    Of the hub, one question each, whose failure is no failure here: a card may be written without a network.
+    For a checkpoint on the hub, that takes one request. If it fails, the license is left out, so that a card can be
+    written without a network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -38,25 +39,25 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
     for base in _bases(recipe):
         try:
             if Path(base).is_dir():
-                told: Any = metadata_load(Path(base) / "README.md") or {}
+                metadata: Any = metadata_load(Path(base) / "README.md") or {}
             else:
                 card: Any = HfApi().model_info(base, timeout=5).card_data
-                told = card.to_dict() if card else {}
-        # No such file, no network, no such repository, a card that is no YAML.
+                metadata = card.to_dict() if card else {}
+        # No such file, no network, no such repository, invalid YAML.
         except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
             continue
-        license = told.get("license_name") if told.get("license") == "other" else told.get("license")
+        license = metadata.get("license_name" if metadata.get("license") == "other" else "license")
         if isinstance(license, str):
             found[base] = license
     return found
 
 
 def model_card(report: Mapping[str, Any], licenses: Mapping[str, str] | None = None) -> str:
-    """Markdown, with the front matter that Hugging Face's hub reads.
+    """Return Markdown with the front matter that Hugging Face's hub reads.
 
     Args:
         report: ``report.json`` of the run.
-        licenses: of base checkpoints, as :func:`base_licenses` finds them.
+        licenses: of base checkpoints, from :func:`base_licenses`.
     """
     return "\n".join(_lines(report, licenses or {})) + "\n"
 
@@ -69,8 +70,8 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
     recipe, name = report["recipe"], _text(report["name"])
     yield from ("---", _front_matter(report), "---", "", f"# {name}", "")
     yield (
-        "A speech recognizer: audio of speech in, its text out. Trained with Tiny Audio, run "
-        f"`{report['run_id']}`; this page is generated from that run."
+        f"A speech recognizer, trained with Tiny Audio in run `{report['run_id']}`. This page was generated from that "
+        "run."
     )
     yield from ("", "## Word error rate", "")
     yield from _scores(report["evaluation"])
@@ -78,8 +79,8 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
     yield from _parts(report)
     yield from ("", "## Data", "")
     yield from _data(report)
-    yield from ("", "## What training took", "")
-    yield from _table(("what", "value", "how it is known"), ledger_rows(report["ledger"]))
+    yield from ("", "## Resources for training", "")
+    yield from _table(("resource", "value", "source"), ledger_rows(report["ledger"]))
     yield from ("", "## Use", "", _USE)
     yield from ("", "## Limits", "")
     yield from (f"- {limit}" for limit in _limits(report))
@@ -114,7 +115,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         tags=["tiny-audio", "automatic-speech-recognition"],
-        # Where nothing was scored there is no index, and without an index the name has no place.
+        # Without results there is no model-index, which is the only place for the name.
         model_name=str(report["name"]) if results else None,
         eval_results=results or None,
     )
@@ -122,19 +123,19 @@ def _front_matter(report: Mapping[str, Any]) -> str:
 
 
 def _how(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """What a rate means nothing without."""
-    told: dict[str, Any] = {
+    """The conditions of a rate: normalizer, number of utterances, interval."""
+    arguments: dict[str, Any] = {
         "normalizer": f"{scores['normalizer']} ({scores['normalizer_version']})",
         "num_utterances": scores["num_utterances"],
     }
     if metric == "wer":
-        told["interval_95"] = [round(100 * bound, 2) for bound in scores["wer_interval"]]
-    return told
+        arguments["interval_95"] = [round(100 * bound, 2) for bound in scores["wer_interval"]]
+    return arguments
 
 
 def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not evaluation:
-        yield "Not measured: the run scored no set."
+        yield "Not measured: the run evaluated no set."
         return
     columns = list(metric_columns(list(evaluation.values()), interval=_interval))
     rows = []
@@ -159,10 +160,9 @@ def _parts(report: Mapping[str, Any]) -> Iterator[str]:
         start = section.get("pretrained") if section.get("init") == "pretrained" else "random weights"
         rows.append([part["part"], part["name"] or "", start, f"{part['total']:,}", f"{part['trainable']:,}"])
     sums = (f"{sum(part[key] for part in report['parts']):,}" for key in ("total", "trainable"))
-    yield from _table(("part", "kind", "began as", "parameters", "trained"), [*rows, ["all", "", "", *sums]])
-    start = recipe["training"]["init_from"]
-    if start:
-        yield from ("", "Weights of an earlier run were put over these before training.")
+    yield from _table(("part", "kind", "initialized from", "parameters", "trained"), [*rows, ["all", "", "", *sums]])
+    if recipe["training"]["init_from"]:
+        yield from ("", "Weights of an earlier run replaced these before training.")
 
 
 def _data(report: Mapping[str, Any]) -> Iterator[str]:
@@ -179,13 +179,13 @@ def _data(report: Mapping[str, Any]) -> Iterator[str]:
     bounds = f"clips of {data['min_duration_s']:g} to {data['max_duration_s']:g} s"
     yield (
         f"Trained for {training['steps']:,} steps on {training['audio_hours']:,.3g} hours of audio, repetitions "
-        f"included; {bounds}; text as `data.target_text: {data['target_text']}` makes it. Clips left out, by training "
-        f"or scoring: {sum(report['dropped'].values()):,}."
+        f"included; {bounds}; transcripts with `data.target_text: {data['target_text']}`. Clips that were left out of "
+        f"training or evaluation: {sum(report['dropped'].values()):,}."
     )
 
 
 def _origin(source: Mapping[str, Any]) -> str:
-    """Of the hub the repository; of this machine a file's name, and none of its folders."""
+    """The repository on the hub, or the name of a local file without its folders, which may be private."""
     if source.get("repo"):
         return str(source["repo"])
     return Path(source["path"]).name if source.get("path") else ""
@@ -193,25 +193,25 @@ def _origin(source: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     sets = report["evaluation"]
-    yield "It knows the languages, voices and recording conditions of its training data; others were not tried" + (
-        f" beyond the set{'s' * (len(sets) > 1)} above." if sets else "."
+    yield "It was trained on the languages, voices and recording conditions of its training data. Others were not " + (
+        f"tested, except in the set{'s' * (len(sets) > 1)} above." if sets else "tested."
     )
     longest = report["recipe"]["data"]["max_duration_s"]
     yield (
         f"It was trained on clips of at most {longest:g} s. Recordings of more than {LONGEST_CHUNK_S:g} s, or of more "
-        "than its encoder takes, are cut at silences before they are heard."
+        "than its encoder accepts, are split at pauses first."
     )
     for name, scores in sets.items():
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]
         yield f"On {_text(name)}, {looping} of {scores['num_utterances']} hypotheses loop and {empty} are empty."
     yield (
-        "Its decoder is a language model, which can write words that nobody said. Do not use it unchecked where an "
-        "error does harm."
+        "Its decoder is a language model, which can write words that nobody spoke. Check its transcripts where an "
+        "error would do harm."
     )
 
 
 def _licenses(recipe: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[str]:
-    """A folder of somebody's machine goes by its last name."""
+    """The licenses of the base models. Of a local folder, only the last part of its path is shown."""
     rows = []
     for base in dict.fromkeys(_bases(recipe)):
         name = Path(base).name if Path(base).exists() else base
@@ -219,7 +219,7 @@ def _licenses(recipe: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterato
     if rows:
         yield from _table(("base model", "license"), rows)
         yield ""
-    yield "No license of this model itself is stated here: those of the base models and of the data apply."
+    yield "No license of the model itself is stated here. The licenses of the base models and of the data apply."
 
 
 def _citation(report: Mapping[str, Any]) -> Iterator[str]:
@@ -236,7 +236,7 @@ def _citation(report: Mapping[str, Any]) -> Iterator[str]:
     )
     bases = [base for base in dict.fromkeys(_bases(report["recipe"])) if not Path(base).exists()]
     if bases:
-        yield from ("", f"Cite its base models, too: {', '.join(map(_text, bases))}.")
+        yield from ("", f"Please cite its base models too: {', '.join(map(_text, bases))}.")
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
@@ -246,7 +246,7 @@ def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator
 
 
 def _text(value: object) -> str:
-    """On one line, and no markup of its own."""
+    """The value on one line, with markup escaped."""
     text = " ".join(str(value).split())
     for special in "\\|<>*_`[]#":
         text = text.replace(special, f"\\{special}")

@@ -50,7 +50,7 @@ frames and on the mean correlation. Tones have 0.31 and 0.60 or more, speech has
 
 _REPEATS = 4
 MAX_CHARACTERS_PER_S = 30.0
-"""Faster than anybody speaks."""
+"""Nobody speaks faster."""
 _MAX_DISAGREEMENT = 8.0
 """In nats per character of the text. The most that was measured on speech is 5.9, on an accent absent from training."""
 _MAX_OF_LONGER = 3.0

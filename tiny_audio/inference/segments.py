@@ -1,4 +1,4 @@
-"""What a transcription consists of."""
+"""The results of transcription: recordings and their segments."""
 
 from __future__ import annotations
 

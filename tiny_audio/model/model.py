@@ -181,7 +181,7 @@ class TinyAudioModel(SavedModel):
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
         """Token ids of the transcripts, ``[B, new tokens]``, each row padded after its end token.
 
-        They come from the decoder alone. :meth:`transcribe` also asks the CTC head if ``generation.ctc_weight`` > 0.
+        They come from the decoder alone. :meth:`transcribe` also uses the CTC head if ``generation.ctc_weight`` > 0.
 
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
@@ -327,7 +327,7 @@ class TinyAudioModel(SavedModel):
         tokenizer: Any,
         settings: GenerationConfig,
     ) -> str:
-        """The text of one clip that decoder and CTC head together find likeliest."""
+        """The text of one clip with the highest joint score of decoder and CTC head."""
         assert self.ctc_vocabulary is not None
         assert frames.ctc_logits is not None
         device, count = frames.values.device, len(texts)

@@ -74,7 +74,8 @@ class TransformersPartConfig(Config):
             raise ValueError("lora adapts frozen weights; set freeze: true, or remove lora to train the whole part")
         if self.attention not in ("auto", *self.attentions):
             raise ValueError(
-                f"attention: {self.name} has no {self.attention}; choose one of auto, {', '.join(self.attentions)}"
+                f"attention: {self.name} does not support {self.attention}; choose one of auto, "
+                f"{', '.join(self.attentions)}"
             )
         if self.attention == VARLEN and self.dropout:
             raise ValueError("attention: varlen has no dropout; set dropout: 0, or attention: auto")

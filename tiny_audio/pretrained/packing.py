@@ -1,6 +1,6 @@
-"""Packed rows: all clips of a batch in one sequence without padding, each of which attends to itself alone.
+"""Packed rows: all clips of a batch in one sequence without padding. Each clip attends only to itself.
 
-Padding then costs nothing in any layer, and attention needs no mask, which the fast kernels refuse.
+No layer computes padding, and attention needs no mask. The fast kernels do not support masks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PACKED = (VARLEN, "flash_attention_2")
 """Attention implementations that read packed rows."""
 
 _LARGEST_HEAD = 256
-"""Channels of a head, at most and in multiples of 8, that the kernel takes."""
+"""Most channels of a head that the kernel supports. Their number must be a multiple of 8."""
 _CHANGES = ("softcap", "s_aux", "position_bias")
-"""What some models do to their scores, and the kernel cannot."""
+"""Changes of attention scores that some models request and the kernel does not support."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the real positions of a padded batch are.
+    """The real positions of a padded batch.
 
     B rows · L positions of the longest · T real positions of all rows
     """
@@ -34,15 +34,15 @@ class Packing:
     mask: Tensor
     """``[B, L]`` bool, True on real positions."""
     index: Tensor
-    """``[T]`` int64, the real positions in the flattened batch."""
+    """``[T]`` int64, indices of the real positions in the flattened batch."""
     offsets: Tensor
-    """``[B + 1]`` int32, where each row starts among the T, and T."""
+    """``[B + 1]`` int32, the start of each row in the packed sequence, then T."""
     longest: int
     """Real positions of the longest row."""
 
     @classmethod
     def of(cls, mask: Tensor) -> Packing:
-        """From the bool mask ``[B, L]`` of a batch, wherever its padding is."""
+        """From the bool mask ``[B, L]`` of a batch. Padding may be on either side."""
         sizes = mask.sum(1)
         offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
         return cls(mask, mask.flatten().nonzero()[:, 0], offsets, int(sizes.max()))
@@ -58,17 +58,17 @@ class Packing:
         return flat.view(batch, size, -1)
 
     def positions(self) -> Tensor:
-        """``[1, T]`` int64, which restart at 0 with every row."""
+        """Position ids ``[1, T]`` int64; they restart at 0 in every row."""
         return self.pack(self.mask.long().cumsum(1) - 1)
 
     def attention(self) -> dict[str, Any]:
-        """What transformers' layers hand on to the attention, by the names that Flash Attention 2 has there."""
+        """Keyword arguments that transformers' layers pass to the attention, named as for Flash Attention 2."""
         lengths = {"cu_seq_lens_q": self.offsets, "cu_seq_lens_k": self.offsets}
         return lengths | {"max_length_q": self.longest, "max_length_k": self.longest}
 
 
 def register_varlen() -> None:
-    """Make ``varlen`` an attention implementation of transformers."""
+    """Register ``varlen`` as an attention implementation of transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(VARLEN, attend)
@@ -89,12 +89,12 @@ def attend(
     max_length_q: int = 0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``, keys may have fewer heads.
+    """transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``. Keys may have fewer heads.
 
-    Rows that come without lengths are padded ones of a decoder, as in generation, and attend as under SDPA.
+    Without lengths, the rows are padded, as in a decoder's generation. They attend as with ``attention: sdpa``.
 
     Raises:
-        UserError: the model changes its scores in a way that the kernel cannot.
+        UserError: the model changes its attention scores in a way that the kernel does not support.
     """
     change = next((name for name in _CHANGES if others.get(name) is not None), None)
     if change is not None:
@@ -103,15 +103,15 @@ def attend(
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        assert causal, "encoders that pack do so always"
+        assert causal, "encoders with varlen always pack"
         padded: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
         )
         return padded
-    assert not dropout, "a part's config refuses dropout under varlen"
+    assert not dropout, "the config of a part rejects dropout with varlen"
     assert causal or sliding_window is None, "no encoder that packs has windows"
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        # Autocast does not know the kernel, and norms put out full precision.
+        # Autocast does not cover the kernel, and norms return full precision.
         half = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(half), key.to(half), value.to(half)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and takes_heads(query.shape[3]):
@@ -123,7 +123,7 @@ def attend(
 
 
 def takes_heads(size: int) -> bool:
-    """Whether the kernel takes heads of so many channels."""
+    """Whether the kernel supports heads of ``size`` channels."""
     return size % 8 == 0 and size <= _LARGEST_HEAD
 
 
@@ -137,11 +137,11 @@ def attend_by_kernel(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """PyTorch's own build of Flash Attention 2, in half precision on a GPU: ``[T, H, D]`` -> ``[T, H, D]``."""
+    """PyTorch's build of Flash Attention 2, in half precision on a GPU: ``[T, H, D]`` -> ``[T, H, D]``."""
     from torch.nn.attention.varlen import varlen_attn
 
-    left = -1 if sliding_window is None else sliding_window - 1  # beside the position itself
-    # [T, H/g, D] -> [T, H, D]: the kernel promises nothing about heads that share keys
+    left = -1 if sliding_window is None else sliding_window - 1  # the position itself is not counted
+    # [T, H/g, D] -> [T, H, D]: grouped queries are not documented for the kernel
     shared = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(shared, 1) if shared > 1 else tensor for tensor in (key, value))
     window = (left, 0) if causal else (-1, -1)
@@ -159,7 +159,7 @@ def _attend_row_by_row(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """The same in any precision on any device: a call of SDPA for each row."""
+    """The same in any precision and on any device, with one call of SDPA for each row."""
     sizes = offsets.diff().tolist()
     attended = []
     for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
@@ -185,10 +185,10 @@ def _attend_row_by_row(
 
 
 def _mask(**settings: Any) -> Tensor | None:
-    """transformers' mask interface: none for packed rows, SDPA's for padded ones.
+    """transformers' mask interface: no mask for packed rows, SDPA's mask for padded ones.
 
-    Packed rows show in positions that restart, under which no causal mask may be skipped, and in the absence of a mask
-    of the padding.
+    Rows are packed if there is no padding mask and the position ids restart. transformers signals the latter by
+    ``allow_is_causal_skip=False``.
     """
     from transformers.masking_utils import sdpa_mask
 

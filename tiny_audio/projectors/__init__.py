@@ -20,16 +20,16 @@ class ProjectorConfig(Config, ABC):
     """Base of every projector's config."""
 
     needs_ctc: ClassVar[bool] = False
-    """Whether it reads ``Frames.ctc_logits``, so that a recipe must have a ``ctc`` section."""
+    """Whether the projector reads ``Frames.ctc_logits``. If so, a recipe must have a ``ctc`` section."""
 
     name: str
     output_rms: PositiveFloat | None = None
-    """Root mean square of the first embeddings it puts out; None is that of the decoder's own token embeddings.
-    An output 30 times too loud or too quiet costs thousands of steps."""
+    """Root mean square of the output at the start of training. None uses that of the decoder's token embeddings. An
+    output that is 30 times too large or too small costs thousands of steps."""
 
     @abstractmethod
     def min_frames(self) -> int:
-        """Fewest encoder frames of a clip that make sense for it, such as the number that it stacks."""
+        """The number of encoder frames that a clip should have at least, such as the size of a stack."""
 
     @classmethod
     @abstractmethod
@@ -52,16 +52,16 @@ class ProjectorContext:
 
 
 class Projector(nn.Module, ABC):
-    """The bridge, and the part that always trains.
+    """Maps encoder frames to the decoder's embedding space. All its parameters train.
 
     B clips · T encoder frames, D channels · N audio embeddings, H channels
 
-    Batch invariance is the contract: frames beyond a clip's length must not change its embeddings.
+    Batch invariance is required: values beyond a clip's length must not change its embeddings.
     """
 
     @abstractmethod
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Frames ``[B]`` -> embeddings ``[B]``: the number, or an upper bound where it depends on the content."""
+        """Numbers of frames ``[B]`` -> numbers of embeddings ``[B]``, or upper bounds if they depend on the content."""
 
     @abstractmethod
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:

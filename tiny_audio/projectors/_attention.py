@@ -1,4 +1,4 @@
-"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762), with rotary positions where order matters."""
+"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762), optionally with rotary positions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from tiny_audio.projectors._layers import init_normal
 
 
 def check_heads(dim: int, num_heads: int) -> None:
-    """Refuse a width that the heads cannot share.
+    """Check that the width is a multiple of the number of heads. For validators of configs.
 
     Raises:
-        ValueError: for the validator of a config with ``dim`` and ``num_heads``.
+        ValueError: it is not.
     """
     if dim % num_heads:
         raise ValueError(
-            f"dim {dim} cannot be shared by num_heads {num_heads}; set dim to a multiple of it, such as "
+            f"dim {dim} is not a multiple of num_heads {num_heads}; set dim to a multiple, such as "
             f"{(dim // num_heads + 1) * num_heads}"
         )
 
 
 def initialize(module: nn.Module) -> None:
-    """Start linear layers as BERT does: weights N(0, 0.02), biases 0. To be used with ``Module.apply``."""
+    """Initialize linear layers as in BERT: weights N(0, 0.02), biases 0. Use it with ``Module.apply``."""
     if isinstance(module, nn.Linear):
         init_normal(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 class Attention(nn.Module):
-    """What queries find in keys: scaled dot products of several heads, between linear layers with biases."""
+    """Scaled dot-product attention of several heads, between linear layers with biases."""
 
     def __init__(
         self, dim: int, num_heads: int, *, key_dim: int | None = None, dropout: float = 0.0, rotary: bool = False
@@ -47,7 +47,7 @@ class Attention(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
         """Queries ``[B, Q, D]``, or ``[1, Q, D]`` for all clips, and keys ``[B, K, C]`` -> ``[B, Q, D]``.
 
-        ``mask`` is bool ``[B, K]``, True on keys that may be read; each row must have one.
+        ``mask`` is bool ``[B, K]``, True on keys that may be read. Each row needs at least one of them.
         """
         query, key, value = (
             # [B, T, D] -> [B, heads, T, D/heads]
@@ -72,7 +72,7 @@ def rotated(values: Tensor) -> Tensor:
     half = values.shape[-1] // 2
     positions = torch.arange(values.shape[-2], device=values.device, dtype=torch.float32)
     frequencies = 10_000 ** (-torch.arange(half, device=values.device, dtype=torch.float32) / half)
-    # In fp32, whatever the values are in: bf16 cannot tell position 257 from 258.
+    # In fp32 for values of any type: bf16 cannot represent position 257.
     angles = positions[:, None] * frequencies
     cos, sin = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
     first, second = values[..., :half], values[..., half:]

@@ -1,4 +1,4 @@
-"""Strided convolutions over a padded batch, through which nothing of the padding leaks."""
+"""Strided convolutions over a padded batch. Padding does not change their output."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from tiny_audio.projectors._layers import num_windows
 
 
 def check_kernels(strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
-    """Refuse kernels that do not go with the strides.
+    """Check that there is a kernel for each stride, and that kernels skip no frames. For validators of configs.
 
     Raises:
-        ValueError: for the validator of a config with ``strides`` and ``kernel_sizes``.
+        ValueError: a kernel is missing or smaller than its stride.
     """
     if kernel_sizes is None:
         return
     if len(kernel_sizes) != len(strides):
         raise ValueError(
-            f"kernel_sizes has {len(kernel_sizes)} and strides {len(strides)}; each convolution needs one of both, so "
-            "give as many, or leave kernel_sizes out"
+            f"kernel_sizes has {len(kernel_sizes)} entries, and strides has {len(strides)}; give one entry of both for "
+            "each convolution, or leave kernel_sizes out"
         )
     for kernel, stride in zip(kernel_sizes, strides, strict=True):
         if kernel < stride:
             raise ValueError(
-                f"a kernel of {kernel} at stride {stride} would skip frames; set kernel_sizes to at least the strides"
+                f"a kernel of {kernel} with stride {stride} would skip frames; set kernel_sizes to at least the strides"
             )
 
 
 class StridedConvs(nn.Module):
-    """Convolutions with GELU, one after the other; each makes ⌈T/stride⌉ frames of T."""
+    """A sequence of convolutions with GELU. Each turns T frames into ⌈T/stride⌉."""
 
     def __init__(self, in_dim: int, dim: int, strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class StridedConvs(nn.Module):
         self.strides = tuple(strides)
 
     def num_outputs(self, num_frames: Tensor) -> Tensor:
-        """Frames ``[B]`` that come out of so many."""
+        """Numbers of input frames ``[B]`` -> numbers of output frames ``[B]``."""
         for stride in self.strides:
             num_frames = num_windows(num_frames, stride)
         return num_frames
 
     def forward(self, frames: Frames) -> Frames:
-        """Frames ``[B, T, D]`` -> ``[B, T/strides, C]``; windows that reach over either end of a clip see zeros."""
+        """Frames ``[B, T, D]`` -> ``[B, T/strides, C]``. Windows that extend beyond a clip are filled with zeros."""
         for conv, stride in zip(self.convs, self.strides, strict=True):
             assert isinstance(conv, nn.Conv1d)
             kernel, size = conv.kernel_size[0], frames.values.shape[1]
             before = (kernel - stride) // 2
             after = (-(-size // stride) - 1) * stride + kernel - before - size
-            # Anew each time, since biases make something of nothing.
+            # Zeroed before every convolution, because biases make padding nonzero.
             values = F.pad(frames.zeroed().values.transpose(1, 2), (before, after))
             # [B, D, T] -> [B, T/stride, C]
             values = F.gelu(conv(values)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Pieces that projectors share: stacks of frames, two linear layers, and the norm that sets the first volume."""
+"""Layers that several projectors use: stacking, two linear layers, and the output norm."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tiny_audio.projectors import ProjectorConfig, ProjectorContext
 
 
 def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNorm:
-    """The last layer of a projector; its gain starts where the decoder's own embeddings are, or where the recipe says.
+    """The last layer of a projector: an RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
 
-    Zhang and Sennrich 2019, arXiv 1910.07467.
+    Its gain starts at ``config.output_rms``, or at the RMS of the decoder's token embeddings.
     """
     norm = nn.RMSNorm(context.out_dim, eps=1e-6)
     nn.init.constant_(norm.weight, context.embedding_rms if config.output_rms is None else config.output_rms)
@@ -21,24 +21,24 @@ def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNor
 
 def init_normal(tensor: Tensor, std: float) -> None:
     """Draw initial values from N(0, std)."""
-    # On the meta device there is nothing to draw, and torch would load its compiler to see that: 2 s of `validate`.
+    # On the meta device, torch would import its compiler here, which costs `validate` 2 s.
     if not tensor.is_meta:
         nn.init.normal_(tensor, std=std)
 
 
 def normalize(norm: nn.RMSNorm | nn.LayerNorm, values: Tensor) -> Tensor:
-    """Apply a norm in its own precision: under autocast the values may come in half."""
+    """Apply a norm in the precision of its weights. Under autocast, the values may have half precision."""
     normalized: Tensor = norm(values.to(norm.weight.dtype))
     return normalized
 
 
 def num_windows(num_frames: Tensor, size: int) -> Tensor:
-    """Windows that cover so many frames: one per started window."""
+    """The number of windows that cover the frames, including a last one that is not full."""
     return (num_frames + size - 1) // size
 
 
 def windows(values: Tensor, size: int) -> Tensor:
-    """``[B, T, D]`` -> ``[B, ⌈T/k⌉, k, D]``, side by side; zeros fill up the last one."""
+    """Split ``[B, T, D]`` into windows ``[B, ⌈T/k⌉, k, D]`` without overlap. The last one is padded with zeros."""
     values = F.pad(values, (0, 0, 0, -values.shape[1] % size))
     return torch.unflatten(values, 1, (-1, size))
 

@@ -1,4 +1,4 @@
-"""Two linear layers on stacked frames, which differ between papers in activation, width and biases."""
+"""Two linear layers on stacked frames, with the activation, width and biases of different papers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StackedProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per started stack."""
+        """One per stack, including a last one that is not full."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; the last stack is filled up with zeros."""
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
         # [B, T, D] -> [B, T/k, k·D]
         stacked = windows(frames.zeroed().values, self.stack).flatten(2)
         return normalize(self.output_norm, self.feedforward(stacked)), self.max_embeddings(frames.lengths)

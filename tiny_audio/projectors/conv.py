@@ -1,4 +1,4 @@
-"""Strided convolutions, then two linear layers, as SLAM-LLM and WeST have it."""
+"""Strided convolutions, then two linear layers, as in SLAM-LLM and WeST."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 
 
 class ConvConfig(ProjectorConfig):
-    """Strided convolutions, then two linear layers: the shortening itself is learned.
+    """Strided convolutions, then two linear layers: a learned reduction of the frame rate.
 
-    SLAM-LLM has one convolution whose kernel is its stride, WeST two of stride 2. Against stacking, overlapping kernels
-    (``kernel_sizes`` above ``strides``) let neighboring embeddings share frames. Strides near a second can still work
-    (arXiv 2307.11795), so the rate is worth a sweep.
+    SLAM-LLM has one convolution whose kernel equals its stride. WeST has two with stride 2. With overlapping kernels
+    (``kernel_sizes`` above ``strides``), neighboring embeddings share frames, unlike with stacking. Even strides near
+    one second can work (arXiv 2307.11795), so a sweep over them is worthwhile.
     """
 
     name: Literal["conv"] = "conv"
     strides: tuple[PositiveInt, ...] = Field(default=(5,), min_length=1, max_length=8)
-    """Stride of each convolution, one after the other; their product is the number of frames per embedding: ``[5]`` as
-    SLAM-LLM stacks, ``[2, 2]`` in WeST."""
+    """Stride of each convolution, in order. Their product is the number of frames per embedding. ``[5]`` in SLAM-LLM,
+    ``[2, 2]`` in WeST."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
-    """Frames that each convolution sees at once; None is its stride, so that windows neither overlap nor leave gaps.
-    3 at stride 2 is usual elsewhere."""
+    """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no gaps.
+    In other models, 3 with stride 2 is common."""
     channels: PositiveInt | None = None
-    """Channels of the convolutions; None is the encoder's width, as in SLAM-LLM."""
+    """Channels of the convolutions. None uses the encoder's width, as in SLAM-LLM."""
     hidden_dim: PositiveInt = 2048
     """Channels between the two linear layers: 2048 in SLAM-LLM."""
 
@@ -39,18 +39,18 @@ class ConvConfig(ProjectorConfig):
         return self
 
     def min_frames(self) -> int:
-        """All that one embedding stands for."""
+        """The number of frames per embedding."""
         return math.prod(self.strides)
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two convolutions whose windows overlap, and 32 channels."""
+        """Two convolutions with overlapping windows and 32 channels."""
         return cls(strides=(2, 3), kernel_sizes=(3, 4), channels=32, hidden_dim=64)
 
 
 @PROJECTORS.register
 def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return ConvProjector(config, context)
 
 
@@ -65,10 +65,10 @@ class ConvProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per started stride, convolution by convolution."""
+        """⌈T/stride⌉ after each convolution."""
         return self.convs.num_outputs(num_frames)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``; windows over a clip's ends see zeros."""
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``."""
         shortened: Frames = self.convs(frames)
         return normalize(self.output_norm, self.feedforward(shortened.values)), shortened.lengths

@@ -1,4 +1,4 @@
-"""Frames of one CTC label become one embedding (Gaido et al. 2021, arXiv 2102.01578)."""
+"""CTC compression: one embedding for each run of frames with the same label (Gaido et al. 2021, arXiv 2102.01578)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 class CtcCompressConfig(ProjectorConfig):
     """CTC compression: consecutive frames with the same CTC label are averaged, then two linear layers.
 
-    Gaido et al. 2021 (arXiv 2102.01578) gain 1.3 to 1.5 BLEU in speech translation with it; between a speech encoder
-    and a language model it is often worse than a fixed rate (arXiv 2409.17044). The number of embeddings follows the
-    speech and not its duration. It is as good as its labels: a head that has learned nothing yet calls everything
-    blank, and a whole clip becomes one embedding, so start from a trained one (``ctc.init: pretrained``, or
-    ``training.init_from``).
+    Gaido et al. 2021 (arXiv 2102.01578) gain 1.3 to 1.5 BLEU in speech translation. Between a speech encoder and a
+    language model, it is often worse than a fixed rate (arXiv 2409.17044). The number of embeddings depends on the
+    content rather than the duration. The quality depends on the labels: an untrained head predicts only blanks, so a
+    whole clip becomes one embedding. Start from a trained head (``ctc.init: pretrained`` or ``training.init_from``).
     """
 
     needs_ctc: ClassVar[bool] = True
 
     name: Literal["ctc_compress"] = "ctc_compress"
     blanks: Literal["merge", "drop"] = "merge"
-    """What becomes of frames whose label is the blank: ``merge`` treats it as any other label, so that each pause and
-    each gap between characters is one embedding; ``drop`` leaves them out, and of a clip that is all blank keeps the
-    average of all its frames (compared in arXiv 2411.07607)."""
+    """How frames with the blank label are treated (compared in arXiv 2411.07607). ``merge``: as any other label, so
+    each pause and each gap between characters is one embedding. ``drop``: they are removed; a clip that has only blanks
+    becomes the average of all its frames."""
     hidden_dim: PositiveInt | None = None
-    """Channels between the two linear layers; None is the decoder's width."""
+    """Channels between the two linear layers. None uses the decoder's width."""
 
     def min_frames(self) -> int:
-        """Any clip has a label."""
+        """One, because every frame has a label."""
         return 1
 
     @classmethod
@@ -45,7 +44,7 @@ class CtcCompressConfig(ProjectorConfig):
 
 @PROJECTORS.register
 def build_ctc_compress(config: CtcCompressConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return CtcCompressProjector(config, context)
 
 
@@ -60,18 +59,18 @@ class CtcCompressProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """An upper bound: every frame has another label than the one before."""
+        """An upper bound, which is reached if neighboring frames always have different labels."""
         return num_frames
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` -> embeddings ``[B, N, H]``, N runs of the most varied.
+        """Frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` -> embeddings ``[B, N, H]``.
 
-        Labels decide by their best score, so no gradient reaches the head from here.
+        N is the largest number of runs in a clip. The labels are an argmax, so no gradient reaches the CTC head.
         """
-        assert frames.ctc_logits is not None, "needs_ctc makes the recipe have a CTC head"
+        assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
         if labels.is_meta:
-            # Shapes without content, as in a plan: every frame is a run of its own, the most that there can be.
+            # In a plan, tensors have no content. Assume the upper bound: every frame is a run of its own.
             labels = torch.arange(1, labels.shape[1] + 1, device=frames.lengths.device).expand(labels.shape)
         if self.drop_blanks:
             spoken = kept & (labels != BLANK)
@@ -81,12 +80,12 @@ class CtcCompressProjector(Projector):
 
 
 def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Averages over runs of one label.
+    """Average over runs of equal labels.
 
     Args:
         values: ``[B, T, D]``, finite everywhere.
         labels: ``[B, T]``.
-        kept: bool ``[B, T]``, True on frames that count: of a run, all or none.
+        kept: bool ``[B, T]``, True on frames that are used. It is constant within a run.
 
     Returns:
         averages ``[B, N, D]``, with zeros beyond a row's runs, and the number of runs ``[B]``.
@@ -95,8 +94,8 @@ def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Te
     starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     lengths = starts.sum(1)
     runs = starts.cumsum(1) - 1
-    # [B, T] -> [B, N, T]: which frames are whose. A product, since adding by index is not reproducible on a GPU.
-    numbers = torch.arange(int(lengths.max()), device=values.device)
-    members = (runs[:, None, :] == numbers[:, None]) & kept[:, None, :]
+    # [B, T] -> [B, N, T], True on a run's frames. A matrix product, because index_add is not deterministic on a GPU.
+    indices = torch.arange(int(lengths.max()), device=values.device)
+    members = (runs[:, None, :] == indices[:, None]) & kept[:, None, :]
     sums = members.to(values.dtype) @ values
     return sums / members.sum(-1, keepdim=True).clamp(min=1), lengths

@@ -1,4 +1,4 @@
-"""Stacked frames through linear layers with a ReLU between them (SLAM-ASR, Ma et al. 2024, arXiv 2402.08846)."""
+"""Two linear layers with a ReLU, on stacked frames (SLAM-ASR, Ma et al. 2024, arXiv 2402.08846)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from tiny_audio.projectors._stacked import StackedProjector
 class LinearConfig(ProjectorConfig):
     """Two linear layers with a ReLU, on stacked frames: SLAM-ASR's projector.
 
-    With HuBERT X-Large and Vicuna 7B, both frozen, and nothing trained but this, SLAM-ASR (Ma et al. 2024,
-    arXiv 2402.08846) reports 1.84 and 3.39 % WER on LibriSpeech test-clean and test-other; it trains at a learning rate
-    of 1e-4 after 1,000 steps of warmup. Projectors that train alone are fragile out of domain (arXiv 2411.03866): LoRA
-    on the decoder helps.
+    With frozen HuBERT X-Large and frozen Vicuna 7B, SLAM-ASR (Ma et al. 2024, arXiv 2402.08846) reports 1.84 and 3.39 %
+    WER on LibriSpeech test-clean and test-other. It trains with a learning rate of 1e-4 after 1,000 steps of warmup. If
+    only the projector trains, models are fragile out of domain (arXiv 2411.03866); LoRA on the decoder helps.
     """
 
     name: Literal["linear"] = "linear"
     stack: PositiveInt = 5
-    """Neighboring encoder frames that are joined into one embedding: 5 in SLAM-ASR, 10 Hz from an encoder's 50."""
+    """Neighboring encoder frames that are joined into one embedding. 5 in SLAM-ASR, so 50 Hz become 10 Hz."""
     hidden_dim: PositiveInt = 2048
-    """Channels between the two layers: 2048 in SLAM-ASR."""
+    """Channels between the two layers. 2048 in SLAM-ASR."""
 
     def min_frames(self) -> int:
         """One full stack."""
@@ -38,7 +37,7 @@ class LinearConfig(ProjectorConfig):
 
 @PROJECTORS.register
 def build_linear(config: LinearConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return StackedProjector(
         config, context, stack=config.stack, hidden_dim=config.hidden_dim, activation=nn.ReLU, bias=True
     )

@@ -1,4 +1,4 @@
-"""Stacked frames through a GELU layer as wide as the decoder (Voxtral, Liu et al. 2025, arXiv 2507.13264)."""
+"""Two linear layers with a GELU, on stacked frames (Voxtral, Liu et al. 2025, arXiv 2507.13264)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tiny_audio.projectors._stacked import StackedProjector
 class MlpConfig(ProjectorConfig):
     """Two linear layers with a GELU, on stacked frames: Voxtral's and GLM-ASR's projector.
 
-    Voxtral (Liu et al. 2025, arXiv 2507.13264) finds 12.5 Hz, four frames of Whisper's 50, the best bargain between
-    quality and length; its Mini of 3B averages 7.05 % WER on the Open ASR Leaderboard (2026-03). Its layers are as wide
-    as the decoder and without biases; GLM-ASR's are twice as wide, with biases.
+    Voxtral (Liu et al. 2025, arXiv 2507.13264) stacks four of Whisper's 50 frames per second. Its authors find that
+    12.5 Hz is the best compromise between quality and length. Voxtral Mini 3B averages 7.05 % WER on the Open ASR
+    Leaderboard (2026-03). Its layers have the decoder's width and no biases. Those of GLM-ASR are twice as wide and
+    have biases.
     """
 
     name: Literal["mlp"] = "mlp"
     stack: PositiveInt = 4
-    """Neighboring encoder frames that are joined into one embedding: 4 in Voxtral and GLM-ASR, 12.5 Hz from 50."""
+    """Neighboring encoder frames that are joined into one embedding. 4 in Voxtral and GLM-ASR, so 50 Hz become
+    12.5 Hz."""
     hidden_dim: PositiveInt | None = None
-    """Channels between the two layers; None is the decoder's width, as in Voxtral. GLM-ASR has twice that."""
+    """Channels between the two layers. None uses the decoder's width, as in Voxtral; GLM-ASR has twice that."""
     bias: bool = False
-    """Biases in both layers: without in Voxtral, with in GLM-ASR."""
+    """Whether both layers have biases. False in Voxtral, true in GLM-ASR."""
 
     def min_frames(self) -> int:
         """One full stack."""
@@ -33,13 +35,13 @@ class MlpConfig(ProjectorConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """As it is: as wide as its decoder."""
+        """The defaults: as wide as the decoder."""
         return cls()
 
 
 @PROJECTORS.register
 def build_mlp(config: MlpConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     hidden_dim = context.out_dim if config.hidden_dim is None else config.hidden_dim
     return StackedProjector(
         config, context, stack=config.stack, hidden_dim=hidden_dim, activation=nn.GELU, bias=config.bias

@@ -14,21 +14,22 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 
 
 class MoeConfig(ProjectorConfig):
-    """Dense mixture of experts on convolved frames: a router weighs small experts, all of which run.
+    """Dense mixture of experts on convolved frames: all experts run, and a router weighs their outputs.
 
-    MOSA (Li et al. 2025, arXiv 2508.18998): several simple two-layer adapters share what languages have in common and
-    divide what they have not; 15.4 % less WER on average over eight languages than one adapter of its baseline, and
-    13.3 % less with 60 % of the parameters. On one language it is unproven.
+    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Languages share some of them
+    and use others alone. On average over eight languages, MOSA reports 15.4 % lower WER than its baseline with one
+    adapter, and 13.3 % lower with 60 % of the parameters. For a single language there are no results.
     """
 
     name: Literal["moe"] = "moe"
     strides: tuple[PositiveInt, ...] = Field(default=(2, 2), min_length=1, max_length=8)
-    """Stride of each convolution before the experts; their product is the number of frames per embedding: 4 in MOSA."""
+    """Stride of each convolution before the experts. Their product is the number of frames per embedding, 4 in MOSA."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
-    """Frames that each convolution sees at once; None is its stride, so that windows neither overlap nor leave gaps."""
+    """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no
+    gaps."""
     num_experts: int = Field(default=4, ge=2, le=256)
-    """Experts, each of two linear layers with a ReLU: 4 in MOSA. All run on every embedding, so time grows with them.
-    One alone would be the projector ``conv``."""
+    """Number of experts, each with two linear layers and a ReLU. 4 in MOSA. All experts run for every embedding, so
+    the time grows with their number. For a single expert, use the projector ``conv``."""
     hidden_dim: PositiveInt = 2048
     """Channels between the two layers of each expert."""
 
@@ -38,7 +39,7 @@ class MoeConfig(ProjectorConfig):
         return self
 
     def min_frames(self) -> int:
-        """All that one embedding stands for."""
+        """The number of frames per embedding."""
         return math.prod(self.strides)
 
     @classmethod
@@ -49,7 +50,7 @@ class MoeConfig(ProjectorConfig):
 
 @PROJECTORS.register
 def build_moe(config: MoeConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return MoeProjector(config, context)
 
 
@@ -67,13 +68,13 @@ class MoeProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per started stride, convolution by convolution."""
+        """⌈T/stride⌉ after each convolution."""
         return self.convs.num_outputs(num_frames)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``; windows over a clip's ends see zeros."""
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``."""
         shortened: Frames = self.convs(frames)
-        # [B, N, D] -> [B, N, experts], a share for each; in fp32, since shares of one should add up to one
+        # [B, N, D] -> weights [B, N, experts], in fp32 so that they add up to 1
         shares = self.router(shortened.values).float().softmax(-1)
         mixed = sum(shares[..., index, None] * expert(shortened.values) for index, expert in enumerate(self.experts))
         assert isinstance(mixed, Tensor)

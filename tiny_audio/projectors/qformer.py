@@ -1,4 +1,4 @@
-"""Learned queries that look at the frames: the Q-Former of BLIP-2 (Li et al. 2023, arXiv 2301.12597), for speech."""
+"""Learned queries that attend to the frames: the Q-Former of BLIP-2 (Li et al. 2023, arXiv 2301.12597), for speech."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _GRANITE_WINDOW, _GRANITE_QUERIES, _BLIP2_QUERIES = 15, 3, 32
 
 
 class QFormerConfig(ProjectorConfig):
-    """Q-Former: learned queries read the frames, window by window as in Granite Speech, or a whole clip at once.
+    """Q-Former: learned queries attend to the frames, window by window or to a whole clip.
 
-    ``windowed`` is the projector of Granite Speech (Saon et al. 2025, arXiv 2505.08699; window 15, 3 queries), whose
-    models average 5.5 to 6 % WER on the Open ASR Leaderboard, and of SALMONN (Tang et al. 2023, arXiv 2310.13289; 1
-    query per 0.33 s, which is ``window: 17, num_queries: 1, cross_attention_every: 2`` at 50 Hz). ``global`` is that of
-    BLIP-2 (Li et al. 2023, arXiv 2301.12597), where a clip has a fixed number of embeddings however long it is: cheap,
-    and weak for long speech.
+    Mode ``windowed`` is the projector of Granite Speech (Saon et al. 2025, arXiv 2505.08699; window 15, 3 queries),
+    whose models average 5.5 to 6 % WER on the Open ASR Leaderboard. SALMONN (Tang et al. 2023, arXiv 2310.13289) has 1
+    query per 0.33 s: ``window: 17, num_queries: 1, cross_attention_every: 2`` at 50 Hz. Mode ``global`` is the
+    projector of BLIP-2 (Li et al. 2023, arXiv 2301.12597). Every clip has the same number of embeddings, which is cheap
+    but loses accuracy on long clips.
     """
 
     name: Literal["qformer"] = "qformer"
     mode: Literal["windowed", "global"] = "windowed"
-    """Whether the queries look at each window of the frames anew, or once at the whole clip."""
+    """``windowed``: the queries attend to each window separately. ``global``: they attend to the whole clip."""
     window: PositiveInt | None = None
-    """Encoder frames per window; None is 15 in mode ``windowed``, as in Granite. Mode ``global`` has no windows."""
+    """Encoder frames per window. None means 15, as in Granite. Not used in mode ``global``."""
     num_queries: PositiveInt | None = None
-    """Embeddings per window or, in mode ``global``, per clip; None is 3 as in Granite, or 32 as in BLIP-2 (SLAM-LLM has
-    64). A window is a whole multiple of it."""
+    """Embeddings per window or, in mode ``global``, per clip. None means 3 per window, as in Granite, or 32 per clip,
+    as in BLIP-2 (64 in SLAM-LLM). ``window`` must be a multiple of it."""
     dim: PositiveInt = 1024
-    """Channels of the queries: 1024 in Granite, 768 in BLIP-2 and SALMONN."""
+    """Channels of the queries. 1024 in Granite, 768 in BLIP-2 and SALMONN."""
     num_layers: int = Field(default=2, ge=1, le=100)
-    """Layers of self-attention, cross-attention and feed-forward: 2 in Granite and SALMONN, 12 in BLIP-2."""
+    """Layers of self-attention, cross-attention and feed-forward. 2 in Granite and SALMONN, 12 in BLIP-2."""
     num_heads: PositiveInt = 16
-    """Attention heads, which share ``dim``: 16 in Granite, 12 in BLIP-2."""
+    """Attention heads. ``dim`` must be a multiple of it. 16 in Granite, 12 in BLIP-2."""
     feedforward_dim: PositiveInt = 4096
-    """Channels inside the feed-forward layers; usually 4 × ``dim``."""
+    """Channels inside the feed-forward layers, usually 4 × ``dim``."""
     cross_attention_every: PositiveInt = 1
-    """Layers from one that looks at the frames to the next, counted from the first: 1 in Granite, 2 in BLIP-2."""
+    """Every how many layers there is cross-attention, beginning with the first layer. 1 in Granite, 2 in BLIP-2."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """In training, of attention and of every layer's output: 0.1 in Granite."""
+    """Dropout of the attention weights and of every layer's output. 0.1 in Granite."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -52,7 +52,7 @@ class QFormerConfig(ProjectorConfig):
         if self.cross_attention_every > self.num_layers:
             raise ValueError(
                 f"cross_attention_every {self.cross_attention_every} is more than num_layers {self.num_layers}; lower "
-                "it, or add layers"
+                "cross_attention_every, or raise num_layers"
             )
         if self.mode == "global":
             if self.window is not None:
@@ -61,23 +61,23 @@ class QFormerConfig(ProjectorConfig):
         window, queries = self.frames_per_window(), self.queries_per_window()
         if window % queries:
             raise ValueError(
-                f"window {window} is not a multiple of num_queries {queries}, so an embedding would stand for a "
-                f"fraction of a frame; set window to a multiple, such as {(window // queries + 1) * queries}"
+                f"window {window} is not a multiple of num_queries {queries}; set window to a multiple, such as "
+                f"{(window // queries + 1) * queries}"
             )
         return self
 
     def frames_per_window(self) -> int:
-        """In mode ``windowed``."""
+        """The size of a window in mode ``windowed``."""
         return _GRANITE_WINDOW if self.window is None else self.window
 
     def queries_per_window(self) -> int:
-        """Or per clip, in mode ``global``."""
+        """The number of queries per window, or per clip in mode ``global``."""
         if self.num_queries is not None:
             return self.num_queries
         return _GRANITE_QUERIES if self.mode == "windowed" else _BLIP2_QUERIES
 
     def min_frames(self) -> int:
-        """One window; in mode ``global`` any clip will do."""
+        """One window, or one frame in mode ``global``."""
         return self.frames_per_window() if self.mode == "windowed" else 1
 
     @classmethod
@@ -88,12 +88,12 @@ class QFormerConfig(ProjectorConfig):
 
 @PROJECTORS.register
 def build_qformer(config: QFormerConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return QFormerProjector(config, context)
 
 
 class QFormerProjector(Projector):
-    """Queries → LayerNorm → layers that read the frames → linear → RMSNorm.
+    """Queries → LayerNorm → layers with cross-attention to the frames → linear → RMSNorm.
 
     W windows of the longest clip · Q queries · C channels of the queries
     """
@@ -114,7 +114,7 @@ class QFormerProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """All queries, for each started window or once."""
+        """The number of queries, for each window or once per clip."""
         if self.window is None:
             return torch.full_like(num_frames, len(self.queries))
         return num_windows(num_frames, self.window) * len(self.queries)
@@ -122,7 +122,8 @@ class QFormerProjector(Projector):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Frames ``[B, T, D]`` -> embeddings ``[B, W·Q, H]``, or ``[B, Q, H]`` in mode ``global``.
 
-        Zeros fill up a clip's last window and are looked at, as in Granite; a whole clip is masked beyond its length.
+        A clip's last window is padded with zeros that are not masked, as in Granite. In mode ``global``, padding is
+        masked.
         """
         values, mask = frames.zeroed().values, None
         if self.window is None:
@@ -139,7 +140,7 @@ class QFormerProjector(Projector):
 
 
 class QFormerLayer(nn.Module):
-    """Attention among the queries, attention to the frames where ``frames_dim`` is given, feed-forward."""
+    """Self-attention, cross-attention to the frames if ``frames_dim`` is given, feed-forward."""
 
     def __init__(self, config: QFormerConfig, frames_dim: int | None) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class QFormerLayer(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention whose result is added to the queries and then normalized, as in BERT."""
+    """Attention with a residual connection and post-norm, as in BERT."""
 
     def __init__(self, config: QFormerConfig, key_dim: int) -> None:
         super().__init__()

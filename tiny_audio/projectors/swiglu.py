@@ -1,4 +1,4 @@
-"""Stacked frames through a SwiGLU block (Shazeer 2020, arXiv 2002.05202), normalized on both sides."""
+"""A SwiGLU block (Shazeer 2020, arXiv 2002.05202) on stacked frames, between two RMSNorms."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from tiny_audio.projectors._layers import init_normal, normalize, num_windows, o
 
 
 class SwigluConfig(ProjectorConfig):
-    """SwiGLU on stacked frames: the Tiny Audio model card's projector.
+    """SwiGLU on stacked frames: the projector of the Tiny Audio model card.
 
-    The gated block of today's language models (Shazeer 2020, arXiv 2002.05202) between two RMSNorms, without biases.
-    The card stacks 5 frames into 8192 channels, 121.6 M parameters between 1280 and 2048; Ultravox stacks 8.
+    It is the gated feed-forward block of current language models (Shazeer 2020, arXiv 2002.05202) between two RMSNorms,
+    without biases. The card stacks 5 frames and has 8192 hidden channels: 121.6 M parameters from 1280 to 2048
+    channels. Ultravox stacks 8 frames.
     """
 
     name: Literal["swiglu"] = "swiglu"
     stack: PositiveInt = 5
-    """Neighboring encoder frames that are joined into one embedding: 5 on the card, 8 in Ultravox."""
+    """Neighboring encoder frames that are joined into one embedding. 5 on the card, 8 in Ultravox."""
     hidden_dim: PositiveInt = 8192
-    """Channels between the two linear layers: 8192 on the card, 2048 in Ultravox."""
+    """Channels between the two linear layers. 8192 on the card, 2048 in Ultravox."""
 
     def min_frames(self) -> int:
         """One full stack."""
@@ -37,7 +38,7 @@ class SwigluConfig(ProjectorConfig):
 
 @PROJECTORS.register
 def build_swiglu(config: SwigluConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return SwigluProjector(config, context)
 
 
@@ -56,11 +57,11 @@ class SwigluProjector(Projector):
             init_normal(linear.weight, std=0.02)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per started stack."""
+        """One per stack, including a last one that is not full."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; the last stack is filled up with zeros."""
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
         # [B, T, D] -> [B, T/k, k·D]
         stacked = normalize(self.norm, windows(frames.zeroed().values, self.stack).flatten(2))
         embeddings = self.down(F.silu(self.gate(stacked)) * self.up(stacked))

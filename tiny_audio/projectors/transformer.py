@@ -1,4 +1,4 @@
-"""Stacked frames through a few encoder layers of their own, as the modality adapter of NeMo's SALM."""
+"""A few Transformer encoder layers on stacked frames, as in the modality adapter of NeMo's SALM."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from tiny_audio.projectors._layers import FeedForward, normalize, num_windows, o
 
 
 class TransformerConfig(ProjectorConfig):
-    """Transformer layers on stacked frames: every embedding may look at the whole clip.
+    """Transformer layers on stacked frames: every embedding can attend to the whole clip.
 
-    SALM (Chen et al. 2023, arXiv 2310.09424) puts two layers of 1024 channels and 8 heads, Conformers there, between a
-    FastConformer and its language model, and is on par with Conformers trained for recognition and translation alone.
-    Ours are pre-norm with rotary positions (Su et al. 2021, arXiv 2104.09864).
+    SALM (Chen et al. 2023, arXiv 2310.09424) has two Conformer layers with 1024 channels and 8 heads between a
+    FastConformer and a language model. It is on par with Conformers that are trained only for recognition and
+    translation. The layers here are Transformer layers, pre-norm, with rotary positions (Su et al. 2021,
+    arXiv 2104.09864).
     """
 
     name: Literal["transformer"] = "transformer"
     stack: PositiveInt = 5
     """Neighboring encoder frames that are joined into one embedding before the layers."""
     dim: PositiveInt = 1024
-    """Channels of the layers: 1024 in SALM."""
+    """Channels of the layers. 1024 in SALM."""
     num_layers: int = Field(default=2, ge=1, le=100)
-    """Layers of self-attention and feed-forward: 2 in SALM."""
+    """Layers of self-attention and feed-forward. 2 in SALM."""
     num_heads: PositiveInt = 8
-    """Attention heads, which share ``dim``: 8 in SALM."""
+    """Attention heads. ``dim`` must be a multiple of twice this number. 8 in SALM."""
     feedforward_dim: PositiveInt = 4096
-    """Channels inside the feed-forward layers; usually 4 × ``dim``."""
+    """Channels inside the feed-forward layers, usually 4 × ``dim``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """In training, of attention and of every layer's output: 0.1 is usual."""
+    """Dropout of the attention weights and of every layer's output. 0.1 is usual."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         check_heads(self.dim, self.num_heads)
         if self.dim // self.num_heads % 2:
             raise ValueError(
-                f"dim {self.dim} gives each of num_heads {self.num_heads} {self.dim // self.num_heads} channels, and "
-                "rotary positions need an even number; set dim to a multiple of twice num_heads"
+                f"with dim {self.dim} and num_heads {self.num_heads}, each head has {self.dim // self.num_heads} "
+                "channels, but rotary positions need an even number; set dim to a multiple of twice num_heads"
             )
         return self
 
@@ -57,7 +58,7 @@ class TransformerConfig(ProjectorConfig):
 
 @PROJECTORS.register
 def build_transformer(config: TransformerConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector with random weights."""
     return TransformerProjector(config, context)
 
 
@@ -75,11 +76,11 @@ class TransformerProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per started stack."""
+        """One per stack, including a last one that is not full."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; none looks beyond its clip's length."""
+        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
         # [B, T, D] -> [B, T/k, k·D]
         values = self.up(windows(frames.zeroed().values, self.stack).flatten(2))
         lengths = self.max_embeddings(frames.lengths)
@@ -90,7 +91,7 @@ class TransformerProjector(Projector):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each normalized before and added after."""
+    """Self-attention and feed-forward, each with pre-norm and a residual connection."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""The contracts of parts and sources as checks, for whoever writes one: every built-in part passes them.
+"""Checks of the contracts of parts, sources and providers, for tests of your own. All built-in ones pass them.
 
     from tiny_audio.testing import check_projector
 
     def test_my_projector() -> None:
         check_projector(MyConfig.tiny())
 
-Each raises an ``AssertionError`` that names the part and what it does not keep. The single checks, for a test each,
-are in :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS` and
+A failed check raises an ``AssertionError`` that names the part and the violated requirement. To run the checks one by
+one, take them from :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS` and
 :data:`PROVIDER_CHECKS`.
 """
 
@@ -25,30 +25,30 @@ from tiny_audio.testing._sources import CHECKS as SOURCE_CHECKS
 
 
 def check_encoder(config: EncoderConfig) -> None:
-    """All of :data:`ENCODER_CHECKS` on a small encoder with ``init: random`` and no dropout."""
+    """Run all of :data:`ENCODER_CHECKS` on a small encoder with ``init: random`` and without dropout."""
     for check in ENCODER_CHECKS:
         check(config)
 
 
 def check_projector(config: ProjectorConfig) -> None:
-    """All of :data:`PROJECTOR_CHECKS` on a small projector without dropout."""
+    """Run all of :data:`PROJECTOR_CHECKS` on a small projector without dropout."""
     for check in PROJECTOR_CHECKS:
         check(config)
 
 
 def check_decoder(config: DecoderConfig) -> None:
-    """All of :data:`DECODER_CHECKS` on a small decoder with ``init: random``, a tokenizer to train, and no dropout."""
+    """Run all of :data:`DECODER_CHECKS` on a small decoder with ``init: random`` and ``tokenizer``, without dropout."""
     for check in DECODER_CHECKS:
         check(config)
 
 
 def check_source(config: SourceConfig, context: SourceContext) -> None:
-    """All of :data:`SOURCE_CHECKS` on a source that has a few usable clips."""
+    """Run all of :data:`SOURCE_CHECKS` on a source with a few usable clips."""
     for check in SOURCE_CHECKS:
         check(config, context)
 
 
 def check_provider(config: ProviderConfig) -> None:
-    """All of :data:`PROVIDER_CHECKS` on a provider that can be asked: with its key, or a server of yours."""
+    """Run all of :data:`PROVIDER_CHECKS` on a provider that answers, with its key or with your own server."""
     for check in PROVIDER_CHECKS:
         check(config)

@@ -1,4 +1,4 @@
-"""Assertions and small tools of all contract checks."""
+"""Assertions and tools of the contract checks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5
-"""Largest difference between two ways to compute one result in fp32, relative to its root mean square.
+"""Largest difference between two computations of a result in fp32, relative to its root mean square.
 
-It is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add up in another order for another batch size, and the layers
-of one part make up to three quarters of the tolerance out of that."""
+It is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add numbers in a different order for each batch size. After
+all layers of a part, that causes differences of up to three quarters of the tolerance."""
 ZERO = 1e-9
 """Gradients in fp64 that are smaller than this, relative to the part's largest, count as zero.
 
-A gradient that is zero by algebra is exactly zero with some kernels and a multiple of the machine epsilon, 2⁻⁵², with
-others. In fp32 such noise could not be told from the smallest gradients that parts have."""
+A gradient that is zero by algebra is exactly zero with some kernels, and a multiple of the machine epsilon, 2⁻⁵², with
+others. In fp32, such rounding errors could not be distinguished from the smallest real gradients."""
 NOISE = 100.0
-"""Standard deviation of the noise in padding; that of speech is below 1."""
+"""Standard deviation of the noise in padding. That of speech is below 1."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -42,17 +42,17 @@ def changed(config: ConfigT, **fields: Any) -> ConfigT:
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """A random generator apart from the global one."""
+    """A random generator, independent of the global one."""
     return torch.Generator().manual_seed(seed)
 
 
 def weighted_sum(values: Tensor) -> Tensor:
-    """A scalar for the backward pass to which every value contributes differently."""
+    """A scalar loss to which every value contributes with a different weight."""
     return (values * torch.randn(values.shape, generator=generator())).sum()
 
 
 def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> None:
-    """The shapes are equal, and the largest difference is at most :data:`TOLERANCE` of the RMS."""
+    """Check that shapes are equal, and that the largest difference is at most :data:`TOLERANCE` of the RMS."""
     expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)} and {list(wanted.shape)}")
     difference = float((found - wanted).abs().max())
     rms = float(wanted.pow(2).mean().sqrt())
@@ -64,7 +64,7 @@ def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> N
 
 
 def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """The same parameters have gradients in fp64, and these are equal, or both count as :data:`ZERO`."""
+    """Check that the same parameters have gradients in fp64, and that these are equal or both below :data:`ZERO`."""
     expect(found.keys() == wanted.keys(), part, f"{what} loses gradients")
     largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
     for name, gradient in wanted.items():
@@ -73,12 +73,12 @@ def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor],
 
 
 def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
-    """No value is NaN or infinite."""
+    """Check that no value is NaN or infinite."""
     expect(bool(values.isfinite().all()), part, f"{what}: {int((~values.isfinite()).sum())} values are not finite")
 
 
 def perturb(module: nn.Module, seed: int = 0) -> None:
-    """Move every trainable tensor off its initial value: with zeros and ones, missing operations do not show."""
+    """Change the values of every trainable tensor. With initial zeros and ones, a missing operation could pass."""
     numbers = generator(seed)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -88,7 +88,10 @@ def perturb(module: nn.Module, seed: int = 0) -> None:
 
 
 def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor) -> None:
-    """``loss``, in fp64, reaches every trainable tensor and no frozen one, and no matrix's gradient is :data:`ZERO`."""
+    """Check that ``loss``, in fp64, has a gradient for every trainable tensor and for no frozen one.
+
+    Gradients of matrices must not be below :data:`ZERO`.
+    """
     module.zero_grad(set_to_none=True)
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -101,13 +104,13 @@ def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor
         expect(tensor.grad is not None, part, f"{what}: no gradient reaches {name}")
         assert tensor.grad is not None
         expect_finite(part, f"{what}: gradient of {name}", tensor.grad)
-        # A vector's gradient may be zero by algebra, such as that of the bias of attention's keys.
+        # The gradient of a vector may be zero by algebra, for example that of the bias of attention keys.
         reached = tensor.ndim < 2 or float(tensor.grad.abs().max()) > ZERO * largest
         expect(reached, part, f"{what}: the gradient of {name} is all zeros")
 
 
 def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
-    """With ``lora``, only adapters train."""
+    """Check that only adapters train."""
     trainable = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
     expect(bool(trainable), part, "lora: nothing trains")
     others = [name for name in trainable if "lora_" not in name]
@@ -115,13 +118,13 @@ def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
 
 
 def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
-    """Adapters on the most frequent linear layers of a part."""
+    """A ``lora`` section with adapters on the most frequent linear layers of a part."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear))
     return {"rank": 2, "alpha": 4.0, "targets": [name for name, _ in names.most_common(1)]}
 
 
 def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
-    """Copy all tensors to ``rebuilt`` through the bytes of a safetensors file, with every key accounted for."""
+    """Copy all tensors to ``rebuilt`` through the bytes of a safetensors file, and check that the keys agree."""
     from safetensors.torch import load, save
 
     tensors: dict[str, Tensor] = {}
@@ -132,13 +135,13 @@ def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
         if owner == name:
             tensors[name] = tensor.contiguous()
         else:
-            aliases[name] = owner  # tied: a file holds it once
+            aliases[name] = owner  # tied, so a file contains it once
     saved = load(save(tensors))
     own = rebuilt.state_dict()
     missing = sorted(own.keys() - saved.keys() - aliases.keys())
     unexpected = sorted(saved.keys() - own.keys())
     expect(not missing, part, f"rebuilt from architecture(), it has keys that were not saved: {', '.join(missing)}")
-    expect(not unexpected, part, f"rebuilt from architecture(), it has no place for {', '.join(unexpected)}")
+    expect(not unexpected, part, f"rebuilt from architecture(), it lacks the keys {', '.join(unexpected)}")
     for name, owner in aliases.items():
         tied = name in own and own[name].data_ptr() == own[owner].data_ptr()
         expect(tied, part, f"{name} and {owner} are one tensor, but not when rebuilt")

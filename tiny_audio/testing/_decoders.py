@@ -1,4 +1,4 @@
-"""The Decoder contract, check by check."""
+"""Checks of the Decoder contract."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ LENGTHS = (9, 1, 17, 4)
 
 
 def tokenizer_of(config: DecoderConfig) -> Any:
-    """A tokenizer that is trained on a few words."""
+    """A tokenizer that is trained on :data:`TRANSCRIPTS`."""
     expect(config.tokenizer is not None, config, "the checks need a config with a tokenizer to train")
     return build_tokenizer(config, TRANSCRIPTS)
 
 
 def rows_of(decoder: Decoder, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
-    """Embeddings ``[L, H]`` with the RMS of the decoder's own."""
+    """Random embeddings ``[L, H]`` with the RMS of the decoder's token embeddings."""
     rms = decoder.embedding_rms()
     return [rms * torch.randn(length, decoder.dim, generator=generator(length)) for length in lengths]
 
 
 def padded(rows: list[Tensor], *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows in one ``[B, L, H]`` full of noise, and the mask."""
+    """Rows as one batch ``[B, L, H]`` with noise as padding, and its mask."""
     sizes = torch.tensor([len(row) for row in rows])
     size = int(sizes.max())
     embeddings = NOISE * torch.randn(len(rows), size, rows[0].shape[1], generator=generator(96))
@@ -55,7 +55,7 @@ def padded(rows: list[Tensor], *, left: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> list[int]:
-    """Greedy decoding by whole forward passes."""
+    """Greedy decoding without a cache."""
     ids: list[int] = []
     while len(ids) < max_new_tokens and end not in ids:
         embeddings = torch.cat([row, decoder.embed(torch.tensor(ids, dtype=torch.long))])[None]
@@ -67,7 +67,7 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft of known ids, with a share of them wrong."""
+    """A draft of given ids, some of which are replaced by wrong ones."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
@@ -79,7 +79,7 @@ class FixedDraft:
 
 
 class DecoderChecks(TransformersPartChecks[DecoderConfig]):
-    """The checks of a decoder that is built from a config."""
+    """Checks of the decoder that a config describes."""
 
     output = "logits"
 
@@ -90,7 +90,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         return DECODERS.build(config, DecoderContext(tokenizer))
 
     def build_varied(self, config: DecoderConfig) -> Decoder:
-        """The decoder with matrices so large that it generates varied tokens: as initialized, it repeats one."""
+        """The decoder with large random matrices, so that it generates various tokens instead of repeating one."""
         decoder = self.build(config).eval()
         numbers = generator(3)
         with torch.no_grad():
@@ -100,11 +100,11 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         return decoder
 
     def rebuild(self, config: DecoderConfig, architecture: dict[str, Any]) -> Decoder:
-        """The decoder from its architecture."""
+        """The decoder, built from its architecture."""
         return DECODERS.build(config, DecoderContext(None, architecture))
 
     def run(self, part: Decoder) -> Tensor:
-        """Logits ``[K, V]`` of a few rows, whose embeddings require a gradient as a projector's do."""
+        """Logits ``[K, V]`` of a few rows. Their embeddings require gradients, like those of a projector."""
         embeddings, mask = padded(rows_of(part))
         logits: Tensor = part(embeddings.to(next(part.parameters()).dtype).requires_grad_(), mask, mask)
         return logits
@@ -142,7 +142,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         expect(close, config, f"embedding_rms says {stated:.3g}, and embed's output has {rms:.3g}")
 
     def check_logits(self, config: DecoderConfig) -> None:
-        """Logits come for the kept positions only, in row-major order, equal those of all positions, and are causal."""
+        """Logits at kept positions are in row-major order, equal those of a full forward pass, and are causal."""
         decoder = self.build(config).eval()
         perturb(decoder)
         embeddings, mask = padded(rows_of(decoder))
@@ -167,7 +167,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         expect(not torch.equal(changed_later[~before], full[~before]), config, "embeddings do not change the logits")
 
     def check_invariance(self, config: DecoderConfig) -> None:
-        """A row has the same logits alone and right-padded in a batch, whatever the padding contains."""
+        """A row has the same logits alone and right-padded in a batch, for any content of the padding."""
         decoder = self.build(config).eval()
         perturb(decoder)
         rows = rows_of(decoder)
@@ -180,7 +180,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_equal(config, f"logits of a row of {len(row)} positions alone and in a batch", found, alone)
 
     def check_generation(self, config: DecoderConfig, beams: Sequence[int] = (1, 3)) -> None:
-        """Greedy ids are the argmax of ``forward``, and left padding changes no id, greedy or with beams."""
+        """Greedy ids are the argmax of ``forward``. Left padding changes no id, greedy or with beams."""
         decoder = self.build_varied(config)
         rows, end = rows_of(decoder), tokenizer_of(config).eos_token_id
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
@@ -217,7 +217,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         wanted = [decoder(row[None], every := torch.ones(1, len(row), dtype=torch.bool), every) for row in rows]
         wrong = [NOISE * torch.randn_like(row) for row in rows]
         num_read, order = [0, 0, 0], [0, 1, 2]
-        # Positions to read of each row, wrong positions to read after them and crop again, rows to keep.
+        # For each step: positions to append to each row, wrong positions to append and crop, rows to keep.
         for sizes, cropped, kept in (
             ([9, 2, 17], [0, 0, 0], [0, 1, 2]),
             ([3, 1, 5], [4, 0, 1], [2, 0, 1]),
@@ -240,7 +240,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             order = [order[index] for index in kept]
 
     def check_assisted_decoding(self, config: DecoderConfig) -> None:
-        """Assisted decoding gives the ids of ``generate`` for any draft, and verifies a right draft in one pass."""
+        """Assisted decoding returns the ids of ``generate`` for any draft, and needs one pass for a right draft."""
         decoder, end = self.build_varied(config), tokenizer_of(config).eos_token_id
         if decoder.cache() is None:
             return
@@ -271,7 +271,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_finite(config, f"logits in {dtype}, {'left' if left else 'right'}-padded", logits)
 
     def check_gradients(self, config: DecoderConfig) -> None:
-        """Gradients reach every trainable tensor, no frozen one, and always the embeddings that the projector made."""
+        """Gradients reach every trainable tensor, no frozen one, and always the audio embeddings."""
         ids = torch.arange(len(tokenizer_of(config)))
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),
@@ -283,7 +283,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             audio, mask = padded(rows_of(decoder))
             audio = audio.double().requires_grad_()
             embeddings = torch.cat([audio, decoder.embed(ids).expand(len(audio), -1, -1)], dim=1)
-            # [B, L] -> [1, L + V]: the row without padding, so that every position counts
+            # [B, L] -> [1, L + V]: the longest row, which has no padding
             longest = mask.sum(1).argmax()
             embeddings, keep = embeddings[longest, None], torch.ones(1, embeddings.shape[1], dtype=torch.bool)
             expect_gradients(config, what, decoder, weighted_sum(decoder(embeddings, keep, keep)))
@@ -293,10 +293,11 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_adapters_only(config, decoder)
             elif what == "freeze: false":
                 trains = any(tensor.requires_grad for tensor in decoder.parameters())
-                expect(trains, config, "freeze: false, and nothing trains")
+                expect(trains, config, "freeze: false, but nothing trains")
 
     def check_packing(self, config: DecoderConfig) -> None:
-        """``attention: varlen``: no row attends to another, gradients are those of padded rows, generation works."""
+        """``attention: varlen``: rows do not attend to each other, gradients equal those of padded rows, and
+        generation works."""
         if VARLEN not in config.attentions:
             return
         config = changed(config, dropout=0.0)

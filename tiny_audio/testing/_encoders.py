@@ -1,4 +1,4 @@
-"""The Encoder contract, check by check."""
+"""Checks of the Encoder contract."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiny_audio.testing._transformers_parts import Check, TransformersPartChecks
 
 
 def clip(num_samples: int, seed: int = 0) -> Tensor:
-    """Noise ``[S]`` whose loudness rises and falls slowly, as that of speech."""
+    """Noise ``[S]`` whose loudness changes slowly, as in speech."""
     noise = 0.1 * torch.randn(num_samples, generator=generator(seed))
     return noise * (1.1 + torch.sin(torch.arange(num_samples) / 1000.0))
 
@@ -44,7 +44,7 @@ def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
-    """Clip lengths around every possible edge: a sample, a window, multiples of the stride."""
+    """Clip lengths one sample below, at and above typical limits: a window, multiples of the stride."""
     stride = round(SAMPLE_RATE / encoder.frame_rate)
     edges = [2, stride // 2, 400, *(multiple * stride for multiple in (1, 2, 3, 4, 5, 8, 25, 50))]
     limit_s = config.max_duration_s()
@@ -53,7 +53,7 @@ def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
 
 
 class EncoderChecks(TransformersPartChecks[EncoderConfig]):
-    """The checks of an encoder that is built from a config."""
+    """Checks of the encoder that a config describes."""
 
     output = "frames"
 
@@ -63,7 +63,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         return ENCODERS.build(config, EncoderContext())
 
     def rebuild(self, config: EncoderConfig, architecture: dict[str, Any]) -> Encoder:
-        """The encoder from its architecture."""
+        """The encoder, built from its architecture."""
         return ENCODERS.build(config, EncoderContext(architecture))
 
     def run(self, part: Encoder) -> Tensor:
@@ -127,7 +127,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
                     expect_finite(config, f"frames in {dtype}", frames.values[frames.mask()])
 
     def check_invariance(self, config: EncoderConfig) -> None:
-        """A clip has the same frames alone and next to longer or shorter clips, whatever the padding contains."""
+        """A clip has the same frames alone and in a batch, for any content of the padding."""
         encoder = self.build(config).eval()
         perturb(encoder)
         clips = [clip(size, size) for size in (SAMPLE_RATE, 1, 7_000, 12_345, 401, 20_001)]
@@ -146,7 +146,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
                 expect_equal(config, what, frames.values[row, :count], single.values[0, :count])
 
     def check_transform(self, config: EncoderConfig) -> None:
-        """The feature transform (SpecAugment) is called once on the front end's output, and its result is encoded."""
+        """The feature transform, such as SpecAugment, is called once, and its result is encoded."""
         encoder = self.build(config).eval()
         waveforms, lengths = batch_of([clip(SAMPLE_RATE), clip(9_001)])
         seen: list[Frames] = []
@@ -167,7 +167,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(fits, config, f"features must be [B, F, C] with lengths within F; their shape is {shape}")
         same = torch.equal(plain.values, recorded.values)
         expect(same, config, "a transform that changes nothing changes the frames")
-        expect(not torch.equal(plain.values, erased.values), config, "the transform's features are not what is encoded")
+        expect(not torch.equal(plain.values, erased.values), config, "the result of the transform is not encoded")
 
     def check_gradients(self, config: EncoderConfig) -> None:
         """Gradients reach every trainable tensor and no frozen one: fully trained, frozen, and with adapters."""
@@ -183,12 +183,12 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             if what == "lora":
                 expect_adapters_only(config, encoder)
             elif what == "freeze: true":
-                expect(not frames.requires_grad, config, "freeze: true, and gradients are computed for nothing")
+                expect(not frames.requires_grad, config, "freeze: true, but the frames require gradients")
             else:
-                expect(frames.requires_grad, config, "freeze: false, and nothing trains")
+                expect(frames.requires_grad, config, "freeze: false, but nothing trains")
 
     def check_save_load(self, config: EncoderConfig) -> None:
-        """Rebuilt, it has the same frame rate and frames."""
+        """A rebuilt encoder has the same frame rate and frames."""
         super().check_save_load(config)
         encoder = self.build(config)
         rebuilt = self.rebuild(config, encoder.architecture())
@@ -196,7 +196,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(same, config, "rebuilt from architecture(), it has another frame_rate")
 
     def check_layers(self, config: EncoderConfig) -> None:
-        """``layer``: an index keeps no layer above it, and ``weighted`` is a sum that trains in a frozen encoder."""
+        """``layer``: with a number, layers above it are removed; the sum of ``weighted`` trains even if frozen."""
         config = changed(config, layer="last", lora=None)
         weighted = self.build(changed(config, layer="weighted", freeze=True)).train().double()
         trainable = [tensor for tensor in weighted.parameters() if tensor.requires_grad]
@@ -204,7 +204,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             len(trainable) == 1 and trainable[0].ndim == 1 and len(trainable[0]) >= 2,
             config,
             "layer: weighted, freeze: true: there must be one trainable vector, with a weight for each layer and one "
-            f"for the input of the first, and there are {[list(tensor.shape) for tensor in trainable]}",
+            f"for the input of the first; the trainable tensors are {[list(tensor.shape) for tensor in trainable]}",
         )
         weights, depth, own = trainable[0], len(trainable[0]) - 1, weighted.state_dict()
         expect_gradients(config, "layer: weighted, freeze: true", weighted, weighted_sum(self.run(weighted)))
@@ -215,7 +215,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             single = self.build(changed(config, layer=layer, freeze=True)).train().double()
             num_parameters.append(sum(tensor.numel() for tensor in single.parameters()))
             missing = sorted(single.state_dict().keys() - own.keys())
-            expect(not missing, config, f"layer: {layer}: layer: weighted lacks its keys {', '.join(missing)}")
+            expect(not missing, config, f"layer: weighted lacks keys of layer: {layer}: {', '.join(missing)}")
             single.load_state_dict({name: own[name] for name in single.state_dict()})
             with torch.no_grad():
                 weights.copy_(100.0 * (torch.arange(depth + 1) == layer))
@@ -228,7 +228,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         except UserError as error:
             expect(str(depth) in str(error), config, f"layer: {depth + 1}: the error must say that there are {depth}")
         else:
-            expect(False, config, f"layer: {depth + 1} is built, and there are {depth}")
+            expect(False, config, f"layer: {depth + 1} is built, but there are only {depth} layers")
         for variant in (changed(config, layer=1), changed(config, layer="weighted")):
             self.check_invariance(variant)
             self.check_save_load(variant)
@@ -237,7 +237,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             expect_gradients(config, f"layer: {variant.layer}, freeze: false", encoder, weighted_sum(self.run(encoder)))
 
     def check_packing(self, config: EncoderConfig) -> None:
-        """``attention: varlen``: no clip attends to another, and gradients are those of padded rows."""
+        """``attention: varlen``: clips do not attend to each other, and gradients equal those of padded rows."""
         if VARLEN not in config.attentions:
             return
         config = changed(config, dropout=0.0)

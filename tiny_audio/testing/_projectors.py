@@ -1,4 +1,4 @@
-"""The Projector contract, check by check."""
+"""Checks of the Projector contract."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tiny_audio.testing._checks import (
 
 CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms=0.03)
 NUM_LABELS = 7
-"""Of the CTC logits that come with the frames, for projectors that read them."""
+"""Labels of the frames' CTC logits, for projectors that read them."""
 ROUNDING = 0.05
-"""Largest error in bf16, as a share of the root mean square; a few layers have a tenth of it."""
+"""Largest error in bf16, relative to the root mean square. A few layers have a tenth of it."""
 
 
 def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: int = 0) -> Projector:
-    """The projector, with the same random weights every time."""
+    """The projector; equal seeds give equal random weights."""
     torch.manual_seed(seed)
     return PROJECTORS.build(config, context)
 
 
 def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) -> Frames:
-    """Noise of RMS 1 with zeros or loud noise beyond each length; a length's frames are always the same."""
+    """Random frames of RMS 1, with zeros or loud noise as padding. Clips of equal length have equal frames."""
     size = max(lengths) + extra
     values = NOISE * torch.randn(len(lengths), size, CONTEXT.in_dim, generator=generator(98)) * noise
     logits = NOISE * torch.randn(len(lengths), size, NUM_LABELS, generator=generator(97)) * noise
@@ -46,7 +46,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Numbers of frames around the edges of its windows."""
+    """Numbers of frames one below, at and above multiples of the window."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}
@@ -54,7 +54,7 @@ def sizes(config: ProjectorConfig) -> list[int]:
 
 
 def check_lengths(config: ProjectorConfig) -> None:
-    """At least one embedding for any clip, as many as ``max_embeddings`` says or fewer, and the shapes fit."""
+    """Any clip has at least one embedding and at most ``max_embeddings``, and shapes agree with the lengths."""
     window = config.min_frames()
     sane = 1 <= window <= 10 * CONTEXT.frame_rate
     expect(sane, config, f"min_frames {window} is not between 1 and 10 s of frames")
@@ -67,14 +67,13 @@ def check_lengths(config: ProjectorConfig) -> None:
     for size, length, bound in zip(wanted, lengths.tolist(), bounds.tolist(), strict=True):
         expect(length >= 1, config, f"{size} frames gave no embedding; a clip has at least one")
         expect(length <= bound, config, f"{size} frames gave {length} embeddings, and max_embeddings says {bound}")
-    shape, told = list(embeddings.shape), [len(wanted), int(lengths.max()), CONTEXT.out_dim]
-    expect(
-        shape == told, config, f"embeddings have shape {shape}, not [clips, embeddings of the longest, out_dim] {told}"
-    )
+    shape, right = list(embeddings.shape), [len(wanted), int(lengths.max()), CONTEXT.out_dim]
+    what = f"embeddings have shape {shape}, not [clips, embeddings of the longest, out_dim] {right}"
+    expect(shape == right, config, what)
 
 
 def check_finite(config: ProjectorConfig) -> None:
-    """Silent and loud frames: no NaN comes out, in fp32 or bf16."""
+    """No NaN in fp32 or bf16, for zero and large frames."""
     plain = frames_of([1, 30, 100])
     for dtype in (torch.float32, torch.bfloat16):
         projector = build(config).eval().to(dtype)
@@ -85,7 +84,7 @@ def check_finite(config: ProjectorConfig) -> None:
 
 
 def check_autocast(config: ProjectorConfig) -> None:
-    """In mixed precision, as it trains, it puts out the same but for rounding, whatever the encoder's precision."""
+    """Under bf16 autocast, embeddings agree with those in fp32 except for rounding, for frames of either type."""
     projector, frames = build(config).eval(), frames_of([40, 100])
     with torch.no_grad():
         exact, _ = projector(frames)
@@ -99,18 +98,18 @@ def check_autocast(config: ProjectorConfig) -> None:
             expect(
                 error <= ROUNDING,
                 config,
-                f"{what} are {error:.1%} of their RMS away from those in fp32, and {ROUNDING:.0%} is allowed; norms "
-                "and sums belong in the precision of the weights",
+                f"{what} differ from those in fp32 by {error:.1%} of their RMS, and {ROUNDING:.0%} is allowed; compute "
+                "norms and sums in the precision of the weights",
             )
 
 
 def check_meta_device(config: ProjectorConfig) -> None:
-    """It can be built without memory, and between neighbors of any width, which ``validate`` and ``plan`` do."""
+    """It can be built on the meta device and for any widths, as ``validate`` and ``plan`` require."""
     for in_dim, out_dim in ((64, 64), (61, 53)):
         with torch.device("meta"):
             projector = build(config, replace(CONTEXT, in_dim=in_dim, out_dim=out_dim))
         for name, tensor in projector.state_dict().items():
-            expect(tensor.is_meta, config, f"built on the meta device, {name} lies on {tensor.device}")
+            expect(tensor.is_meta, config, f"built on the meta device, {name} is on {tensor.device}")
         bound = projector.max_embeddings(torch.tensor([1, 100]))
         expect(
             bound.device.type == "cpu" and bool((bound >= 1).all()),
@@ -120,16 +119,16 @@ def check_meta_device(config: ProjectorConfig) -> None:
 
 
 def check_invariance(config: ProjectorConfig) -> None:
-    """A clip's embeddings are the same alone and beside longer or shorter clips, whatever the padding holds."""
+    """A clip has the same embeddings alone and in a batch, for any content of the padding."""
     projector = build(config).eval()
     perturb(projector)
     wanted = sizes(config)
     with torch.no_grad():
         alone = {size: projector(frames_of([size])) for size in wanted}
         for where, frames in {
-            "beside longer and shorter clips": frames_of(wanted),
+            "in a batch with longer and shorter clips": frames_of(wanted),
             "in padding full of noise": frames_of(wanted, noise=True),
-            "in a batch that is padded beyond its longest clip": frames_of(wanted, noise=True, extra=23),
+            "in a batch padded beyond its longest clip": frames_of(wanted, noise=True, extra=23),
         }.items():
             embeddings, lengths = projector(frames)
             for row, size in enumerate(wanted):
@@ -144,7 +143,7 @@ def check_invariance(config: ProjectorConfig) -> None:
 
 
 def check_gradients(config: ProjectorConfig) -> None:
-    """Gradients reach every tensor and every clip's frames, and stop at the padding."""
+    """Gradients reach every tensor and all real frames, but no padding."""
     projector = build(config).train().double()
     perturb(projector)
     frames = frames_of([40, 100], noise=True)
@@ -156,41 +155,37 @@ def check_gradients(config: ProjectorConfig) -> None:
     )
     assert isinstance(loss, torch.Tensor)
     trainable = [tensor.requires_grad for tensor in projector.parameters()]
-    expect(
-        bool(trainable) and all(trainable), config, "a projector is the part that always trains, and not all of it does"
-    )
+    expect(bool(trainable) and all(trainable), config, "all parameters of a projector must be trainable")
     expect_gradients(config, "training", projector, loss)
     assert values.grad is not None
     mask = frames.mask()
     expect(bool(values.grad[mask].any()), config, "no gradient reaches the frames, so the encoder could not train")
-    expect(not values.grad[~mask].any(), config, "the gradient reaches into the padding")
+    expect(not values.grad[~mask].any(), config, "a gradient reaches the padding")
 
 
 def check_save_load(config: ProjectorConfig) -> None:
-    """Built again, with the saved tensors, it puts out the same, bit for bit."""
+    """Rebuilt with its saved tensors, it has the same embeddings, bit for bit."""
     projector = build(config).eval()
     perturb(projector)
     rebuilt = build(config, seed=1).eval()
     reload(config, projector, rebuilt)
     with torch.no_grad():
         first, second = projector(frames_of([40, 100]))[0], rebuilt(frames_of([40, 100]))[0]
-    expect(torch.equal(first, second), config, "saved and loaded, it puts out other embeddings")
+    expect(torch.equal(first, second), config, "saved and loaded, it has other embeddings")
 
 
 def check_determinism(config: ProjectorConfig) -> None:
-    """Training mode is no different."""
+    """Without dropout, training mode has the same embeddings."""
     projector, frames = build(config), frames_of([40, 100])
     with torch.no_grad():
         still, _ = projector.eval()(frames)
         torch.manual_seed(2)
         trained, _ = projector.train()(frames)
-    expect(
-        torch.equal(still, trained), config, "training mode changes the embeddings; tiny() has to be without dropout"
-    )
+    expect(torch.equal(still, trained), config, "training mode changes the embeddings; tiny() must not have dropout")
 
 
 def check_output_rms(config: ProjectorConfig) -> None:
-    """It starts as loud as the decoder's own embeddings, or as loud as the recipe says, whatever comes in."""
+    """The initial embeddings have the RMS of the decoder's own, or ``output_rms``, for frames of any RMS."""
     for own, rms in ((None, 0.03), (None, 1.0), (0.5, 0.03)):
         projector = build(changed(config, output_rms=own), replace(CONTEXT, embedding_rms=rms)).eval()
         for gain in (0.1, 1.0, 10.0):
@@ -202,8 +197,8 @@ def check_output_rms(config: ProjectorConfig) -> None:
             expect(
                 abs(found - wanted) <= 0.02 * wanted,
                 config,
-                f"embeddings start at RMS {found:.3g} for frames of RMS {gain:g}, and should at {wanted:g} "
-                "(context.embedding_rms, or config.output_rms where it is set)",
+                f"initial embeddings have RMS {found:.3g} for frames of RMS {gain:g}, and must have {wanted:g} "
+                "(config.output_rms, or context.embedding_rms if that is None)",
             )
 
 

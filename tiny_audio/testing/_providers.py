@@ -1,4 +1,4 @@
-"""The Provider contract, check by check."""
+"""Checks of the Provider contract."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tiny_audio.providers import PROVIDERS, ProviderConfig, ProviderTranscript, 
 from tiny_audio.testing._checks import expect
 
 DURATION_S = 2.0
-"""Of the clips that are asked for: silence, and a tone that comes and goes."""
+"""Duration of the clips: silence, and an intermittent tone."""
 
 
 def check_config(config: ProviderConfig) -> None:
-    """A summary for the reference page, a price that can be reckoned with, and fields that survive JSON."""
-    expect(bool((type(config).__doc__ or "").strip()), config, "the config has no docstring, its line in the reference")
+    """The config has a docstring for the reference page and a usable price, and survives JSON."""
+    expect(bool((type(config).__doc__ or "").strip()), config, "the config has no docstring for the reference page")
     price = config.price()
     usable = price is None or (math.isfinite(price.usd_per_hour) and price.usd_per_hour >= 0 and bool(price.source))
-    expect(usable, config, f"the price is {price}; it needs US dollars for an hour, and a source")
-    expect(PROVIDERS.parse(config.model_dump(mode="json")) == config, config, "through JSON, the config is another one")
+    expect(usable, config, f"the price is {price}; it must have US dollars per hour, and a source")
+    expect(PROVIDERS.parse(config.model_dump(mode="json")) == config, config, "the config changes on its way to JSON")
 
 
 def check_answers(config: ProviderConfig) -> None:
-    """Of silence too there is an answer; a clip has the same from several threads; words lie in the clip, in order."""
+    """Silence is accepted, several threads get the same transcript, and words are within the clip, in order."""
     seconds = torch.arange(int(DURATION_S * SAMPLE_RATE)) / SAMPLE_RATE
     tone = 0.3 * torch.sin(2 * torch.pi * 220 * seconds) * (torch.sin(2 * torch.pi * 2 * seconds) > 0)
     silent, sounding = encode(torch.zeros_like(tone)), encode(tone)
@@ -35,27 +35,28 @@ def check_answers(config: ProviderConfig) -> None:
         alone = provider.transcribe(sounding)
         _check_transcript(config, alone)
         with ThreadPoolExecutor(config.concurrency) as pool:
-            together = list(pool.map(provider.transcribe, [sounding] * 2 * config.concurrency))
+            concurrent = list(pool.map(provider.transcribe, [sounding] * 2 * config.concurrency))
     finally:
         provider.close()
-    same = all(one.text == alone.text for one in together)
-    expect(same, config, f"asked from {config.concurrency} threads, the same clip gets another transcript")
+    same = all(one.text == alone.text for one in concurrent)
+    expect(same, config, f"from {config.concurrency} threads, the same clip gets another transcript")
 
 
 def _check_transcript(config: ProviderConfig, transcript: object) -> None:
     expect(
         isinstance(transcript, ProviderTranscript),
         config,
-        f"transcribe gave a {type(transcript).__name__}, which is no ProviderTranscript",
+        f"transcribe returned a {type(transcript).__name__}, not a ProviderTranscript",
     )
     assert isinstance(transcript, ProviderTranscript)
-    expect(transcript.text == transcript.text.strip(), config, f"there are blanks around the text {transcript.text!r}")
+    expect(transcript.text == transcript.text.strip(), config, f"there is whitespace around {transcript.text!r}")
     before = 0.0
     for word in transcript.words or ():
         inside = before <= word.start_s <= word.end_s <= DURATION_S + 0.5
-        expect(inside, config, f"the word {word.text!r} from {word.start_s} to {word.end_s} s is not in its place")
-        sure = word.confidence is None or 0 <= word.confidence <= 1
-        expect(sure, config, f"the word {word.text!r} has the confidence {word.confidence}; it goes from 0 to 1")
+        what = f"the word {word.text!r} from {word.start_s} to {word.end_s} s is outside of the clip or out of order"
+        expect(inside, config, what)
+        valid = word.confidence is None or 0 <= word.confidence <= 1
+        expect(valid, config, f"the word {word.text!r} has the confidence {word.confidence}; it must be from 0 to 1")
         before = word.start_s
 
 

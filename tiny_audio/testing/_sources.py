@@ -1,4 +1,4 @@
-"""The Source contract, check by check."""
+"""Checks of the Source contract."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
 from tiny_audio.testing._checks import expect
 
 MAX_CLIPS = 20
-"""Of how many clips the audio is read."""
+"""Clips whose audio is read."""
 
 
 def check_index(config: SourceConfig, context: SourceContext) -> None:
-    """Clips with ids of their own, lengths and words; the same again from a source that is built anew."""
+    """Clips have unique ids, durations and texts, and a rebuilt source has the same index."""
     source = SOURCES.build(config, context)
     index = source.index()
     expect(bool(index.utterances), config, "the index has no utterance")
@@ -25,15 +25,15 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
     for utterance in index.utterances:
         seconds = utterance.duration_s
         expect(bool(utterance.id), config, "an utterance has an empty id")
-        expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} lasts {seconds} s")
-        expect(bool(utterance.text.strip()), config, f"{utterance.id} has no text; it belongs to what is dropped")
-        expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has blanks around its text")
+        expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} has a duration of {seconds} s")
+        expect(bool(utterance.text.strip()), config, f"{utterance.id} has no text; it must be in the list of drops")
+        expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has whitespace around its text")
         plain = all(isinstance(item, str) for pair in utterance.metadata.items() for item in pair)
         expect(plain, config, f"{utterance.id} has metadata that are not strings")
     for drop in index.dropped:
-        expect(bool(drop.id and drop.reason and drop.detail), config, f"{drop} does not say what is wrong")
+        expect(bool(drop.id and drop.reason and drop.detail), config, f"{drop} needs an id, a reason and a detail")
     expect(bool(index.fingerprint), config, "the fingerprint is empty")
-    for what, again in (("asked again", source.index()), ("built anew", SOURCES.build(config, context).index())):
+    for what, again in (("called again", source.index()), ("rebuilt", SOURCES.build(config, context).index())):
         same = (list(again.utterances), list(again.dropped), again.fingerprint) == (
             list(index.utterances),
             list(index.dropped),
@@ -43,19 +43,19 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
 
 
 def check_audio(config: SourceConfig, context: SourceContext) -> None:
-    """Every clip decodes and lasts what its index says, also in a loader process, to which the source is pickled."""
+    """Every clip can be decoded and has the duration in the index. A pickled source returns the same audio."""
     source = SOURCES.build(config, context)
     utterances = source.index().utterances
-    traveled = pickle.loads(pickle.dumps(source))
+    unpickled = pickle.loads(pickle.dumps(source))
     for utterance in utterances[:MAX_CLIPS]:
         encoded = source.encoded(utterance)
         expect(isinstance(encoded, Path | bytes), config, f"{utterance.id}: encoded gave a {type(encoded).__name__}")
         waveform = load_audio(encoded, max_duration_s=utterance.duration_s + 1, name=utterance.id)
         seconds = len(waveform) / SAMPLE_RATE
         close = abs(seconds - utterance.duration_s) <= 0.1
-        expect(close, config, f"{utterance.id} lasts {seconds:.2f} s, and its index says {utterance.duration_s:.2f} s")
-        same = traveled.encoded(pickle.loads(pickle.dumps(utterance))) == encoded
-        expect(same, config, f"{utterance.id}: pickled and back, the source gives another clip")
+        expect(close, config, f"{utterance.id} has {seconds:.2f} s, and its index says {utterance.duration_s:.2f} s")
+        same = unpickled.encoded(pickle.loads(pickle.dumps(utterance))) == encoded
+        expect(same, config, f"{utterance.id}: the pickled source returns another clip")
 
 
 CHECKS = (check_index, check_audio)

@@ -1,4 +1,4 @@
-"""The checks that encoders and decoders have in common: both wrap a transformers model."""
+"""Checks of encoders and decoders, which both wrap a transformers model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Check = Callable[[ConfigT], None]
 
 
 class TransformersPartChecks(ABC, Generic[ConfigT]):
-    """Checks of a part that is built from a config. Each takes the config of a small part and asserts."""
+    """Checks of the part that a config describes. Each takes the config of a small part."""
 
     output: ClassVar[str]
-    """What the part puts out, in messages."""
+    """Name of the part's output in messages."""
 
     @abstractmethod
     def build(self, config: ConfigT, seed: int = 0) -> Any:
@@ -40,7 +40,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def rebuild(self, config: ConfigT, architecture: dict[str, Any]) -> Any:
-        """The part from the ``architecture()`` of an earlier build."""
+        """The part, built from the ``architecture()`` of an earlier build."""
 
     @abstractmethod
     def run(self, part: Any) -> Tensor:
@@ -55,7 +55,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         return lora_for(self.build(config).named_modules())
 
     def check_save_load(self, config: ConfigT) -> None:
-        """Rebuilt from ``architecture()`` and its saved tensors, it has the same outputs, bit for bit."""
+        """Rebuilt from ``architecture()`` with its saved tensors, it has the same outputs, bit for bit."""
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             variant = changed(config, **fields)
             part = self.build(variant).eval()
@@ -66,10 +66,10 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             expect(part.dim == rebuilt.dim, config, "rebuilt from architecture(), it has another dim")
             with torch.no_grad():
                 same = torch.equal(self.run(part), self.run(rebuilt))
-            expect(same, config, f"saved and loaded, it puts out other {self.output}")
+            expect(same, config, f"saved and loaded, it has other {self.output}")
 
     def check_determinism(self, config: ConfigT) -> None:
-        """Without dropout, training mode has the same outputs; with dropout, it has others."""
+        """Training mode has other outputs with dropout, and the same outputs without it."""
         outputs = []
         for dropout, training in ((0.0, False), (0.0, True), (0.5, False), (0.5, True)):
             part = self.build(changed(config, dropout=dropout)).train(training)
@@ -77,7 +77,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             with torch.no_grad():
                 outputs.append(self.run(part))
         plain, training_mode, evaluation_mode, dropped = outputs
-        expect(torch.equal(plain, training_mode), config, f"dropout: 0, and training mode changes the {self.output}")
+        expect(torch.equal(plain, training_mode), config, f"dropout: 0, but training mode changes the {self.output}")
         expect(torch.equal(plain, evaluation_mode), config, f"dropout changes the {self.output} outside of training")
         expect(not torch.equal(plain, dropped), config, "dropout: 0.5 changes nothing in training mode")
 
@@ -87,7 +87,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             return
         part = self.build(changed(config, lora=None))
         linear = [path for path, module in part.named_modules() if isinstance(module, nn.Linear)]
-        # The head may share its weights with the embeddings, and then cannot be adapted alone.
+        # The head is excluded, because it may share its weights with the embeddings.
         names = {path.rsplit(".", 1)[-1] for path in linear} - {"lm_head"}
         expect(
             set(config.linear_layers) == names,
@@ -108,7 +108,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal(config, f"attention: {attention}, and auto", found, wanted)
 
     def check_packed_gradients(self, config: ConfigT) -> None:
-        """``attention: varlen`` has the gradients of padded rows, with and without gradient checkpointing."""
+        """Gradients with ``attention: varlen`` equal those of padded rows, with and without checkpointing."""
         for fields in self._trained_variants(config):
             _, wanted = self._calls_and_gradients(changed(config, **fields))
             for checkpointing in (False, True):
@@ -117,12 +117,12 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal_gradients(config, f"attention: varlen with {settings}", found, wanted)
 
     def check_checkpointing(self, config: ConfigT) -> None:
-        """``gradient_checkpointing`` runs layers again in the backward pass, and changes no gradient."""
+        """``gradient_checkpointing`` recomputes layers in the backward pass, and changes no gradient."""
         for fields in self._trained_variants(config):
             plain, wanted = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=False))
             recomputed, found = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=True))
             what = f"gradient_checkpointing with freeze: {str(fields['freeze']).lower()}"
-            expect(recomputed > plain, config, f"{what} computes nothing again in the backward pass")
+            expect(recomputed > plain, config, f"{what} recomputes nothing in the backward pass")
             expect_equal_gradients(config, what, found, wanted)
 
     def _trained_variants(self, config: ConfigT) -> Iterator[dict[str, Any]]:

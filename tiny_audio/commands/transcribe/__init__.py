@@ -63,7 +63,7 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
         model: an exported model's folder, or a run's.
         inputs: audio files, folders with some at any depth, ``-`` for standard input.
         options: how to transcribe and write.
-        write: receives the text for standard output, bit by bit.
+        write: receives the text for standard output in parts.
 
     Raises:
         UserError: the model cannot be loaded or does not support the options, or there is nothing to transcribe.

@@ -1,4 +1,4 @@
-"""A folder of transcripts: which exist already, and what made them."""
+"""The output folder: which transcripts exist already, and which model and options made them."""
 
 from __future__ import annotations
 
