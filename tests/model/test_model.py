@@ -14,7 +14,7 @@ from tiny_audio import ctc
 from tiny_audio.frames import Frames
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.parts import describe_parts
+from tiny_audio.model.parts_table import describe_parts
 
 SIZES = (16_000, 5_000, 11_111)
 

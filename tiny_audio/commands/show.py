@@ -55,7 +55,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.
     """
-    from tiny_audio.model.parts import describe_parts
+    from tiny_audio.model.parts_table import describe_parts
     from tiny_audio.plan.meta import build_on_meta
 
     built = build_on_meta(recipe)

@@ -15,8 +15,7 @@ from tiny_audio.decoders._cache import CausalLMCache, can_crop
 from tiny_audio.pretrained.building import (
     architecture_of,
     attention_implementation,
-    build_model,
-    load_model,
+    build_or_load,
     transformers_config,
 )
 from tiny_audio.pretrained.config import Attention
@@ -69,11 +68,9 @@ def build_causal_lm(
         }
     architecture = transformers_config(config_class or model_class.config_class, config, known, **settings)
     configure_dropout(architecture, config.dropout)
-    architecture._attn_implementation = _attention(model_class, architecture, config)
-    if known is not None:
-        model = build_model(model_class, architecture, config)
-    else:
-        model = load_model(model_class, architecture, config)
+    attention = _attention(model_class, architecture, config)
+    model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
+    if known is None:
         # The checkpoint's weights decide. With a wrong value in its config, a rebuilt model would differ.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
@@ -88,8 +85,10 @@ def build_causal_lm(
 
 def configure_dropout(architecture: Any, probability: float) -> None:
     """Set every dropout of a transformers config, for any family, and switch other randomness off."""
+    from transformers import PreTrainedConfig
+
     for name, value in vars(architecture).items():
-        if hasattr(value, "model_type"):  # a config inside this one
+        if isinstance(value, PreTrainedConfig):  # a config inside this one
             configure_dropout(value, probability)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             off = "layerdrop" in name or "drop_path" in name or "jitter_noise" in name

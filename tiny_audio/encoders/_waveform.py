@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import check_no_adapter, keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained.building import (
-    architecture_of,
-    attention_implementation,
-    build_model,
-    load_model,
-    transformers_config,
-)
+from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
@@ -113,13 +107,10 @@ def build_waveform_encoder(
     check_no_adapter(architecture, config)
     prefix = rf"({model_class.base_model_prefix}\.)?"
     cut = keep_layers(architecture, config, rf"{prefix}encoder\.layers")
-    architecture._attn_implementation = attention or attention_implementation(config)
-    if context.architecture is not None:
-        model = build_model(model_class, architecture, config)
-    else:
-        # The CTC head, and the learned vector of transformers' own SpecAugment.
-        ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
-        model = load_model(model_class, architecture, config, ignored)
+    # The CTC head, and the learned vector of transformers' own SpecAugment.
+    ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
+    rebuilt = context.architecture is not None
+    model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored, attention=attention)
     prepare_training(model, config)
     if not config.train_front_end:  # with requires_grad alone, gradients would still be computed for the input
         model.feature_extractor._freeze_parameters()

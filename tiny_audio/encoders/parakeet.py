@@ -13,13 +13,7 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained.building import (
-    architecture_of,
-    attention_implementation,
-    build_model,
-    load_model,
-    transformers_config,
-)
+from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
@@ -101,13 +95,10 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
         layerdrop=0.0,
     )
     cut = keep_layers(architecture, config, r"(encoder\.)?layers")
-    architecture._attn_implementation = attention_implementation(config)
-    if context.architecture is not None:
-        model = build_model(Layers, architecture, config)
-    else:
-        model = load_model(Layers, architecture, config, ignored=(*_NOT_USED, *cut))
-        if config.init == "random":
-            _initialize(model)
+    rebuilt = context.architecture is not None
+    model = build_or_load(Layers, architecture, config, rebuilt=rebuilt, ignored=(*_NOT_USED, *cut))
+    if config.init == "random" and not rebuilt:
+        _initialize(model)
     for layer in model.layers:
         layer.conv.norm = _FixedBatchNorm.of(layer.conv.norm)
     prepare_training(model, config)

@@ -12,13 +12,7 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import check_no_adapter, keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
-from tiny_audio.pretrained.building import (
-    architecture_of,
-    attention_implementation,
-    build_model,
-    load_model,
-    transformers_config,
-)
+from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
@@ -100,11 +94,8 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
     )
     check_no_adapter(architecture, config)
     cut = keep_layers(architecture, config, r"(wav2vec2_bert\.)?encoder\.layers")
-    architecture._attn_implementation = attention_implementation(config)
-    if context.architecture is not None:
-        model = build_model(Wav2Vec2BertModel, architecture, config)
-    else:
-        model = load_model(Wav2Vec2BertModel, architecture, config, ignored=(*_NOT_USED, *cut))
+    rebuilt = context.architecture is not None
+    model = build_or_load(Wav2Vec2BertModel, architecture, config, rebuilt=rebuilt, ignored=(*_NOT_USED, *cut))
     prepare_training(model, config)
     return W2vBertEncoder(model, config)
 

@@ -12,13 +12,7 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.pretrained.building import (
-    architecture_of,
-    attention_implementation,
-    build_model,
-    load_model,
-    transformers_config,
-)
+from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
 from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
@@ -83,14 +77,15 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
         encoder_layerdrop=0.0,
     )
     cut = keep_layers(architecture, config, r"model\.encoder\.layers")
-    architecture._attn_implementation = attention_implementation(config)
-    if context.architecture is not None or config.init == "random":
-        model = build_model(Layers, architecture, config)
-        if context.architecture is None:
-            _initialize(model)
-    else:
-        # WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
-        model = load_model(WhisperModel, architecture, config, ignored=[r"proj_out\.weight", *cut]).encoder
+    rebuilt = context.architecture is not None
+    # WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
+    complete = not rebuilt and config.init == "pretrained"
+    model_class, ignored = WhisperModel if complete else Layers, (r"proj_out\.weight", *cut)
+    model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored)
+    if complete:
+        model = model.encoder
+    elif not rebuilt:
+        _initialize(model)
     prepare_training(model, config)
     return WhisperEncoder(model, config)
 

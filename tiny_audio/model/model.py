@@ -13,17 +13,18 @@ from transformers.initialization import no_init_weights
 from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
-from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext, FeatureTransform
+from tiny_audio.decoders import DECODERS, DecoderConfig
+from tiny_audio.encoders import ENCODERS, EncoderConfig, FeatureTransform
 from tiny_audio.frames import Frames
 from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.decoding import GenerationConfig, Transcript
+from tiny_audio.model.parts import Parts, build_parts
 from tiny_audio.model.prompt import Prompt
 from tiny_audio.model.saved import SavedModel
 from tiny_audio.model.splicing import LinearCrossEntropy, TargetScores, splice, target_losses
 from tiny_audio.model.streamer import OnIds, OnText, TokenStreamer
-from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
+from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 
 
 class TinyAudioModel(SavedModel):
@@ -39,9 +40,9 @@ class TinyAudioModel(SavedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
 
-    def __init__(self, config: TinyAudioConfig, parts: tuple[Encoder, Projector, Decoder] | None = None) -> None:
+    def __init__(self, config: TinyAudioConfig, parts: Parts | None = None) -> None:
         super().__init__(config)
-        self.encoder, self.projector, self.decoder = parts or self._rebuild(config)
+        self.encoder, self.projector, self.decoder, _ = parts or self._rebuild(config)
         self.ctc_vocabulary = None
         self.ctc_head: nn.Linear | None = None
         if config.ctc_characters is not None:
@@ -71,33 +72,34 @@ class TinyAudioModel(SavedModel):
             UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`, or does not support
                 ``generation``.
         """
-        built_encoder = ENCODERS.build(encoder, EncoderContext())
-        built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer))
-        rms = built_decoder.embedding_rms()
-        context = ProjectorContext(built_encoder.dim, built_decoder.dim, built_encoder.frame_rate, rms)
+        parts = build_parts(encoder, projector, decoder, tokenizer)
         config = TinyAudioConfig(
             encoder=encoder.model_dump(mode="json"),
             projector=projector.model_dump(mode="json"),
             decoder=decoder.model_dump(mode="json"),
-            encoder_architecture=built_encoder.architecture(),
-            decoder_architecture=built_decoder.architecture(),
-            embedding_rms=rms,
+            encoder_architecture=parts.encoder.architecture(),
+            decoder_architecture=parts.decoder.architecture(),
+            embedding_rms=parts.embedding_rms,
             ctc_characters=ctc_vocabulary.characters if ctc_vocabulary else None,
             prompt_prefix_ids=prompt.prefix_ids,
             prompt_suffix_ids=prompt.suffix_ids,
             end_token_id=prompt.end_id,
             generation=(generation or GenerationConfig()).model_dump(mode="json"),
         )
-        model = cls(config, (built_encoder, PROJECTORS.build(projector, context), built_decoder))
+        model = cls(config, parts)
         model.uses_ctc_draft()  # raises for settings that the model does not support
         return model
 
     @staticmethod
-    def _rebuild(config: TinyAudioConfig) -> tuple[Encoder, Projector, Decoder]:
-        encoder = ENCODERS.build(ENCODERS.parse(config.encoder), EncoderContext(config.encoder_architecture))
-        decoder = DECODERS.build(DECODERS.parse(config.decoder), DecoderContext(None, config.decoder_architecture))
-        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, config.embedding_rms)
-        return encoder, PROJECTORS.build(PROJECTORS.parse(config.projector), context), decoder
+    def _rebuild(config: TinyAudioConfig) -> Parts:
+        return build_parts(
+            ENCODERS.parse(config.encoder),
+            PROJECTORS.parse(config.projector),
+            DECODERS.parse(config.decoder),
+            encoder_architecture=config.encoder_architecture,
+            decoder_architecture=config.decoder_architecture,
+            embedding_rms=config.embedding_rms,
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: parts initialize themselves, and a loaded model must hold every key."""

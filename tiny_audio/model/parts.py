@@ -1,46 +1,46 @@
-"""A table of a model's parts."""
+"""The parts of a model, built so that they fit each other."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from tiny_audio.model.model import TinyAudioModel
-
-
-def describe_parts(model: TinyAudioModel) -> list[dict[str, Any]]:
-    """Return a row for each part: class, parameters, trainable parameters, output width and output rate."""
-    rows = []
-    for part in ("encoder", "projector", "decoder", "ctc_head"):
-        module = getattr(model, part)
-        if module is None:
-            continue
-        parameters = list(module.parameters())  # a tied tensor is listed once
-        rows.append(
-            {
-                "part": part,
-                "name": (getattr(model.config, part, None) or {}).get("name"),
-                "class": type(module).__name__,
-                "total": sum(tensor.numel() for tensor in parameters),
-                "trainable": sum(tensor.numel() for tensor in parameters if tensor.requires_grad),
-                "dim": {
-                    "encoder": model.encoder.dim,
-                    "projector": model.decoder.dim,
-                    "decoder": model.decoder.dim,
-                    "ctc_head": len(model.ctc_vocabulary or ()),
-                }[part],
-                "frame_rate_hz": _frame_rate(model, part),
-            }
-        )
-    return rows
+from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
+from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 
 
-def _frame_rate(model: TinyAudioModel, part: str) -> float | None:
-    if part == "decoder":
-        return None
-    if part == "projector":
-        # Over a minute, so that rounding at the end of a clip is negligible.
-        frames = torch.tensor([round(60 * model.encoder.frame_rate)])
-        return int(model.projector.max_embeddings(frames)) / 60
-    return model.encoder.frame_rate
+class Parts(NamedTuple):
+    """An encoder, a projector and a decoder that fit each other."""
+
+    encoder: Encoder
+    projector: Projector
+    decoder: Decoder
+    embedding_rms: float
+    """The level of the decoder's embeddings, with which the projector was built."""
+
+
+def build_parts(
+    encoder: EncoderConfig,
+    projector: ProjectorConfig,
+    decoder: DecoderConfig,
+    tokenizer: Any = None,
+    *,
+    encoder_architecture: dict[str, Any] | None = None,
+    decoder_architecture: dict[str, Any] | None = None,
+    embedding_rms: float | None = None,
+) -> Parts:
+    """Build the parts, the projector last: its sizes follow from the other two.
+
+    Args:
+        tokenizer: see :class:`DecoderContext`.
+        encoder_architecture, decoder_architecture: of an earlier build; None reads checkpoints.
+        embedding_rms: None measures it.
+
+    Raises:
+        UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`.
+    """
+    built_encoder = ENCODERS.build(encoder, EncoderContext(encoder_architecture))
+    built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer, decoder_architecture))
+    rms = built_decoder.embedding_rms() if embedding_rms is None else embedding_rms
+    context = ProjectorContext(built_encoder.dim, built_decoder.dim, built_encoder.frame_rate, rms)
+    return Parts(built_encoder, PROJECTORS.build(projector, context), built_decoder, rms)

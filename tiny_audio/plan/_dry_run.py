@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -246,4 +247,4 @@ def _leaves(values: Any) -> Iterator[Tensor]:
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
     """Tensors of a part's output: one, a tuple of them, or the fields of a dataclass."""
-    return _leaves(vars(outputs).values() if hasattr(outputs, "__dataclass_fields__") else (outputs,))
+    return _leaves(vars(outputs).values() if is_dataclass(outputs) else (outputs,))

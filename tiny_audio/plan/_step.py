@@ -62,7 +62,7 @@ class DryRunResult:
     flops: dict[str, dict[str, int]]
     """Part -> ``forward`` and ``backward``."""
     parts: list[dict[str, Any]]
-    """Rows of :func:`tiny_audio.model.parts.describe_parts`."""
+    """Rows of :func:`tiny_audio.model.parts_table.describe_parts`."""
     approximate: bool
     """Whether sizes depend on a vocabulary that follows from the transcripts."""
     num_tokens: int
@@ -122,7 +122,7 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.
     """
     prompt_tokens = prompt_tokens_of(recipe)
-    from tiny_audio.model.parts import describe_parts
+    from tiny_audio.model.parts_table import describe_parts
 
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from tiny_audio.decoders import DECODERS, SPECIAL_TOKENS, DecoderContext
-from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.decoders import SPECIAL_TOKENS
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.packing import VARLEN
 from tiny_audio.pretrained.published import read_architecture
-from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -77,17 +75,21 @@ def build_stand_in(
     """
     from tiny_audio.model.config import TinyAudioConfig
     from tiny_audio.model.model import TinyAudioModel
+    from tiny_audio.model.parts import build_parts
 
     def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
         return read_architecture(part) if random_weights else None
 
     with torch.device(device):
-        encoder = ENCODERS.build(recipe.encoder, EncoderContext(architecture(recipe.encoder)))
-        decoder = DECODERS.build(
-            recipe.decoder, DecoderContext(_stand_in_tokenizer(recipe), architecture(recipe.decoder))
+        parts = build_parts(
+            recipe.encoder,
+            recipe.projector,
+            recipe.decoder,
+            _stand_in_tokenizer(recipe),
+            encoder_architecture=architecture(recipe.encoder),
+            decoder_architecture=architecture(recipe.decoder),
+            embedding_rms=1.0,
         )
-        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, embedding_rms=1.0)
-        projector = PROJECTORS.build(recipe.projector, context)
         config = TinyAudioConfig(
             encoder={"name": recipe.encoder.name},
             projector={"name": recipe.projector.name},
@@ -95,7 +97,7 @@ def build_stand_in(
             ctc_characters=[chr(97 + index) for index in range(LETTERS)] if recipe.ctc else None,
             prompt_suffix_ids=[0] * prompt_tokens,
         )
-        return TinyAudioModel(config, (encoder, projector, decoder))
+        return TinyAudioModel(config, parts)
 
 
 def _portable(part: _PartConfig) -> _PartConfig:

@@ -123,8 +123,36 @@ def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> 
         ) from error
 
 
-def load_model(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str] = ()) -> Any:
-    """Build a transformers model with the checkpoint's weights, or with random ones under ``init: random``.
+def build_or_load(
+    model_class: Any,
+    config: Any,
+    part: TransformersPartConfig,
+    *,
+    rebuilt: bool,
+    ignored: Collection[str] = (),
+    attention: str | None = None,
+) -> Any:
+    """Build a transformers model for weights that follow, or load the weights that the recipe asks for.
+
+    Args:
+        model_class: a ``transformers`` model class.
+        config: its config, from :func:`transformers_config`; its attention implementation is set here.
+        part: the part's section of the recipe.
+        rebuilt: an earlier build is repeated, whose weights the caller loads.
+        ignored: see :func:`load_pretrained`.
+        attention: an implementation by its name in transformers; None takes the part's own.
+
+    Raises:
+        UserError: see :func:`attention_implementation`, :func:`build_model` and :func:`load_pretrained`.
+    """
+    config._attn_implementation = attention or attention_implementation(part)
+    if rebuilt or part.init == "random":
+        return build_model(model_class, config, part)
+    return load_pretrained(model_class, config, part, ignored)
+
+
+def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig, ignored: Collection[str]) -> Any:
+    """Build a transformers model with the weights of the part's checkpoint.
 
     Args:
         model_class: a ``transformers`` model class.
@@ -135,8 +163,6 @@ def load_model(model_class: Any, config: Any, part: TransformersPartConfig, igno
     Raises:
         UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
     """
-    if part.init == "random":
-        return build_model(model_class, config, part)
     model, info = read_checkpoint(
         part,
         model_class.from_pretrained,

@@ -40,11 +40,17 @@ class PocketSphinxConfig(ProviderConfig):
         return cls()
 
 
+class _Decoders(threading.local):
+    """Each thread's own decoder."""
+
+    decoder: Any = None
+
+
 class PocketSphinx(Provider):
     """A decoder for each thread, since one serves one utterance at a time."""
 
     def __init__(self) -> None:
-        self._decoders = threading.local()
+        self._decoders = _Decoders()
         self._decoder()  # a model that cannot be loaded is said at once
 
     def transcribe(self, audio: bytes) -> ProviderTranscript:
@@ -73,10 +79,10 @@ class PocketSphinx(Provider):
 
     def close(self) -> None:
         """See :meth:`Provider.close`."""
-        self._decoders = threading.local()
+        self._decoders = _Decoders()
 
     def _decoder(self) -> Any:
-        if not hasattr(self._decoders, "decoder"):
+        if self._decoders.decoder is None:
             from pocketsphinx import Decoder
 
             self._decoders.decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")

@@ -143,14 +143,16 @@ def _parts(recipe: Recipe) -> Errors:
     taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         place = f"{kind}.{part.name}"
-        if part.attention == "flash_attention_2" and (training.precision != "bf16" or recipe.execution.device == "cpu"):
+        if part.attention == "flash_attention_2" and (
+            training.precision != "bf16" or recipe.execution.device in ("cpu", "mps")
+        ):
             yield (
                 f"{place}.attention",
                 "flash_attention_2 needs a GPU and half precision; set training.precision: bf16, or use sdpa",
             )
         for field in ("learning_rate", "weight_decay"):
             # The weights of a weighted sum of layers train in a frozen encoder too, and have one dimension.
-            weighted = field == "learning_rate" and getattr(part, "layer", None) == "weighted"
+            weighted = field == "learning_rate" and kind == "encoder" and recipe.encoder.layer == "weighted"
             if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
                 yield f"{place}.{field}", "has no effect, since the part is frozen; remove it, or add lora"
         if part.gradient_checkpointing and not _has_gradients(recipe, kind):
@@ -203,7 +205,7 @@ def _ctc(recipe: Recipe) -> Errors:
 
 def _optimization(recipe: Recipe) -> Errors:
     """Fields of the training section fit each other and the device."""
-    training = recipe.training
+    training, device = recipe.training, recipe.execution.device
     if training.warmup_steps >= training.steps:
         yield (
             "training.warmup_steps",
@@ -214,16 +216,15 @@ def _optimization(recipe: Recipe) -> Errors:
     for beta in training.adam_betas:
         if not 0 <= beta < 1:
             yield "training.adam_betas", f"each must be at least 0 and below 1, not {beta}"
-    if recipe.execution.fused_cross_entropy and recipe.execution.device in ("cpu", "mps"):
-        device = recipe.execution.device
+    if recipe.execution.fused_cross_entropy and device in ("cpu", "mps"):
         yield "execution.fused_cross_entropy", f"needs a CUDA GPU, and execution.device is {device}; set it to false"
     if recipe.execution.fused_cross_entropy and not recipe.decoder.plain_head:
         yield (
             "execution.fused_cross_entropy",
             f"is not supported by the decoder {recipe.decoder.name!r}, which may transform its logits; set it to false",
         )
-    if training.tf32 and recipe.execution.device == "cpu":
-        yield "training.tf32", "has no effect with execution.device: cpu; set it to false"
+    if training.tf32 and device in ("cpu", "mps"):
+        yield "training.tf32", f"has no effect with execution.device: {device}; set it to false"
 
 
 _RULES = (_clips, _evaluation, _parts, _ctc, _optimization)

@@ -15,7 +15,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.parts import describe_parts
+from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe
