@@ -14,7 +14,7 @@ from tests.analysis.runs import COUNT, MakeVariant, Row, number_of, only, read, 
 from tests.support.html import Page
 from tiny_audio.analysis.compare import compare_folders
 from tiny_audio.analysis.report import render_comparison
-from tiny_audio.analysis.rescore import audio_reader
+from tiny_audio.analysis.report.audio import audio_reader
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.cli import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,11 +92,11 @@ def test_other_audio_under_the_same_names(variant: MakeVariant) -> None:
 
     def moved(row: Row) -> None:
         if number_of(row) < 3:
-            row["audio_filepath"] = f"/noisy/{row['id']}"
+            row["audio_filepath"] = f"/data/noisy-{number_of(row)}.wav"
 
     comparison = compare_folders([one, variant("noisy", moved)])
     (doubt,) = only(comparison)["doubts"]
-    assert_names(ValueError(doubt), "noisy 3 one held_out/clip000.wav: /noisy/held_out/clip000.wav")
+    assert_names(ValueError(doubt), "noisy 3 one held_out/clip000.wav: /data/noisy-0.wav")
     assert f"  warning: {doubt}\n" in comparison_table(comparison)
     assert f"Warning: {doubt}." in Page(render_comparison(comparison, no_audio)).words
 
@@ -103,6 +104,31 @@ def test_other_audio_under_the_same_names(variant: MakeVariant) -> None:
     (doubt,) = only(compare_folders([one, fresh]))["doubts"]
     assert_names(ValueError(doubt), "fresh one fingerprints")
     assert only(compare_folders([one, one]))["doubts"] == []
+
+    both = variant("both", moved, provenance__evaluation_data={"held_out": "0" * 64})
+    assert len(only(compare_folders([one, both]))["doubts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ("/data/{}.wav", "/mnt/copy/{}.wav"),
+        ("/data/a.parquet#row_group=0&row={}&column=audio", "/mnt/a.parquet#row_group=0&row={}&column=audio"),
+        (
+            "hf://datasets/a/b@111/x.parquet#row_group=0&row={}&column=audio",
+            "hf://datasets/a/b@222/x.parquet#row_group=0&row={}&column=audio",
+        ),
+    ],
+)
+def test_the_same_data_at_another_root_or_revision(variant: MakeVariant, here: str, there: str) -> None:
+    def at(address: str) -> Callable[[Row], None]:
+        return lambda row: row.update(audio_filepath=address.format(number_of(row)))
+
+    first = variant("one", at(here))
+    comparison = compare_folders([first, variant("two", at(there))])
+    assert only(comparison)["doubts"] == []
+    other = compare_folders([first, variant("three", at(there.replace("{}", "1{}")))])
+    assert len(only(other)["doubts"]) == 1
 
 
 def test_other_normalizers(variant: MakeVariant) -> None:

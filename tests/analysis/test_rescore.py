@@ -19,8 +19,8 @@ from tests.support.html import Page
 from tests.support.messages import assert_names
 from tests.support.sclite import corrupted
 from tiny_audio.analysis.report import render_targets
-from tiny_audio.analysis.rescore import Rescored, audio_reader, read_targets, rescore
-from tiny_audio.analysis.rescore._sounds import MAX_CLIP_BYTES
+from tiny_audio.analysis.report.audio import FULL, MAX_CLIP_BYTES, TOO_LARGE, audio_reader
+from tiny_audio.analysis.rescore import Rescored, read_targets, rescore
 from tiny_audio.analysis.scoring import align, normalizer, paired_difference, score
 from tiny_audio.analysis.significance import matched_pairs
 from tiny_audio.analysis.tables import rescore_table
@@ -266,7 +266,7 @@ def test_the_table_says_what_counts(write: Write) -> None:
     assert "failed: share of all clips of the target" in text
     # Six speakers, all in favor of one: a coin shows one face six times in a row, either, once in 32 times.
     number = r" +-\d+\.\d\d +\[-\d+\.\d\d, -\d+\.\d\d\]"
-    assert re.search(rf"better +better{number} +0\.0\d\d +0\.0\d\d +<0\.001", text)
+    assert re.search(rf"better +better{number} +0\.0\d\d +0\.0\d\d +\d+ +\d+\.\d\d\d +<0\.001", text)
     assert "whole groups by speaker" in text
     assert "RTFx" not in text  # no file has times
     assert "worse, the worst" in text
@@ -350,12 +350,16 @@ def test_clips_that_are_too_long_stay_outside(tmp_path: Path) -> None:
     short.write_bytes(b"fLaC")
     read = audio_reader([tmp_path / "hypotheses.jsonl"])
     assert read({"audio_filepath": "short.flac"}) == read({"audio_filepath": str(short)}) == b"fLaC"
-    for path in ("long.flac", str(missing), "bad\0name", "x" * 5000, None):
+    assert read({"audio_filepath": "long.flac"}) == TOO_LARGE
+    for path in (str(missing), "bad\0name", "x" * 5000, None):
         assert read({"audio_filepath": path}) is None
     for number in range(13):
         (tmp_path / f"{number}.flac").write_bytes(bytes(MAX_CLIP_BYTES))
-    taken = [read({"audio_filepath": f"{number}.flac"}) is not None for number in range(13)]
-    assert taken == [*[True] * 11, False, False]  # 24 MiB, less what the short one took
+    taken = [read({"audio_filepath": f"{number}.flac"}) for number in range(13)]
+    assert taken == [*[bytes(MAX_CLIP_BYTES)] * 11, FULL, FULL]  # 24 MiB, less what the short one took
+    (tmp_path / "last.flac").write_bytes(b"fLaC")
+    assert read({"audio_filepath": "last.flac"}) == FULL, "nothing is read for a page that is full"
+    assert read({"audio_filepath": "0.flac"}) == bytes(MAX_CLIP_BYTES), "it is in the page already"
 
 
 def test_the_command(with_sound: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,5 +138,8 @@ def test_an_evaluation_manifest_that_was_mended_is_scored_again(call: Output, tr
     rows[0]["text"] += " left right stop"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert words() == before + 3
+
+    manifest.write_text("".join(json.dumps(row | {"duration": 900.0}) + "\n" for row in rows))
+    assert call(*command, "--output-dir", folder)[0] == 2, "a set without a usable clip is not one that is gone"
     manifest.unlink()
     assert words() == before + 3

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.hub_server import Hub, Repo, forget, running_hub, use_hub
 from tests.support.parquet_shards import encoded_clip, parquet_bytes, write_parquet
 from tiny_audio.config import UserError
-from tiny_audio.sources import SOURCES, AudioAddress, HubFile, ParquetCell, SourceContext
+from tiny_audio.sources import SOURCES, AudioAddress, HubFile, NotCachedError, ParquetCell, SourceContext
 
 _NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 _PATHS = st.builds("/data/{}.flac".format, _NAMES).map(Path)
@@ -75,6 +75,13 @@ def test_every_source_gives_addresses_that_read_its_audio(tmp_path: Path, monkey
         forget()
         address.read(tmp_path / "cache")
         assert len(hub.requests) == requests, "the source's own cache has it"
+        assert address.read(tmp_path / "cache", offline=True) == wanted
+        for file in (address.file, HubFile("none/at all", "main", "a.flac")):
+            for cell in (address.cell, None):
+                forget()
+                with pytest.raises(NotCachedError):
+                    AudioAddress(file, cell).read(tmp_path / "empty", offline=True)
+        assert len(hub.requests) == requests
 
 
 @pytest.mark.parametrize("text", ["none.flac", "none.parquet#row_group=0&row=0&column=audio", "x\0.flac", "x" * 5_000])

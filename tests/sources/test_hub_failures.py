@@ -40,13 +40,15 @@ def test_a_fifth_of_all_answers_fail(hub: Hub, tmp_path: Path, waits: list[float
     assert len(waits) >= 5
 
 
-def test_a_limit_is_waited_for(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
+def test_a_limit_is_waited_for(hub: Hub, tmp_path: Path, waits: list[float], caplog: pytest.LogCaptureFixture) -> None:
     source = build(tmp_path)
     first = source.index().utterances[0]
     hub.reset_s = 77
     hub.fault = lambda number, path: "limit" if len(waits) < 2 else None
     assert source.encoded(first) == loquacious_row(0)["wav"]["bytes"]
     assert waits == pytest.approx([78.5, 78.5], abs=0.5)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [re.sub(r"7\d\.\d", "N", text) for text in warnings] == ["the hub answers HTTP 429; trying again in N s"] * 2
 
     waits.clear()
     forget()

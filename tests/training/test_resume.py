@@ -294,6 +294,28 @@ def test_a_report_that_was_not_written_is_written(recipe: Path, finished: Path) 
     assert again(recipe, finished)[1] == {"report.html", "report.json", "model/README.md", "state.json"}
 
 
+def test_a_report_plays_the_clips_of_older_hypotheses(recipe: Path, finished: Path) -> None:
+    """They name clips as the source does, not by their addresses."""
+    players = (finished / "report.html").read_text().count("<audio")
+    assert players
+    path = finished / "evaluation" / "held_out.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"audio_filepath": f"held_out:{row['id']}"}) + "\n" for row in rows))
+    (finished / "report.html").unlink()
+    assert again(recipe, finished)[0] == 0
+    assert (finished / "report.html").read_text().count("<audio") == players
+
+
+def test_flops_are_counted_in_a_run_that_an_older_version_started(recipe: Path, finished: Path) -> None:
+    path = finished / "state.json"
+    state = json.loads(path.read_text())
+    work = state["training"].pop("work")
+    state["training"]["finished"] = False
+    path.write_text(json.dumps(state))
+    assert again(recipe, finished)[0] == 0
+    assert json.loads(path.read_text())["training"]["work"] == work
+
+
 def test_a_model_that_is_gone_is_made_again(recipe: Path, finished: Path) -> None:
     before = snapshot(finished)
     shutil.rmtree(finished / "model")

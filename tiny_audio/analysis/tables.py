@@ -57,11 +57,25 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
         units: what is resampled.
     """
     size = len(differences)
-    rows = [[f"against {baseline}", "set", "", "difference", "95 % interval", "p", "adjusted", "MAPSSWE p"]]
+    rows = [
+        [
+            f"against {baseline}",
+            "set",
+            "",
+            "difference",
+            "95 % interval",
+            "p",
+            "adjusted",
+            "segments",
+            "MAPSSWE z",
+            "MAPSSWE p",
+        ]
+    ]
     for set_name, entry in differences:
         cells = [entry.name, set_name, entry.verdict, f"{100 * entry.difference:+.2f}", _ends(entry.interval, "+")]
-        mapsswe = "" if entry.mapsswe is None else _p(entry.mapsswe.p_value)
-        rows.append([*cells, _p(entry.p_value), _p(entry.p_adjusted), mapsswe])
+        test = entry.mapsswe
+        mapsswe = [""] * 3 if test is None else [f"{test.num_segments:,}", f"{test.z:.3f}", _p(test.p_value)]
+        rows.append([*cells, _p(entry.p_value), _p(entry.p_adjusted), *mapsswe])
     empty = [index for index, column in enumerate(zip(*rows[1:], strict=True)) if not any(column)]
     kept = [[cell for index, cell in enumerate(row) if index not in empty] for row in rows]
     return (

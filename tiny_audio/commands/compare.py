@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_audio.analysis.compare import compare_folders
 from tiny_audio.analysis.report import render_comparison
-from tiny_audio.analysis.rescore import audio_reader
+from tiny_audio.analysis.report.audio import audio_reader
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands._output import check_page, print_json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_audio.analysis.rescore import audio_reader
+from tiny_audio.analysis.report.audio import audio_reader
 from tiny_audio.analysis.rescore import rescore as rescore_files
 from tiny_audio.analysis.tables import rescore_table
 from tiny_audio.commands._output import check_page, print_json

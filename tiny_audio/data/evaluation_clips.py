@@ -45,10 +45,19 @@ def evaluation_clips(
     Raises:
         UserError: the source cannot be read, no clip is usable, or no clip has the column ``group_by``.
     """
-    found = ClipSet.gather({name: source}, 0.0, math.inf if encoder is None else longest_duration_s(encoder))
+    found = unchecked_evaluation_clips(name, source, encoder)
     found.check_any(place)
     check_group_by(found.clips, group_by)
     return found
+
+
+def unchecked_evaluation_clips(name: str, source: Source, encoder: EncoderConfig | None) -> ClipSet:
+    """As :func:`evaluation_clips`, where it is allowed that there is no usable clip.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    return ClipSet.gather({name: source}, 0.0, math.inf if encoder is None else longest_duration_s(encoder))
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:

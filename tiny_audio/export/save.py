@@ -85,7 +85,10 @@ def check_replaceable(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        ours = json.loads((folder / "config.json").read_text()).get("model_type") == TinyAudioConfig.model_type
+        ours = (
+            json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+            == TinyAudioConfig.model_type
+        )
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:

@@ -57,6 +57,8 @@ class RetryPolicy:
     """Longest wait if the server does not ask for one."""
     max_asked_wait_s: float = math.inf
     """If the server asks for more, the request has failed."""
+    log_level: int = logging.INFO
+    """Of the message before each wait."""
 
     def call(self, attempt: Callable[[], ResultT]) -> ResultT:
         """The result of ``attempt``, which is called again when it raises :class:`TransientError`.
@@ -69,7 +71,7 @@ class RetryPolicy:
             stop=self._stop,
             wait=self._wait_s,
             sleep=_sleep,
-            before_sleep=_log,
+            before_sleep=self._log,
             reraise=True,
         )
         return retrying(attempt)
@@ -87,6 +89,9 @@ class RetryPolicy:
         # Never before the time, and not all at once. Some servers say 0 to everybody.
         return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
 
+    def _log(self, state: tenacity.RetryCallState) -> None:
+        _LOG.log(self.log_level, "%s; trying again in %.1f s", _error(state), state.upcoming_sleep)
+
 
 def _error(state: tenacity.RetryCallState) -> TransientError:
     assert state.outcome is not None
@@ -97,10 +102,6 @@ def _error(state: tenacity.RetryCallState) -> TransientError:
 
 def _sleep(seconds: float) -> None:
     time.sleep(seconds)  # looked up at each call: tests replace it
-
-
-def _log(state: tenacity.RetryCallState) -> None:
-    _LOG.info("%s; trying again in %.1f s", _error(state), state.upcoming_sleep)
 
 
 def asked_wait_s(headers: Mapping[str, str], now: float) -> float | None:

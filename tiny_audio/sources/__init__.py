@@ -11,7 +11,7 @@ import numpy as np
 
 from tiny_audio.config import Config
 from tiny_audio.registry import Registry
-from tiny_audio.sources._address import AudioAddress, HubFile, ParquetCell
+from tiny_audio.sources._address import AudioAddress, HubFile, NotCachedError, ParquetCell
 
 __all__ = [
     "SOURCES",
@@ -20,6 +20,7 @@ __all__ = [
     "Dropped",
     "HubFile",
     "Index",
+    "NotCachedError",
     "ParquetCell",
     "Source",
     "SourceConfig",

@@ -17,6 +17,10 @@ _TEXT = re.compile(
 )
 
 
+class NotCachedError(UserError):
+    """Audio on the hub that is not in the cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a dataset on the hub."""
@@ -75,22 +79,26 @@ class AudioAddress:
         cell = ParquetCell(int(row_group), int(row), unquote(column)) if column else None
         return cls(base_folder / local if local else HubFile(repo, unquote(revision), path), cell)
 
-    def read(self, cache_dir: Path) -> bytes:
+    def read(self, cache_dir: Path, *, offline: bool = False) -> bytes:
         """The encoded audio.
 
         Args:
             cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. A row group that a source has cached there is
                 used. Others are cached within a bound of their own.
+            offline: do not use the network.
 
         Raises:
             UserError: it is not there or cannot be read.
+            NotCachedError: ``offline`` is set, and it would have to be fetched.
             AudioError: the row holds no audio.
         """
         if self.cell is not None:
             from tiny_audio.sources._row_groups import read_cell_anywhere
 
-            return read_cell_anywhere(self, cache_dir)
+            return read_cell_anywhere(self, cache_dir, offline=offline)
         if isinstance(self.file, HubFile):
+            if offline:
+                raise NotCachedError(f"{self} is not in the cache")
             from tiny_audio.sources._hub.ranges import RangeFile
 
             return RangeFile(self.file).read()

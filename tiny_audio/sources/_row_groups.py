@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cachetools import LRUCache, cached
 
 from tiny_audio.config import UserError
-from tiny_audio.sources import AudioAddress, HubFile
+from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 from tiny_audio.sources._disk_cache import CachedClips, DiskCache, read_mapped
 from tiny_audio.sources._hub.ranges import RangeFile
 from tiny_audio.sources._parquet import BrokenShardError, clip_bytes, one_line, read_audio, read_error, row_name
@@ -106,7 +106,7 @@ def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
     return clip_bytes(clips, cell.row, where)
 
 
-def read_cell_anywhere(address: AudioAddress, cache_dir: Path) -> bytes:
+def read_cell_anywhere(address: AudioAddress, cache_dir: Path, *, offline: bool) -> bytes:
     """As :func:`read_cell`, for a reader that does not know in which source's cache the row group may be."""
     assert address.cell is not None
     file, cell = address.file, address.cell
@@ -115,11 +115,13 @@ def read_cell_anywhere(address: AudioAddress, cache_dir: Path) -> bytes:
         name = RowGroup(file, cell.row_group, cell.column).cache_name()
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-    for path in folder.glob(f"*/{name}.arrow"):
-        clips = read_mapped(path)
-        if clips is not None:
-            return clip_bytes(clips, cell.row, row_name(str(file), cell.row_group, cell.row))
     try:
+        for path in folder.glob(f"*/{name}.arrow"):
+            clips = read_mapped(path)
+            if clips is not None:
+                return clip_bytes(clips, cell.row, row_name(str(file), cell.row_group, cell.row))
+        if offline and isinstance(file, HubFile):
+            raise NotCachedError(f"{address} is not in the cache")
         return read_cell(address, DiskCache(folder / "addresses", _ANYWHERE_BYTES))
     except (IndexError, KeyError) as error:
         raise UserError(f"{address} does not exist: {error}") from error

@@ -66,6 +66,7 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     # Attention counts too: products of queries with keys and of weights with values, 10 by 10 for each of two clips.
     linear = 2 * 10 * (5 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 32 * 48)
     assert attention["flops"] == 2 * (linear + 2 * 2 * 10 * 10 * 32)
+    assert measured["neighbours"]["in_dim"] == 32  # the key of files that exist
     table = timings_table(measured).splitlines()
     assert table[1].split()[:3] == ["swiglu", "hidden_dim=64", "stack=4"]
     assert "32 → 48 channels at 50 frames/s, fp32, cpu" in table[-1]

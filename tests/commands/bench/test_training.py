@@ -16,7 +16,8 @@ from tiny_audio.cli import main
 from tiny_audio.commands.bench.tables import results_table
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 from tiny_audio.commands.bench.variants import Variant, Variants
-from tiny_audio.config import UserError
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.training.loop import Budget
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
@@ -135,6 +136,18 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
 def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         TrainedBenchmark(plan(home, **changes), tmp_path, lambda note: None)
+
+
+def test_the_bounds_of_evaluation_clips_are_part_of_a_unit(home: Path, tmp_path: Path) -> None:
+    bench = TrainedBenchmark(plan(home), tmp_path, lambda note: None)
+    assert bench._inputs["max_duration_s"] == {"held_out": longest_duration_s(bench.recipe.encoder)}
+
+
+def test_a_variant_that_diverges_is_named(home: Path, tmp_path: Path) -> None:
+    overrides = ("training.learning_rate=1e30", "training.max_skipped_steps=0", "training.warmup_steps=0")
+    bench = TrainedBenchmark(plan(home, overrides=overrides), tmp_path, lambda note: None)
+    with pytest.raises(RunFailed, match=r"^variant swiglu, seed 0: .* or leave this variant out$"):
+        bench.complete()
 
 
 def test_the_command_prints_json(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
+from tiny_audio.sources import AudioAddress, HubFile
 
 Row = dict[str, Any]
 """A row of hypotheses: the keys below of :data:`tiny_audio.evaluation.Hypothesis`."""
@@ -174,20 +175,29 @@ def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]
         elsewhere = [
             (here, there)
             for here, there in zip(rows[0], theirs, strict=True)
-            if here["audio_filepath"] != there["audio_filepath"]
+            if _portable(here["audio_filepath"]) != _portable(there["audio_filepath"])
         ]
         if elsewhere:
             here, there = elsewhere[0]
             yield (
-                f"{run.name} read {len(elsewhere)} clips from other places than {runs[0].name}, such as {here['id']}: "
+                f"{run.name} read {len(elsewhere)} clips from other files than {runs[0].name}, such as {here['id']}: "
                 f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, but "
                 "check that the audio is the same"
             )
-        elif run.fingerprint(set_name) != runs[0].fingerprint(set_name):
+        if run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (
                 f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
                 "references and lengths of the clips agree: the rest of the set, or its revision, differs"
             )
+
+
+def _portable(audio_filepath: str | None) -> str:
+    """The part of an address that is the same on every machine and at every revision."""
+    if not audio_filepath:
+        return ""
+    address = AudioAddress.parse(audio_filepath, Path())
+    file = address.file
+    return f"{f'{file.repo}/{file.path}' if isinstance(file, HubFile) else file.name}#{address.cell}"
 
 
 def _is_same(row: Row, other: Row) -> bool:

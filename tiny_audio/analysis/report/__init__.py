@@ -29,7 +29,8 @@ from tiny_audio.analysis.report._html import (
 from tiny_audio.analysis.report._svg import IntervalRow, Series, interval_plot, line_chart
 from tiny_audio.analysis.report._systems import scores_table
 from tiny_audio.analysis.report._targets import render_targets
-from tiny_audio.analysis.report._utterances import ReadAudio, Row, Scored, confusion_tables, legend, utterances
+from tiny_audio.analysis.report._utterances import Scored, confusion_tables, legend, utterances
+from tiny_audio.analysis.report.audio import ReadAudio, Row
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.runtime.yaml_file import dump_yaml
 
@@ -49,8 +50,8 @@ def render_report(
         metrics: the rows of ``metrics.jsonl``; if a resume wrote a step twice, the later row counts.
         hypotheses: per set, rows with ``id``, ``text`` and ``pred_text``, and where known ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
-        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or ``None``. It is called for a few
-            rows of each set. The clips become part of the page.
+        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or why there is none. It is
+            called for a few rows of each set. The clips become part of the page.
 
     Raises:
         UserError: a set's ``normalizer`` is unknown.

@@ -30,7 +30,8 @@ from tiny_audio.analysis.report._systems import (
     slices_table,
     verdicts,
 )
-from tiny_audio.analysis.report._utterances import ReadAudio, audio_player
+from tiny_audio.analysis.report._utterances import audio_player
+from tiny_audio.analysis.report.audio import ReadAudio
 from tiny_audio.analysis.tables import units_text, with_seeds
 
 

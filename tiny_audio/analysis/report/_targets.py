@@ -17,13 +17,13 @@ from tiny_audio.analysis.report._systems import (
     verdicts,
 )
 from tiny_audio.analysis.report._utterances import (
-    ReadAudio,
     Scored,
     audio_player,
     confusion_tables,
     legend,
     utterances,
 )
+from tiny_audio.analysis.report.audio import ReadAudio
 from tiny_audio.analysis.rescore import Rescored
 from tiny_audio.analysis.tables import units_text
 

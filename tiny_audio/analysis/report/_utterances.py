@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tiny_audio.analysis.report._html import Markup, count, number, percent, table, tag
+from tiny_audio.analysis.report.audio import ReadAudio, Row
 from tiny_audio.analysis.scoring import Alignment, Normalizer, align, confusions, loops
-
-Row = Mapping[str, Any]
-ReadAudio = Callable[[Row], bytes | None]
 
 _NUM_WORST = 10
 _NUM_RANDOM = 3
@@ -120,13 +117,14 @@ def _pair(reference: str | None, hypothesis: str | None) -> Markup:
     return tag("span", tag("i", reference or ""), tag("i", hypothesis or ""), class_=f"pair{kind}", title=title)
 
 
-def audio_player(data: bytes | None) -> Markup:
+def audio_player(data: bytes | str | None) -> Markup:
     """A player for an encoded clip, or the reason why there is none."""
+    if data is None or isinstance(data, str):
+        return tag("small", data or "no audio available", class_="muted")
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
     types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag
-    kind = next((kind for magic, kind in types.items() if data and data.startswith(magic)), None)
-    if data is None or kind is None:
-        reason = "no audio available" if data is None else "the audio is in no format that browsers play"
-        return tag("small", reason, class_="muted")
+    kind = next((kind for magic, kind in types.items() if data.startswith(magic)), None)
+    if kind is None:
+        return tag("small", "the audio is in no format that browsers play", class_="muted")
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return tag("audio", controls="", preload="metadata", src=source)

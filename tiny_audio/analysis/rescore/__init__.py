@@ -1,4 +1,4 @@
-"""Raw hypotheses -> scores, and whether one system is better than another. No model, no audio, no torch.
+"""Raw hypotheses -> scores, and whether one system is better than another. Needs no model, no audio and no torch.
 
 Scores of a target are over the clips for which it has a hypothesis. A clip that failed (see :data:`Row`) counts in the
 failure rate only, so WER and failure rate must be read together. With several targets, the first is the baseline, and
@@ -28,7 +28,6 @@ from tiny_audio.analysis.comparison import (
     units_column,
 )
 from tiny_audio.analysis.rescore._rows import Row, Target, common_ids, read_targets
-from tiny_audio.analysis.rescore._sounds import audio_reader
 from tiny_audio.analysis.scoring import (
     Cost,
     Normalizer,
@@ -40,7 +39,7 @@ from tiny_audio.analysis.scoring import (
 )
 from tiny_audio.config import UserError
 
-__all__ = ["Rescored", "Row", "Target", "align_targets", "audio_reader", "read_targets", "rescore"]
+__all__ = ["Rescored", "Row", "Target", "align_targets", "read_targets", "rescore"]
 
 _NUM_BOOTSTRAP = 2000
 

@@ -103,7 +103,7 @@ def time_projectors(
     with tempfile.TemporaryDirectory() as folder:
         measured = _run(cases, effort, Path(folder))
     return {
-        "neighbors": asdict(neighbors),
+        "neighbours": asdict(neighbors),
         "effort": asdict(effort),
         "device": device_name(chosen),
         "threads": torch.get_num_threads(),

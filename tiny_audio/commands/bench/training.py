@@ -34,7 +34,7 @@ from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import check_dropped
-from tiny_audio.data.evaluation_clips import evaluation_clips
+from tiny_audio.data.evaluation_clips import evaluation_clips, longest_duration_s
 from tiny_audio.evaluation import Hypothesis
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
@@ -44,7 +44,7 @@ from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
-from tiny_audio.training.loop import Budget
+from tiny_audio.training.loop import Budget, Diverged
 from tiny_audio.training.precision import place
 from tiny_audio.training.signals import StopSignal
 
@@ -218,6 +218,8 @@ class TrainedBenchmark:
             "train": self._train_clips.fingerprint,
             "augmentation": sounds_fingerprint(self.recipe.augmentation),
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
+            # Folders of older versions bound these clips as the training clips.
+            "max_duration_s": dict.fromkeys(self._evaluation_clips, longest_duration_s(self.recipe.encoder)),
             "init_from": self._start.fingerprint() if self._start else None,
             "encoder": checkpoint_fingerprint(self.recipe.encoder),
             "decoder": checkpoint_fingerprint(self.recipe.decoder),
@@ -253,6 +255,9 @@ class TrainedBenchmark:
             trained = train(
                 model, recipe, lambda epoch: material.epoch(model, recipe, target_encoder, epoch), self.budget
             )
+        except Diverged as error:
+            name = f"variant {unit.variant.label}, seed {unit.seed}"
+            raise RunFailed(f"{name}: {error}, or leave this variant out") from error
         except RunFailed as error:
             raise RunFailed(f"variant {unit.variant.label}, seed {unit.seed}: {error}") from error
         hypotheses, embeddings_per_s = decode(model, recipe, tokenizer, material, list(recipe.data.evaluation))

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tiny_audio.commands.run.state import RunState
 from tiny_audio.data.clips import ClipSet
-from tiny_audio.data.evaluation_clips import evaluation_clips
+from tiny_audio.data.evaluation_clips import check_group_by, unchecked_evaluation_clips
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
@@ -85,15 +85,20 @@ class RunClips:
         Raises:
             UserError: it has no usable clip, or no clip has the column of ``evaluation.group_by``.
         """
+        found = self.unchecked_evaluation(name)
+        found.check_any(f"data.evaluation.{name}")
+        check_group_by(found.clips, self._recipe.evaluation.group_by)
+        return found
+
+    def unchecked_evaluation(self, name: str) -> ClipSet:
+        """As :meth:`evaluation`, where it is allowed that no clip can be scored.
+
+        Raises:
+            UserError: the source cannot be read.
+        """
         if name not in self._evaluation:
-            recipe = self._recipe
-            self._evaluation[name] = evaluation_clips(
-                name,
-                SOURCES.build(recipe.data.evaluation[name], self._context),
-                place=f"data.evaluation.{name}",
-                encoder=recipe.encoder,
-                group_by=recipe.evaluation.group_by,
-            )
+            source = SOURCES.build(self._recipe.data.evaluation[name], self._context)
+            self._evaluation[name] = unchecked_evaluation_clips(name, source, self._recipe.encoder)
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:

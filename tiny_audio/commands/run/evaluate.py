@@ -72,8 +72,8 @@ class EvaluateStage:
         if done is None or done.identity != self.identity():
             return False
         try:
-            return done.data == self._run.clips.evaluation(self._name).fingerprint
-        except UserError:  # the data is gone, and its scores stay
+            return done.data == self._run.clips.unchecked_evaluation(self._name).fingerprint
+        except UserError:  # the data cannot be read any more, and its scores stay
             return True
 
     def run(self) -> None:

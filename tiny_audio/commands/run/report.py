@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 
 from tiny_audio.analysis.ledger import account
 from tiny_audio.analysis.report import render_report
-from tiny_audio.analysis.rescore import audio_reader
+from tiny_audio.analysis.report.audio import audio_reader
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import now
+from tiny_audio.config import UserError
 from tiny_audio.data.dropped import read_dropped
 from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import write_atomically
+from tiny_audio.sources import AudioAddress
 from tiny_audio.training.ledger import with_overhead
 from tiny_audio.training.metrics import read_metrics
 
@@ -39,6 +42,7 @@ class ReportStage:
             "html": run.folder / "report.html",
             "card": run.model_folder / "README.md",
         }
+        self._clips: dict[str, dict[str, AudioAddress | None]] = {}
 
     def identity(self) -> str:
         """Of the scores that the state holds now."""
@@ -55,7 +59,7 @@ class ReportStage:
         """Write the three files."""
         run, report = self._run, self._report()
         metrics = read_metrics(run.folder / "metrics.jsonl")
-        page = render_report(report, metrics, self._hypotheses(), audio_reader([]))
+        page = render_report(report, metrics, self._hypotheses(), audio_reader([], self._locate))
         card = model_card(report, base_licenses(report["recipe"]))
         write_atomically(self._paths["html"], page)
         write_atomically(self._paths["json"], json.dumps(report, indent=1, ensure_ascii=False))
@@ -87,6 +91,17 @@ class ReportStage:
             "provenance": self._provenance(),
             "recipe": recipe.model_dump(mode="json"),
         }
+
+    def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
+        """The clip of a row whose ``audio_filepath`` is no address: older versions wrote what the source calls it."""
+        name = row["id"].split("/")[0]
+        try:
+            if name not in self._clips:
+                found = self._run.clips.unchecked_evaluation(name).clips
+                self._clips[name] = {clip.id: clip.utterance.audio for clip in found}
+        except UserError:  # the data is gone
+            self._clips[name] = {}
+        return self._clips[name].get(row["id"])
 
     def _hypotheses(self) -> dict[str, list[dict[str, Any]]]:
         return {

@@ -109,7 +109,7 @@ class TrainStage:
         run = self._run
         recorded = run.state.training
         if recorded is None:
-            recorded = run.state.training = TrainingState(inputs, self._work(recipe))
+            recorded = run.state.training = TrainingState(inputs)
         if latest(run.folder / "checkpoints") is None:
             recorded.inputs = inputs  # nothing is trained yet, so the data may have been corrected
         for key, name in _INPUT_NAMES.items():
@@ -119,6 +119,8 @@ class TrainStage:
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
                 )
+        if recorded.work is None:  # also where an older version started the run
+            recorded.work = self._work(recipe)
         run.save()
         return inputs, recorded.work
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants
 from tiny_audio.analysis.report import render_comparison
-from tiny_audio.analysis.rescore import audio_reader
+from tiny_audio.analysis.report.audio import audio_reader
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands.console import ConsoleCallback
 from tiny_audio.commands.sweep._grid import Combination, combinations, parse_grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,8 +12,8 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 
 ResultT = TypeVar("ResultT")
 
-POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0)
-"""Waits add up to half a minute and more, or to what the hub asks for."""
+POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
+"""Waits add up to half a minute and more, or to what the hub asks for, so each one is a warning."""
 _MAX_CONNECT_RETRIES = 2
 """Without a network, nobody wants to wait for the message."""
 

@@ -1,0 +1,89 @@
+"""Reads the clips that a page plays. Never uses the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.runtime.files import cache_dir
+from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
+
+MAX_CLIP_BYTES = 2 << 20
+"""About a minute of FLAC at 16 kHz; longer clips are not put into a page."""
+MAX_PAGE_BYTES = 24 << 20
+"""Of all clips of a page, before base64 adds a third."""
+
+FULL = "no audio: the page is full"
+NOT_CACHED = "no audio: it is not in the cache of the data set"
+TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
+
+Row = Mapping[str, Any]
+ReadAudio = Callable[[Row], bytes | str | None]
+"""The encoded clip of a row, or a sentence that says why there is none; None: it cannot be found or read."""
+
+
+def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
+    """A function that reads the encoded clips of one page, until the page is full.
+
+    Clips on the hub are read only if their row group is in the cache.
+
+    Args:
+        paths: the files of hypotheses. Relative paths in rows are relative to the folder of one of them or to the
+            current folder.
+        locate: finds the clips of rows whose ``audio_filepath`` leads nowhere.
+    """
+    folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
+    clips: dict[AudioAddress, bytes | str | None] = {}
+    room = MAX_PAGE_BYTES
+
+    def read(row: Row) -> bytes | str | None:
+        nonlocal room
+        address = _find(row.get("audio_filepath"), folders) or (locate(row) if locate else None)
+        if address is None:
+            return None
+        if address not in clips:
+            if room <= 0:
+                return FULL
+            clip = _read(address, room)
+            if clip == FULL:
+                room = 0  # nothing is read only to be left out
+            elif isinstance(clip, bytes):
+                room -= len(clip)
+            clips[address] = clip
+        return clips[address]
+
+    return read
+
+
+def _find(text: object, folders: Sequence[Path]) -> AudioAddress | None:
+    if not text:
+        return None
+    addresses = (AudioAddress.parse(str(text), folder) for folder in folders)
+    return next((address for address in addresses if isinstance(address.file, HubFile) or _is_file(address.file)), None)
+
+
+def _read(address: AudioAddress, room: int) -> bytes | str | None:
+    try:
+        if address.cell is None and isinstance(address.file, Path):
+            reason = _reason(address.file.stat().st_size, room)
+            if reason is not None:
+                return reason
+        clip = address.read(cache_dir(), offline=True)
+    except NotCachedError:
+        return NOT_CACHED
+    except (UserError, OSError):
+        return None
+    return _reason(len(clip), room) or clip
+
+
+def _reason(num_bytes: int, room: int) -> str | None:
+    return TOO_LARGE if num_bytes > MAX_CLIP_BYTES else FULL if num_bytes > room else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a null byte
+        return False
