@@ -17,9 +17,10 @@ import soundfile
 
 from tests.support.html import Page
 from tests.support.messages import assert_names
+from tests.support.parquet_shards import write_parquet
 from tests.support.sclite import corrupted
 from tiny_audio.analysis.report import render_targets
-from tiny_audio.analysis.report.audio import FULL, MAX_CLIP_BYTES, TOO_LARGE, audio_reader
+from tiny_audio.analysis.report.audio import FULL, MAX_CLIP_BYTES, NOT_CACHED, TOO_LARGE, audio_reader
 from tiny_audio.analysis.rescore import Rescored, read_targets, rescore
 from tiny_audio.analysis.scoring import align, normalizer, paired_difference, score
 from tiny_audio.analysis.significance import matched_pairs
@@ -385,3 +386,19 @@ def test_it_needs_no_torch(with_sound: tuple[Path, Path], tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_page_reads_cached_audio_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object) -> None:
+        raise AssertionError("a page asked the hub")
+
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tiny_audio.sources._row_groups.open_on_hub", no_network)
+    monkeypatch.setattr("tiny_audio.sources._hub.ranges.RangeFile.__init__", no_network)
+    cells = [{"audio": audio, "text": "yes"} for audio in (b"fLaC", None, b"fLaC2")]
+    write_parquet(tmp_path / "clips.parquet", cells)
+    read = audio_reader([tmp_path / "hypotheses.jsonl"])
+    for file in ("a.flac", "a.parquet#row_group=0&row=0&column=audio"):
+        assert read({"audio_filepath": f"hf://datasets/a/b@1/{file}"}) == NOT_CACHED
+    found = [read({"audio_filepath": f"clips.parquet#row_group=0&row={row}&column=audio"}) for row in range(4)]
+    assert found == [b"fLaC", None, b"fLaC2", None], "a bad cell leaves out itself alone"
