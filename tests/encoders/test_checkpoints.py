@@ -114,9 +114,8 @@ def test_training_leaves_the_batch_norms_statistics_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "hubert"])
 def test_a_checkpoint_of_another_family(tmp_path: Path, name: str) -> None:
     original("hubert").save_pretrained(tmp_path)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))} .*'hubert' .*'[\w-]+'"):
         build(name, tmp_path)
-    assert_names(caught.value, str(tmp_path), f"'hubert' {name!r}")
 
 
 @pytest.mark.parametrize(

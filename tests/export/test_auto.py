@@ -63,8 +63,8 @@ def test_streamers_receive_tokens_as_they_are_generated(exported: Path, capsys: 
 def test_settings_of_a_call_override_the_models_own(exported: Path) -> None:
     model, tokenizer = load_model(exported)
     batch = TinyAudioProcessor(tokenizer)(two_clips())
-    assert model.generate(**batch).shape[1] > 2
-    assert model.generate(**batch, max_new_tokens=2).shape == (2, 2)
+    assert model.generate(**batch).shape[1] > 1
+    assert model.generate(**batch, max_new_tokens=1).shape == (2, 1)
     assert model.generate(**batch, num_beams=2, num_return_sequences=2).shape[0] == 4
 
 
