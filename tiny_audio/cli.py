@@ -334,9 +334,7 @@ def rescore(
     cost: Annotated[
         str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
     ] = "unit",
-    group_by: Annotated[
-        str | None, Option(help="As in `evaluate`. Default: speaker, if there is such a column.")
-    ] = None,
+    group_by: GroupBy = None,
     html: HtmlPage = None,
     as_json: AsJson = False,
 ) -> None:

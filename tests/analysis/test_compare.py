@@ -116,18 +116,18 @@ def test_the_more_is_compared_the_more_it_takes(variant: MakeVariant) -> None:
 
 
 def test_speakers_are_resampled_whole_where_the_runs_were_scored_so(variant: MakeVariant) -> None:
-    scored_so = {"recipe__evaluation__group_by": "speaker"}
+    scored_so = {"recipe__evaluation__group_by": "reader"}
     folders = [variant("good", **scored_so), variant("bad", wrong(every=2), **scored_so)]
     entry = only(compare_folders(folders))
-    assert (entry["group_by"], entry["num_groups"]) == ("speaker", 3)
+    assert (entry["group_by"], entry["num_groups"]) == ("reader", 3)
     # Three speakers, all in favor of one: a coin shows one face three times in a row, either, once in 4 times.
     assert entry["differences"][0]["p_value"] == pytest.approx(0.25, abs=0.02)
     assert entry["differences"][0]["verdict"] == "no difference shown"
-    assert "3 groups by speaker, resampled whole" in comparison_table(compare_folders(folders))
+    assert "3 groups by reader, resampled whole" in comparison_table(compare_folders(folders))
 
     plain = [variant("plain_good"), variant("plain_bad", wrong(every=2))]
     assert only(compare_folders(plain))["differences"][0]["verdict"] == "worse"
-    assert only(compare_folders(plain, group_by="speaker"))["num_groups"] == 3
+    assert only(compare_folders(plain, group_by="reader"))["num_groups"] == 3
 
 
 def test_slices(variant: MakeVariant) -> None:
@@ -143,8 +143,8 @@ def test_slices(variant: MakeVariant) -> None:
 
     entry = only(compare_folders([variant("good", edit), variant("bad", worse_in_the_car)]))
     parts = {(part["column"], part["value"]): part for part in entry["slices"]}
-    assert {column for column, _ in parts} == {"duration", "speaker", "room"}
-    for column in ("duration", "speaker", "room"):
+    assert {column for column, _ in parts} == {"duration", "reader", "room"}
+    for column in ("duration", "reader", "room"):
         chosen = [part for part in entry["slices"] if part["column"] == column]
         assert sum(part["num_utterances"] for part in chosen) == COUNT
         assert sum(part["num_reference_words"] for part in chosen) == entry["num_reference_words"]

@@ -148,11 +148,11 @@ def test_references_without_a_word(variant: MakeVariant) -> None:
 
 
 def test_columns_to_group_by(variant: MakeVariant) -> None:
-    one = variant("one", recipe__evaluation__group_by="speaker")
+    one = variant("one", recipe__evaluation__group_by="reader")
     other = variant("other", recipe__evaluation__group_by="room")
-    refused([one, other], "evaluation.group_by room speaker --group-by room")
-    assert only(compare_folders([one, other], group_by="speaker"))["num_groups"] == 3
-    refused([one, other], "held_out: 'room' (columns: speaker) --group-by", group_by="room")
+    refused([one, other], "evaluation.group_by reader room --group-by reader")
+    assert only(compare_folders([one, other], group_by="reader"))["num_groups"] == 3
+    refused([one, other], "held_out: 'room' (columns: reader) --group-by", group_by="room")
 
 
 def test_a_page_that_cannot_be_written(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

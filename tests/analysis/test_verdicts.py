@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.analysis.systems import SET, MadeTarget, Row, data_set, make_rows, write_run
 from tiny_audio.analysis.compare import compare_folders
-from tiny_audio.analysis.comparison import Difference
+from tiny_audio.analysis.comparison import Difference, units_column
 from tiny_audio.analysis.rescore import rescore
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.commands.bench.analysis import Outcome, Scoring, analyze
+from tiny_audio.config import UserError
 from tiny_audio.evaluation.harness import evaluate_targets
 
 RULE = normalizer("lower")
@@ -46,6 +47,24 @@ def by_evaluate(systems: Systems, group_by: str | None, folder: Path) -> Sequenc
     return found.comparisons[SET].differences
 
 
+def everywhere(systems: Systems, group_by: str | None, folder: Path) -> Sequence[Difference]:
+    """The differences that every command finds; they are the same."""
+    found = []
+    for command in (by_compare, by_rescore, by_bench, by_evaluate):
+        folder_of = folder / command.__name__
+        folder_of.mkdir(parents=True)
+        found.append(list(command(systems, group_by, folder_of)))
+    assert found[1:] == found[:1] * 3
+    return found[0]
+
+
+def with_speakers(systems: Systems, speaker: Callable[[int], str | None]) -> Systems:
+    return {
+        name: [{**row, "metadata": {"speaker": speaker(index), "room": "r"}} for index, row in enumerate(rows)]
+        for name, rows in systems.items()
+    }
+
+
 @pytest.mark.parametrize("group_by", [None, "speaker"])
 def test_the_same_hypotheses_get_the_same_verdict_everywhere(group_by: str | None, tmp_path: Path) -> None:
     systems: Systems = {
@@ -54,17 +73,32 @@ def test_the_same_hypotheses_get_the_same_verdict_everywhere(group_by: str | Non
         "worse": make_rows(0.5),
         "alike": make_rows(0.21),
     }
-    if group_by is None:  # without a recipe, speakers are the units where they are known
-        for rows in systems.values():
-            for row in rows:
-                row["metadata"] = {}
-    found = []
-    for number, command in enumerate((by_compare, by_rescore, by_bench, by_evaluate)):
-        (tmp_path / str(number)).mkdir()
-        found.append(list(command(systems, group_by, tmp_path / str(number))))
-    assert [entry.verdict for entry in found[0]] == ["better", "worse", "no difference shown"]
-    for others in found[1:]:
-        assert others == found[0]
+    found = everywhere(systems, group_by, tmp_path)
+    assert [entry.verdict for entry in found] == ["better", "worse", "no difference shown"]
+
+
+def test_by_default_speakers_are_resampled_if_every_utterance_has_one(tmp_path: Path) -> None:
+    """Three speakers can never show a difference; 120 clips can."""
+    systems: Systems = {"base": make_rows(0.4), "other": make_rows(0.02)}
+    cases: dict[str, tuple[Callable[[int], str | None], str]] = {
+        "three": (lambda index: f"s{index % 3}", "no difference shown"),
+        "one": (lambda index: "s", "better"),
+        "unknown": (lambda index: None, "better"),
+        "partly unknown": (lambda index: f"s{index % 3}" if index else None, "better"),
+    }
+    for name, (speaker, verdict) in cases.items():
+        (entry,) = everywhere(with_speakers(systems, speaker), None, tmp_path / name)
+        assert entry.verdict == verdict, name
+
+
+def test_a_recipe_names_the_units_and_the_user_decides(tmp_path: Path) -> None:
+    rows = make_rows(0.2, num_speakers=3)
+    assert units_column(rows, None) == "speaker"
+    assert units_column(rows, None, [None, None]) == "speaker"
+    assert units_column(rows, None, ["room", None, "room"]) == "room"
+    assert units_column(rows, "accent", ["room", "speaker"]) == "accent"
+    with pytest.raises(UserError, match="room and speaker"):
+        units_column(rows, None, ["speaker", "room"])
 
 
 def test_the_family_is_everything_that_a_command_compares(tmp_path: Path) -> None:

@@ -4,23 +4,23 @@
    first system is the baseline. The others are compared with it, not with each other.
 2. **Difference.** The pooled WER of the other minus that of the baseline; below 0, the other is better. With several
    training seeds, each WER is the mean over seeds.
-3. **Units.** What is resampled and tossed: whole groups (speakers, usually) where a column for them is named or known
-   (see :func:`units_column`), otherwise utterances. Several seeds add the variation that Welch's t test estimates.
+3. **Units.** :func:`units_column` decides what is resampled: whole groups, such as speakers, or utterances. Several
+   seeds add the variation that Welch's t test estimates.
 4. **Interval.** 95 %, paired bootstrap over the units. It belongs to this one comparison and is not corrected.
 5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
 6. **Correction.** Holm's, over all comparisons that one command makes: systems × sets. It gives ``p_adjusted``.
 7. **Verdict.** "better" or "worse", by the sign of the difference, where ``p_adjusted`` is below 0.05. Otherwise "no
    difference shown", which does not mean that there is none.
 
-MAPSSWE, the matched-pairs test of NIST's sc_stats, is reported beside it for systems with one seed, and decides
-nothing: it assumes many independent segments, and ignores speakers and seeds. Slices have intervals and no verdict.
+MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported for systems with one seed. It does not affect the
+verdict: it assumes many independent segments, and ignores speakers and seeds. Slices have intervals and no verdict.
 
 ``docs/comparing.md`` explains the rule to users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Final, Literal
@@ -45,6 +45,7 @@ from tiny_audio.analysis.significance import (
     wer_interval,
 )
 from tiny_audio.analysis.slices import slices
+from tiny_audio.config import UserError
 
 SIGNIFICANCE = 0.05
 """Adjusted p-values below it are called a difference."""
@@ -95,7 +96,7 @@ class AlignedSet:
     Args:
         systems: with one utterance for each row.
         rows: ``duration`` and ``metadata`` of each utterance.
-        column: of the metadata, whose groups are the units; None: utterances are.
+        column: of the metadata, whose groups are the units; None makes each utterance a unit.
     """
 
     systems: Sequence[System]
@@ -198,15 +199,32 @@ class SetComparison:
         return list(_slices(self.aligned))
 
 
-def units_column(rows: Sequence[Row], named: str | None) -> str | None:
-    """The column whose groups are the units where no recipe says: the one that is named, or ``speaker``.
+def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[str | None] = ()) -> str | None:
+    """Choose the metadata column whose groups are resampled whole; None resamples utterances.
+
+    The first that applies: the column that the user named, ``evaluation.group_by`` of the recipes, ``speaker`` if every
+    utterance has one and there are several, None.
 
     Args:
-        rows: with ``metadata``.
-        named: by a user; it need not exist.
+        rows: the compared utterances, with ``metadata``.
+        named: ``--group-by``.
+        of_recipes: ``evaluation.group_by`` of each recipe.
+
+    Raises:
+        UserError: the recipes name different columns.
     """
-    column = named or SPEAKER
-    return column if any(row["metadata"].get(column) for row in rows) else None
+    if named:
+        return named
+    columns = sorted({column for column in of_recipes if column})
+    if len(columns) > 1:
+        raise UserError(
+            f"the runs were scored with evaluation.group_by {' and '.join(columns)}; choose the column whose groups "
+            f"are resampled whole, such as --group-by {columns[0]}"
+        )
+    if columns:
+        return columns[0]
+    speakers = [row["metadata"].get(SPEAKER) for row in rows]
+    return SPEAKER if all(speakers) and len(set(speakers)) > 1 else None
 
 
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:

@@ -90,13 +90,13 @@ def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
     rows = [(name, entry) for name, compared in sets.items() for entry in compared.differences]
     if rows:
         warnings = (f"warning: {text}" for text in too_few_units(sets))
-        yield "\n".join([differences_table(baseline, rows, units_text(sets.values())), *warnings])
+        units = units_text(compared.aligned.column for compared in sets.values())
+        yield "\n".join([differences_table(baseline, rows, units), *warnings])
 
 
-def units_text(sets: Iterable[SetComparison]) -> str:
-    """What is resampled."""
-    aligned = [entry.aligned for entry in sets]
-    units = ("utterances" if each.column is None else f"whole groups by {each.column}" for each in aligned)
+def units_text(columns: Iterable[str | None]) -> str:
+    """What is resampled, by the columns of :func:`tiny_audio.analysis.comparison.units_column`."""
+    units = ("utterances" if column is None else f"whole groups by {column}" for column in columns)
     return " and ".join(dict.fromkeys(units))
 
 

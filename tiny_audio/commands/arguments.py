@@ -24,8 +24,8 @@ PartKind = Annotated[
 GroupBy = Annotated[
     str | None,
     Option(
-        help="Column, such as speaker, that groups clips. The confidence interval resamples whole groups. Default: the "
-        "runs' setting, or no groups."
+        help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default: the "
+        "recipe's evaluation.group_by, or speaker if every clip has one, or no groups."
     ),
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]

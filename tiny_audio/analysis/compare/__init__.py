@@ -97,17 +97,17 @@ def compare_variants(
         set_name: the evaluation set; None takes all that every run was scored on.
         common: where the utterances of a set differ between runs, use those that all runs have.
         normalizer_name: None takes the one that the runs were scored by.
-        group_by: metadata column whose groups are resampled whole; None takes the runs' ``evaluation.group_by``.
+        group_by: metadata column whose groups are resampled whole; see
+            :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
     Raises:
         UserError: the runs share no set, their utterances, references or normalizers differ, or there is no such
             column.
     """
     runs = [run for variant in variants for run in variant.runs]
-    column = group_by or _shared_column(runs)
     paired = {
         name: pair_set(
-            name, variants, normalizer(_shared_normalizer(name, runs, normalizer_name)), column, common=common
+            name, variants, normalizer(_shared_normalizer(name, runs, normalizer_name)), group_by, common=common
         )
         for name in shared_sets(runs, set_name)
     }
@@ -117,16 +117,6 @@ def compare_variants(
         {name: ComparedSet(paired[name], compared[name]) for name in paired},
         list(recipe_differences(variants)),
     )
-
-
-def _shared_column(runs: Sequence[FinishedRun]) -> str | None:
-    columns = sorted({run.group_by for run in runs if run.group_by is not None})
-    if len(columns) > 1:
-        raise UserError(
-            f"the runs were scored with evaluation.group_by {' and '.join(columns)}; choose the column whose groups "
-            f"are resampled whole, such as --group-by {columns[0]}"
-        )
-    return columns[0] if columns else None
 
 
 def _shared_normalizer(set_name: str, runs: Sequence[FinishedRun], wanted: str | None) -> NormalizerName:

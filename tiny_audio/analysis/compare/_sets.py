@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from tiny_audio.analysis.compare._runs import Row, Variant, doubts, paired_rows
-from tiny_audio.analysis.comparison import AlignedSet, Difference, Rates, SetComparison, System
+from tiny_audio.analysis.comparison import AlignedSet, Difference, Rates, SetComparison, System, units_column
 from tiny_audio.analysis.scoring import Alignment, Normalizer, Transcripts
 from tiny_audio.config import UserError
 
@@ -108,7 +108,7 @@ class ComparedSet:
 
 
 def pair_set(
-    set_name: str, variants: Sequence[Variant], rule: Normalizer, column: str | None, *, common: bool
+    set_name: str, variants: Sequence[Variant], rule: Normalizer, group_by: str | None, *, common: bool
 ) -> PairedSet:
     """Pair the hypotheses of all runs by utterance, and align them.
 
@@ -116,7 +116,7 @@ def pair_set(
         set_name: the set, which all runs were scored on.
         variants: the baseline first.
         rule: applied to references and hypotheses alike.
-        column: metadata column whose groups are resampled whole; None resamples utterances.
+        group_by: ``--group-by``.
         common: use the utterances that all runs have.
 
     Raises:
@@ -127,6 +127,7 @@ def pair_set(
     unused = iter(rows)
     by_variant = [[next(unused) for _ in variant.runs] for variant in variants]
     systems = [_system(variant.name, seeds, rule) for variant, seeds in zip(variants, by_variant, strict=True)]
+    column = units_column(rows[0], group_by, [run.group_by for run in runs])
     aligned = AlignedSet(systems, rows[0], column)
     if not aligned.words.any():
         raise UserError(

@@ -45,12 +45,13 @@ def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
     title = page_title([variant.name for variant in comparison.variants])
     compared = {name: entry.comparison for name, entry in comparison.sets.items()}
     differences = [(name, entry) for name, found in compared.items() for entry in found.differences]
+    units = units_text(entry.aligned.column for entry in compared.values())
     baseline = tag("p", "compared with ", tag("b", comparison.baseline), ", the baseline", class_="muted")
     return page(
         title,
         tag("h1", title),
         baseline if differences else None,
-        *verdicts(differences, units_text(compared.values()), too_few_units(compared)),
+        *verdicts(differences, units, too_few_units(compared)),
         *sections(
             [
                 *(
@@ -95,7 +96,7 @@ def _about(entry: ComparedSet, has_seeds: bool) -> str:
         f"{count(paired.left_out)} utterances that are not in all runs are left out" if paired.left_out else None,
         f"normalizer {paired.rule.name} ({paired.rule.version})",
         f"scorer {' '.join(scorer.scorer)}",
-        f"intervals resample {units_text([entry.comparison])}" + (", and allow for other seeds" if has_seeds else ""),
+        f"intervals resample {units_text([entry.comparison.aligned.column])}" + (", and allow for other seeds" if has_seeds else ""),
     ]
     return "; ".join(fact for fact in facts if fact) + "."
 

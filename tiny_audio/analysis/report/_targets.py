@@ -52,20 +52,15 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
         worst = utterances(scored, None if several else read_audio)
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))
+    units = units_text([compared.aligned.column])
     rates = [IntervalRow(rate.name, rate.wer, rate.interval, rate.ctc_wer) for rate in compared.rates]
     return page(
         title,
         tag("h1", title),
         tag("p", "compared with ", tag("b", names[0]), ", the baseline", class_="muted") if several else None,
         tag("p", _about(rescored), class_="muted"),
-        *verdicts(
-            [("", entry) for entry in compared.differences],
-            units_text([compared]),
-            too_few_units({"the set": compared}),
-        ),
-        rate_plots(
-            f"Word error rate (intervals resample {units_text([compared])})", rates, names[0], compared.differences
-        ),
+        *verdicts([("", entry) for entry in compared.differences], units, too_few_units({"the set": compared})),
+        rate_plots(f"Word error rate (intervals resample {units})", rates, names[0], compared.differences),
         *sections(parts),
     )
 

@@ -149,7 +149,8 @@ def rescore(
         paths: one, or several that are compared with the first.
         normalizer_name: applied to references and hypotheses alike.
         cost: of an edit; see :data:`tiny_audio.analysis.scoring.Cost`.
-        group_by: metadata column whose groups are resampled whole; None takes ``speaker`` where there is such a column.
+        group_by: metadata column whose groups are resampled whole; see
+            :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
     Raises:
         UserError: a file cannot be read, references differ, the files share no clip, or a name is unknown.
@@ -158,7 +159,7 @@ def rescore(
     rule = normalizer(normalizer_name)
     targets = read_targets(paths)
     aligned, rows = align_targets(targets, rule, cost=weights, group_by=group_by)
-    if group_by is not None and aligned.column is None:
+    if aligned.groups is not None and not any(aligned.groups):
         columns = ", ".join(sorted({name for row in rows[0] for name in row["metadata"]})) or "none"
         raise UserError(
             f"--group-by {group_by}: no clip has a column of that name (columns: {columns}); name one of them, or "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tiny_audio.analysis.comparison import TIE, AlignedSet, Difference, Rates, System, compare_sets
+from tiny_audio.analysis.comparison import TIE, AlignedSet, Difference, Rates, System, compare_sets, units_column
 from tiny_audio.analysis.scoring import Normalizer, Transcripts
 from tiny_audio.analysis.scoring.metrics import mean_over_seeds
 from tiny_audio.evaluation import Hypothesis
@@ -42,6 +42,7 @@ class Scoring:
     normalizer: Normalizer
     num_draws: int
     group_by: str | None
+    """``evaluation.group_by`` of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,22 @@ class Analysis:
     """By label and set."""
     differences: Mapping[tuple[str, str], Difference]
     """By label and set; none of the baseline."""
+    columns: Mapping[str, str | None]
+    """By set: the column whose groups are resampled whole."""
 
     def to_json(self) -> dict[str, Any]:
-        """``variants``, ``comparisons`` and ``controls``, as in ``results.json``."""
+        """``group_by``, ``variants``, ``comparisons`` and ``controls``, as in ``results.json``."""
+        columns = set(self.columns.values())
         controls = [outcome for outcome in self.outcomes if outcome.control is not None]
         return {
+            "group_by": columns.pop() if len(columns) == 1 else None,
             "variants": [self._variant(outcome) for outcome in self.outcomes],
             "comparisons": [
                 {
                     "label": outcome.label,
                     "set": name,
                     "control": outcome.control,
+                    "group_by": self.columns[name],
                     "difference": entry.difference,
                     "interval": entry.interval,
                     "p_value": entry.p_value,
@@ -126,17 +132,19 @@ def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Ana
         ]
         for control in (False, True)
     ]
+    rows_of = outcomes[0].hypotheses[0]
+    columns = {name: units_column(rows, None, [scoring.group_by]) for name, rows in rows_of.items()}
     rates: dict[tuple[str, str], Rates] = {}
     differences: dict[tuple[str, str], Difference] = {}
     for labels in families if families[1] else families[:1]:
         sets = {
-            name: AlignedSet([systems[label][name] for label in (baseline, *labels)], rows, scoring.group_by)
-            for name, rows in outcomes[0].hypotheses[0].items()
+            name: AlignedSet([systems[label][name] for label in (baseline, *labels)], rows, columns[name])
+            for name, rows in rows_of.items()
         }
         for name, compared in compare_sets(sets, num_draws=scoring.num_draws).items():
             rates |= {(entry.name, name): entry for entry in compared.rates}
             differences |= {(entry.name, name): entry for entry in compared.differences}
-    return Analysis(outcomes, rates, differences)
+    return Analysis(outcomes, rates, differences, columns)
 
 
 def _systems(outcome: Outcome, normalizer: Normalizer) -> dict[str, System]:

@@ -323,7 +323,6 @@ class TrainedBenchmark:
             "device": device_name(self._device),
             "threads": torch.get_num_threads(),
             "versions": {"tiny-audio": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "group_by": settings.group_by,
             **analysis.to_json(),
             "recipe": self.recipe.model_dump(mode="json"),
         }
