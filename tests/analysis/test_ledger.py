@@ -28,13 +28,13 @@ def test_every_figure_says_how_it_is_known() -> None:
         "waiting for data": ("0.4%", "of the time of steps"),
         "work": ("2.25 EFLOPs", "counted as tiny-audio plan does, without padding"),
         "utilization": ("41.2%", "of the peak, 150 TFLOPS (table, a40)"),
-        "peak memory": ("26.00 GiB", "of the GPU, as PyTorch's allocator counts"),
+        "peak memory": ("26.00 GiB", "of the GPU, by PyTorch's allocator"),
         "time": (
             "10.0 h",
-            "10.0% of it evaluation, checkpoints and export; starting, lost steps and this report not counted",
+            "10.0% of it evaluation, checkpoints and export; start, lost steps and this report are not counted",
         ),
         "cost": ("$4.40", "$0.44 an hour (rough, from the table)"),
-        "energy": ("2.5 kWh", "measured by NVML, the GPU alone"),
+        "energy": ("2.5 kWh", "measured by NVML, GPU only"),
         "CO2": ("1.11 kg", "445 g/kWh (execution.grid_gco2_per_kwh)"),
     }
 
@@ -42,8 +42,8 @@ def test_every_figure_says_how_it_is_known() -> None:
 @pytest.mark.parametrize(
     ("changes", "what", "expected"),
     [
-        ({"flops": None}, "work", ("not known", "the model could not be rehearsed")),
-        ({"utilization": None}, "utilization", ("not known", "without the work")),
+        ({"flops": None}, "work", ("not known", "the dry run of the model failed")),
+        ({"utilization": None}, "utilization", ("not known", "needs the FLOPs")),
         ({"memory_of": "process"}, "peak memory", ("26.00 GiB", "resident, of the training process")),
         (
             {"occupied_hours": 0.05, "step_hours": 0.05},
@@ -54,20 +54,20 @@ def test_every_figure_says_how_it_is_known() -> None:
         (
             {"energy_measured_share": 0.0},
             "energy",
-            ("2.5 kWh", "not measured: from the rated power, 300 W (table, a40), drawn all the time"),
+            ("2.5 kWh", "not measured: from the rated power, 300 W (table, a40), assumed constant"),
         ),
         (
             {"energy_measured_share": 0.25},
             "energy",
-            ("2.5 kWh", "25% measured by NVML, the rest from the rated power, 300 W (table, a40)"),
+            ("2.5 kWh", "25% measured by NVML, otherwise from the rated power, 300 W (table, a40)"),
         ),
         (
             {"energy_measured_share": None, "power_source": "unknown for X: set execution.rated_watts"},
             "energy",
             ("not known", "unknown for X: set execution.rated_watts"),
         ),
-        ({"num_processes": 2}, "energy", ("2.5 kWh", "measured by NVML, the GPUs alone")),
-        ({"energy_measured_share": None}, "CO2", ("not known", "without the energy")),
+        ({"num_processes": 2}, "energy", ("2.5 kWh", "measured by NVML, GPUs only")),
+        ({"energy_measured_share": None}, "CO2", ("not known", "needs the energy")),
         ({"co2_kg": 8.9e-6}, "CO2", ("8.9 mg", "445 g/kWh")),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_sound_that_is_damaged_inside_is_said_and_left_out(folder: Path, caplo
         for seed in range(3):
             assert torch.equal(augment_waveform(noisy(folder), waveform, seed), waveform)
     (message,) = caplog.messages
-    assert message.startswith(f"clips that draw this sound stay without: {path}: ")
+    assert message.startswith(f"clips that draw this sound get none: {path}: ")
 
 
 def test_the_fingerprint_is_that_of_names_and_sizes(folder: Path, tmp_path: Path) -> None:
@@ -187,12 +187,12 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     refused(noisy(folder / "hum.wav"), "cannot be read: Not a directory; it must hold audio files")
     gone.mkdir()
     (gone / "a.txt").write_text("no sound")
-    refused(
-        noisy(gone), f"augmentation.noise.folder: no audio file lies in {gone}; give a folder with some, at any dep"
-    )
+    refused(noisy(gone), f"augmentation.noise.folder: {gone} has no audio file, at any depth; give a folder with some")
     (folder / "bad.wav").write_text("no sound")
     soundfile.write(folder / "short.wav", np.zeros(200), RATE)
-    some = f"2 of the 5 audio files in {folder} cannot be used; remove or mend them; the first: bad.wav: not an audio f"
+    some = (
+        f"2 of the 5 audio files in {folder} cannot be used; remove or repair them; the first: bad.wav: not an audio f"
+    )
     sounds_in.cache_clear()
     refused(noisy(folder), some)
     (folder / "bad.wav").unlink()

@@ -161,7 +161,7 @@ def test_what_failed_is_no_hypothesis_and_is_asked_for_again(
     code, out, err = call(*arguments)
     assert code == 0
     assert len(server.asked) == 2
-    assert "6 of 8 are there" in err
+    assert "6 of 8 are done" in err
     assert [row["error"] for row in rows_in(folder)] == [None] * 8
     assert out.splitlines()[1].split()[-4:-2] == ["8", "0"]
 
@@ -184,7 +184,7 @@ def test_an_interrupted_evaluation_goes_on(call: Output, server: Vendors, traine
     server.asked.clear()
     code, _, err = call(*arguments)
     assert code == 0
-    assert "3 of 8 are there" in err
+    assert "3 of 8 are done" in err
     assert len(server.asked) == 5
     assert len(rows_in(path.parent)) == 8
 
@@ -361,7 +361,7 @@ def test_results_of_something_else_are_not_continued(call: Output, trained: Path
     (tmp_path / "manifest.jsonl").write_text("".join(lines[:4]))
     code, _, err = call(*arguments)
     assert code == 2
-    assert "holds results of another data: what was evaluated has changed since; give another --output-dir" in err
+    assert "holds results of another data; give another --output-dir" in err
     (tmp_path / "manifest.jsonl").write_text("".join(lines))
     assert call(*arguments)[0] == 0
     (run / "model" / "model.safetensors").touch()
@@ -369,7 +369,7 @@ def test_results_of_something_else_are_not_continued(call: Output, trained: Path
     assert code == 2
     assert "holds results of another target" in err
     (tmp_path / "out/run/manifest/target.json").unlink()
-    assert "holds hypotheses of nobody knows whom" in call(*arguments)[2]
+    assert "has no target.json" in call(*arguments)[2]
 
 
 def test_a_file_of_other_rows(call: Output, trained: Path, tmp_path: Path) -> None:
@@ -379,4 +379,4 @@ def test_a_file_of_other_rows(call: Output, trained: Path, tmp_path: Path) -> No
     path.write_text('{"a": 1}\n' + path.read_text())
     code, _, err = call(*arguments)
     assert code == 2
-    assert f"{path}, line 1: no hypothesis of an evaluation; give another --output-dir" in err
+    assert f"{path}, line 1: not a hypothesis of an evaluation; give another --output-dir" in err

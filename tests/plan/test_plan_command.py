@@ -35,8 +35,8 @@ def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         "activations of the encoder",
         "CUDA context and libraries (allowance)",
         "in clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).\nPadding is ",
-        "% of what is computed, where durations are log-normal with a spread of 0.6.",
-        "Prices are rough; give yours (--price-per-hour)",
+        "% of the computed audio, if durations are log-normal with a spread of 0.6.",
+        "Prices are approximate; set yours with --price-per-hour",
         "a40: fits; ",
     ):
         assert words in out
@@ -53,10 +53,10 @@ def test_a_verdict_with_changes(
     assert main(["plan", str(path), "--gpu", gpu(0.75 * needed)]) == 0
     out = capsys.readouterr().out
     assert "thimble: does not fit; it needs " in out
-    assert "Append one of these lines, each of which fits:\n  training.precision=bf16    (" in out
+    assert "To make it fit, append one of these lines:\n  training.precision=bf16    (" in out
     assert "  without changes: --gpu l4, " in out
     assert main(["plan", str(path), "--gpu", gpu(1000)]) == 0
-    assert "No change of batch, checkpoints or rank makes it fit; choose smaller ch" in capsys.readouterr().out
+    assert "No change of batch, gradient checkpointing or LoRA rank makes it fit" in capsys.readouterr().out
 
 
 def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

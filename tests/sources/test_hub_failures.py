@@ -156,7 +156,7 @@ def test_no_configs_and_no_data(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = Repo({"README.md": b""})
     with pytest.raises(UserError, match=r"a/b has no configs, .*'small'; leave it out"):
         build_any(tmp_path, "a/b", config="small").index()
-    with pytest.raises(UserError, match="a/b holds no data files that the datasets library knows; "):
+    with pytest.raises(UserError, match="a/b has no data files that the datasets library recognizes; "):
         build_any(tmp_path, "a/b").index()
 
 
@@ -178,7 +178,7 @@ def test_gated(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (
             401,
             {"X-Error-Message": "Invalid credentials in Authorization header"},
-            f"the hub refuses your token for {NAME}; log in again with `hf auth login`",
+            f"the hub rejects your token for {NAME}; log in again with `hf auth login`",
         ),
         (403, {"X-Error-Message": "Access to this resource is disabled."}, f"{NAME} is disabled on the hub; see http"),
         (418, {}, f"the hub answers HTTP 418 for {NAME}; see http://127.0.0.1:"),
@@ -196,7 +196,7 @@ def test_refusals_with_a_token(
 def test_a_proxy_without_ranges(hub: Hub, tmp_path: Path) -> None:
     hub.knows_ranges = False
     with pytest.raises(
-        UserError, match=r"the hub gives [\d,]+ bytes of small/.* where 65,536 were asked for; a proxy on"
+        UserError, match=r"the hub sent [\d,]+ bytes of small/.* instead of the requested 65,536; a proxy"
     ):
         build(tmp_path).index()
 

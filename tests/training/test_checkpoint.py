@@ -73,10 +73,10 @@ def test_the_newest_checkpoints_are_kept(document: Document, tmp_path: Path) -> 
 def test_a_checkpoint_of_other_tensors_is_refused(document: Document, tmp_path: Path) -> None:
     trained(changed(document, training__steps=1), tmp_path)
     without = {**changed(document, training__steps=1), "ctc": None}
-    with pytest.raises(RunFailed, match=r"does not hold the tensors that this recipe trains \(ctc_head.bias, ctc_he"):
+    with pytest.raises(RunFailed, match=r"step-\d+ .*\(ctc_head.bias, ctc_he"):
         make_trainer(without, tmp_path).run()
     wider = changed(document, training__steps=1, projector__hidden_dim=65)
-    with pytest.raises(RunFailed, match=r"holds projector\.\w+\.weight as \[.*64.*\], and this recipe trains \[.*65"):
+    with pytest.raises(RunFailed, match=r"holds projector\.\w+\.weight as \[.*64.*\], .*\[.*65"):
         make_trainer(wider, tmp_path).run()
 
 

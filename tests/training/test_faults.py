@@ -323,7 +323,7 @@ def test_weights_that_are_half_moved_are_not_saved(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as failure:
         run(document, tmp_path / "run", Full(3, patch, "update"))
-    assert "all after step 2 is lost" in str(failure.value)
+    assert "everything after step 2 is lost" in str(failure.value)
     assert steps_kept(tmp_path / "run") == [2]
     run(document, tmp_path / "run")
     assert exported(tmp_path / "run") == undisturbed

@@ -211,7 +211,7 @@ def test_work_is_the_plans(recipe: Recipe) -> None:
     assert counted == pytest.approx(40 * plan.as_json()["flops_per_audio_s"]["total"], rel=0.03)
 
 
-def test_a_model_is_rehearsed_once_however_it_is_trained(recipe: Recipe) -> None:
+def test_a_dry_run_of_a_model_serves_every_way_of_training(recipe: Recipe) -> None:
     longer = recipe.model_copy(update={"training": TrainingConfig(steps=9, learning_rate=0.5, seed=3)})
     assert work_of(longer, "cpu") is work_of(recipe, "cpu")
     assert work_of(recipe.model_copy(update={"ctc": None}), "cpu") != work_of(recipe, "cpu")

@@ -107,7 +107,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("every", "kept", "loss"),
     [
-        (2, [2], "all after step 2 is lost, the same command continues from there"),
+        (2, [2], "everything after step 2 is lost, the same command continues from there"),
         (100, [], "no step is saved, the same command starts from the beginning"),
     ],
 )

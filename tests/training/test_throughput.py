@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tests.conftest import Document, changed, tiny_recipe
 from tests.support.training import (
@@ -23,18 +22,25 @@ from tests.support.training import (
     parse,
     weights,
 )
+from tests.training.throughput_models import (
+    LENGTHS,
+    TEXTS,
+    assemble,
+    plainly,
+    score,
+    tiny,
+    waveforms,
+    with_fields,
+)
 from tiny_audio.config import UserError
-from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.augmentation import SpecAugment, SpecAugmentConfig
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.plan._dry_run import DryRun
-from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import load_recipe
 from tiny_audio.training.compilation import compile_layers
-from tiny_audio.training.fused import by_liger, fused_cross_entropy
+from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.optimization import build_optimizer
 
@@ -42,21 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ENCODER_NAMES = [entry.name for entry in ENCODERS.entries()]
 PLAIN_HEADS = [entry.name for entry in DECODERS.entries() if entry.config.plain_head]
-TEXTS = ["one two three", "four", "nine zero"]
-LENGTHS = torch.tensor([24_000, 3_000, 9_111])
 LORA = {"rank": 2, "alpha": 4.0}
-
-
-def with_fields(config: Any, **fields: Any) -> Any:
-    return type(config).model_validate({**config.model_dump(), **fields})
-
-
-def tiny(registry: Any, name: str, **fields: Any) -> Any:
-    return with_fields(registry.entry(name).config.tiny(), **fields)
-
-
-def waveforms() -> Tensor:
-    return 0.1 * torch.randn(len(LENGTHS), int(LENGTHS.max()), generator=torch.Generator().manual_seed(0))
 
 
 @contextmanager
@@ -116,29 +108,6 @@ def test_a_front_end_trains_where_it_is_told_to(name: str) -> None:
     with saved_for_backward() as kept:
         assert encoder.features(waveforms(), LENGTHS).values.requires_grad
     assert kept
-
-
-def assemble(decoder: str, *, head: bool = False, **fields: Any) -> tuple[TinyAudioModel, Any]:
-    torch.manual_seed(0)
-    config = tiny(DECODERS, decoder, **fields)
-    tokenizer = build_tokenizer(config, TEXTS)
-    model = TinyAudioModel.assemble(
-        tiny(ENCODERS, "whisper", freeze=True),
-        tiny(PROJECTORS, "swiglu"),
-        config,
-        tokenizer=tokenizer,
-        prompt=build_prompt(PromptConfig(), tokenizer),
-        ctc_vocabulary=CtcVocabulary.of(TEXTS) if head else None,
-    )
-    return model.train(), tokenizer
-
-
-def score(model: TinyAudioModel, tokenizer: Any, **settings: Any) -> Any:
-    targets = [torch.tensor([*tokenizer.encode(text), model.config.end_token_id]) for text in TEXTS]
-    labels = None
-    if model.ctc_vocabulary is not None:
-        labels = [model.ctc_vocabulary.encode(text) or [] for text in TEXTS]
-    return model(waveforms(), LENGTHS, targets, labels, **settings)
 
 
 def test_a_ctc_head_keeps_the_frames_and_nothing_below() -> None:
@@ -277,10 +246,6 @@ def test_compiled_training_is_training(document: Document, tmp_path: Path, layer
 # --- the fused loss
 
 
-def plainly(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(hidden @ weight.T, targets, reduction="none", label_smoothing=label_smoothing)
-
-
 @pytest.mark.parametrize(("decoder", "attention"), [*((name, "auto") for name in PLAIN_HEADS), ("qwen3", "varlen")])
 def test_a_head_of_its_own_gets_what_makes_the_logits(decoder: str, attention: str) -> None:
     overrides = {**tiny(DECODERS, decoder).overrides}
@@ -347,22 +312,6 @@ _CAN_INTERPRET = importlib.util.find_spec("liger_kernel") is not None and np.lib
 
 @pytest.mark.skipif(not _CAN_INTERPRET, reason="needs liger-kernel, and NumPy below 2.4 for Triton's interpreter")
 def test_liger_equals_plain_cross_entropy() -> None:
-    program = "from tests import test_throughput as t; t.compare_with_liger()"
+    program = "from tests.training.throughput_models import compare_with_liger as compare; compare()"
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-
-
-def compare_with_liger() -> None:
-    """Of the whole model, in fp32."""
-    for smoothing in (0.0, 0.1):
-        found = []
-        for fused in (plainly, by_liger):
-            model, tokenizer = assemble("smollm3")
-            scores = score(model, tokenizer, label_smoothing=smoothing, linear_cross_entropy=fused)
-            # Rows that count differently: each token's gradient is its own.
-            (scores.decoder_loss * torch.tensor([1.0, 3.0, 0.5])).sum().backward()
-            found.append({name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None})
-            found[-1]["loss"] = scores.decoder_loss.detach()
-        assert found[0].keys() == found[1].keys()
-        for name, wanted in found[0].items():
-            assert torch.allclose(found[1][name], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())), name

@@ -116,7 +116,7 @@ def test_no_clip_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refusal:
         assemble(recipe, gather(recipe), None)
     assert str(refusal.value) == (
-        "data.train has no usable clip; 2 dropped, the first: lasts 1.10 s, and data allows 5 to 10 s; check the data, "
+        "data.train has no usable clip; 2 dropped, the first: lasts 1.10 s; data allows 5 to 10 s; check the data, "
         "and data.min_duration_s and data.max_duration_s"
     )
 
@@ -202,7 +202,7 @@ def test_a_clip_whose_index_lies_about_its_length_counts(tmp_path: Path, seconds
     with pytest.raises(UserError, match=r"^1 of 7 training clips are unusable") as refusal:
         run(changed(document, data__max_dropped_share=0.0), tmp_path / "run")
     assert f"duration_differs: 1, such as clips/other.wav: other.wav: {detail}" in str(refusal.value)
-    assert "; its index says 1.00 s, correct it\n" in str(refusal.value)
+    assert "; the index lists 1.00 s; correct the index\n" in str(refusal.value)
 
 
 # --- dropped.jsonl

@@ -1,4 +1,4 @@
-"""Which system is better: the one rule of ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train``.
+"""Decide which system is better: one rule for ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train``.
 
 1. **Pairing.** All systems are scored on the same utterances, against the same references, under one normalizer. The
    first system is the baseline. The others are compared with it, not with each other.
@@ -48,7 +48,7 @@ from tiny_audio.analysis.slices import slices
 from tiny_audio.config import UserError
 
 SIGNIFICANCE = 0.05
-"""Adjusted p-values below it are called a difference."""
+"""Adjusted p-values below it count as a difference."""
 TIE: Final = "no difference shown"
 Verdict = Literal["better", "worse", "no difference shown"]
 Row = Mapping[str, Any]
@@ -58,20 +58,20 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Twice what Holm's correction needs to call the clearest of so many comparisons different."""
+"""Twice what Holm's correction needs to detect the clearest of this many differences."""
 _MIN_SLICE_UNITS = 5
-"""Utterances, or groups, of a slice below which an interval means nothing."""
+"""Slices with fewer units get no interval."""
 SPEAKER = "speaker"
 
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: one set's transcripts for each training seed, usually a single one."""
+    """Transcripts of one set, for each training seed. Usually there is one seed."""
 
     name: str
     seeds: Sequence[Transcripts]
     ctc: Sequence[Transcripts] | None = None
-    """Those of its CTC head, where every seed has them."""
+    """Transcripts of the CTC head, if every seed has them."""
 
     @cached_property
     def errors(self) -> Errors:
@@ -85,13 +85,13 @@ class System:
 
     @property
     def alignments(self) -> list[Alignment]:
-        """Of the first seed."""
+        """Alignments of the first seed."""
         return self.seeds[0].alignments
 
 
 @dataclass(frozen=True)
 class AlignedSet:
-    """Systems on the same utterances in one order, the baseline first; some reference has a word.
+    """Systems on the same utterances in one order, the baseline first. At least one reference has a word.
 
     Args:
         systems: with one utterance for each row.
@@ -115,13 +115,13 @@ class AlignedSet:
 
     @property
     def num_groups(self) -> int | None:
-        """None: utterances are resampled."""
+        """Number of groups; None if utterances are resampled."""
         return num_groups(self.groups)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """A system on a set."""
+    """Error rates of a system on a set."""
 
     name: str
     wer: float
@@ -134,14 +134,14 @@ class Rates:
     ctc_interval: Interval | None
 
     def row(self) -> dict[str, Any]:
-        """All metrics by key, averaged over seeds; a row of a table."""
+        """Row of a table: all metrics by key, averaged over seeds."""
         means = mean_over_seeds(self.metrics)
         return {**means, "wer": self.wer, "wer_interval": list(self.interval), "ctc_wer": self.ctc_wer}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A system against the baseline on a set."""
+    """Difference of a system from the baseline on a set."""
 
     name: str
     difference: float
@@ -152,21 +152,21 @@ class Difference:
     probability_better: float | None = None
     """Share of the resamples in which it has the lower rate, ties counted half."""
     mapsswe: MatchedPairs | None = None
-    """None where a system has several seeds."""
+    """None if a system has several seeds."""
     ctc_difference: float | None = None
-    """Of the CTC heads, where both have one; with an interval, and without a verdict."""
+    """Difference of the CTC heads, if both have one. It has an interval, but no verdict."""
     ctc_interval: Interval | None = None
 
     @classmethod
     def of_benchmark(cls, row: Mapping[str, Any]) -> Difference:
-        """Of a row of ``comparisons`` in a benchmark's ``results.json``."""
+        """Read a row of ``comparisons`` in a benchmark's ``results.json``."""
         keys = ("label", "difference", "interval", "p_value", "p_holm", "verdict")
         return cls(*(row[key] for key in keys))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a set: those utterances whose ``column`` has this ``value``."""
+    """The utterances of a set whose ``column`` has this ``value``."""
 
     column: str
     value: str
@@ -174,28 +174,28 @@ class Slice:
     num_reference_words: int
     wer: dict[str, float]
     intervals: dict[str, Interval | None]
-    """Of each rate; None where there are too few units for one."""
+    """Interval of each rate; None if there are too few units."""
     difference_intervals: dict[str, Interval | None]
-    """Of each difference from the baseline."""
+    """Interval of each difference from the baseline."""
 
     def stands_out(self, name: str) -> bool:
-        """Whether the interval of that system's difference leaves out zero: a hint, not a test."""
+        """Whether the interval of that system's difference excludes zero: a hint, not a test."""
         bounds = self.difference_intervals.get(name)
         return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
 
 
 @dataclass(frozen=True)
 class SetComparison:
-    """A set, what was measured on it, and the verdicts."""
+    """Rates and verdicts on a set."""
 
     aligned: AlignedSet
     rates: tuple[Rates, ...]
     differences: tuple[Difference, ...]
-    """Of all systems but the baseline."""
+    """Differences of all systems but the baseline."""
 
     @cached_property
     def slices(self) -> list[Slice]:
-        """By duration, and by each metadata column with few values."""
+        """Slices by duration, and by each metadata column with few values."""
         return list(_slices(self.aligned))
 
 
@@ -228,7 +228,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 
 
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
-    """Compare every system with the first one of its set; all of that is one family of comparisons.
+    """Compare every system with the first one of its set. All comparisons form one family.
 
     Args:
         sets: by name.
@@ -252,12 +252,12 @@ def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS)
 
 
 def num_tosses(num_comparisons: int) -> int:
-    """Draws of each randomization test: enough for Holm's correction to call the clearest difference one."""
+    """Draws of each randomization test: enough to detect the clearest difference after Holm's correction."""
     return max(_MIN_TOSSES, _TOSSES_PER_COMPARISON * num_comparisons)
 
 
 def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
-    """A sentence for each set in which no verdict but a tie is possible: so few groups toss alike too often."""
+    """A warning for each set with too few units for any verdict but a tie."""
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)

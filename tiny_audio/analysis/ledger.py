@@ -1,4 +1,4 @@
-"""What a run took, put into money, energy and words; the sums are :mod:`tiny_audio.training.ledger`'s."""
+"""Resource usage of a run: time, cost and energy from the sums of :mod:`tiny_audio.training.ledger`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _UNKNOWN = "not known"
 
 
 def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_per_kwh: float) -> dict[str, Any]:
-    """What a report says of a run. None is not known.
+    """Compute the resource usage of a run for its report. None means not known.
 
     Args:
         totals: :meth:`tiny_audio.training.ledger.Ledger.totals`.
-        price_per_hour: US dollars for all that the run occupies; None takes what ``totals`` know of it.
-        grid_gco2_per_kwh: of the electricity.
+        price_per_hour: US dollars for all devices of the run; None takes the estimate in ``totals``.
+        grid_gco2_per_kwh: CO2 per kWh of electricity, in grams.
     """
     occupied_h = (totals["wall_s"] + totals["beside_s"]) / 3600
     given = price_per_hour is not None
@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # Measured anew at each start, and another machine's after a move.
+        # An average: the peak is measured at each start, and a run may move to another machine.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,
@@ -49,7 +49,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
 
 
 def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
-    """Of steps, from their sums: audio, tokens and waiting by time, padding by padded audio, work by the possible."""
+    """Rates of training steps: throughput, padding, waiting for data, and FLOPs as a share of the peak."""
     step_s = max(1e-9, sums["wall_s"])
     return {
         "audio_hours_per_hour": sums["audio_s"] / step_s,
@@ -61,10 +61,10 @@ def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
-    """What, how much, and how it is known, for a person to read.
+    """Rows of a table: quantity, value, and how the value was obtained.
 
     Args:
-        ledger: of :func:`account`.
+        ledger: result of :func:`account`.
     """
     return [
         ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio/h", "of training steps"),
@@ -82,27 +82,27 @@ def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
 
 def _work(ledger: Mapping[str, Any]) -> Row:
     if ledger["flops"] is None:
-        return "work", _UNKNOWN, "the model could not be rehearsed"
+        return "work", _UNKNOWN, "the dry run of the model failed"
     return "work", _scaled(ledger["flops"], "FLOPs"), "counted as tiny-audio plan does, without padding"
 
 
 def _utilization(ledger: Mapping[str, Any]) -> Row:
     if ledger["utilization"] is None:
-        return "utilization", _UNKNOWN, "without the work"
+        return "utilization", _UNKNOWN, "needs the FLOPs"
     peak = f"{_scaled(1e12 * ledger['peak_tflops'], 'FLOPS')} ({ledger['peak_source']})"
     return "utilization", f"{ledger['utilization']:.1%}", f"of the peak, {peak}"
 
 
 def _memory_source(ledger: Mapping[str, Any]) -> str:
     if ledger["memory_of"] == "GPU":
-        return "of the GPU, as PyTorch's allocator counts"
+        return "of the GPU, by PyTorch's allocator"
     return "resident, of the training process"
 
 
 def _time(ledger: Mapping[str, Any]) -> Row:
-    beside = ledger["occupied_hours"] - ledger["step_hours"]
-    share = beside / ledger["occupied_hours"] if ledger["occupied_hours"] else 0.0
-    how = f"{share:.1%} of it evaluation, checkpoints and export; starting, lost steps and this report not counted"
+    overhead = ledger["occupied_hours"] - ledger["step_hours"]
+    share = overhead / ledger["occupied_hours"] if ledger["occupied_hours"] else 0.0
+    how = f"{share:.1%} of it evaluation, checkpoints and export; start, lost steps and this report are not counted"
     return "time", _duration(ledger["occupied_hours"]), how
 
 
@@ -115,14 +115,14 @@ def _cost(ledger: Mapping[str, Any]) -> Row:
 def _energy(ledger: Mapping[str, Any]) -> list[Row]:
     share, watts, source = ledger["energy_measured_share"], ledger["power_watts"], ledger["power_source"]
     if share is None:
-        return [("energy", _UNKNOWN, source), ("CO2", _UNKNOWN, "without the energy")]
+        return [("energy", _UNKNOWN, source), ("CO2", _UNKNOWN, "needs the energy")]
     rated = f"from the rated power, {watts:,.0f} W ({source})" if watts else "from the rated power"
     if share == 1:
-        how = "measured by NVML, the GPUs alone" if ledger["num_processes"] > 1 else "measured by NVML, the GPU alone"
+        how = "measured by NVML, GPUs only" if ledger["num_processes"] > 1 else "measured by NVML, GPU only"
     elif share == 0:
-        how = f"not measured: {rated}, drawn all the time"
+        how = f"not measured: {rated}, assumed constant"
     else:
-        how = f"{share:.0%} measured by NVML, the rest {rated}"
+        how = f"{share:.0%} measured by NVML, otherwise {rated}"
     co2 = (
         _scaled(1000 * ledger["co2_kg"], "g"),
         f"{ledger['grid_gco2_per_kwh']:,.0f} g/kWh (execution.grid_gco2_per_kwh)",

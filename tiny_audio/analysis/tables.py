@@ -27,7 +27,7 @@ def scores_table(
     grouped_by: str | None = None,
     after: Mapping[str, str] | None = None,
 ) -> str:
-    """Every known metric of each row.
+    """Table with every known metric of each row.
 
     Args:
         head: of the columns before the metrics.
@@ -49,7 +49,7 @@ def scores_table(
 
 
 def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:
-    """Verdicts, one comparison each; all of them are one family.
+    """Table of verdicts, one comparison per row. All of them form one family.
 
     Args:
         baseline: the system that the others are compared with.
@@ -86,7 +86,7 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
 
 
 def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
-    """The table of verdicts, and why there cannot be any."""
+    """The table of verdicts, and warnings for sets with too few units."""
     rows = [(name, entry) for name, compared in sets.items() for entry in compared.differences]
     if rows:
         warnings = (f"warning: {text}" for text in too_few_units(sets))
@@ -101,18 +101,18 @@ def units_text(columns: Iterable[str | None]) -> str:
 
 
 def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
-    """WER of each slice, marked where the interval of the difference leaves out zero."""
+    """WER of each slice. Marks differences whose interval excludes zero."""
     rows = [["WER by slice", "", "clips", *names]]
     for part in slices:
         rates = (f"{part.wer[name]:.2%}{'*' if part.stands_out(name) else ' '}" for name in names)
         rows.append([part.column, part.value, f"{part.num_utterances:,}", *rates])
     text = in_columns(rows, num_texts=2)
-    note = "\n*: the 95 % interval of this difference alone leaves out zero; a hint, not a test"
+    note = "\n*: the 95 % interval of this difference excludes zero; a hint, not a test"
     return text + note if "*" in text else text
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Runs compared; the longest lists are cut."""
+    """Comparison of runs; long lists are cut."""
     return "\n\n".join(_comparison_blocks(comparison))
 
 

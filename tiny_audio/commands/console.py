@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class ConsoleCallback:
         self._stop_bar()
 
     def _stop_bar(self) -> None:
-        if self._task is not None:  # stopping one that never began prints an empty line
+        if self._task is not None:  # stopping a bar that was not started prints an empty line
             self._bar.stop()
 
     def note(self, message: str) -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(message, markup=False)
 
     def step(self, step: int, values: dict[str, Any]) -> None:
-        """Move the bar; without a terminal, a line now and then."""
+        """Move the bar. Without a terminal, print a line every 100 steps."""
         losses = f"loss {values['decoder_loss']:.3f}"
         if values["ctc_loss"] is not None:
             losses += f", CTC {values['ctc_loss']:.3f}"
@@ -92,7 +92,7 @@ class ConsoleCallback:
             self.note(f"step {step}/{self._steps}: {losses}, {speed}, {padding}, {values['wall_s']:.0f} s")
 
     def finish(self, report: dict[str, Any], folder: Path) -> None:
-        """The result, and where to find everything."""
+        """Print the results and the paths of the report and the model."""
         self._stop_bar()
         if report["evaluation"]:
             self.note(sets_table(report["evaluation"]))
@@ -101,18 +101,18 @@ class ConsoleCallback:
 
 
 def sets_table(sets: dict[str, dict[str, Any]]) -> str:
-    """Every metric of each set; below a set, other ways to score it."""
+    """Metrics of each set, with further rows for unnormalized text and the CTC head."""
     rows = []
     for name, scores in sets.items():
         rows.append(((name,), scores))
-        others = (("  as written", "unnormalized"), ("  CTC head alone", "ctc"))
+        others = (("  as written", "unnormalized"), ("  CTC head", "ctc"))
         rows += [((label,), scores[key] | {"num_utterances": None}) for label, key in others if key in scores]
     normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
     return f"{scores_table([''], rows, after={'num_utterances': 'clips'})}\nnormalizer: {normalizers}"
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:
-    """What a run took, and how each figure is known."""
+    """Resource usage of a run, and how each value was obtained."""
     known = ledger_rows(ledger)
     room = _WIDTH - sum(max(len(row[column]) for row in known) + 2 for column in (0, 1))
     rows: list[tuple[str, str, str]] = []

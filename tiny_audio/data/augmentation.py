@@ -1,7 +1,7 @@
-"""Augmentation of training clips, seeded by clip and epoch, so that workers and restarts change nothing.
+"""Augmentation of training clips. It is seeded by clip and epoch, so workers and restarts do not affect it.
 
-To add one, write a subclass of :class:`WaveformAugmentation` here and give it a field of :class:`AugmentationConfig`,
-whose fields are applied in their order.
+To add one, write a subclass of :class:`WaveformAugmentation` here and add a field to :class:`AugmentationConfig`.
+Fields are applied in their order.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class SpecAugmentConfig(Config):
 
     num_time_masks: NonNegativeInt = 2
     time_masks_per_s: NonNegativeFloat = 0.0
-    """So many more for each second of a clip, at random one more or less: long clips then lose as large a share as
-    short ones."""
+    """Additional time masks per second of a clip, rounded up or down at random. With it, long clips are masked as
+    much as short ones."""
     max_time_mask_s: PositiveFloat = 0.4
     """Longest time mask."""
     max_time_share: float = Field(default=0.2, gt=0, le=1)
-    """No time mask is longer than this share of its clip, so that short words survive."""
+    """Longest time mask as a share of the clip, to protect short clips."""
     num_channel_masks: NonNegativeInt = 2
     max_channel_share: float = Field(default=0.2, gt=0, le=1)
     """Widest channel mask, as a share of the channels."""
@@ -41,12 +41,12 @@ class SpecAugmentConfig(Config):
 
 @dataclass(frozen=True)
 class Draw:
-    """What decides how one clip is changed."""
+    """Random state and bounds for the augmentation of one clip."""
 
     rng: random.Random
     seed: int
     loudness: Tensor
-    """Of the recorded clip, as a root mean square; added silence does not lower it."""
+    """Root mean square of the recorded clip, without added silence."""
     max_duration_s: float
 
 
@@ -62,15 +62,15 @@ class WaveformAugmentation(Config, ABC):
 
 
 class SilenceConfig(WaveformAugmentation):
-    """Silence of random length around the clip. Without it, a model trained on clips that all begin with their first
-    sound fails on recordings that do not."""
+    """Silence of random length around the clip. Without it, a model whose training clips all start with speech fails
+    on recordings that start with silence."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
     """Longest silence before it."""
     max_after_s: float = Field(default=0.3, ge=0, le=10)
     """Longest silence after it."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Share of the clips that get it. Clips that begin with their first sound have to be learned too."""
+    """Share of the clips that get it. The others keep their start, so that the model learns both."""
 
     @model_validator(mode="after")
     def _check_any(self) -> SilenceConfig:
@@ -80,14 +80,14 @@ class SilenceConfig(WaveformAugmentation):
 
     @property
     def longest_s(self) -> float:
-        """Most that a clip gets."""
+        """Maximum silence that a clip gets."""
         return self.max_before_s + self.max_after_s
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """See :meth:`WaveformAugmentation.apply`. Makes no clip longer than ``max_duration_s``."""
+        """See :meth:`WaveformAugmentation.apply`. The result is at most ``max_duration_s`` long."""
         before_s, after_s = draw.rng.uniform(0, self.max_before_s), draw.rng.uniform(0, self.max_after_s)
         share = min(1.0, max(0.0, draw.max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
-        # Digital silence: the sections for noise come later, and cover speech too.
+        # Zeros; noise is added by later sections.
         padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
         return torch.nn.functional.pad(waveform, padding)
 
@@ -96,13 +96,13 @@ class ReverberationConfig(WaveformAugmentation):
     """Rooms: convolution with recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
 
     folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
-    """Audio files with one impulse response each, at any depth; of several channels, the mean. Names and sizes are
-    remembered by a run, since they decide the weights."""
+    """Folder of audio files with one impulse response each, at any depth. Channels are averaged. A run records names
+    and sizes, because they affect the weights."""
     probability: float = Field(default=0.3, gt=0, le=1)
     """Share of the clips that get it."""
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """See :meth:`WaveformAugmentation.apply`. Length, loudness and the time of the direct sound stay."""
+        """See :meth:`WaveformAugmentation.apply`. Keeps length, loudness and the time of the direct sound."""
         import torchaudio
 
         response = _drawn(self.folder, draw.rng)
@@ -144,7 +144,7 @@ class NoiseConfig(AddedNoise):
     """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random part of a random file."""
 
     folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
-    """Audio files, at any depth. Names and sizes are remembered by a run, since they decide the weights."""
+    """Folder of audio files, at any depth. A run records names and sizes, because they affect the weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
     """How much louder than the noise the clip is, from and to; drawn for each clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
@@ -164,7 +164,7 @@ class NoiseConfig(AddedNoise):
 
 
 class WhiteNoiseConfig(AddedNoise):
-    """Noise in which all frequencies are equally loud."""
+    """White noise: all frequencies have equal power."""
 
     snr_db: tuple[float, float] = (15.0, 40.0)
     """How much louder than the noise the clip is, from and to; drawn for each clip."""
@@ -184,7 +184,7 @@ class AugmentationConfig(Config):
 
     spec_augment: SpecAugmentConfig | None = None
     speed: tuple[PositiveFloat, ...] | None = None
-    """Factors to choose from for each clip, such as ``[0.9, 1.0, 1.1]``; pitch moves along (Ko et al. 2015)."""
+    """Factors to choose from for each clip, such as ``[0.9, 1.0, 1.1]``. Pitch changes with speed (Ko et al. 2015)."""
     silence: SilenceConfig | None = None
     reverberation: ReverberationConfig | None = None
     noise: NoiseConfig | None = None
@@ -198,7 +198,7 @@ class AugmentationConfig(Config):
         return speed
 
     def longest_s(self, duration_s: float, max_duration_s: float) -> float:
-        """Longest that a clip of that duration becomes. Only speed makes one longer than ``max_duration_s``."""
+        """Maximum duration of a clip after augmentation. Only speed makes a clip longer than ``max_duration_s``."""
         slowed = duration_s / min(*(self.speed or (1.0,)), 1.0)
         added = self.silence.longest_s if self.silence else 0.0
         return max(slowed, min(slowed + added, max_duration_s))
@@ -208,12 +208,12 @@ class AugmentationConfig(Config):
         return {name: part.folder for name, part in self if isinstance(part, ReverberationConfig | NoiseConfig)}
 
     def sections(self) -> list[WaveformAugmentation]:
-        """What changes waveforms after speed, in the order in which it is applied."""
+        """Sections that change waveforms after speed, in the order of application."""
         return [section for _, section in self if isinstance(section, WaveformAugmentation)]
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:
-    """One hash of all sounds that clips are mixed with; None where there are none.
+    """Hash of all sounds that clips are mixed with; None if there are none.
 
     Raises:
         UserError: a folder or a file in it cannot be used; names the section.
@@ -230,7 +230,7 @@ def sounds_fingerprint(config: AugmentationConfig) -> str | None:
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
-    """One number for a clip in an epoch, the same on every machine (Python's own hash is salted).
+    """Seed of a clip in an epoch, the same on every machine. (Python's hash is salted.)
 
     Args:
         repeat: how often the clip came before in this epoch.
@@ -242,12 +242,12 @@ def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
 def augment_waveform(
     config: AugmentationConfig, waveform: Tensor, seed: int, max_duration_s: float = math.inf
 ) -> Tensor:
-    """Change one clip ``[S]``.
+    """Augment one clip ``[S]``.
 
-    A function of the clip, its seed, and the names and content of the sounds.
+    The result depends only on the clip, its seed, and the names and content of the sounds.
 
     Args:
-        max_duration_s: silence makes no clip longer than this.
+        max_duration_s: limit for added silence.
     """
     rng = random.Random(seed)
     factor = rng.choice(config.speed) if config.speed else 1.0
@@ -274,14 +274,14 @@ def _loudness(waveform: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """The masks of one batch, to be called between the encoder's front end and its layers."""
+    """Masks for one batch, applied between the encoder's front end and its layers."""
 
     config: SpecAugmentConfig
     seeds: Sequence[int]
     """One for each clip."""
 
     def __call__(self, features: Frames) -> Frames:
-        """Masked spots of ``[B, F, C]`` become the clip's mean, which is what says least."""
+        """Replace masked features of ``[B, F, C]`` by the mean of the clip."""
         config, mask = self.config, features.mask()
         channels = features.values.shape[2]
         kept = torch.ones(features.values.shape, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Clips of sources: gathered under bounds of duration, kept as columns, loaded one by one."""
+"""Clips of sources: filtered by duration, stored as columns, loaded one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""Reasons by which an index leaves out a clip outside data.min_duration_s and data.max_duration_s, and no more."""
+"""Reasons for dropping a clip that only state that it is outside data.min_duration_s and data.max_duration_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Clip:
     """``set/utterance``, unique over all sets of a recipe."""
 
     def load(self, max_duration_s: float) -> Tensor:
-        """Waveform ``[S]``.
+        """Decode the waveform ``[S]``.
 
         Raises:
-            AudioError: the clip is unusable, or lasts nothing like what its index says.
+            AudioError: the clip is unusable, or its duration differs much from the index.
         """
         utterance = self.utterance
         audio = self.source.encoded(utterance)
@@ -42,39 +42,39 @@ class Clip:
             waveform = load_audio(audio, max_duration_s=max_duration_s, name=utterance.id)
         except AudioError as error:
             if error.reason == "too_long" or (error.reason == "too_short" and utterance.duration_s >= MIN_DURATION_S):
-                # By its index, the clip is inside the bounds; that is a fault of the data, and counts as one.
-                said = f"its index says {utterance.duration_s:.2f} s"
-                raise AudioError("duration_differs", f"{error}; {said}, correct it") from error
+                # The index claims that the clip is inside the bounds, so this counts as an error in the data.
+                indexed = f"the index lists {utterance.duration_s:.2f} s; correct the index"
+                raise AudioError("duration_differs", f"{error}; {indexed}") from error
             raise
         duration_s = len(waveform) / SAMPLE_RATE
         if abs(duration_s - utterance.duration_s) > max(0.5, 0.1 * utterance.duration_s):
             raise AudioError(
                 "duration_differs",
-                f"{utterance.id} lasts {duration_s:.2f} s, and its index says {utterance.duration_s:.2f} s; "
-                "correct the index, since batches are planned by it",
+                f"{utterance.id} lasts {duration_s:.2f} s, but the index lists {utterance.duration_s:.2f} s; "
+                "correct the index, because batches are planned by it",
             )
         return waveform
 
 
 @dataclass(frozen=True, eq=False)
 class Clips(Sequence[Clip]):
-    """Clips of one or more sources, as columns; a :class:`Clip` is made when it is asked for.
+    """Clips of one or more sources, as columns. Indexing makes a :class:`Clip`.
 
     n clips
     """
 
     sets: tuple[tuple[str, Source, Sequence[Utterance]], ...]
-    """Name of the set, what reads it, all its utterances."""
+    """Name, source and all utterances of each set."""
     members: np.ndarray
-    """``[n]`` int32: which of the sets."""
+    """``[n]`` int32: index of the set."""
     rows: np.ndarray
-    """``[n]`` int64: which of its utterances."""
+    """``[n]`` int64: index of the utterance in its set."""
     durations_s: np.ndarray
     """``[n]`` float64."""
     groups: np.ndarray | None
-    """``[n]`` int64: which clips are fetched together; None: each by itself."""
+    """``[n]`` int64: clips of one group are fetched together; None: each clip is fetched alone."""
     weights: np.ndarray | None
-    """``[n]`` float64: how often each comes in an epoch on average; None: once."""
+    """``[n]`` float64: how often each clip comes in an epoch on average; None: once."""
     target_text: TargetText
     """How transcripts are rewritten."""
 
@@ -95,7 +95,7 @@ class Clips(Sequence[Clip]):
         return Clip(source, utterance, f"{name}/{utterance.id}")
 
     def take(self, chosen: np.ndarray) -> Clips:
-        """Those of the numbers ``[m]``, in their order."""
+        """Select clips by their indices ``[m]``, in the given order."""
         groups = None if self.groups is None else self.groups[chosen]
         weights = None if self.weights is None else self.weights[chosen]
         return replace(
@@ -108,19 +108,19 @@ class Clips(Sequence[Clip]):
         )
 
     def plan(self, config: BatchingConfig, seed: int, epoch: int) -> EpochPlan:
-        """The order of an epoch, see :func:`tiny_audio.data.order.plan_epoch`."""
+        """Plan an epoch; see :func:`tiny_audio.data.order.plan_epoch`."""
         return plan_epoch(self.durations_s, config, seed, epoch, groups=self.groups, weights=self.weights)
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The usable clips of some sources, what was left out, and one hash of it all."""
+    """Usable clips of several sources, the dropped ones, and a hash over all."""
 
     clips: Clips
     dropped: tuple[Dropped, ...]
     fingerprint: str
     max_duration_s: float
-    """Upper bound that the clips were gathered under, and that they are loaded under."""
+    """Upper bound for gathering and for loading."""
 
     @classmethod
     def gather(
@@ -130,12 +130,12 @@ class ClipSet:
         max_duration_s: float,
         text: TargetTextChoice = "none",
     ) -> ClipSet:
-        """Index every source and keep what is inside the bounds; no audio is decoded, and no transcript read.
+        """Index every source and keep the clips inside the bounds. Reads no audio and no transcript.
 
         Args:
             sources: by the name of the set.
             min_duration_s, max_duration_s: bounds, both inclusive.
-            text: how transcripts are rewritten; a clip of which nothing is left is dropped when its turn comes.
+            text: how transcripts are rewritten. A clip with an empty result is dropped when it is loaded.
         """
         dropped, digest = [], hashlib.sha256()
         sets, rows, durations, groups, weights = [], [], [], [], []
@@ -167,13 +167,13 @@ class ClipSet:
         return cls(clips, tuple(dropped), digest.hexdigest(), max_duration_s)
 
     def check_any(self, place: str) -> None:
-        """Refuse to go on with nothing.
+        """Check that there is a usable clip.
 
         Args:
-            place: of the recipe, such as ``data.train``.
+            place: field of the recipe, such as ``data.train``.
 
         Raises:
-            UserError: there is no usable clip; how many were dropped, and the first.
+            UserError: there is none; states how many were dropped, and the first.
         """
         if self.clips:
             return
@@ -184,12 +184,12 @@ class ClipSet:
 
     @property
     def num_inside(self) -> int:
-        """Clips inside the bounds of length, those that cannot be used included."""
+        """Number of clips inside the bounds, including unusable ones."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
     @property
     def texts(self) -> Iterator[str]:
-        """All transcripts, as they become targets, one by one."""
+        """All transcripts, rewritten by ``target_text``."""
         clips = self.clips
         for run in runs(clips.members):
             utterances = clips.sets[clips.members[run.start]][2]
@@ -197,19 +197,19 @@ class ClipSet:
 
     @property
     def duration_s(self) -> float:
-        """Seconds of all clips."""
+        """Total duration of the clips in seconds."""
         return float(self.clips.durations_s.sum())
 
 
 def _out_of_bounds(name: str, utterance: Utterance, min_duration_s: float, max_duration_s: float) -> Dropped:
     reason = "too_short" if utterance.duration_s < min_duration_s else "too_long"
     bounds = f"{min_duration_s:g} to {max_duration_s:g} s"
-    detail = f"lasts {utterance.duration_s:.2f} s, and data allows {bounds}"
+    detail = f"lasts {utterance.duration_s:.2f} s; data allows {bounds}"
     return Dropped(f"{name}/{utterance.id}", reason, detail)
 
 
 def _joined_groups(groups: Sequence[np.ndarray | None], rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Groups of all sets under numbers of their own; a clip that is fetched by itself is a group of one."""
+    """Renumber the groups of all sets. A clip that is fetched alone becomes its own group."""
     if all(group is None for group in groups):
         return None
     joined, first = [], 0

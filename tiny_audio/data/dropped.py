@@ -1,4 +1,4 @@
-"""``dropped.jsonl``: the clips that are not used, each once, with the reason."""
+"""``dropped.jsonl``: each clip that is not used, with the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.sources import Dropped
 
 
 class DroppedLog:
-    """Appends to a ``dropped.jsonl``, which may be there already; a line that a kill cut short is taken out."""
+    """Appends to a new or existing ``dropped.jsonl``. Removes an incomplete last line, which a kill may leave."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class DroppedLog:
                     file.truncate(len(whole[0]) + len(whole[1]))
 
     def add(self, dropped: Iterable[Dropped]) -> None:
-        """Those that are not listed yet; there is no file where nothing was dropped."""
+        """Append the clips that are not listed yet. Creates the file only if there are some."""
         fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
@@ -37,14 +37,14 @@ class DroppedLog:
             self._ids |= {drop.id for drop in fresh}
 
     def remove(self, ids: Collection[str]) -> None:
-        """Clips that can be used again."""
+        """Remove clips that can be used again."""
         kept = [drop for drop in read_dropped(self._path) if drop.id not in ids]
         write_atomically(self._path, "".join(map(_line, kept)))
         self._ids.difference_update(ids)
 
 
 def read_dropped(path: Path) -> list[Dropped]:
-    """All of a ``dropped.jsonl``; nothing where there is none. What follows the last newline is unfinished."""
+    """Read a ``dropped.jsonl``, or nothing if it does not exist. Ignores an incomplete last line."""
     if not path.exists():
         return []
     return [Dropped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -55,10 +55,10 @@ def _line(drop: Dropped) -> str:
 
 
 class DroppedClips:
-    """The training clips that turned out unusable so far, each once, and the ceiling.
+    """The unusable training clips so far, and the limit of their number.
 
     Args:
-        num_clips: of the training data inside the bounds of length, these included.
+        num_clips: training clips inside the bounds of duration, including unusable ones.
         max_share: see ``data.max_dropped_share``.
     """
 
@@ -71,24 +71,24 @@ class DroppedClips:
         return len(self._by_id)
 
     def add(self, dropped: Iterable[Dropped]) -> list[Dropped]:
-        """Remember; gives those that are new."""
+        """Add clips, and return the new ones."""
         fresh = _once(dropped, self._by_id)
         self._by_id |= {drop.id: drop for drop in fresh}
         self._counted |= {drop.id for drop in fresh if drop.reason not in BOUNDS}
         return fresh
 
     def over_ceiling(self) -> list[str]:
-        """Ids of all that count, where they are too many; nothing where they are not."""
+        """Ids of the clips that count, if there are too many; otherwise nothing."""
         return sorted(self._counted) if len(self._counted) > self._max_share * self._num_clips else []
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Clips that can be used again."""
+        """Remove clips that can be used again."""
         for id_ in ids:
             del self._by_id[id_]
             self._counted.discard(id_)
 
     def check(self) -> None:
-        """Stop where there are too many.
+        """Check the limit.
 
         Raises:
             UserError: see :func:`check_dropped`.
@@ -98,13 +98,13 @@ class DroppedClips:
 
 
 def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
-    """Stop where too much is unusable. Clips outside the recipe's own bounds of length do not count: those were chosen.
+    """Check that few enough clips are unusable. Clips outside the recipe's bounds of duration do not count.
 
     Args:
-        num_clips: inside the bounds, unusable ones included.
+        num_clips: clips inside the bounds, including unusable ones.
 
     Raises:
-        UserError: counts by reason, and an example of each.
+        UserError: there are too many; states the number and an example for each reason.
     """
     dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
     if num_clips and len(dropped) <= max_share * num_clips:
@@ -117,12 +117,12 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
     share = len(dropped) / num_clips if num_clips else 1.0
     raise UserError(
         f"{len(dropped)} of {num_clips} training clips are unusable ({share:.1%}; data.max_dropped_share is "
-        f"{max_share:.1%}):\n{reasons}\nMend the data, or raise data.max_dropped_share."
+        f"{max_share:.1%}):\n{reasons}\nRepair the data, or raise data.max_dropped_share."
     )
 
 
 def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEncoder) -> list[str]:
-    """Those of the unusable clips ``ids`` that can be used now, or that are no longer part of the data.
+    """Return which of the clips ``ids`` can be used now, or are no longer part of the data.
 
     Reads the audio of these clips.
     """
@@ -141,7 +141,7 @@ def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEnc
 
 
 def _once(dropped: Iterable[Dropped], known: Container[str]) -> list[Dropped]:
-    """Those whose ids are not known, the first of each."""
+    """The clips with unknown ids, without duplicates."""
     fresh: dict[str, Dropped] = {}
     for drop in dropped:
         if drop.id not in known:

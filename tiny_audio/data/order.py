@@ -1,7 +1,7 @@
-"""The planned order: which clips make which batch, as a pure function of (columns of the clips, settings, seed, epoch).
+"""Planned order: the batches of an epoch as a pure function of the clips' columns, settings, seed and epoch.
 
-All of it is arithmetic on columns, so that ten million clips are planned in seconds, and the state of the data in a
-training is three values: the hash of the plan, the epoch, and the number of its batch.
+Planning is arithmetic on columns, so ten million clips take seconds. The data state of a training is three values: the
+hash of the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Sets the random numbers of weights apart from those of the order, which have the seed and the epoch."""
+"""Separates the random stream of the weights from that of the order, which is seeded by seed and epoch."""
 
 
 class BatchingConfig(Config):
     """Batches of clips of similar length."""
 
     max_clips: PositiveInt = 16
-    """Most clips in a batch."""
+    """Maximum number of clips in a batch."""
     max_padded_s: PositiveFloat | None = None
-    """Most seconds in a batch, padding included: clips times the longest of them. None bounds by clips alone."""
+    """Maximum seconds in a batch with padding: number of clips × longest clip. None sets no such limit."""
     pool_batches: PositiveInt = 50
-    """Clips of so many batches are sorted by duration together. More is less padding and less shuffling; 1 sorts
-    only within a batch, so that which clips share one is random."""
+    """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
+    shuffling. With 1, batches are random and only sorted inside."""
     shuffle_clips: PositiveInt = 20_000
-    """Corpora in parquet files are fetched by row group, and row groups come in random order; the clips of so many row
-    groups as hold so many clips are shuffled together. More is a better shuffle, and needs more of the disk."""
+    """Parquet files are read by row group, in random order. Consecutive row groups with at least this many clips form
+    a window, and clips are shuffled within it. A larger window shuffles better and needs more disk space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +40,16 @@ class EpochPlan(Sequence[np.ndarray]):
     """The global batches of one epoch."""
 
     order: np.ndarray
-    """``[n]`` int64, the number of each clip, batch after batch."""
+    """``[n]`` int64: the clip indices, batch after batch."""
     starts: np.ndarray
     """``[batches + 1]`` int64: batch k is ``order[starts[k]:starts[k + 1]]``."""
     repeats: np.ndarray | None = None
-    """``[n]`` int32, how often the clip came before in this epoch; None where none comes twice."""
+    """``[n]`` int32: how often the clip came before in this epoch; None if no clip comes twice."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, k: int) -> np.ndarray:  # type: ignore[override]  # slices have no use
+    def __getitem__(self, k: int) -> np.ndarray:  # type: ignore[override]  # no slices
         if not -len(self) <= k < len(self):
             raise IndexError(k)
         k %= len(self)
@@ -62,7 +62,7 @@ class EpochPlan(Sequence[np.ndarray]):
 
     @cached_property
     def hash(self) -> str:
-        """Equal where the same clips come in the same batches in the same order."""
+        """Equal for equal batches in equal order."""
         digest = hashlib.sha256(self.starts.tobytes())
         digest.update(self.order.tobytes())
         return digest.hexdigest()[:16]
@@ -77,16 +77,16 @@ def plan_epoch(
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> EpochPlan:
-    """The batches of one epoch; every clip comes exactly once, or as often as its weight says.
+    """Plan the batches of one epoch. Every clip comes once, or according to its weight.
 
-    Shuffle the groups; take as many as make a window of ``shuffle_clips``; shuffle its clips, cut them into pools, sort
-    each pool by duration, cut batches under both bounds, shuffle the batches of the window. Numbers of workers and of
-    processes have no part in it.
+    The groups are shuffled and split into windows of ``shuffle_clips``. In each window, the clips are shuffled and cut
+    into pools, each pool is sorted by duration and cut into batches under both limits, and the batches are shuffled.
+    The result does not depend on the number of workers or processes.
 
     Args:
         durations_s: ``[n]``.
-        groups: ``[n]``, which clips are fetched together; None: each by itself.
-        weights: ``[n]``, how often each clip comes in an epoch on average; 0.5 is in every other epoch.
+        groups: ``[n]``; clips of one group are fetched together. None: each clip is fetched alone.
+        weights: ``[n]``: how often each clip comes in an epoch on average; 0.5 is every other epoch.
     """
     durations = np.asarray(durations_s, dtype=np.float64)
     rng = np.random.default_rng([seed, epoch])
@@ -105,14 +105,14 @@ def plan_epoch(
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Each clip as often as it comes in this epoch: its share of every epoch's end, counted down to whole numbers."""
+    """Repeat each clip as often as it comes in this epoch: the growth of ``floor(weight × epochs + random phase)``."""
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
     return np.repeat(np.arange(len(weights)), counts.astype(np.int64))
 
 
 def _repeats(order: np.ndarray) -> np.ndarray:
-    """For each place, how often its number stands before it."""
+    """For each position, how often its value occurs before it."""
     sorting = np.argsort(order, kind="stable")
     ordered = order[sorting]
     first = np.searchsorted(ordered, ordered)
@@ -124,7 +124,7 @@ def _repeats(order: np.ndarray) -> np.ndarray:
 def _windows(
     clips: np.ndarray, groups: np.ndarray | None, shuffle_clips: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Shuffled clips, window by window; groups stay whole."""
+    """Yield shuffled clips by window. A group is never split."""
     if groups is None:
         shuffled = clips[rng.permutation(len(clips))]
         for start in range(0, len(clips), shuffle_clips):
@@ -151,7 +151,7 @@ def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: n
 
 
 def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The window's clips in the order of unshuffled batches, each sorted by duration, and where each batch ends."""
+    """Sort the clips of a window into batches. Returns the clips, and where each batch ends."""
     if config.pool_batches == 1:
         ends = _cut(durations[window], config, None)
         batches = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
@@ -163,22 +163,22 @@ def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) 
 
 
 def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -> np.ndarray:
-    """Where batches end that are cut from clips in their order."""
+    """Cut clips into batches in the given order. Returns where each batch ends."""
     if config.max_padded_s is not None:
         return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
-    # Pools hold whole batches, so only the window's last one is cut short.
+    # Pools hold whole batches, so only the last batch of the window can be smaller.
     ends = np.arange(config.max_clips, len(durations) + config.max_clips, config.max_clips)
     return np.minimum(ends, len(durations))
 
 
 def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
-    """Where batches end that are as full as both bounds allow; a clip beyond the bound comes alone."""
+    """Yield where batches end that are as full as both limits allow. A clip over the limit gets its own batch."""
     start, longest = 0, 0.0
-    for place, duration in enumerate(durations):
+    for index, duration in enumerate(durations):
         longest = max(longest, duration)
-        count = place - start
+        count = index - start
         full = count == max_clips or (count + 1) * longest > max_padded_s
-        if count and (full or (pool_size is not None and place % pool_size == 0)):
-            yield place
-            start, longest = place, duration
+        if count and (full or (pool_size is not None and index % pool_size == 0)):
+            yield index
+            start, longest = index, duration
     yield len(durations)

@@ -1,4 +1,4 @@
-"""Row groups that a plan needs soon, fetched while training works on those it has."""
+"""Fetches row groups before the planned batches need them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from tiny_audio.data.clips import Clips
 from tiny_audio.data.order import EpochPlan
 
 _THREADS = 4
-"""All of it is waiting for the network or the disk."""
-_LOOK_S = 0.5
-"""Between looks whether a stop was asked for."""
+"""They mostly wait for the network or the disk."""
+_POLL_S = 0.5
+"""Interval of checks for a requested stop."""
 
 
 class Prefetcher:
-    """Asks for one clip of each row group in the order in which the plan needs them, which fetches the group.
+    """Reads one clip of each row group, in the order of the plan, which fetches the group.
 
-    Whoever trains calls :meth:`reached` as it goes. Between what is used and what is fetched lie as many clips as are
-    shuffled together, since a batch takes its clips from all over such a window. Enter it after the loader's processes
-    were started, and leave it before the next are: a process that is forked while a thread holds a lock waits for ever.
-    So leaving waits for what is being fetched. Only where the process is about to end it does not: a hub that stalls
-    may take minutes, and threads that nobody waits for end with the process.
+    The training process calls :meth:`reached` for each batch. Fetching runs ``ahead_clips`` clips ahead, because a
+    batch takes its clips from a whole shuffle window.
+
+    Enter this context after the loader processes were started, and exit it before the next ones are: a process that is
+    forked while a thread holds a lock would deadlock. Exiting therefore waits for running fetches, unless the
+    process is about to end: a stalled hub may take minutes, and daemon threads end with the process.
 
     Args:
-        clips: of the plan; where they are fetched one by one, there is nothing to do.
-        plan: of the epoch.
-        first: the batch that training starts with.
-        ahead_clips: how many.
-        stopped: whether the process is about to end.
+        clips: the clips of the plan. Without groups, nothing is fetched ahead.
+        plan: the plan of the epoch.
+        first: index of the first batch.
+        ahead_clips: number of clips to fetch ahead.
+        stopped: returns whether the process is about to end.
     """
 
     def __init__(
@@ -46,18 +47,17 @@ class Prefetcher:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._clips, self._plan, self._ahead = clips, plan, ahead_clips
-        self._places = np.empty(0, np.int64)
+        self._first_uses = np.empty(0, np.int64)
         self._next = 0
         if clips.groups is not None:
             start = int(plan.starts[first])
-            _, places = np.unique(clips.groups[plan.order[start:]], return_index=True)
-            # Of each group the place in the order where it is needed first; those that are needed now come anyway.
-            self._places = np.sort(places) + start
+            _, first_uses = np.unique(clips.groups[plan.order[start:]], return_index=True)
+            self._first_uses = np.sort(first_uses) + start  # indices into the order
         self._stopped = stopped
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._left = Event()
-        # Not an executor's: the interpreter waits for those when it ends.
-        count = _THREADS if len(self._places) else 0
+        # No executor: the interpreter would wait for its threads at exit.
+        count = _THREADS if len(self._first_uses) else 0
         self._threads = [Thread(target=self._work, name="prefetcher", daemon=True) for _ in range(count)]
 
     def __enter__(self) -> Self:
@@ -72,27 +72,27 @@ class Prefetcher:
         for _ in self._threads:
             self._wanted.put(None)
         for thread in self._threads:
-            thread.join(_LOOK_S)
+            thread.join(_POLL_S)
             while thread.is_alive() and not self._stopped():
-                thread.join(_LOOK_S)
+                thread.join(_POLL_S)
 
     def reached(self, batch: int) -> None:
-        """Training is at this batch; fetch what it needs from here to the end of the window after it."""
+        """Fetch what is needed from this batch to ``ahead_clips`` clips later."""
         if not self._threads:
             return
         here = int(self._plan.starts[batch])
-        stop = int(np.searchsorted(self._places, here + self._ahead))
-        for place in self._places[max(self._next, int(np.searchsorted(self._places, here))) : stop]:
-            self._wanted.put(int(place))
+        stop = int(np.searchsorted(self._first_uses, here + self._ahead))
+        for index in self._first_uses[max(self._next, int(np.searchsorted(self._first_uses, here))) : stop]:
+            self._wanted.put(int(index))
         self._next = max(self._next, stop)
 
     def _work(self) -> None:
-        while (place := self._wanted.get()) is not None and not self._left.is_set():
-            self._fetch(place)
+        while (index := self._wanted.get()) is not None and not self._left.is_set():
+            self._fetch(index)
 
-    def _fetch(self, place: int) -> None:
-        clip = self._clips[int(self._plan.order[place])]
+    def _fetch(self, index: int) -> None:
+        clip = self._clips[int(self._plan.order[index])]
         try:
             clip.source.encoded(clip.utterance)
         except (UserError, OSError):
-            return  # whoever needs the clip meets the same, and says so
+            return  # loading the clip raises and reports the same error

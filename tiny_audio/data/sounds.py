@@ -1,4 +1,4 @@
-"""Folders of sounds to mix into clips: listed once in a process, decoded when they are drawn."""
+"""Folders of sounds to mix into clips. Each process lists a folder once, and decodes a sound when it is drawn."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tiny_audio.config import UserError
 from tiny_audio.runtime.files import files_below
 
 MAX_SOUND_S = 600.0
-"""Sounds are kept decoded: ten minutes are 38 MB."""
+"""Decoded sounds are kept in memory; ten minutes take 38 MB."""
 _MAX_KEPT_BYTES = 256 * 2**20
-"""In each process that loads clips; the newest sound is kept whatever its size."""
+"""In each loader process. The newest sound is always kept."""
 _THREADS = 8
 
 _LOG = logging.getLogger(__name__)
@@ -34,26 +34,26 @@ class Sounds:
 
     folder: Path
     names: tuple[str, ...]
-    """Below the folder, sorted: a draw is a number in this order."""
+    """Paths below the folder, sorted. A draw is an index into it."""
     fingerprint: str
-    """Hash of names and sizes: where it is equal, the same draws give the same sounds."""
+    """Hash of names and sizes. If it is equal, equal draws give equal sounds."""
 
     def check(self) -> float:
-        """Read the header of every file, to find out now what training would find out later.
+        """Read the header of every file, to find unusable ones before training.
 
         Returns:
             hours of sound.
 
         Raises:
-            UserError: files cannot be read, or are too short or too long; how many, and the first.
+            UserError: files are unreadable, too short or too long; states how many, and the first.
         """
         with ThreadPoolExecutor(_THREADS, "headers") as pool:
             found = list(pool.map(self._duration, self.names))
         bad = [problem for problem in found if isinstance(problem, str)]
         if bad:
             raise UserError(
-                f"{len(bad)} of the {len(found)} audio files in {self.folder} cannot be used; remove or mend them; the "
-                f"first: {bad[0]}"
+                f"{len(bad)} of the {len(found)} audio files in {self.folder} cannot be used; remove or repair them; "
+                f"the first: {bad[0]}"
             )
         return sum(seconds for seconds in found if isinstance(seconds, float)) / 3600
 
@@ -66,17 +66,17 @@ class Sounds:
             return f"{name} lasts {seconds:g} s; {MIN_DURATION_S} to {MAX_SOUND_S:g} s are allowed"
         return seconds
 
-    def load(self, number: int) -> Tensor | None:
-        """A sound ``[S]``; None where its body is damaged, which its header did not tell, and is said once."""
-        path = self.folder / self.names[number]
+    def load(self, index: int) -> Tensor | None:
+        """Decode a sound ``[S]``. None if it is damaged after a valid header; this is logged once."""
+        path = self.folder / self.names[index]
         if path in _KEPT:
             _KEPT.move_to_end(path)
             return _KEPT[path]
         try:
             sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
         except AudioError as error:
-            # Not raised: it would be taken for the clip's own fault. Nor is the run to end here after hours.
-            _LOG.warning("clips that draw this sound stay without: %s", error)
+            # Not raised: the clip would be dropped for it, and a run must not end after hours for one sound.
+            _LOG.warning("clips that draw this sound get none: %s", error)
             sound = None
         _KEPT[path] = sound
         while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values() if kept is not None) > _MAX_KEPT_BYTES:
@@ -97,7 +97,7 @@ def sounds_in(folder: str) -> Sounds:
     except OSError as error:
         raise UserError(f"the folder {path} cannot be read: {error.strerror}; it must hold audio files") from error
     if not files:
-        raise UserError(f"no audio file lies in {path}; give a folder with some, at any depth")
+        raise UserError(f"{path} has no audio file, at any depth; give a folder with some")
     sizes = {name: status.st_size for name, status in files.items()}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
     return Sounds(path, tuple(files), digest)

@@ -35,7 +35,7 @@ _FILLER = re.compile(
 )
 
 _PRONOUN = re.compile(r"(?<![\w'’.])i(?!\.\w)(?=['’](?:m|d|ll|ve)\b|[^\w'’]|$)")
-# No sentence ends in "e.g. this", nor in "'Who is it?' he said".
+# "e.g. this" does not end a sentence, and neither does the question in "'Who is it?' she asked".
 _SENTENCE = re.compile(r"((?:^|(?<!\b\w)\.[\"”’')\]]*\s|[!?]\s)\s*[\"“‘'(\[]*)(\w)")
 _NAMED_DAYS = re.compile(
     r"\b(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|january|february|april|june|july|september|october"

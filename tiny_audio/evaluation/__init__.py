@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
-from tiny_audio.evaluation._batches import loaded_batches
+from tiny_audio.evaluation.batches import loaded_batches
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript
 from tiny_audio.model.model import TinyAudioModel

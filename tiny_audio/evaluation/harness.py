@@ -1,8 +1,8 @@
 """Targets and data sets -> hypotheses, scores, times and costs, in a folder for each pair.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, in the field names of the Open ASR Leaderboard's
-manifests; rows are appended as they come, so that an interrupted evaluation goes on where it was, and asks again only
-for what failed. ``scores.json`` is made of them.
+manifests. Rows are appended one by one. So an interrupted evaluation continues, and retries only the failed clips.
+``scores.json`` is computed from these rows.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _SHOWN_FAILURES = 3
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Scores = dict[str, dict[str, Any]]
-"""By the name of the set."""
+"""By name of the set."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Targets on sets.
+    """Results of several targets on several sets.
 
     Args:
-        scores: by the target's label and the set's name.
-        comparisons: by set, where several targets transcribed some of the same clips; see
+        scores: by label of the target and name of the set.
+        comparisons: by set, if several targets transcribed some of the same clips; see
             :mod:`tiny_audio.analysis.comparison`. The first target is the baseline.
     """
 
@@ -50,11 +50,11 @@ class Evaluated:
 
     @property
     def baseline(self) -> str:
-        """What the other targets are compared with."""
+        """Label of the target that the others are compared with."""
         return next(iter(self.scores))
 
     def to_json(self) -> dict[str, Any]:
-        """The scores, and with them ``comparison``, the difference from the baseline."""
+        """The scores. Those of other targets than the baseline include ``comparison``, the difference from it."""
         found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
         for name, compared in self.comparisons.items():
             for entry in compared.differences:
@@ -89,9 +89,9 @@ def evaluate_targets(
         ``dropped``.
 
     Raises:
-        UserError: a folder holds something else, or nothing can be scored; a key, a package or a kind of model that is
-            needed is not there; or the only target cannot be loaded.
-        RunFailed: the only target answers nothing.
+        UserError: a folder holds other results, nothing can be scored, a key or package is missing, or the only target
+            cannot be loaded.
+        RunFailed: the only target transcribes nothing.
     """
     for data in sets:
         check_group_by(data.clips, group_by)
@@ -130,7 +130,7 @@ def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str
 
 
 def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None]) -> float | None:
-    """Ask for all that is missing; seconds that loading took, None where nothing was."""
+    """Transcribe all missing clips. Returns the seconds that loading took; None if no clip was missing."""
     if not any(work.missing for work in items):
         return None
     began = time.perf_counter()
@@ -146,7 +146,7 @@ def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None
 
 
 class _Work:
-    """One target on one set: a folder."""
+    """One target on one set, with its folder."""
 
     def __init__(self, target: Target, data: DataSet, output_dir: Path) -> None:
         self.target, self.data = target, data
@@ -160,7 +160,7 @@ class _Work:
             clip.id: known[clip.id] for clip in data.clips if clip.id in known and known[clip.id]["error"] is None
         }
         self._others = [row for name, row in known.items() if name not in self.rows and row["error"] is None]
-        """Of a run over more samples."""
+        """Hypotheses of clips outside this set, such as from a run with more samples."""
 
     @property
     def missing(self) -> list[Clip]:
@@ -168,14 +168,14 @@ class _Work:
         return [clip for clip in self.data.clips if clip.id not in self.rows]
 
     def complete(self, note: Callable[[str], None]) -> None:
-        """Ask for what is missing."""
+        """Transcribe the missing clips, and write their rows."""
         missing = self.missing
         if not missing:
             return
         path = self.folder / HYPOTHESES
         if self.rows:
-            note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are there")
-        # Without the half line that a kill may have left, and without failures.
+            note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are done")
+        # Without the incomplete line that a kill may have left, and without failures.
         write_atomically(path, _lines([*self.rows.values(), *self._others]))
         failed: dict[str, Hypothesis] = {}
         with path.open("a", encoding="utf-8") as file:
@@ -199,7 +199,7 @@ class _Work:
     def score(
         self, normalizer: Normalizer, group_by: str | None, num_bootstrap: int, load_s: float | None
     ) -> dict[str, Any]:
-        """Score what was answered, and write it."""
+        """Score the transcribed clips, and write ``scores.json``."""
         rows = [self.rows[clip.id] for clip in self.data.clips if clip.id in self.rows]
         has_ctc = all(row["ctc_text"] is not None for row in rows)
         scores = score_set(
@@ -236,7 +236,9 @@ class _Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             if (self.folder / HYPOTHESES).exists():
-                raise UserError(f"{self.folder} holds hypotheses of nobody knows whom; give another --output-dir")
+                raise UserError(
+                    f"{self.folder} has hypotheses of unknown origin (it has no {IDENTITY}); give another --output-dir"
+                )
             write_atomically(path, json.dumps(identity, indent=1, ensure_ascii=False) + "\n")
             return
         try:
@@ -247,8 +249,8 @@ class _Work:
             old = before if isinstance(before, dict) else {}
             changed = [what for what in ("target", "data") if old.get(what) != identity[what]]
             raise UserError(
-                f"{self.folder} holds results of another {' and other '.join(changed)}: what was evaluated has changed "
-                "since; give another --output-dir, or remove that folder"
+                f"{self.folder} holds results of another {' and other '.join(changed)}; give another --output-dir, or "
+                "remove that folder"
             )
 
 
@@ -273,10 +275,10 @@ def _lines(rows: Sequence[Hypothesis]) -> str:
 
 
 def _read(path: Path) -> Iterator[Hypothesis]:
-    """Whole rows of a file that may end in the middle of one.
+    """Yield the complete rows of a file. Its last line may be incomplete.
 
     Raises:
-        UserError: the file is something else.
+        UserError: another line is not a hypothesis.
     """
     if not path.exists():
         return
@@ -291,14 +293,14 @@ def _read(path: Path) -> Iterator[Hypothesis]:
             complete = False
         if complete:
             yield row
-        elif number < len(lines):  # what a kill cuts off has no end of line
-            raise UserError(f"{path}, line {number}: no hypothesis of an evaluation; give another --output-dir")
+        elif number < len(lines):  # a line that a kill cut off has no newline
+            raise UserError(f"{path}, line {number}: not a hypothesis of an evaluation; give another --output-dir")
 
 
 def comparison_commands(
     evaluated: Evaluated, output_dir: Path, normalizer: Normalizer, group_by: str | None
 ) -> list[str]:
-    """The command that makes a page of each comparison: on which clips the targets differ."""
+    """For each comparison, the command that makes a page of the clips on which the targets differ."""
     options = ["--normalizer", normalizer.name, *([] if group_by is None else ["--group-by", group_by])]
     commands = []
     for name in evaluated.comparisons:
@@ -309,7 +311,7 @@ def comparison_commands(
 
 
 def evaluation_table(evaluated: Evaluated) -> str:
-    """All targets, set by set; then verdicts; then what was not scored."""
+    """Scores by set, verdicts, and the clips that were not scored."""
     results = evaluated.scores
     sets = dict.fromkeys(name for scores in results.values() for name in scores)
     entries = [scores[name] for name in sets for scores in results.values() if name in scores]

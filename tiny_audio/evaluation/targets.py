@@ -17,7 +17,7 @@ from tiny_audio.audio.load import AudioError
 from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
-from tiny_audio.evaluation._batches import loaded_batches
+from tiny_audio.evaluation.batches import loaded_batches
 from tiny_audio.export.load import check_exported, load_model
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript

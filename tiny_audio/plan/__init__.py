@@ -1,11 +1,11 @@
 """Estimates what a recipe costs before it runs: memory, FLOPs, time and money.
 
-How it works: the model is built on the meta device, without weights and without a network. A **dry run**
+The model is built on the meta device, without weights and without a network. A **dry run**
 (``_dry_run``) executes one training step of the largest batch (``_step``). It counts the bytes of all live tensors and
 the FLOPs of each part. **Autocast emulation** (``_autocast``) makes it use the types and kernels of the real device.
-**Allowances** (``_hardware``) cover what no tensor shows: the CUDA context and fragmentation. Time is FLOPs divided by
-the machine's peak and the utilization, plus the padding of the planned order (``_order``). If the recipe does not fit,
-``_changes`` tries changes, each in a dry run of its own.
+**Allowances** (``_hardware``) cover memory outside tensors: the CUDA context and fragmentation. Time is FLOPs divided
+by the machine's peak and the utilization, plus the padding of the planned order (``_order``). If the recipe does not
+fit, ``_changes`` tries changes, each in a dry run of its own.
 """
 
 from __future__ import annotations

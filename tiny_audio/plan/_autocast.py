@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tiny_audio.pretrained.packing import attend_by_kernel
 
-# The lists of ATen/autocast_mode.h, as far as models call them.
+# The lists of ATen/autocast_mode.h, limited to what models call.
 # fmt: off
 _LOWERED = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "prelu", "addmm", "addmv", "matmul",
@@ -54,7 +54,7 @@ class AutocastEmulation(TorchFunctionMode):
 
     def __enter__(self) -> AutocastEmulation:
         super().__enter__()  # type: ignore[no-untyped-call]
-        # torch.autocast refuses the meta device, where a part says what must not be cast.
+        # Parts that disable autocast for some layers would fail, because torch.autocast rejects the meta device.
         self._autocast = torch.autocast
         torch.autocast = lambda *_, enabled=True, **__: _Region(self, enabled)  # type: ignore[assignment, misc]
         return self
@@ -129,7 +129,7 @@ class AutocastEmulation(TorchFunctionMode):
 
 
 class _Region:
-    """What ``with torch.autocast(…, enabled=…)`` means for the emulation."""
+    """Emulates ``with torch.autocast(…, enabled=…)``."""
 
     def __init__(self, emulation: AutocastEmulation, enabled: bool) -> None:
         self._autocast = emulation
@@ -143,9 +143,9 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Make a part's transformers models attend as with Flash Attention 2, which need not be installed.
+    """Let a part's transformers models use a stand-in for Flash Attention 2, which need not be installed.
 
-    It runs on real positions only, so no layer makes or keeps a mask. PyTorch's own build of it serves ``varlen`` too.
+    It runs on real positions only, so no layer makes or keeps a mask. ``varlen`` is emulated in the same way.
     """
     name = "dry_run"  # with "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
@@ -166,7 +166,7 @@ def _flash_attention(
     max_length_q: int = 0,
     **__: Any,
 ) -> Any:
-    if cu_seq_lens_q is None:  # a part that lets transformers take the padding out, layer by layer
+    if cu_seq_lens_q is None:  # transformers removes the padding in each layer
         # [B, H, T, D] -> [B, T, H, D]
         return _fused(query, key, value).transpose(1, 2), None
     # [1, H, T, D] -> [T, H, D]; windows change no size
@@ -198,5 +198,5 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """A GPU's keeps a mask of bytes, a CPU's one of numbers."""
+    """Dropout. On a GPU, it saves a mask of bytes; on a CPU, one of floats."""
     return torch.native_dropout(input, p, training)[0] if p and training else input

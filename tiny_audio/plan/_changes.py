@@ -13,7 +13,7 @@ from tiny_audio.plan._step import DryRunResult, dry_run_worst
 from tiny_audio.recipe import Recipe
 
 _MAX_CHANGES = 3
-"""Changes that are suggested."""
+"""Maximum number of suggested changes."""
 _LOW_RANK = 8
 _PRETRAINED = ("encoder", "decoder")
 
@@ -24,25 +24,25 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """Fields to change, with which the recipe fits."""
+    """Changes of fields that make the recipe fit."""
 
     fields: Mapping[str, Any]
     needed_bytes: int
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """To append to the command."""
+        """Overrides to append to the command."""
         return tuple(
             f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in self.fields.items()
         )
 
 
 def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Single changes, first those that do not affect the result; where none is enough, several at once."""
+    """Find single changes, first those that do not affect the result. If none is enough, combine several."""
     found: list[Change] = []
     for fields in _single(recipe, worst, machine):
         if any(change.fields.items() < fields.items() for change in found):
-            continue  # a part of it is enough
+            continue  # a subset is enough
         found += _try(recipe, fields, machine)
         if len(found) == _MAX_CHANGES:
             break
@@ -50,14 +50,14 @@ def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> l
 
 
 def room_for_clips(worst: DryRunResult, machine: Machine) -> int:
-    """About how many clips of the size of those in the worst batch fit, by proportion."""
+    """Estimate, by proportion, how many clips like those of the worst batch fit."""
     fixed = sum(worst.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     each = max(1, worst.peak_bytes - fixed) / worst.shape.num_clips
     return max(0, int((machine.peak_that_fits() - fixed) / each))
 
 
 def _dry_run(recipe: Recipe, fields: Fields, machine: Machine) -> DryRunResult | None:
-    """The worst batch of the changed recipe; None where that is not valid."""
+    """Dry run of the changed recipe's worst batch; None if that recipe is not valid."""
     try:
         changed = recipe.with_(fields)
     except UserError:
@@ -88,15 +88,15 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         lora = getattr(recipe, part).lora
         if lora is None or lora.rank <= _LOW_RANK:
             continue
-        # A parameter takes 16 bytes: itself, its gradient and two moments. The rest are activations of its width. An
-        # optimistic guess costs one dry run, which then decides.
+        # A parameter takes 16 bytes: itself, its gradient and two moments. 8 more are an estimate of activations. If
+        # it is too optimistic, it only costs one dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
 
 
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:
-    """Fields that save memory and keep the batch; checkpointing of the larger part comes first."""
+    """Fields that save memory without changing the batch. Checkpointing of the larger part comes first."""
     savers: Fields = {}
     for part in _PRETRAINED:
         config = getattr(recipe, part)

@@ -16,7 +16,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen  # which registers its operators
+import torch.nn.attention.varlen  # registers its operators
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -52,7 +52,7 @@ def _packed_backward_flops(
 
 
 _FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
-    # torch counts the GPU's attention kernels only.
+    # torch only counts the attention kernels of GPUs.
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     torch.ops.torch_attn._varlen_attn: _packed_flops,
@@ -84,7 +84,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total = 0
         self.peak_bytes = 0
         self.at_peak: Counter[str] = Counter()
-        """Bytes by label, when the most were alive."""
+        """Bytes by label at the peak."""
         self.flops: Counter[tuple[str, str]] = Counter()
         """``(part, "forward" or "backward")`` -> FLOPs; a multiplication and an addition are two."""
 
@@ -196,7 +196,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
-    """Run on shapes alone; real tensors among the arguments lose their values."""
+    """Run on shapes only. Real tensors among the arguments lose their values."""
     if packet is aten._ctc_loss:
         # torch has no meta kernel for it. Its table of partial sums has an entry for each label and each gap.
         log_probs, sizes = args[0], args[3]
@@ -217,7 +217,7 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
 
 
 def _resolve_masks(args: Any) -> Any:
-    """The positions that real masks pick: how many they are is the size of the result."""
+    """Replace real masks by the positions that they select, so that the result has the right size."""
 
     def positions(index: Tensor | None) -> list[Tensor | None]:
         if index is None or index.is_meta or index.dtype != torch.bool:

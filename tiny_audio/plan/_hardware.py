@@ -14,7 +14,7 @@ from tiny_audio.runtime.memory import machine_bytes
 
 GIB = 2**30
 PRICES = "rough, of one GPU rented by the hour without a commitment; providers differ twofold, and prices fall"
-"""The origin of the prices in the table, which are approximate."""
+"""Origin of the approximate prices in the table."""
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """Allowance for CUDA's context and the permanent workspaces of cuBLAS and cuDNN."""
@@ -30,9 +30,9 @@ class Machine:
 
     name: str
     memory_bytes: int
-    """As PyTorch reports it. It is less than on the label, since error correction and the driver use some."""
+    """Memory reported by PyTorch. It is less than nominal, because error correction and the driver use some."""
     bf16_tflops: float
-    """Peak of dense matrix products, accumulated in fp32; datasheets' larger numbers are for sparse ones."""
+    """Peak of dense matrix products, accumulated in fp32; the larger numbers of datasheets are for sparse ones."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None

@@ -28,13 +28,13 @@ Device = Literal["cuda", "cpu"]
 PARTS = ("encoder", "projector", "decoder", "ctc_head")
 
 CHARACTERS_PER_S = 15
-"""Of English, read or spoken."""
+"""Average of English speech."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
-"""By tokenizer: a large language model's own, one trained on the transcripts, one with a token for each character."""
+"""By kind of tokenizer: that of a large language model, BPE trained on the transcripts, or one token per character."""
 _MAX_CLIPS = 10_000
-"""Of a batch. The dry run makes a length and a transcript for each clip."""
+"""Limit of clips in a batch, because the dry run makes a length and a transcript for each."""
 TEMPLATE_TOKENS = 30
-"""Of a chat template, around the messages."""
+"""Tokens of a chat template around the messages."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Shape:
 
     num_clips: int
     duration_s: float
-    """Of the longest."""
+    """Duration of the longest clip."""
 
     @property
     def padded_s(self) -> float:
@@ -66,12 +66,12 @@ class DryRunResult:
     approximate: bool
     """Whether sizes depend on a vocabulary that follows from the transcripts."""
     num_tokens: int
-    """Of the longest clip's transcript, its end token included."""
+    """Tokens of the longest clip's transcript, including the end token."""
     prompt_tokens: int
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes alive at once."""
+        """Maximum number of bytes alive at once."""
         return sum(self.memory.values())
 
     @property
@@ -91,7 +91,7 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
         most = min(most, int(budget / recipe.data.min_duration_s))  # a huge max_clips means no bound
     if most > _MAX_CLIPS:
         raise UserError(
-            f"batching allows batches of {most:,} clips, and a plan supports at most {_MAX_CLIPS:,}; lower "
+            f"batching allows batches of {most:,} clips, but a plan supports at most {_MAX_CLIPS:,}; lower "
             "batching.max_clips, or set batching.max_padded_s"
         )
 
@@ -110,12 +110,12 @@ def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
 
 
 def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> DryRunResult:
-    """Run a batch of a training step without storage, in the state that all steps after the first one have.
+    """Run a batch of a training step without storage, in the state after the first step.
 
     Args:
-        recipe: to train.
-        shape: of the batch.
-        device: whose kernels and allocator to emulate.
+        recipe: the recipe.
+        shape: the shape of the batch.
+        device: determines the emulated kernels and allocator.
         text_share: factor on the usual amount of text for the longest clip's duration.
 
     Raises:
@@ -127,11 +127,11 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()
     autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
-    # As the trainer does.
+    # As in the trainer.
     in_half = autocast if device == "cuda" else None
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
-    # PyTorch's CUDA allocator hands out multiples of 512 bytes. A CPU's convolutions run in oneDNN's own layouts.
+    # PyTorch's CUDA allocator returns multiples of 512 bytes. On a CPU, oneDNN copies convolutions into its layouts.
     dry = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
     for tensor in (*model.parameters(), *model.buffers()):

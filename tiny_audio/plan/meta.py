@@ -1,4 +1,4 @@
-"""A recipe's model without its data: it has the shapes and names of the real one, and on the meta device no weights."""
+"""Builds a recipe's model without its data: the real shapes and names, and on the meta device no weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MetaModel:
 
 @dataclass(frozen=True)
 class _StandInTokenizer:
-    """Stands in for a tokenizer that is not trained yet."""
+    """Replaces a tokenizer that is not trained yet."""
 
     size: int
     pad_token_id: int = 0

@@ -1,4 +1,4 @@
-"""A plan for a person to read."""
+"""A plan as text tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def print_plan(plan: Plan) -> None:
-    """Tables of parts, memory and machines; of one machine, the verdict and what to change."""
+    """Print tables of parts, memory and machines. For one machine, print whether it fits and what to change."""
     print("\n".join(_lines(plan)))
 
 
@@ -48,10 +48,11 @@ def _parts(plan: Plan) -> str:
     for part in [*plan.worst.parts, {"part": "total", "name": "", **total}]:
         work = whole if part["part"] == "total" else flops.get(part["part"], dict.fromkeys(whole, 0.0))
         counts = [f"{part['total']:,}", f"{part['trainable']:,}"]
-        speeds = [f"{number / 1e9:,.1f}" for number in (*work.values(), sum(work.values()))]
+        speeds = [f"{count / 1e9:,.1f}" for count in (*work.values(), sum(work.values()))]
         rows.append([part["part"], part["name"] or "", *counts, *speeds])
-    note = "\nTranscripts were not read: what depends on a vocabulary is an estimate." if plan.worst.approximate else ""
-    return f"{in_columns(rows, num_texts=2)}\nGFLOP/s are for a second of audio.{note}"
+    table = f"{in_columns(rows, num_texts=2)}\nGFLOP/s are for a second of audio."
+    unread = "\nTranscripts were not read, so counts that depend on a vocabulary are estimates."
+    return table + unread if plan.worst.approximate else table
 
 
 def _memory(plan: Plan) -> str:
@@ -63,8 +64,8 @@ def _memory(plan: Plan) -> str:
         [f"  {name}", _gib(worst.memory[kind])] for kind, name in _KINDS.items() if worst.memory[kind] >= GIB / 200
     ]
     rows.append(["  peak", _gib(worst.peak_bytes)])
-    beside = "CUDA context and libraries" if machine.device == "cuda" else "Python and libraries"
-    rows.append([f"  {beside} (allowance)", _gib(CONTEXT_BYTES if machine.device == "cuda" else PROCESS_BYTES)])
+    overhead = "CUDA context and libraries" if machine.device == "cuda" else "Python and libraries"
+    rows.append([f"  {overhead} (allowance)", _gib(CONTEXT_BYTES if machine.device == "cuda" else PROCESS_BYTES)])
     rows.append([f"  fragmentation (allowance, {FRAGMENTATION:.0%})", _gib(FRAGMENTATION * worst.peak_bytes)])
     rows.append(["  needed", _gib(machine.needed_bytes(worst.peak_bytes))])
     return in_columns(rows, num_texts=1)
@@ -87,11 +88,11 @@ def _time(plan: Plan) -> Iterator[str]:
         f"average (--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
     )
     yield (
-        f"Padding is {plan.padding_share:.0%} of what is computed, where durations are log-normal with a spread of "
+        f"Padding is {plan.padding_share:.0%} of the computed audio, if durations are log-normal with a spread of "
         f"{SPREAD}."
     )
     if any(row.price_per_hour is not None for row in plan.rows):
-        yield "Prices are rough; give yours (--price-per-hour)."
+        yield "Prices are approximate; set yours with --price-per-hour."
     yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {plan.worst.prompt_tokens} tokens."
 
 
@@ -100,19 +101,23 @@ def _verdict(plan: Plan, row: Row) -> Iterator[str]:
     has, needs = f"{row.machine.memory_bytes / GIB:.1f} GiB", f"{row.needed_bytes / GIB:.1f}"
     fixed = memory["weights"] + memory["gradients"] + memory["optimizer"]
     each = (worst.peak_bytes - fixed) / worst.shape.num_clips
-    why = f"weights and what trains them {_gib(fixed)}, each clip {_gib(each)}"
+    why = f"weights, gradients and optimizer {_gib(fixed)}, each clip {_gib(each)}"
     if row.fits:
         yield f"{row.machine.name}: fits; {needs} of {has} ({why}). Room for about {row.room_for_clips} clips."
         return
     yield f"{row.machine.name}: does not fit; it needs {needs} GiB and has {has} ({why})."
     if row.changes:
-        yield "Append one of these lines, each of which fits:" if len(row.changes) > 1 else "Append this, which fits:"
+        yield "To make it fit, append one of these lines:" if len(row.changes) > 1 else "To make it fit, append:"
         for change in row.changes:
             yield f"  {' '.join(change.overrides)}    ({change.needed_bytes / GIB:.1f} GiB)"
     else:
-        yield "No change of batch, checkpoints or rank makes it fit; choose smaller checkpoints, or one of these:"
+        yield "No change of batch, gradient checkpointing or LoRA rank makes it fit. Choose smaller checkpoints, or:"
     larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
-    yield f"  without changes: --gpu {', '.join(larger)}" if larger else "  no GPU of the table holds it as it is"
+    yield (
+        f"  without changes: --gpu {', '.join(larger)}"
+        if larger
+        else "  without changes: no GPU of the table is large enough"
+    )
 
 
 def _gib(count: float) -> str:

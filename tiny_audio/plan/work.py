@@ -62,7 +62,7 @@ _KNOWN: dict[str, Work] = {}
 def _fit(recipe: Recipe, device: Device) -> Work:
     longest = recipe.data.max_duration_s
     shortest = max(recipe.data.min_duration_s, longest / 8)
-    # Twice the text in the middle one: otherwise work per position and work per token could not be separated.
+    # The middle clip has twice the text. Otherwise, FLOPs per position and per token could not be separated.
     points = [
         dry_run(recipe, Shape(1, seconds), device, text_share=share)
         for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))

@@ -36,25 +36,24 @@ class DataConfig(Config):
     """Sources of clips, bounds on them, and how transcripts become targets."""
 
     train: dict[_SetName, _Source] = Field(min_length=1)
-    """Sources to train on, by a name of your choice; their clips are joined."""
+    """Sources to train on, by a name of your choice. Their clips are combined."""
     evaluation: dict[_SetName, _Source] = Field(default={})
     """Sources to score the trained model on; the names appear in the report."""
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
     """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer training clips are left out and listed in ``dropped.jsonl``; audio is never cut. Only the encoder bounds
-    evaluation sets."""
+    """Longer training clips are left out and listed in ``dropped.jsonl``; audio is never cut. Clips of
+    evaluation sets are limited only by the encoder."""
     target_text: TargetTextChoice = "none"
-    """How training transcripts are rewritten before they become targets: a normalizer's name, such as
-    ``whisper_english``, which writes contractions out and leaves fillers and remarks in brackets away, or a section of
-    steps, such as ``{name: lower, remove_markers: true, true_case: true}``. References of the evaluation stay as
-    they are."""
+    """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
+    steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
+    contractions and removes fillers and remarks in brackets. References of the evaluation are not rewritten."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
     """Stop if a larger share of the training clips is unusable. Clips outside the bounds do not count."""
 
 
 class InitFrom(Config):
-    """Weights to start from, instead of the parts' own."""
+    """Initial weights from another run, instead of those of the parts."""
 
     path: str = Field(json_schema_extra=NO_IDENTITY)
     """A run folder, or an exported model. The decoder comes with its tokenizer, the CTC head with its characters."""
@@ -76,59 +75,60 @@ class TrainingConfig(Config):
     final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     """The rate at the end, as a share of ``learning_rate``; must be 0 for ``constant``."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled; on tensors of two or more dimensions, never on norms and biases."""
+    """Decoupled weight decay. It applies to tensors of two or more dimensions, and not to norms and biases."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    """Decay per step of the averages of the gradient and of its square."""
+    """Decay rates of the running averages of the gradient and of its square."""
     adam_epsilon: PositiveFloat = 1e-8
-    """Added to the root of the second average, to avoid a division by 0."""
+    """Added to the root of the second average to avoid division by 0."""
     max_gradient_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     accumulation: PositiveInt = 1
-    """Batches of one optimizer step."""
+    """Number of batches per optimizer step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the decoder's target probability spread over the vocabulary."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward pass. Trainable weights are always kept in fp32."""
+    """Precision of the forward pass. Trainable weights are always kept in fp32."""
     tf32: bool = False
-    """Let a GPU multiply fp32 matrices in TF32."""
+    """Whether a GPU multiplies fp32 matrices in TF32."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Decides initial weights, the order of clips, augmentation and dropout."""
+    """Seed of initial weights, order of clips, augmentation and dropout."""
     max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra=NO_IDENTITY)
     """Steps with a non-finite loss or gradient are skipped. More of them in a row than this stop the run."""
     init_from: InitFrom | None = None
-    """Start from another run's weights; None starts from the parts' own."""
+    """Start from another run's weights. None starts from the weights of the parts."""
 
 
 class EvaluationConfig(Config):
     """How hypotheses are scored."""
 
     normalizer: NormalizerName = "whisper_english"
-    """Applied to references and hypotheses alike before words are counted."""
+    """Applied to references and hypotheses before words are counted."""
     num_bootstrap: int = Field(default=1000, ge=100)
-    """Resamples behind each interval."""
+    """Number of resamples for each interval."""
     group_by: str | None = None
-    """Metadata column, such as ``speaker``, whose groups are resampled as a whole; None resamples utterances."""
+    """Metadata column, such as ``speaker``, whose groups are resampled as a whole. None resamples utterances.
+    Comparisons of systems use it too; with None, they use ``speaker`` if every clip has one."""
 
 
 class ExecutionConfig(Config):
     """How a run is executed. Nothing here affects the weights, so nothing here is part of the run's identity."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """``auto`` is a GPU where there is one."""
+    """``auto`` uses a GPU if there is one."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the model: each holds all of it (``ddp``), or a slice of every layer (``fsdp``, for
+    """How several processes share the model: each holds a copy (``ddp``), or a shard of every layer (``fsdp``, for
     models that do not fit one GPU). A single process ignores it."""
     num_workers: NonNegativeInt = 0
-    """Processes that load clips; 0 loads in the main one."""
+    """Number of processes that load clips; 0 loads in the main process."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
     log_clips: bool = False
-    """Write ``clips.jsonl``: for every step the ids of its clips, in the planned order; unusable ones among them are in
-    ``dropped.jsonl``."""
+    """Write ``clips.jsonl``, with the ids of the planned clips of every step. Unusable ones are included; they are
+    listed in ``dropped.jsonl``."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the newest to keep."""
+    """Number of newest checkpoints to keep."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations while training; None evaluates at the end only."""
     evaluate_set: str | None = None
@@ -136,7 +136,7 @@ class ExecutionConfig(Config):
     evaluate_utterances: PositiveInt = 100
     """Maximum number of its clips, spread over the set."""
     evaluate_max_padded_s: PositiveFloat = 120.0
-    """Seconds of audio, padding included, that are decoded together."""
+    """Seconds of audio, padding included, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None
     """Peak TFLOP/s of each process's device at the run's precision, for the ledger's utilization. None uses the table
     of ``tiny-audio plan``, or measures a matrix product."""
@@ -151,7 +151,7 @@ class ExecutionConfig(Config):
     """Compile the layers of encoder and decoder with torch.compile for training. The first steps take minutes, later
     ones are faster. Needs a C++ compiler on a CPU, and Triton on a GPU."""
     fused_cross_entropy: bool = False
-    """Compute the decoder's loss with liger-kernel, which never holds all logits and so saves memory with a large
+    """Compute the decoder's loss with liger-kernel. It never holds all logits at once, which saves memory with a large
     vocabulary. Needs a GPU, and a decoder whose head is one matrix product."""
 
 
@@ -172,11 +172,11 @@ class Recipe(Config):
     execution: ExecutionConfig = ExecutionConfig()
 
     def run_id(self) -> str:
-        """Eight hex digits of a hash of everything that decides the weights. Paths and execution are not part of it."""
+        """Eight hex digits of a hash of everything that affects the weights. Paths and execution are not part of it."""
         return content_hash(self.training_identity())[:8]
 
     def training_identity(self) -> dict[str, Any]:
-        """What decides the weights."""
+        """Everything that affects the weights."""
         identity = identity_of(self)
         for section in ("generation", "evaluation", "execution"):
             identity.pop(section)
@@ -184,12 +184,12 @@ class Recipe(Config):
         return identity
 
     def evaluation_identity(self) -> dict[str, Any]:
-        """What decides the scores, given the weights."""
+        """Everything that affects the scores, except the weights."""
         identity = identity_of(self)
         return {key: identity[key] for key in ("generation", "evaluation")} | {"data": identity["data"]["evaluation"]}
 
     def with_(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with some fields changed, validated like a file.
+        """Return a copy with some fields changed, validated like a file.
 
         Args:
             changes: dotted path -> value, applied in order: ``{"training.seed": 1, "projector": ConvConfig()}``.
@@ -226,9 +226,9 @@ def _with_changes(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str, Any]]) -> Recipe:
-    """A recipe from plain YAML values; errors call it ``name``, and mention the changes that caused them."""
+    """Validate plain YAML values. Errors state ``name`` and the changes that caused them."""
     try:
-        # Through JSON: there, strict validation takes lists for tuples, and converts nothing else.
+        # Through JSON, because there strict validation accepts lists as tuples, and converts nothing else.
         recipe = Recipe.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise invalid_recipe(name, field_errors(error, Recipe), changes) from None
@@ -239,7 +239,7 @@ def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str,
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema, with every registered part's fields, for editors."""
+    """JSON schema with the fields of every registered part, for editors."""
     schema = Recipe.model_json_schema()
     schema["properties"]["extends"] = {"type": "string", "description": "Path of a recipe that this one starts from."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -93,8 +93,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock(key: str, beside: Path) -> FileLock:
-    return FileLock(beside.with_name(f".{key}.lock"))
+def _lock(key: str, folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f".{key}.lock"))
 
 
 def _sweep(folder: Path) -> None:
@@ -229,10 +229,10 @@ class TableUtterances(ColumnarUtterances):
 
         chunks, wanted = _mapped(self.path).column("text").chunks, self.rows[rows]
         ends = np.cumsum([len(chunk) for chunk in chunks])
-        numbers = np.searchsorted(ends, wanted, side="right")
-        for run in runs(numbers):
-            chunk = chunks[numbers[run.start]]
-            own = wanted[run] - (ends[numbers[run.start]] - len(chunk))
+        members = np.searchsorted(ends, wanted, side="right")
+        for run in runs(members):
+            chunk = chunks[members[run.start]]
+            own = wanted[run] - (ends[members[run.start]] - len(chunk))
             for start in range(0, len(own), _TEXTS):
                 yield from chunk.take(own[start : start + _TEXTS]).to_pylist()
 
@@ -313,5 +313,5 @@ def _batches(path: Path) -> Iterator[pa.Table]:
 
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
-        for number in range(reader.num_record_batches):
-            yield pa.Table.from_batches([reader.get_batch(number)])
+        for index in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(index)])

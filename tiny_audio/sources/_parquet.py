@@ -28,16 +28,16 @@ class BrokenShardError(UserError):
 
 
 def index_shard(
-    file: pq.ParquetFile, shard: str, number: int, columns: Columns, audio: Callable[[int], pa.ChunkedArray]
+    file: pq.ParquetFile, shard: str, shard_index: int, columns: Columns, audio: Callable[[int], pa.ChunkedArray]
 ) -> pa.Table:
     """The rows of a shard, as an index table.
 
-    Columns: ``id``, ``duration_s``, ``text``; ``shard`` (its number), ``row_group``, ``row`` (within the row group);
+    Columns: ``id``, ``duration_s``, ``text``; ``shard`` (its index), ``row_group``, ``row`` (within the row group);
     ``reason`` and ``detail``, null if the row can be used; ``metadata.…``, texts.
 
     Args:
         shard: its name, for ids and messages.
-        number: its index among the shards.
+        shard_index: its index among the shards.
         audio: reads the encoded clips of a row group; called only if there is no column of durations.
 
     Raises:
@@ -74,7 +74,7 @@ def index_shard(
             "id": ids,
             "duration_s": pa.array(durations, pa.float64()),
             "text": texts,
-            "shard": pa.array(np.full(len(rows), number, np.int32)),
+            "shard": pa.array(np.full(len(rows), shard_index, np.int32)),
             "row_group": pa.array(groups),
             "row": pa.array(rows),
             "reason": reasons,

@@ -119,9 +119,9 @@ class FolderSource(Source):
         audio = {name: status for name, status in files.items() if name not in tables}
         headers = read_headers(self.path, audio, self.cache_dir)
         named = set()
-        for number, table in enumerate(tables):
+        for table_index, table in enumerate(tables):
             for line, row in read_rows(self.path / table):
-                clip = _clip(row, number, line, table, text, headers)
+                clip = _clip(row, table_index, line, table, text, headers)
                 named.add(clip.file)
                 yield clip
         for file in audio:
@@ -137,11 +137,11 @@ def build_folder(config: FolderConfig, context: SourceContext) -> Source:
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
 
 
-def _clip(row: Row, number: int, line: int, table: str, text: str, headers: Mapping[str, Header]) -> ClipRow:
+def _clip(row: Row, table_index: int, line: int, table: str, text: str, headers: Mapping[str, Header]) -> ClipRow:
     where = f"{table}:{line}"
 
     def bad(reason: str, detail: str, file: str = where) -> ClipRow:
-        return ClipRow(file, number, line, bad=BadRow(reason, f"{table}, line {line}: {detail}"))
+        return ClipRow(file, table_index, line, bad=BadRow(reason, f"{table}, line {line}: {detail}"))
 
     if isinstance(row, BadRow):
         return bad(row.reason, row.detail)
@@ -162,7 +162,7 @@ def _clip(row: Row, number: int, line: int, table: str, text: str, headers: Mapp
         for key, value in row.items()
         if value is not None and key not in (_FILE, text)
     }
-    return ClipRow(file, number, line, reference.strip(), header.duration_s, {_FILE: file, **metadata})
+    return ClipRow(file, table_index, line, reference.strip(), header.duration_s, {_FILE: file, **metadata})
 
 
 def _listed(columns: Sequence[str] | set[str]) -> str:

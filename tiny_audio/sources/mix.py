@@ -84,10 +84,10 @@ class Mixed:
     max_clips: int | None
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
-        """The rows ``[k]`` that the caps keep, in order: the first ones of a random order, group by group.
+        """The rows ``[k]`` that the caps keep, sorted: the first ones of a random order of groups.
 
         Raises:
-            UserError: the cap is shorter than the first clip.
+            UserError: ``max_hours`` is shorter than the first clip.
         """
         order = np.arange(len(durations_s))
         if self.max_hours is None and self.max_clips is None:
@@ -97,8 +97,8 @@ class Mixed:
         if index.groups is None:
             drawn = rng.permutation(len(order))
         else:
-            _, numbers = np.unique(index.groups, return_inverse=True)
-            drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(numbers.max(initial=-1) + 1)[numbers]))
+            _, groups = np.unique(index.groups, return_inverse=True)
+            drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(groups.max(initial=-1) + 1)[groups]))
         count = len(drawn)
         if self.max_hours is not None:
             # Rounded, since sums of floats are inexact.
@@ -166,8 +166,8 @@ class _Part:
     utterances: Sequence[Utterance]
     rows: np.ndarray
 
-    def __getitem__(self, number: int) -> Utterance:
-        utterance = self.utterances[int(self.rows[number])]
+    def __getitem__(self, index: int) -> Utterance:
+        utterance = self.utterances[int(self.rows[index])]
         return replace(
             utterance,
             id=f"{self.name}/{utterance.id}",
@@ -186,28 +186,28 @@ class _Utterances(ColumnarUtterances):
         return int(self._ends[-1])
 
     @overload
-    def __getitem__(self, number: int) -> Utterance: ...
+    def __getitem__(self, index: int) -> Utterance: ...
 
     @overload
-    def __getitem__(self, number: slice) -> Sequence[Utterance]: ...
+    def __getitem__(self, index: slice) -> Sequence[Utterance]: ...
 
-    def __getitem__(self, number: int | slice) -> Utterance | Sequence[Utterance]:
-        if isinstance(number, slice):
-            return [self[row] for row in range(len(self))[number]]
-        row = range(len(self))[number]
+    def __getitem__(self, index: int | slice) -> Utterance | Sequence[Utterance]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(len(self))[index]]
+        row = range(len(self))[index]
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self._parts[part][row - int(self._ends[part])]  # negative: counted from the end of the part
 
     def __iter__(self) -> Iterator[Utterance]:
-        return (part[number] for part in self._parts for number in range(len(part.rows)))
+        return (part[row] for part in self._parts for row in range(len(part.rows)))
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:
         """See :meth:`ColumnarUtterances.texts`."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
-            number = int(members[run.start])
-            part = self._parts[number]
-            first = int(self._ends[number]) - len(part.rows)
+            index = int(members[run.start])
+            part = self._parts[index]
+            first = int(self._ends[index]) - len(part.rows)
             yield from texts_of(part.utterances, part.rows[rows[run] - first])
 
 
@@ -228,7 +228,7 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """A share of the dropped clips, as large as the share of the source that is used."""
+    """List the same share of the dropped clips as is used of the source."""
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < share * 2**64:

@@ -84,7 +84,7 @@ class ParquetSource(Source):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for number, shard in enumerate(shards):
+        for index, shard in enumerate(shards):
             path = root / shard
             try:
                 file = pq.ParquetFile(path)
@@ -94,7 +94,7 @@ class ParquetSource(Source):
                 ) from error
             with file:
                 yield index_shard(
-                    file, shard, number, self.columns, partial(read_audio, file, column=self.columns.audio)
+                    file, shard, index, self.columns, partial(read_audio, file, column=self.columns.audio)
                 )
 
     @cached_property

@@ -1,7 +1,7 @@
 """Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that nobody records.
 
-Voices and sentences have a fixed split into training and held-out ones, so that a recipe can train on one side and
-evaluate on the other.
+Voices and sentences have a fixed split into training and held-out ones. A recipe can train on one side and evaluate on
+the other.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAIN
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 _MIN_SHARE = 20
-"""Utterances that take about as long to synthesize as a process takes to start."""
+"""Minimum utterances per worker process: as many as are synthesized in the time that a process needs to start."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
-# YAML has lists only; what they hold is as strict as everywhere else.
+# Not strict, because YAML has lists, not tuples. The elements are strict.
 Grammars = Annotated[tuple[Grammar, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 IntRange = Annotated[tuple[int, int], Field(strict=False)]
@@ -56,7 +56,7 @@ class SyntheticConfig(SourceConfig):
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
     """Kinds of sentences. Each utterance uses one of them, all equally often."""
     sentences: Literal["train", "held_out"] = "train"
-    """The side of the fixed split of sentences: a tenth of all is held out, and training never says it."""
+    """The side of the fixed split of sentences: a tenth of all is held out and never used in training."""
     voices: Literal["train", "held_out"] | Names = "train"
     """The side of the fixed split of voices, or names of espeak-ng voice variants."""
     accents: Names = tuple(ACCENTS)
@@ -212,8 +212,8 @@ def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> Non
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        for number in range(num_workers):
-            with (folder / f"errors-{number}.txt").open("wb") as errors_file:
+        for index in range(num_workers):
+            with (folder / f"errors-{index}.txt").open("wb") as errors_file:
                 worker = subprocess.Popen(
                     [sys.executable, "-P", "-m", _WORKER],
                     bufsize=0,
@@ -225,10 +225,10 @@ def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> Non
             workers.append(worker)
             # A worker that dies at once is reported below, with its error output.
             with contextlib.suppress(BrokenPipeError):
-                _stdin(worker).write(json.dumps(job | {"worker": number}).encode() + b"\n")
-        for number, worker in enumerate(workers):
+                _stdin(worker).write(json.dumps(job | {"worker": index}).encode() + b"\n")
+        for index, worker in enumerate(workers):
             if worker.wait() != 0:
-                errors = (folder / f"errors-{number}.txt").read_text(errors="replace").strip()
+                errors = (folder / f"errors-{index}.txt").read_text(errors="replace").strip()
                 raise RuntimeError(
                     f"espeak-ng synthesis ended with status {worker.returncode}:\n{errors[-4_000:] or '(no message)'}"
                 )

@@ -33,7 +33,7 @@ def assemble(
     clips.check_any("data.train")
     if learned is None:
         learned = TranscriptVocabulary.learn(recipe, clips, start)
-    # A decoder's ids and a head's labels mean something only with the vocabulary that they were trained with.
+    # Trained decoders and CTC heads need the vocabulary that they were trained with.
     if start is not None and start.takes("decoder"):
         tokenizer = start.tokenizer()
     elif learned.tokenizer is not None:
@@ -51,7 +51,7 @@ def assemble(
             assert start is not None
             vocabulary = start.ctc_vocabulary()
     prompt = build_prompt(recipe.prompt, tokenizer)
-    # Weights that start at random start the same in every run of a seed; parts may draw from any generator.
+    # Random initial weights depend only on the seed. Parts may draw from any generator.
     seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,

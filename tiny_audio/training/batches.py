@@ -1,4 +1,4 @@
-"""Planned batches for training: loaded ahead, and counted over all processes."""
+"""Planned batches for training: loaded in advance, and counted over all processes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
 _MOST_EMPTY_EPOCHS = 1000
-"""In a row: with small weights, an epoch may have no clip while the next one has some."""
+"""Limit of consecutive epochs without a clip. With small weights, single epochs may have none."""
 
 
 class LoadingFailed(UserError):  # noqa: N818  # what it says, not what it is
-    """A batch cannot be loaded although its clips are fine, such as when a hub is down."""
+    """A batch cannot be loaded for another reason than its clips, such as an unreachable hub."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MicroBatch:
     """This process's part of a global batch that has usable clips."""
 
     batch: Batch
-    """A stand-in where this process has no clip of it: forward and backward passes are collectives."""
+    """A stand-in if this process has no clip of it, because forward and backward passes are collectives."""
     weight: float
     """Weight of its losses: 1, or 0 for a stand-in."""
     counts: Counts
@@ -164,12 +164,12 @@ class Batches:
             num_workers=recipe.execution.num_workers,
             worker_init_fn=_outlive_the_first_signal,
             pin_memory=self._pin_memory,
-            # Loaders draw a base seed from the global generator; that must not depend on how often we restarted.
+            # Otherwise each loader would draw a seed from the global generator, and restarts would change its state.
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
     def _agree(self, batch: Batch | Failure | None) -> tuple[Counts, list[Dropped]] | None:
-        """Counts and unusable clips of a batch over all processes; None where one of them is asked to stop."""
+        """Counts and unusable clips of a batch over all processes; None if one of them was asked to stop."""
         values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
         flags = [float(isinstance(batch, Failure)), float(batch is None)]
         clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
@@ -217,7 +217,7 @@ class _Loader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._batches = None  # which ends its processes
+        self._batches = None  # ends its processes
 
     def next(self, stop: StopSignal) -> Batch | Failure | None:
         """The next batch; None when a stop was requested."""
@@ -229,7 +229,7 @@ class _Loader:
             return None
 
     def give_up(self) -> None:
-        """Interrupt what its processes wait for."""
+        """Interrupt the loader processes."""
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGINT)
@@ -240,7 +240,7 @@ _STOP = StopSignal()
 
 
 class _FailuresAsValues(Dataset[Batch | Failure]):
-    """Batches, or a :class:`Failure` where one cannot be loaded: the DataLoader would wrap an exception in its own."""
+    """Batches, or a :class:`Failure` if one cannot be loaded. The DataLoader would wrap an exception in its own."""
 
     def __init__(self, batches: PlannedBatches) -> None:
         self._batches = batches

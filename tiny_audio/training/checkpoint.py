@@ -127,9 +127,9 @@ def load_newest(
     parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, whole in world.broadcast_tensors(saved.moments if saved else {}):
-        number, _, name = key.partition(".")
-        spread = spread_like(parameters[int(number)], whole) if whole.ndim else whole
-        state.setdefault(int(number), {})[name] = spread
+        index, _, name = key.partition(".")
+        spread = spread_like(parameters[int(index)], whole) if whole.ndim else whole
+        state.setdefault(int(index), {})[name] = spread
     groups, rng, progress = outline
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     set_rng_state(rng)
@@ -182,7 +182,7 @@ def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any],
 def _read(checkpoint: Path) -> Saved:
     optimizer = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     moments = {
-        f"{number}.{name}": tensor for number, values in optimizer["state"].items() for name, tensor in values.items()
+        f"{index}.{name}": tensor for index, values in optimizer["state"].items() for name, tensor in values.items()
     }
     return Saved(
         load_file(checkpoint / "model.safetensors"),
@@ -200,7 +200,7 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
     for name, shape in shapes.items():
         if shape != list(saved[name].shape):
             raise RunFailed(
-                f"{checkpoint} holds {name} as {list(saved[name].shape)}, and this recipe trains {shape}; delete it"
+                f"{checkpoint} holds {name} as {list(saved[name].shape)}, but this recipe trains {shape}; delete it"
             )
 
 
@@ -224,7 +224,7 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def _sum_of(path: Path) -> tuple[int, int]:
-    """Size and CRC-32, which find damage but not malice."""
+    """Size and CRC-32 of a file."""
     total = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

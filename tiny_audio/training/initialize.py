@@ -1,4 +1,4 @@
-"""Weights to start from: ``training.init_from``, another run's; ``ctc.init: pretrained``, a released CTC head."""
+"""Initial weights: of another run (``training.init_from``), or of a released CTC head (``ctc.init: pretrained``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StartingPoint:
     """An exported model that training starts from.
 
     Raises:
-        UserError: there is no finished model at the path.
+        UserError: the path holds no finished model.
     """
 
     def __init__(self, config: InitFrom) -> None:
@@ -47,18 +47,18 @@ class StartingPoint:
             raise UserError(f"training.init_from: {self.folder / 'config.json'} is damaged: {error}") from error
 
     def takes(self, part: str) -> bool:
-        """Whether this part's weights come from here."""
+        """Whether this part's weights are taken from this model."""
         return self.wanted is None or part in self.wanted
 
     def tokenizer(self) -> Any:
-        """The one that its decoder was trained with."""
+        """The tokenizer that the decoder was trained with."""
         return load_exported_tokenizer(self.folder)
 
     def ctc_vocabulary(self) -> CtcVocabulary:
-        """Labels of its CTC head.
+        """Characters of the CTC head.
 
         Raises:
-            UserError: it has none.
+            UserError: the model has no CTC head.
         """
         characters = self.config.get("ctc_characters")
         if characters is None:
@@ -68,7 +68,7 @@ class StartingPoint:
         return CtcVocabulary(tuple(characters))
 
     def fingerprint(self) -> str:
-        """SHA-256 of its weights: part of the identity of what is trained from them."""
+        """SHA-256 of the weights; part of the training identity."""
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(file.read_bytes())
@@ -88,8 +88,8 @@ class StartingPoint:
         prefixes = tuple(f"{part}." for part in self.wanted or ALL_PARTS)
         saved = {name: tensor for name, tensor in saved.items() if name.startswith(prefixes)}
         own = {name: tensor for name, tensor in own.items() if name.startswith(prefixes)}
-        problems = [f"{name} is missing there" for name in sorted(own.keys() - saved.keys())]
-        problems += [f"{name} has no place in this recipe's model" for name in sorted(saved.keys() - own.keys())]
+        problems = [f"{name} is not in that model" for name in sorted(own.keys() - saved.keys())]
+        problems += [f"{name} is not in this recipe's model" for name in sorted(saved.keys() - own.keys())]
         problems += [
             f"{name} is {list(saved[name].shape)} there and {list(own[name].shape)} here"
             for name in sorted(own.keys() & saved.keys())
@@ -110,20 +110,20 @@ class StartingPoint:
 
 @dataclass(frozen=True)
 class PretrainedHead:
-    """A CTC head that was released with an encoder, and what its labels spell.
+    """A CTC head that was released with an encoder, and its characters.
 
     V labels · D encoder channels
     """
 
     vocabulary: CtcVocabulary
     weight: Tensor
-    """``[V, D]``; row 0 is the blank's. Rows of special symbols, which spell nothing, are left out."""
+    """``[V, D]``. Row 0 is the blank. Rows of special symbols are left out."""
     bias: Tensor
     """``[V]``."""
 
     @classmethod
     def read(cls, encoder: EncoderConfig) -> PretrainedHead:
-        """From the encoder's checkpoint, without the rest of it.
+        """Read only the head from the encoder's checkpoint.
 
         Raises:
             UserError: the checkpoint has no head, or no vocabulary of characters.
@@ -141,19 +141,19 @@ class PretrainedHead:
         delimiter = tokenizer.word_delimiter_token
         special = {*tokenizer.all_special_tokens, "<s>", "</s>", "<unk>", "<pad>"} - {delimiter}
         spelled = {
-            " " if piece == delimiter else piece: index
-            for piece, index in tokenizer.get_vocab().items()
-            if piece not in special and index < len(weight)
+            " " if symbol == delimiter else symbol: index
+            for symbol, index in tokenizer.get_vocab().items()
+            if symbol not in special and index < len(weight)
         }
         blank = tokenizer.pad_token_id
-        odd = next((piece for piece in spelled if len(piece) != 1), None)
+        odd = next((symbol for symbol in spelled if len(symbol) != 1), None)
         if odd is not None or blank is None or blank >= len(weight):
             reason = "tokenizer has no blank" if odd is None else f"labels are not all characters, such as {odd!r}"
             raise UserError(
                 f"ctc.init: the head of {encoder.pretrained!r} cannot be used: its {reason}; set ctc.init: random"
             )
-        if len({piece.lower() for piece in spelled}) == len(spelled):
-            spelled = {piece.lower(): index for piece, index in spelled.items()}
+        if len({symbol.lower() for symbol in spelled}) == len(spelled):
+            spelled = {symbol.lower(): index for symbol, index in spelled.items()}
         vocabulary = CtcVocabulary.of(spelled)
         rows = [blank, *(spelled[character] for character in vocabulary.characters)]
         return cls(vocabulary, weight[rows], bias[rows])
@@ -166,15 +166,15 @@ class PretrainedHead:
 
 
 def _read_tokenizer(part: EncoderConfig) -> Any:
-    """What the labels of a checkpoint's head stand for.
+    """Load the tokenizer of a checkpoint's head.
 
-    By its class: for most of the families, ``AutoTokenizer`` does not know which.
+    The class is named because ``AutoTokenizer`` does not find it for most families.
     """
     from transformers import Wav2Vec2CTCTokenizer
 
     try:
         return Wav2Vec2CTCTokenizer.from_pretrained(part.pretrained, revision=part.revision)
-    except (OSError, ValueError, TypeError) as error:  # a TypeError where there is no vocab.json
+    except (OSError, ValueError, TypeError) as error:  # TypeError: there is no vocab.json
         raise UserError(
             f"ctc.init: cannot read the vocabulary of {part.pretrained!r}, its vocab.json: "
             f"{str(error).splitlines()[0]}; choose a checkpoint with a tokenizer, or set ctc.init: random"
@@ -182,7 +182,7 @@ def _read_tokenizer(part: EncoderConfig) -> Any:
 
 
 def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
-    """Those of the tensors that a checkpoint has, read alone: the others may weigh gigabytes."""
+    """Read the named tensors that a checkpoint has, and no others: those may take gigabytes."""
     from transformers.utils import cached_file
 
     def fetch(file: str) -> Path | None:
@@ -207,10 +207,10 @@ def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
                 continue
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
-                    if name in file.keys():  # noqa: SIM118  # no mapping
+                    if name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                         tensors[name] = file.get_tensor(name)
             else:
-                # Only the archives of newer versions of torch can be mapped.
+                # Only zip archives, the format since torch 1.6, can be memory-mapped.
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
                 if name in loaded:
                     tensors[name] = loaded[name].clone()

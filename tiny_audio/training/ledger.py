@@ -1,7 +1,7 @@
 """Resource usage of a run: audio, FLOPs, waiting, memory, energy.
 
-The sums live in :class:`tiny_audio.training.progress.Progress`, so a continued run continues them. Steps that a kill
-undid are not in them, and neither is the time of starting.
+The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run continues them. Steps that a
+kill discarded, and the time to start, are not included.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Ledger:
     Args:
         progress: holds the sums.
         host: the machine.
-        work: FLOPs as a function of a clip; None where unknown, so that FLOPs are not counted.
+        work: FLOPs as a function of a clip; None if unknown, so that FLOPs are not counted.
         clock: monotonic seconds.
     """
 
@@ -82,7 +82,7 @@ class Ledger:
         return self._joules - before
 
     def add_step(self, amounts: Amounts, wall_s: float) -> None:
-        """Add a finished step; the rest of the time since the previous one is overhead.
+        """Add a finished step. Other time since the previous step is overhead.
 
         Args:
             amounts: of all processes.
@@ -149,7 +149,7 @@ class Overhead:
     """Measures what the main process does after training: exporting, scoring.
 
     Args:
-        host: the machine, with this process's device alone.
+        host: the machine, with only this process's device.
         clock: monotonic seconds.
     """
 
@@ -164,6 +164,6 @@ class Overhead:
 
 
 def with_overhead(totals: Mapping[str, Any], overheads: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """The totals of a training and of what came after it."""
+    """The totals of a training plus the given overheads."""
     overheads = list(overheads)
     return {**totals, **{name: totals[name] + sum(one[name] for one in overheads) for name in _OVERHEAD}}

@@ -36,7 +36,7 @@ class CountedBatch(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """The divisors of its losses."""
+        """Divisors of the losses."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -73,7 +73,7 @@ class Step(Generic[BatchT]):
     """From the wait for the batches to the update."""
 
 
-class Diverged(RunFailed):  # what it says, not what it is
+class Diverged(RunFailed):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
@@ -109,7 +109,7 @@ class TrainingLoop(Generic[BatchT]):
     def steps(self, batches: Iterator[BatchT | None]) -> Iterator[Step[BatchT]]:
         """Train, yielding after each step.
 
-        Ends when the budget is spent, or early where a batch is None. A step's batches are gone when the next begins.
+        Ends when the budget is spent or a batch is None. The batches of a step are freed when the next step begins.
 
         Raises:
             Diverged: too many steps in a row were skipped.
@@ -130,7 +130,7 @@ class TrainingLoop(Generic[BatchT]):
             group.clear()  # so that the loader can refill their memory
 
     def _next_group(self, batches: Iterator[BatchT | None]) -> list[BatchT]:
-        """The batches of a step; fewer than that where one is None."""
+        """The batches of a step; fewer if one of them is None."""
         group: list[BatchT] = []
         while len(group) < self.config.accumulation and (batch := next(batches)) is not None:
             group.append(batch)

@@ -14,7 +14,7 @@ class MetricsLog:
     """Appends rows to ``metrics.jsonl`` and scalars to TensorBoard.
 
     Args:
-        run_dir: where the file lies; TensorBoard's files go to ``tensorboard/``.
+        run_dir: folder of the file; TensorBoard's files go to ``tensorboard/``.
         step: the step that training continues from. Rows of later steps are removed, because they are repeated.
     """
 

@@ -1,4 +1,4 @@
-"""The types of weights and arithmetic in training."""
+"""Data types of weights and arithmetic in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def set_types(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Cast weights to fp32 at least, and frozen ones to bf16 where a GPU computes in it.
+    """Cast trainable weights to fp32 at least, and frozen ones to bf16 if a GPU computes in bf16.
 
     Trainable weights stay fp32 because bf16 would round small updates to zero. On a CPU, bf16 weights gain nothing.
     """
@@ -27,12 +27,12 @@ def set_types(model: nn.Module, precision: Precision, device: torch.device) -> N
 
 
 def place(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Move a model to the device, in the types that training has there."""
+    """Cast a model to the data types of training, and move it to the device."""
     set_tf32(recipe.training.tf32)
     set_types(model, recipe.training.precision, device)
     model.to(device)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Compute in bf16 where the precision says so. Weights of both types may meet only in this context."""
+    """Compute in bf16 if ``precision`` is ``bf16``. Code that mixes fp32 and bf16 weights must run in this context."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,4 +1,4 @@
-"""The state of a training, as a checkpoint holds it."""
+"""The state of a training, as stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Progress:
-    """How far training is, and sums over its steps. With the planned order, this is the whole state of the data."""
+    """Position and sums of a training. With the planned order, this is the whole state of the data."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
@@ -32,7 +32,7 @@ class Progress:
     measured_j: float = 0.0
     """Joules by a meter."""
     rated_j: float = 0.0
-    """Joules while nothing measured, as if the devices drew their rated power all the time."""
+    """Joules without a meter, assuming that the devices always draw their rated power."""
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0

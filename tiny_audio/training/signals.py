@@ -17,7 +17,7 @@ _SAME_STOP_S = 3.0
 
 
 class StopAsked(BaseException):
-    """Ends a wait. Not an Exception, so that no handler on the way takes it for an error."""
+    """Ends a wait. Not an Exception, so that ``except Exception`` does not catch it."""
 
 
 class StopSignal:
@@ -37,14 +37,14 @@ class StopSignal:
         self._waits = False
 
     def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._before = {signum: signal.signal(signum, self._handle) for signum in _SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     @contextmanager
     def deferred(self, lost: Callable[[], str]) -> Iterator[None]:

@@ -34,7 +34,7 @@ class StepResult:
         return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
 
 
-class OutOfMemory(RunFailed):  # what it says, not what it is
+class OutOfMemory(RunFailed):
     """The GPU has no room for a step.
 
     Args:

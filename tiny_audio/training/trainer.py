@@ -52,9 +52,9 @@ class Callback(Protocol):
 
 
 class Trainer:
-    """Trains one model by one recipe, in one run folder, from its last checkpoint on.
+    """Trains a model in a run folder, starting from the last checkpoint.
 
-    Each of several processes has one. All take the same steps; the main process alone writes and prints.
+    Every process has one and takes the same steps. Only the main process writes and prints.
 
     Args:
         recipe: the settings.
@@ -65,8 +65,8 @@ class Trainer:
         stop: checked between steps.
         callback: receives progress.
         evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. Called in the main process,
-            and in all where the model is sharded.
-        work: FLOPs as a function of a clip, for the ledger; None where unknown.
+            and in all if the model is sharded.
+        work: FLOPs as a function of a clip, for the ledger; None if unknown.
         world: the processes.
     """
 
@@ -143,7 +143,7 @@ class Trainer:
         return self.progress
 
     def _train(self) -> None:
-        """Take steps to the end, or until a process is asked to stop. Saves what is done."""
+        """Train to the end, or until a process is asked to stop, and save."""
         progress = self.progress
         self.model.train()
         planned = Batches(
@@ -234,7 +234,7 @@ class Trainer:
         return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
 
     def _usable_again(self) -> list[str]:
-        """Where too many dropped clips stopped an earlier start, read them again; the ids of those that are usable."""
+        """If too many dropped clips stopped an earlier start, read them again. Returns the ids of the usable ones."""
         ids = self._dropped.over_ceiling()
         if not ids:
             return []
@@ -327,18 +327,18 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
-        """For messages: what a stop between steps keeps."""
+        """Text for messages: what a stop between steps keeps."""
         step = self.progress.step
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}, the same command continues"
 
     def _lost(self) -> str:
-        """For messages: what leaving in the middle of a step, or of saving, loses."""
+        """Text for messages: what an exit within a step, or while saving, loses."""
         if self._saved_step:
-            return f"all after step {self._saved_step} is lost, the same command continues from there"
+            return f"everything after step {self._saved_step} is lost, the same command continues from there"
         return "no step is saved, the same command starts from the beginning"
 
     def _out_of_memory(self, error: OutOfMemory) -> Exception:
-        """Save what is done, where weights and other processes allow it; the error to raise."""
+        """Save if the weights are whole and there is one process. Returns the error to raise."""
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()
@@ -348,9 +348,9 @@ class Trainer:
         longest_s = largest.padded_s / clips
         message = (
             f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips and "
-            f"{largest.padded_s:.1f} s, padding included ({longest_s:.1f} s the longest): {error.detail}\n"
-            f"{self._kept() if is_whole else self._lost()}. Use a GPU with more memory; or let tiny-audio probe find "
-            "what fits this one, and set batching.max_padded_s in a new run."
+            f"{largest.padded_s:.1f} s with padding (longest clip: {longest_s:.1f} s): {error.detail}\n"
+            f"{self._kept() if is_whole else self._lost()}. Use a GPU with more memory, or find what fits with "
+            "`tiny-audio probe` and set batching.max_padded_s in a new run."
         )
         return UserError(message) if is_whole else RunFailed(message)
 

@@ -1,4 +1,4 @@
-"""What is learned from the transcripts before training: a tokenizer and the characters of a CTC head."""
+"""The tokenizer and the CTC characters that are learned from the transcripts before training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class TranscriptVocabulary:
     """Learned once per run and kept, because reading millions of transcripts takes long."""
 
     tokenizer: str | None
-    """JSON of the tokenizers library; None where the tokenizer comes with the decoder's weights."""
+    """JSON of the tokenizers library; None if the tokenizer comes with the decoder's weights."""
     characters: str | None
-    """Characters of a random CTC head, in the order of its labels; None where there is none."""
+    """Characters of a randomly initialized CTC head, in the order of its labels; None without such a head."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """Read the transcripts, unless nothing is to be learned from them.
+        """Read the transcripts, if something has to be learned from them.
 
         Raises:
             UserError: no clip is usable.

@@ -18,8 +18,8 @@ ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 
 _TIMEOUT = timedelta(hours=2)
-"""Of a collective: the main process may index a corpus or score a set while the others wait. The death of a process
-is noticed at once, without this timeout."""
+"""Timeout of a collective. The main process may index a corpus or score a set while the others wait. A dead process
+is detected at once, without this timeout."""
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -48,7 +48,7 @@ class World:
 
     @property
     def name(self) -> str:
-        """What error messages call this process."""
+        """Name of this process in error messages."""
         return _name(self.rank)
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -97,7 +97,7 @@ class World:
         return result
 
     def collective(self, work: Callable[[], ValueT]) -> ValueT:
-        """Do ``work`` in every process. Where it fails in one, all raise.
+        """Do ``work`` in every process. If it fails in one, all raise.
 
         Raises:
             Exception: what ``work`` raised in the failed process of lowest rank; in the other processes as

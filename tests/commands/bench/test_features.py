@@ -93,11 +93,11 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
     cache.get(clips)
     (values,) = tmp_path.glob("*/values.bin")
     values.write_bytes(values.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"is damaged \(values.bin has another size than its index says\); delete it"):
+    with pytest.raises(UserError, match=r"is damaged .*values\.bin.*; delete it"):
         cache.get(clips)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="point TINY_AUDIO_CACHE to a larger disk, train on less, or give"):
+    with pytest.raises(UserError, match="GB in .* TINY_AUDIO_CACHE .*--no-feature-cache"):
         FeatureCache(model, recipe, tmp_path / "else", lambda note: None).get(clips)
 
 
@@ -107,10 +107,10 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
         (["encoder.freeze=false"], "the encoder trains (encoder.freeze is false). Train one first, with `tiny-audio"),
         (["encoder.lora={rank: 2, alpha: 2, targets: [q_proj]}"], "the encoder's LoRA trains; remove encoder.lora"),
         (["encoder.layer=weighted"], "the weights of encoder.layer: weighted train; name one layer"),
-        (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so each look at a clip differs; set it to 0"),
+        (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so the frames of a clip differ each time; set it to 0"),
         (["augmentation.white_noise={}"], "augmentation (white_noise) changes each clip in each epoch"),
         (["augmentation.spec_augment={}"], "augmentation (spec_augment) changes each clip"),
-        (["training.init_from.parts=[encoder]"], "the CTC head is random and is frozen along with the encoder"),
+        (["training.init_from.parts=[encoder]"], "the CTC head is random and frozen with the encoder"),
     ],
 )
 def test_features_that_would_be_wrong_are_refused(home: Path, overrides: list[str], message: str) -> None:

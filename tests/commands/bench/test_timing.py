@@ -103,8 +103,12 @@ def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.Mo
     [
         (Options(steps=3), False, "--steps needs --train"),
         (Options(controls=True), False, "--controls needs --train"),
-        (Options(max_time=1.0), True, "--max-time is for timing projectors alone; leave out it or --train"),
-        (Options(device="cpu"), True, "a recipe's device is execution.device"),
+        (Options(max_time=1.0), True, "--max-time applies without --train only; remove one of the two"),
+        (
+            Options(device="cpu"),
+            True,
+            "--device applies without --train only; remove one of the two; with --train, set execution.device",
+        ),
         (Options(device="tpu"), False, "--device 'tpu'"),
         (Options(durations="5,x"), False, "--durations: '5,x' must be numbers above 0, with commas between them"),
         (Options(batch_sizes="1.5"), False, "--batch-sizes: '1.5' must be whole numbers above 0"),

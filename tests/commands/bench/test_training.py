@@ -116,20 +116,23 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": (0,)}, "--seeds: needs at least 2 different seeds to tell a difference from luck, not 0"),
-        ({"seeds": (1, 1)}, "--seeds: needs at least 2 different seeds to tell a difference from luck, not 1, 1"),
+        ({"seeds": (0,)}, "--seeds: needs at least 2 different seeds to tell a difference from chance, not 0"),
+        ({"seeds": (1, 1)}, "--seeds: needs at least 2 different seeds to tell a difference from chance, not 1, 1"),
         ({"baseline": "swigl"}, "--baseline: there is no variant 'swigl'; did you mean 'swiglu'?"),
-        ({"variants": Variants(SMALL.compared[:1])}, "--variants: one alone has nothing to be compared with"),
+        ({"variants": Variants(SMALL.compared[:1])}, "--variants: one variant cannot be compared with anything"),
         (
             {"variants": Variants(SMALL.compared), "controls": True},
-            "--controls: a variant that is made worse on purpose is missing; give --variants a YAML file",
+            "--controls: there is no degraded control; give --variants a YAML file",
         ),
         (
             {"variants": Variants((SMALL.compared[0], Variant("far", {"name": "swiglu", "stack": 99})))},
             "variant far: ",
         ),
         ({"overrides": ("encoder.freeze=false",)}, "features cannot be computed once for all variants"),
-        ({"overrides": ("data.evaluation={}",)}, "data.evaluation is empty, so nothing can be compared; add a set"),
+        (
+            {"overrides": ("data.evaluation={}",)},
+            "data.evaluation is empty, so there is nothing to compare on; add a set",
+        ),
         ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
     ],
 )
@@ -165,7 +168,7 @@ def test_the_command_prints_json(
     assert json.loads(output.out) == json.loads((finished / "results.json").read_text())
     assert "6 of 6 units are done already" in output.err
     assert main([*command, "--seconds", "3"]) == 2
-    assert "--steps and --seconds are two budgets; give one of them" in capsys.readouterr().err
+    assert "--steps and --seconds are both budgets; give one of them" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -50,9 +50,9 @@ def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None
     ("text", "message"),
     [
         ("swigloo", "unknown projector 'swigloo'; did you mean 'swiglu'?"),
-        ("swiglu:stack", "--variants: 'swiglu:stack' is not of the form name, name:field=value+field=value"),
+        ("swiglu:stack", "--variants: 'swiglu:stack' must be name, name:field=value+field=value"),
         ("swiglu,,conv", "--variants: '' is not of the form"),
-        ("swiglu,swiglu", "--variants: 'swiglu' comes twice; give one of them a label"),
+        ("swiglu,swiglu", "--variants: 'swiglu' is there twice; give one of them a label"),
         ("there/is/none.yaml", "there/is/none.yaml"),
     ],
 )

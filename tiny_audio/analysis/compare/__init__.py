@@ -1,6 +1,6 @@
-"""Finished runs side by side: which is better, by the rule of :mod:`tiny_audio.analysis.comparison`, and what differs.
+"""Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`, and list how they differ.
 
-Nothing is decoded: the raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again, under one normalizer.
+Nothing is decoded. The raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again, under one normalizer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, compared."""
+    """Result of a comparison of runs."""
 
     variants: Sequence[VariantFacts]
     sets: dict[str, ComparedSet]
@@ -39,12 +39,12 @@ class Comparison:
 
     @property
     def baseline(self) -> str:
-        """The variant that the others are compared with."""
+        """Name of the variant that the others are compared with."""
         return self.variants[0].name
 
     @property
     def num_comparisons(self) -> int:
-        """Size of the family that Holm's correction is over: all variants but the baseline on all sets."""
+        """Size of the family for Holm's correction: all variants but the baseline, on all sets."""
         return sum(len(entry.comparison.differences) for entry in self.sets.values())
 
     @property
@@ -73,7 +73,7 @@ def compare_folders(
     normalizer_name: str | None = None,
     group_by: str | None = None,
 ) -> Comparison:
-    """Compare run folders, each as a variant of its own; arguments and errors as in :func:`compare_variants`."""
+    """Compare run folders, each as its own variant. Arguments and errors are those of :func:`compare_variants`."""
     if len(folders) < 2:
         raise UserError("give two runs or more: the first is the baseline that the others are compared with")
     variants = [Variant(run.name, (run,)) for run in read_runs(folders)]
@@ -93,10 +93,10 @@ def compare_variants(
     """Compare the first variant with each of the others, on the same utterances.
 
     Args:
-        variants: at least one; a single one only gets its rates.
-        set_name: the evaluation set; None takes all that every run was scored on.
-        common: where the utterances of a set differ between runs, use those that all runs have.
-        normalizer_name: None takes the one that the runs were scored by.
+        variants: at least one. A single one gets rates only.
+        set_name: the evaluation set; None takes all sets that every run was scored on.
+        common: if the utterances of a set differ between runs, use those that all runs have.
+        normalizer_name: None takes the normalizer that the runs were scored with.
         group_by: metadata column whose groups are resampled whole; see
             :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
@@ -124,11 +124,11 @@ def _shared_normalizer(set_name: str, runs: Sequence[FinishedRun], wanted: str |
     for run in runs:
         used.setdefault(run.scores[set_name]["normalizer"], []).append(run.name)
     if wanted is not None:
-        return wanted  # type: ignore[return-value]  # normalizer() refuses an unknown name
+        return wanted  # type: ignore[return-value]  # normalizer() rejects an unknown name
     if len(used) > 1:
         listed = "; ".join(f"{name}: {', '.join(those)}" for name, those in used.items())
         raise UserError(
-            f"{set_name}: the runs were scored by different normalizers ({listed}), so their rates cannot be compared; "
-            f"score all of them by one: --normalizer {next(iter(used))}"
+            f"{set_name}: the runs were scored with different normalizers ({listed}), so rates cannot be compared; "
+            f"choose one for all, such as --normalizer {next(iter(used))}"
         )
     return next(iter(used))

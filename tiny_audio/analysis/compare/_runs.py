@@ -26,9 +26,9 @@ class FinishedRun:
     """A run folder whose every stage is done.
 
     Args:
-        name: what tables call it.
-        folder: where it lies.
-        report: its ``report.json``.
+        name: name in tables.
+        folder: the run folder.
+        report: content of ``report.json``.
     """
 
     name: str
@@ -37,7 +37,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> FinishedRun:
-        """Raises :class:`UserError` where the folder does not exist, holds no run, or one that is not finished."""
+        """Read a run folder. Raises :class:`UserError` if it does not exist, or holds no finished run."""
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {found}; give the folder that `tiny-audio run` wrote")
@@ -90,7 +90,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: the runs of one recipe that differ only in their seeds; usually a single run."""
+    """Runs of one recipe that differ only in their seeds; usually a single run."""
 
     name: str
     runs: tuple[FinishedRun, ...]
@@ -164,7 +164,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
 
 
 def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
-    """Sentences that question whether all runs were scored on the same audio, although the utterances agree.
+    """Yield warnings that the runs may have been scored on different audio, although the utterances agree.
 
     Args:
         set_name: the set.
@@ -187,7 +187,7 @@ def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]
         if run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (
                 f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
-                "references and lengths of the clips agree: the rest of the set, or its revision, differs"
+                "references and lengths of the clips agree; other clips of the set, or its revision, differ"
             )
 
 

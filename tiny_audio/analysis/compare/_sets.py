@@ -18,15 +18,15 @@ _NUM_SENTENCES = 10
 
 @dataclass(frozen=True)
 class PairedSet:
-    """A set that all runs were scored on, aligned, and what is worth knowing about the pairing."""
+    """An aligned set that all runs were scored on, and facts about the pairing."""
 
     aligned: AlignedSet
     rows: Sequence[Sequence[Row]]
-    """Of each variant's first run."""
+    """Rows of each variant's first run."""
     rule: Normalizer
     left_out: int
     doubts: Sequence[str]
-    """Sentences that question whether all runs were scored on one set."""
+    """Warnings that the runs may have been scored on different sets."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sentence:
     row: Row
     """The baseline's."""
     other: str
-    """The raw hypothesis of the other."""
+    """Raw hypothesis of the other variant."""
     sides: tuple[Alignment, Alignment]
     """The baseline's and the other's."""
 
@@ -50,7 +50,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """The sentences on which the first run of a variant differs from the first of the baseline, most changed first."""
+    """Sentences on which the first runs of a variant and of the baseline differ, most changed first."""
 
     name: str
     num_improved: int
@@ -62,7 +62,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class ComparedSet:
-    """A set, compared."""
+    """Comparison on one set."""
 
     paired: PairedSet
     comparison: SetComparison
@@ -182,7 +182,7 @@ def _changed(paired: PairedSet, index: int) -> Changed:
     words = paired.aligned.words
 
     def most(sign: int) -> list[Sentence]:
-        # Of equal gains, the short sentences: there the same number of words weighs most.
+        # Of equal gains, short sentences first, because the gain is a larger share of them.
         chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
         chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
         return [

@@ -158,10 +158,10 @@ def _controls(results: Mapping[str, Any]) -> list[Markup]:
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    # More than four lines in one chart cannot be told apart; a chart of one would not say whose it is.
-    total, number = len(variants), math.ceil(len(variants) / 4)
-    for index in range(number):
-        chosen = variants[index * total // number : (index + 1) * total // number]
+    # At most four lines per chart can be distinguished. A chart with one line would have no legend.
+    total, num_charts = len(variants), math.ceil(len(variants) / 4)
+    for index in range(num_charts):
+        chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]
         series = [Series(variant["label"], _mean_curve(variant["curves"])) for variant in chosen]
         charts.append(line_chart("Decoder's loss per token, averaged over seeds", series, may_be_log=True))
     drawn = [chart for chart in charts if chart]
@@ -169,7 +169,7 @@ def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
 
 
 def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Over the steps that all seeds reached."""
+    """Mean over seeds, at the steps that all seeds reached."""
     losses: list[dict[float, float]] = [dict(curve) for curve in curves]
     steps = [step for step in losses[0] if all(step in other for other in losses)]
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in steps]

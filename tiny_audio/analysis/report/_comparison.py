@@ -96,7 +96,8 @@ def _about(entry: ComparedSet, has_seeds: bool) -> str:
         f"{count(paired.left_out)} utterances that are not in all runs are left out" if paired.left_out else None,
         f"normalizer {paired.rule.name} ({paired.rule.version})",
         f"scorer {' '.join(scorer.scorer)}",
-        f"intervals resample {units_text([entry.comparison.aligned.column])}" + (", and allow for other seeds" if has_seeds else ""),
+        f"intervals resample {units_text([entry.comparison.aligned.column])}"
+        + (", and allow for other seeds" if has_seeds else ""),
     ]
     return "; ".join(fact for fact in facts if fact) + "."
 

@@ -1,9 +1,8 @@
-"""Raw hypotheses -> scores, and whether one system is better than another. Needs no model, no audio and no torch.
+"""Raw hypotheses -> scores and verdicts, without a model, audio or torch.
 
-Scores of a target are over the clips for which it has a hypothesis. A clip that failed (see :data:`Row`) counts in the
-failure rate only, so WER and failure rate must be read together. With several targets, the first is the baseline, and
-all rates are over the clips for which every target has a hypothesis. The verdict is that of
-:mod:`tiny_audio.analysis.comparison`.
+Scores of a target cover the clips for which it has a hypothesis. A failed clip (see :data:`Row`) counts only in the
+failure rate, so WER and failure rate must be read together. With several targets, the first is the baseline, and all
+rates cover the clips for which every target has a hypothesis. Verdicts follow :mod:`tiny_audio.analysis.comparison`.
 
     ``RTFx`` = seconds of audio / seconds of processing, over the clips where both are known: 100 is a hundred times
     faster than real time. What a row's ``time`` includes depends on the program that measured it.
@@ -46,12 +45,12 @@ _NUM_BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class Rescored:
-    """Files of hypotheses, scored and compared.
+    """Scores and comparison of files of hypotheses.
 
     Args:
         targets: the baseline first.
-        rows: of each target, in one order, those that are scored.
-        comparison: of the targets.
+        rows: the scored rows of each target, in one order.
+        comparison: the comparison of the targets.
     """
 
     targets: Sequence[Target]
@@ -60,7 +59,7 @@ class Rescored:
 
     @property
     def left_out(self) -> int:
-        """Clips of some target for which not all have a hypothesis."""
+        """Number of clips for which some target has no hypothesis."""
         return len(set().union(*(target.rows for target in self.targets))) - len(self.rows[0])
 
     @cached_property
@@ -176,7 +175,7 @@ def rescore(
 def align_targets(
     targets: Sequence[Target], rule: Normalizer, *, cost: Cost = "unit", group_by: str | None = None
 ) -> tuple[AlignedSet, list[list[Row]]]:
-    """The clips for which every target has a hypothesis, aligned; and the rows of each target, in one order.
+    """Align the clips for which every target has a hypothesis. Also returns the rows of each target, in one order.
 
     Raises:
         UserError: references differ, or there is no such clip.

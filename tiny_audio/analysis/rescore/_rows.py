@@ -1,4 +1,4 @@
-"""Reads files of hypotheses: this project's, and others with the fields of the Open ASR Leaderboard."""
+"""Reads files of hypotheses: of this project, and others with the fields of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 

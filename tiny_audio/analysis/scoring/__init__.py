@@ -66,27 +66,27 @@ __all__ = [
 ]
 
 MIN_BOOTSTRAP = 100
-"""The fewest resamples from which the ends of a 95 % interval are worth reading."""
+"""Minimum number of resamples for a 95 % interval."""
 
 
 class Score(Config):
     """Error rates of one set, pooled: errors of all utterances over reference words of all utterances.
 
-    Holds every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that texts decide, by its key. The fields
-    below are those that code reads by name.
+    Has every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts, by its key. The
+    fields below are those that code reads by name.
     """
 
     model_config = ConfigDict(extra="allow")
 
     wer: float
-    """Word error rate; above 1 where insertions abound."""
+    """Word error rate. With many insertions, it exceeds 1."""
     cer: float
     """Character error rate, of normalized text; a space is a character."""
     wer_interval: tuple[float, float]
     """95 % percentile bootstrap interval of ``wer``."""
     num_utterances: int
     num_groups: int | None = None
-    """The groups (usually speakers) that were resampled for the interval; ``None``: utterances were."""
+    """Number of groups (usually speakers) that were resampled for the interval; None if utterances were."""
     num_reference_words: int
     substitutions: int
     insertions: int
@@ -94,27 +94,27 @@ class Score(Config):
     normalizer: NormalizerName
     normalizer_version: str
     cost: Cost = "unit"
-    """Of an edit, in the alignment of words."""
+    """Cost of an edit in the alignment of words."""
     scorer: str = "jiwer"
-    """What aligned the words: jiwer at unit cost, ``tiny-audio`` at sclite's."""
+    """Program that aligned the words: ``jiwer`` at unit cost, ``tiny-audio`` at sclite cost."""
     scorer_version: str
     empty_hypotheses: int
-    """Utterances without a word, after normalization, where the reference has one."""
+    """Utterances whose normalized hypothesis has no word, although the reference has one."""
     looping_hypotheses: int
-    """Utterances that loop (see :func:`loops`) where the reference does not."""
+    """Utterances whose hypothesis loops (see :func:`loops`), although the reference does not."""
 
 
 class PairedDifference(Config):
-    """Two hypotheses of the same utterances, a baseline's and another one: the difference and its interval."""
+    """Difference in WER of two systems on the same utterances, with its interval."""
 
     wer_baseline: float
     wer_other: float
     difference: float
-    """``wer_other - wer_baseline``: negative where the other is better."""
+    """``wer_other - wer_baseline``: negative if the other is better."""
     interval: tuple[float, float]
     """95 % interval of ``difference`` by the paired bootstrap."""
     probability_better: float
-    """Share of the resamples in which the other has fewer errors, ties counted half: 0.5 says nothing."""
+    """Share of the resamples in which the other has fewer errors; ties count half. 0.5 means no difference."""
     num_utterances: int
     num_groups: int | None = None
     """As in :class:`Score`."""
@@ -137,9 +137,9 @@ def score(
         hypotheses: raw text, in the order of ``references``.
         normalizer: applied to both.
         num_bootstrap: resamples for the interval.
-        seed: decides the resamples, and so the interval, exactly.
+        seed: seed of the resampling.
         groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, since their
-            errors are correlated: without groups the interval is too narrow. A ``None`` in it is a group of its own.
+            errors are correlated; without groups, the interval is too narrow. Each ``None`` is its own group.
         cost: of an edit.
 
     Raises:
@@ -214,7 +214,7 @@ def score_set(
     groups: Groups = None,
     cost: Cost = "unit",
 ) -> dict[str, Any]:
-    """One set's entry in ``report.json``: the keys of :class:`Score`, and nested, where they apply,
+    """Entry of a set in ``report.json``: the keys of :class:`Score` and, where they apply, nested:
 
     - ``unnormalized``: the score in lower case only, where ``normalizer`` glues the words of some reference;
     - ``ctc``: the score of ``ctc_hypotheses``;
@@ -247,7 +247,7 @@ _normalizer = normalizer  # for functions with an argument of that name
 
 
 def _check(transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups) -> None:
-    """What all rates need; ``name`` is what messages call the hypotheses."""
+    """Check the input of a score. ``name`` is the name of the hypotheses in messages."""
     references, hypotheses = transcripts.references, transcripts.hypotheses
     if num_bootstrap < MIN_BOOTSTRAP:
         raise UserError(f"num_bootstrap is {num_bootstrap}; an interval needs at least {MIN_BOOTSTRAP} resamples")

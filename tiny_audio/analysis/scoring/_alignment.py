@@ -1,4 +1,4 @@
-"""References against hypotheses, word by word."""
+"""Word alignment of references and hypotheses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOOP_REPEATS = 4
 
 @dataclass(frozen=True)
 class Alignment:
-    """One utterance, word by word: (reference word, hypothesis word), ``None`` where the other side has none."""
+    """Word pairs of one utterance: (reference word, hypothesis word). ``None`` marks a missing word."""
 
     pairs: tuple[Pair, ...]
 
@@ -54,7 +54,7 @@ class Alignment:
 
     @property
     def edits(self) -> str:
-        """One letter a word, as sclite writes them: C right, S substituted, I inserted, D deleted."""
+        """One letter per word, as in sclite: C correct, S substituted, I inserted, D deleted."""
         return "".join(
             "I" if reference is None else "D" if hypothesis is None else "C" if reference == hypothesis else "S"
             for reference, hypothesis in self.pairs
@@ -90,9 +90,9 @@ def check_cost(cost: str) -> Cost:
 
 
 def loops(text: str) -> bool:
-    """Whether some n-gram of words, of any length, comes ``_LOOP_REPEATS`` times or more in a row.
+    """Whether some n-gram of words, of any length, occurs ``_LOOP_REPEATS`` times or more in a row.
 
-    Case and punctuation are ignored. Give it raw text: a normalizer hides loops of digits by joining them.
+    Case and punctuation are ignored. Pass raw text, because a normalizer hides loops of digits by joining them.
     """
     words = re.findall(r"[\w']+", text.lower())
     for n in range(1, len(words) // _LOOP_REPEATS + 1):

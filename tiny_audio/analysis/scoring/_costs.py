@@ -1,4 +1,4 @@
-"""Words aligned at the least cost: one edit is one error, or the weights of NIST's sclite."""
+"""Word alignment at the least cost: each edit costs 1, or the weights of NIST's sclite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ S, D, I and WER depend on the cost: ``a b c d e`` against ``d e x y z`` has 5 er
 
 
 def scorer(cost: Cost) -> tuple[str, str]:
-    """What aligns words at this cost, and its version."""
+    """Program that aligns words at this cost, and its version."""
     if cost == "unit":
         return "jiwer", importlib.metadata.version("jiwer")
     return "tiny-audio", __version__

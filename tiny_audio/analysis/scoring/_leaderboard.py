@@ -1,16 +1,16 @@
-"""The English text rules of the Open ASR Leaderboard, on top of the package that has Whisper's.
+"""English normalizer of the Open ASR Leaderboard, based on the package with Whisper's normalizer.
 
-Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf, by which the
-leaderboard scored from 2025 until April 2026 (its pull requests 62 and 142). They are Whisper's English rules but for:
+Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf. The leaderboard
+used it from 2025 until April 2026 (its pull requests 62 and 142). It differs from Whisper's English normalizer:
 
-- an ellipsis (three dots or more) is dropped at the end, and a space elsewhere;
-- letters with dots become one word, two to four of them: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos";
-  its rules for letters with spaces between, and for "'s" after them, are kept, though they hardly ever apply;
-- kinda, sorta, dunno and cause stay as they are (OpenAI's rules leave them too; the package writes them out);
-- spellings are those of the list in transformers, which mends the list of OpenAI's: see :data:`_SPELLING`.
+- An ellipsis (three or more dots) is removed at the end of the text, and replaced by a space elsewhere.
+- Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
+  leaderboard's rules for letters with spaces between, and for "'s" after them, are included, but rarely apply.
+- kinda, sorta, dunno and cause are unchanged, as in OpenAI's rules. The package expands them.
+- Spellings follow the list in transformers, which corrects OpenAI's: see :data:`_SPELLING`.
 
-What the leaderboard does since April 2026 (more fillers, clock times, acronyms, names, compounds, "oh" and "'s" read
-with more care) is not here: a rate of later date is under other rules.
+The leaderboard's rules since April 2026 (more fillers, clock times, acronyms, names, compounds, better handling of "oh"
+and "'s") are not included, so later rates are not comparable.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "tra
 _FIRST = (
     (r"\.{3,}\s*$", ""),
     (r"\s*\.{3,}\s*", " "),
-    # What Whisper's rules do before contractions: the letters below must not see it.
+    # Whisper's rules up to contractions. They must run before the rules for letters with dots.
     (r"[<\[][^>\]]*[>\]]", ""),
     (r"\(([^)]+?)\)", ""),
     (r"\b(hmm|mm|mhm|mmm|uh|um)\b", ""),
@@ -50,9 +50,9 @@ _LETTER = r"([a-z])\."
 
 
 def _dotted(num_letters: int, between: str, end: str) -> tuple[str, str]:
-    """Rule for so many letters with dots: they become one word."""
+    """Pattern and replacement that join this many letters with dots into one word."""
     letters = between.join([_LETTER] * num_letters).removesuffix(r"\.")
-    return rf"\b{letters}{end}", "".join(rf"\{place}" for place in range(1, num_letters + 1))
+    return rf"\b{letters}{end}", "".join(rf"\{index}" for index in range(1, num_letters + 1))
 
 
 def _letters() -> list[tuple[str, str]]:
@@ -67,11 +67,11 @@ def _letters() -> list[tuple[str, str]]:
 
 
 def leaderboard_rule() -> Callable[[str], str]:
-    """The rule: raw text -> text to score."""
+    """The normalizer: raw text -> text to score."""
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
-    whisper.ignore_patterns = r"(?!)"  # fillers are gone by then, and "u.m." is none
+    whisper.ignore_patterns = r"(?!)"  # fillers are removed above; "um" from "u.m." is not one
     for word in _NOT_WRITTEN_OUT:
         del whisper.replacers[rf"\b{word}\b"]
     mapping = {word: other for word, other in whisper.standardize_spellings.mapping.items() if word not in _NOT_RESPELT}

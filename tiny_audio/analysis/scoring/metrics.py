@@ -1,6 +1,6 @@
-"""The one table of metrics: terminal, JSON, HTML pages and model cards all read it.
+"""The table of metrics that terminal, JSON, HTML pages and model cards use.
 
-Adding a metric means adding one :class:`Metric` to :data:`METRICS`. Read the table through the functions below.
+To add a metric, add one :class:`Metric` to :data:`METRICS`. Read the table through the functions below.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tiny_audio.analysis.scoring._normalizers import Normalizer
 
 @dataclass(frozen=True)
 class Transcripts:
-    """One system on one set: raw texts, one pair per utterance, and what a normalizer makes of them."""
+    """Raw references and hypotheses of one system on one set, with their normalized forms and alignments."""
 
     references: Sequence[str]
     hypotheses: Sequence[str]
@@ -29,7 +29,7 @@ class Transcripts:
 
     @cached_property
     def normalized(self) -> tuple[list[str], list[str]]:
-        """References and hypotheses as they are scored."""
+        """Normalized references and hypotheses."""
         return list(map(self.normalizer, self.references)), list(map(self.normalizer, self.hypotheses))
 
     @cached_property
@@ -49,7 +49,7 @@ class Transcripts:
 
     @property
     def scorer(self) -> tuple[str, str]:
-        """What aligned the words, and its version."""
+        """Program that aligned the words, and its version."""
         return scorer(self.cost)
 
     def total(self, kind: Literal["substitutions", "deletions", "insertions"]) -> int:
@@ -59,31 +59,31 @@ class Transcripts:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a system on a set."""
+    """A metric of a system on a set."""
 
     key: str
-    """Its name in JSON."""
+    """Name in JSON."""
     label: str
-    """What it is, in words."""
+    """Full name."""
     short: str
-    """The head of its column."""
+    """Column head."""
     unit: Literal["share", "count", "ratio", "USD"]
     direction: Literal["lower", "higher"]
     """Which values are better."""
     format: str
-    """Of the value, as Python's ``format`` takes it."""
+    """Format specification of the value."""
     compute: Callable[[Transcripts], float | int] | None = None
-    """None: a command measures it and adds it to the scores, such as a speed."""
+    """None: a command measures it, such as a speed, and adds it to the scores."""
     interval: str | None = None
-    """Key of its 95 % interval, where it has one."""
+    """Key of its 95 % interval, if it has one."""
     rare: bool = False
-    """A terminal shows it only where some value is not 0."""
+    """A terminal shows it only if some value is not 0."""
 
     def text(self, value: float | None) -> str:
-        """The value for a person; empty where it is not known."""
+        """Format the value; empty if it is not known."""
         if value is None:
             return ""
-        # Counts are fractions where they are means over seeds.
+        # A mean of counts over seeds may be fractional.
         return f"{value:,.1f}" if self.unit == "count" and value != int(value) else f"{value:{self.format}}"
 
 
@@ -129,7 +129,7 @@ METRICS: tuple[Metric, ...] = (
 
 
 def measure(transcripts: Transcripts) -> dict[str, float | int]:
-    """Every metric that texts decide, by key."""
+    """Every metric that is computed from texts, by key."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 

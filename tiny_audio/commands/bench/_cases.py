@@ -1,4 +1,4 @@
-"""What pytest runs for :mod:`tiny_audio.commands.bench.timing`: one benchmark for each of its cases."""
+"""The benchmarks that :mod:`tiny_audio.commands.bench.timing` runs with pytest, one for each case."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tiny_audio.commands.bench._measure import peak_bytes, random_frames
 from tiny_audio.commands.bench.timing import CASES_VARIABLE
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.runtime.device import synchronize
+from tiny_audio.training.precision import autocast
 
 _CASES: list[dict[str, Any]] = json.loads(Path(os.environ[CASES_VARIABLE]).read_text())
 _EMBEDDING_RMS = 0.03
@@ -29,7 +30,7 @@ def _name(case: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("case", _CASES, ids=_name)
 def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
-    """Not a test of anything: it measures."""
+    """Measure one case. Nothing is tested."""
     torch.manual_seed(0)
     device = torch.device(case["device"])
     context = ProjectorContext(case["in_dim"], case["out_dim"], case["frame_rate"], _EMBEDDING_RMS)
@@ -39,11 +40,8 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
     backward = case["which"] == "forward_backward"
 
     def step() -> Tensor:
-        """Returns the number of embeddings of each clip; gradients are let go, so that each step begins alike."""
-        with (
-            torch.set_grad_enabled(backward),
-            torch.autocast(device.type, torch.bfloat16, enabled=case["precision"] == "bf16"),
-        ):
+        """Run one pass and return the embeddings of each clip. Gradients are freed, so that all steps are equal."""
+        with torch.set_grad_enabled(backward), autocast(case["precision"], device):
             embeddings: Tensor
             lengths: Tensor
             embeddings, lengths = projector(frames)
@@ -54,7 +52,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
         return lengths
 
     lengths = step()
-    # The counter does not know a CPU's fused attention; as plain products it counts.
+    # The counter misses fused attention on a CPU, so attention is computed as plain matrix products here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     peak = peak_bytes(step, device)

@@ -1,4 +1,4 @@
-"""From the hypotheses of every variant and seed to rates, differences and verdicts."""
+"""Rates, differences and verdicts from the hypotheses of all variants and seeds."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from tiny_audio.analysis.scoring.metrics import mean_over_seeds
 from tiny_audio.evaluation import Hypothesis
 
 AGAIN: Final = "again"
-"""Kind of the control that trains the baseline once more, with other seeds."""
+"""Control: the baseline, trained again with other seeds."""
 DEGRADED: Final = "crippled"
-"""Kind of the controls that are made worse on purpose."""
-
+"""Control: a variant that is degraded on purpose."""
 
 Control = Literal["again", "crippled"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of one variant, over its seeds."""
+    """Results of one variant, for each seed."""
 
     label: str
     section: Mapping[str, Any]
     control: Control | None
-    """None is a variant that is compared."""
+    """None: not a control."""
     results: Sequence[Mapping[str, Any]]
     """One for each seed: ``seed, parameters, embeddings_per_s, steps, train_s, skipped_steps, curve``."""
     hypotheses: Sequence[Mapping[str, Sequence[Hypothesis]]]
-    """For each seed, the rows of every set; the same utterances in the same order everywhere."""
+    """For each seed, the rows of each set. All have the same utterances in the same order."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How errors are counted and resampled."""
+    """Settings of the scoring."""
 
     normalizer: Normalizer
     num_draws: int
@@ -53,7 +52,7 @@ class Analysis:
     rates: Mapping[tuple[str, str], Rates]
     """By label and set."""
     differences: Mapping[tuple[str, str], Difference]
-    """By label and set; none of the baseline."""
+    """By label and set; the baseline has none."""
     columns: Mapping[str, str | None]
     """By set: the column whose groups are resampled whole."""
 

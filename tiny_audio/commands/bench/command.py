@@ -1,4 +1,4 @@
-"""``tiny-audio bench projectors``: reads its options, and starts one benchmark or the other."""
+"""``tiny-audio bench projectors``: checks the options, then times the projectors or trains them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tiny_audio.training.world import check_alone
 
 @dataclass(frozen=True)
 class Options:
-    """As given; None is the default."""
+    """Options as given; None is the default."""
 
     variants: str | None = None
     durations: str | None = None
@@ -66,18 +66,17 @@ def benchmark_projectors(
     """Time the variants, or train them.
 
     Returns:
-        see :func:`tiny_audio.commands.bench.timing.time_projectors` and
-        :func:`tiny_audio.commands.bench.analysis.analyze`.
+        the content of ``timings.json`` or ``results.json``.
 
     Raises:
-        UserError: an option that the other kind of benchmark has, or whatever they raise.
+        UserError: an option belongs to the other kind of benchmark, or the benchmark raises it.
     """
     for name in _OF_TIMING if train else _OF_TRAINING:
         if getattr(options, name):
             option = f"--{name.replace('_', '-')}"
-            said = "is for timing projectors alone; leave out it or --train" if train else "needs --train"
-            hint = "; a recipe's device is execution.device" if name == "device" else ""
-            raise UserError(f"{option} {said}{hint}")
+            reason = "applies without --train only; remove one of the two" if train else "needs --train"
+            hint = "; with --train, set execution.device" if name == "device" else ""
+            raise UserError(f"{option} {reason}{hint}")
     variants = read_variants(options.variants)
     if train:
         return _train(recipe, overrides, options, output_dir)
@@ -104,7 +103,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
         raise UserError("--train needs a recipe, such as recipes/bench_projectors.yaml")
     check_alone("bench")
     if options.steps is not None and options.seconds is not None:
-        raise UserError("--steps and --seconds are two budgets; give one of them")
+        raise UserError("--steps and --seconds are both budgets; give one of them")
     budget = None
     if options.steps is not None or options.seconds is not None:
         budget = Budget(options.steps, options.seconds)
@@ -119,7 +118,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
         options.controls,
         not options.no_feature_cache,
     )
-    # Progress is for a person: standard output may be read by a script.
+    # Progress goes to stderr, because a script may read stdout.
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     folder = output_dir or Path("runs") / f"bench-{recipe.stem}"
     results = TrainedBenchmark(plan, folder, console.print).complete()
@@ -128,7 +127,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
 
 
 def _numbers(option: str, text: str, *, whole: bool = False, least: float | None = None) -> list[float]:
-    """Numbers with commas between them; above 0 where no least is given."""
+    """Parse comma-separated numbers. They must be at least ``least``, or above 0 if it is None."""
     found = []
     for item in text.split(","):
         try:

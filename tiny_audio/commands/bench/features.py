@@ -1,7 +1,7 @@
-"""Frames of a frozen encoder: computed once, kept on disk, shared by every variant and seed.
+"""Feature cache: frames of a frozen encoder, computed once, stored on disk and shared by all variants and seeds.
 
-One folder for each set of clips under one encoder, named by a hash over all that decides the frames. ``values.bin`` and
-``ctc_logits.bin`` hold the frames of all clips one after another, and are mapped, not read.
+Each pair of encoder and set of clips has a folder, named by a hash over everything that affects the frames.
+``values.bin`` and ``ctc_logits.bin`` hold the concatenated frames of all clips, and are memory-mapped.
 
 B clips · T frames · D channels · V CTC labels
 """
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import transformers
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio import __version__
-from tiny_audio.audio.load import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.evaluation.batches import loaded_batches
 from tiny_audio.frames import Frames
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
@@ -35,16 +35,16 @@ from tiny_audio.training.precision import autocast
 
 
 def check_cacheable(recipe: Recipe) -> None:
-    """Refuse features for a recipe under which a clip's frames change while it trains.
+    """Reject a recipe under which the frames of a clip change during training.
 
     Raises:
-        UserError: what changes them, and what to do.
+        UserError: names what changes them, and what to do.
     """
     encoder = recipe.encoder
     wrong = None
     if not encoder.freeze:
         wrong = (
-            "the encoder trains (encoder.freeze is false). Train one first, with `tiny-audio run`; then take it with "
+            "the encoder trains (encoder.freeze is false). Train one first with `tiny-audio run`, then use it with "
             "training.init_from: {path: <that run>, parts: [encoder, ctc_head]} and set encoder.freeze: true"
         )
     elif encoder.lora is not None:
@@ -52,13 +52,13 @@ def check_cacheable(recipe: Recipe) -> None:
     elif encoder.layer == "weighted":
         wrong = "the weights of encoder.layer: weighted train; name one layer"
     elif encoder.dropout:
-        wrong = f"encoder.dropout is {encoder.dropout}, so each look at a clip differs; set it to 0"
+        wrong = f"encoder.dropout is {encoder.dropout}, so the frames of a clip differ each time; set it to 0"
     elif recipe.augmentation != AugmentationConfig():
         used = ", ".join(key for key, value in recipe.augmentation if value is not None)
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"
     elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
         wrong = (
-            "the CTC head is random and is frozen along with the encoder; take a trained one with "
+            "the CTC head is random and frozen with the encoder; take a trained one with "
             "training.init_from.parts: [encoder, ctc_head] or ctc.init: pretrained, or remove the ctc section"
         )
     if wrong:
@@ -75,10 +75,10 @@ def _takes_head(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class Features:
-    """The frames of a set of clips, mapped from disk."""
+    """Frames of a set of clips, memory-mapped from disk."""
 
     clips: tuple[Clip, ...]
-    """Those that could be read, in the order of their set."""
+    """The readable clips, in the order of their set."""
     dropped: tuple[Dropped, ...]
     num_samples: tuple[int, ...]
     """Of each clip."""
@@ -105,26 +105,26 @@ class Features:
 
 
 class FeatureCache:
-    """Features by one encoder.
+    """Computes and stores the features of one encoder.
 
     Args:
-        model: its encoder and CTC head; both are only read.
-        recipe: decides the precision.
-        folder: where the folders of features go.
-        note: told what goes on.
+        model: provides the encoder and the CTC head.
+        recipe: provides the precision.
+        folder: parent of the feature folders.
+        note: receives progress messages.
     """
 
     def __init__(self, model: TinyAudioModel, recipe: Recipe, folder: Path, note: Callable[[str], None]) -> None:
         trainable = [name for name, tensor in model.encoder.named_parameters() if tensor.requires_grad]
-        assert not trainable, f"check_cacheable has let {trainable[0]} pass"
+        assert not trainable, f"{trainable[0]} trains, which check_cacheable rejects"
         self.model, self.recipe, self.folder, self.note = model.eval(), recipe, folder, note
         self._encoder = _fingerprint(model)
 
     def get(self, clips: ClipSet) -> Features:
-        """The features of ``clips``, from disk where they are there.
+        """Load the features of ``clips``; compute them first if they are not on disk.
 
         Raises:
-            UserError: the disk cannot hold them.
+            UserError: they do not fit on the disk.
         """
         folder = self.folder / self._key(clips)
         if not folder.exists():
@@ -132,7 +132,7 @@ class FeatureCache:
         return self._open(clips, folder)
 
     def _key(self, clips: ClipSet) -> str:
-        """A hash over all that decides the frames: weights, front end, precision, code and clips."""
+        """Hash over everything that affects the frames: weights, front end, precision, code and clips."""
         return content_hash(
             {
                 "encoder": self._encoder,
@@ -160,9 +160,9 @@ class FeatureCache:
             for batch, frames in self._encoded(clips, dropped):
                 for row, (clip, num_samples) in enumerate(batch):
                     length = int(frames.lengths[row])
-                    _write(values, frames.values[row, :length])
+                    values.write(_bytes(frames.values[row, :length]))
                     if frames.ctc_logits is not None:
-                        _write(logits, frames.ctc_logits[row, :length])
+                        logits.write(_bytes(frames.ctc_logits[row, :length]))
                     rows[clip.id] = {"start": written, "frames": length, "samples": num_samples}
                     written += length
                 shape = {
@@ -180,25 +180,17 @@ class FeatureCache:
         commit_folder(aside, folder)
 
     def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
-        """Batches of similar length, longest first, so that what does not fit in memory fails at once."""
-        waiting = sorted(clips.clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
-        device = self.model.device
-        while waiting:
-            size = max(1, int(self.recipe.execution.evaluate_max_padded_s / max(0.1, waiting[0].utterance.duration_s)))
-            batch, waiting = waiting[:size], waiting[size:]
-            loaded = []
-            for clip in batch:
-                try:
-                    loaded.append((clip, clip.load(clips.max_duration_s)))
-                except AudioError as error:
-                    dropped.append(Dropped(clip.id, error.reason, str(error)))
-            if not loaded:
+        """Encode the clips that can be read, in batches; add the others to ``dropped``."""
+        device, max_padded_s = self.model.device, self.recipe.execution.evaluate_max_padded_s
+        for batch in loaded_batches(clips.clips, max_duration_s=clips.max_duration_s, max_padded_s=max_padded_s):
+            dropped += [Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread]
+            if not batch.clips:
                 continue
-            waveforms = pad_sequence([waveform for _, waveform in loaded], batch_first=True).to(device)
-            lengths = torch.tensor([len(waveform) for _, waveform in loaded], device=device)
+            waveforms = pad_sequence(batch.waveforms, batch_first=True).to(device)
+            lengths = torch.tensor([len(waveform) for waveform in batch.waveforms], device=device)
             with torch.no_grad(), autocast(self.recipe.training.precision, device):
                 frames = self.model.encode(waveforms, lengths)
-            yield [(clip, len(waveform)) for clip, waveform in loaded], frames
+            yield list(zip(batch.clips, map(len, batch.waveforms), strict=True)), frames
 
     def _check_disk(self, clips: ClipSet) -> None:
         channels = self.model.encoder.dim + (len(self.model.ctc_vocabulary) if self.model.ctc_vocabulary else 0)
@@ -209,8 +201,8 @@ class FeatureCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"the features of {seconds / 3600:.1f} hours need {needed / 1e9:.1f} GB in {self.folder}, and "
-                f"{free / 1e9:.1f} GB are free; point TINY_AUDIO_CACHE to a larger disk, train on less, or give "
+                f"the features of {seconds / 3600:.1f} hours need {needed / 1e9:.1f} GB in {self.folder}, but "
+                f"only {free / 1e9:.1f} GB are free; set TINY_AUDIO_CACHE to a larger disk, train on less, or give "
                 "--no-feature-cache"
             )
 
@@ -225,7 +217,7 @@ class FeatureCache:
             dtype: torch.dtype = getattr(torch, type_name)
             path = folder / f"{name}.bin"
             if path.stat().st_size != total * channels * dtype.itemsize:
-                raise UserError(f"{folder} is damaged ({path.name} has another size than its index says); delete it")
+                raise UserError(f"{folder} is damaged (the size of {path.name} differs from its index); delete it")
             return torch.from_file(str(path), size=total * channels, dtype=dtype).view(total, channels)
 
         return Features(
@@ -239,10 +231,6 @@ class FeatureCache:
         )
 
 
-def _write(file: IO[bytes], tensor: Tensor) -> None:
-    file.write(_bytes(tensor))
-
-
 def _fingerprint(model: TinyAudioModel) -> str:
     """SHA-256 over the weights of encoder and CTC head."""
     digest = hashlib.sha256()
@@ -254,5 +242,5 @@ def _fingerprint(model: TinyAudioModel) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """As they lie in memory: NumPy knows no bfloat16."""
+    """Raw bytes. The detour over uint8 is needed because NumPy has no bfloat16."""
     return tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,4 @@
-"""A benchmark on a terminal."""
+"""Benchmark results as text tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def timings_table(measured: Mapping[str, Any]) -> str:
     """A row for each variant, clip length and batch size.
 
     Args:
-        measured: what :func:`tiny_audio.commands.bench.timing.time_projectors` returned.
+        measured: result of :func:`tiny_audio.commands.bench.timing.time_projectors`.
     """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in measured["cases"]:
@@ -38,7 +38,7 @@ def timings_table(measured: Mapping[str, Any]) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Rates and verdicts of every variant of a trained benchmark, and whether the controls hold."""
+    """Rates and verdicts of a trained benchmark, and whether its controls hold."""
     return "\n\n".join(_blocks(results))
 
 

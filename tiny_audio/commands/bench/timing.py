@@ -1,6 +1,6 @@
-"""Projectors alone: time, memory, parameters, FLOPs and rate, over clip lengths and batch sizes.
+"""Cost of projectors: time, memory, parameters, FLOPs and embedding rate, for each clip length and batch size.
 
-Timed by pytest-benchmark in a process of its own, which calibrates, warms up and counts the rounds; see ``_cases.py``.
+pytest-benchmark runs the cases of ``_cases.py`` in its own process. It calibrates, warms up and chooses the rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CASES = Path(__file__).with_name("_cases.py")
 
 @dataclass(frozen=True)
 class Neighbors:
-    """What the projectors stand between."""
+    """Shapes and types that the encoder and the decoder impose on a projector."""
 
     in_dim: int = 1280
     """Channels of the encoder's frames; HuBERT XL has 1280."""
@@ -43,7 +43,7 @@ class Neighbors:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Neighbors:
-        """Those of a recipe, from its model on the meta device.
+        """Read them from a recipe's model on the meta device.
 
         Raises:
             UserError: a part cannot be built, or its checkpoint's config cannot be read.
@@ -61,7 +61,7 @@ class Effort:
     durations_s: tuple[float, ...] = (5.0, 20.0)
     batch_sizes: tuple[int, ...] = (1, 4)
     max_time_s: float = 1.0
-    """Seconds of rounds for each case, after calibration; at least ``min_rounds`` are run however long they take."""
+    """Seconds for each case, after calibration. At least ``min_rounds`` are run, even if they take longer."""
     min_rounds: int = 3
 
 
@@ -70,11 +70,11 @@ def time_projectors(
 ) -> dict[str, Any]:
     """Measure every variant at every length and batch size, without and with a backward pass.
 
-    Frames and weights are random. Frames of one CTC label, where a projector reads them, come in runs of 2 on average.
+    Frames and weights are random. CTC labels, for projectors that read them, change every second frame on average.
 
     Returns:
-        what was measured on, and ``cases``: a row for each with times in seconds, ``flops`` (a multiply-add is two),
-        ``peak_bytes`` beyond weights and frames, ``parameters`` and ``embeddings_per_s`` of audio.
+        the machine, the versions and ``cases``: one row each, with times in seconds, ``flops`` (a multiply-add is
+        two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s`` (of audio).
 
     Raises:
         UserError: pytest-benchmark is missing, a variant is not valid, or a length is too short for it.
@@ -121,13 +121,13 @@ def _check(variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, de
         needed = variant.config().min_frames()
         if shortest < needed:
             raise UserError(
-                f"--durations: {min(effort.durations_s):g} s are {shortest} frames, and {variant.label} needs "
-                f"{needed}; give longer ones"
+                f"--durations: {min(effort.durations_s):g} s are {shortest} frames, but {variant.label} needs "
+                f"{needed}; give longer durations"
             )
 
 
 def _check_sizes(variants: Sequence[Variant], neighbors: Neighbors, device: torch.device) -> None:
-    """Refuse what no memory holds: weights and their gradients, in fp32."""
+    """Reject variants whose weights and gradients, in fp32, do not fit into memory."""
     memory = device_bytes(device)
     context = ProjectorContext(neighbors.in_dim, neighbors.out_dim, neighbors.frame_rate, 1.0)
     for variant in variants:
@@ -140,15 +140,15 @@ def _check_sizes(variants: Sequence[Variant], neighbors: Neighbors, device: torc
         needed = 2 * 4 * sum(tensor.numel() for tensor in projector.parameters())
         if needed > memory:
             raise UserError(
-                f"--variants: {variant.label} needs {needed / 2**30:,.0f} GiB for its weights and their gradients, and "
-                f"there are {memory / 2**30:.0f}; shrink its sizes"
+                f"--variants: {variant.label} needs {needed / 2**30:,.0f} GiB for its weights and their gradients, but "
+                f"{memory / 2**30:.0f} GiB are available; shrink its sizes"
             )
 
 
 def _run(cases: Sequence[dict[str, Any]], effort: Effort, folder: Path) -> dict[str, Any]:
     given, result = folder / "cases.json", folder / "result.json"
     given.write_text(json.dumps(cases))
-    # Nothing of the user's own pytest may change the measurement: no configuration, no options, no other plugins.
+    # The user's own pytest configuration, options and plugins must not change the measurement.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "COV_CORE_"))}
     environment |= {CASES_VARIABLE: str(given), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", str(_CASES), "-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]
@@ -156,10 +156,10 @@ def _run(cases: Sequence[dict[str, Any]], effort: Effort, folder: Path) -> dict[
     command += [f"--benchmark-json={result}", "--benchmark-disable-gc", "--benchmark-warmup=on"]
     command += [f"--benchmark-max-time={effort.max_time_s:g}", f"--benchmark-min-rounds={effort.min_rounds}"]
     command += ["--benchmark-warmup-iterations=1", "--benchmark-quiet"]
-    # Progress is for a person: standard output may be read by a script.
+    # Progress goes to stderr, because a script may read stdout.
     done = subprocess.run(command, env=environment, stdout=sys.stderr.fileno(), check=False)
     if done.returncode != 0:
-        raise RunFailed(f"a projector could not be measured (pytest left with code {done.returncode}); see above")
+        raise RunFailed(f"a projector could not be measured (pytest exited with code {done.returncode}); see above")
     measured: dict[str, Any] = json.loads(result.read_text())
     return measured
 

@@ -1,7 +1,7 @@
-"""Variants of a projector, trained under one recipe with one budget, several seeds, and the same data in one order.
+"""Trained benchmark: projector variants under one recipe and budget, with several seeds and one order of the data.
 
-A variant under a seed is a unit, whose result is kept in a folder of its own, named by all that decides it: the same
-command continues where it stopped, and other variants or seeds of the same recipe add to what is there.
+A unit is one variant with one seed. Its result has its own folder, named by a hash over everything that affects it. So
+the same command continues where it stopped, and further variants or seeds add to the finished units.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ from tiny_audio.training.precision import place
 from tiny_audio.training.signals import StopSignal
 
 MIN_SEEDS = 2
-"""From one seed nobody can tell a better projector from a lucky start."""
+"""One seed cannot separate a better projector from chance."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trained benchmark is to do."""
+    """Settings of a trained benchmark."""
 
     recipe_path: Path
     overrides: tuple[str, ...]
     variants: Variants
     seeds: tuple[int, ...]
     budget: Budget | None = None
-    """None is the recipe's own number of steps."""
+    """None takes the recipe's number of steps."""
     baseline: str | None = None
-    """Label of the variant that the others are compared with; None is the recipe's own projector where it is among
-    them, otherwise the first."""
+    """Label of the variant that the others are compared with. None takes the recipe's projector if it is a variant,
+    otherwise the first variant."""
     controls: bool = False
-    """Train the baseline once more under other seeds, and the variants that are made worse on purpose."""
+    """Also train the baseline with other seeds, and the degraded controls."""
     cached: bool = True
-    """Compute the frames of the encoder once."""
+    """Compute the encoder's frames once."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class _Unit:
 
 
 class TrainedBenchmark:
-    """A trained benchmark in its own folder.
+    """Runs a trained benchmark in its own folder.
 
     Args:
-        plan: what to do.
-        folder: units, ``results.json`` and ``results.html`` go there; made if missing.
-        note: told what goes on.
+        plan: the settings.
+        folder: receives units, ``results.json`` and ``results.html``; created if missing.
+        note: receives progress messages.
 
     Raises:
-        UserError: the plan contradicts itself, or names every variant that does not fit the recipe.
+        UserError: settings exclude each other, or variants do not fit the recipe; lists all of these.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -97,18 +97,17 @@ class TrainedBenchmark:
         if len(set(plan.seeds)) < max(MIN_SEEDS, len(plan.seeds)):
             given = ", ".join(map(str, plan.seeds)) or "none"
             raise UserError(
-                f"--seeds: needs at least {MIN_SEEDS} different seeds to tell a difference from luck, not {given}; "
+                f"--seeds: needs at least {MIN_SEEDS} different seeds to tell a difference from chance, not {given}; "
                 "such as --seeds 0,1,2"
             )
         if plan.baseline is not None and plan.baseline not in labels:
             raise UserError(f"--baseline: there is no variant {plan.baseline!r}; {did_you_mean(plan.baseline, labels)}")
         if plan.controls and not plan.variants.controls:
             raise UserError(
-                "--controls: a variant that is made worse on purpose is missing; give --variants a YAML file whose "
-                "section `controls` has one"
+                "--controls: there is no degraded control; give --variants a YAML file with a section `controls`"
             )
         if len(labels) + len(plan.variants.controls) * plan.controls < 2:
-            raise UserError("--variants: one alone has nothing to be compared with; give another")
+            raise UserError("--variants: one variant cannot be compared with anything; give another")
         own = self._load({}).projector.name
         self.baseline = plan.baseline or (own if own in labels else labels[0])
         self.units = self._units()
@@ -119,18 +118,20 @@ class TrainedBenchmark:
             if getattr(self.recipe.execution, option):
                 raise UserError(f"execution.{option}: a benchmark trains without it; set it to false")
         if not self.recipe.data.evaluation:
-            raise UserError(f"{plan.recipe_path}: data.evaluation is empty, so nothing can be compared; add a set")
+            raise UserError(
+                f"{plan.recipe_path}: data.evaluation is empty, so there is nothing to compare on; add a set"
+            )
         self._context = SourceContext(cache_dir())
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
-        """The recipe with changes. No unit evaluates while it trains, and the steps are the budget's."""
+        """Load the recipe with changes, the budget's steps, and without evaluation during training."""
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
-        """Seed by seed, so that what is there after a while can be compared."""
+        """All units, seed by seed, so that partial results can be compared."""
         plan, compared = self.plan, self.plan.variants.compared
         chosen: list[tuple[Variant, Control | None, Sequence[int]]] = [
             (variant, None, plan.seeds) for variant in compared
@@ -140,33 +141,33 @@ class TrainedBenchmark:
             others = range(max(plan.seeds) + 1, max(plan.seeds) + 1 + len(plan.seeds))
             chosen.append((Variant(f"{base.label}, other seeds", base.section), AGAIN, others))
             chosen += [(variant, DEGRADED, plan.seeds) for variant in plan.variants.controls]
-        units, mistakes = [], []
-        for place_ in range(len(plan.seeds)):
+        units, errors = [], []
+        for index in range(len(plan.seeds)):
             for variant, control, seeds in chosen:
-                changes = {"projector": variant.section, "training.seed": seeds[place_]}
+                changes = {"projector": variant.section, "training.seed": seeds[index]}
                 try:
-                    units.append(_Unit(variant, control, seeds[place_], self._load(changes)))
+                    units.append(_Unit(variant, control, seeds[index], self._load(changes)))
                 except UserError as error:
-                    mistakes.append(f"variant {variant.label}: {error}")
-        if mistakes:
-            raise UserError("\n".join(dict.fromkeys(mistakes)))  # most are the same for every seed
+                    errors.append(f"variant {variant.label}: {error}")
+        if errors:
+            raise UserError("\n".join(dict.fromkeys(errors)))  # most are the same for every seed
         return units
 
     @property
     def budget(self) -> Budget:
-        """What every unit may spend."""
+        """Training budget of each unit."""
         return self.plan.budget or Budget(steps=self.recipe.training.steps)
 
     def complete(self) -> dict[str, Any]:
-        """Train what is not trained yet, compare, write results and page.
+        """Train the unfinished units, compare all, and write the results and their page.
 
         Returns:
             the content of ``results.json``.
 
         Raises:
-            UserError: the data is not usable, or the features cannot be kept.
+            UserError: the data is not usable, or the features do not fit on the disk.
             RunFailed: a unit diverged; names it.
-            Stopped: a signal came; finished units are kept.
+            Stopped: a signal arrived; finished units are kept.
         """
         with StopSignal():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,14 +175,14 @@ class TrainedBenchmark:
             if len(waiting) < len(self.units):
                 self.note(f"{len(self.units) - len(waiting)} of {len(self.units)} units are done already")
             spent: list[float] = []
-            for number, unit in enumerate(waiting):
+            for index, unit in enumerate(waiting, start=1):
                 started = time.monotonic()
                 rates = self._train(unit)
                 spent.append(time.monotonic() - started)
-                left = statistics.mean(spent) * (len(waiting) - number - 1)
-                rest = f", about {left / 60:.0f} min left" if left else ""
+                left_s = statistics.mean(spent) * (len(waiting) - index)
+                left = f", about {left_s / 60:.0f} min left" if left_s else ""
                 name = f"{unit.variant.label}, seed {unit.seed}"
-                self.note(f"[{number + 1}/{len(waiting)}] {name}: WER {rates} ({spent[-1]:.0f} s{rest})")
+                self.note(f"[{index}/{len(waiting)}] {name}: WER {rates} ({spent[-1]:.0f} s{left})")
             return self._write()
 
     @cached_property
@@ -213,7 +214,7 @@ class TrainedBenchmark:
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
-        """What decides a unit beside its recipe."""
+        """Everything that affects a unit, except its recipe."""
         return {
             "train": self._train_clips.fingerprint,
             "augmentation": sounds_fingerprint(self.recipe.augmentation),
@@ -246,7 +247,7 @@ class TrainedBenchmark:
         return CachedMaterial(cache.get(self._train_clips), evaluation)
 
     def _train(self, unit: _Unit) -> str:
-        """Do a unit, keep it, and give its word error rates for a person to read."""
+        """Train and decode a unit, store it, and format its word error rates."""
         recipe, material = unit.recipe, self._material
         model, tokenizer, target_encoder = assemble(recipe, self._train_clips, self._start)
         material.prepare(model)
@@ -326,7 +327,7 @@ class TrainedBenchmark:
             **analysis.to_json(),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        # JSON's own types, so that what is returned is what a reader of the file gets.
+        # Parsed back, so that the caller gets the same types as a reader of the file.
         text = json.dumps(report, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "results.json", text)
         written: dict[str, Any] = json.loads(text)

@@ -1,4 +1,4 @@
-"""One unit of a trained benchmark: one variant under one seed, trained, then decoded on every set."""
+"""One unit of a trained benchmark: train one variant with one seed, then decode every set."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from tiny_audio.training.progress import Progress
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """B clips to learn from."""
+    """B training clips."""
 
     frames: Callable[[], Frames]
-    """Encodes, or reads what was encoded; called inside the step."""
+    """Runs the encoder or reads cached frames; called inside the step."""
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
-    """B rows of labels; None where no CTC head trains."""
+    """B rows of labels; None if no CTC head trains."""
 
     @property
     def counts(self) -> Counts:
-        """Clips, tokens and labels."""
+        """Number of clips, tokens and labels."""
         return Counts(len(self.targets), sum(map(len, self.targets)), sum(map(len, self.ctc_targets or [])))
 
 
@@ -51,7 +51,7 @@ class Material(Protocol):
     """The clips of a benchmark, as frames or as waveforms."""
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Freeze what does not train with this material."""
+        """Freeze weights that cannot train on this material."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
@@ -64,20 +64,20 @@ class Material(Protocol):
 
 @dataclass(frozen=True)
 class CachedMaterial:
-    """Frames that were computed once."""
+    """Cached frames."""
 
     train: Features
     evaluation: Mapping[str, Features]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """The CTC head's logits are computed already."""
+        """Freeze the CTC head, because its logits are cached."""
         if model.ctc_head is not None:
             model.ctc_head.requires_grad_(False)
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Mapped from disk; no CTC loss, since nothing below the projector trains."""
+        """Batches of cached frames. There is no CTC loss, because nothing below the projector trains."""
         features, dropped = self.train, list(self.train.dropped)
         ids: dict[int, list[int]] = {}
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
@@ -99,7 +99,7 @@ class CachedMaterial:
             yield TrainingBatch(frames, targets, None)
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """In batches of similar length."""
+        """Decode in batches of similar length."""
         features = self.evaluation[name]
         durations = [clip.utterance.duration_s for clip in features.clips]
         waiting = sorted(range(len(durations)), key=lambda index: -durations[index])
@@ -115,18 +115,18 @@ class CachedMaterial:
 
 @dataclass(frozen=True)
 class WaveformMaterial:
-    """Clips that pass the encoder at every step, as in ``tiny-audio run``."""
+    """Waveforms that are encoded at every step, as in ``tiny-audio run``."""
 
     train: ClipSet
     evaluation: Mapping[str, ClipSet]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """All that the recipe trains, trains."""
+        """Freeze nothing more than the recipe does."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Augmented and encoded at every step."""
+        """Batches of waveforms, augmented and encoded at every step."""
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
         spec_augment = recipe.augmentation.spec_augment
@@ -144,7 +144,7 @@ class WaveformMaterial:
             yield TrainingBatch(frames, batch.targets, batch.ctc_targets)
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """As an evaluation does; clips that cannot be read are left out."""
+        """Decode as an evaluation does. Unreadable clips are left out."""
         evaluated = self.evaluation[name]
         clips = evaluated.clips
         rows = {}
@@ -162,14 +162,14 @@ class WaveformMaterial:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training."""
+    """Result of a training."""
 
     steps: int
     wall_s: float
-    """Time of the steps alone, without building the model and without evaluation."""
+    """Time of the steps, without building the model and without evaluation."""
     skipped_steps: int
     curve: list[tuple[int, float]]
-    """(step, mean of the decoder's loss per token since the last)."""
+    """(step, mean decoder loss per token since the previous entry)."""
 
 
 def train(
@@ -212,7 +212,7 @@ def _score(model: TinyAudioModel, recipe: Recipe, batch: TrainingBatch) -> Targe
 def decode(
     model: TinyAudioModel, recipe: Recipe, tokenizer: Any, material: Material, names: Sequence[str]
 ) -> tuple[dict[str, list[Hypothesis]], float]:
-    """Hypotheses of every set, and how many embeddings the projector gave for a second of their audio."""
+    """Hypotheses of every set, and the number of embeddings per second of audio."""
     model.eval()
     counted = 0
 

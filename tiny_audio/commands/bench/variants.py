@@ -26,12 +26,12 @@ class Variant:
     """One projector to compare."""
 
     label: str
-    """What tables call it."""
+    """Name in tables."""
     section: Mapping[str, Any]
-    """As in a recipe: ``name`` and fields."""
+    """A recipe's projector section: ``name`` and fields."""
 
     def config(self) -> ProjectorConfig:
-        """The typed config.
+        """Validate the section.
 
         Raises:
             UserError: an unknown projector, or fields that do not fit it.
@@ -44,20 +44,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Variants:
-    """What is compared, and what the comparison itself is tried on."""
+    """Projectors to compare, and controls that check the comparison."""
 
     compared: tuple[Variant, ...]
     controls: tuple[Variant, ...] = ()
-    """Projectors that are made worse on purpose: a benchmark that does not find them worse is blind."""
+    """Degraded on purpose. A benchmark that does not find them worse cannot be trusted."""
 
 
 def read_variants(text: str | None) -> Variants:
-    """Variants as a command line gives them.
+    """Read the value of ``--variants``.
 
     Args:
-        text: None is every registered projector with its defaults; the path of a YAML file has a section ``variants``,
-            label to projector, and may have ``controls``; anything else is a list of names, each with fields where
-            needed: ``swiglu,conv``, ``conv:hidden_dim=512``, ``wide=swiglu:stack=4+hidden_dim=16384``.
+        text: None takes every registered projector with its defaults. The path of a YAML file: its section ``variants``
+            maps labels to projectors, and so does the optional ``controls``. Otherwise a list of projectors with
+            optional labels and fields: ``swiglu,conv``, ``conv:hidden_dim=512``,
+            ``wide=swiglu:stack=4+hidden_dim=16384``.
 
     Raises:
         UserError: names what is wrong, and what is allowed.
@@ -75,8 +76,8 @@ def _from_text(text: str) -> Variant:
     overrides = fields.split("+") if colon else []
     if not name or not all("=" in item for item in overrides) or not _LABEL.fullmatch(label or name):
         raise UserError(
-            f"--variants: {text!r} is not of the form name, name:field=value+field=value or label=name:field=value; "
-            "such as swiglu,conv:hidden_dim=512; or give a YAML file with a section `variants`"
+            f"--variants: {text!r} must be name, name:field=value+field=value or label=name:field=value, such as "
+            "swiglu,conv:hidden_dim=512; or give a YAML file with a section `variants`"
         )
     section = apply_overrides({"name": PROJECTORS.entry(name).name}, overrides)
     return Variant(label or text.replace(":", " ").replace("+", " "), section)
@@ -90,7 +91,7 @@ def _from_file(path: Path) -> Variants:
         if not isinstance(section, dict) or not section:
             raise UserError(f"{path}: {key} must map labels to projectors, such as `wide: {{name: swiglu, stack: 4}}`")
     if "variants" not in document:
-        raise UserError(f"{path}: the section `variants` is missing, which maps labels to projectors")
+        raise UserError(f"{path}: the section `variants` is missing; it maps labels to projectors")
     found = {
         key: [
             Variant(label, {"name": section} if isinstance(section, str) else section)
@@ -113,7 +114,7 @@ def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     for variant in variants:
         if variant.label in seen:
             raise UserError(
-                f"--variants: {variant.label!r} comes twice; give one of them a label: label=name:field=value"
+                f"--variants: {variant.label!r} is there twice; give one of them a label: label=name:field=value"
             )
         seen.add(variant.label)
     return tuple(variants)

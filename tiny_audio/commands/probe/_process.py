@@ -204,7 +204,7 @@ class _Bench:
             compile_layers(self.model, self.device)
 
     def train(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Peak bytes of two steps, or None if the GPU ran out of memory; and the seconds of the second step."""
+        """Measure the peak bytes of two steps (None: out of memory) and the seconds of the second one."""
         import torch
 
         batches = min(2, self.recipe.training.accumulation)
@@ -213,7 +213,7 @@ class _Bench:
             for _ in range(STEPS):
                 started = time.monotonic()
                 self._step(clips, duration_s, batches)
-                peak = self._peak()  # which waits for the GPU
+                peak = self._peak()  # waits for the GPU
             return {"peak_bytes": peak, "step_s": time.monotonic() - started, "batches": batches}
         except torch.OutOfMemoryError:
             pass
@@ -238,9 +238,9 @@ class _Bench:
         assert result.is_finite, "a step that is skipped makes no moments"
 
     def _score(self, clips: int, duration_s: float) -> TargetScores:
-        import torch
+        from tiny_audio.training.precision import autocast
 
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bf16"):
+        with autocast(self.recipe.training.precision, self.device):
             scores: TargetScores = self.model(**self._batch(clips, duration_s))
         return scores
 

@@ -39,14 +39,14 @@ class Run:
         self.recipe, self.name, self.folder, self.callback = recipe, name, folder, callback
 
     def complete(self) -> dict[str, Any] | None:
-        """Do everything that is not done yet. All processes train, and the first does the rest.
+        """Do everything that is not done yet. All processes train; the first one does everything else.
 
         Returns:
             the report, as in ``report.json``; None in all processes but the first.
 
         Raises:
             UserError: the folder holds another recipe's run, is in use, or the data is not usable.
-            Stopped: a signal came; what was done is saved.
+            Stopped: a signal arrived; finished work is saved.
             RunFailed: training diverged.
         """
         with joined(device_of(self.recipe.execution.device)) as world, StopSignal() as stop, ExitStack() as held:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import EvaluationState
 from tiny_audio.config import UserError
@@ -23,6 +21,7 @@ from tiny_audio.runtime.device import device_of, set_tf32
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.sources import Dropped
 from tiny_audio.training.ledger import Overhead
+from tiny_audio.training.precision import autocast
 
 
 class EvaluationModel:
@@ -30,8 +29,6 @@ class EvaluationModel:
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self.half = run.recipe.training.precision == "bf16"
-        """Whether it runs under bf16 autocast, as in training."""
 
     @cached_property
     def overhead(self) -> Overhead:
@@ -41,8 +38,9 @@ class EvaluationModel:
     @cached_property
     def loaded(self) -> tuple[TinyAudioModel, Any]:
         """The model and its tokenizer."""
-        # With the types of training: a model that fit the GPU then, fits now.
-        model, tokenizer = load_model(self._run.model_folder, types_as_saved=self.half)
+        # With bf16, keep the saved data types: a model that fit the GPU in training also fits here.
+        half = self._run.recipe.training.precision == "bf16"
+        model, tokenizer = load_model(self._run.model_folder, types_as_saved=half)
         model.to(device_of(self._run.recipe.execution.device))
         set_tf32(self._run.recipe.training.tf32)
         return model, tokenizer
@@ -84,7 +82,7 @@ class EvaluateStage:
         clips = run.clips.evaluation(name)
         left_out = f", {len(clips.dropped)} left out" if clips.dropped else ""
         run.callback.note(f"scoring {name}: {len(clips.clips)} utterances{left_out}")
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._model.half):
+        with autocast(run.recipe.training.precision, model.device):
             scores, hypotheses, dropped = score(run.recipe, model, tokenizer, clips.clips)
         DroppedLog(run.folder / "dropped.jsonl").add([*clips.dropped, *dropped])
         (run.folder / "evaluation").mkdir(exist_ok=True)

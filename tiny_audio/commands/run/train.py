@@ -58,7 +58,7 @@ class TrainStage:
 
         Raises:
             UserError: the data is not usable, or is not what the run started with.
-            Stopped: a signal came; the last step is saved.
+            Stopped: a signal arrived; the last step is saved.
             RunFailed: training diverged.
         """
         run, world = self._run, self._world
@@ -96,7 +96,7 @@ class TrainStage:
     def _whole_model(
         self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None, vocabulary: TranscriptVocabulary
     ) -> TinyAudioModel:
-        """The trained model in one piece, from the checkpoint of the last step."""
+        """The unsharded trained model, from the checkpoint of the last step."""
         last = latest(self._run.folder / "checkpoints")
         assert last is not None
         model = assemble(recipe, clips, start, vocabulary)[0]

@@ -1,6 +1,6 @@
 """``tiny-audio sweep``: a grid of overrides as ordinary runs, each in its own folder, then one comparison.
 
-The sweep's folder holds ``sweep.json`` (the grid, and of each run its folder and status), the run folders, and
+The sweep's folder has ``sweep.json`` (the grid, and folder and status of each run), the run folders,
 ``comparison.json`` and ``comparison.html``.
 """
 
@@ -37,7 +37,7 @@ class Sweep:
 
     Args:
         path: the recipe.
-        overrides: ``training.steps=100`` holds for all runs, ``projector=swiglu,conv`` makes a run of each value.
+        overrides: ``training.steps=100`` applies to all runs; ``projector=swiglu,conv`` makes a run for each value.
         folder: where everything goes; ``None`` is ``sweeps/<recipe>-<hash of the grid>``.
 
     Raises:
@@ -68,7 +68,7 @@ class Sweep:
         Raises:
             UserError: this is one of several processes, the folder is a run's, or runs failed, all with a UserError.
             RunFailed: runs failed; the others were done.
-            Stopped: a signal came; what was done is saved.
+            Stopped: a signal arrived; finished work is saved.
         """
         check_alone("sweep")
         if (self.folder / "state.json").exists():
@@ -88,9 +88,9 @@ class Sweep:
         return comparison
 
     def _run(self, index: int, run: Combination) -> Exception | None:
-        """Do one run; the error if it failed."""
+        """Do one run. Returns its error, or None."""
         from tiny_audio.commands.run import (
-            Run,  # with it comes transformers, which a dry run need not wait for
+            Run,  # imports transformers, which a dry run does not need
         )
 
         folder = self.folder / run.folder

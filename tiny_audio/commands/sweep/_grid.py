@@ -25,11 +25,11 @@ class Combination:
     """One run of a sweep.
 
     Args:
-        values: the value of each swept key, as it was written.
-        name: what tables call it: ``projector=conv, seed=1``.
-        variant: its name without the seed.
-        folder: the name of its folder, in the sweep's: of its values, and its run id.
-        recipe: what it runs.
+        values: the value of each swept key, as written.
+        name: name in tables, such as ``projector=conv, seed=1``.
+        variant: the name without the seed.
+        folder: name of the run folder, made of the values and the run id.
+        recipe: the recipe of the run.
     """
 
     values: dict[str, str]
@@ -42,10 +42,10 @@ class Combination:
 def split_values(text: str) -> list[str]:
     """``a,b`` -> ``a``, ``b``; a comma inside brackets or quotes is part of a value.
 
-    As in YAML, they are brackets and quotes where a value begins, and elsewhere plain text: ``don't``.
+    As in YAML, they have this meaning only at the start of a value, and are plain text elsewhere: ``don't``.
 
     Raises:
-        UserError: a bracket or quote that nothing closes, or an empty value among several.
+        UserError: a bracket or quote is not closed, or one of several values is empty.
     """
     values: list[str] = []
     expected: list[str] = []  # closing brackets

@@ -13,16 +13,16 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""Waits add up to half a minute and more, or to what the hub asks for, so each one is a warning."""
+"""Waits add up to more than half a minute, or to what the hub asks for, so each one is a warning."""
 _MAX_CONNECT_RETRIES = 2
-"""Without a network, nobody wants to wait for the message."""
+"""Few, so that the error message comes soon without a network."""
 
 
 def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_RETRIES) -> ResultT:
-    """The result of ``call``, which sends a request to the hub and is called again after failures that may pass.
+    """Call a function that sends requests to the hub. Repeat it after transient failures.
 
     Args:
-        connect_retries: how often to try again if the hub cannot be reached.
+        connect_retries: retries if the hub cannot be reached.
 
     Raises:
         OSError, httpx2.HTTPError: the last answer, if no try succeeded or another would not help.
@@ -39,8 +39,8 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
             reason = f"the hub answers HTTP {error.response.status_code}"
             raise TransientError(reason, asked_wait_s(error.response.headers, time.time())) from error
         except httpx2.TransportError as error:
-            refused = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-            raise TransientError(f"the hub: {error}", max_retries=connect_retries if refused else None) from error
+            unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+            raise TransientError(f"the hub: {error}", max_retries=connect_retries if unreachable else None) from error
 
     try:
         return POLICY.call(attempt)
@@ -49,7 +49,7 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 
 
 def explained(error: Exception, repo: str, revision: str) -> UserError:
-    """An error of the hub's library as a message that says what to do.
+    """Translate an error of huggingface_hub into a message that says what to do.
 
     Errors that are neither an answer of the hub nor a failure to reach it are raised again.
     """
@@ -94,7 +94,7 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
             hint = "wait a few minutes" + ("" if get_token() else ", or log in with `hf auth login` for a higher limit")
             return UserError(f"the hub still limits your requests after {POLICY.max_retries} retries; {hint}")
         if status == 401:
-            return UserError(f"the hub refuses your token for {repo}; log in again with `hf auth login`")
+            return UserError(f"the hub rejects your token for {repo}; log in again with `hf auth login`")
         if is_transient(status):
             return UserError(
                 f"the hub answers HTTP {status} for {repo} after {POLICY.max_retries} retries; try later: {page}"

@@ -1,4 +1,4 @@
-"""The files and the commit of a split of a dataset on the hub: looked up once, then kept."""
+"""Commit and files of a dataset split on the hub, looked up once and then cached."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Shards:
 
 
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
-    """The split's shards. The commit of a branch is looked up once and kept in the cache folder.
+    """Get the shards of a split. The commit of a branch is looked up once and kept in the cache folder.
 
     So later runs on the same machine see the same data and need no network.
 
@@ -108,7 +108,7 @@ def _asked(split: Split, revision: str) -> Shards:
 
 
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
-    """The split's parquet files, by the rules of the ``datasets`` library: the card's configs, else names of files."""
+    """Find the split's parquet files by the rules of ``datasets``: the card's configs, else names of files."""
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 
     if split.revision == _CONVERTED:
@@ -123,7 +123,7 @@ def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
             patterns = retried(lambda: get_data_patterns(folder))
     except EmptyDatasetError as error:
         raise UserError(
-            f"{split.repo} holds no data files that the datasets library knows; {_TRY_CONVERTED}"
+            f"{split.repo} has no data files that the datasets library recognizes; {_TRY_CONVERTED}"
         ) from error
     names = [str(name) for name in patterns]
     if split.split not in names:

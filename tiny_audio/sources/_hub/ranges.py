@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _EXPIRED = (401, 403)
-"""Answers of a location whose signature has expired."""
+"""Status codes of a location whose signature has expired."""
 _TIMEOUT_S = 60.0
 
 
@@ -29,7 +29,7 @@ class RangeFile(io.RawIOBase):
     """A file of a dataset at a commit; each read is one range request.
 
     Raises:
-        UserError: on opening and on reading, if the hub cannot be reached or refuses.
+        UserError: on opening and reading, if the hub cannot be reached or rejects the request.
     """
 
     def __init__(self, file: HubFile) -> None:
@@ -54,7 +54,7 @@ class RangeFile(io.RawIOBase):
             ) from error
         except (OSError, httpx2.HTTPError, HFValidationError) as error:
             raise explained(error, self._file.repo, self._file.revision) from error
-        assert found.size is not None, "the hub states the size of all that it stores"
+        assert found.size is not None, "the hub states the size of every file"
         self._size, self._location = found.size, found.location
         # A signed location on another host needs no token and must not get it.
         same_host = urlsplit(url).netloc == urlsplit(found.location).netloc
@@ -79,7 +79,7 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """All the bytes asked for; fewer only at the end of the file."""
+        """Read ``size`` bytes; fewer only at the end of the file."""
         end = self._size if size < 0 else min(self._size, self._position + size)
         if end <= self._position:
             return b""
@@ -102,8 +102,8 @@ class RangeFile(io.RawIOBase):
         content = response.content
         if len(content) != end - start:
             raise UserError(
-                f"the hub gives {len(content):,} bytes of {self._file.path} where {end - start:,} were asked for; "
-                "a proxy on the way may not know range requests"
+                f"the hub sent {len(content):,} bytes of {self._file.path} instead of the requested {end - start:,}; "
+                "a proxy may not support range requests"
             )
         return content
 
@@ -117,5 +117,5 @@ class RangeFile(io.RawIOBase):
         return response
 
     def _retried(self, call: Callable[[], ResultT]) -> ResultT:
-        """A run that has begun survives a network that is away for a while."""
+        """Retry for longer, so that a run survives a short loss of the network."""
         return retried(call, connect_retries=POLICY.max_retries)

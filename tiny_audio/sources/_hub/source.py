@@ -93,28 +93,28 @@ class HubSource(Source):
     def _tables(self, shards: Shards, parts: Path) -> Iterator[pa.Table]:
         """Index tables of the shards, in order. Each is kept in ``parts``, so that an interrupted index continues."""
         with ThreadPoolExecutor(_THREADS, "index") as pool:
-            numbers = range(len(shards.paths))
-            tables = pool.map(lambda number: self._table(shards, number, parts / f"{number:06d}.arrow"), numbers)
+            indices = range(len(shards.paths))
+            tables = pool.map(lambda index: self._table(shards, index, parts / f"{index:06d}.arrow"), indices)
             try:
-                for number, table in enumerate(tables, start=1):
-                    if number % _LOG_EVERY == 0:
-                        _LOG.info("indexed %d of %d files", number, len(shards.paths))
+                for done, table in enumerate(tables, start=1):
+                    if done % _LOG_EVERY == 0:
+                        _LOG.info("indexed %d of %d files", done, len(shards.paths))
                     yield table
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _table(self, shards: Shards, number: int, part: Path) -> pa.Table:
+    def _table(self, shards: Shards, index: int, part: Path) -> pa.Table:
         table = read_arrow(part)
         if table is not None:
             return table
-        shard = HubFile(self.split.repo, shards.commit, shards.paths[number])
+        shard = HubFile(self.split.repo, shards.commit, shards.paths[index])
 
         def audio(row_group: int) -> pa.ChunkedArray:
             group = RowGroup(shard, row_group, self.columns.audio)
             return self._cache().get(group.cache_name(), group.read).clips
 
         with open_on_hub(shard, pre_buffer=True) as file:
-            table = index_shard(file, shard.path, number, self.columns, audio)
+            table = index_shard(file, shard.path, index, self.columns, audio)
         write_arrow(part, table)
         return table
 

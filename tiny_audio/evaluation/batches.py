@@ -38,7 +38,7 @@ def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s
         for clip in batch:
             try:
                 if clip.utterance.duration_s > max_duration_s:
-                    seconds = f"lasts {clip.utterance.duration_s:.2f} s, and {max_duration_s:g} s are allowed"
+                    seconds = f"lasts {clip.utterance.duration_s:.2f} s; at most {max_duration_s:g} s are allowed"
                     raise AudioError("too_long", f"{clip.id} {seconds}")
                 loaded.waveforms.append(clip.load(max_duration_s))
                 loaded.clips.append(clip)
