@@ -34,7 +34,7 @@ def test_two_real_runs(made: Path, capsys: pytest.CaptureFixture[str], tmp_path:
         for key in ("wer", "substitutions", "deletions", "insertions"):
             assert rates[key] == pytest.approx(scores[key])
         assert rates["ctc_wer"] == pytest.approx(scores["ctc"]["wer"])
-    assert (entry["num_utterances"], entry["normalizer"], entry["num_groups"]) == (COUNT, "lower", None)
+    assert (entry["num_utterances"], entry["normalizer"], entry["num_groups"]) == (COUNT, "lower", 3)
     assert {field["field"]: field["values"] for field in comparison["recipe"]} == {
         "projector.stack": {"small": "4", "large": "2"}
     }

@@ -97,14 +97,14 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
         cache.get(clips)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="GB in .* TINY_AUDIO_CACHE .*--no-feature-cache"):
+    with pytest.raises(UserError, match=r"GB in .* TINY_AUDIO_CACHE .*--no-feature-cache"):
         FeatureCache(model, recipe, tmp_path / "else", lambda note: None).get(clips)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["encoder.freeze=false"], "the encoder trains (encoder.freeze is false). Train one first, with `tiny-audio"),
+        (["encoder.freeze=false"], "the encoder trains (encoder.freeze is false). Train one first with `tiny-audio"),
         (["encoder.lora={rank: 2, alpha: 2, targets: [q_proj]}"], "the encoder's LoRA trains; remove encoder.lora"),
         (["encoder.layer=weighted"], "the weights of encoder.layer: weighted train; name one layer"),
         (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so the frames of a clip differ each time; set it to 0"),

@@ -87,7 +87,7 @@ def test_a_projector_that_no_memory_holds_is_refused(field: str) -> None:
 
 
 def test_a_length_that_is_too_short_is_refused() -> None:
-    with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, and swiglu stack=9 needs 9")):
+    with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, but swiglu stack=9 needs 9")):
         time_projectors(read_variants("swiglu:stack=9").compared, Neighbors(), Effort(durations_s=(0.1,)), "cpu")
 
 

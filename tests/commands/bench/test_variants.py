@@ -51,7 +51,7 @@ def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None
     [
         ("swigloo", "unknown projector 'swigloo'; did you mean 'swiglu'?"),
         ("swiglu:stack", "--variants: 'swiglu:stack' must be name, name:field=value+field=value"),
-        ("swiglu,,conv", "--variants: '' is not of the form"),
+        ("swiglu,,conv", "--variants: '' must be name,"),
         ("swiglu,swiglu", "--variants: 'swiglu' is there twice; give one of them a label"),
         ("there/is/none.yaml", "there/is/none.yaml"),
     ],
@@ -69,7 +69,7 @@ def test_messages_about_variants(text: str, message: str) -> None:
         ({"variants": ["conv"]}, "variants must map labels to projectors"),
         ({"variants": {"a": 3}}, "a must be a projector's name or its section, not 3"),
         ({"variants": {"a": {"name": "conv", "hiden_dim": 3}}}, "variant a: hiden_dim: Extra inputs are not permitted"),
-        ({"variants": {"a": "conv"}, "controls": {"a": "conv"}}, "--variants: 'a' comes twice"),
+        ({"variants": {"a": "conv"}, "controls": {"a": "conv"}}, "--variants: 'a' is there twice"),
     ],
 )
 def test_messages_about_a_file_of_variants(content: Any, message: str, tmp_path: Path) -> None:
