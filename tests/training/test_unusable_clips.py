@@ -106,7 +106,7 @@ def test_the_message_names_an_example_of_each_reason() -> None:
         "3 of 5 training clips are unusable (60.0%; data.max_dropped_share is 50.0%):\n"
         "  empty: 2, such as b: no samples\n"
         "  channels: 1, such as c: 99\n"
-        "Mend the data, or raise data.max_dropped_share."
+        "Repair the data, or raise data.max_dropped_share."
     )
 
 
