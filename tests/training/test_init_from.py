@@ -90,7 +90,10 @@ def test_a_damaged_model(document: Document, earlier: Path, tmp_path: Path) -> N
     ("changes", "problem"),
     [
         ({"projector__hidden_dim": 48}, r"projector\.down\.weight is \[32, 64\] there and \[32, 48\] here"),
-        ({"encoder__lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}, "encoder__freeze": True}, r"is not in that model"),
+        (
+            {"encoder__lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}, "encoder__freeze": True},
+            r"is not in that model",
+        ),
         ({"ctc": None}, r"ctc_head\.bias is not in this recipe's model"),
     ],
 )
