@@ -14,7 +14,17 @@ import typer
 from typer import Argument, Option
 
 from tiny_audio import __version__
-from tiny_audio.commands.arguments import NORMALIZERS, AsJson, GroupBy, HtmlPage, Model, Overrides, PartKind, RecipePath
+from tiny_audio.commands.arguments import (
+    NORMALIZERS,
+    AsJson,
+    GroupBy,
+    GroupByOfHypotheses,
+    HtmlPage,
+    Model,
+    Overrides,
+    PartKind,
+    RecipePath,
+)
 from tiny_audio.commands.bench.cli import bench_app
 from tiny_audio.config import RegistryError, RunFailed, Stopped, TinyAudioError, UserError
 
@@ -309,7 +319,7 @@ def evaluate(
         Path, Option(help="Folder for hypotheses and scores of each target and set.", file_okay=False)
     ] = Path("runs/evaluation"),
     normalizer: Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}")] = "whisper_english",
-    group_by: GroupBy = None,
+    group_by: GroupByOfHypotheses = None,
     as_json: AsJson = False,
 ) -> None:
     """Score models and providers on the same clips. The same command continues, and retries only what failed.
@@ -334,7 +344,7 @@ def rescore(
     cost: Annotated[
         str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
     ] = "unit",
-    group_by: GroupBy = None,
+    group_by: GroupByOfHypotheses = None,
     html: HtmlPage = None,
     as_json: AsJson = False,
 ) -> None:

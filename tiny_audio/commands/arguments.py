@@ -28,5 +28,12 @@ GroupBy = Annotated[
         "recipe's evaluation.group_by, or speaker if every clip has one, or no groups."
     ),
 ]
+GroupByOfHypotheses = Annotated[
+    str | None,
+    Option(
+        help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default of "
+        "comparisons: speaker, if every clip has one, or no groups."
+    ),
+]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
