@@ -93,9 +93,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception, origin: str) -> Failure:
-        """Describe ``error``. An exception of another package becomes a :class:`RunFailed`."""
+        """Describe ``error``. The operating system's become a :class:`UserError`, others a :class:`RunFailed`."""
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
-        return cls(next(kinds, RunFailed), str(error), origin)
+        # As in the command line; without either, it was raised by a library.
+        is_of_system = isinstance(error, OSError) and (error.filename, error.errno) != (None, None)
+        return cls(next(kinds, UserError if is_of_system else RunFailed), str(error), origin)
 
     def to_error(self) -> TinyAudioError:
         """The exception to raise in a receiver."""

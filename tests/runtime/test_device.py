@@ -55,13 +55,18 @@ def test_memory_is_measured() -> None:
     assert 2**26 <= before + len(block) - 2**24 <= peak_resident_bytes() <= machine_bytes()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (MPS …).")],
+    ids=["cuda", "mps"],
+)
 @pytest.mark.parametrize("room", [1, 2, 3, 7, 8])
-def test_parts_are_as_large_as_fits_and_in_order(room: int) -> None:
+def test_parts_are_as_large_as_fits_and_in_order(room: int, error: RuntimeError) -> None:
     sizes = []
 
     def run(items: Sequence[int]) -> list[int]:
         if len(items) > room:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         sizes.append(len(items))
         return [10 * item for item in items]
 
@@ -114,3 +119,11 @@ def test_recordings_and_evaluations_go_on_in_smaller_batches(tmp_path: Path, mon
     assert told == {number: one.text for number, one in enumerate(heard)}
     assert sizes
     assert max(sizes) == 2
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        raise RuntimeError("a shape does not fit")
+
+    with pytest.raises(RuntimeError, match="a shape does not fit"):
+        in_parts_that_fit(run, range(5))

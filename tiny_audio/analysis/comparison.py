@@ -21,7 +21,7 @@ verdict: it assumes many independent segments, and ignores speakers and seeds. S
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Final, Literal
 
@@ -157,6 +157,11 @@ class Difference:
     """Difference of the CTC heads, if both have one. It has an interval, but no verdict."""
     ctc_interval: Interval | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with lists instead of tuples."""
+        lists = {"interval": list(self.interval), "ctc_interval": self.ctc_interval and list(self.ctc_interval)}
+        return asdict(self) | lists
+
     @classmethod
     def of_benchmark(cls, row: Mapping[str, Any]) -> Difference:
         """Read a row of ``comparisons`` in a benchmark's ``results.json``."""
@@ -177,6 +182,16 @@ class Slice:
     """Interval of each rate; None if there are too few units."""
     difference_intervals: dict[str, Interval | None]
     """Interval of each difference from the baseline."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with lists instead of tuples."""
+        return asdict(self) | {
+            key: {name: bounds and list(bounds) for name, bounds in intervals.items()}
+            for key, intervals in (
+                ("intervals", self.intervals),
+                ("difference_intervals", self.difference_intervals),
+            )
+        }
 
     def stands_out(self, name: str) -> bool:
         """Whether the interval of that system's difference excludes zero: a hint, not a test."""

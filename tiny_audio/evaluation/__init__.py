@@ -9,14 +9,11 @@ from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
 from tiny_audio.evaluation.batches import loaded_batches
+from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
-
-Hypothesis = dict[str, Any]
-"""One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,
-metadata``. Raw: nothing is normalized, so that any scorer can be run over it later."""
 
 
 class Evaluation(NamedTuple):
@@ -48,21 +45,6 @@ def transcribe_clips(
         yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
         for clip, found in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):
             yield hypothesis(clip, Transcript(found.text, found.ctc_text, found.truncated))
-
-
-def hypothesis(clip: Clip, transcript: Transcript) -> Hypothesis:
-    """A model's transcript of a clip, as a row of ``evaluation/<set>.jsonl``."""
-    utterance = clip.utterance
-    return {
-        "id": clip.id,
-        "audio_filepath": None if utterance.audio is None else str(utterance.audio),
-        "duration": utterance.duration_s,
-        "text": utterance.text,
-        "pred_text": transcript.text,
-        "ctc_text": transcript.ctc_text,
-        "truncated": transcript.truncated,
-        "metadata": dict(utterance.metadata),
-    }
 
 
 def evaluate_clips(

@@ -11,7 +11,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from tiny_audio.analysis.tables import scores_table, verdicts
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
-from tiny_audio.evaluation import Hypothesis
 from tiny_audio.evaluation._spec import folder_name
 from tiny_audio.evaluation.data import DataSet
-from tiny_audio.evaluation.targets import Outcome, Target
+from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, to_lines, with_outcome, write_rows
+from tiny_audio.evaluation.targets import Target
 from tiny_audio.runtime.files import write_atomically
 
 _SHOWN_FAILURES = 3
@@ -59,7 +59,7 @@ class Evaluated:
         for name, compared in self.comparisons.items():
             for entry in compared.differences:
                 found[entry.name][name] = found[entry.name][name] | {
-                    "comparison": {"baseline": self.baseline, **asdict(entry)}
+                    "comparison": {"baseline": self.baseline, **entry.to_json()}
                 }
         return found
 
@@ -176,20 +176,20 @@ class _Work:
         if self.rows:
             note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are done")
         # Without the incomplete line that a kill may have left, and without failures.
-        write_atomically(path, _lines([*self.rows.values(), *self._others]))
+        write_rows(path, [*self.rows.values(), *self._others])
         failed: dict[str, Hypothesis] = {}
         with path.open("a", encoding="utf-8") as file:
             for done, outcome in enumerate(self.target.transcribe(missing), start=1):
-                row = _row(outcome)
+                row = with_outcome(hypothesis(outcome.clip, outcome.transcript), outcome.time_s, outcome.error)
                 (self.rows if outcome.error is None else failed)[row["id"]] = row
                 self._errors_of_audio += outcome.is_audio
-                file.write(_lines([row]))
+                file.write(to_lines([row]))
                 file.flush()
                 if done % 100 == 0:
                     note(f"{self.target.label} on {self.data.name}: {done} of {len(missing)}, {len(failed)} failed")
         everything = self.rows | failed
         rows = [everything[clip.id] for clip in self.data.clips]
-        write_atomically(path, _lines([*rows, *self._others]))
+        write_rows(path, [*rows, *self._others])
         self.failures = [row for row in rows if row["error"] is not None]
         if not self.rows:
             first = f"the first: {self.failures[0]['id']}: {self.failures[0]['error']}"
@@ -252,26 +252,6 @@ class _Work:
                 f"{self.folder} holds results of another {' and other '.join(changed)}; give another --output-dir, or "
                 "remove that folder"
             )
-
-
-def _row(outcome: Outcome) -> Hypothesis:
-    utterance, transcript = outcome.clip.utterance, outcome.transcript
-    return {
-        "id": outcome.clip.id,
-        "audio_filepath": None if utterance.audio is None else str(utterance.audio),
-        "duration": utterance.duration_s,
-        "time": outcome.time_s,
-        "text": utterance.text,
-        "pred_text": None if transcript is None else transcript.text,
-        "ctc_text": None if transcript is None else transcript.ctc_text,
-        "truncated": None if transcript is None else transcript.truncated,
-        "error": outcome.error,
-        "metadata": dict(utterance.metadata),
-    }
-
-
-def _lines(rows: Sequence[Hypothesis]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _read(path: Path) -> Iterator[Hypothesis]:

@@ -67,6 +67,11 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory did not suffice; MPS has no exception class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
+
+
 def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
     """Return ``run(items)``; if the GPU's memory does not suffice, split the items in halves until it does.
 
@@ -75,7 +80,9 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
     """
     try:
         return run(items)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         if len(items) == 1:
             raise RunFailed(
                 f"the GPU ran out of memory with a single clip: {str(error).partition(chr(10))[0]} Check with "

@@ -161,8 +161,7 @@ class TrainingLoop(Generic[BatchT]):
         except OutOfMemory as error:
             self.optimizer.zero_grad()
             set_rng_state(before)  # as if the step had never begun
-            error.batches = group
-            raise
+            raise OutOfMemory(error.in_update, error.detail, group) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0
             progress.window_decoder_loss += result.decoder_loss

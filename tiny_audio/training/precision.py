@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tiny_audio.recipe import Recipe
+from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.runtime.device import set_tf32
 
 Precision = Literal["fp32", "bf16"]
@@ -26,10 +26,15 @@ def set_types(model: nn.Module, precision: Precision, device: torch.device) -> N
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def set_precision(model: nn.Module, training: TrainingConfig, device: torch.device) -> None:
+    """Set the types of weights and arithmetic that training has on the device."""
+    set_tf32(training.tf32)
+    set_types(model, training.precision, device)
+
+
 def place(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
     """Cast a model to the data types of training, and move it to the device."""
-    set_tf32(recipe.training.tf32)
-    set_types(model, recipe.training.precision, device)
+    set_precision(model, recipe.training, device)
     model.to(device)
 
 

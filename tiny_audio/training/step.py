@@ -13,6 +13,7 @@ from torch import nn
 
 from tiny_audio.config import RunFailed
 from tiny_audio.model.splicing import TargetScores
+from tiny_audio.runtime.device import is_out_of_memory
 from tiny_audio.training.parallel import plain, synchronizing
 from tiny_audio.training.world import World
 
@@ -40,21 +41,21 @@ class OutOfMemory(RunFailed):
     Args:
         in_update: whether the weights may be partly updated.
         detail: PyTorch's message.
+        batches: the batches of the step.
     """
 
-    batches: Sequence[Any] = ()
-    """The batches of the step."""
-
-    def __init__(self, in_update: bool, detail: str) -> None:
+    def __init__(self, in_update: bool, detail: str, batches: Sequence[Any] = ()) -> None:
         super().__init__(f"the GPU ran out of memory: {detail}")
-        self.in_update, self.detail = in_update, detail
+        self.in_update, self.detail, self.batches = in_update, detail, batches
 
 
 @contextmanager
 def _needing_memory(in_update: bool) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(in_update, str(error).split("\n")[0]) from error
 
 
@@ -83,41 +84,33 @@ def take_step(
     Raises:
         OutOfMemory: the GPU ran out of memory.
     """
+
+    def differentiate() -> StepResult:
+        # A function, so that the scores and their graphs are released before the update.
+        decoder_losses, ctc_losses = [], []
+        for index, forward in enumerate(forwards):
+            with synchronizing(model, index == len(forwards) - 1):
+                scores = forward()
+                decoder_loss = scores.decoder_loss.sum()
+                decoder_losses.append(decoder_loss.detach())
+                loss = decoder_loss / num_tokens
+                if scores.ctc_loss is not None:
+                    ctc_loss = scores.ctc_loss.sum()
+                    ctc_losses.append(ctc_loss.detach())
+                    loss = loss + ctc_weight * ctc_loss / max(1, num_labels)
+                # Processes average their gradients, but the loss is a sum over processes.
+                (loss * world.size).backward()  # type: ignore[no-untyped-call]
+        gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
+        totals = world.sum([_total(decoder_losses), _total(ctc_losses)])
+        return StepResult(totals[0], totals[1], gradient_norm)
+
     with _needing_memory(in_update=False):
-        result = _differentiated(model, forwards, num_tokens, num_labels, ctc_weight, max_gradient_norm, world)
+        result = differentiate()
     if result.is_finite:
         with _needing_memory(in_update=True):
             optimizer.step()
     optimizer.zero_grad()
     return result
-
-
-def _differentiated(
-    model: nn.Module,
-    forwards: Sequence[Callable[[], TargetScores]],
-    num_tokens: int,
-    num_labels: int,
-    ctc_weight: float,
-    max_gradient_norm: float,
-    world: World,
-) -> StepResult:
-    """Leave clipped gradients in the model."""
-    decoder_losses, ctc_losses = [], []
-    for index, forward in enumerate(forwards):
-        with synchronizing(model, index == len(forwards) - 1):
-            scores = forward()
-            decoder_loss = scores.decoder_loss.sum()
-            decoder_losses.append(decoder_loss.detach())
-            loss = decoder_loss / num_tokens
-            if scores.ctc_loss is not None:
-                ctc_loss = scores.ctc_loss.sum()
-                ctc_losses.append(ctc_loss.detach())
-                loss = loss + ctc_weight * ctc_loss / max(1, num_labels)
-            # Processes average their gradients, but the loss is a sum over processes.
-            (loss * world.size).backward()  # type: ignore[no-untyped-call]
-    gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
-    totals = world.sum([_total(decoder_losses), _total(ctc_losses)])
-    return StepResult(totals[0], totals[1], gradient_norm)
 
 
 def _total(losses: Sequence[torch.Tensor]) -> float:

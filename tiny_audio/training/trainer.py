@@ -21,7 +21,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.splicing import TargetScores
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
-from tiny_audio.runtime.device import device_of, set_tf32
+from tiny_audio.runtime.device import device_of
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
 from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
@@ -34,7 +34,7 @@ from tiny_audio.training.loop import Budget, Diverged, Step, TrainingLoop
 from tiny_audio.training.metrics import MetricsLog
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.parallel import gathered, shard
-from tiny_audio.training.precision import autocast, set_types
+from tiny_audio.training.precision import autocast, place, set_precision
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.step import OutOfMemory
@@ -90,12 +90,11 @@ class Trainer:
         self.device = device_of(recipe.execution.device)
         self.bare_model = model
         self.is_sharded = world.size > 1 and recipe.execution.parallel == "fsdp"
-        set_tf32(self.config.tf32)
-        set_types(model, self.config.precision, self.device)
         if self.is_sharded:
+            set_precision(model, recipe.training, self.device)
             shard(model, self.device, world)
         else:
-            model.to(self.device)
+            place(model, recipe, self.device)
         self.optimizer = build_optimizer(model, recipe)
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
@@ -169,6 +168,7 @@ class Trainer:
         try:
             for step in loop.steps(batches):
                 self._after_step(step)
+                step.batches.clear()  # so that saving has their memory
                 if self.world.any(self.stop.requested):
                     break
                 if progress.step % self.recipe.execution.checkpoint_every == 0:
@@ -342,8 +342,7 @@ class Trainer:
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()
-        batches: Sequence[MicroBatch] = error.batches
-        largest = max((micro_batch.batch for micro_batch in batches), key=lambda batch: batch.padded_s)
+        largest = max((micro_batch.batch for micro_batch in error.batches), key=lambda batch: batch.padded_s)
         clips = len(largest.lengths)
         longest_s = largest.padded_s / clips
         message = (

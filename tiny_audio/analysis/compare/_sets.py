@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from tiny_audio.analysis.compare._runs import Row, Variant, doubts, paired_rows
-from tiny_audio.analysis.comparison import AlignedSet, Difference, Rates, SetComparison, System, units_column
+from tiny_audio.analysis.comparison import AlignedSet, Rates, SetComparison, System, units_column
 from tiny_audio.analysis.scoring import Alignment, Normalizer, Transcripts
 from tiny_audio.config import UserError
 
@@ -87,7 +87,7 @@ class ComparedSet:
             "scorer": "jiwer",
             "scorer_version": importlib.metadata.version("jiwer"),
             "variants": [_rates(entry) for entry in self.comparison.rates],
-            "differences": [_difference(entry) for entry in self.comparison.differences],
+            "differences": [entry.to_json() for entry in self.comparison.differences],
             "slices": [
                 {
                     **{key: getattr(part, key) for key in ("column", "value", "num_utterances", "num_reference_words")},
@@ -158,21 +158,6 @@ def _rates(entry: Rates) -> dict[str, Any]:
         "seeds": list(entry.by_seed),
         "ctc_wer": entry.ctc_wer,
         "ctc_wer_interval": entry.ctc_interval and list(entry.ctc_interval),
-    }
-
-
-def _difference(entry: Difference) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "difference": entry.difference,
-        "interval": list(entry.interval),
-        "probability_better": entry.probability_better,
-        "mapsswe": entry.mapsswe and asdict(entry.mapsswe),
-        "p_value": entry.p_value,
-        "ctc_difference": entry.ctc_difference,
-        "ctc_interval": entry.ctc_interval and list(entry.ctc_interval),
-        "p_adjusted": entry.p_adjusted,
-        "verdict": entry.verdict,
     }
 
 

@@ -11,7 +11,7 @@ rates cover the clips for which every target has a hypothesis. Verdicts follow :
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from tiny_audio.analysis.comparison import (
     AlignedSet,
     Difference,
     SetComparison,
-    Slice,
     System,
     compare_sets,
     units_column,
@@ -131,7 +130,7 @@ class Rescored:
             "significance": SIGNIFICANCE,
             "targets": self.scores,
             "differences": [_without_ctc(entry) for entry in self.comparison.differences],
-            "slices": [_slice(part) for part in self.comparison.slices],
+            "slices": [part.to_json() for part in self.comparison.slices],
         }
 
 
@@ -193,13 +192,4 @@ def align_targets(
 
 
 def _without_ctc(entry: Difference) -> dict[str, Any]:
-    fields = {key: value for key, value in asdict(entry).items() if not key.startswith("ctc_")}
-    return fields | {"interval": list(entry.interval)}
-
-
-def _slice(part: Slice) -> dict[str, Any]:
-    listed = {
-        key: {name: ends and list(ends) for name, ends in getattr(part, key).items()}
-        for key in ("intervals", "difference_intervals")
-    }
-    return asdict(part) | listed
+    return {key: value for key, value in entry.to_json().items() if not key.startswith("ctc_")}

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from tiny_audio.analysis.comparison import TIE, AlignedSet, Difference, Rates, System, compare_sets, units_column
 from tiny_audio.analysis.scoring import Normalizer, Transcripts
 from tiny_audio.analysis.scoring.metrics import mean_over_seeds
-from tiny_audio.evaluation import Hypothesis
+from tiny_audio.evaluation.hypotheses import Hypothesis
 
 AGAIN: Final = "again"
 """Control: the baseline, trained again with other seeds."""

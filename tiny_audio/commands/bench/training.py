@@ -35,7 +35,7 @@ from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import check_dropped
 from tiny_audio.data.evaluation_clips import evaluation_clips, longest_duration_s
-from tiny_audio.evaluation import Hypothesis
+from tiny_audio.evaluation.hypotheses import Hypothesis, read_rows, write_rows
 from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.registry import did_you_mean
@@ -287,18 +287,13 @@ class TrainedBenchmark:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for name, rows in hypotheses.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (aside / f"{name}.jsonl").write_text(text, encoding="utf-8")
+            write_rows(aside / f"{name}.jsonl", rows)
         (aside / "result.json").write_text(json.dumps(result, indent=1))
         commit_folder(aside, final)
 
     def _read(self, unit: _Unit) -> tuple[dict[str, Any], dict[str, list[Hypothesis]]]:
         folder = self._folder(unit)
-        hypotheses = {
-            name: [json.loads(line) for line in text.split("\n") if line]
-            for name in unit.recipe.data.evaluation
-            for text in [(folder / f"{name}.jsonl").read_text(encoding="utf-8")]
-        }
+        hypotheses = {name: read_rows(folder / f"{name}.jsonl") for name in unit.recipe.data.evaluation}
         return json.loads((folder / "result.json").read_text()), hypotheses
 
     def _write(self) -> dict[str, Any]:

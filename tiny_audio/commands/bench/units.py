@@ -18,7 +18,8 @@ from tiny_audio.data.clips import BOUNDS, ClipSet
 from tiny_audio.data.dropped import check_dropped
 from tiny_audio.data.order import plan_epoch
 from tiny_audio.data.target_encoder import TargetEncoder, TargetError
-from tiny_audio.evaluation import Hypothesis, hypothesis, transcribe_clips
+from tiny_audio.evaluation import transcribe_clips
+from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis
 from tiny_audio.frames import Frames
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.splicing import TargetScores

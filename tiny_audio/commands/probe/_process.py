@@ -207,6 +207,8 @@ class _Bench:
         """Measure the peak bytes of two steps (None: out of memory) and the seconds of the second one."""
         import torch
 
+        from tiny_audio.training.step import OutOfMemory
+
         batches = min(2, self.recipe.training.accumulation)
         try:
             self._forget_peak()
@@ -215,7 +217,7 @@ class _Bench:
                 self._step(clips, duration_s, batches)
                 peak = self._peak()  # waits for the GPU
             return {"peak_bytes": peak, "step_s": time.monotonic() - started, "batches": batches}
-        except torch.OutOfMemoryError:
+        except (OutOfMemory, torch.OutOfMemoryError):
             pass
         self.optimizer.zero_grad()
         return {"peak_bytes": None, "step_s": 0.0, "batches": batches}

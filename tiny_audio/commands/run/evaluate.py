@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,12 +12,12 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.dropped import DroppedLog
 from tiny_audio.data.evaluation_clips import longest_duration_s
-from tiny_audio.evaluation import Hypothesis, evaluate_clips
+from tiny_audio.evaluation import evaluate_clips
+from tiny_audio.evaluation.hypotheses import Hypothesis, write_rows
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.runtime.device import device_of, set_tf32
-from tiny_audio.runtime.files import write_atomically
 from tiny_audio.sources import Dropped
 from tiny_audio.training.ledger import Overhead
 from tiny_audio.training.precision import autocast
@@ -86,8 +85,7 @@ class EvaluateStage:
             scores, hypotheses, dropped = score(run.recipe, model, tokenizer, clips.clips)
         DroppedLog(run.folder / "dropped.jsonl").add([*clips.dropped, *dropped])
         (run.folder / "evaluation").mkdir(exist_ok=True)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in hypotheses)
-        write_atomically(run.folder / "evaluation" / f"{name}.jsonl", lines)
+        write_rows(run.folder / "evaluation" / f"{name}.jsonl", hypotheses)
         scores["dropped"] = len(clips.dropped) + len(dropped)
         run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()

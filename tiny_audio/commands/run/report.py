@@ -21,6 +21,7 @@ from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import now
 from tiny_audio.config import UserError
 from tiny_audio.data.dropped import read_dropped
+from tiny_audio.evaluation.hypotheses import Hypothesis, read_rows
 from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.device import device_of
@@ -103,11 +104,10 @@ class ReportStage:
             self._clips[name] = {}
         return self._clips[name].get(row["id"])
 
-    def _hypotheses(self) -> dict[str, list[dict[str, Any]]]:
+    def _hypotheses(self) -> dict[str, list[Hypothesis]]:
         return {
-            name: [json.loads(line) for line in text.split("\n") if line]
+            name: read_rows(self._run.folder / "evaluation" / f"{name}.jsonl")
             for name in self._run.recipe.data.evaluation
-            for text in [(self._run.folder / "evaluation" / f"{name}.jsonl").read_text(encoding="utf-8")]
         }
 
     def _provenance(self) -> dict[str, Any]:

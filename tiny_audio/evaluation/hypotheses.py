@@ -1,0 +1,53 @@
+"""Raw hypotheses as rows, and their files of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.data.clips import Clip
+from tiny_audio.model.decoding import Transcript
+from tiny_audio.runtime.files import write_atomically
+
+Hypothesis = dict[str, Any]
+"""One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,
+metadata``. Raw: nothing is normalized, so that any scorer can be run over it later."""
+
+
+def hypothesis(clip: Clip, transcript: Transcript | None) -> Hypothesis:
+    """A transcript of a clip as a row; with None, of a clip that failed."""
+    utterance = clip.utterance
+    return {
+        "id": clip.id,
+        "audio_filepath": None if utterance.audio is None else str(utterance.audio),
+        "duration": utterance.duration_s,
+        "text": utterance.text,
+        "pred_text": None if transcript is None else transcript.text,
+        "ctc_text": None if transcript is None else transcript.ctc_text,
+        "truncated": None if transcript is None else transcript.truncated,
+        "metadata": dict(utterance.metadata),
+    }
+
+
+def with_outcome(row: Hypothesis, time_s: float | None, error: str | None) -> Hypothesis:
+    """The row with processing time and error, in the order of the Open ASR Leaderboard's manifests."""
+    items = list(row.items())
+    return dict([*items[:3], ("time", time_s), *items[3:7], ("error", error), *items[7:]])
+
+
+def to_lines(rows: Iterable[Hypothesis]) -> str:
+    """The rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_rows(path: Path, rows: Iterable[Hypothesis]) -> None:
+    """Write a file of rows in one step."""
+    write_atomically(path, to_lines(rows))
+
+
+def read_rows(path: Path) -> list[Hypothesis]:
+    """Read what :func:`write_rows` wrote."""
+    # Not `splitlines`, which also splits at separators that a text may contain.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
