@@ -43,7 +43,7 @@ def test_list_of_an_unknown_kind(call: Output) -> None:
     code, out, err = call("list", "projector")
     assert (code, out) == (2, "")
     assert err == (
-        "error: there is no kind of part called 'projector'; did you mean 'projectors'? "
+        "error: unknown kind 'projector'; did you mean 'projectors'? "
         "Allowed: decoders, encoders, projectors, providers, sources\n"
     )
 

@@ -30,7 +30,7 @@ from tiny_audio.model.processor import TinyAudioProcessor
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("auto") / "model"
-    model, tokenizer = assemble(lora=True)
+    model, tokenizer = assemble(lora=True, prompt="{audio}")
     export_model(model, tokenizer, folder)
     return folder
 

@@ -64,7 +64,7 @@ def test_silence() -> None:
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     config = SOURCES.parse({"name": "synthetic", "num_utterances": 40, "grammars": ["digits", "home"]})
     source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
-    return [soundfile.read(one.audio, dtype="float32")[0] for one in source.index().utterances]
+    return [soundfile.read(str(one.audio), dtype="float32")[0] for one in source.index().utterances]
 
 
 def test_synthetic_speech_is_speech(synthetic: list[np.ndarray]) -> None:

@@ -48,7 +48,7 @@ def voice(seconds: float, pitch: float, rate: int = 16_000) -> np.ndarray[Any, A
 
 def talkative() -> tuple[TinyAudioModel, Any]:
     """A tiny random model whose CTC head accepts every text."""
-    model, tokenizer = assemble()
+    model, tokenizer = assemble(prompt="{audio}")
     assert model.ctc_head is not None
     with torch.no_grad():
         model.ctc_head.weight.zero_()

@@ -287,7 +287,7 @@ def test_the_models_card(document: Document, finished: Path) -> None:
     assert "\n# a \\*bold\\* name\n" in card
     scores = report["evaluation"]["held_out"]
     low, high = scores["wer_interval"]
-    assert f"| held\\_out | {scores['wer']:.1%} | \\[{100 * low:.1f}, {100 * high:.1f}\\] |" in card
+    assert f"| held\\_out | {scores['wer']:.2%} | \\[{100 * low:.1f}, {100 * high:.1f}\\] |" in card
     assert f"| encoder | whisper | random weights | {report['parts'][0]['total']:,} |" in card
     assert "| clips | manifest | manifest.jsonl | training |" in card
     assert "| cost | $" in card

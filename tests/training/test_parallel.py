@@ -308,7 +308,7 @@ def test_a_diverging_run_stops_in_all_processes(document: Document, tmp_path: Pa
     document = changed(document, training__learning_rate=1e30, training__warmup_steps=0, training__max_skipped_steps=2)
     first, second = in_world(2, lambda world: train(document, tmp_path, world))
     assert isinstance(first.error, RunFailed)
-    assert str(first.error).startswith("3 steps in a row ")
+    assert str(first.error).startswith("3 steps in a row, up to step 4")
     assert_printed_once(first.error, second.error)
 
 
@@ -349,7 +349,7 @@ def test_processes_with_other_clips_are_refused(document: Document, data: Path, 
 
     first, second = in_processes(2, work)
     assert isinstance(second, UserError)
-    assert str(second).startswith("process 1 has another data (")
+    assert str(second).startswith("process 1 has another set of training clips (")
     assert str(second).endswith("); give all machines the same files")
     assert_printed_once(second, first)
 
