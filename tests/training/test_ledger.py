@@ -287,7 +287,7 @@ def test_the_models_card(document: Document, finished: Path) -> None:
     assert "\n# a \\*bold\\* name\n" in card
     scores = report["evaluation"]["held_out"]
     low, high = scores["wer_interval"]
-    assert f"| held\\_out | {scores['wer']:.2%} | \\[{100 * low:.1f}, {100 * high:.1f}\\] |" in card
+    assert f"| held\\_out | {scores['wer']:.2%} | \\[{100 * low:.2f}, {100 * high:.2f}\\] |" in card
     assert f"| encoder | whisper | random weights | {report['parts'][0]['total']:,} |" in card
     assert "| clips | manifest | manifest.jsonl | training |" in card
     assert "| cost | $" in card
@@ -309,7 +309,7 @@ def test_a_card_names_the_models_that_it_began_from(document: Document, finished
     card = model_card(report)
     assert "\nbase_model:\n- facebook/hubert-xlarge-ls960-ft\nlibrary_name: transformers\n" in card
     assert "| clips | loquacious | speechbrain/LoquaciousSet | training |" in card
-    assert "Not measured: the run scored no set." in card
+    assert "Not measured: the run evaluated no set." in card
 
 
 def test_without_a_rehearsal_a_run_says_so_and_goes_on(
