@@ -9,7 +9,7 @@ from tiny_audio.analysis.compare import Changed, Comparison
 from tiny_audio.analysis.comparison import Difference, SetComparison, Slice, too_few_units
 from tiny_audio.analysis.rescore import Rescored
 from tiny_audio.analysis.scoring import Alignment
-from tiny_audio.analysis.scoring.metrics import metric_columns
+from tiny_audio.analysis.scoring.metrics import known_metrics, metric_columns
 from tiny_audio.runtime.columns import in_columns
 
 _NUM_CHANGED = 3
@@ -27,7 +27,7 @@ def scores_table(
     grouped_by: str | None = None,
     after: Mapping[str, str] | None = None,
 ) -> str:
-    """Table with every known metric of each row.
+    """Table with every known metric of each row. Failures, such as empty hypotheses, are listed below it.
 
     Args:
         head: of the columns before the metrics.
@@ -43,9 +43,16 @@ def scores_table(
         for key, title in (after or {}).items()
     ]
     texts = [list(head), *(list(cells) for cells, _ in rows)]
-    return in_columns(
+    table = in_columns(
         [[*cells, *(column[index] for column in columns)] for index, cells in enumerate(texts)], num_texts=len(head)
     )
+    failures = [metric for metric in known_metrics(entries) if metric.rare]
+    lines = []
+    for cells, entry in rows:
+        found = [f"{metric.label} {metric.text(entry[metric.key])}" for metric in failures if entry.get(metric.key)]
+        if found:
+            lines.append(f"{' '.join(cells).strip()}: {', '.join(found)}")
+    return "\n".join([table, *lines])
 
 
 def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:

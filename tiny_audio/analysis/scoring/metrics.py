@@ -77,7 +77,7 @@ class Metric:
     interval: str | None = None
     """Key of its 95 % interval, if it has one."""
     rare: bool = False
-    """A terminal shows it only if some value is not 0."""
+    """A failure. A terminal lists it below the table, if it is not 0."""
 
     def text(self, value: float | None) -> str:
         """Format the value; empty if it is not known."""
@@ -113,7 +113,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("deletions", "words deleted", "del", "count", "lower", ",.0f", lambda t: t.total("deletions")),
     Metric("insertions", "words inserted", "ins", "count", "lower", ",.0f", lambda t: t.total("insertions")),
     Metric(
-        *("error_free_rate", "utterances without error", "no error", "share", "higher", ".2%"),
+        *("error_free_rate", "utterances without error", "exact", "share", "higher", ".2%"),
         compute=lambda transcripts: float((transcripts.errors == 0).mean()),
     ),
     Metric("empty_hypotheses", "empty hypotheses", "empty", "count", "lower", ",.0f", _empty, rare=True),
@@ -158,7 +158,7 @@ def metric_columns(
         text: writes a value.
         interval: writes both ends of an interval.
         grouped_by: the column by whose groups ``<interval>_by_group`` is.
-        with_rare: show a failure that did not occur, too.
+        with_rare: include the metrics of failures.
     """
     for metric in known_metrics(entries, with_rare=with_rare):
         yield Column(metric.short, metric.label, [text(metric, entry.get(metric.key)) for entry in entries])
@@ -176,14 +176,13 @@ def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_rare: bool = Tru
 
     Args:
         entries: one for each row of a table.
-        with_rare: show a failure that did not occur, too.
+        with_rare: include the metrics of failures.
     """
     entries = list(entries)
     return [
         metric
         for metric in METRICS
-        if any(entry.get(metric.key) is not None for entry in entries)
-        and (with_rare or not metric.rare or any(entry.get(metric.key) for entry in entries))
+        if any(entry.get(metric.key) is not None for entry in entries) and (with_rare or not metric.rare)
     ]
 
 
