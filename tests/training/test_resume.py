@@ -213,10 +213,6 @@ def snapshot(folder: Path) -> Snapshot:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def touched(before: Snapshot, after: Snapshot) -> set[str]:
-    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-
-
 @pytest.fixture
 def finished(undisturbed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -226,7 +222,8 @@ def again(recipe: Path, folder: Path, *overrides: str) -> tuple[int, set[str]]:
     """Exit code, and the files that changed."""
     before = snapshot(folder)
     code = main(["run", str(recipe), *overrides, "--output-dir", str(folder)])
-    return code, touched(before, snapshot(folder))
+    after = snapshot(folder)
+    return code, {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
 def test_nothing_is_left_to_do(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
