@@ -1,4 +1,4 @@
-"""Scores and comparisons on a terminal."""
+"""Text tables of scores and comparisons for the terminal."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def scores_table(
     """Table with every known metric of each row. Failures, such as empty hypotheses, are listed below it.
 
     Args:
-        head: of the columns before the metrics.
-        rows: what is in those columns, and the scores by key.
-        grouped_by: the column by whose groups there is a second interval.
-        after: further counts: the heads of their columns by key.
+        head: heads of the columns before the metrics.
+        rows: for each row, the cells of those columns and the scores by key.
+        grouped_by: the column whose groups were resampled for a second interval.
+        after: column heads of further counts, by key.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, with_rare=False)
@@ -56,12 +56,12 @@ def scores_table(
 
 
 def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:
-    """Table of verdicts, one comparison per row. All of them form one family.
+    """Table of verdicts, one comparison per row. Holm's correction treats all rows as one family.
 
     Args:
         baseline: the system that the others are compared with.
-        differences: the set and the difference.
-        units: what is resampled.
+        differences: pairs of set name and difference.
+        units: the resampled units, such as ``utterances``.
     """
     size = len(differences)
     rows = [
@@ -102,7 +102,7 @@ def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
 
 
 def units_text(columns: Iterable[str | None]) -> str:
-    """What is resampled, by the columns of :func:`tiny_audio.analysis.comparison.units_column`."""
+    """The resampled units in words, from results of :func:`tiny_audio.analysis.comparison.units_column`."""
     units = ("utterances" if column is None else f"whole groups by {column}" for column in columns)
     return " and ".join(dict.fromkeys(units))
 
@@ -119,7 +119,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Comparison of runs; long lists are cut."""
+    """Comparison of runs. Long lists are shortened."""
     return "\n\n".join(_comparison_blocks(comparison))
 
 
@@ -155,7 +155,7 @@ _SAME_RECIPES = "The recipes are the same."
 
 
 def with_seeds(name: str, num_seeds: int) -> str:
-    """The name of a system, and how many seeds its rates are averaged over."""
+    """The name of a system, followed by the number of seeds that its rates are averaged over."""
     return name if num_seeds == 1 else f"{name} ({num_seeds} seeds)"
 
 
@@ -177,7 +177,7 @@ def _changed(set_name: str, changed: Changed, baseline: str) -> str:
 
 
 def rescore_table(rescored: Rescored) -> str:
-    """Scores of hypotheses, and verdicts where there are several systems; the page has more."""
+    """Scores of hypotheses, and verdicts if there are several systems. The HTML page shows more."""
     names = [target.name for target in rescored.targets]
     blocks = [_about(rescored), _rescored_scores(rescored), *verdicts(names[0], {"": rescored.comparison})]
     if rescored.comparison.slices:
@@ -217,7 +217,7 @@ def _rescored_scores(rescored: Rescored) -> str:
 
 
 def marked(alignment: Alignment) -> str:
-    """One line, marked as ``git diff --word-diff`` does."""
+    """The alignment on one line, marked up like ``git diff --word-diff``."""
     words = []
     for reference, hypothesis in alignment.pairs[:_MAX_WORDS]:
         if reference == hypothesis:

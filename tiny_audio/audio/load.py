@@ -34,21 +34,21 @@ SUFFIXES = (
     *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
     *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr"),
 )
-"""Suffixes of audio files. libsndfile does not read those in the last line, which are rejected one by one."""
+"""Suffixes of audio files. libsndfile cannot read those in the last line; each such file is rejected."""
 
 _BLOCK_SAMPLES = 1 << 20
-"""Samples of all channels that are decoded at a time, so that memory does not depend on the header."""
+"""Samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
 _UNKNOWN_FRAMES = 1 << 60
-"""libsndfile reports at least this if the header does not contain the length."""
+"""libsndfile reports at least this number of frames if the header does not contain the length."""
 _SHORT_DATA_CHUNK = re.compile(r"data : (\d+) \(should be (\d+)\)")
 _MP3_HEAD_BYTES = 65_536
 _MP3_TRAILER_BYTES = 1_024
-"""Most bytes of tags at the end."""
+"""Maximum size of the tags at the end of a file."""
 _READ_BYTES = 1 << 20
 _DISK_REASONS = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` that may be caused by a failing disk."""
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors that are caused by the path itself, so that a later try fails too."""
+"""Errors that are caused by the path itself, so retrying does not help."""
 _STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
 
 
@@ -70,7 +70,7 @@ class AudioError(UserError):
 
 
 class FileError(UserError):
-    """A file that cannot be read now, for example because its disk is not mounted. The clip in it may be good."""
+    """A file that cannot be read now, for example because its disk is not mounted. The clip may be good."""
 
 
 def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None = None) -> torch.Tensor:
@@ -105,7 +105,7 @@ def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[t
     A block lasts between some seconds and a minute. Only a few blocks are held in memory.
 
     Raises:
-        AudioError: the clip cannot be used. Damage is found when its position is reached, after good blocks.
+        AudioError: the clip cannot be used. Damage is found only when decoding reaches it, after good blocks.
         FileError: the file cannot be read.
     """
     name = _name(source, name)
@@ -118,7 +118,7 @@ def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name
 
     Args:
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.
-        rate: of the samples, in Hz.
+        rate: sampling rate in Hz.
         max_duration_s: longer audio is rejected, never cut.
         name: the name in messages.
 
@@ -176,7 +176,7 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 @contextmanager
 def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
-    """As :func:`_decoder`, but errors of the disk are raised as such. libsndfile takes them for the end of the file."""
+    """Like :func:`_decoder`, but raise disk errors, which libsndfile treats as the end of the file."""
     try:
         with _decoder(source, name) as opened:
             yield opened
@@ -187,7 +187,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFi
 
 
 def _check_readable(path: Path) -> None:
-    """Read a whole file.
+    """Read a whole file to find disk errors.
 
     Raises:
         FileError: the disk reports an error.
@@ -211,7 +211,7 @@ def _unreadable(path: Path, error: OSError) -> FileError:
 
 @contextmanager
 def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
-    """Open a file and check its header. Also return the stream or descriptor that it reads from."""
+    """Open a file and check its header. Also yield the stream or descriptor that the decoder reads from."""
     import soundfile
 
     # A descriptor, because libsndfile would treat the path "x.raw" as headerless audio.
@@ -244,8 +244,8 @@ def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundF
 
 @cache
 def _forward_file() -> type[soundfile.SoundFile]:
-    """A SoundFile without seeking. soundfile seeks to the current position after each read, which takes a sixth of the
-    time for a FLAC file."""
+    """A SoundFile that never seeks. soundfile seeks to the current position after each read, which takes a sixth of the
+    decoding time of a FLAC file."""
     import soundfile
 
     class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
@@ -280,11 +280,11 @@ def _size(stream: io.BytesIO | int) -> int:
 
 
 def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
-    """Decoded blocks ``[frames, channels]``, with no more frames than in the header."""
+    """Decoded blocks ``[frames, channels]``, never with more frames than the header states."""
     import soundfile
 
     size, left = _BLOCK_SAMPLES // file.channels, file.frames
-    # A read at the end of the file would cost as much as a search through it.
+    # Reading at the end of the file would be as slow as searching the whole file.
     while left > 0:
         try:
             block = file.read(min(size, left), dtype="float32", always_2d=True)
@@ -315,7 +315,7 @@ def _mono_blocks(file: soundfile.SoundFile, stream: io.BytesIO | int, name: str)
 
 
 def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
-    # Checked first, because one such sample spreads through the mean and the resampling filter.
+    # Check first, because one bad sample spreads through the mean and the resampling filter.
     low, high = (float(bound) for bound in torch.aminmax(block))  # NaN if a sample is NaN
     if not math.isfinite(high - low):
         raise AudioError("non_finite", f"{name}: holds NaN or infinite samples")
@@ -325,7 +325,7 @@ def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def length_is_guessed(path: Path) -> bool:
-    """Whether a file is an MP3 without a length tag. Its decoder guesses the length, and may omit the end."""
+    """Whether a file is an MP3 without a length tag. The decoder guesses the length, and may omit the end."""
     with path.open("rb") as file:
         head = file.read(_MP3_HEAD_BYTES)
     is_mp3 = head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
@@ -333,7 +333,7 @@ def length_is_guessed(path: Path) -> bool:
 
 
 def _check_mp3(stream: io.BytesIO | int, frames: int, expected: int, name: str) -> None:
-    """Check that an MP3 was decoded to its end. Without a length tag, too high a guess of the length is harmless."""
+    """Check that an MP3 was decoded to its end. If there is no length tag, an overestimated length is harmless."""
     position = os.lseek(stream, 0, os.SEEK_CUR) if isinstance(stream, int) else stream.tell()
     unread = _size(stream) - position
     if unread > max(_MP3_TRAILER_BYTES, _size(stream) // 20):
@@ -357,5 +357,5 @@ def _truncated(name: str, promised: int, found: int, what: str) -> AudioError:
 
 
 def _message(error: Exception) -> str:
-    # str() of an error of libsndfile would begin with the stream's address.
+    # str() of a libsndfile error begins with the stream's address.
     return str(getattr(error, "error_string", error)).strip()

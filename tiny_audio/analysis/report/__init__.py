@@ -1,4 +1,4 @@
-"""HTML pages in one file each, without network access or scripts.
+"""Self-contained HTML pages, without network access or scripts.
 
 :func:`render_report` renders a run, :func:`render_comparison` several runs, :func:`render_targets` hypotheses of any
 systems, and :func:`render_benchmark` a benchmark.
@@ -43,15 +43,15 @@ def render_report(
     hypotheses: Mapping[str, Sequence[Row]],
     read_audio: ReadAudio,
 ) -> str:
-    """The report of a run as one HTML page. Missing data is left out, so an unfinished run renders, too.
+    """The report of a run as one HTML page. Missing data is omitted, so unfinished runs can be rendered too.
 
     Args:
         report: ``report.json``.
         metrics: the rows of ``metrics.jsonl``; if a resume wrote a step twice, the later row counts.
-        hypotheses: per set, rows with ``id``, ``text`` and ``pred_text``, and where known ``duration`` (s),
+        hypotheses: per set, rows with ``id``, ``text`` and ``pred_text``, and, if known, ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
-        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or why there is none. It is
-            called for a few rows of each set. The clips become part of the page.
+        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or the reason why there is none.
+            It is called for a few rows of each set. The clips become part of the page.
 
     Raises:
         UserError: a set's ``normalizer`` is unknown.

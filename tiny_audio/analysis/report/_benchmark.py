@@ -36,7 +36,7 @@ def render_benchmark(results: Mapping[str, Any]) -> str:
     """The page of a trained benchmark.
 
     Args:
-        results: its ``results.json``.
+        results: the content of the benchmark's ``results.json``.
     """
     variants: Sequence[Mapping[str, Any]] = results["variants"]
     title = f"Projectors: {sum(variant['control'] is None for variant in variants)} variants"
@@ -115,7 +115,7 @@ def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
 
 
 def _scores(variants: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    """Rates are means over seeds, counts are totals."""
+    """Table of scores. Rates are means over seeds, and counts are totals."""
     rows = []
     for variant in variants:
         found = variant["sets"][name]

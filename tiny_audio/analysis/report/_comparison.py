@@ -36,11 +36,11 @@ from tiny_audio.analysis.tables import units_text, with_seeds
 
 
 def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
-    """Runs compared, as one HTML page.
+    """The comparison of runs as one HTML page.
 
     Args:
-        comparison: of the runs.
-        read_audio: the encoded clip of a row, or ``None``; it becomes part of the page.
+        comparison: the comparison of the runs.
+        read_audio: returns the encoded clip of a row, see :data:`ReadAudio`. The clips become part of the page.
     """
     title = page_title([variant.name for variant in comparison.variants])
     compared = {name: entry.comparison for name, entry in comparison.sets.items()}

@@ -24,7 +24,7 @@ def join(children: Iterable[object]) -> Markup:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """Element: ``class_="x"`` is ``class="x"``, ``stroke_width`` is ``stroke-width``; ``None`` omits an attribute."""
+    """Element. ``class_`` becomes ``class``, and ``stroke_width`` ``stroke-width``. ``None`` omits an attribute."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = "".join(f' {key}="{html.escape(_attribute(value))}"' for key, value in pairs if value is not None)
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
@@ -46,7 +46,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: 
 
 
 def label(text: object) -> Markup:
-    """The label of a row or column. Long ones, such as names of a sweep's variants, are wrapped."""
+    """The label of a row or column. Long labels, such as the names of a sweep's variants, are wrapped."""
     return tag("b", text, class_="label")
 
 
@@ -92,7 +92,7 @@ def percent(value: object, *, sign: str = "") -> str:
 
 
 def interval(value: object, *, sign: str = "") -> str:
-    """[0.048, 0.056] -> 4.80–5.60 %; with a sign, from … to …."""
+    """[0.048, 0.056] -> 4.80–5.60 %; with a sign, +4.80 % to +5.60 %."""
     if not isinstance(value, Sequence) or len(value) != 2:
         return DASH
     low, high = (percent(end, sign=sign) for end in value)

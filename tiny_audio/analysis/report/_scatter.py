@@ -9,7 +9,7 @@ from tiny_audio.analysis.report._html import Markup, compact, percent, tag
 from tiny_audio.analysis.report._svg import linear_ticks
 
 _LEAST_SPAN = 0.1
-"""The axis of costs spans at least this share of the largest one, so that nearly equal costs look equal."""
+"""The cost axis spans at least this share of the largest cost, so that nearly equal costs look equal."""
 _MARGIN_SHARE = 0.08
 _NAME_HEIGHT, _NAME_WIDTH = 14.0, 120.0
 
@@ -21,13 +21,13 @@ class Point:
     name: str
     x: float
     y: float
-    """A fraction."""
+    """The error rate as a fraction."""
     interval: tuple[float, float]
-    """Of ``y``."""
+    """Interval of ``y``."""
 
 
 def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callable[[object], str] = compact) -> Markup:
-    """Fractions over a cost, each with its interval and name; neither axis has to start at 0."""
+    """Plot error rates against a cost, with intervals and names. Neither axis has to start at 0."""
     width, height, left, right, above, below = 520.0, 330.0, 54.0, 14.0, 12.0, 40.0
     xs = [point.x for point in points]
     ends = [end for point in points for end in (point.y, *point.interval)]
@@ -49,7 +49,7 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
     shown = ""
     for tick in (tick for tick in linear_ticks(first, last) if first <= tick <= last):
         parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=bottom, y2=bottom + 4, class_="axis"))
-        if show(tick) != shown:  # rounded as the points are, neighbors can read the same
+        if show(tick) != shown:  # after rounding, neighboring ticks can have the same label
             shown = show(tick)
             parts.append(tag("text", shown, x=x_at(tick), y=bottom + 17, text_anchor="middle"))
     parts.append(tag("line", x1=left, x2=width - right, y1=bottom, y2=bottom, class_="axis"))
@@ -79,9 +79,10 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
 
 
 def name_heights(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
-    """Heights for the names of points ``(x, y)``, in their order, so that names do not overlap.
+    """Heights for the names of points ``(x, y)``, in the order of the points, so that names do not overlap.
 
-    Names that would overlap one above move down. If one would leave the plot, it and those above it move up again.
+    A name that would overlap a name above it moves down. If it would then leave the plot, it moves up again, and so do
+    the names above it.
     """
     order = sorted(range(len(places)), key=lambda index: places[index][1])
     heights = [max(y, top + _NAME_HEIGHT / 2) for _, y in places]

@@ -15,12 +15,12 @@ _MAX_POINTS = 300  # more would overlap, and make the page large
 _MAX_HITS = 100
 _MAX_MARKED = 40
 _MAX_NAME = 36
-_LOG_RATIO = 30.0  # beyond it, small values look like a flat line on a linear axis
+_LOG_RATIO = 30.0  # above this ratio, small values look like a flat line on a linear axis
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: its name and its (step, value) points, by step."""
+    """One curve: its name and its (step, value) points, sorted by step."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -95,7 +95,7 @@ def line_chart(
 
 
 def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signed: bool = False) -> Markup:
-    """One row per system: the estimate with its interval, drawn and as text; ``second`` labels the hollow marks.
+    """One row per system: the estimate and its interval, as marks and as text. ``second`` labels hollow marks.
 
     With ``signed``, the rows are differences, and the axis marks 0.
     """
@@ -173,7 +173,7 @@ def _hits(
 
 
 def _bins(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
-    """(step, mean, minimum, maximum) of neighboring points, at most ``_MAX_POINTS`` of them."""
+    """(step, mean, minimum, maximum) of each bin of neighboring points. There are at most ``_MAX_POINTS`` bins."""
     size = math.ceil(len(points) / _MAX_POINTS)
     bins = []
     for start in range(0, len(points), size):

@@ -1,4 +1,4 @@
-"""What the pages of a comparison, of rescored hypotheses and of a benchmark share: scores, verdicts, slices, words."""
+"""Elements shared by the pages of comparisons, rescored hypotheses and benchmarks: scores, verdicts, slices, words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Columns = Sequence[tuple[str, Sequence[object]]]
 
 
 def page_title(names: Sequence[str]) -> str:
-    """All names, or the first where they are many."""
+    """All names, or the first one and the number of others if the title would be too long."""
     title = ", ".join(names)
     if len(title) <= _MAX_TITLE or len(names) == 1:
         return title
@@ -32,12 +32,12 @@ def scores_table(
     grouped_by: str | None = None,
     after: Columns = (),
 ) -> Markup:
-    """Every known metric of each row.
+    """Table of every known metric of each row.
 
     Args:
-        head: of the columns before the metrics.
-        rows: what is in those columns, and the scores by key.
-        grouped_by: the column by whose groups there is a second interval.
+        head: heads of the columns before the metrics.
+        rows: for each row, the cells of those columns and the scores by key.
+        grouped_by: the column whose groups were resampled for a second interval.
         after: heads and cells of further columns.
     """
     columns: list[tuple[object, Sequence[object]]] = []
@@ -50,19 +50,19 @@ def scores_table(
 
 
 def metric_text(metric: Metric, value: float | None) -> str:
-    """A value on a page."""
+    """Format a metric's value for a page."""
     if value is None:
         return DASH
     return percent(value) if metric.unit == "share" else metric.text(value)
 
 
 def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings: Iterable[str] = ()) -> list[Markup]:
-    """A table of verdicts, which are one family, and how to read it.
+    """A table of verdicts and a note on how to read it. Holm's correction treats all rows as one family.
 
     Args:
-        differences: the set and the difference.
-        units: what is resampled.
-        warnings: what limits them.
+        differences: pairs of set name and difference.
+        units: the resampled units, such as ``utterances``.
+        warnings: limits of these verdicts.
     """
     if not differences:
         return []
@@ -99,7 +99,7 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
 
 
 def p_text(value: float) -> str:
-    """A probability."""
+    """Format a p-value."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -108,7 +108,7 @@ def _chance(value: float | None) -> str:
 
 
 def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differences: Sequence[Difference]) -> Markup:
-    """Rates with their intervals, then differences with theirs."""
+    """Plots of the rates and of the differences, each with intervals."""
     plots = [interval_plot(title, rates, "CTC head alone, greedy")]
     if differences:
         rows = [IntervalRow(entry.name, entry.difference, entry.interval) for entry in differences]
@@ -117,7 +117,7 @@ def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differen
 
 
 def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
-    """WER of each slice; of a single system with its interval."""
+    """WER of each slice. For a single system, the interval is included."""
     if not slices:
         return []
     several = len(names) > 1
@@ -151,10 +151,10 @@ def side_by_side(
 
     Args:
         row: ``id``, ``duration`` and ``metadata``.
-        facts: shown after its duration.
-        names: of the systems.
-        sides: their alignments.
-        audio: a player, or why there is none.
+        facts: texts shown after the duration.
+        names: names of the systems.
+        sides: alignments of the systems' hypotheses.
+        audio: a player, or the reason why there is none.
     """
     seconds = number(row["duration"])
     shown = [*([] if seconds is None else [f"{seconds:.1f} s"]), *facts]
@@ -172,7 +172,7 @@ def side_by_side(
 
 
 def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
-    """(reference, then each system's) words of alignments with one reference, insertions side by side."""
+    """Columns of words: the reference, then each system. Insertions at the same position share columns."""
     for spot in zip(*map(_by_word, sides), strict=True):
         yield from ((None, *inserted) for inserted in zip_longest(*(inserted for _, _, inserted in spot)))
         if (reference := spot[0][0]) is not None:
@@ -180,7 +180,7 @@ def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
 
 
 def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, list[str]]]:
-    """Each reference word, its hypothesis, and what was inserted before it; at last the end, a ``None``."""
+    """Each reference word, its hypothesis, and the words inserted before it. ``None`` marks the end."""
     inserted: list[str] = []
     for reference, hypothesis in alignment.pairs:
         if reference is None:
@@ -192,7 +192,7 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _word(reference: str | None, word: str | None) -> Markup:
-    """The kind of error shows without color, too: underlined, a dash, a plus."""
+    """One word. The kind of error is visible without color: underlined, a dash or a plus."""
     if reference == word:
         return tag("i", word or "")
     if reference is None:
@@ -203,7 +203,7 @@ def _word(reference: str | None, word: str | None) -> Markup:
 
 
 def side_by_side_legend(what: str = "Reference above") -> Markup:
-    """How :func:`side_by_side` is to be read."""
+    """How to read :func:`side_by_side`."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (dash)", "inserted (+)")
     keys = (

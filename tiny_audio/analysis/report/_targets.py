@@ -1,4 +1,4 @@
-"""Hypotheses of one or several systems on one page: scores, verdicts, slices, and the utterances with their sound."""
+"""Hypotheses of one or several systems on one page: scores, verdicts, slices, and utterances with audio."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     """One target's scores, or several compared with the first, as one HTML page.
 
     Args:
-        rescored: what :func:`tiny_audio.analysis.rescore.rescore` returned.
-        read_audio: the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or ``None``; it becomes part of the page.
+        rescored: the result of :func:`tiny_audio.analysis.rescore.rescore`.
+        read_audio: returns the encoded clip of a row, see :data:`ReadAudio`. The clips become part of the page.
     """
     compared = rescored.comparison
     names = [target.name for target in rescored.targets]
@@ -48,7 +48,7 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     ]
     for name, rows, system in zip(names, rescored.rows, compared.aligned.systems, strict=True):
         scored = Scored.of_aligned(rows, system.alignments)
-        # With several targets, clips that are hard for all of them would be in the page again and again.
+        # With several targets, a clip that is hard for all of them would be embedded several times.
         worst = utterances(scored, None if several else read_audio)
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))
@@ -104,7 +104,7 @@ def _apart(rescored: Rescored, read_audio: ReadAudio) -> Iterator[Markup]:
     names = [system.name for system in aligned.systems]
     errors = [[system.alignments[index].errors for system in aligned.systems] for index in range(len(aligned.rows))]
     spread = [max(each) - min(each) for each in errors]
-    # Of equal differences, the short sentences: there the same number of words weighs most.
+    # Among equal differences, short sentences come first, since each word weighs more in them.
     order = sorted(range(len(errors)), key=lambda index: (-spread[index], aligned.words[index], index))
     chosen = [index for index in order[:_NUM_APART] if spread[index]]
     if not chosen:

@@ -13,7 +13,7 @@ from tiny_audio.analysis.scoring import Alignment, Normalizer, align, confusions
 
 _NUM_WORST = 10
 _NUM_RANDOM = 3
-_NUM_AUDIBLE = 5  # of the worst; every clip is inside the page, at a few hundred kilobytes
+_NUM_AUDIBLE = 5  # of the worst; each embedded clip adds a few hundred kilobytes to the page
 _NUM_CONFUSIONS = 12
 _MAX_PAIRS = 300  # a looping hypothesis can have thousands of words
 
@@ -26,14 +26,14 @@ class Scored:
 
     @classmethod
     def of(cls, rows: Sequence[Row], normalizer: Normalizer) -> Scored:
-        """Align the rows. The worst add the most errors to the WER of the set."""
+        """Align the rows. The worst utterances are those with the most errors."""
         return cls.of_aligned(
             rows, align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
         )
 
     @classmethod
     def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
-        """:meth:`of` for rows that are already aligned."""
+        """Like :meth:`of`, for rows that are already aligned."""
         pairs = zip(rows, alignments, strict=True)
         return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
 
@@ -63,7 +63,7 @@ def legend() -> Markup:
 
 
 def utterances(scored: Scored, read_audio: ReadAudio | None) -> Markup:
-    """The worst utterances, then a few random others, the same each time. No players where ``read_audio`` is None."""
+    """The worst utterances, then a few others drawn with a fixed seed. No players if ``read_audio`` is None."""
     wrong = [pair for pair in scored.rows if pair[1].errors][:_NUM_WORST]
     others = scored.rows[len(wrong) :]
     drawn = random.Random(0).sample(others, min(_NUM_RANDOM, len(others)))
@@ -105,7 +105,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(reference: str | None, hypothesis: str | None) -> Markup:
-    """One word above the other. The kind of error shows without color, too: underlined, struck through, a plus."""
+    """One word above the other. The kind of error is visible without color: underlined, struck through or a plus."""
     if reference == hypothesis:
         kind, title = "", None
     elif reference is None:

@@ -1,4 +1,4 @@
-"""Reads the clips that a page plays. Never uses the network."""
+"""Read the clips that a page plays, without using the network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 
 MAX_CLIP_BYTES = 2 << 20
-"""About a minute of FLAC at 16 kHz; longer clips are not put into a page."""
+"""About a minute of FLAC at 16 kHz; larger clips are not embedded in a page."""
 MAX_PAGE_BYTES = 24 << 20
-"""Of all clips of a page, before base64 adds a third."""
+"""Limit for all clips of a page, before base64 adds a third."""
 
 FULL = "no audio: the page is full"
 NOT_CACHED = "no audio: it is not in the cache of the data set"
@@ -21,7 +21,7 @@ TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
 
 Row = Mapping[str, Any]
 ReadAudio = Callable[[Row], bytes | str | None]
-"""The encoded clip of a row, or a sentence that says why there is none; None: it cannot be found or read."""
+"""Returns the encoded clip of a row, a sentence that explains why it is omitted, or None if it cannot be read."""
 
 
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
@@ -32,7 +32,7 @@ def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | N
     Args:
         paths: the files of hypotheses. Relative paths in rows are relative to the folder of one of them or to the
             current folder.
-        locate: finds the clips of rows whose ``audio_filepath`` leads nowhere.
+        locate: finds the clip of a row whose ``audio_filepath`` does not lead to a file.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}
@@ -48,7 +48,7 @@ def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | N
                 return FULL
             clip = _read(address, room)
             if clip == FULL:
-                room = 0  # nothing is read only to be left out
+                room = 0  # do not read more clips that would not fit
             elif isinstance(clip, bytes):
                 room -= len(clip)
             clips[address] = clip

@@ -1,4 +1,4 @@
-"""The table of metrics that terminal, JSON, HTML pages and model cards use.
+"""The table of metrics shown in the terminal, JSON, HTML pages and model cards.
 
 To add a metric, add one :class:`Metric` to :data:`METRICS`. Read the table through the functions below.
 """
@@ -34,7 +34,7 @@ class Transcripts:
 
     @cached_property
     def alignments(self) -> list[Alignment]:
-        """The words of each utterance."""
+        """Word alignment of each utterance."""
         return align(self.references, self.hypotheses, self.normalizer, cost=self.cost)
 
     @cached_property
@@ -69,18 +69,18 @@ class Metric:
     """Column head."""
     unit: Literal["share", "count", "ratio", "USD"]
     direction: Literal["lower", "higher"]
-    """Which values are better."""
+    """Whether lower or higher values are better."""
     format: str
     """Format specification of the value."""
     compute: Callable[[Transcripts], float | int] | None = None
-    """None: a command measures it, such as a speed, and adds it to the scores."""
+    """None if a command measures the metric, such as speed, and adds it to the scores."""
     interval: str | None = None
-    """Key of its 95 % interval, if it has one."""
+    """Key of the metric's 95 % interval, if it has one."""
     rare: bool = False
-    """A failure. A terminal lists it below the table, if it is not 0."""
+    """Whether the metric counts failures. The terminal lists it below the table, and only if it is not 0."""
 
     def text(self, value: float | None) -> str:
-        """Format the value; empty if it is not known."""
+        """Format a value. None becomes an empty string."""
         if value is None:
             return ""
         # A mean of counts over seeds may be fractional.
@@ -125,11 +125,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("rtfx", "seconds of audio per second of processing", "RTFx", "ratio", "higher", ",.4g"),
     Metric("cost_usd", "cost in US dollars", "USD", "USD", "lower", ",.2f"),
 )
-"""In the order of columns."""
+"""The metrics, in the order of columns."""
 
 
 def measure(transcripts: Transcripts) -> dict[str, float | int]:
-    """Every metric that is computed from texts, by key."""
+    """Compute every metric that needs only the texts, by key."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 
@@ -139,7 +139,7 @@ class Column:
 
     head: str
     label: str
-    """The head in full."""
+    """The full form of the head."""
     cells: list[str]
 
 
@@ -151,13 +151,13 @@ def metric_columns(
     grouped_by: str | None = None,
     with_rare: bool = True,
 ) -> Iterator[Column]:
-    """Every known metric of the ``entries``, and its intervals.
+    """Columns for every known metric of the ``entries`` and for its intervals.
 
     Args:
         entries: scores by key, one for each row.
-        text: writes a value.
-        interval: writes both ends of an interval.
-        grouped_by: the column by whose groups ``<interval>_by_group`` is.
+        text: formats a value.
+        interval: formats both ends of an interval.
+        grouped_by: the column whose groups were resampled for ``<interval>_by_group``.
         with_rare: include the metrics of failures.
     """
     for metric in known_metrics(entries, with_rare=with_rare):
@@ -172,7 +172,7 @@ def metric_columns(
 
 
 def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_rare: bool = True) -> list[Metric]:
-    """The metrics that some of the ``entries`` (scores by key) have a value for.
+    """The metrics for which at least one of the ``entries`` (scores by key) has a value.
 
     Args:
         entries: one for each row of a table.
@@ -187,11 +187,11 @@ def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_rare: bool = Tru
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, Any]], *, total_counts: bool = False) -> dict[str, Any]:
-    """The metrics of several runs as one row.
+    """Average the metrics of several runs into one row.
 
     Args:
-        seeds: :func:`measure` of each run.
-        total_counts: add up counts; otherwise they are averaged like everything else.
+        seeds: the result of :func:`measure` for each run.
+        total_counts: sum the counts instead of averaging them.
     """
     counts = {metric.key for metric in METRICS if metric.unit == "count"}
     sums = {key: sum(seed[key] for seed in seeds) for key in seeds[0]}
