@@ -26,7 +26,7 @@ from tiny_audio.sources import Dropped
 class Batch:
     """One padded batch.
 
-    B clips · S samples of the longest
+    B: number of clips. S: number of samples of the longest clip.
     """
 
     waveforms: Tensor
@@ -62,7 +62,7 @@ class Batch:
         return self.waveforms.numel() / SAMPLE_RATE
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, from which transfers overlap with computation. The DataLoader calls it."""
+        """A copy in page-locked memory, so that transfers overlap with computation. Called by the DataLoader."""
         return replace(
             self,
             waveforms=self.waveforms.pin_memory(),
@@ -81,10 +81,10 @@ class Batch:
 
 
 class PlannedBatches(Dataset[Batch]):
-    """The batches of one planned epoch. Item k is a pure function of the plan, whatever the number of workers.
+    """The batches of one planned epoch. Item k does not depend on the number of workers.
 
     In a run of several processes, each takes its slice of every global batch: clips ``rank``, ``rank + world_size``, ….
-    Clips are sorted by duration, so the slices take about as long. A slice may be empty.
+    Clips are sorted by duration, so all slices take about the same time. A slice may be empty.
     """
 
     def __init__(
@@ -154,14 +154,14 @@ class PlannedBatches(Dataset[Batch]):
         except TargetError:
             if len(waveform) >= len(recorded):
                 raise
-        # The text may fit the clip at its own speed. That it does not fit the faster clip is no fault of the data.
+        # The text does not fit the sped-up clip, which is no fault of the data. Try the recorded speed.
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """``[B, S]``. A loader process returns a :class:`SharedBatches`, which the receiver gets as such a tensor."""
+    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which is received as that tensor."""
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:

@@ -17,7 +17,7 @@ from tiny_audio.sources import Dropped
 
 
 class DroppedLog:
-    """Appends to a new or existing ``dropped.jsonl``. Removes an incomplete last line, which a kill may leave."""
+    """Appends to a new or existing ``dropped.jsonl``. Removes an incomplete last line, left by a killed process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class DroppedLog:
                     file.truncate(len(whole[0]) + len(whole[1]))
 
     def add(self, dropped: Iterable[Dropped]) -> None:
-        """Append the clips that are not listed yet. Creates the file only if there are some."""
+        """Append the clips that are not listed yet. Creates the file only if there are any."""
         fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
@@ -44,7 +44,7 @@ class DroppedLog:
 
 
 def read_dropped(path: Path) -> list[Dropped]:
-    """Read a ``dropped.jsonl``, or nothing if it does not exist. Ignores an incomplete last line."""
+    """Read a ``dropped.jsonl``. A missing file counts as empty, and an incomplete last line is ignored."""
     if not path.exists():
         return []
     return [Dropped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -55,7 +55,7 @@ def _line(drop: Dropped) -> str:
 
 
 class DroppedClips:
-    """The unusable training clips so far, and the limit of their number.
+    """The unusable training clips found so far, and the limit on their number.
 
     Args:
         num_clips: training clips inside the bounds of duration, including unusable ones.
@@ -78,7 +78,7 @@ class DroppedClips:
         return fresh
 
     def over_ceiling(self) -> list[str]:
-        """Ids of the clips that count, if there are too many; otherwise nothing."""
+        """Ids of the clips that count toward the limit, if they exceed it; otherwise an empty list."""
         return sorted(self._counted) if len(self._counted) > self._max_share * self._num_clips else []
 
     def forget(self, ids: Iterable[str]) -> None:
@@ -104,7 +104,7 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
         num_clips: clips inside the bounds, including unusable ones.
 
     Raises:
-        UserError: there are too many; states the number and an example for each reason.
+        UserError: too many are unusable; the message has the count and an example for each reason.
     """
     dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
     if num_clips and len(dropped) <= max_share * num_clips:
@@ -122,7 +122,7 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
 
 
 def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEncoder) -> list[str]:
-    """Return which of the clips ``ids`` can be used now, or are no longer part of the data.
+    """Return the ``ids`` whose clips can be used now or are no longer part of the data.
 
     Reads the audio of these clips.
     """
@@ -141,7 +141,7 @@ def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEnc
 
 
 def _once(dropped: Iterable[Dropped], known: Container[str]) -> list[Dropped]:
-    """The clips with unknown ids, without duplicates."""
+    """The clips whose ids are not in ``known``, without duplicates."""
     fresh: dict[str, Dropped] = {}
     for drop in dropped:
         if drop.id not in known:

@@ -1,7 +1,7 @@
 """Planned order: the batches of an epoch as a pure function of the clips' columns, settings, seed and epoch.
 
-Planning is arithmetic on columns, so ten million clips take seconds. The data state of a training is three values: the
-hash of the plan, the epoch and the index of the batch.
+Planning is arithmetic on columns, so ten million clips take seconds. The data state of a training run is three
+values: the hash of the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class EpochPlan(Sequence[np.ndarray]):
     starts: np.ndarray
     """``[batches + 1]`` int64: batch k is ``order[starts[k]:starts[k + 1]]``."""
     repeats: np.ndarray | None = None
-    """``[n]`` int32: how often the clip came before in this epoch; None if no clip comes twice."""
+    """``[n]`` int32: number of earlier occurrences of the clip in this epoch; None if no clip occurs twice."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -56,7 +56,7 @@ class EpochPlan(Sequence[np.ndarray]):
         return self.order[self.starts[k] : self.starts[k + 1]]
 
     def repeats_of(self, k: int) -> np.ndarray:
-        """For each clip of batch k, how often it came before in this epoch."""
+        """For each clip of batch k, the number of its earlier occurrences in this epoch."""
         span = slice(self.starts[k], self.starts[k + 1])
         return np.zeros(span.stop - span.start, np.int32) if self.repeats is None else self.repeats[span]
 
@@ -77,7 +77,7 @@ def plan_epoch(
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> EpochPlan:
-    """Plan the batches of one epoch. Every clip comes once, or according to its weight.
+    """Plan the batches of one epoch. Each clip occurs once, or according to its weight.
 
     The groups are shuffled and split into windows of ``shuffle_clips``. In each window, the clips are shuffled and cut
     into pools, each pool is sorted by duration and cut into batches under both limits, and the batches are shuffled.
@@ -86,7 +86,7 @@ def plan_epoch(
     Args:
         durations_s: ``[n]``.
         groups: ``[n]``; clips of one group are fetched together. None: each clip is fetched alone.
-        weights: ``[n]``: how often each clip comes in an epoch on average; 0.5 is every other epoch.
+        weights: ``[n]``; average number of occurrences of each clip per epoch. 0.5 means every other epoch.
     """
     durations = np.asarray(durations_s, dtype=np.float64)
     rng = np.random.default_rng([seed, epoch])
@@ -105,14 +105,14 @@ def plan_epoch(
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Repeat each clip as often as it comes in this epoch: the growth of ``floor(weight × epochs + random phase)``."""
+    """Repeat each clip for this epoch. The count is the increase of ``floor(weight × epochs + random phase)``."""
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
     return np.repeat(np.arange(len(weights)), counts.astype(np.int64))
 
 
 def _repeats(order: np.ndarray) -> np.ndarray:
-    """For each position, how often its value occurs before it."""
+    """For each position, the number of earlier occurrences of its value."""
     sorting = np.argsort(order, kind="stable")
     ordered = order[sorting]
     first = np.searchsorted(ordered, ordered)
@@ -144,14 +144,14 @@ def _windows(
 
 
 def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The runs ``flat[firsts[i] : firsts[i] + sizes[i]]`` of the chosen i, one after another."""
+    """Concatenate the slices ``flat[firsts[i] : firsts[i] + sizes[i]]`` for each chosen i."""
     lengths = sizes[chosen]
     ends = np.cumsum(lengths)
     return flat[np.repeat(firsts[chosen] - (ends - lengths), lengths) + np.arange(int(lengths.sum()))]
 
 
 def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the clips of a window into batches. Returns the clips, and where each batch ends."""
+    """Arrange the clips of a window in batches. Returns the clips and the end of each batch."""
     if config.pool_batches == 1:
         ends = _cut(durations[window], config, None)
         batches = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
@@ -163,7 +163,7 @@ def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) 
 
 
 def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -> np.ndarray:
-    """Cut clips into batches in the given order. Returns where each batch ends."""
+    """Cut clips into batches in the given order. Returns the end of each batch."""
     if config.max_padded_s is not None:
         return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
     # Pools hold whole batches, so only the last batch of the window can be smaller.
@@ -172,7 +172,7 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
 
 
 def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
-    """Yield where batches end that are as full as both limits allow. A clip over the limit gets its own batch."""
+    """Yield the end of each batch. Batches are filled up to the limits. A clip over the limit gets its own batch."""
     start, longest = 0, 0.0
     for index, duration in enumerate(durations):
         longest = max(longest, duration)

@@ -15,20 +15,20 @@ from tiny_audio.data.clips import Clips
 from tiny_audio.data.order import EpochPlan
 
 _THREADS = 4
-"""They mostly wait for the network or the disk."""
+"""The threads mostly wait for the network or the disk."""
 _POLL_S = 0.5
 """Interval of checks for a requested stop."""
 
 
 class Prefetcher:
-    """Reads one clip of each row group, in the order of the plan, which fetches the group.
+    """Fetches row groups in the order of the plan, by reading one clip of each.
 
     The training process calls :meth:`reached` for each batch. Fetching runs ``ahead_clips`` clips ahead, because a
     batch takes its clips from a whole shuffle window.
 
-    Enter this context after the loader processes were started, and exit it before the next ones are: a process that is
-    forked while a thread holds a lock would deadlock. Exiting therefore waits for running fetches, unless the
-    process is about to end: a stalled hub may take minutes, and daemon threads end with the process.
+    Enter this context after the loader processes have started, and exit it before the next ones start: a process that
+    is forked while a thread holds a lock would deadlock. Exiting therefore waits for running fetches. It does not wait
+    if the process is about to end, since a stalled hub may take minutes and daemon threads end with the process.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.
@@ -77,7 +77,7 @@ class Prefetcher:
                 thread.join(_POLL_S)
 
     def reached(self, batch: int) -> None:
-        """Fetch what is needed from this batch to ``ahead_clips`` clips later."""
+        """Start fetching the row groups needed between this batch and ``ahead_clips`` clips later."""
         if not self._threads:
             return
         here = int(self._plan.starts[batch])

@@ -27,7 +27,7 @@ time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it too."
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Licenses of a recipe's base checkpoints, from their cards.
 
-    For a checkpoint on the hub, that takes one request. If it fails, the license is left out, so that a card can be
+    Each checkpoint on the hub takes one request. If the request fails, the license is omitted, so that a card can be
     written without a network.
     """
     from huggingface_hub import HfApi
@@ -57,7 +57,7 @@ def model_card(report: Mapping[str, Any], licenses: Mapping[str, str] | None = N
 
     Args:
         report: ``report.json`` of the run.
-        licenses: of base checkpoints, from :func:`base_licenses`.
+        licenses: licenses of the base checkpoints, from :func:`base_licenses`.
     """
     return "\n".join(_lines(report, licenses or {})) + "\n"
 
@@ -91,7 +91,7 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
 
 
 def _front_matter(report: Mapping[str, Any]) -> str:
-    """YAML, with the results as a ``model-index``."""
+    """YAML front matter, with the results as a ``model-index``."""
     from huggingface_hub import EvalResult, ModelCardData
 
     hub = [base for base in _bases(report["recipe"]) if not Path(base).exists()]
@@ -211,7 +211,7 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _licenses(recipe: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[str]:
-    """The licenses of the base models. Of a local folder, only the last part of its path is shown."""
+    """The licenses of the base models. For a local folder, only the last part of its path is shown."""
     rows = []
     for base in dict.fromkeys(_bases(recipe)):
         name = Path(base).name if Path(base).exists() else base

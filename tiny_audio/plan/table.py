@@ -25,7 +25,10 @@ _KINDS = {
 
 
 def print_plan(plan: Plan) -> None:
-    """Print tables of parts, memory and machines. For one machine, print whether it fits and what to change."""
+    """Print tables of parts, memory and machines.
+
+    For a single machine, also print whether the recipe fits and what to change.
+    """
     print("\n".join(_lines(plan)))
 
 

@@ -1,4 +1,4 @@
-"""Durations of audio files from their headers. Each header is read once and known in the cache folder."""
+"""Durations of audio files from their headers. Each header is read once and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tiny_audio.sources._shared import cache_key
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Reading headers on a network disk is mostly unread."""
+"""Reading headers on a network disk is mostly waiting."""
 _SAVED_EVERY = 50_000
-"""Files. After an interruption, reading continues from there."""
+"""Number of files after which headers are saved. After an interruption, reading continues from the last save."""
 
 
 NOT_OF_THE_FILE = ("unreadable", "missing")
-"""Codes of :class:`AudioError` that say that reading failed, not that the file is bad. Such files are read again."""
+"""Codes of :class:`AudioError` for files that could not be read but may be good. Such files are read again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The duration of a file, or why there is none."""
+    """The duration of a file, or the reason why it is not known."""
 
     duration_s: float | None
     reason: str | None = None
