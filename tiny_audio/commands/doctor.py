@@ -1,4 +1,4 @@
-"""``tiny-audio doctor``: this machine, and the real data and checkpoints of a recipe."""
+"""``tiny-audio doctor``: check this machine, and the data and checkpoints of a recipe."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tiny_audio.training.initialize import PretrainedHead
 _T = TypeVar("_T")
 _SAMPLES = 3
 _TRANSCRIPTS = 2_000
-"""How many transcripts of a source are checked."""
+"""Number of transcripts that are checked per source."""
 _LITTLE_DISK_GB = 5
 
 
@@ -54,7 +54,7 @@ class Finding:
 
 
 def doctor(path: Path | None, overrides: Sequence[str]) -> None:
-    """Print one line per finding, as it comes.
+    """Print one line per finding, as soon as it is known.
 
     Raises:
         UserError: the recipe is not valid, or a finding is a problem.
@@ -68,7 +68,7 @@ def doctor(path: Path | None, overrides: Sequence[str]) -> None:
 
 
 def examine(recipe: Recipe | None) -> Iterator[Finding]:
-    """Check the machine, then what ``recipe`` needs. Every problem says what to do."""
+    """Check the machine, then everything that ``recipe`` needs. The text of a problem includes the fix."""
     yield from _machine()
     if recipe is None:
         return
@@ -185,7 +185,7 @@ def _source(
 def _targets(
     place: str, references: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
 ) -> Iterator[Finding]:
-    """Check target texts, made from some of the transcripts."""
+    """Check the target texts of a sample of transcripts."""
     changed = [(before, after) for before, after in zip(references, targets, strict=True) if before != after]
     for before, after in _spread(changed, _SAMPLES):
         yield Finding(f"{place} target", f"{before!r} → {after!r}")

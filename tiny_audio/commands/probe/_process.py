@@ -1,4 +1,4 @@
-"""Training steps on synthetic batches, in a process that does nothing else, so that its memory can be measured."""
+"""Training steps on synthetic batches, in a separate process so that their memory can be measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEPS = 2
-"""Steps of a trial. The very first one also creates the optimizer's moments."""
+"""Steps per trial. The first step of the process also creates the optimizer's moments."""
 _ALLOCATION = {
     # Freed blocks go back to the kernel at once, and no thread keeps an arena of its own.
     "MALLOC_ARENA_MAX": "1",
@@ -33,30 +33,30 @@ _ALLOCATION = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A batch that fits."""
+    """Measurements of a batch size that fits."""
 
     peak_bytes: int
-    """Of the process, with its libraries."""
+    """Peak memory of the process, libraries included."""
     step_s: float
-    """Of an optimizer step."""
+    """Seconds per optimizer step."""
     batches: int
-    """Batches of a step; more than two need no more memory."""
+    """Batches per optimizer step, at most two: more batches need no more memory."""
 
 
 class Process:
     """The measured process. It is restarted if it runs out of memory.
 
     Args:
-        recipe: what to train.
-        memory_gb: GiB to fit into; None is the GPU's memory.
-        margin: share to leave free.
+        recipe: the recipe to train.
+        memory_gb: memory to fit into, in GiB; None means all of the GPU's memory.
+        margin: share of the memory to leave free.
         random_weights: do not read the weights of checkpoints.
     """
 
     device_name: str
     memory_bytes: int
     allowed_bytes: int
-    """Without the margin."""
+    """``memory_bytes`` without the margin."""
 
     def __init__(self, recipe: Recipe, memory_gb: float | None, margin: float, random_weights: bool) -> None:
         self._order = {
@@ -79,10 +79,10 @@ class Process:
             self._leave()
 
     def train(self, clips: int, duration_s: float) -> Measured | None:
-        """Two steps on batches of this number of clips; None if they need more memory than allowed.
+        """Take two steps on batches of ``clips`` clips. Returns None if they need more memory than allowed.
 
         Raises:
-            RunFailed: the process ended for another reason.
+            RunFailed: the process ended for a reason other than memory.
         """
         if self._child is None:
             self._start()
@@ -111,7 +111,7 @@ class Process:
         self.memory_bytes, self.allowed_bytes = answer["memory_bytes"], answer["allowed_bytes"]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer; None if the kernel killed the process for its memory."""
+        """Ask the process. Returns None if the kernel killed it because memory ran out."""
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -144,7 +144,7 @@ class Process:
 def serve() -> None:
     """Run in the measured process: read questions, one per line, and answer them."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries goes to stderr
 
     def say(**answer: Any) -> None:
         print(json.dumps(answer), file=answers, flush=True)
@@ -161,7 +161,7 @@ def serve() -> None:
 
 
 class _Bench:
-    """A model that trains, and its memory."""
+    """A model in training, with its optimizer and memory limits."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import torch
@@ -247,7 +247,7 @@ class _Bench:
         return scores
 
     def _batch(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Noise of nearly the maximum length, so that there is some padding; alternating letters as CTC targets."""
+        """Noise as audio, with some padding, and alternating letters as CTC targets."""
         import torch
 
         from tiny_audio.data.augmentation import SpecAugment

@@ -29,9 +29,9 @@ class Run:
     """One execution of a recipe in its own folder.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe to run.
         name: the name in the report, such as the recipe file's stem.
-        folder: where everything goes; created if missing.
+        folder: the run folder; created if missing.
         callback: receives progress.
     """
 
@@ -39,13 +39,13 @@ class Run:
         self.recipe, self.name, self.folder, self.callback = recipe, name, folder, callback
 
     def complete(self) -> dict[str, Any] | None:
-        """Do everything that is not done yet. All processes train; the first one does everything else.
+        """Run all stages that are not done yet. All processes train; only the first one runs the other stages.
 
         Returns:
             the report, as in ``report.json``; None in all processes but the first.
 
         Raises:
-            UserError: the folder holds another recipe's run, is in use, or the data is not usable.
+            UserError: the folder holds another recipe's run or is in use, or the data cannot be used.
             Stopped: a signal arrived; finished work is saved.
             RunFailed: training diverged.
         """
@@ -79,10 +79,10 @@ class Run:
 
 
 class _SilentCallback:
-    """Reports nothing: of several processes, only the first one reports."""
+    """Discards progress. It is used in all processes but the first."""
 
     def step(self, step: int, values: dict[str, Any]) -> None:
-        """Ignore it."""
+        """Ignore the step."""
 
     def note(self, message: str) -> None:
-        """Ignore it."""
+        """Ignore the message."""

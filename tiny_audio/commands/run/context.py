@@ -1,4 +1,4 @@
-"""What all stages of a run share: the recipe, the folder, the state and the clips."""
+"""Context shared by all stages of a run: recipe, folder, state and clips."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Stage(Protocol):
     """One step of a run, with its own identity."""
 
     def is_done(self) -> bool:
-        """Whether the folder holds its result under its present identity."""
+        """Whether the folder holds the stage's result for the current identity."""
 
     def run(self) -> None:
-        """Do it, and record it in the state."""
+        """Run the stage and record its result in the state."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunContext:
 
     @property
     def model_folder(self) -> Path:
-        """Where the export goes."""
+        """Folder of the export."""
         return self.folder / "model"
 
     def save(self) -> None:
@@ -56,7 +56,7 @@ class RunContext:
         self.state.write(self.folder)
 
     def overhead(self) -> Overhead:
-        """Start to measure what a stage uses."""
+        """Start measuring the resources that a stage uses."""
         execution = self.recipe.execution
         return Overhead(Host.of(device_of(execution.device), execution, self.recipe.training))
 
@@ -65,8 +65,8 @@ class RunClips:
     """The clips of a recipe's sources; each set is indexed once.
 
     Args:
-        recipe: names the sources.
-        commits: of data sets on the hub. Known ones are kept, and new ones added.
+        recipe: the recipe whose sources are read.
+        commits: commit of each data set on the hub. Known commits are kept, and new ones are added.
     """
 
     def __init__(self, recipe: Recipe, commits: dict[str, str]) -> None:
@@ -80,10 +80,10 @@ class RunClips:
         return ClipSet.gather(self._build(data.train), data.min_duration_s, data.max_duration_s, data.target_text)
 
     def evaluation(self, name: str) -> ClipSet:
-        """One whole evaluation set, as far as the encoder can read it.
+        """All clips of one evaluation set that the encoder accepts.
 
         Raises:
-            UserError: it has no usable clip, or no clip has the column of ``evaluation.group_by``.
+            UserError: the set has no usable clip, or no clip has the column of ``evaluation.group_by``.
         """
         found = self.unchecked_evaluation(name)
         found.check_any(f"data.evaluation.{name}")
@@ -91,7 +91,7 @@ class RunClips:
         return found
 
     def unchecked_evaluation(self, name: str) -> ClipSet:
-        """As :meth:`evaluation`, where it is allowed that no clip can be scored.
+        """Like :meth:`evaluation`, but without checking that the set can be scored.
 
         Raises:
             UserError: the source cannot be read.
@@ -102,7 +102,7 @@ class RunClips:
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:
-        """Index all evaluation sets, so that a set that could not be scored is rejected before training.
+        """Index all evaluation sets, to reject sets that cannot be scored before training starts.
 
         Raises:
             UserError: see :meth:`evaluation`.

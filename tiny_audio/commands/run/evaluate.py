@@ -31,7 +31,7 @@ class EvaluationModel:
 
     @cached_property
     def overhead(self) -> Overhead:
-        """Measures from the first use on, so that loading counts as well."""
+        """Resources used since the first access, so that loading the model counts."""
         return self._run.overhead()
 
     @cached_property
@@ -46,31 +46,33 @@ class EvaluationModel:
 
 
 class EvaluateStage:
-    """Scores one set. Its identity is the generation and evaluation settings, and the set's own section.
+    """Scores one set.
+
+    The stage's identity is the generation settings, the evaluation settings and the set's section of the recipe.
 
     Args:
         run: the run.
-        name: of the set.
-        model: shared by the sets of a run.
+        name: name of the set.
+        model: the exported model, shared by all sets of a run.
     """
 
     def __init__(self, run: RunContext, name: str, model: EvaluationModel) -> None:
         self._run, self._name, self._model = run, name, model
 
     def identity(self) -> str:
-        """Includes the paths of the set, since another file under the same name holds other clips."""
+        """Hash of the settings. Includes the set's paths, since another file under the same name holds other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Whether it is scored under this identity and, if the data still exists, on the same clips."""
+        """Whether the set was scored under this identity and, if its data can still be read, on the same clips."""
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
         try:
             return done.data == self._run.clips.unchecked_evaluation(self._name).fingerprint
-        except UserError:  # the data cannot be read any more, and its scores stay
+        except UserError:  # the data can no longer be read; keep the scores
             return True
 
     def run(self) -> None:

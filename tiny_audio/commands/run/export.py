@@ -13,7 +13,11 @@ from tiny_audio.training.ledger import Overhead
 
 
 class ExportStage:
-    """Its identity is the generation settings, which travel with the model. Where they change, it is written again."""
+    """Exports the model.
+
+    The stage's identity is the generation settings, which are part of the export. If they change, the model is exported
+    again.
+    """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -23,17 +27,17 @@ class ExportStage:
         return self._run.recipe.generation.model_dump(mode="json")
 
     def is_done(self) -> bool:
-        """Whether the export carries the present settings."""
+        """Whether the export has the current generation settings."""
         export = self._run.state.export
         return export is not None and export.generation == self.identity()
 
     def run(self) -> None:
-        """Write the export again, with the present settings."""
+        """Write the export again with the current generation settings."""
         overhead = self._run.overhead()
         self.export(*load_model(self._run.model_folder, types_as_saved=True), overhead)
 
     def export(self, model: TinyAudioModel, tokenizer: Any, overhead: Overhead) -> None:
-        """Export a model that is in memory, and record that."""
+        """Export a model that is in memory, and record the export in the state."""
         model.config.generation = self.identity()
         export_model(model, tokenizer, self._run.model_folder)
         self._run.state.export = ExportState(self.identity(), overhead.usage())

@@ -1,4 +1,4 @@
-"""The first stage: hold the run folder, and open its state."""
+"""The first stage: lock the run folder and open its state."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OURS = ("checkpoints", "model", "metrics.jsonl")
 
 
 def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
-    """Lock the folder until ``held`` closes, read or begin its state, and write the resolved recipe.
+    """Lock the folder until ``held`` closes, read or create its state, and write the resolved recipe.
 
     Raises:
-        UserError: another process uses the folder, or it holds another recipe's run or something else.
+        UserError: another process uses the folder, or the folder holds another recipe's run or files of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder, held)
@@ -57,7 +57,7 @@ def _hold(folder: Path, held: ExitStack) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    # A run writes its state first. Without one, these files are not an earlier run's.
+    # A run writes its state first. Without a state, these files do not belong to a run.
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign:
         raise UserError(

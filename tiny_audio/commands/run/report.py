@@ -34,7 +34,10 @@ _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "numpy
 
 
 class ReportStage:
-    """Its identity is the scores it shows, the generation settings, and the prices of an hour and of energy."""
+    """Writes the report.
+
+    The stage's identity is the scores, the generation settings, the price per hour and the grid's carbon intensity.
+    """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -46,18 +49,18 @@ class ReportStage:
         self._clips: dict[str, dict[str, AudioAddress | None]] = {}
 
     def identity(self) -> str:
-        """Of the scores that the state holds now."""
+        """Hash of the current scores' identities and of the settings that the report shows."""
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 
     def is_done(self) -> bool:
-        """Whether all files are there, under this identity."""
+        """Whether all files exist and were written under this identity."""
         return self._run.state.report == self.identity() and all(path.exists() for path in self._paths.values())
 
     def run(self) -> None:
-        """Write the three files."""
+        """Write the JSON report, the HTML report and the model card."""
         run, report = self._run, self._report()
         metrics = read_metrics(run.folder / "metrics.jsonl")
         page = render_report(report, metrics, self._hypotheses(), audio_reader([], self._locate))
@@ -94,7 +97,7 @@ class ReportStage:
         }
 
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
-        """The clip of a row whose ``audio_filepath`` is no address: older versions wrote what the source calls it."""
+        """The clip of a row whose ``audio_filepath`` is not an address. Older versions wrote the source's own name."""
         name = row["id"].split("/")[0]
         try:
             if name not in self._clips:

@@ -19,7 +19,7 @@ FILE_NAME = "state.json"
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Hashes and commits of everything that training starts from; None where there is no such thing."""
+    """Hashes and commits of everything that training starts from. None means that the recipe has no such input."""
 
     data: str
     augmentation: str | None = None
@@ -30,7 +30,7 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class LearnedVocabulary:
-    """What the transcripts decided, and which clips they belong to."""
+    """The vocabulary learned from the transcripts, and the fingerprint of their clips."""
 
     data: str
     tokenizer: str | None
@@ -38,17 +38,17 @@ class LearnedVocabulary:
 
     @property
     def vocabulary(self) -> TranscriptVocabulary:
-        """Without the clips."""
+        """The vocabulary without the fingerprint."""
         return TranscriptVocabulary(self.tokenizer, self.characters)
 
 
 @dataclass
 class TrainingState:
-    """Training, as far as it got."""
+    """The progress of training."""
 
     inputs: TrainingInputs
     work: Work | None = None
-    """FLOPs of a clip; None where the model cannot run on the meta device."""
+    """FLOPs of a clip; None if the model cannot run on the meta device."""
     spelling: LearnedVocabulary | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class ExportState:
-    """The export that ``model/`` holds."""
+    """The export in ``model/``."""
 
     generation: dict[str, Any]
-    """Its identity: the generation settings that it carries."""
+    """Identity of the export: its generation settings."""
     took: dict[str, Any] | None = None
     """Resources that the stage used; absent in runs of older versions."""
 
@@ -79,13 +79,13 @@ class EvaluationState:
 
 @dataclass
 class RunState:
-    """Everything that a run remembers between two starts."""
+    """Everything that a run saves for the next start."""
 
     recipe: dict[str, Any]
     """The identity of the training."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
-    """Repository -> commit, so that a data set that moves on does not change a run."""
+    """Repository -> commit. New commits of a data set do not change a run."""
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class RunState:
 
     @classmethod
     def read(cls, folder: Path) -> RunState | None:
-        """The state of a run folder; None where there is none."""
+        """The state of a run folder; None if it has no ``state.json``."""
         path = folder / FILE_NAME
         if not path.exists():
             return None
@@ -102,7 +102,7 @@ class RunState:
         return state
 
     def write(self, folder: Path) -> None:
-        """Replace ``state.json``, unless it holds this state already."""
+        """Replace ``state.json`` unless it already holds this state."""
         content = {key: value for key, value in asdict(self).items() if value is not None}
         write_if_changed(folder / FILE_NAME, json.dumps(content, indent=1))
 
@@ -111,7 +111,7 @@ _ADAPTER = TypeAdapter(RunState)
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Like :func:`write_atomically`, but leave a file alone that holds this text already."""
+    """Like :func:`write_atomically`, but do not touch a file that already holds this text."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
 

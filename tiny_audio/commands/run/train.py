@@ -41,15 +41,17 @@ _INPUT_NAMES = {
 class TrainStage:
     """Trains in all processes; the first one also records and exports.
 
-    Its identity is the recipe's training identity, which the folder must share (see
-    :mod:`tiny_audio.commands.run.prepare`), together with :class:`TrainingInputs`.
+    The stage's identity is the recipe's training identity and :class:`TrainingInputs`. The training identity must match
+    that of the folder (see :mod:`tiny_audio.commands.run.prepare`).
     """
 
     def __init__(self, run: RunContext, stop: StopSignal, world: World) -> None:
         self._run, self._stop, self._world = run, stop, world
 
     def is_done(self) -> bool:
-        """Whether training is over. Without the export, it continues from its last checkpoint, which is its end."""
+        """Whether training is finished and exported. If only the export is missing, :meth:`run` makes it from the last
+        checkpoint.
+        """
         training = self._run.state.training
         return training is not None and training.finished and self._run.model_folder.is_dir()
 
@@ -57,7 +59,7 @@ class TrainStage:
         """Train to the end.
 
         Raises:
-            UserError: the data is not usable, or is not what the run started with.
+            UserError: the data cannot be used, or differs from the data that the run started with.
             Stopped: a signal arrived; the last step is saved.
             RunFailed: training diverged.
         """
@@ -105,7 +107,7 @@ class TrainStage:
         return model
 
     def _record(self, recipe: Recipe, inputs: TrainingInputs) -> tuple[TrainingInputs, Work | None]:
-        """Record what is trained on, or check that it is what the run started with; and the FLOPs of a clip."""
+        """Record the inputs, or check them against the recorded ones. Also record the FLOPs of a clip."""
         run = self._run
         recorded = run.state.training
         if recorded is None:
@@ -119,7 +121,7 @@ class TrainStage:
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
                 )
-        if recorded.work is None:  # also where an older version started the run
+        if recorded.work is None:  # also if an older version started the run
             recorded.work = self._work(recipe)
         run.save()
         return inputs, recorded.work
@@ -129,13 +131,13 @@ class TrainStage:
         on_gpu = device_of(recipe.execution.device).type == "cuda"
         try:
             return work_of(recipe, "cuda" if on_gpu else "cpu")
-        except (UserError, RuntimeError) as error:  # a part that trains need not run on the meta device
+        except (UserError, RuntimeError) as error:  # a trainable part may not run on the meta device
             reason = str(error).splitlines()[0]
             self._run.callback.note(f"the dry run of the model failed, so its FLOPs are not counted: {reason}")
             return None
 
     def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """What the transcripts decide. There may be millions of them, so they are read once in a run."""
+        """The vocabulary learned from the transcripts. There may be millions of them, so a run reads them once."""
         training = self._run.state.training
         assert training is not None
         if training.spelling is None or training.spelling.data != clips.fingerprint:
@@ -145,7 +147,7 @@ class TrainStage:
         return training.spelling.vocabulary
 
     def _monitor(self, tokenizer: Any) -> Callable[[TinyAudioModel], dict[str, Any]] | None:
-        """A function that scores the model on a part of one set while it trains."""
+        """A function that scores the model on part of one set during training."""
         execution = self._run.recipe.execution
         if execution.evaluate_set is None:
             return None
@@ -172,10 +174,10 @@ def _inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> Trai
 
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
-    """Reject processes that would train on different things.
+    """Check that this process has the same inputs as the first one.
 
     Raises:
-        UserError: names the first difference.
+        UserError: an input differs; the message names the first such input.
     """
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
@@ -187,7 +189,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
 
 
 def _pinned(recipe: Recipe, inputs: TrainingInputs) -> Recipe:
-    """The recipe with checkpoints of the hub at the commits in ``inputs``."""
+    """The recipe with its hub checkpoints pinned to the commits in ``inputs``."""
     parts: Mapping[str, Any] = {
         kind: part.model_copy(update={"revision": commit})
         for kind, part, commit in (

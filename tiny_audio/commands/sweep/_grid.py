@@ -42,7 +42,8 @@ class Combination:
 def split_values(text: str) -> list[str]:
     """``a,b`` -> ``a``, ``b``; a comma inside brackets or quotes is part of a value.
 
-    As in YAML, they have this meaning only at the start of a value, and are plain text elsewhere: ``don't``.
+    As in YAML, brackets and quotes are special only at the start of a value. Elsewhere they are plain text, as in
+    ``don't``.
 
     Raises:
         UserError: a bracket or quote is not closed, or one of several values is empty.
@@ -115,10 +116,10 @@ def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]
 
 
 def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
-    """All runs of a sweep, the last key varying fastest; seeds after all others.
+    """All runs of a sweep. Later keys vary faster than earlier ones, and seeds vary fastest.
 
     Raises:
-        UserError: names every combination that is not valid, with its errors, and runs that cannot be compared.
+        UserError: the grid is too large, combinations are not valid or not distinct, or the runs cannot be compared.
     """
     _, grid = parse_grid(overrides)
     given = {key: text for key, _, text in (override.partition("=") for override in overrides)}
@@ -141,7 +142,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
         values = dict(zip(keys, chosen, strict=True))
         words = {key: f"{short[key]}={value}" for key, value in values.items()}
         name = ", ".join(words.values())
-        # In the order in which they were given, since `projector=conv` replaces what came before it.
+        # Keep the given order, since `projector=conv` replaces a section that earlier overrides changed.
         changes = {key: parsed[key][values.get(key, text)] for key, text in given.items()}
         try:
             recipe = load_recipe(path, changes=changes)
@@ -158,7 +159,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
 
 
 def _invalid_combinations(invalid: dict[str, list[str]], size: int) -> Iterator[str]:
-    """One entry for each message, since most errors are the same under every seed."""
+    """One entry per distinct message, since most errors are the same for every seed."""
     count = sum(map(len, invalid.values()))
     yield f"{count} of {size} combinations {'is' if count == 1 else 'are'} not valid; nothing was started:"
     for message, names in invalid.items():
@@ -189,7 +190,7 @@ def _check_comparable(found: Sequence[Combination]) -> None:
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """``training.seed`` is ``seed``, where no other key ends so."""
+    """Shorten each key to its shortest unambiguous ending: ``training.seed`` becomes ``seed``."""
     paths = {key: key.split(".") for key in keys}
 
     def tail(key: str) -> str:
@@ -197,12 +198,12 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         tails = (paths[key][-length:] for length in lengths)
         return next(".".join(end) for end in tails if sum(path[-len(end) :] == end for path in paths.values()) == 1)
 
-    # `encoder.name=whisper` says more as it is than as `name=whisper`.
+    # `name=whisper` would be unclear, so `encoder.name=whisper` is not shortened.
     return {key: key if key.endswith(".name") else tail(key) for key in keys}
 
 
 def _folder(values: dict[str, str], short: dict[str, str], recipe: Recipe) -> str:
-    """Of values that no folder can be called by, or that change no weights, a hash keeps folders apart."""
+    """Name of a run folder. If a value had to be changed for it, a hash of all values keeps names distinct."""
     words, exact = [], True
     for key, value in values.items():
         slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.")[:_MAX_VALUE]
