@@ -87,9 +87,10 @@ def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32],
 
 
 def _line(job: Job, rng: random.Random) -> str:
-    # A tenth of the lines are held out, so this many draws without one mean that there is none.
+    make_line = grammar.GRAMMARS[rng.choice(job.grammars)]
+    # Several percent of a grammar's lines are held out, so this many draws without one mean that there is none.
     for _ in range(10_000):
-        line = grammar.GRAMMARS[rng.choice(job.grammars)](rng)
+        line = make_line(rng)
         if grammar.is_held_out(grammar.written(line)) == job.sentences_held_out:
             return line
     raise AssertionError(f"no sentence of {job.grammars} is on the asked side of the split")
