@@ -70,12 +70,12 @@ def spoken(line: str) -> str:
 def is_held_out(text: str) -> bool:
     """Whether a label is on the held-out side of the split, which training never contains.
 
-    The split is by combination. About a tenth of all sentences are held out, chosen by a hash. A sentence that its
-    grammar produces often stays in training, and so does one with a word, or a pair of neighboring words, that the
-    training side of its grammar rarely contains. So every word and every short phrase of a held-out sentence occurs in
-    training, about as often as on the held-out side, and only the whole sentence is new.
+    The split is by combination: a hash holds out half of the sentences. Three kinds stay in training: single words,
+    sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is rare in the
+    training half. So every word and every short phrase of a held-out sentence also occurs in training. Only the whole
+    sentence is new. Half, and not a tenth, keeps any one held-out sentence from being drawn many times.
     """
-    if not _is_in_half(text):
+    if " " not in text or not _is_in_half(text):
         return False
     makers = [lines for lines in map(_sample, GRAMMARS) if _phrases(text) <= lines.phrases]
     return bool(makers) and not any(text in _sample(name).frequent for name in GRAMMARS)
@@ -93,7 +93,7 @@ class _Sample:
     frequent: frozenset[str]
     """Sentences above ``_MAX_SENTENCE_SHARE`` of all lines."""
     phrases: frozenset[str]
-    """Words and pairs of words above ``_MIN_PHRASE_SHARE`` of the lines outside the hashed tenth."""
+    """Words and pairs of words above ``_MIN_PHRASE_SHARE`` of the lines outside the hashed half."""
 
 
 @cache
