@@ -71,8 +71,8 @@ def is_held_out(text: str) -> bool:
     """Whether a label is on the held-out side of the split, which training never contains.
 
     The split is by combination: a hash holds out half of the sentences. Three kinds stay in training: single words,
-    sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is rare in the
-    training half. So every word and every short phrase of a held-out sentence also occurs in training. Only the whole
+    sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is rare in
+    the training half. So every word and every short phrase of a held-out sentence occurs in training. Only the whole
     sentence is new. Half, and not a tenth, keeps any one held-out sentence from being drawn many times.
     """
     if " " not in text or not _is_in_half(text):
