@@ -212,22 +212,22 @@ def build(recipe: Any, device: str) -> Any:
     import torch
 
     from tiny_audio.ctc import CtcVocabulary
-    from tiny_audio.decoders import DECODERS, DecoderContext
-    from tiny_audio.encoders import ENCODERS, EncoderContext
     from tiny_audio.model.config import TinyAudioConfig
     from tiny_audio.model.model import TinyAudioModel
+    from tiny_audio.model.parts import build_parts
     from tiny_audio.pretrained.published import architecture
-    from tiny_audio.projectors import PROJECTORS, ProjectorContext
 
     trained = recipe.decoder.tokenizer
     known = architecture(recipe.decoder) or {"vocab_size": trained and trained.vocab_size}
     tokenizer = StandInTokenizer(known["vocab_size"], 2.0 if trained else 4.5)
     characters = [chr(97 + number) for number in range(28)]
     with torch.device(device):
-        encoder = ENCODERS.build(recipe.encoder, EncoderContext(architecture(recipe.encoder)))
-        decoder = DECODERS.build(recipe.decoder, DecoderContext(tokenizer, architecture(recipe.decoder)))
-        context = ProjectorContext(encoder.dim, decoder.dim, encoder.frame_rate, 1.0)
-        projector = PROJECTORS.build(recipe.projector, context)
+        parts = build_parts(
+            *(recipe.encoder, recipe.projector, recipe.decoder, tokenizer),
+            encoder_architecture=architecture(recipe.encoder),
+            decoder_architecture=architecture(recipe.decoder),
+            embedding_rms=1.0,
+        )
         config = TinyAudioConfig(
             encoder={"name": recipe.encoder.name},
             projector={"name": recipe.projector.name},
@@ -235,7 +235,7 @@ def build(recipe: Any, device: str) -> Any:
             ctc_characters=characters if recipe.ctc else None,
             prompt_prefix_ids=[1] * (3 if trained else 30),
         )
-        model = TinyAudioModel(config, (encoder, projector, decoder))
+        model = TinyAudioModel(config, parts)
     return model, tokenizer, CtcVocabulary(tuple(characters)) if recipe.ctc else None
 
 

@@ -31,7 +31,7 @@ def test_a_broken_one_is_found(site: Path, tmp_path: Path) -> None:
     wrong = broken(site, tmp_path, "program.py", "done.stdout.strip()", 'done.stdout + " "')
     done = contract(wrong, "test_program.py")
     assert done.returncode == 1
-    assert "AssertionError: program: there are blanks around the text" in done.stdout
+    assert "AssertionError: program: there is whitespace around " in done.stdout
 
 
 def test_commands_that_look(site: Path) -> None:

@@ -64,15 +64,14 @@ class CountsOnTheDevice(Wrapped):
         (
             CoarseInHalf,
             "autocast",
-            r"embeddings of frames in torch\.float32 under bf16 autocast are \d+\.\d% of their RMS away from those in "
-            r"fp32, and 5% is allowed; norms and sums belong in the precision of the weights",
+            r"embeddings of frames in torch\.float32 under bf16 autocast .*\d+\.\d% of their RMS, and 5% is allowed",
         ),
         (
             OverflowsInHalf,
             "autocast",
             r"embeddings of frames in torch\.float32 under bf16 autocast: \d+ values are not ",
         ),
-        (HasItsOwnDevice, "meta_device", r"built on the meta device, window lies on cpu"),
+        (HasItsOwnDevice, "meta_device", r"built on the meta device, window is on cpu"),
         (
             CountsOnTheDevice,
             "meta_device",
