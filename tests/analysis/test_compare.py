@@ -81,13 +81,13 @@ def test_a_run_against_itself_is_not_called_different(made: Path) -> None:
     assert "Nowhere." in Page(render_comparison(comparison, no_audio)).words
 
 
-def test_a_crippled_run_is_called_worse_and_a_mended_one_better(variant: MakeVariant) -> None:
-    good, crippled = variant("good"), variant("crippled", wrong(every=2))
-    (difference,) = only(compare_folders([good, crippled]))["differences"]
+def test_a_degraded_run_is_called_worse_and_a_mended_one_better(variant: MakeVariant) -> None:
+    good, degraded = variant("good"), variant("degraded", wrong(every=2))
+    (difference,) = only(compare_folders([good, degraded]))["differences"]
     assert difference["verdict"] == "worse"
     assert 0 < difference["interval"][0] < difference["difference"] < difference["interval"][1]
     assert difference["difference"] == pytest.approx((COUNT // 2) / 72)
-    (difference,) = only(compare_folders([crippled, good]))["differences"]
+    (difference,) = only(compare_folders([degraded, good]))["differences"]
     assert difference["verdict"] == "better"
     assert difference["difference"] == pytest.approx(-(COUNT // 2) / 72)
 

@@ -172,7 +172,7 @@ def test_the_command_prints_json(
 
 
 @pytest.mark.slow
-def test_a_crippled_projector_is_called_worse_and_the_same_one_is_not(home: Path, tmp_path: Path) -> None:
+def test_a_degraded_projector_is_called_worse_and_the_same_one_is_not(home: Path, tmp_path: Path) -> None:
     """With an encoder that has learned to tell the clips apart."""
     encoder = tmp_path / "run"
     command = ["run", str(home / "encoder.yaml"), "training.steps=150", "--output-dir", str(encoder)]

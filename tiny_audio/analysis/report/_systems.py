@@ -131,7 +131,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
         before = part.column
     head = ["Slice", "", "Utterances", "Words", *(map(label, names) if several else ["WER", "95 % interval"])]
     note = (
-        "* the 95 % interval of the difference from the baseline in this slice alone leaves out zero. This is a hint, "
+        "* the 95 % interval of the difference from the baseline in this slice alone excludes zero. This is a hint, "
         "not a test: by chance it happens in one slice of twenty."
     )
     return [table(head, rows, numbers=range(2, len(head))), *([tag("p", note, class_="muted")] if several else [])]
