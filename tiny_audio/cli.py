@@ -8,27 +8,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from tiny_audio import __version__
-from tiny_audio.commands.arguments import (
-    NORMALIZERS,
-    AsJson,
-    GroupBy,
-    GroupByOfHypotheses,
-    HtmlPage,
-    Model,
-    Overrides,
-    PartKind,
-    RecipePath,
-)
+from tiny_audio.commands import arguments as arg
 from tiny_audio.commands.bench.cli import bench_app
-from tiny_audio.config import RegistryError, RunFailed, Stopped, TinyAudioError, UserError
-
-DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 3
+from tiny_audio.commands.exit_codes import exit_code_of
+from tiny_audio.config import UserError
 
 app = typer.Typer(
     name="tiny-audio",
@@ -57,13 +46,7 @@ def _options(
 
 
 @app.command()
-def run(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    output_dir: Annotated[
-        Path | None, Option(help="The run's folder. Default: runs/<recipe>-<run id>.", file_okay=False)
-    ] = None,
-) -> None:
+def run(recipe: arg.RecipePath, overrides: arg.Overrides = None, output_dir: arg.RunFolder = None) -> None:
     """Train, export, evaluate and report. The same command continues an interrupted run.
 
     Example: tiny-audio run recipes/quickstart.yaml training.seed=1 --output-dir runs/seed1
@@ -75,18 +58,9 @@ def run(
 
 @app.command()
 def sweep(
-    recipe: RecipePath,
-    overrides: Annotated[
-        list[str],
-        Argument(
-            metavar="KEY=VALUE,VALUE",
-            help="Every combination becomes a run: projector=swiglu,conv training.seed=0,1. A key with one value "
-            "applies to all runs. Commas in brackets or quotes belong to the value.",
-        ),
-    ],
-    output_dir: Annotated[
-        Path | None, Option(help="The sweep's folder. Default: sweeps/<recipe>-<content hash>.", file_okay=False)
-    ] = None,
+    recipe: arg.RecipePath,
+    overrides: arg.Grid,
+    output_dir: arg.SweepFolder = None,
     dry_run: Annotated[bool, Option("--dry-run", help="List the runs, and start none.")] = False,
 ) -> None:
     """Run a grid of overrides, then compare. The same command continues an interrupted sweep.
@@ -104,13 +78,13 @@ def sweep(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The first is the baseline.")],
+    runs: arg.Runs,
     set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all that the runs share.")] = None,
     common: Annotated[bool, Option("--common", help="If the sets differ, use the clips that all runs have.")] = False,
-    normalizer: Annotated[str | None, Option(help=f"Default: the runs' own. Or {NORMALIZERS}")] = None,
-    group_by: GroupBy = None,
-    html: HtmlPage = None,
-    as_json: AsJson = False,
+    normalizer: Annotated[str | None, Option(help=f"Default: the runs' own. Or {arg.NORMALIZERS}.")] = None,
+    group_by: arg.GroupBy = None,
+    html: arg.HtmlPage = None,
+    as_json: arg.AsJson = False,
 ) -> None:
     """Compare runs on the same clips. Prints paired differences of WER with confidence intervals.
 
@@ -125,7 +99,7 @@ app.add_typer(bench_app, name="bench")
 
 
 @app.command()
-def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+def validate(recipe: arg.RecipePath, overrides: arg.Overrides = None) -> None:
     """Check a recipe. Needs no network, data or GPU, and reports all errors with their fields and allowed values."""
     from tiny_audio.commands.validate import validate
 
@@ -133,10 +107,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def doctor(
-    recipe: Annotated[Path | None, Argument(metavar="RECIPE", help="Also check what this recipe needs.")] = None,
-    overrides: Overrides = None,
-) -> None:
+def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -> None:
     """Check this machine. With a recipe, also check its real checkpoints and data."""
     from tiny_audio.commands.doctor import doctor
 
@@ -144,7 +115,7 @@ def doctor(
 
 
 @app.command()
-def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
     """Print a resolved recipe and its parts. Lists class, parameters, trainable parameters, width and frame rate."""
     from tiny_audio.commands.show import show
 
@@ -153,13 +124,13 @@ def show(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
 
 @app.command()
 def plan(
-    recipe: RecipePath,
-    overrides: Overrides = None,
+    recipe: arg.RecipePath,
+    overrides: arg.Overrides = None,
     gpu: Annotated[str | None, Option(help="a40, h100, ..., or cpu for this one. Default: all GPUs.")] = None,
     price_per_hour: Annotated[float | None, Option(help="US dollars. Default: a list price.")] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
     mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum.")] = None,
-    as_json: AsJson = False,
+    as_json: arg.AsJson = False,
 ) -> None:
     """Estimate memory, time and money for a run. Needs no weights and no GPU.
 
@@ -172,14 +143,14 @@ def plan(
 
 @app.command()
 def probe(
-    recipe: RecipePath,
-    overrides: Overrides = None,
+    recipe: arg.RecipePath,
+    overrides: arg.Overrides = None,
     memory_gb: Annotated[float | None, Option(help="Memory limit in GiB. Default: the GPU's memory.")] = None,
     margin: Annotated[float, Option(help="Share of the memory to leave free.")] = 0.1,
     durations: Annotated[str | None, Option(help="Clip durations in seconds, such as 5,10,20.")] = None,
     random_weights: Annotated[bool, Option("--random-weights", help="Load no checkpoints.")] = False,
     num_processes: Annotated[int, Option(help="Training processes, usually one per GPU.")] = 1,
-    as_json: AsJson = False,
+    as_json: arg.AsJson = False,
 ) -> None:
     """Find the largest batches that fit into memory. Trains on synthetic ones and prints the lines for the recipe.
 
@@ -193,7 +164,7 @@ def probe(
 
 
 @app.command("list")
-def list_parts(kind: PartKind = None, as_json: AsJson = False) -> None:
+def list_parts(kind: arg.PartKind = None, as_json: arg.AsJson = False) -> None:
     """List the registered parts. Includes those of installed plugins."""
     from tiny_audio.commands.show import list_parts
 
@@ -202,10 +173,7 @@ def list_parts(kind: PartKind = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def reference(
-    kind: Annotated[
-        str | None,
-        Argument(metavar="KIND", help="encoders, projectors, decoders, sources, providers or commands. Default: all."),
-    ] = None,
+    kind: arg.PageKind = None,
     output_dir: Annotated[Path | None, Option(help="Write <kind>.md files there.", file_okay=False)] = None,
 ) -> None:
     """Print the reference pages as Markdown. Every field of every part, and every option of every command."""
@@ -224,18 +192,7 @@ def schema() -> None:
 
 @app.command()
 def export(
-    model: Model,
-    folder: Annotated[Path, Argument(metavar="DIR", help="Where to write. An earlier export there is replaced.")],
-    merge_lora: Annotated[
-        bool, Option("--merge-lora", help="Fold LoRA adapters into the weights. Loading then needs no peft.")
-    ] = False,
-    weights: Annotated[
-        str,
-        Option(
-            help="all: the folder needs nothing else. trained: only the trained weights, and references to the base "
-            "models, which are downloaded on loading."
-        ),
-    ] = "all",
+    model: arg.Model, folder: arg.ExportFolder, merge_lora: arg.MergeLora = False, weights: arg.Weights = "all"
 ) -> None:
     """Write a model as a Hugging Face folder. It loads without this package.
 
@@ -248,8 +205,8 @@ def export(
 
 @app.command()
 def push(
-    model: Model,
-    repo: Annotated[str, Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")],
+    model: arg.Model,
+    repo: arg.Repo,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Upload an exported model to the Hugging Face hub. The token comes from HF_TOKEN or `hf auth login`.
@@ -263,24 +220,11 @@ def push(
 
 @app.command()
 def transcribe(
-    model: Model,
-    audio: Annotated[
-        list[Path],
-        Argument(
-            metavar="AUDIO",
-            help="Audio files of any length, folders of them, or - for standard input. Reads wav, flac, ogg, opus and "
-            "mp3. With the FFmpeg program installed, also m4a, mp4 and others.",
-        ),
-    ],
-    output_format: Annotated[
-        str | None, Option("--format", help="text, json, srt, vtt or tsv. Default: text.", show_default=False)
-    ] = None,
-    output_dir: Annotated[
-        Path | None, Option(help="Write one file per recording there. Existing ones are skipped.", file_okay=False)
-    ] = None,
-    words: Annotated[
-        bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
-    ] = False,
+    model: arg.Model,
+    audio: arg.Recordings,
+    output_format: arg.TranscriptFormat = None,
+    output_dir: arg.TranscriptFolder = None,
+    words: arg.Words = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Transcribe again what is in --output-dir.")] = False,
     no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
     as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
@@ -299,28 +243,13 @@ def transcribe(
 
 @app.command()
 def evaluate(
-    targets: Annotated[
-        list[str],
-        Argument(
-            metavar="TARGET",
-            help="A run's folder, a model's, a model on the hub (openai/whisper-small:language=en), or "
-            "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. API keys come from the environment.",
-        ),
-    ],
-    data: Annotated[
-        list[str],
-        Option(
-            help="A manifest of JSON lines, a YAML file with sources, SOURCE:key=value,... such as "
-            "librispeech:split=test.clean, leaderboard, or one of its sets such as leaderboard/ami. Can be repeated."
-        ),
-    ],
+    targets: arg.Targets,
+    data: arg.EvaluationData,
     max_samples: Annotated[int | None, Option(help="Clips per set. Default: all.", min=1)] = None,
-    output_dir: Annotated[
-        Path, Option(help="Folder for hypotheses and scores of each target and set.", file_okay=False)
-    ] = Path("runs/evaluation"),
-    normalizer: Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}")] = "whisper_english",
-    group_by: GroupByOfHypotheses = None,
-    as_json: AsJson = False,
+    output_dir: arg.EvaluationFolder = Path("runs/evaluation"),
+    normalizer: arg.Normalizer = "whisper_english",
+    group_by: arg.GroupByOfHypotheses = None,
+    as_json: arg.AsJson = False,
 ) -> None:
     """Score models and providers on the same clips. The same command continues, and retries only what failed.
 
@@ -333,20 +262,12 @@ def evaluate(
 
 @app.command()
 def rescore(
-    hypotheses: Annotated[
-        list[Path],
-        Argument(
-            metavar="HYPOTHESES",
-            help="Files of JSON lines with audio_filepath, duration, text and pred_text. The first is the baseline.",
-        ),
-    ],
-    normalizer: Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}")] = "whisper_english",
-    cost: Annotated[
-        str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
-    ] = "unit",
-    group_by: GroupByOfHypotheses = None,
-    html: HtmlPage = None,
-    as_json: AsJson = False,
+    hypotheses: arg.Hypotheses,
+    normalizer: arg.Normalizer = "whisper_english",
+    cost: arg.Cost = "unit",
+    group_by: arg.GroupByOfHypotheses = None,
+    html: arg.HtmlPage = None,
+    as_json: arg.AsJson = False,
 ) -> None:
     """Score saved hypotheses of one or more systems. Needs no model.
 
@@ -358,41 +279,13 @@ def rescore(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 our failure, 2 a user error, 3 stopped with state saved."""
+    """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
     # Operations that PyTorch lacks on an Apple GPU then run on the CPU. PyTorch reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if sys.platform == "win32":  # where output to files has an encoding that cannot hold every transcript
         sys.stdout.reconfigure(encoding="utf-8")
         sys.stderr.reconfigure(encoding="utf-8")
-    try:
-        result: Any = app(args=arguments, prog_name="tiny-audio", standalone_mode=False)
-    except UserError as error:
-        return _fail(error, USERS_MISTAKE, "error: ")
-    except (RunFailed, RegistryError) as error:
-        return _fail(error, FAILED, "failed: ")
-    except (Stopped, KeyboardInterrupt) as error:
-        return _fail(error, STOPPED)
-    except OSError as error:  # such as a full disk or a read-only folder
-        if error.filename is None and error.errno is None:
-            raise
-        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USERS_MISTAKE, "error: ")
-    except typer.Abort:
-        return _fail("stopped", STOPPED)
-    except Exception as error:
-        # Click's own errors (an unknown option, a missing argument) carry their message and exit code.
-        show_usage = getattr(error, "show", None)
-        if show_usage is None:
-            raise
-        show_usage()
-        return int(getattr(error, "exit_code", USERS_MISTAKE))
-    return result if isinstance(result, int) else DONE
-
-
-def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:
-    """Print the error, unless another process of this run prints it."""
-    if not (isinstance(error, TinyAudioError) and error.origin):
-        print(f"{prefix}{error}" or "stopped", file=sys.stderr)
-    return code
+    return exit_code_of(lambda: app(args=arguments, prog_name="tiny-audio", standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Arguments and options that several commands share. Imports nothing heavy: ``--help`` reads this file."""
+"""Arguments and options of the commands, in the order of the command line's help. Those that fit into one line and
+belong to one command are declared in ``cli.py``. Imports nothing heavy: ``--help`` reads this file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-NORMALIZERS = "none, lower, basic, whisper_english or open_asr_leaderboard."
+NORMALIZERS = "none, lower, basic, whisper_english or open_asr_leaderboard"
+
+# Of several commands.
 RecipePath = Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, such as recipes/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
@@ -17,10 +21,7 @@ Overrides = Annotated[
     ),
 ]
 Model = Annotated[Path, Argument(metavar="MODEL", help="A run's folder, or an exported model's.")]
-PartKind = Annotated[
-    str | None,
-    Argument(metavar="KIND", help="encoders, projectors, decoders, sources or providers. Default: all."),
-]
+Normalizer = Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}.")]
 GroupBy = Annotated[
     str | None,
     Option(
@@ -37,3 +38,92 @@ GroupByOfHypotheses = Annotated[
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
+
+# run, sweep and compare
+RunFolder = Annotated[Path | None, Option(help="The run's folder. Default: runs/<recipe>-<run id>.", file_okay=False)]
+Grid = Annotated[
+    list[str],
+    Argument(
+        metavar="KEY=VALUE,VALUE",
+        help="Every combination becomes a run: projector=swiglu,conv training.seed=0,1. A key with one value applies "
+        "to all runs. Commas in brackets or quotes belong to the value.",
+    ),
+]
+SweepFolder = Annotated[
+    Path | None, Option(help="The sweep's folder. Default: sweeps/<recipe>-<content hash>.", file_okay=False)
+]
+Runs = Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The first is the baseline.")]
+
+# doctor, list and reference
+OptionalRecipe = Annotated[Path | None, Argument(metavar="RECIPE", help="Also check what this recipe needs.")]
+PartKind = Annotated[
+    str | None,
+    Argument(metavar="KIND", help="encoders, projectors, decoders, sources or providers. Default: all."),
+]
+PageKind = Annotated[
+    str | None,
+    Argument(metavar="KIND", help="encoders, projectors, decoders, sources, providers or commands. Default: all."),
+]
+
+# export and push
+ExportFolder = Annotated[Path, Argument(metavar="DIR", help="Where to write. An earlier export there is replaced.")]
+MergeLora = Annotated[
+    bool, Option("--merge-lora", help="Fold LoRA adapters into the weights. Loading then needs no peft.")
+]
+Weights = Annotated[
+    str,
+    Option(
+        help="all: the folder needs nothing else. trained: only the trained weights, and references to the base "
+        "models, which are downloaded on loading."
+    ),
+]
+Repo = Annotated[str, Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")]
+
+# transcribe
+Recordings = Annotated[
+    list[Path],
+    Argument(
+        metavar="AUDIO",
+        help="Audio files of any length, folders of them, or - for standard input. Reads wav, flac, ogg, opus and "
+        "mp3. With the FFmpeg program installed, also m4a, mp4 and others.",
+    ),
+]
+TranscriptFormat = Annotated[
+    str | None, Option("--format", help="text, json, srt, vtt or tsv. Default: text.", show_default=False)
+]
+TranscriptFolder = Annotated[
+    Path | None, Option(help="Write one file per recording there. Existing ones are skipped.", file_okay=False)
+]
+Words = Annotated[
+    bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
+]
+
+# evaluate and rescore
+Targets = Annotated[
+    list[str],
+    Argument(
+        metavar="TARGET",
+        help="A run's folder, a model's, a model on the hub (openai/whisper-small:language=en), or "
+        "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. API keys come from the environment.",
+    ),
+]
+EvaluationData = Annotated[
+    list[str],
+    Option(
+        help="A manifest of JSON lines, a YAML file with sources, SOURCE:key=value,... such as "
+        "librispeech:split=test.clean, leaderboard, or one of its sets such as leaderboard/ami. Can be repeated."
+    ),
+]
+EvaluationFolder = Annotated[
+    Path, Option(help="Folder for hypotheses and scores of each target and set.", file_okay=False)
+]
+Hypotheses = Annotated[
+    list[Path],
+    Argument(
+        metavar="HYPOTHESES",
+        help="Files of JSON lines with audio_filepath, duration, text and pred_text. The first is the baseline.",
+    ),
+]
+Cost = Annotated[
+    str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
+]

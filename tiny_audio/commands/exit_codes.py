@@ -1,0 +1,45 @@
+"""Errors -> messages and exit codes: 0 done, 1 our failure, 2 a user error, 3 stopped with state saved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from tiny_audio.config import RegistryError, RunFailed, Stopped, TinyAudioError, UserError
+
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run a command, print the error that stops it, and return the exit code."""
+    try:
+        result = command()
+    except UserError as error:
+        return _fail(error, USER_ERROR, "error: ")
+    except (RunFailed, RegistryError) as error:
+        return _fail(error, FAILED, "failed: ")
+    except (Stopped, KeyboardInterrupt) as error:
+        return _fail(error, STOPPED)
+    except OSError as error:  # such as a full disk or a read-only folder
+        if error.filename is None and error.errno is None:
+            raise
+        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
+    except typer.Abort:
+        return _fail("stopped", STOPPED)
+    except Exception as error:
+        # Click's own errors (an unknown option, a missing argument) carry their message and exit code.
+        show_usage = getattr(error, "show", None)
+        if show_usage is None:
+            raise
+        show_usage()
+        return int(getattr(error, "exit_code", USER_ERROR))
+    return result if isinstance(result, int) else DONE
+
+
+def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:
+    """Print the error, unless another process of this run prints it."""
+    if not (isinstance(error, TinyAudioError) and error.origin):
+        print(f"{prefix}{error}" or "stopped", file=sys.stderr)
+    return code
