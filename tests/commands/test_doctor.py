@@ -28,6 +28,7 @@ def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:
     assert code == 0
     assert "✓ encoder: whisper " in out
     assert "✓ data.train.clips: 8 clips, 0.00 h\n" in out
+    assert "! data.evaluation.held_out: 8 of 8 clips are also training clips (clips), such as held_out/clip000" in out
     assert "✓ clips/clip000.wav: 1.10 s, 55 frames: 'yes'\n" in out
 
 

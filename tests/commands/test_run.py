@@ -25,6 +25,8 @@ from tests.conftest import (
 from tiny_audio.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+_KINDS = ("wav", "flac", "flac")
+"""Formats of the first clips."""
 
 
 def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) -> None:
@@ -35,8 +37,15 @@ def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) ->
     assert lines[0].startswith("run ")
     assert lines[1].startswith("reading the evaluation data; ")
     assert lines[2:4] == ["reading the training data", "8 training clips, 0.00 hours"]
-    assert lines[4].startswith("step 3/3: loss ")
+    assert lines[4].startswith("warning: data.evaluation.held_out: 8 of 8 clips are also training clips (clips), ")
+    assert lines[5].startswith("step 3/3: loss ")
     assert [line for line in lines if line.startswith("held_out")]
+    shared = {"by": "clip", "num_shared": 8, "num_clips": 8, "training_sets": ["clips"]}
+    assert "\nwarning: held_out: 8 of 8 clips are also training clips (clips)" in out
+    (overlap,) = json.loads((folder / "report.json").read_text())["evaluation"]["held_out"]["shared_with_training"]
+    assert overlap == shared | {"examples": [f"held_out/clip00{index}.{kind}" for index, kind in enumerate(_KINDS)]}
+    for page in ("report.html", "model/README.md"):
+        assert "8 of 8 clips are also training clips" in (folder / page).read_text(), page
     assert lines[-2:] == [f"report: {folder / 'report.html'}", f"model:  {folder / 'model'}"]
     for name in ("recipe.yaml", "metrics.jsonl", "report.json", "report.html", "evaluation/held_out.jsonl"):
         assert (folder / name).is_file(), name

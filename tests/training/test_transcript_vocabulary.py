@@ -89,7 +89,7 @@ def test_a_table_is_read_by_its_column_alone(mixed: ClipSet, monkeypatch: pytest
         raise AssertionError("a row was made into an utterance")
 
     monkeypatch.setattr(TableUtterances, "__getitem__", refuse)
-    monkeypatch.setattr("tiny_audio.sources._index_table._TEXTS", 3)
+    monkeypatch.setattr("tiny_audio.sources._index_table._ROWS_READ", 3)
     found = [list(texts_of(utterances, rows)) for (_, utterances), rows in zip(columns, chosen, strict=True)]
     assert found == expected
     assert list(texts_of(columns[0][1], np.empty(0, np.int64))) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from tiny_audio.analysis.comparison import Difference, SetComparison, Slice, too
 from tiny_audio.analysis.rescore import Rescored
 from tiny_audio.analysis.scoring import Alignment
 from tiny_audio.analysis.scoring.metrics import known_metrics, metric_columns
+from tiny_audio.analysis.warnings import warnings_of
 from tiny_audio.runtime.columns import in_columns
 
 _NUM_CHANGED = 3
@@ -17,6 +19,7 @@ _NUM_WORST = 5
 _NUM_WORST_OF_SEVERAL = 2
 _MAX_WORDS = 60
 _MAX_WIDTH = 60
+_MAX_LINE = 80
 _LEGEND = "[-reference-] and {+hypothesis+}"
 
 
@@ -53,6 +56,16 @@ def scores_table(
         if found:
             lines.append(f"{' '.join(cells).strip()}: {', '.join(found)}")
     return "\n".join([table, *lines])
+
+
+def warning_lines(rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> Iterator[str]:
+    """The warnings about the scores of each row, wrapped to a terminal; rows as in :func:`scores_table`."""
+    for cells, scores in rows:
+        for text in warnings_of(scores):
+            warning = f"warning: {' '.join(cells).strip()}: {text}"
+            yield from textwrap.wrap(
+                warning, _MAX_LINE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
 
 
 def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tiny_audio.analysis.ledger import ledger_rows
-from tiny_audio.analysis.tables import scores_table
+from tiny_audio.analysis.tables import scores_table, warning_lines
 from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.columns import in_columns
 
@@ -108,7 +108,9 @@ def sets_table(sets: dict[str, dict[str, Any]]) -> str:
         others = (("  as written", "unnormalized"), ("  CTC head", "ctc"))
         rows += [((label,), scores[key] | {"num_utterances": None}) for label, key in others if key in scores]
     normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
-    return f"{scores_table([''], rows, after={'num_utterances': 'clips'})}\nnormalizer: {normalizers}"
+    table = scores_table([""], rows, after={"num_utterances": "clips"})
+    warnings = warning_lines([((name,), scores) for name, scores in sets.items()])
+    return "\n".join([table, *warnings, f"normalizer: {normalizers}"])
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from tiny_audio.audio.load import AudioError, FileError
+from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import Clip, ClipSet
@@ -48,9 +49,10 @@ class Finding:
     what: str
     detail: str
     is_problem: bool = False
+    is_warning: bool = False
 
     def __str__(self) -> str:
-        return f"{'✗' if self.is_problem else '✓'} {self.what}: {self.detail}"
+        return f"{'✗' if self.is_problem else '!' if self.is_warning else '✓'} {self.what}: {self.detail}"
 
 
 def doctor(path: Path | None, overrides: Sequence[str]) -> None:
@@ -95,6 +97,7 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
         yield from _source(recipe, f"data.train.{name}", source, bounds, recipe.data.target_text, vocabulary)
     for name, source in recipe.data.evaluation.items():
         yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, longest_duration_s(recipe.encoder)))
+    yield from _overlaps(recipe)
 
 
 def _machine() -> Iterator[Finding]:
@@ -180,6 +183,16 @@ def _source(
         yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
     for clip in gathered.clips[:_SAMPLES]:
         yield _clip(recipe, clip, target(clip.utterance.text), bounds_s[1])
+
+
+def _overlaps(recipe: Recipe) -> Iterator[Finding]:
+    """What evaluation sets share with the training data."""
+    try:
+        overlaps = RunClips(recipe, {}).overlaps
+    except UserError:  # a source cannot be read, which was said
+        return
+    for name, found in overlaps.items():
+        yield from (Finding(f"data.evaluation.{name}", str(overlap), is_warning=True) for overlap in found)
 
 
 def _targets(

@@ -18,7 +18,7 @@ from typing import Any
 from tiny_audio.analysis import rescore
 from tiny_audio.analysis.comparison import SetComparison, compare_sets
 from tiny_audio.analysis.scoring import Normalizer, score_set
-from tiny_audio.analysis.tables import scores_table, verdicts
+from tiny_audio.analysis.tables import scores_table, verdicts, warning_lines
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
@@ -297,7 +297,8 @@ def evaluation_table(evaluated: Evaluated) -> str:
     entries = [scores[name] for name in sets for scores in results.values() if name in scores]
     rows = [((entry["set"], entry["target"]), entry) for entry in entries]
     table = scores_table(["set", "target"], rows, after={"num_utterances": "clips", "num_failed": "not transcribed"})
-    lines = [table, f"normalizer: {entries[0]['normalizer']}", *verdicts(evaluated.baseline, evaluated.comparisons)]
+    lines = [table, *warning_lines(rows), f"normalizer: {entries[0]['normalizer']}"]
+    lines += verdicts(evaluated.baseline, evaluated.comparisons)
     for entry in entries:
         shown = entry["failures"][:_SHOWN_FAILURES]
         lines += [f"not transcribed by {entry['target']}: {one['id']}: {one['error']}" for one in shown]

@@ -9,6 +9,7 @@ from typing import Any
 from tiny_audio import __version__
 from tiny_audio.analysis.ledger import ledger_rows
 from tiny_audio.analysis.scoring.metrics import metric_columns
+from tiny_audio.analysis.warnings import warnings_of
 from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
 
 _USE = """\
@@ -146,6 +147,9 @@ def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     named = (f"{column.head}: {column.label}" for column in columns if column.head != "95 % interval")
     yield f"{'; '.join(map(_text, named))}."
+    for name, scores in evaluation.items():
+        for warning in warnings_of(scores):
+            yield from ("", f"**Warning:** {_text(name)}: {_text(warning)}.")
 
 
 def _interval(ends: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,11 +22,13 @@ __all__ = [
     "HubFile",
     "Index",
     "NotCachedError",
+    "Origin",
     "ParquetCell",
     "Source",
     "SourceConfig",
     "SourceContext",
     "Utterance",
+    "origins_of",
     "runs",
     "texts_of",
 ]
@@ -51,12 +54,23 @@ class Utterance:
         return self.audio.file
 
 
+class Origin(NamedTuple):
+    """Where a clip comes from; fields as in :class:`Utterance`."""
+
+    audio: AudioAddress | None
+    metadata: Mapping[str, str]
+
+
 class ColumnarUtterances(Sequence[Utterance]):
-    """Utterances stored as columns, so that transcripts can be read without the rest."""
+    """Utterances stored as columns, so that some columns can be read without the rest."""
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:
         """Transcripts of the rows ``[m]``, in that order."""
+
+    @abstractmethod
+    def origins(self, rows: np.ndarray) -> Iterator[Origin]:
+        """Addresses and metadata of the rows ``[m]``, in that order."""
 
 
 def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
@@ -64,6 +78,13 @@ def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]
     if isinstance(utterances, ColumnarUtterances):
         return utterances.texts(rows)
     return (utterances[row].text for row in rows.tolist())
+
+
+def origins_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[Origin]:
+    """Addresses and metadata of the rows ``[m]``, in that order, read in the fastest way available."""
+    if isinstance(utterances, ColumnarUtterances):
+        return utterances.origins(rows)
+    return (Origin(utterance.audio, utterance.metadata) for utterance in (utterances[row] for row in rows.tolist()))
 
 
 def runs(members: np.ndarray) -> Iterator[slice]:

@@ -30,6 +30,7 @@ from tiny_audio.sources import (
     Dropped,
     HubFile,
     Index,
+    Origin,
     ParquetCell,
     Utterance,
     runs,
@@ -45,8 +46,8 @@ _LOG = logging.getLogger(__name__)
 VERSION = 1
 """Of the table's layout; part of the names of index folders."""
 
-_TEXTS = 1 << 16
-"""Texts that are converted to strings at a time."""
+_ROWS_READ = 1 << 16
+"""Rows that are converted to Python values at a time."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
 _ASIDE, _PARTS = ".tmp", ".shards"
 _PARTS_KEPT_S = 7 * 86_400
@@ -215,26 +216,40 @@ class TableUtterances(ColumnarUtterances):
         if isinstance(index, slice):
             return tuple(self[position] for position in range(len(self))[index])
         row = _mapped(self.path).slice(int(self.rows[index]), 1).to_pylist()[0]
+        return Utterance(row["id"], row["duration_s"], row["text"], *self._origin(row))
+
+    def texts(self, rows: np.ndarray) -> Iterator[str]:
+        """See :meth:`ColumnarUtterances.texts`."""
+        for batch in self._read(rows, ["text"]):
+            yield from batch.column("text").to_pylist()
+
+    def origins(self, rows: np.ndarray) -> Iterator[Origin]:
+        """See :meth:`ColumnarUtterances.origins`."""
+        names = _mapped(self.path).column_names
+        columns = ["shard", "row_group", "row", *(name for name in names if name.startswith(METADATA))]
+        for batch in self._read(rows, columns):
+            yield from map(self._origin, batch.to_pylist())
+
+    def _origin(self, row: Mapping[str, Any]) -> Origin:
         metadata = {
             key.removeprefix(METADATA): value
             for key, value in row.items()
             if key.startswith(METADATA) and value is not None
         }
-        address = self.addresses(self.shards[row["shard"]], row)
-        return Utterance(row["id"], row["duration_s"], row["text"], address, metadata)
+        return Origin(self.addresses(self.shards[row["shard"]], row), metadata)
 
-    def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """See :meth:`ColumnarUtterances.texts`. Read by record batch: one Arrow array cannot hold a large corpus."""
+    def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of the rows ``[m]``, in that order. In parts: one Arrow array cannot hold a large corpus."""
         import numpy as np
 
-        chunks, wanted = _mapped(self.path).column("text").chunks, self.rows[rows]
-        ends = np.cumsum([len(chunk) for chunk in chunks])
+        batches, wanted = _mapped(self.path).select(columns).to_batches(), self.rows[rows]
+        ends = np.cumsum([len(batch) for batch in batches])
         members = np.searchsorted(ends, wanted, side="right")
         for run in runs(members):
-            chunk = chunks[members[run.start]]
-            own = wanted[run] - (ends[members[run.start]] - len(chunk))
-            for start in range(0, len(own), _TEXTS):
-                yield from chunk.take(own[start : start + _TEXTS]).to_pylist()
+            batch = batches[members[run.start]]
+            own = wanted[run] - (ends[members[run.start]] - len(batch))
+            for start in range(0, len(own), _ROWS_READ):
+                yield batch.take(own[start : start + _ROWS_READ])
 
 
 def _table(path: Path) -> pa.Table:

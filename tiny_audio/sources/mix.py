@@ -18,10 +18,12 @@ from tiny_audio.sources import (
     ColumnarUtterances,
     Dropped,
     Index,
+    Origin,
     Source,
     SourceConfig,
     SourceContext,
     Utterance,
+    origins_of,
     runs,
     texts_of,
 )
@@ -203,12 +205,23 @@ class _Utterances(ColumnarUtterances):
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:
         """See :meth:`ColumnarUtterances.texts`."""
+        for part, own in self._by_part(rows):
+            yield from texts_of(part.utterances, own)
+
+    def origins(self, rows: np.ndarray) -> Iterator[Origin]:
+        """See :meth:`ColumnarUtterances.origins`."""
+        for part, own in self._by_part(rows):
+            for audio, metadata in origins_of(part.utterances, own):
+                yield Origin(audio, {"source": part.name, **metadata})
+
+    def _by_part(self, rows: np.ndarray) -> Iterator[tuple[_Part, np.ndarray]]:
+        """The part of each run of rows, and its own rows."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             index = int(members[run.start])
             part = self._parts[index]
             first = int(self._ends[index]) - len(part.rows)
-            yield from texts_of(part.utterances, part.rows[rows[run] - first])
+            yield part, part.rows[rows[run] - first]
 
 
 @SOURCES.register

@@ -99,7 +99,7 @@ class Trainer:
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
             # No buffer changes in training: norms over batches are frozen.
-            self.model = DistributedDataParallel(model, broadcast_buffers=False)
+            self.model = DistributedDataParallel(model, forward_sync_buffers=False)
         if recipe.execution.compile:
             compile_layers(model, self.device)
         fused = recipe.execution.fused_cross_entropy

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from tiny_audio.analysis.warnings import Overlap
 from tiny_audio.commands.run.state import RunState
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.evaluation_clips import check_group_by, unchecked_evaluation_clips
+from tiny_audio.data.overlap import find_overlaps
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
@@ -72,12 +74,25 @@ class RunClips:
     def __init__(self, recipe: Recipe, commits: dict[str, str]) -> None:
         self._recipe = recipe
         self._context = SourceContext(cache_dir(), commits)
+        self._training: ClipSet | None = None
         self._evaluation: dict[str, ClipSet] = {}
 
     def training(self) -> ClipSet:
         """The training clips within the recipe's bounds."""
-        data = self._recipe.data
-        return ClipSet.gather(self._build(data.train), data.min_duration_s, data.max_duration_s, data.target_text)
+        if self._training is None:
+            data, sources = self._recipe.data, self._build(self._recipe.data.train)
+            self._training = ClipSet.gather(sources, data.min_duration_s, data.max_duration_s, data.target_text)
+        return self._training
+
+    @cached_property
+    def overlaps(self) -> Mapping[str, list[Overlap]]:
+        """For each evaluation set, what it shares with the training clips.
+
+        Raises:
+            UserError: a source cannot be read.
+        """
+        evaluation = {name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation}
+        return find_overlaps(self.training().clips, evaluation) if evaluation else {}
 
     def evaluation(self, name: str) -> ClipSet:
         """All clips of one evaluation set that the encoder accepts.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from tiny_audio.analysis.warnings import Overlap, state_overlap
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import EvaluationState
 from tiny_audio.config import UserError
@@ -89,10 +90,17 @@ class EvaluateStage:
         (run.folder / "evaluation").mkdir(exist_ok=True)
         write_rows(run.folder / "evaluation" / f"{name}.jsonl", hypotheses)
         scores["dropped"] = len(clips.dropped) + len(dropped)
+        state_overlap(scores, self._overlaps())
         run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()
         low, high = scores["wer_interval"]
         run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+
+    def _overlaps(self) -> list[Overlap] | None:
+        try:
+            return self._run.clips.overlaps[self._name]
+        except UserError:  # the training data is gone
+            return None
 
 
 def score(

@@ -76,6 +76,7 @@ class TrainStage:
         recipe = _pinned(recipe, inputs)
         world.collective(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
         run.callback.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
+        world.broadcast_from_main(self._note_overlaps)
         vocabulary = world.broadcast_from_main(lambda: self._vocabulary(recipe, clips, start))
         model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, vocabulary))
         scores = world.is_main or recipe.execution.parallel == "fsdp"
@@ -135,6 +136,11 @@ class TrainStage:
             reason = str(error).splitlines()[0]
             self._run.callback.note(f"the dry run of the model failed, so its FLOPs are not counted: {reason}")
             return None
+
+    def _note_overlaps(self) -> None:
+        for name, overlaps in self._run.clips.overlaps.items():
+            for overlap in overlaps:
+                self._run.callback.note(f"warning: data.evaluation.{name}: {overlap}")
 
     def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
         """The vocabulary learned from the transcripts. There may be millions of them, so a run reads them once."""

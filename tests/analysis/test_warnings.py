@@ -1,0 +1,45 @@
+"""Warnings about scores, wherever scores are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tiny_audio.analysis.tables import warning_lines
+from tiny_audio.analysis.warnings import Overlap, state_overlap, warnings_of
+
+OVERLAP = Overlap("speaker", 5, 9, ("a", "b"), ("anna", "ben"))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({}, []),
+        ({"truncated_hypotheses": 0, "num_utterances": 4, "shared_with_training": []}, []),
+        ({"truncated_hypotheses": 3, "num_utterances": None}, []),
+        ({"truncated_hypotheses": 3, "num_utterances": 1_200}, ["3 of 1,200 hypotheses (0.2%)"]),
+        ({"shared_with_training": None}, []),
+    ],
+)
+def test_warnings(scores: dict[str, Any], expected: list[str]) -> None:
+    found = list(warnings_of(scores))
+    assert len(found) == len(expected)
+    assert all(map(str.startswith, found, expected))
+
+
+def test_an_overlap_is_stated_in_the_scores() -> None:
+    scores: dict[str, Any] = {}
+    state_overlap(scores, [OVERLAP])
+    (text,) = warnings_of(scores)
+    assert text == str(OVERLAP)
+    assert all(part in text for part in ("5 of 9 clips", "(a, b)", "anna, ben"))
+    state_overlap(scores, None)
+    assert list(warnings_of(scores)) == []
+
+
+def test_warnings_fit_a_terminal() -> None:
+    rows = [(("dev", "mine"), {"truncated_hypotheses": 3, "num_utterances": 8})]
+    lines = list(warning_lines(rows))
+    assert lines[0].startswith("warning: dev mine: 3 of 8 hypotheses")
+    assert max(map(len, lines)) <= 80

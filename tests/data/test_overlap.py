@@ -1,0 +1,76 @@
+"""What evaluation sets share with training data: clips, recordings and speakers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_clips
+from tiny_audio.analysis.warnings import Overlap
+from tiny_audio.data.clips import Clips, ClipSet
+from tiny_audio.data.overlap import find_overlaps
+from tiny_audio.sources import SOURCES, SourceContext
+
+
+def rows_of(manifest: Path, **metadata: Any) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "speaker"} | metadata for row in rows]
+
+
+def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> Clips:
+    """The clips of a manifest, or of a mix of it."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source: dict[str, Any] = {"name": "manifest", "path": str(path)}
+    if mixed:
+        source = {"name": "mix", "sources": {"inner": {"source": source, **mixed}}}
+    built = SOURCES.build(SOURCES.parse(source), SourceContext(folder / "cache"))
+    return ClipSet.gather({name: built}, 0.0, 60.0).clips
+
+
+def test_the_same_files_are_found_by_any_path(tmp_path: Path) -> None:
+    rows = rows_of(write_clips(tmp_path / "audio", 6))
+    training = clips(tmp_path / "audio", rows, "train", weight=2.0)
+    (tmp_path / "link").symlink_to(tmp_path / "audio")
+    linked = [row | {"audio_filepath": str(tmp_path / "link" / row["audio_filepath"])} for row in rows[:2]]
+    shutil.copytree(tmp_path / "audio", tmp_path / "other")
+    up = [row | {"audio_filepath": f"link/../audio/{row['audio_filepath']}"} for row in rows]
+    sets = {
+        "linked": clips(tmp_path, linked, "linked"),
+        "up": clips(tmp_path, up, "up"),
+        "other": clips(tmp_path / "other", rows, "other"),
+    }
+    found = find_overlaps(training, sets)
+    first = tuple(clip.id for clip in sets["linked"])
+    assert found["linked"] == [Overlap("clip", 2, 2, ("train",), first)]
+    assert [(one.by, one.num_shared, len(one.examples)) for one in found["up"]] == [("clip", 6, 3)]
+    assert found["other"] == []
+
+
+@pytest.mark.parametrize(
+    ("by", "training", "evaluation"),
+    [
+        ("speaker", {"speaker": "anna"}, {"client_id": "anna"}),
+        ("recording", {"audio_id": "POD7", "speaker": "x"}, {"recording_id": "POD7", "speaker": "y"}),
+        ("recording", {"session": "s1", "speaker": "x"}, {"session": "s1", "speaker": "x"}),
+    ],
+)
+def test_columns_are_compared(tmp_path: Path, by: str, training: dict[str, str], evaluation: dict[str, str]) -> None:
+    known = rows_of(write_clips(tmp_path / "a", 3), **training)
+    rows = rows_of(write_clips(tmp_path / "b", 4), **evaluation)
+    rows[0] |= dict.fromkeys(evaluation, "new")
+    found = find_overlaps(clips(tmp_path / "a", known, "train"), {"test": clips(tmp_path / "b", rows, "test")})
+    (overlap,) = found["test"]
+    assert (overlap.by, overlap.num_shared, overlap.num_clips) == (by, 3, 4)
+    assert overlap.examples == (next(iter(evaluation.values())),)
+    assert overlap.training_sets == ("train",)
+
+
+def test_a_clip_counts_once(tmp_path: Path) -> None:
+    rows = rows_of(write_clips(tmp_path, 4), speaker="anna")
+    found = find_overlaps(clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")})
+    assert [(one.by, one.num_shared) for one in found["test"]] == [("clip", 2), ("speaker", 2)]
