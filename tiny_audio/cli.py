@@ -100,7 +100,7 @@ app.add_typer(bench_app, name="bench")
 
 @app.command()
 def validate(recipe: arg.RecipePath, overrides: arg.Overrides = None) -> None:
-    """Check a recipe. Needs no network, data or GPU, and reports all errors with their fields and allowed values."""
+    """Check a recipe and report all errors with their fields and allowed values. Needs no network, data or GPU."""
     from tiny_audio.commands.validate import validate
 
     validate(recipe, overrides or [])
@@ -152,7 +152,7 @@ def probe(
     num_processes: Annotated[int, Option(help="Training processes, usually one per GPU.")] = 1,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Find the largest batches that fit into memory. Trains on synthetic ones and prints the lines for the recipe.
+    """Find the largest batches that fit into memory. Trains on synthetic batches and prints the lines for the recipe.
 
     By default it tries data.max_duration_s and three halvings of it. On a CPU, --memory-gb is required.
 
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
     # Operations that PyTorch lacks on an Apple GPU then run on the CPU. PyTorch reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    if sys.platform == "win32":  # where output to files has an encoding that cannot hold every transcript
+    if sys.platform == "win32":  # its default encoding of files cannot represent every transcript
         sys.stdout.reconfigure(encoding="utf-8")
         sys.stderr.reconfigure(encoding="utf-8")
     return exit_code_of(lambda: app(args=arguments, prog_name="tiny-audio", standalone_mode=False))

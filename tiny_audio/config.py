@@ -1,4 +1,4 @@
-"""The strict pydantic base of all configs, the fields that identify a result, and the package's errors."""
+"""The strict pydantic base class of all configs, the fields that identify a result, and the package's errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TinyAudioError(Exception):
     """An error that a command shows as a message, without a traceback."""
 
     origin: str | None = None
-    """The process that raised the error first, and prints it. None if it is this process."""
+    """The process that raised the error first and prints it. None if it is this process."""
 
 
 class UserError(TinyAudioError, ValueError):
@@ -93,7 +93,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception, origin: str) -> Failure:
-        """Describe ``error``. The operating system's become a :class:`UserError`, others a :class:`RunFailed`."""
+        """Describe ``error``. An ``OSError`` becomes a :class:`UserError`, any other error a :class:`RunFailed`."""
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
         # As in the command line; without either, it was raised by a library.
         is_of_system = isinstance(error, OSError) and (error.filename, error.errno) != (None, None)

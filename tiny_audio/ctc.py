@@ -59,7 +59,7 @@ class CtcVocabulary:
 
 
 def min_frames(labels: Sequence[int]) -> int:
-    """The fewest frames of an alignment with ``labels``: one for each, and a blank between two equal ones."""
+    """The smallest number of frames that fits ``labels``: one per label, and a blank between two equal labels."""
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 

@@ -36,7 +36,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# The step in pydantic's error locations for a value without a known name; in brackets like pydantic's own "[key]".
+# Marks a value without a known name in pydantic's error locations. It has brackets like pydantic's own "[key]".
 _BY_NAME = "[name]"
 
 
@@ -161,7 +161,7 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(fields.get("name")).config.model_validate(fields, strict=False)
 
     def discover(self) -> None:
-        """Import the package's modules, then the installed plugins. Later calls do nothing.
+        """Import the package's modules, then the installed plugins. Only the first call has an effect.
 
         Raises:
             RegistryError: a plugin cannot be imported. The message names its distribution and module.
@@ -233,8 +233,8 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # A value without a known name is a choice of its own. A validator in front of the union would pass Python
-        # objects on to it, and strict validation of Python objects rejects lists for tuples.
+        # A value without a known name is an extra member of the union. A validator in front of the union would pass
+        # Python objects on to it, and strict validation of Python objects rejects lists for tuples.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 

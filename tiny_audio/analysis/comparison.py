@@ -2,18 +2,20 @@
 
 1. **Pairing.** All systems are scored on the same utterances, against the same references, under one normalizer. The
    first system is the baseline. The others are compared with it, not with each other.
-2. **Difference.** The pooled WER of the other minus that of the baseline; below 0, the other is better. With several
-   training seeds, each WER is the mean over seeds.
+2. **Difference.** The pooled WER of the other system minus that of the baseline. If it is below 0, the other system is
+   better. With several training seeds, each WER is the mean over seeds.
 3. **Units.** :func:`units_column` decides what is resampled: whole groups, such as speakers, or utterances. Several
    seeds add the variation that Welch's t test estimates.
-4. **Interval.** 95 %, paired bootstrap over the units. It belongs to this one comparison and is not corrected.
+4. **Interval.** A 95 % interval from the paired bootstrap over the units. It belongs to this one comparison and is not
+   corrected.
 5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
-6. **Correction.** Holm's, over all comparisons that one command makes: systems × sets. It gives ``p_adjusted``.
-7. **Verdict.** "better" or "worse", by the sign of the difference, where ``p_adjusted`` is below 0.05. Otherwise "no
-   difference shown", which does not mean that there is none.
+6. **Correction.** Holm's correction over all comparisons of one command (systems × sets) gives ``p_adjusted``.
+7. **Verdict.** "better" or "worse", by the sign of the difference, if ``p_adjusted`` is below 0.05. Otherwise "no
+   difference shown". That does not mean that there is none.
 
 MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported for systems with one seed. It does not affect the
-verdict: it assumes many independent segments, and ignores speakers and seeds. Slices have intervals and no verdict.
+verdict, because it assumes many independent segments and ignores speakers and seeds. Slices have intervals but no
+verdict.
 
 ``docs/comparing.md`` explains the rule to users.
 """
@@ -48,7 +50,7 @@ from tiny_audio.analysis.slices import slices
 from tiny_audio.config import UserError
 
 SIGNIFICANCE = 0.05
-"""Adjusted p-values below it count as a difference."""
+"""Adjusted p-values below this count as a difference."""
 TIE: Final = "no difference shown"
 Verdict = Literal["better", "worse", "no difference shown"]
 Row = Mapping[str, Any]
@@ -58,7 +60,7 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Twice what Holm's correction needs to detect the clearest of this many differences."""
+"""Draws per comparison: twice the number that Holm's correction needs to detect the clearest difference."""
 _MIN_SLICE_UNITS = 5
 """Slices with fewer units get no interval."""
 SPEAKER = "speaker"
@@ -94,9 +96,9 @@ class AlignedSet:
     """Systems on the same utterances in one order, the baseline first. At least one reference has a word.
 
     Args:
-        systems: with one utterance for each row.
+        systems: the baseline first. Each has one utterance per row.
         rows: ``duration`` and ``metadata`` of each utterance.
-        column: of the metadata, whose groups are the units; None makes each utterance a unit.
+        column: the metadata column whose groups are the units. None makes each utterance a unit.
     """
 
     systems: Sequence[System]
@@ -115,7 +117,7 @@ class AlignedSet:
 
     @property
     def num_groups(self) -> int | None:
-        """Number of groups; None if utterances are resampled."""
+        """Number of groups. None if utterances are resampled."""
         return num_groups(self.groups)
 
 
@@ -129,12 +131,12 @@ class Rates:
     num_reference_words: int
     by_seed: tuple[float, ...]
     metrics: Sequence[Mapping[str, Any]]
-    """By key, for each seed."""
+    """Metrics by key, for each seed."""
     ctc_wer: float | None
     ctc_interval: Interval | None
 
     def row(self) -> dict[str, Any]:
-        """Row of a table: all metrics by key, averaged over seeds."""
+        """All metrics by key, averaged over seeds, for a row of a table."""
         means = mean_over_seeds(self.metrics)
         return {**means, "wer": self.wer, "wer_interval": list(self.interval), "ctc_wer": self.ctc_wer}
 
@@ -150,11 +152,11 @@ class Difference:
     p_adjusted: float
     verdict: Verdict
     probability_better: float | None = None
-    """Share of the resamples in which it has the lower rate, ties counted half."""
+    """Share of the resamples in which this system has the lower rate. Ties count half."""
     mapsswe: MatchedPairs | None = None
     """None if a system has several seeds."""
     ctc_difference: float | None = None
-    """Difference of the CTC heads, if both have one. It has an interval, but no verdict."""
+    """Difference of the CTC heads, if both have one. It has an interval but no verdict."""
     ctc_interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -215,10 +217,10 @@ class SetComparison:
 
 
 def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[str | None] = ()) -> str | None:
-    """Choose the metadata column whose groups are resampled whole; None resamples utterances.
+    """Choose the metadata column whose groups are resampled as a whole. None resamples utterances.
 
-    The first that applies: the column that the user named, ``evaluation.group_by`` of the recipes, ``speaker`` if every
-    utterance has one and there are several, None.
+    The first rule that applies decides: the column that the user named; ``evaluation.group_by`` of the recipes;
+    ``speaker``, if every utterance has one and there are several; None.
 
     Args:
         rows: the compared utterances, with ``metadata``.
@@ -233,8 +235,8 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
     columns = sorted({column for column in of_recipes if column})
     if len(columns) > 1:
         raise UserError(
-            f"the runs were scored with evaluation.group_by {' and '.join(columns)}; choose the column whose groups "
-            f"are resampled whole, such as --group-by {columns[0]}"
+            f"the runs were scored with evaluation.group_by {' and '.join(columns)}; choose one column, such as "
+            f"--group-by {columns[0]}"
         )
     if columns:
         return columns[0]
@@ -246,8 +248,8 @@ def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS)
     """Compare every system with the first one of its set. All comparisons form one family.
 
     Args:
-        sets: by name.
-        num_draws: resamples for each interval.
+        sets: the sets by name.
+        num_draws: number of resamples for each interval.
     """
     family = sum(len(aligned.systems) - 1 for aligned in sets.values())
     tosses = num_tosses(family)
@@ -272,7 +274,7 @@ def num_tosses(num_comparisons: int) -> int:
 
 
 def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
-    """A warning for each set with too few units for any verdict but a tie."""
+    """Yield a warning for each set that has too few units to show any difference."""
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)

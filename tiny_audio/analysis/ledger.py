@@ -20,7 +20,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
 
     Args:
         totals: :meth:`tiny_audio.training.ledger.Ledger.totals`.
-        price_per_hour: US dollars for all devices of the run; None takes the estimate in ``totals``.
+        price_per_hour: US dollars for all devices of the run. None uses the estimate in ``totals``.
         grid_gco2_per_kwh: CO2 per kWh of electricity, in grams.
     """
     occupied_h = (totals["wall_s"] + totals["beside_s"]) / 3600
@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # An average: the peak is measured at each start, and a run may move to another machine.
+        # An average, because the peak is measured at each start and a run may move to another machine.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,

@@ -30,7 +30,7 @@ def scores_table(
     grouped_by: str | None = None,
     after: Mapping[str, str] | None = None,
 ) -> str:
-    """Table with every known metric of each row. Failures, such as empty hypotheses, are listed below it.
+    """Format a table with every known metric of each row. Failures, such as empty hypotheses, are listed below it.
 
     Args:
         head: heads of the columns before the metrics.
@@ -39,7 +39,7 @@ def scores_table(
         after: column heads of further counts, by key.
     """
     entries = [scores for _, scores in rows]
-    shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, with_rare=False)
+    shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, with_failures=False)
     columns = [[column.head, *column.cells] for column in shown]
     columns += [
         [title, *("" if entry.get(key) is None else f"{entry[key]:,}" for entry in entries)]
@@ -49,7 +49,7 @@ def scores_table(
     table = in_columns(
         [[*cells, *(column[index] for column in columns)] for index, cells in enumerate(texts)], num_texts=len(head)
     )
-    failures = [metric for metric in known_metrics(entries) if metric.rare]
+    failures = [metric for metric in known_metrics(entries) if metric.is_failure]
     lines = []
     for cells, entry in rows:
         found = [f"{metric.label} {metric.text(entry[metric.key])}" for metric in failures if entry.get(metric.key)]
@@ -69,7 +69,7 @@ def warning_lines(rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> It
 
 
 def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:
-    """Table of verdicts, one comparison per row. Holm's correction treats all rows as one family.
+    """Format a table of verdicts, one comparison per row. Holm's correction treats all rows as one family.
 
     Args:
         baseline: the system that the others are compared with.
@@ -100,8 +100,8 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     kept = [[cell for index, cell in enumerate(row) if index not in empty] for row in rows]
     return (
         f"{in_columns(kept, num_texts=2 if 1 in empty else 3)}\n"
-        f"difference of WER in percentage points, below 0 is better; intervals and p resample {units}; adjusted: p "
-        f"after Holm's correction for {size} comparison{'s' if size > 1 else ''}, below 0.05 for a verdict"
+        f"Differences of WER are in percentage points; below 0 is better. Intervals and p resample {units}. Adjusted: "
+        f"p after Holm's correction for {size} comparison{'s' if size > 1 else ''}; a verdict needs a value below 0.05."
     )
 
 
@@ -127,7 +127,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
         rates = (f"{part.wer[name]:.2%}{'*' if part.stands_out(name) else ' '}" for name in names)
         rows.append([part.column, part.value, f"{part.num_utterances:,}", *rates])
     text = in_columns(rows, num_texts=2)
-    note = "\n*: the 95 % interval of this difference excludes zero; a hint, not a test"
+    note = "\n* The 95 % interval of this difference excludes zero. This is a hint, not a test."
     return text + note if "*" in text else text
 
 
@@ -141,12 +141,12 @@ def _comparison_blocks(comparison: Comparison) -> Iterator[str]:
         compared, paired = entry.comparison, entry.paired
         facts = [f"{len(paired.aligned.rows):,} utterances", f"{int(paired.aligned.words.sum()):,} words"]
         if paired.aligned.column is not None:
-            facts.append(f"{paired.aligned.num_groups} groups by {paired.aligned.column}, resampled whole")
+            facts.append(f"{paired.aligned.num_groups} groups by {paired.aligned.column} are resampled")
         if paired.left_out:
-            facts.append(f"{paired.left_out:,} utterances that are not in all runs left out")
+            facts.append(f"{paired.left_out:,} utterances left out because they are not in all runs")
         rates = [((with_seeds(rate.name, len(rate.by_seed)),), rate.row()) for rate in compared.rates]
         lines = [f"{name}: {', '.join(facts)}; normalizer {paired.rule.name}"]
-        yield "\n".join([*lines, *(f"  warning: {doubt}" for doubt in paired.doubts), scores_table([""], rates)])
+        yield "\n".join([*lines, *(f"  warning: {text}" for text in paired.warnings), scores_table([""], rates)])
     yield from verdicts(comparison.baseline, {name: entry.comparison for name, entry in comparison.sets.items()})
     for name, entry in comparison.sets.items():
         if entry.comparison.slices:
@@ -168,14 +168,14 @@ _SAME_RECIPES = "The recipes are the same."
 
 
 def with_seeds(name: str, num_seeds: int) -> str:
-    """The name of a system, followed by the number of seeds that its rates are averaged over."""
+    """The name of a system, followed by its number of seeds if there are several."""
     return name if num_seeds == 1 else f"{name} ({num_seeds} seeds)"
 
 
 def _changed(set_name: str, changed: Changed, baseline: str) -> str:
     lines = [
-        f"{set_name}, {changed.name} against {baseline}: sentences better: {changed.num_improved}, worse: "
-        f"{changed.num_worsened}, with as many errors: {changed.num_other}"
+        f"{set_name}, {changed.name} compared with {baseline}: {changed.num_improved} sentences with fewer errors, "
+        f"{changed.num_worsened} with more errors, {changed.num_other} with the same number of errors"
     ]
     for title, sentences in (("improved", changed.improved), ("worsened", changed.worsened)):
         for sentence in sentences[:_NUM_CHANGED]:
@@ -190,7 +190,7 @@ def _changed(set_name: str, changed: Changed, baseline: str) -> str:
 
 
 def rescore_table(rescored: Rescored) -> str:
-    """Scores of hypotheses, and verdicts if there are several systems. The HTML page shows more."""
+    """Format scores of hypotheses, and verdicts if there are several systems. The HTML page shows more."""
     names = [target.name for target in rescored.targets]
     blocks = [_about(rescored), _rescored_scores(rescored), *verdicts(names[0], {"": rescored.comparison})]
     if rescored.comparison.slices:
@@ -209,14 +209,14 @@ def _about(rescored: Rescored) -> str:
     aligned, first = rescored.comparison.aligned, rescored.transcripts[0]
     facts = [f"{len(aligned.rows):,} utterances", f"{int(aligned.words.sum()):,} words"]
     if rescored.left_out:
-        facts.append(f"{rescored.left_out:,} clips left out, for which not every target has a hypothesis")
+        facts.append(f"{rescored.left_out:,} clips left out because a target has no hypothesis for them")
     facts.append(f"normalizer {first.normalizer.name} ({first.normalizer.version})")
     facts.append(f"cost {first.cost} ({' '.join(first.scorer)})")
     text = "; ".join(facts)
     if rescored.glued_references:
         text += (
-            f"\nwarning: this normalizer joins the numbers of {rescored.glued_references:,} references into one word "
-            "(one two -> 12), so that one wrong digit makes the whole number wrong; --normalizer lower does not"
+            f"\nwarning: in {rescored.glued_references:,} references, this normalizer joins digits into one word (one "
+            "two -> 12). One wrong digit then makes the whole number wrong. --normalizer lower does not join digits."
         )
     return text
 
@@ -225,7 +225,7 @@ def _rescored_scores(rescored: Rescored) -> str:
     rows = [((entry["name"],), entry) for entry in rescored.scores]
     text = scores_table([""], rows, grouped_by=rescored.comparison.aligned.column)
     if any(entry["failures"] for entry in rescored.scores):
-        text += "\nfailed: share of all clips of the target; the other rates are over the clips that did not fail"
+        text += "\nFailed: the share of the target's clips without a hypothesis. All other rates leave these clips out."
     return text
 
 

@@ -1,4 +1,4 @@
-"""Resampling to 16 kHz, of a whole waveform or block by block."""
+"""Resample audio to 16 kHz, as a whole waveform or block by block."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from tiny_audio.frames import SAMPLE_RATE
 
 _FILTER_WIDTH = 8
-"""Reach of the resampling filter to either side, in samples of the lower rate: torchaudio's 6, and a margin."""
+"""Half the width of the resampling filter, in samples of the lower rate: torchaudio uses 6, the rest is a margin."""
 
 
 def _ratio(rate: int) -> Fraction:
-    # The filter has one phase per output sample of a period. The exact ratio of 44,101 Hz would need gigabytes.
+    # The filter has one phase per output sample of a period. An exact ratio for 44,101 Hz would need gigabytes.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 
@@ -30,7 +30,7 @@ def resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
-    """Resample block by block. The result equals :func:`resampled` of all blocks together.
+    """Resample block by block. The joined result equals :func:`resampled` of the joined blocks.
 
     Each block is resampled together with the samples around it that the filter needs.
     """

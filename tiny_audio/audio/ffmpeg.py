@@ -1,4 +1,4 @@
-"""Decoding of formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr), with the FFmpeg program."""
+"""Decode formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr) with the FFmpeg program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.frames import SAMPLE_RATE
 _BLOCK_BYTES = 1 << 22
 """A little more than a minute of float samples at 16 kHz."""
 _MAX_MESSAGE = 300
-"""Characters of FFmpeg's error output that a message contains, from its end."""
+"""Number of characters from the end of FFmpeg's error output that a message quotes."""
 
 HINT = (
     "for m4a, mp4, aac, wma, webm and amr install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget "
@@ -31,9 +31,9 @@ def has_ffmpeg() -> bool:
 
 
 def ffmpeg_blocks(path: Path, name: str) -> Iterator[torch.Tensor]:
-    """Decode the first audio track of a file as mono float32 blocks at 16 kHz, as they are needed.
+    """Decode the first audio track of a file lazily, as mono float32 blocks at 16 kHz.
 
-    The program may open files but no connections, even if the file refers to some.
+    FFmpeg may open files but no network connections, even if the file refers to some.
 
     Raises:
         AudioError: the file cannot be decoded, is too short, or has samples that are not finite.

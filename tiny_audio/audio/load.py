@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import soundfile
 
 MIN_DURATION_S = 0.025
-"""One analysis window of the usual front ends. Shorter clips cannot hold speech."""
+"""The length of one analysis window of the usual front ends. Shorter clips cannot contain speech."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
@@ -34,12 +34,12 @@ SUFFIXES = (
     *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
     *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr"),
 )
-"""Suffixes of audio files. libsndfile cannot read those in the last line; each such file is rejected."""
+"""Suffixes of audio files. libsndfile cannot read those in the last line."""
 
 _BLOCK_SAMPLES = 1 << 20
-"""Samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
+"""Number of samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
 _UNKNOWN_FRAMES = 1 << 60
-"""libsndfile reports at least this number of frames if the header does not contain the length."""
+"""libsndfile reports at least this number of frames if the header does not state the length."""
 _SHORT_DATA_CHUNK = re.compile(r"data : (\d+) \(should be (\d+)\)")
 _MP3_HEAD_BYTES = 65_536
 _MP3_TRAILER_BYTES = 1_024
@@ -105,7 +105,7 @@ def audio_blocks(source: Path | bytes, *, name: str | None = None) -> Iterator[t
     A block lasts between some seconds and a minute. Only a few blocks are held in memory.
 
     Raises:
-        AudioError: the clip cannot be used. Damage is found only when decoding reaches it, after good blocks.
+        AudioError: the clip cannot be used. Good blocks come first; damage is found only when decoding reaches it.
         FileError: the file cannot be read.
     """
     name = _name(source, name)
@@ -176,7 +176,7 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 @contextmanager
 def _opened(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundFile, io.BytesIO | int]]:
-    """Like :func:`_decoder`, but raise disk errors, which libsndfile treats as the end of the file."""
+    """Like :func:`_decoder`, but raise disk errors. libsndfile treats them as the end of the file."""
     try:
         with _decoder(source, name) as opened:
             yield opened
@@ -214,7 +214,7 @@ def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundF
     """Open a file and check its header. Also yield the stream or descriptor that the decoder reads from."""
     import soundfile
 
-    # A descriptor, because libsndfile would treat the path "x.raw" as headerless audio.
+    # Open a descriptor, because libsndfile would treat the path "x.raw" as headerless audio.
     stream = io.BytesIO(source) if isinstance(source, bytes) else _descriptor(source, name)
     if _size(stream) == 0:
         if isinstance(stream, int):
@@ -236,7 +236,7 @@ def _decoder(source: Path | bytes, name: str) -> Iterator[tuple[soundfile.SoundF
         if short and int(short[1]) not in _STREAMED_SIZES:
             raise _truncated(name, int(short[1]), int(short[2]), "bytes of audio")
         if file.frames >= _UNKNOWN_FRAMES:
-            raise AudioError("unknown_length", f"{name}: the header does not contain the length; write the file again")
+            raise AudioError("unknown_length", f"{name}: the header does not state the length; write the file again")
         if file.frames == 0:
             raise AudioError("empty", f"{name}: holds no samples")
         yield file, stream
@@ -325,7 +325,7 @@ def _mean_of_channels(block: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def length_is_guessed(path: Path) -> bool:
-    """Whether a file is an MP3 without a length tag. The decoder guesses the length, and may omit the end."""
+    """Whether a file is an MP3 without a length tag. The decoder then guesses the length and may omit the end."""
     with path.open("rb") as file:
         head = file.read(_MP3_HEAD_BYTES)
     is_mp3 = head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")

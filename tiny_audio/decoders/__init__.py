@@ -18,7 +18,7 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""Called with hidden states ``[K, H]`` and the head's weights ``[V, H]`` instead of computing logits, their product."""
+"""Replaces the logits, which are the product of hidden states ``[K, H]`` and the head's weights ``[V, H]``."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -31,7 +31,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
     the product."""
 
     tokenizer: TrainedTokenizerConfig | None = None
-    """A small tokenizer to train on the transcripts. None uses the tokenizer of ``pretrained``."""
+    """A small tokenizer that is trained on the transcripts. None uses the tokenizer of ``pretrained``."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> DecoderConfig:

@@ -24,8 +24,9 @@ def can_crop(model: Any) -> bool:
 class CausalLMCache(DecoderCache):
     """A transformers cache whose rows are contiguous and right-aligned.
 
-    Rows end at different positions after verification. Masking the rejected positions would be cheaper than moving
-    rows. But layers with sliding windows or linear biases measure distances in the cache, and would count them.
+    After draft tokens are verified, rows end at different positions. Masking the rejected positions would be cheaper
+    than moving rows. But layers with sliding windows or linear biases measure distances in the cache, so the masked
+    positions would count.
 
     Args:
         model: a ``…ForCausalLM``.

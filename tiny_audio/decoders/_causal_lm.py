@@ -1,4 +1,4 @@
-"""The decoder that wraps a transformers causal LM, and how it is built."""
+"""The decoder that wraps a transformers causal LM, and its builder."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def build_causal_lm(
     attention = _attention(model_class, architecture, config)
     model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
     if known is None:
-        # The checkpoint's weights decide. With a wrong value in its config, a rebuilt model would differ.
+        # Follow the checkpoint's weights. If its config disagreed with them, a rebuilt model would differ.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
@@ -122,7 +122,7 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> st
 
 
 def _can_pack(model_class: Any) -> bool:
-    """Whether a model supports packed rows: it accepts position ids, and passes the lengths on to the attention."""
+    """Whether a model supports packed rows. It must accept position ids and pass the lengths on to the attention."""
     takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
     return takes_positions and bool(model_class._supports_attention_backend)
 
@@ -142,9 +142,9 @@ def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
 
 
 def undecodable_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
-    """Ids that the model can put out and the tokenizer has no token for, as ranges ``[start, stop)``.
+    """Ids that the model can generate but the tokenizer does not know, as ranges ``[start, stop)``.
 
-    Vocabularies are padded to round numbers, and the spare rows' logits are whatever the initialization left there.
+    Vocabularies are padded to round sizes. The extra rows are untrained, so their logits mean nothing.
     """
     spare = sorted(set(range(vocab_size)) - set(tokenizer.get_vocab().values()))
     ranges = []
@@ -209,7 +209,7 @@ class CausalLMDecoder(Decoder):
         spare = [index for start, stop in self._undecodable for index in range(start, stop)]
         if spare:
             settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
-        # A process that has all weights and decodes alone must not wait for the others.
+        # A process that has all weights decodes alone. It must not wait for the others.
         settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 

@@ -1,4 +1,4 @@
-"""Checks whether a language model meets the requirements of a decoder, by running it."""
+"""Run a language model to check whether it meets the requirements of a decoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PADDING = 10.0
 def probe(decoder: CausalLMDecoder, name: str) -> None:
     """Reject a model that is not causal, or whose output depends on padding. On the meta device, do nothing.
 
-    Every causal LM of transformers accepts an attention mask. Some use it in a part of their layers only, or let a
+    Every causal LM of transformers accepts an attention mask. But some use it only in part of their layers, or let a
     recurrent state run through the padding. The check takes five passes over two rows of six positions.
 
     Raises:
@@ -47,7 +47,7 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     embeddings = decoder.embed(ids)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, _SHORT:] = False
-    # In half precision, rounding errors of many layers are large. Leaks are larger.
+    # In half precision, the rounding errors of many layers are large, but leaks from padding are larger.
     allowed = 1e-3 if embeddings.dtype == torch.float32 else 0.3
     garbage = _PADDING * embeddings.float().pow(2).mean().sqrt().to(embeddings.dtype)
 
@@ -71,7 +71,7 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     alone = wanted.view(2, _LONG, -1)[1, :_SHORT]
     if differ(logits(padded, mask)[_LONG:], alone):
         return "depends on the padding of a batch"
-    # Rolled, the short row is padded on its left.
+    # Rolling the short row moves its padding to the left.
     rolled, left = padded.clone(), mask.clone()
     rolled[1], left[1] = padded[1].roll(_LONG - _SHORT, 0), mask[1].roll(_LONG - _SHORT)
     settings: dict[str, Any] = {

@@ -26,13 +26,13 @@ class CausalLMConfig(DecoderConfig):
     pretrained: str = ""
     """Hub id or local folder of the checkpoint with its tokenizer. There is no default."""
     model_type: str | None = None
-    """Architecture for ``init: random``, under its name in transformers, such as ``granite``. Checkpoints contain
-    theirs."""
+    """Architecture for ``init: random``, by its name in transformers, such as ``granite``. A checkpoint names its own
+    architecture."""
 
     @model_validator(mode="after")
     def _check_model_type(self) -> CausalLMConfig:
         if not self.pretrained and (self.init == "pretrained" or self.tokenizer is None):
-            raise ValueError("pretrained: is missing, and has no default; give a hub id or the folder of a checkpoint")
+            raise ValueError("pretrained is missing and has no default; give a hub id or the folder of a checkpoint")
         if self.init == "random" and self.model_type is None:
             raise ValueError("model_type: init: random needs an architecture to build, such as model_type: granite")
         if self.init == "pretrained" and self.model_type is not None:

@@ -21,7 +21,7 @@ FeatureTransform = Callable[[Frames], Frames]
 class EncoderConfig(TransformersPartConfig, ABC):
     """Base of every encoder's config.
 
-    It computes frame counts, so a recipe is checked before anything is downloaded.
+    It computes frame counts without a model, so a recipe is checked before anything is downloaded.
     """
 
     ctc_head: ClassVar[str | None] = None

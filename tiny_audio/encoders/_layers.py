@@ -1,4 +1,4 @@
-"""The output layer of an encoder: the last one, one by its number, or a learned sum of all."""
+"""The output layer of an encoder: the last layer, a layer chosen by number, or a learned sum of all layers."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class WeightedLayers(nn.Module):
     def forward(self, layers: nn.ModuleList, run: Callable[[], object]) -> Tensor:
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
-        Hooks work for every architecture, and they stay outside of gradient checkpoints. They add up the sum at once,
-        so the outputs of all layers are never in memory together.
+        Hooks on the layers compute the sum. They work for every architecture and stay outside of gradient checkpoints.
+        Each hook adds its layer at once, so the outputs of all layers are never in memory together.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The common base of HuBERT, wav2vec 2.0 and WavLM, which have the same front end and differ in their attention."""
+"""The common base of HuBERT, wav2vec 2.0 and WavLM. They have the same front end and differ in their attention."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WaveformConfig(EncoderConfig, ABC):
     ctc_head: ClassVar[str | None] = "lm_head"
 
     normalize: bool = True
-    """Scale each clip to mean 0 and variance 1, as the released large checkpoints expect. The base checkpoints have a
+    """Scale each clip to mean 0 and variance 1. The released large checkpoints expect that. The base checkpoints have a
     group norm in their front end, so the setting does not change their output."""
     train_front_end: bool = False
     """Train the convolutions too. If false, no gradient is computed for them."""
@@ -82,8 +82,8 @@ def build_waveform_encoder(
         model_class: the family's bare ``transformers`` model.
         config: the encoder's config.
         context: see :class:`EncoderContext`.
-        not_used: regular expressions of keys, besides the CTC head's, that the family's checkpoints may contain and
-            the encoder does not use.
+        not_used: regular expressions of keys that the family's checkpoints may contain and the encoder does not use.
+            The CTC head's keys are always included.
         attention: transformers' attention implementation; None uses the config's.
 
     Raises:
@@ -107,7 +107,7 @@ def build_waveform_encoder(
     check_no_adapter(architecture, config)
     prefix = rf"({model_class.base_model_prefix}\.)?"
     cut = keep_layers(architecture, config, rf"{prefix}encoder\.layers")
-    # The CTC head, and the learned vector of transformers' own SpecAugment.
+    # Not used: the CTC head, and the learned vector of transformers' own SpecAugment.
     ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
     rebuilt = context.architecture is not None
     model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored, attention=attention)

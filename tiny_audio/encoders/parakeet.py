@@ -127,7 +127,7 @@ class _FixedBatchNorm(nn.BatchNorm1d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> _FixedBatchNorm:
-        """Take over the tensors of ``norm`` with their names."""
+        """A fixed batch norm with the tensors of ``norm``, under the same names."""
         fixed = cls(norm.num_features, norm.eps)
         for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
             setattr(fixed, name, tensor)

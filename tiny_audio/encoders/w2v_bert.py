@@ -25,7 +25,7 @@ STACK = 2
 """Filter-bank frames per frame of the encoder."""
 
 _NOT_USED = (r"lm_head\..*", r"(wav2vec2_bert\.)?masked_spec_embed")
-"""The CTC head, and the learned vector of transformers' own SpecAugment."""
+"""Keys that the encoder does not use: the CTC head, and the learned vector of transformers' own SpecAugment."""
 
 
 class W2vBertConfig(EncoderConfig):

@@ -9,7 +9,7 @@ from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_e
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
 
 _PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
-"""Layers that only the contrastive pre-training uses."""
+"""Keys of layers that only the contrastive pre-training uses."""
 
 
 class Wav2Vec2Config(WaveformConfig):

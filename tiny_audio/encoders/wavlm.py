@@ -44,8 +44,8 @@ def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> tuple[Tensor, None]:
     """Attention of ``hidden [B, T, D]`` with a bool ``mask [B, T]`` and the gated ``bias [B·heads, T, T]``.
 
-    transformers passes the projections' weights to a fused function of torch. That ignores adapters, and it
-    materializes the attention weights of every head.
+    transformers passes the projections' weights to a fused function of torch. That function ignores adapters and
+    stores the attention weights of every head.
     """
     batch, size, dim = hidden.shape
     query, key, value = (

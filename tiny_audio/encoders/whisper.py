@@ -22,7 +22,7 @@ WINDOW = 400
 HOP = 160
 """Samples between mel frames, 10 ms."""
 _LEAST, _LEAST_OF_ANY_LEVEL = -10.0, -16.0
-"""log10 of the lowest power. The second leaves a range of 80 dB below the softest speech."""
+"""log10 of the lowest power. The second value leaves a range of 80 dB below the softest speech."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -78,7 +78,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     )
     cut = keep_layers(architecture, config, r"model\.encoder\.layers")
     rebuilt = context.architecture is not None
-    # WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
+    # WhisperEncoder.from_pretrained would match no key of a complete checkpoint and load nothing.
     complete = not rebuilt and config.init == "pretrained"
     model_class, ignored = WhisperModel if complete else Layers, (r"proj_out\.weight", *cut)
     model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored)
@@ -93,9 +93,9 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
 def _initialize(model: Any) -> None:
     """Scale random weights by their fan-in.
 
-    transformers draws all of them with a standard deviation of 0.02, which suits Whisper's widths. In a narrow encoder
-    the convolutions' output would be much smaller than the sinusoidal positions (0.02 against 0.7), and learning would
-    start hundreds of steps late.
+    transformers draws all of them with a standard deviation of 0.02, which suits Whisper's widths. In a narrow encoder,
+    the convolutions' output would be much smaller than the sinusoidal positions (0.02 compared with 0.7). Learning
+    would start hundreds of steps late.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d):
@@ -128,8 +128,8 @@ class WhisperEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Log-mel ``[B, F, mels]``, clamped to 80 dB below each clip's maximum, as in Whisper's feature extractor.
 
-        With ``level_invariant``, the maximum is also shifted to a fixed level, that of loud speech. The start of a clip
-        is padded by reflection and its end with silence, as in Whisper's 30 s window.
+        With ``level_invariant``, the maximum is also shifted to the level of loud speech. The start of a clip is padded
+        by reflection and its end with silence, as in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
@@ -163,7 +163,7 @@ class WhisperEncoder(Encoder):
                 f"a clip of {int(lengths.max()) / self.frame_rate:.1f} s is longer than this encoder's "
                 f"{self.max_frames / self.frame_rate:.0f} s; split it"
             )
-        # A convolution reads across the end of a clip, where it must find zeros as in a clip alone.
+        # A convolution reads beyond the end of a clip. It must find zeros there, as for a clip alone.
         hidden = features.zeroed().values.to(model.conv1.weight.dtype).transpose(1, 2)
         hidden = F.gelu(model.conv1(hidden)) * features.mask()[:, None]
         # [B, D, F] -> [B, F/2, D]

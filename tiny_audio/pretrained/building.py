@@ -29,7 +29,7 @@ def transformers_config(
         config_class: a ``transformers`` config class.
         part: the part's section of the recipe.
         architecture: :func:`architecture_of` an earlier build; if given, nothing is fetched.
-        section: the field in which a whole model's config holds this part's config, if the checkpoint has one.
+        section: the field of a whole model's config that contains this part's config, if there is such a field.
         settings: fields that the part sets itself, such as dropouts.
 
     Raises:
@@ -38,7 +38,7 @@ def transformers_config(
     if architecture is None and part.init == "random":
         config = _config_with_overrides(config_class, part)
     else:
-        # The raw fields: `from_pretrained` would read another family's fields into this class and relabel them.
+        # Read the raw fields. `from_pretrained` would read another family's fields into this class and relabel them.
         fields = published_architecture(part) if architecture is None else architecture
         assert fields is not None
         fields = fields.get(section, fields) if section else fields
@@ -53,7 +53,7 @@ def transformers_config(
                 f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
                 "choose the part of that family, or another checkpoint"
             )
-        # An earlier build needs no checkpoint: its folder may be on another machine.
+        # Rebuilding needs no checkpoint. The checkpoint's folder may be on another machine.
         if architecture is None:
             config = read_checkpoint(part, config_class.from_dict, fields)
         else:
@@ -80,7 +80,7 @@ def _config_with_overrides(config_class: Any, part: TransformersPartConfig) -> A
 def architecture_of(config: Any) -> dict[str, Any]:
     """The JSON form of a transformers config, from which :func:`transformers_config` rebuilds without a checkpoint."""
     architecture: dict[str, Any] = config.to_diff_dict()
-    # The origin is provenance, and transformers would look for it.
+    # The origin does not shape the model, and transformers would look for it.
     architecture.pop("_name_or_path", None)
     architecture.pop("transformers_version", None)
     # A rebuilt part takes the dtype in which the whole model is loaded.
@@ -132,13 +132,13 @@ def build_or_load(
     ignored: Collection[str] = (),
     attention: str | None = None,
 ) -> Any:
-    """Build a transformers model for weights that follow, or load the weights that the recipe asks for.
+    """Build a transformers model whose weights are loaded later, or load the weights that the recipe asks for.
 
     Args:
         model_class: a ``transformers`` model class.
         config: its config, from :func:`transformers_config`; its attention implementation is set here.
         part: the part's section of the recipe.
-        rebuilt: an earlier build is repeated, whose weights the caller loads.
+        rebuilt: whether an earlier build is repeated. The caller then loads its weights.
         ignored: see :func:`load_pretrained`.
         attention: an implementation by its name in transformers; None takes the part's own.
 
@@ -158,7 +158,7 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
         model_class: a ``transformers`` model class.
         config: its config, from :func:`transformers_config`.
         part: the part's section of the recipe.
-        ignored: regular expressions that match whole keys which checkpoints of the family may have or lack.
+        ignored: regular expressions of keys that checkpoints of the family may have or lack. They match whole keys.
 
     Raises:
         UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
@@ -187,7 +187,7 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
             problems.append(f"{len(named)} {kind}: {', '.join(named[:5])}{', …' if len(named) > 5 else ''}")
     if problems:
         raise UserError(
-            f"{part.pretrained} does not hold exactly the weights of {model_class.__name__}; "
+            f"{part.pretrained} does not contain exactly the weights of {model_class.__name__}; "
             f"{'; '.join(problems)}; choose a checkpoint of this family"
         )
     return model

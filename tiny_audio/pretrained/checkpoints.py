@@ -1,4 +1,4 @@
-"""Reading a checkpoint's files: its config, its identity, and every failure as one message."""
+"""Read a checkpoint's files: its config and its identity. Every failure becomes one message."""
 
 from __future__ import annotations
 

@@ -43,19 +43,20 @@ class TransformersPartConfig(Config):
     revision: str | None = None
     """Commit, tag or branch on the hub; None is the newest commit of the main branch."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """``random`` builds the architecture of ``overrides`` and reads nothing of ``pretrained``."""
+    """``random`` builds the architecture that ``overrides`` describe. It does not read ``pretrained``."""
     overrides: dict[str, JsonValue] = Field(default={})
     """Fields of the transformers config, on top of its defaults; for ``init: random`` only."""
     freeze: bool = True
     """Do not train the weights. With ``lora``, only the adapters train."""
     lora: LoraConfig | None = None
-    """Adapters to train on the frozen weights; None has none."""
+    """Adapters to train on the frozen weights. None trains no adapters."""
     attention: Attention = "auto"
-    """``auto`` is SDPA where the family has it. ``varlen`` runs all clips of a batch as one sequence without padding:
-    with PyTorch's kernel in half precision on a GPU, clip by clip elsewhere. ``flash_attention_2`` does the same and
-    needs a GPU, half precision and the flash-attn package."""
+    """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding.
+    In half precision on a GPU, it uses PyTorch's kernel; otherwise it runs clip by clip. ``flash_attention_2`` does the
+    same and needs a GPU, half precision and the flash-attn package."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
-    """Recompute activations in the backward pass instead of storing them: a third more time, far less memory."""
+    """Recompute activations in the backward pass instead of storing them. Takes a third more time and far less
+    memory."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of this part; None is ``training.learning_rate``. The schedule is the same."""
     weight_decay: NonNegativeFloat | None = None

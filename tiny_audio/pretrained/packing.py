@@ -19,7 +19,7 @@ PACKED = (VARLEN, "flash_attention_2")
 """Attention implementations that read packed rows."""
 
 _LARGEST_HEAD = 256
-"""Most channels of a head that the kernel supports. Their number must be a multiple of 8."""
+"""Maximum number of channels per head that the kernel supports. The number must also be a multiple of 8."""
 _CHANGES = ("softcap", "s_aux", "position_bias")
 """Changes of attention scores that some models request and the kernel does not support."""
 
@@ -42,7 +42,7 @@ class Packing:
 
     @classmethod
     def of(cls, mask: Tensor) -> Packing:
-        """From the bool mask ``[B, L]`` of a batch. Padding may be on either side."""
+        """The packing of a batch with the bool mask ``[B, L]``. Padding may be on either side."""
         sizes = mask.sum(1)
         offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
         return cls(mask, mask.flatten().nonzero()[:, 0], offsets, int(sizes.max()))
@@ -91,7 +91,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``. Keys may have fewer heads.
 
-    Without lengths, the rows are padded, as in a decoder's generation. They attend as with ``attention: sdpa``.
+    If no lengths are given, the rows are padded, as in generation. Then the result is that of ``attention: sdpa``.
 
     Raises:
         UserError: the model changes its attention scores in a way that the kernel does not support.
@@ -159,7 +159,7 @@ def _attend_row_by_row(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """The same in any precision and on any device, with one call of SDPA for each row."""
+    """The same attention in any precision and on any device, with one call of SDPA for each row."""
     sizes = offsets.diff().tolist()
     attended = []
     for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
@@ -187,7 +187,7 @@ def _attend_row_by_row(
 def _mask(**settings: Any) -> Tensor | None:
     """transformers' mask interface: no mask for packed rows, SDPA's mask for padded ones.
 
-    Rows are packed if there is no padding mask and the position ids restart. transformers signals the latter by
+    Rows are packed if there is no padding mask and the position ids restart. transformers signals restarted ids with
     ``allow_is_causal_skip=False``.
     """
     from transformers.masking_utils import sdpa_mask

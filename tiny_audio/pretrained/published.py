@@ -12,9 +12,9 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 
 
 def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """The transformers config of the part's checkpoint as this package knows it; None where it does not.
+    """The transformers config of the part's checkpoint, from the table in this package. None if it is not listed.
 
-    Only the main branch is known: another revision may be another model.
+    The table describes the main branch only, because another revision may be another model.
     """
     if part.init == "random" or part.revision is not None:
         return None
@@ -23,7 +23,7 @@ def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """As :func:`architecture`, and asks the checkpoint itself where that knows nothing; None for a random part.
+    """The config from the table, or else from the checkpoint itself. None for a part with random weights.
 
     Raises:
         UserError: the checkpoint's config cannot be read.

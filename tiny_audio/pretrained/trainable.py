@@ -14,8 +14,8 @@ from tiny_audio.registry import did_you_mean
 def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
     """Freeze the weights, switch gradient checkpointing on, and inject the adapters, as the part's config requires.
 
-    Adapters are part of the structure: call this once per build, before any weights of ours are loaded. transformers
-    applies gradient checkpointing in training mode only.
+    Call this once per build, before trained weights are loaded, because adapters add modules to the model.
+    transformers applies gradient checkpointing in training mode only.
 
     Raises:
         UserError: no linear layer's path ends in a LoRA target.
@@ -23,7 +23,7 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
     if part.freeze:
         model.requires_grad_(False)
     if part.gradient_checkpointing:
-        # Reentrant checkpointing would need a gradient at its input, which frozen embeddings do not give.
+        # Reentrant checkpointing needs a gradient at its input, and frozen embeddings have none.
         cast("Any", model).activation_checkpointing_enable({"use_reentrant": False})
     if part.lora is not None:
         inject_lora(model, part.lora)

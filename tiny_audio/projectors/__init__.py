@@ -29,7 +29,7 @@ class ProjectorConfig(Config, ABC):
 
     @abstractmethod
     def min_frames(self) -> int:
-        """The number of encoder frames that a clip should have at least, such as the size of a stack."""
+        """The smallest number of encoder frames that a clip should have, such as the size of a stack."""
 
     @classmethod
     @abstractmethod

@@ -30,7 +30,7 @@ def initialize(module: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention of several heads, between linear layers with biases."""
+    """Multi-head scaled dot-product attention, between linear layers with biases."""
 
     def __init__(
         self, dim: int, num_heads: int, *, key_dim: int | None = None, dropout: float = 0.0, rotary: bool = False

@@ -17,8 +17,8 @@ class ConvConfig(ProjectorConfig):
     """Strided convolutions, then two linear layers: a learned reduction of the frame rate.
 
     SLAM-LLM has one convolution whose kernel equals its stride. WeST has two with stride 2. With overlapping kernels
-    (``kernel_sizes`` above ``strides``), neighboring embeddings share frames, unlike with stacking. Even strides near
-    one second can work (arXiv 2307.11795), so a sweep over them is worthwhile.
+    (``kernel_sizes`` above ``strides``), neighboring embeddings share frames, unlike with stacking. Even total strides
+    of nearly one second can work (arXiv 2307.11795), so a sweep over strides is worthwhile.
     """
 
     name: Literal["conv"] = "conv"

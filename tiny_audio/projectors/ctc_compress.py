@@ -26,9 +26,9 @@ class CtcCompressConfig(ProjectorConfig):
 
     name: Literal["ctc_compress"] = "ctc_compress"
     blanks: Literal["merge", "drop"] = "merge"
-    """How frames with the blank label are treated (compared in arXiv 2411.07607). ``merge``: as any other label, so
-    each pause and each gap between characters is one embedding. ``drop``: they are removed; a clip that has only blanks
-    becomes the average of all its frames."""
+    """How frames with the blank label are treated (compared in arXiv 2411.07607). ``merge``: like any other label, so
+    each pause and each gap between characters is one embedding. ``drop``: they are removed. A clip with only blanks
+    then becomes the average of all its frames."""
     hidden_dim: PositiveInt | None = None
     """Channels between the two linear layers. None uses the decoder's width."""
 
@@ -59,7 +59,7 @@ class CtcCompressProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """An upper bound, which is reached if neighboring frames always have different labels."""
+        """An upper bound: one per frame. It is reached if neighboring frames always have different labels."""
         return num_frames
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class CtcCompressProjector(Projector):
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
         if labels.is_meta:
-            # In a plan, tensors have no content. Assume the upper bound: every frame is a run of its own.
+            # Meta tensors have no content. Assume the upper bound: every frame is a run of its own.
             labels = torch.arange(1, labels.shape[1] + 1, device=frames.lengths.device).expand(labels.shape)
         if self.drop_blanks:
             spoken = kept & (labels != BLANK)

@@ -42,7 +42,8 @@ class QFormerConfig(ProjectorConfig):
     feedforward_dim: PositiveInt = 4096
     """Channels inside the feed-forward layers, usually 4 × ``dim``."""
     cross_attention_every: PositiveInt = 1
-    """Every how many layers there is cross-attention, beginning with the first layer. 1 in Granite, 2 in BLIP-2."""
+    """Distance between layers with cross-attention, counted from the first layer. 1 (every layer) in Granite, 2 in
+    BLIP-2."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the attention weights and of every layer's output. 0.1 in Granite."""
 
@@ -140,7 +141,7 @@ class QFormerProjector(Projector):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention, cross-attention to the frames if ``frames_dim`` is given, feed-forward."""
+    """Self-attention, then cross-attention to the frames if ``frames_dim`` is given, then feed-forward."""
 
     def __init__(self, config: QFormerConfig, frames_dim: int | None) -> None:
         super().__init__()

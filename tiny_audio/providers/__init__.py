@@ -39,18 +39,18 @@ class ProviderTranscript:
 
 @dataclass(frozen=True)
 class Price:
-    """What an hour of audio costs, and the source of that number."""
+    """The price of an hour of audio, and the source of that number."""
 
     usd_per_hour: float
     source: str
 
 
 class ProviderError(RunFailed):
-    """This clip was not transcribed. Other clips may succeed, and so may a later attempt."""
+    """One clip was not transcribed. Other clips or a later attempt may succeed."""
 
 
 class ProviderRefusedError(UserError):
-    """No clip will be transcribed: the key was refused, the account is empty, or the model does not exist."""
+    """No clip can be transcribed: the key was refused, the account is empty, or the model does not exist."""
 
 
 class ProviderConfig(Config, ABC):
@@ -58,7 +58,7 @@ class ProviderConfig(Config, ABC):
 
     name: str
     concurrency: PositiveInt = Field(default=4, json_schema_extra=NO_IDENTITY)
-    """Requests at a time; at most what your plan allows."""
+    """Number of requests at a time. Your plan with the provider may limit it."""
     usd_per_hour: float | None = Field(default=None, ge=0, json_schema_extra=NO_IDENTITY)
     """US dollars for an hour of audio under your plan. None takes the list price, if it is known."""
 

@@ -25,7 +25,7 @@ _LONGEST_BACKOFF_S = 60.0
 
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
 _EMPTY_ACCOUNT = "insufficient_quota"
-"""OpenAI answers 429 with this code where an account has no money left: waiting does not help."""
+"""OpenAI answers 429 with this code if an account has no money left. Waiting does not help then."""
 _MAX_SHOWN = 300
 
 
@@ -40,9 +40,9 @@ class HttpConfig(ProviderConfig):
     """Where the list prices were read, and when."""
 
     base_url: str
-    """Where the API is."""
+    """Address of the API."""
     model: str
-    """Which of the provider's models transcribes."""
+    """Name of the provider's model."""
     language: str | None = "en"
     """Spoken language, as a code such as `en`; None lets the provider detect it."""
     timeout_s: PositiveFloat = Field(default=300.0, json_schema_extra=NO_IDENTITY)
@@ -50,7 +50,8 @@ class HttpConfig(ProviderConfig):
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
     """Retries after a temporary failure: rate limits, server errors, broken connections."""
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
-    """Pause before the first retry. Each further pause is twice as long, up to a minute, less a random part."""
+    """Pause before the first retry. Each further pause is twice as long, up to a minute. A random part is
+    subtracted."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
     """Longest pause that a server may ask for; a clip fails if the server asks for more."""
 
@@ -82,7 +83,7 @@ def read_key(variable: str, provider: str) -> str:
     """The API key in an environment variable.
 
     Raises:
-        UserError: the variable is not set, or holds characters that no key has.
+        UserError: the variable is not set, or contains characters that no key has.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -91,12 +92,12 @@ def read_key(variable: str, provider: str) -> str:
             f"provider and run: export {variable}=..."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"the environment variable {variable} holds characters that no key has; set it again")
+        raise UserError(f"the environment variable {variable} contains characters that no key has; set it again")
     return key
 
 
 class Api:
-    """One provider's API. Threads may share it: if the server asks one of them to wait, all wait."""
+    """One provider's API. Threads may share it. If the server asks one thread to wait, all threads wait."""
 
     def __init__(self, config: HttpConfig, headers: Mapping[str, str], secret: str | None) -> None:
         self.config = config
@@ -118,8 +119,8 @@ class Api:
 
         Args:
             answer: model of the JSON body of a successful response.
-            path: below ``base_url``.
-            request: ``params``, ``json``, ``data``, ``files``, ``content`` and ``headers``, as httpx takes them.
+            path: the path after ``base_url``.
+            request: ``params``, ``json``, ``data``, ``files``, ``content`` and ``headers``, as for httpx.
 
         Raises:
             ProviderError, ProviderRefusedError: see :class:`tiny_audio.providers.Provider`.
@@ -204,8 +205,8 @@ class HttpProvider(Provider, ABC):
     """A provider behind an HTTP API.
 
     Args:
-        headers: of every request.
-        key: is replaced in error messages; None if there is none.
+        headers: sent with every request.
+        key: hidden in error messages. None if there is none.
     """
 
     def __init__(self, config: HttpConfig, headers: Mapping[str, str], key: str | None) -> None:
@@ -217,7 +218,7 @@ class HttpProvider(Provider, ABC):
 
 
 def is_private_enough(url: str) -> bool:
-    """Whether a key may be sent to this address: it is encrypted, or on this machine."""
+    """Whether a key may be sent to this URL: the connection is encrypted, or the server is on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:

@@ -1,4 +1,4 @@
-"""The transcriptions endpoint of OpenAI's API, for OpenAI itself and for all that speak like it."""
+"""The transcriptions endpoint of OpenAI's API, for OpenAI itself and for compatible servers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class TranscriptionsConfig(HttpConfig):
     """Base of the configs of this endpoint."""
 
     prompt: str | None = None
-    """Text that shows the model a style, or names that may come up."""
+    """Text that shows the model a style or names that may occur."""
     temperature: float | None = None
-    """None leaves it to the server."""
+    """Sampling temperature. None uses the server's default."""
     word_timestamps: bool = False
-    """Ask for `verbose_json` with words and their times; of OpenAI's own models `whisper-1` alone gives them."""
+    """Request `verbose_json` with words and their times. Of OpenAI's own models, only `whisper-1` returns them."""
 
 
 class _Word(BaseModel):

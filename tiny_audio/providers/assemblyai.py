@@ -19,8 +19,8 @@ _UNDER_WAY = ("queued", "processing")
 class AssemblyAIConfig(HttpConfig):
     """AssemblyAI's API for recorded audio. The key is read from `ASSEMBLYAI_API_KEY`.
 
-    Documented at assemblyai.com/docs/pre-recorded-audio. A transcript is made in the background and asked for until
-    it is there.
+    Documented at assemblyai.com/docs/pre-recorded-audio. AssemblyAI transcribes in the background. The provider polls
+    until the transcript is ready.
     """
 
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {"universal-2": 0.15, "universal-3-5-pro": 0.21}
@@ -28,11 +28,11 @@ class AssemblyAIConfig(HttpConfig):
 
     name: Literal["assemblyai"] = "assemblyai"
     base_url: str = "https://api.assemblyai.com"
-    """Where the API is; in the EU, https://api.eu.assemblyai.com."""
+    """Address of the API. In the EU it is https://api.eu.assemblyai.com."""
     model: str = "universal-2"
     """One name for the API's `speech_models`, such as `universal-2` or `universal-3-5-pro`."""
     poll_every_s: PositiveFloat = Field(default=1.0, json_schema_extra=NO_IDENTITY)
-    """Pause between two looks at whether the transcript is there."""
+    """Pause between two requests for the transcript."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -47,7 +47,7 @@ class _Uploaded(BaseModel):
 class _Word(BaseModel):
     text: str
     start: int
-    """Milliseconds, as is the end."""
+    """Milliseconds, like the end."""
     end: int
     confidence: float
 
@@ -91,7 +91,7 @@ class AssemblyAI(HttpProvider):
                 f"transcript {transcript.id} has the status {transcript.status!r}, which is unknown"
             )
         if transcript.text is None:
-            raise self._api.problem(f"transcript {transcript.id} is completed, and has no text")
+            raise self._api.problem(f"transcript {transcript.id} is completed but has no text")
         if transcript.words is None:
             return ProviderTranscript(transcript.text.strip())
         words = (ProviderWord(one.text, one.start / 1000, one.end / 1000, one.confidence) for one in transcript.words)
@@ -100,5 +100,5 @@ class AssemblyAI(HttpProvider):
 
 @PROVIDERS.register
 def build_assemblyai(config: AssemblyAIConfig) -> Provider:
-    """The API, with the key of the environment."""
+    """Build the provider with the key from the environment."""
     return AssemblyAI(config, read_key("ASSEMBLYAI_API_KEY", config.name))

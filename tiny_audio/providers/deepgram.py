@@ -22,11 +22,11 @@ class DeepgramConfig(HttpConfig):
 
     name: Literal["deepgram"] = "deepgram"
     base_url: str = "https://api.deepgram.com"
-    """Where the API is."""
+    """Address of the API."""
     model: str = "nova-3"
-    """Such as `nova-3` or `nova-2`."""
+    """Name of the model, such as `nova-3` or `nova-2`."""
     smart_format: bool = True
-    """Punctuation, and numbers, dates and amounts as people write them."""
+    """Add punctuation, and write numbers, dates and amounts with digits."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -60,7 +60,7 @@ class _Answer(BaseModel):
 
 
 class Deepgram(HttpProvider):
-    """``POST /v1/listen``: the audio is the body, all else is in the query."""
+    """``POST /v1/listen``. The audio is the body. Everything else is in the query."""
 
     def __init__(self, config: DeepgramConfig, key: str) -> None:
         super().__init__(config, {"Authorization": f"Token {key}"}, key)
@@ -81,5 +81,5 @@ class Deepgram(HttpProvider):
 
 @PROVIDERS.register
 def build_deepgram(config: DeepgramConfig) -> Provider:
-    """The API, with the key of the environment."""
+    """Build the provider with the key from the environment."""
     return Deepgram(config, read_key("DEEPGRAM_API_KEY", config.name))

@@ -15,7 +15,7 @@ from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider, rea
 class ElevenLabsConfig(HttpConfig):
     """ElevenLabs' speech-to-text API. The key is read from `ELEVENLABS_API_KEY`.
 
-    Documented at elevenlabs.io/docs/api-reference/speech-to-text/convert. Sounds such as laughter are not asked for.
+    Documented at elevenlabs.io/docs/api-reference/speech-to-text/convert. Tags for sounds such as laughter are off.
     """
 
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {"scribe_v1": 0.22, "scribe_v2": 0.22}
@@ -23,11 +23,11 @@ class ElevenLabsConfig(HttpConfig):
 
     name: Literal["elevenlabs"] = "elevenlabs"
     base_url: str = "https://api.elevenlabs.io"
-    """Where the API is."""
+    """Address of the API."""
     concurrency: PositiveInt = Field(default=3, json_schema_extra=NO_IDENTITY)
-    """Clips that are asked for at a time; the smaller plans allow 2 to 5."""
+    """Number of requests at a time. The smaller plans allow 2 to 5."""
     model: str = "scribe_v2"
-    """Such as `scribe_v2` or `scribe_v1`."""
+    """Name of the model, such as `scribe_v2` or `scribe_v1`."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -70,5 +70,5 @@ class ElevenLabs(HttpProvider):
 
 @PROVIDERS.register
 def build_elevenlabs(config: ElevenLabsConfig) -> Provider:
-    """The API, with the key of the environment."""
+    """Build the provider with the key from the environment."""
     return ElevenLabs(config, read_key("ELEVENLABS_API_KEY", config.name))

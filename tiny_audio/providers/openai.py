@@ -13,7 +13,7 @@ from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
 class OpenAIConfig(TranscriptionsConfig):
     """OpenAI's transcription API. The key is read from `OPENAI_API_KEY`.
 
-    Documented at developers.openai.com/api/docs/guides/speech-to-text. Files may have 25 MB: some 20 minutes.
+    Documented at developers.openai.com/api/docs/guides/speech-to-text. Files may have up to 25 MB, about 20 minutes.
     """
 
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {
@@ -26,9 +26,9 @@ class OpenAIConfig(TranscriptionsConfig):
 
     name: Literal["openai"] = "openai"
     base_url: str = "https://api.openai.com/v1"
-    """Where the API is."""
+    """Address of the API."""
     model: str = "gpt-transcribe"
-    """`gpt-transcribe`, `gpt-4o-transcribe`, `gpt-4o-mini-transcribe`, `whisper-1`, or what comes after them."""
+    """`gpt-transcribe`, `gpt-4o-transcribe`, `gpt-4o-mini-transcribe`, `whisper-1` or a later model."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -38,5 +38,5 @@ class OpenAIConfig(TranscriptionsConfig):
 
 @PROVIDERS.register
 def build_openai(config: OpenAIConfig) -> Provider:
-    """The API, with the key of the environment."""
+    """Build the provider with the key from the environment."""
     return Transcriptions(config, read_key("OPENAI_API_KEY", config.name))

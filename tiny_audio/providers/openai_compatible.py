@@ -1,4 +1,4 @@
-"""Provider ``openai_compatible``: any server that speaks OpenAI's transcriptions endpoint, such as vLLM's."""
+"""Provider ``openai_compatible``: any server with OpenAI's transcriptions endpoint, such as vLLM's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
 
     name: Literal["openai_compatible"] = "openai_compatible"
     base_url: str
-    """Where the API is, with its version: `http://localhost:8000/v1`."""
+    """Address of the API with its version, such as `http://localhost:8000/v1`."""
     key_variable: str | None = None
-    """The environment variable with the server's key; None sends none."""
+    """The environment variable with the server's key. None sends no key."""
 
     @model_validator(mode="after")
     def _check_key(self) -> Self:
@@ -39,5 +39,5 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
 
 @PROVIDERS.register
 def build_openai_compatible(config: OpenAICompatibleConfig) -> Provider:
-    """The server; asked with a key where the config names one."""
+    """Build the provider. It sends a key if the config names one."""
     return Transcriptions(config, None if config.key_variable is None else read_key(config.key_variable, config.name))

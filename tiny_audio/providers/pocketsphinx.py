@@ -1,4 +1,4 @@
-"""Provider ``pocketsphinx``: CMU PocketSphinx, hidden Markov models and a trigram, on this machine."""
+"""Provider ``pocketsphinx``: CMU PocketSphinx on this machine, with hidden Markov models and a trigram."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
-"""How the dictionary marks a word's second pronunciation."""
+"""The dictionary's marker of a word's second pronunciation."""
 _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
-"""Silence, breath, noise."""
+"""Entries for silence, breath and noise."""
 
 
 class PocketSphinxConfig(ProviderConfig):
-    """CMU PocketSphinx: what speech recognition was before neural networks. Offline and free.
+    """CMU PocketSphinx: speech recognition from before neural networks. Offline and free.
 
-    Its own US English model, which comes with the package, of some 130,000 words. Every clip is decoded as if it were
-    the first, so that a text does not depend on what came before.
+    It uses the package's own US English model with about 130,000 words. Every clip is decoded with a fresh state, so
+    its text does not depend on earlier clips.
     """
 
     name: Literal["pocketsphinx"] = "pocketsphinx"
     concurrency: PositiveInt = Field(default=1, json_schema_extra=NO_IDENTITY)
-    """Threads, each with a decoder of its own; they take turns in Python, so that more are hardly faster."""
+    """Number of threads, each with its own decoder. Only one runs at a time in Python, so more threads help little."""
 
     def list_price(self) -> Price | None:
         """See :meth:`ProviderConfig.list_price`."""
@@ -47,11 +47,11 @@ class _Decoders(threading.local):
 
 
 class PocketSphinx(Provider):
-    """A decoder for each thread, since one serves one utterance at a time."""
+    """One decoder per thread, because a decoder handles one utterance at a time."""
 
     def __init__(self) -> None:
         self._decoders = _Decoders()
-        self._decoder()  # a model that cannot be loaded is said at once
+        self._decoder()  # report a model that cannot be loaded at once
 
     def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""
@@ -91,7 +91,7 @@ class PocketSphinx(Provider):
 
 @PROVIDERS.register
 def build_pocketsphinx(config: PocketSphinxConfig) -> Provider:
-    """The decoder, with the package's own model."""
+    """Build the provider with the package's own model."""
     try:
         return PocketSphinx()
     except ImportError:

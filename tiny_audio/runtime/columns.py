@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
-    """Align cells in columns, without cutting any: the first ``num_texts`` to the left, the others to the right."""
+    """Align cells in columns without cutting any. The first ``num_texts`` columns align left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

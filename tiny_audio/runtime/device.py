@@ -1,4 +1,4 @@
-"""The device that runs and commands use, and what depends on its kind: CUDA, Apple's MPS, or the CPU."""
+"""The device that runs and commands use: CUDA, Apple's MPS or the CPU. Everything that depends on its kind is here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def device_name(device: torch.device) -> str:
 
 
 def device_bytes(device: torch.device) -> int:
-    """Memory that the device can use; an Apple GPU shares the machine's."""
+    """Memory in bytes that the device can use. An Apple GPU shares the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return machine_bytes()
@@ -56,7 +56,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def empty_cache() -> None:
-    """Return memory that PyTorch holds and does not use to the GPU."""
+    """Free GPU memory that PyTorch has reserved but does not use."""
     torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
@@ -68,12 +68,12 @@ def set_tf32(allowed: bool) -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory did not suffice; MPS has no exception class of its own."""
+    """Whether the error says that a GPU ran out of memory. MPS has no exception class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-    """Return ``run(items)``; if the GPU's memory does not suffice, split the items in halves until it does.
+    """Return ``run(items)``. If the GPU runs out of memory, split the items in halves until they fit.
 
     Raises:
         RunFailed: a single item is too large.

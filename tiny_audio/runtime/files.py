@@ -20,8 +20,8 @@ def cache_dir() -> Path:
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
     """List files at any depth by their relative names (with ``/``), sorted. Follows links and skips hidden files.
 
-    A folder that several paths lead to is listed once: under its own name if that is below ``folder``, else under the
-    first link to it.
+    A folder that is reachable by several paths is listed once. It is listed under its own name if that is below
+    ``folder``, else under the first link to it.
 
     Args:
         wanted: whether to list a file, given its name without folders.

@@ -18,7 +18,7 @@ def machine_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory that this process has had at once."""
+    """Peak resident memory of this process in bytes."""
     if sys.platform == "win32":
         # PROCESS_MEMORY_COUNTERS: two 32-bit fields (its size, page faults), then the peak and seven more sizes.
         counters = (ctypes.c_size_t * 9)(9 * ctypes.sizeof(ctypes.c_size_t))

@@ -1,4 +1,4 @@
-"""The one policy by which requests over the network are sent again, and the waits that servers ask for."""
+"""The retry policy of all network requests, and the waiting times that servers ask for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RATE_LIMIT = re.compile(r";\s*r=0\s*;\s*t=(\d+)")
 
 
 def is_transient(status: int) -> bool:
-    """Whether a request that was answered with this HTTP status may succeed later."""
+    """Whether a request that failed with this HTTP status may succeed later."""
     return status in _TRANSIENT_STATUSES or status >= 500
 
 
@@ -46,8 +46,8 @@ class TransientError(Exception):
 class RetryPolicy:
     """How often a request is sent again, and after which waits.
 
-    A wait is as long as the server asks. Otherwise it doubles each time, less a random part, so that clients that
-    failed together do not come back together.
+    A wait lasts as long as the server asks. If it does not ask, each wait is twice as long as the last, minus a random
+    part. Clients that failed together then do not retry together.
     """
 
     max_retries: int
@@ -56,15 +56,15 @@ class RetryPolicy:
     max_wait_s: float
     """Longest wait if the server does not ask for one."""
     max_asked_wait_s: float = math.inf
-    """If the server asks for more, the request has failed."""
+    """The request fails if the server asks for a longer wait than this."""
     log_level: int = logging.INFO
-    """Of the message before each wait."""
+    """Logging level of the message before each wait."""
 
     def call(self, attempt: Callable[[], ResultT]) -> ResultT:
-        """The result of ``attempt``, which is called again when it raises :class:`TransientError`.
+        """Return the result of ``attempt``. Call it again when it raises :class:`TransientError`.
 
         Raises:
-            TransientError: of the last attempt.
+            TransientError: the last attempt failed too.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
@@ -86,7 +86,8 @@ class RetryPolicy:
         asked_s = _error(state).asked_wait_s
         if asked_s is None:
             return wait_s
-        # Never before the time, and not all at once. Some servers say 0 to everybody.
+        # Wait at least as long as asked, plus a random time, so that clients do not retry all at once. Some servers
+        # answer 0 to every client.
         return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
 
     def _log(self, state: tenacity.RetryCallState) -> None:
@@ -101,15 +102,15 @@ def _error(state: tenacity.RetryCallState) -> TransientError:
 
 
 def _sleep(seconds: float) -> None:
-    time.sleep(seconds)  # looked up at each call: tests replace it
+    time.sleep(seconds)  # looked up at each call, because tests replace it
 
 
 def asked_wait_s(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that a server asks to wait; None if it does not say.
 
-    Read in this order: ``Retry-After-Ms``; ``Retry-After`` as seconds or as a date; ``RateLimit`` as the Hugging Face
-    hub sends it; ``X-RateLimit-Reset`` as seconds or as a time; OpenAI's ``X-RateLimit-Reset-Requests`` and
-    ``-Tokens`` of what is used up, such as ``6m0s``.
+    The headers are tried in this order: ``Retry-After-Ms``; ``Retry-After`` in seconds or as a date; ``RateLimit`` in
+    the form of the Hugging Face hub; ``X-RateLimit-Reset`` in seconds or as a time; OpenAI's
+    ``X-RateLimit-Reset-Requests`` and ``X-RateLimit-Reset-Tokens``, such as ``6m0s``, for the limits that are used up.
 
     Args:
         headers: by lower-case name.
@@ -146,7 +147,7 @@ def _until(text: str | None, now: float) -> float | None:
 
 
 def _rate_limit(text: str | None) -> float | None:
-    """``"resolvers";r=0;t=30``: nothing remains for 30 s, rounded down."""
+    """Parse ``"resolvers";r=0;t=30``: no requests remain, and the limit resets in 30 s, rounded down."""
     found = _RATE_LIMIT.search(text or "")
     return int(found[1]) + 1.0 if found else None
 
@@ -157,7 +158,7 @@ def _reset(text: str | None, now: float) -> float | None:
 
 
 def _duration(text: str | None) -> float | None:
-    """``1s``, ``6m0s``, ``20ms``: as Go writes durations."""
+    """Parse a duration in Go's format, such as ``1s``, ``6m0s`` or ``20ms``."""
     found = _GO_DURATION.fullmatch(text or "")
     if not text or found is None:
         return None

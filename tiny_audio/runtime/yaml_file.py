@@ -68,7 +68,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        # Unicode's own line breaks must be escaped, and escapes need double quotes.
+        # Line breaks that only Unicode defines must be escaped, and escapes need double quotes.
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None)
 
 
@@ -132,7 +132,7 @@ def parse_mapping(text: str, name: str) -> Document:
     """Read a YAML mapping from text.
 
     Args:
-        name: what error messages call the text.
+        name: the name of the text in error messages.
 
     Raises:
         UserError: the text is not YAML, or not a mapping.
@@ -188,7 +188,7 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     try:
-        # JSON writes a character beyond 16 bits as two escapes, and PyYAML does not join them.
+        # JSON writes a character beyond 16 bits as two escapes. PyYAML does not join them.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise _problem("half of a surrogate pair is not a character", node.start_mark) from None
@@ -252,11 +252,11 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def set_field(document: Document, path: str, value: Any, name: str | None = None) -> Document:
-    """A copy with one field set, and the mappings created that lead to it.
+    """Return a copy with one field set. Missing mappings on its path are created.
 
     Args:
         path: dotted, such as ``training.steps``.
-        name: what errors call the change; None is the path.
+        name: the name of the change in error messages. None uses the path.
 
     Raises:
         UserError: the path leads through a value that is not a mapping.

@@ -43,7 +43,7 @@ class Utterance:
     duration_s: float
     text: str
     audio: AudioAddress | None = field(compare=False)
-    """Where the clip lies. None if only the source itself can read it."""
+    """Where the clip is stored. None if only the source itself can read it."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further columns, such as ``speaker`` and ``sex``."""
 
@@ -95,7 +95,7 @@ def runs(members: np.ndarray) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A clip that is not used, and why. Every one is listed in ``dropped.jsonl``."""
+    """A clip that is not used, with the reason. All of them are listed in ``dropped.jsonl``."""
 
     id: str
     reason: str
@@ -105,20 +105,18 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The utterances of a source, and the clips that it had to drop.
-
-    n utterances
-    """
+    """The n utterances of a source, and the clips that it dropped."""
 
     utterances: Sequence[Utterance]
-    """May be read on access: a corpus has millions."""
+    """May create utterances on access, because a corpus has millions of them."""
     dropped: Sequence[Dropped]
     fingerprint: str
     """Hash of ids, durations and texts. Equal fingerprints mean equal training data."""
     durations_s: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` float64. None: use those of the utterances."""
+    """``[n]`` float64. None: use the durations of the utterances."""
     groups: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` int64: clips with the same value are fetched together, such as a row group. None: each by itself."""
+    """``[n]`` int64. Clips with the same value are fetched together, such as a row group. None: each clip is fetched
+    alone."""
     weights: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: how often each clip occurs in an epoch, on average. None: once."""
 
@@ -134,10 +132,10 @@ class SourceContext:
     """The environment of a source."""
 
     cache_dir: Path
-    """Where a source may keep what it made or fetched. Safe to delete between runs."""
+    """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of branches: a source uses those that are given and adds those that it looks up. A run stores them, so
-    that it sees the same data when the cache folder is gone and the branch has moved on."""
+    """Commits of branches on the hub. A source uses the given ones and adds those that it looks up. A run stores them,
+    so it sees the same data even if the cache folder is deleted and the branch has moved on."""
 
 
 class Source(ABC):
@@ -145,7 +143,7 @@ class Source(ABC):
 
     @abstractmethod
     def index(self) -> Index:
-        """List everything without decoding audio.
+        """List all clips without decoding audio.
 
         Raises:
             UserError: the data does not exist or does not match the config.

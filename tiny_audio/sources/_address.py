@@ -1,4 +1,4 @@
-"""Where a clip's encoded audio lies: a file or a cell of a parquet file, on disk or on the Hugging Face hub."""
+"""Addresses of encoded clips: a file or a cell of a parquet file, on disk or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ParquetCell:
 
 @dataclass(frozen=True, slots=True)
 class AudioAddress:
-    """Where a clip's encoded audio lies. Its text form goes into hypotheses, as ``audio_filepath``.
+    """Where a clip's encoded audio is stored. Hypotheses contain its text form as ``audio_filepath``.
 
     Examples:
         ``/data/a.flac``, ``/data/clips.parquet#row_group=0&row=3&column=audio`` and
@@ -70,7 +70,7 @@ class AudioAddress:
         """Read the text form.
 
         Args:
-            base_folder: what a relative path is relative to.
+            base_folder: the folder that relative paths start from.
         """
         match = _TEXT.fullmatch(text)
         if match is None:
@@ -83,14 +83,14 @@ class AudioAddress:
         """The encoded audio.
 
         Args:
-            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. A row group that a source has cached there is
-                used. Others are cached within a bound of their own.
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. Row groups that a source has cached there are
+                used. Others are cached in a folder with its own size limit.
             offline: do not use the network.
 
         Raises:
-            UserError: it is not there or cannot be read.
-            NotCachedError: ``offline`` is set, and it would have to be fetched.
-            AudioError: the row holds no audio.
+            UserError: the audio does not exist or cannot be read.
+            NotCachedError: ``offline`` is set, and the audio is not in the cache.
+            AudioError: the row contains no audio.
         """
         if self.cell is not None:
             from tiny_audio.sources._row_groups import read_cell_anywhere

@@ -1,4 +1,4 @@
-"""Arrow files in the cache folder: they appear whole, and damaged ones count as missing."""
+"""Arrow files in the cache folder. They are written atomically, and damaged ones count as missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_arrow(path: Path) -> pa.Table | None:
-    """The table, memory-mapped; None if there is none, or one that a full disk or a crash cut short."""
+    """The table, memory-mapped. None if the file does not exist, or if a full disk or a crash cut it short."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""The columns of a table of clips, for every source that reads tables with the audio inside."""
+"""The columns of a table of clips, for all sources that read tables with embedded audio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _DURATION = "duration"
-"""The column of durations if none is named."""
+"""The default name of the column of durations."""
 
 
 class ColumnsConfig(SourceConfig):
@@ -27,8 +27,8 @@ class ColumnsConfig(SourceConfig):
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None
-    """Seconds. None uses the column `duration`. If there is none, the header of every clip is read, which reads all the
-    audio once."""
+    """Seconds. None uses the column `duration`. If that is missing, the header of every clip is read. This reads all
+    the audio once."""
     id_column: NonEmpty | None = None
     """A name for each clip, preferably unique. None names clips by file and row."""
     speaker_column: NonEmpty | None = None
@@ -59,7 +59,7 @@ class Columns:
     speaker: str | None
     metadata: tuple[str, ...] | None
     begin: str | None = None
-    """Start of a clip, for corpora whose column of durations holds the end."""
+    """Column with the start of a clip, for corpora whose column of durations contains its end."""
     silence: tuple[str, ...] = ()
     """Texts of clips without speech."""
 
@@ -79,10 +79,10 @@ class Columns:
         """Check that a table has all the columns, with the right types.
 
         Args:
-            table: what messages call it.
+            table: its name in messages.
 
         Raises:
-            UserError: names what is missing and the columns of the table.
+            UserError: a column is missing or has the wrong type.
         """
         import pyarrow.types as types
 
@@ -131,13 +131,13 @@ class Columns:
                 )
 
     def stated_duration(self, schema: pa.Schema) -> str | None:
-        """The column of durations; None if a table of this schema has none."""
+        """The column of durations. None if a table with this schema has none."""
         if self.duration is not None:
             return self.duration
         return _DURATION if _DURATION in schema.names else None
 
     def kept(self, schema: pa.Schema) -> dict[str, str]:
-        """Name in the metadata -> column of the table, for the metadata columns of a table of this schema."""
+        """The metadata columns of a table with this schema: name in the metadata -> column of the table."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
         names: Sequence[str] = (
             [field.name for field in schema if field.name not in used and _is_scalar(field.type)]
@@ -171,7 +171,7 @@ def _is_scalar(kind: pa.DataType) -> bool:
 
     if types.is_dictionary(kind):
         return _is_scalar(kind.value_type)
-    # A column without a single value has the type null.
+    # A column in which every value is missing has the type null.
     checks = (
         types.is_integer,
         types.is_floating,

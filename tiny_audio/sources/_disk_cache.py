@@ -1,4 +1,4 @@
-"""Row groups kept on disk up to a bound: the ones not used for the longest time are deleted first."""
+"""A size-bounded cache of row groups on disk. The least recently used ones are deleted first."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _FULL = 0.95
-"""The share of the bound that is left after a deletion, so that not every row group needs a scan of the folder."""
+"""Share of the bound that stays in use after a deletion. The free rest makes scans of the folder infrequent."""
 _POLL_S = 0.005
-"""How often a lock is tried again; the lock of the folder is held for a moment only."""
+"""Pause before a lock is tried again. The lock of the folder is held only for a moment."""
 _SCANNED: set[Path] = set()
-"""Folders that this process, or the one that it was forked from, has scanned."""
+"""Folders that this process or its parent has scanned. A forked process inherits the set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class CachedClips:
 
     clips: pa.ChunkedArray
     num_bytes: int
-    """Of memory; 0 if they are mapped from a file."""
+    """Bytes in memory. 0 if the clips are mapped from a file."""
 
 
 def read_mapped(path: Path) -> pa.ChunkedArray | None:
-    """The row group in a file of a cache; None if there is none, or a damaged one."""
+    """The row group in a file of a cache. None if the file is missing or damaged."""
 
     table = read_arrow(path)
     if table is None:
@@ -52,19 +52,19 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. All its files together never exceed the bound, including those that are being
-    written: a writer first adds the size to a count that the folder's lock protects. A file that is deleted while
-    another process has it mapped stays readable there.
+    Several processes may share a folder. All its files together never exceed the bound, including files that are being
+    written, because a writer first adds the size to a count. The folder's lock protects the count. If a file is deleted
+    while another process has it mapped, that process can still read it.
     """
 
     folder: Path
     max_bytes: int
 
     def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> CachedClips:
-        """The row group of that name.
+        """Return the row group with this name.
 
         Args:
-            fetch: called if it is not cached. If there is no room for the result, it stays in memory.
+            fetch: called if the row group is not cached. If the result does not fit on the disk, it stays in memory.
 
         Raises:
             UserError: the folder cannot be written.
@@ -76,7 +76,7 @@ class DiskCache:
         with contextlib.ExitStack() as stack:
             with self._writing():
                 stack.enter_context(self._writer_lock(name))
-            clips = read_mapped(path)  # another process may have fetched it meanwhile
+            clips = read_mapped(path)  # another process may have fetched it while this one waited for the lock
             if clips is None:
                 fetched = fetch()
                 self._write(name, fetched)
@@ -86,11 +86,11 @@ class DiskCache:
         return CachedClips(clips, 0)
 
     def _writer_lock(self, name: str) -> FileLock:
-        """Who holds it fetches and writes the row group; a writer that is killed frees it."""
+        """The lock of the process that fetches and writes the row group. It is released if that process is killed."""
         return FileLock(self.folder / f".lock-{_bucket(name):02x}", poll_interval=10 * _POLL_S)
 
     def _lock(self) -> FileLock:
-        """Protects the count, and the names in the folder."""
+        """The lock that protects the count and the names in the folder."""
         return FileLock(self.folder / ".lock", poll_interval=_POLL_S)
 
     @contextlib.contextmanager
@@ -117,14 +117,14 @@ class DiskCache:
                     with pa.ipc.new_file(file, table.schema) as writer:
                         writer.write_table(table)
                     file.flush()
-                # Under the lock: a scan could miss a file that is renamed meanwhile.
+                # Rename under the lock. A scan at the same time could miss the file.
                 with self._lock():
                     os.replace(temporary, self.folder / f"{name}.arrow")
             finally:
                 temporary.unlink(missing_ok=True)
 
     def _reserve(self, name: str, temporary: Path, size: int) -> bool:
-        """Make a file of this size to be written; False if there is no room."""
+        """Create a temporary file and count its size. False if there is no room."""
         with self._lock():
             count = self.folder / ".size"
             used = _read_count(count)
@@ -143,7 +143,7 @@ class DiskCache:
             return fits
 
     def _make_room(self, name: str, size: int) -> int:
-        """Delete what killed writers left, and old files until ``size`` more fits; the bytes that remain.
+        """Delete files of killed writers, and old files until ``size`` more bytes fit. Return the bytes that remain.
 
         Args:
             name: the row group whose writer lock this process holds.
@@ -155,13 +155,13 @@ class DiskCache:
                 continue
             if is_temporary:
                 self._delete_if_abandoned(path, name)
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process may delete it first
                 status = path.stat()
                 used += status.st_size
                 if not is_temporary:
                     files.append((status.st_mtime_ns, status.st_size, path))
         if used - sum(file[1] for file in files) + size > self.max_bytes:
-            return used  # there would be no room even without them
+            return used  # deleting all of them would not make enough room
         for _, file_size, path in sorted(files):
             if used + size <= _FULL * self.max_bytes:
                 break
@@ -177,12 +177,12 @@ class DiskCache:
 
 
 def _bucket(name: str) -> int:
-    """Names share 256 lock files."""
+    """The number of a name's lock file. There are 256 of them."""
     return hashlib.sha256(name.encode()).digest()[0]
 
 
 def _read_count(path: Path) -> int | None:
-    """None if there is none yet, or a damaged one."""
+    """The stored count. None if the file is missing or damaged."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):

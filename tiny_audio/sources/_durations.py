@@ -15,9 +15,9 @@ from tiny_audio.sources._shared import cache_key
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Reading headers on a network disk is mostly waiting."""
+"""Number of threads. Reading headers from a network disk is mostly waiting."""
 _SAVED_EVERY = 50_000
-"""Number of files after which headers are saved. After an interruption, reading continues from the last save."""
+"""Headers are saved after this number of files. After an interruption, reading continues from the last save."""
 
 
 NOT_OF_THE_FILE = ("unreadable", "missing")
@@ -37,7 +37,7 @@ class Header:
 def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: Path) -> dict[str, Header]:
     """Read the headers of files below a folder.
 
-    A file whose name, size and modification time are unchanged is not opened again, unless it could not be read.
+    A file is not opened again if its name, size and modification time are unchanged and it was readable before.
 
     Raises:
         UserError: the cache folder cannot be written.

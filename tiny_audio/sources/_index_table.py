@@ -1,7 +1,7 @@
-"""An index on disk: an Arrow file with one row per clip, written shard by shard and memory-mapped.
+"""An index on disk: an Arrow file with one row per clip. It is written shard by shard and read memory-mapped.
 
-The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. Training is planned from columns alone. An
-:class:`Utterance` is made from a row when it is needed.
+The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. Training is planned from the columns alone. An
+:class:`Utterance` is created from a row when it is needed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the table's layout; part of the names of index folders."""
+"""Version of the table's columns. It is part of the names of index folders."""
 
 _ROWS_READ = 1 << 16
 """Rows that are converted to Python values at a time."""
@@ -56,10 +56,10 @@ _PARTS_KEPT_S = 7 * 86_400
 def write_index(
     folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str, *, anew: bool = False
 ) -> None:
-    """Write the tables of all shards, in order, into a folder that appears whole. Memory holds one shard at a time.
+    """Write the tables of all shards, in order, to a folder. The folder is created atomically.
 
-    If several processes call it, one writes and the others wait. Repeated ids get the position of their row appended.
-    The fingerprint is the hash of ``identity`` and of all usable rows.
+    Only one shard is in memory at a time. If several processes call this, one writes and the others wait. If ids
+    repeat, the index of the row is appended to them. The fingerprint is a hash of ``identity`` and of all usable rows.
 
     Args:
         anew: replace the folder if it exists.
@@ -99,9 +99,9 @@ def _lock(key: str, folder: Path) -> FileLock:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the parts of this index, and what killed writers of other indices left in the same folder.
+    """Delete the parts of this index, and leftovers of killed writers of other indexes in the same folder.
 
-    Parts of other indices are kept for a while, because an interrupted index continues from them.
+    Parts of other indexes are kept for some time, because an interrupted index continues from them.
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
@@ -132,7 +132,7 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class FileAddresses:
-    """Clips that are files, named in a column of metadata."""
+    """Addresses of clips that are files. A metadata column contains their names."""
 
     folder: Path
     column: str
@@ -144,10 +144,10 @@ class FileAddresses:
 
 @dataclass(frozen=True, slots=True)
 class CellAddresses:
-    """Clips inside parquet shards."""
+    """Addresses of clips inside parquet shards."""
 
     file_of: Callable[[str], Path | HubFile]
-    """The file of a shard; must pickle."""
+    """Returns the file of a shard. Must be picklable."""
     column: str
 
     def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
@@ -159,10 +159,10 @@ Addresses = FileAddresses | CellAddresses
 
 
 def read_index(folder: Path, addresses: Addresses) -> Index:
-    """The index that :func:`write_index` wrote, memory-mapped.
+    """Read the index that :func:`write_index` wrote. The table is memory-mapped.
 
     Args:
-        addresses: where the clips lie.
+        addresses: returns the addresses of the clips.
 
     Raises:
         UserError: the folder is damaged.
@@ -192,12 +192,12 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
 
 @dataclass(frozen=True, eq=False)
 class TableUtterances(ColumnarUtterances):
-    """The usable rows of an index table. Utterances are made on access; pickling stores the path of the table."""
+    """The usable rows of an index table. Utterances are created on access. Pickling stores the path of the table."""
 
     path: Path
     shards: tuple[str, ...]
     rows: np.ndarray
-    """``[n]`` int64, of the table."""
+    """``[n]`` int64, indices of rows of the table."""
     addresses: Addresses
 
     def __len__(self) -> int:
@@ -261,7 +261,7 @@ def _table(path: Path) -> pa.Table:
 
 
 _mapped = lru_cache(maxsize=8)(_table)
-"""As :func:`_table`. Cleared when an index is written."""
+"""A cached :func:`_table`. The cache is cleared when an index is written."""
 
 
 def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table]:
@@ -298,7 +298,7 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of the first shard; shards may differ in their metadata columns."""
+    """Return the table with the columns of the first shard. Shards may differ in their metadata columns."""
     import pyarrow as pa
 
     for field in schema:

@@ -1,4 +1,4 @@
-"""JSON-lines manifests, for every source whose clips are files on disk."""
+"""Read JSON-lines manifests, for all sources whose clips are files on disk."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists
         ) from error
     offset = row.get("offset")
     if offset:
-        # The text belongs to a part of the file; with the whole file it would be a wrong reference.
+        # The text belongs to a part of the file. As the reference of the whole file, it would be wrong.
         raise _BadRowError(
             "offset", f"parts of files are not supported (offset {shown(offset)}): cut the audio into files"
         )
@@ -190,7 +190,7 @@ def _duration(given: object, column: str, audio: Path) -> float:
 
 
 def _renamed(utterance: Utterance, number: int, ids: set[str]) -> Utterance:
-    """Ids are unique: if a file is listed again, its id gets the line number."""
+    """Make the id unique: if the file was listed before, append the line number."""
     name = f"{utterance.id}:{number}"
     while name in ids:
         name += "'"
@@ -198,7 +198,8 @@ def _renamed(utterance: Utterance, number: int, ids: set[str]) -> Utterance:
 
 
 class _FileCheck:
-    """Whether files exist. Each folder is listed once, since a million single checks take minutes on a network disk."""
+    """Checks whether files exist. It lists each folder once, because a million single checks take minutes on a network
+    disk."""
 
     def __init__(self) -> None:
         self._names = cache(self._list)
@@ -216,7 +217,7 @@ class _FileCheck:
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 return frozenset()
-            raise UserError(f"the folder {folder} cannot be read: {error.strerror}; see to the disk") from error
+            raise UserError(f"the folder {folder} cannot be read: {error.strerror}; check the disk") from error
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

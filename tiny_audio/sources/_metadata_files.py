@@ -1,4 +1,4 @@
-"""Tables that list audio files (CSV, TSV, JSON lines), and the index of the clips that their rows name."""
+"""Tables that list audio files (CSV, TSV, JSON lines), and the index of the listed clips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 50_000
-"""Rows in memory at a time."""
+"""Number of rows in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ Row = Mapping[str, object] | BadRow
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """A row of a table, or a file that no row names, for the index."""
+    """An entry of the index: a row of a table, or a file that no row names."""
 
     file: str
-    """Relative to the folder of the audio; also the id of the clip."""
+    """Path relative to the folder of the audio. It is also the id of the clip."""
     table: int = 0
-    """Position of the table among those of the index."""
+    """Index of the table in the list of tables."""
     line: int = 0
     text: str | None = None
     duration_s: float | None = None
@@ -51,18 +51,18 @@ class ClipRow:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows of a table with their line numbers. The suffix decides: ``.jsonl``, ``.tsv``, otherwise CSV.
+    """Read the rows of a table with their line numbers. Empty cells are None.
 
-    An empty cell is None.
+    The suffix decides the format: ``.jsonl``, ``.tsv``, otherwise CSV.
 
     Raises:
-        UserError: the file cannot be read or is not such a table.
+        UserError: the file cannot be read or does not have this format.
     """
     return _json_rows(path) if path.suffix == ".jsonl" else _separated_rows(path)
 
 
 def read_columns(path: Path) -> list[str]:
-    """Names of a table's columns, in order. Of JSON lines, the whole file is read.
+    """Names of a table's columns, in order. For JSON lines, the whole file is read.
 
     Raises:
         UserError: see :func:`read_rows`.
@@ -80,14 +80,15 @@ def file_index(
     identity: str,
     addresses: FileAddresses,
 ) -> Index:
-    """The index of clips that are single files. It is made in ``folder`` if it does not exist, and again if some files
-    could not be read.
+    """Return the index of clips that are single files.
+
+    It is written to ``folder`` if it does not exist there. It is written again if some files could not be read.
 
     Args:
-        make: gives the rows and the columns of their metadata.
+        make: returns the rows and the columns of their metadata.
         tables: names of the tables, for repeated ids.
         identity: part of the fingerprint.
-        addresses: where the clips lie.
+        addresses: returns the addresses of the clips.
     """
     index = read_index(folder, addresses) if folder.exists() else None
     if index is None or any(dropped.reason in NOT_OF_THE_FILE for dropped in index.dropped):
@@ -161,8 +162,8 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         assert reader is not None
         raise UserError(
-            f"{path}, line {reader.line_num}: {error}; a cell with commas or quotes must be in quotes, each of its own "
-            "quotes doubled"
+            f"{path}, line {reader.line_num}: {error}; put a cell with commas or quotes in quotes, and double the "
+            "quotes inside it"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -170,7 +171,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _tables(rows: Iterable[ClipRow], columns: Sequence[str]) -> Iterator[pa.Table]:
     iterator = iter(rows)
-    # A table without rows has columns, too.
+    # Even a table without rows needs its columns.
     yield _table(list(islice(iterator, _CHUNK)), columns)
     while chunk := list(islice(iterator, _CHUNK)):
         yield _table(chunk, columns)

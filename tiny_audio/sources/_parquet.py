@@ -1,6 +1,6 @@
-"""Parquet shards of clips: their rows as an index table, and their audio by row group.
+"""Read parquet shards of clips: their rows as an index table, and their audio by row group.
 
-Shards come as open :class:`pyarrow.parquet.ParquetFile` objects, so they may be local or on the hub.
+Shards are passed as open :class:`pyarrow.parquet.ParquetFile` objects, so they may be local or on the hub.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class BrokenShardError(UserError):
 def index_shard(
     file: pq.ParquetFile, shard: str, shard_index: int, columns: Columns, audio: Callable[[int], pa.ChunkedArray]
 ) -> pa.Table:
-    """The rows of a shard, as an index table.
+    """Return the rows of a shard as an index table.
 
-    Columns: ``id``, ``duration_s``, ``text``; ``shard`` (its index), ``row_group``, ``row`` (within the row group);
-    ``reason`` and ``detail``, null if the row can be used; ``metadata.…``, texts.
+    Its columns are ``id``, ``duration_s`` and ``text``; ``shard`` (an index), ``row_group`` and ``row`` (within the row
+    group); ``reason`` and ``detail`` (null if the row can be used); and ``metadata.…`` as texts.
 
     Args:
         shard: its name, for ids and messages.
@@ -85,7 +85,7 @@ def index_shard(
 
 
 def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedArray:
-    """The encoded clips of a row group; null if a row has none.
+    """The encoded clips of a row group. Rows without a clip are null.
 
     Raises:
         pyarrow.ArrowException, OSError: the bytes are damaged.
@@ -103,8 +103,8 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
     """One clip of a row group.
 
     Raises:
-        AudioError: there is no audio in the row.
-        UserError: there is no such row.
+        AudioError: the row has no audio.
+        UserError: the row does not exist.
     """
     if row >= len(clips):
         raise UserError(f"{place} does not exist: the file was changed after it was indexed; start again")
@@ -121,7 +121,7 @@ def read_error(error: Exception, where: str) -> UserError:
     """The error for a clip whose row group could not be read.
 
     Args:
-        error: what Arrow raised. Disk errors have an ``errno``; errors about damaged bytes have none.
+        error: the error that Arrow raised. Disk errors have an ``errno``. Errors about damaged bytes have none.
         where: the clip, or the file.
 
     Returns:
@@ -140,12 +140,12 @@ def one_line(error: Exception) -> str:
 
 
 def row_name(shard: str, row_group: int, row: int) -> str:
-    """What messages call a row."""
+    """The name of a row in messages."""
     return f"{shard}, row group {row_group}, row {row}"
 
 
 class _Problems:
-    """What is wrong with rows; of several problems of a row, the first one found."""
+    """The problems of rows. If a row has several, the first one found is kept."""
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
@@ -244,7 +244,7 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
 
 
 def _strings(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """The column as texts, and the rows that are not UTF-8, which are null. Parquet does not check that."""
+    """The column as texts, and the rows that are not UTF-8. Parquet does not check this. Those rows become null."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.types as types

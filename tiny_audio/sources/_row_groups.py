@@ -1,6 +1,6 @@
-"""Encoded clips of parquet files, on disk or on the hub: read by row group, through a cache on disk and one in memory.
+"""Read encoded clips of parquet files, on disk or on the hub, by row group. There is a cache on disk and one in memory.
 
-Parquet gives a column of a row group only as a whole, so clips that lie together are read together.
+Parquet can read a column of a row group only as a whole, so neighboring clips are read together.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MAX_BYTES = 256 * 2**20
-"""In memory, in each process that loads clips."""
+"""Size limit of the cache in memory, in each process that loads clips."""
 MAX_COUNT = 32
-"""Row groups mapped from files take no memory, but a deleted file takes its space for as long as it is mapped."""
+"""Maximum number of row groups in that cache. Mapped files take no memory, but a deleted file still takes disk space
+while it is mapped."""
 _OPEN = 32
-"""Shards on the hub of which a process remembers the footer."""
+"""Number of shards on the hub that a process keeps open."""
 _ANYWHERE_BYTES = 2 * 10**9
-"""On disk, for row groups that are read by their addresses alone."""
+"""Size limit of the disk cache for row groups that are read by their addresses alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,10 @@ class RowGroup:
     column: str
 
     def cache_name(self) -> str:
-        """Its name in a :class:`DiskCache`; a local file that changes gets another one.
+        """Its name in a :class:`DiskCache`. The name changes if a local file changes.
 
         Raises:
-            OSError: the local file is gone.
+            OSError: the local file does not exist any more.
         """
         if isinstance(self.file, HubFile):
             identity: list[str | int] = [self.file.repo, self.file.revision, self.file.path, self.column]
@@ -67,10 +68,10 @@ class RowGroup:
 
 
 def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, DiskCache], CachedClips]:
-    """A function that reads row groups and keeps the ones used last in memory; safe between threads."""
+    """Return a thread-safe function that reads row groups and keeps the most recently used ones in memory."""
 
     def size(cached_clips: CachedClips) -> int:
-        # The newest is kept whatever its size. The least size bounds the count.
+        # The upper bound lets the newest row group stay whatever its size. The lower bound limits their number.
         return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
 
     @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())
@@ -81,15 +82,15 @@ def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, Disk
 
 
 read_row_group = row_group_reader(MAX_BYTES, MAX_COUNT)
-"""The clips of a row group: from the memory of this process, from the cache on disk, or from the file itself."""
+"""Returns the clips of a row group, from the memory of this process, the cache on disk, or the file itself."""
 
 
 def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
     """The encoded clip in a cell of a parquet file.
 
     Raises:
-        AudioError: the cell holds no audio, or the file is damaged.
-        UserError: the file is gone or cannot be read.
+        AudioError: the cell contains no audio, or the file is damaged.
+        UserError: the file does not exist any more or cannot be read.
     """
     import pyarrow as pa
 
@@ -100,14 +101,14 @@ def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
     try:
         clips = read_row_group(RowGroup(file, cell.row_group, cell.column), cache).clips
     except FileNotFoundError as error:
-        raise UserError(f"{file} is gone since it was indexed; put it back, or start again") from error
+        raise UserError(f"{file} was removed after it was indexed; put it back, or start again") from error
     except (pa.ArrowException, OSError) as error:
         raise read_error(error, where) from error
     return clip_bytes(clips, cell.row, where)
 
 
 def read_cell_anywhere(address: AudioAddress, cache_dir: Path, *, offline: bool) -> bytes:
-    """As :func:`read_cell`, for a reader that does not know in which source's cache the row group may be."""
+    """Read a cell like :func:`read_cell`, but search the caches of all sources for its row group."""
     assert address.cell is not None
     file, cell = address.file, address.cell
     folder = cache_dir / ("hub" if isinstance(file, HubFile) else "parquet") / "row_groups"
@@ -131,7 +132,7 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
     """A parquet file on the hub.
 
     Args:
-        pre_buffer: fetch ranges of neighboring columns as one.
+        pre_buffer: fetch neighboring columns in one request.
 
     Raises:
         UserError: the hub cannot be reached, or the file is broken.
@@ -150,5 +151,5 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_OPEN)
 def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
-    """Kept open: its location and its footer would take two more requests for each row group."""
+    """Open a shard and keep it open. Finding it and reading its footer would take two more requests per row group."""
     return open_on_hub(file, pre_buffer=False)

@@ -1,4 +1,4 @@
-"""What several sources need: a type of config fields, names of cache folders, values in messages."""
+"""Shared code of the sources: a type of config fields, names of cache folders, values in messages."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 def cache_key(identity: object) -> str:
-    """A short name for what a JSON value identifies."""
+    """A short hash of a JSON value, for the name of a cache folder."""
     text = identity if isinstance(identity, str) else json.dumps(identity)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def shown(value: object) -> str:
-    """A value for a message: quoted, and not too long."""
+    """A value for a message: quoted and shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_any_usable(index: Index, name: str) -> Index:
-    """The index.
+    """Return the index if it has utterances.
 
     Args:
-        name: what messages call the data.
+        name: the name of the data in messages.
 
     Raises:
-        UserError: it has no utterance.
+        UserError: it has none.
     """
     if index.utterances:
         return index

@@ -25,10 +25,10 @@ _FILE = "path"
 
 
 class CommonVoiceConfig(SourceConfig):
-    """Mozilla Common Voice, in any language, from the archive on its website, unpacked.
+    """Mozilla Common Voice in any language, from the unpacked archive of its website.
 
     The copies on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3 files. Releases
-    since 2023 list durations in `clip_durations.tsv`; for older releases, headers are read at the first start.
+    since 2023 list durations in `clip_durations.tsv`. For older releases, headers are read at the first start.
     Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
     """
 
@@ -37,8 +37,8 @@ class CommonVoiceConfig(SourceConfig):
     """The folder of one language, with `clips` and the tables, such as `cv-corpus-22.0-2025-06-20/en`. `~` is your home
     folder."""
     split: Literal["train", "dev", "test", "validated"] = "train"
-    """One of the tables. `validated` holds all clips that listeners confirmed. `train`, `dev` and `test` are parts of
-    it, so train on it only if you evaluate on other data."""
+    """One of the tables. `validated` contains all clips that listeners confirmed. `train`, `dev` and `test` are parts
+    of `validated`, so train on `validated` only if you evaluate on other data."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -55,7 +55,7 @@ class CommonVoiceSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call reads the tables, later ones list the clips only."""
+        """See :meth:`Source.index`. The first call reads the tables. Later calls only list the clips."""
         table, durations = self.path / f"{self.split}.tsv", self.path / _DURATIONS
         if not table.is_file():
             raise UserError(f"there is no {table}; {self._hint()}")
@@ -136,7 +136,7 @@ def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Sou
 
 
 def _facts(status: os.stat_result) -> tuple[int, int]:
-    """Size and modification time, by which a changed file is recognized."""
+    """Size and modification time, to recognize a changed file."""
     return status.st_size, status.st_mtime_ns
 
 
@@ -164,7 +164,7 @@ def _clip(
 
 
 def _unquoted(sentence: str) -> str:
-    """Some releases quote cells as in CSV: the sentence in quotes, with its own quotes doubled."""
+    """Remove the quotes of CSV. Some releases put sentences in quotes and double the quotes inside."""
     sentence = sentence.strip()
     inside = sentence[1:-1]
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):

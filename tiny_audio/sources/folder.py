@@ -60,7 +60,7 @@ class FolderSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call reads tables and headers, later ones list the files only."""
+        """See :meth:`Source.index`. The first call reads tables and headers. Later calls only list the files."""
         try:
             files = files_below(self.path, lambda name: name in _TABLES or is_audio_name(name))
         except OSError as error:

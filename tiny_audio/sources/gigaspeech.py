@@ -18,7 +18,7 @@ COLUMNS = Columns(
     metadata=("audio_id",),
     silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
 )
-"""As in the corpus. Few speakers are known, so the recording is kept instead."""
+"""Columns of the corpus. Few speakers are known, so the recording is kept instead."""
 
 
 class GigaSpeechConfig(HubSourceConfig):
@@ -33,10 +33,10 @@ class GigaSpeechConfig(HubSourceConfig):
 
     name: Literal["gigaspeech"] = "gigaspeech"
     config: Literal["xs", "s", "m", "l", "xl"] = "xl"
-    """How much of it to train on: 10, 250, 1,000, 2,500 or 10,000 hours. The dev and test splits are the same in
-    all."""
+    """The size of the training split: 10, 250, 1,000, 2,500 or 10,000 hours. The dev and test splits are the same for
+    all sizes."""
     split: Literal["train", "dev", "test"] = "train"
-    """Evaluate on dev while you compare, and on test once."""
+    """One of the splits. Use `dev` to compare models, and `test` once at the end."""
 
     @classmethod
     def tiny(cls) -> Self:

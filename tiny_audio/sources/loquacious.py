@@ -9,7 +9,7 @@ from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
-"""As in the corpus. Unknown speakers and sexes are null there and left out."""
+"""Columns of the corpus. Unknown speakers and sexes are null there and left out here."""
 
 
 class LoquaciousConfig(HubSourceConfig):
@@ -21,10 +21,10 @@ class LoquaciousConfig(HubSourceConfig):
 
     name: Literal["loquacious"] = "loquacious"
     config: Literal["small", "medium", "large", "clean"] = "large"
-    """How much of it to train on: 250, 2,500 or 25,000 hours, or the clean part of these. The dev and test splits are
-    the same in all."""
+    """The size of the training split: 250, 2,500 or 25,000 hours, or the clean part of these. The dev and test splits
+    are the same for all sizes."""
     split: Literal["train", "dev", "test"] = "train"
-    """Evaluate on dev while you compare, and on test once."""
+    """One of the splits. Use `dev` to compare models, and `test` once at the end."""
 
     @classmethod
     def tiny(cls) -> Self:

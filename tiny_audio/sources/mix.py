@@ -40,21 +40,22 @@ class MixedConfig(Config):
     source: Annotated[SourceConfig, SOURCES]
     """Any source, with its own fields."""
     weight: PositiveFloat = 1.0
-    """How often each of its clips occurs in an epoch of training, on average: 2 is twice, 0.5 is every other epoch."""
+    """How often each of its clips occurs in an epoch of training, on average. 2 means twice per epoch, 0.5 means in
+    every other epoch."""
     max_hours: PositiveFloat | None = None
-    """Use at most this many hours of it."""
+    """Maximum number of hours to use from it."""
     max_clips: PositiveInt | None = None
-    """Use at most this many clips of it."""
+    """Maximum number of clips to use from it."""
 
 
 class MixConfig(SourceConfig):
     """Several sources as one, each with a weight and an optional cap.
 
-    A cap keeps a random part that is the same in every epoch and on every machine. A larger cap keeps everything that a
-    smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are drawn, so that only what
-    is used is fetched. A cap counts clips before `data.min_duration_s` and `data.max_duration_s` are applied. Of the
-    clips that a capped source drops, the same share is listed. The name of the source prefixes the ids of its clips and
-    is their metadata column `source`, unless they have one.
+    A cap keeps a random part of a source. The part is the same in every epoch and on every machine. A larger cap keeps
+    everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are drawn.
+    Then only used audio is fetched. A cap counts clips before `data.min_duration_s` and `data.max_duration_s` are
+    applied. If a capped source drops clips, the same share of them is listed. The name of the source is the prefix of
+    its clips' ids. It is also their metadata column `source`, unless they have one.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -86,7 +87,7 @@ class Mixed:
     max_clips: int | None
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
-        """The rows ``[k]`` that the caps keep, sorted: the first ones of a random order of groups.
+        """The sorted rows ``[k]`` that the caps keep. They are the first ones in a random order of groups.
 
         Raises:
             UserError: ``max_hours`` is shorter than the first clip.
@@ -241,7 +242,7 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """List the same share of the dropped clips as is used of the source."""
+    """List a random part of the dropped clips, with the same share as of the clips that are used."""
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < share * 2**64:

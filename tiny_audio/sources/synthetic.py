@@ -1,4 +1,4 @@
-"""Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that nobody records.
+"""Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that is hard to record.
 
 Voices and sentences have a fixed split into training and held-out ones. A recipe can train on one side and evaluate on
 the other.
@@ -34,7 +34,7 @@ from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAIN
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 _MIN_SHARE = 20
-"""Minimum utterances per worker process: as many as are synthesized in the time that a process needs to start."""
+"""Minimum number of utterances per worker process. Synthesizing them takes about as long as starting a process."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
@@ -54,9 +54,9 @@ class SyntheticConfig(SourceConfig):
     seed: NonNegativeInt = 0
     """Seed for sentences, voices and deliveries."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
-    """Kinds of sentences. Each utterance uses one of them, all equally often."""
+    """Kinds of sentences. Each utterance uses one of them. All are used equally often."""
     sentences: Literal["train", "held_out"] = "train"
-    """The side of the fixed split of sentences: a tenth of all is held out and never used in training."""
+    """The side of the fixed split of sentences. A tenth of all sentences is held out and never used in training."""
     voices: Literal["train", "held_out"] | Names = "train"
     """The side of the fixed split of voices, or names of espeak-ng voice variants."""
     accents: Names = tuple(ACCENTS)
@@ -261,8 +261,8 @@ def _merge_rows(folder: Path) -> float:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete what killed runs left long ago. Newer folders may still be written to."""
+    """Delete old leftovers of killed runs. Another process may still write to newer folders."""
     for leftover in folder.parent.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process finished or deleted it meanwhile
+        with contextlib.suppress(FileNotFoundError):  # another process may finish or delete it first
             if time.time() - leftover.stat().st_mtime > _STALE_S:
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -60,13 +60,13 @@ def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
     base = outcome("base", [0.2, 0.22, 0.21], seed=1)
     others = [outcome(f"v{number}", [0.21, 0.2, 0.22], seed=number) for number in range(2, 5)]
     again = outcome("again", [0.21, 0.22, 0.2], "again", seed=9)
-    crippled = outcome("crippled", [0.9, 0.91, 0.92], "crippled", seed=10)
-    found = analyze([base, *others, again, crippled], "base", Scoring(normalizer("lower"), 500, None)).to_json()
+    degraded = outcome("degraded", [0.9, 0.91, 0.92], "degraded", seed=10)
+    found = analyze([base, *others, again, degraded], "base", Scoring(normalizer("lower"), 500, None)).to_json()
     assert [control["held"] for control in found["controls"]] == [True, True]
     by_label = {row["label"]: row for row in found["comparisons"]}
-    assert by_label["crippled"]["p_holm"] == pytest.approx(2 * by_label["crippled"]["p_value"])
+    assert by_label["degraded"]["p_holm"] == pytest.approx(2 * by_label["degraded"]["p_value"])
     blind = analyze(
-        [base, outcome("crippled", [0.2, 0.22, 0.21], "crippled", seed=11)],
+        [base, outcome("degraded", [0.2, 0.22, 0.21], "degraded", seed=11)],
         "base",
         Scoring(normalizer("lower"), 500, None),
     ).to_json()

@@ -1,6 +1,6 @@
 """Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`, and list how they differ.
 
-Nothing is decoded. The raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again, under one normalizer.
+No model runs. The raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again with one normalizer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def num_comparisons(self) -> int:
-        """Size of the family for Holm's correction: all variants but the baseline, on all sets."""
+        """Number of comparisons in the family of Holm's correction: all variants but the baseline, on all sets."""
         return sum(len(entry.comparison.differences) for entry in self.sets.values())
 
     @property
@@ -75,7 +75,7 @@ def compare_folders(
 ) -> Comparison:
     """Compare run folders, each as its own variant. Arguments and errors are those of :func:`compare_variants`."""
     if len(folders) < 2:
-        raise UserError("give two runs or more: the first is the baseline that the others are compared with")
+        raise UserError("give at least two runs: the first is the baseline that the others are compared with")
     variants = [Variant(run.name, (run,)) for run in read_runs(folders)]
     return compare_variants(
         variants, set_name=set_name, common=common, normalizer_name=normalizer_name, group_by=group_by
@@ -94,15 +94,15 @@ def compare_variants(
 
     Args:
         variants: at least one. A single one gets rates only.
-        set_name: the evaluation set; None takes all sets that every run was scored on.
+        set_name: the evaluation set. None uses all sets that every run was scored on.
         common: if the utterances of a set differ between runs, use those that all runs have.
-        normalizer_name: None takes the normalizer that the runs were scored with.
+        normalizer_name: None uses the normalizer that the runs were scored with.
         group_by: metadata column whose groups are resampled whole; see
             :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
     Raises:
-        UserError: the runs share no set, their utterances, references or normalizers differ, or there is no such
-            column.
+        UserError: the runs share no set; their utterances, references or normalizers differ; or the column does not
+            exist.
     """
     runs = [run for variant in variants for run in variant.runs]
     paired = {

@@ -10,7 +10,7 @@ from typing import Any
 from tiny_audio.analysis.compare._runs import Variant
 
 _NOT_COMPARED = ("command", "started", "finished", "seed", "evaluation_data")
-"""Fields of the provenance that differ between any two runs, or are compared elsewhere."""
+"""Fields of the provenance that always differ between two runs, or that are compared elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """Size and training of a variant: of its first run, except for ``wall_s``, the mean over its runs."""
+    """Size and training of a variant. ``wall_s`` is the mean over its runs. Everything else is from its first run."""
 
     name: str
     runs: list[RunFacts]
@@ -43,7 +43,7 @@ class RecipeField:
 
     field: str
     values: dict[str, str | None]
-    """By the variant's name; None where its recipe has no such field."""
+    """Values by the variant's name. None if its recipe has no such field."""
 
 
 def describe(variant: Variant) -> VariantFacts:
@@ -86,7 +86,7 @@ def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values as JSON."""
+    """Yield the dotted name of each field, and its value as JSON."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")

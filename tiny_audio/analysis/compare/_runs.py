@@ -18,12 +18,12 @@ Row = dict[str, Any]
 
 _KEYS = ("id", "audio_filepath", "duration", "text", "pred_text", "ctc_text", "metadata")
 _SAME_DURATION_S = 0.01
-"""Lists of the same clips may round to hundredths of a second."""
+"""Durations may differ by this much, because some lists round them to hundredths of a second."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder whose every stage is done.
+    """A run folder in which all stages are done.
 
     Args:
         name: name in tables.
@@ -37,7 +37,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> FinishedRun:
-        """Read a run folder. Raises :class:`UserError` if it does not exist, or holds no finished run."""
+        """Read a run folder. Raises :class:`UserError` if it does not contain a finished run."""
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {found}; give the folder that `tiny-audio run` wrote")
@@ -60,7 +60,7 @@ class FinishedRun:
 
     @property
     def group_by(self) -> str | None:
-        """The metadata column whose groups were resampled whole."""
+        """The metadata column whose groups were resampled as a whole."""
         column: str | None = self.report["recipe"]["evaluation"]["group_by"]
         return column
 
@@ -97,7 +97,7 @@ class Variant:
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read the runs. Each is named by the shortest unique end of its path; one given twice gets a number."""
+    """Read the runs. Each name is the shortest unique end of the path. A number is added if a run is given twice."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]
     distinct = len(set(paths))
     names = next(
@@ -114,7 +114,7 @@ def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
     """Sets that all runs were scored on, or only the wanted one.
 
     Raises:
-        UserError: there is none; names the sets of each run.
+        UserError: no set was scored by all runs.
     """
     shared = [name for name in runs[0].scores if all(name in run.scores for run in runs)]
     if not shared:
@@ -131,13 +131,13 @@ def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
 
 
 def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> tuple[list[list[Row]], int]:
-    """The rows of each run, in one order of utterances: the same id, the same reference and the same length.
+    """Pair the rows of all runs. Paired rows have the same id, reference and duration.
 
     Args:
-        common: use the utterances that all runs have. Otherwise differing utterances are an error.
+        common: use only the utterances that all runs have. Otherwise differing utterances are an error.
 
     Returns:
-        the rows, run by run, and how many utterances of any run were left out.
+        the rows of each run in the same order, and the number of utterances that were left out.
 
     Raises:
         UserError: utterances, references or lengths differ, or the runs have no utterance in common.
@@ -163,13 +163,13 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     return [[table[name] for name in ids] for table in tables], left_out
 
 
-def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
-    """Yield warnings that the runs may have been scored on different audio, although the utterances agree.
+def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
+    """Yield warnings if the runs may have been scored on different audio, although the utterances agree.
 
     Args:
         set_name: the set.
-        runs: the others are checked against the first.
-        rows: of each run, as :func:`paired_rows` returns them.
+        runs: all runs. The first is compared with the others.
+        rows: the rows of each run, from :func:`paired_rows`.
     """
     for run, theirs in zip(runs[1:], rows[1:], strict=True):
         elsewhere = [
@@ -180,7 +180,7 @@ def doubts(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]
         if elsewhere:
             here, there = elsewhere[0]
             yield (
-                f"{run.name} read {len(elsewhere)} clips from other files than {runs[0].name}, such as {here['id']}: "
+                f"{run.name} and {runs[0].name} read {len(elsewhere)} clips from other files, such as {here['id']}: "
                 f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, but "
                 "check that the audio is the same"
             )
@@ -214,14 +214,14 @@ def _differences(name: str, table: dict[str, Row], other_name: str, other: dict[
     if changed:
         example = changed[0]
         lines.append(
-            f"{len(changed)} with another reference in {other_name} than in {name}, such as {example}: "
+            f"{len(changed)} with different references in {other_name} and in {name}, such as {example}: "
             f"{_shown(other[example]['text'])} and {_shown(table[example]['text'])}"
         )
     longer = [row for row in table if row in other and row not in changed and not _is_same(table[row], other[row])]
     if longer:
         example = longer[0]
         lines.append(
-            f"{len(longer)} of another length in {other_name} than in {name}, and so other audio, such as {example}: "
+            f"{len(longer)} with different durations in {other_name} and in {name}, such as {example}: "
             f"{other[example]['duration']:.2f} and {table[example]['duration']:.2f} s"
         )
     return lines

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tiny_audio.analysis.compare._runs import Row, Variant, doubts, paired_rows
+from tiny_audio.analysis.compare._runs import Row, Variant, audio_warnings, paired_rows
 from tiny_audio.analysis.comparison import AlignedSet, Rates, SetComparison, System, units_column
 from tiny_audio.analysis.scoring import Alignment, Normalizer, Transcripts
 from tiny_audio.config import UserError
@@ -18,15 +18,15 @@ _NUM_SENTENCES = 10
 
 @dataclass(frozen=True)
 class PairedSet:
-    """An aligned set that all runs were scored on, and facts about the pairing."""
+    """An aligned set that all runs were scored on, with details of the pairing."""
 
     aligned: AlignedSet
     rows: Sequence[Sequence[Row]]
     """Rows of each variant's first run."""
     rule: Normalizer
     left_out: int
-    doubts: Sequence[str]
-    """Warnings that the runs may have been scored on different sets."""
+    warnings: Sequence[str]
+    """Reasons why the runs may have been scored on different audio."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Sentence:
     other: str
     """Raw hypothesis of the other variant."""
     sides: tuple[Alignment, Alignment]
-    """The baseline's and the other's."""
+    """Alignments of the baseline and of the other variant."""
 
     def to_json(self) -> dict[str, Any]:
-        """As in ``comparison.json``."""
+        """The form in ``comparison.json``."""
         before, after = (side.errors for side in self.sides)
         row = {key: self.row[key] for key in ("id", "duration", "metadata", "text")}
         texts = {"baseline": self.row["pred_text"], "other": self.other}
@@ -50,7 +50,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """Sentences on which the first runs of a variant and of the baseline differ, most changed first."""
+    """Sentences on which the first runs of a variant and of the baseline differ. The largest changes come first."""
 
     name: str
     num_improved: int
@@ -69,7 +69,7 @@ class ComparedSet:
 
     @cached_property
     def changed(self) -> list[Changed]:
-        """For each variant but the baseline."""
+        """The changed sentences of each variant except the baseline."""
         return [_changed(self.paired, index) for index in range(1, len(self.paired.rows))]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class ComparedSet:
             "group_by": aligned.column,
             "num_groups": aligned.num_groups,
             "left_out": paired.left_out,
-            "doubts": list(paired.doubts),
+            "doubts": list(paired.warnings),
             "normalizer": paired.rule.name,
             "normalizer_version": paired.rule.version,
             "scorer": "jiwer",
@@ -113,14 +113,14 @@ def pair_set(
     """Pair the hypotheses of all runs by utterance, and align them.
 
     Args:
-        set_name: the set, which all runs were scored on.
-        variants: the baseline first.
-        rule: applied to references and hypotheses alike.
-        group_by: ``--group-by``.
-        common: use the utterances that all runs have.
+        set_name: a set that all runs were scored on.
+        variants: the variants. The baseline is the first one.
+        rule: the normalizer of references and hypotheses.
+        group_by: the value of ``--group-by``.
+        common: use only the utterances that all runs have.
 
     Raises:
-        UserError: utterances or references differ, no reference has a word, or there is no such column.
+        UserError: utterances or references differ, no reference has a word, or the column does not exist.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)
@@ -140,7 +140,8 @@ def pair_set(
             f"{set_name}: no utterance has a column {column!r} to group by (columns: {columns}); name one of them by "
             "--group-by"
         )
-    return PairedSet(aligned, [seeds[0] for seeds in by_variant], rule, left_out, list(doubts(set_name, runs, rows)))
+    warnings = list(audio_warnings(set_name, runs, rows))
+    return PairedSet(aligned, [seeds[0] for seeds in by_variant], rule, left_out, warnings)
 
 
 def _system(name: str, seeds: Sequence[Sequence[Row]], rule: Normalizer) -> System:
@@ -167,7 +168,7 @@ def _changed(paired: PairedSet, index: int) -> Changed:
     words = paired.aligned.words
 
     def most(sign: int) -> list[Sentence]:
-        # Of equal gains, short sentences first, because the gain is a larger share of them.
+        # If gains are equal, short sentences come first, because the gain is a larger share of them.
         chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
         chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
         return [

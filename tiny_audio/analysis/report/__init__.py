@@ -44,12 +44,12 @@ def render_report(
     hypotheses: Mapping[str, Sequence[Row]],
     read_audio: ReadAudio,
 ) -> str:
-    """The report of a run as one HTML page. Missing data is omitted, so unfinished runs can be rendered too.
+    """Render the report of a run as one HTML page. Missing data is omitted, so unfinished runs can be rendered too.
 
     Args:
         report: ``report.json``.
-        metrics: the rows of ``metrics.jsonl``; if a resume wrote a step twice, the later row counts.
-        hypotheses: per set, rows with ``id``, ``text`` and ``pred_text``, and, if known, ``duration`` (s),
+        metrics: the rows of ``metrics.jsonl``. If a resume wrote a step twice, the later row counts.
+        hypotheses: the rows of each set, with ``id``, ``text`` and ``pred_text``. They may also have ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
         read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or the reason why there is none.
             It is called for a few rows of each set. The clips become part of the page.
@@ -177,9 +177,9 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
     ]
     difference_head = ["Set", "WER of decoder − CTC head", "95 % interval", "Chance that the decoder is better"]
     paired = [
-        _h3("Decoder against CTC head, on the same utterances"),
+        _h3("Decoder compared with CTC head, on the same utterances"),
         table(difference_head, differences, numbers=(1, 2, 3)),
-        tag("p", "Below zero, the decoder is better. The interval has no verdict.", class_="muted"),
+        tag("p", "If the difference is below zero, the decoder is better. There is no verdict.", class_="muted"),
     ]
     return [
         scores_table(["Set"], rows, after=sizes),
@@ -207,7 +207,7 @@ def _resampled(values: Mapping[str, Any]) -> str:
 
 
 def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per part: those in ``parts``, then those only in ``parameters``, such as a CTC head."""
+    """One row per part. Parts that are only in ``parameters``, such as a CTC head, come last."""
     rows = [dict(part) for part in report.get("parts") or ()]
     known = {row.get("part") for row in rows}
     for name, sizes in (report.get("parameters") or {}).items():
@@ -253,7 +253,7 @@ def _ledger(ledger: Mapping[str, Any] | None) -> list[Markup]:
     if ledger is None:
         return []
     rows = [(tag("b", what), tag("span", value, class_="nowrap"), how) for what, value, how in ledger_rows(ledger)]
-    return [table(("What", "Value", "How it is known"), rows)]
+    return [table(("Quantity", "Value", "How it was measured"), rows)]
 
 
 def _dropped(dropped: Mapping[str, Any] | None) -> list[Markup]:
@@ -280,7 +280,7 @@ def _recipe(recipe: Mapping[str, Any] | None) -> list[Markup]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted keys."""
+    """Yield the dotted key and the value of each leaf of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""A trained benchmark on one page: which variant is better, by how much, and at what cost."""
+"""The HTML page of a trained benchmark: which variant is better, by how much, and at what cost."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tiny_audio.analysis.tables import units_text
 from tiny_audio.runtime.yaml_file import dump_yaml
 
 _CONTROLS = {
-    "again": "the baseline once more, with other seeds",
-    "crippled": "made worse on purpose",
+    "again": "the baseline, trained again with other seeds",
+    "degraded": "a variant that is degraded on purpose",
 }
 
 
 def render_benchmark(results: Mapping[str, Any]) -> str:
-    """The page of a trained benchmark.
+    """Render the page of a trained benchmark.
 
     Args:
         results: the content of the benchmark's ``results.json``.
@@ -147,18 +147,18 @@ def _variants(variants: Sequence[Mapping[str, Any]]) -> Markup:
 def _controls(results: Mapping[str, Any]) -> list[Markup]:
     if not results["controls"]:
         return []
-    head = ["Control", "", "Should be called", "Is called", "Holds"]
+    head = ["Control", "Description", "Expected verdict", "Verdict", "As expected"]
     rows = []
     for control in results["controls"]:
         found = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
-        holds = "yes" if control["held"] else tag("b", "NO")
-        rows.append([label(control["label"]), _CONTROLS[control["kind"]], control["expected"], found, holds])
+        held = "yes" if control["held"] else tag("b", "no")
+        rows.append([label(control["label"]), _CONTROLS[control["kind"]], control["expected"], found, held])
     return [table(head, rows), *_verdicts(results, controls=True)]
 
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    # At most four lines per chart can be distinguished. A chart with one line would have no legend.
+    # A reader can distinguish about four lines per chart. A chart with one line would have no legend.
     total, num_charts = len(variants), math.ceil(len(variants) / 4)
     for index in range(num_charts):
         chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]
@@ -169,29 +169,29 @@ def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
 
 
 def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Mean over seeds, at the steps that all seeds reached."""
+    """Mean of the curves of all seeds, at the steps that all seeds reached."""
     losses: list[dict[float, float]] = [dict(curve) for curve in curves]
     steps = [step for step in losses[0] if all(step in other for other in losses)]
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in steps]
 
 
 def _provenance(results: Mapping[str, Any]) -> list[Markup]:
-    features = "computed once, shared by all variants" if results["cached"] else "computed at every step"
+    features = "computed once and shared by all variants" if results["cached"] else "computed at every step"
     rule = results["normalizer"]
     rows = {
         "command": results["command"],
         "date": results["date"],
         "recipe": results["recipe_path"],
         "seeds": " ".join(map(str, results["seeds"])),
-        "frames of the encoder": features,
+        "encoder frames": features,
         "normalizer": f"{rule['name']} ({rule['version']})",
         "device": f"{results['device']}, {results['threads']} threads, {results['machine']}",
         **results["versions"],
         "training data": results["inputs"]["train"],
-        "weights to start from": results["inputs"]["init_from"] or DASH,
+        "initial weights": results["inputs"]["init_from"] or DASH,
     }
     text = dump_yaml({**results["recipe"]})
     return [
-        table(("What", "Value"), [(key, tag("code", value)) for key, value in rows.items()]),
+        table(("Setting", "Value"), [(key, tag("code", value)) for key, value in rows.items()]),
         tag("details", tag("summary", "The resolved recipe, with the first variant"), tag("pre", tag("code", text))),
     ]

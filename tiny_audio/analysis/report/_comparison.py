@@ -1,4 +1,4 @@
-"""Several runs on one page: which is better, by how much, where, and on which sentences."""
+"""The HTML page of a comparison of runs: which is better, by how much, where, and on which sentences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tiny_audio.analysis.tables import units_text, with_seeds
 
 
 def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
-    """The comparison of runs as one HTML page.
+    """Render a comparison of runs as one HTML page.
 
     Args:
         comparison: the comparison of the runs.
@@ -69,8 +69,8 @@ def _set(entry: ComparedSet, baseline: str, read_audio: ReadAudio) -> Iterator[M
     compared = entry.comparison
     has_seeds = any(len(rate.by_seed) > 1 for rate in compared.rates)
     yield tag("p", _about(entry, has_seeds), class_="muted")
-    for doubt in entry.paired.doubts:
-        yield tag("p", tag("b", "Warning: "), doubt, ".")
+    for warning in entry.paired.warnings:
+        yield tag("p", tag("b", "Warning: "), warning, ".")
     rates = [
         IntervalRow(with_seeds(rate.name, len(rate.by_seed)), rate.wer, rate.interval, rate.ctc_wer)
         for rate in compared.rates
@@ -93,7 +93,7 @@ def _about(entry: ComparedSet, has_seeds: bool) -> str:
     scorer = entry.comparison.aligned.systems[0].seeds[0]
     facts = [
         f"{count(len(aligned.rows))} utterances, {count(int(aligned.words.sum()))} reference words",
-        f"{count(paired.left_out)} utterances that are not in all runs are left out" if paired.left_out else None,
+        f"{count(paired.left_out)} utterances are not in all runs and are left out" if paired.left_out else None,
         f"normalizer {paired.rule.name} ({paired.rule.version})",
         f"scorer {' '.join(scorer.scorer)}",
         f"intervals resample {units_text([entry.comparison.aligned.column])}"
@@ -117,13 +117,13 @@ def _scores(entry: ComparedSet, has_seeds: bool) -> Markup:
 
 
 def _changed(changed: Changed, baseline: str, read_audio: ReadAudio, *, folded: bool) -> Iterator[Markup]:
-    yield tag("h4", f"{changed.name} against {baseline}")
+    yield tag("h4", f"{changed.name} compared with {baseline}")
     counts = (
-        f"Sentences with fewer errors: {count(changed.num_improved)}; with more: {count(changed.num_worsened)}; with "
-        f"as many: {count(changed.num_other)}."
+        f"{count(changed.num_improved)} sentences have fewer errors. {count(changed.num_worsened)} have more errors. "
+        f"{count(changed.num_other)} have the same number of errors."
     )
     yield tag("p", counts)
-    for title, sentences in (("The most improved", changed.improved), ("The most worsened", changed.worsened)):
+    for title, sentences in (("Largest improvements", changed.improved), ("Largest losses", changed.worsened)):
         if sentences:
             parts = (_sentence(sentence, [baseline, changed.name], read_audio) for sentence in sentences)
             yield tag("details", tag("summary", f"{title} ({len(sentences)})"), *parts, open=None if folded else "")
@@ -148,7 +148,7 @@ def _runs(comparison: Comparison) -> list[Markup]:
 
 def _recipe(comparison: Comparison) -> list[Markup]:
     if not comparison.recipe:
-        return [tag("p", "Nowhere.")]
+        return [tag("p", "The recipes are the same.")]
     names = [variant.name for variant in comparison.variants]
     rows = []
     for field in comparison.recipe:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 DASH = "–"
 
-# No content may fetch anything: escaping is the first line of defense, this policy the second.
+# A page must not load anything from elsewhere. All content is escaped, and this policy blocks requests as well.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
@@ -19,12 +19,15 @@ class Markup(str):
 
 
 def join(children: Iterable[object]) -> Markup:
-    """The children as HTML; ``None`` is skipped, other values are escaped."""
+    """Join the children as HTML. ``None`` is skipped, and other values are escaped."""
     return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """Element. ``class_`` becomes ``class``, and ``stroke_width`` ``stroke-width``. ``None`` omits an attribute."""
+    """Create an HTML element.
+
+    The attribute ``class_`` becomes ``class``, and ``stroke_width`` becomes ``stroke-width``. ``None`` omits it.
+    """
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = "".join(f' {key}="{html.escape(_attribute(value))}"' for key, value in pairs if value is not None)
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
@@ -35,7 +38,7 @@ def _attribute(value: object) -> str:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()) -> Markup:
-    """A table that scrolls sideways if needed; the columns in ``numbers`` are right-aligned."""
+    """A table that scrolls sideways if needed. The columns in ``numbers`` are right-aligned."""
     right = set(numbers)
 
     def cells(kind: str, row: Sequence[object]) -> Markup:

@@ -27,7 +27,7 @@ class Point:
 
 
 def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callable[[object], str] = compact) -> Markup:
-    """Plot error rates against a cost, with intervals and names. Neither axis has to start at 0."""
+    """Plot error rates over a cost, with intervals and names. The axes need not start at 0."""
     width, height, left, right, above, below = 520.0, 330.0, 54.0, 14.0, 12.0, 40.0
     xs = [point.x for point in points]
     ends = [end for point in points for end in (point.y, *point.interval)]
@@ -49,7 +49,7 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
     shown = ""
     for tick in (tick for tick in linear_ticks(first, last) if first <= tick <= last):
         parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=bottom, y2=bottom + 4, class_="axis"))
-        if show(tick) != shown:  # after rounding, neighboring ticks can have the same label
+        if show(tick) != shown:  # rounding can give neighboring ticks the same label
             shown = show(tick)
             parts.append(tag("text", shown, x=x_at(tick), y=bottom + 17, text_anchor="middle"))
     parts.append(tag("line", x1=left, x2=width - right, y1=bottom, y2=bottom, class_="axis"))

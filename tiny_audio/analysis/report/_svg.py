@@ -11,7 +11,7 @@ from itertools import pairwise
 from tiny_audio.analysis.report._html import Markup, compact, count, percent, tag
 
 _NUM_COLORS = 6
-_MAX_POINTS = 300  # more would overlap, and make the page large
+_MAX_POINTS = 300  # more points would overlap and make the page large
 _MAX_HITS = 100
 _MAX_MARKED = 40
 _MAX_NAME = 36
@@ -28,7 +28,7 @@ class Series:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """One row of an interval plot: fractions, with a second estimate if there is one."""
+    """One row of an interval plot: a rate, its interval and an optional second rate, all as fractions."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class IntervalRow:
 def line_chart(
     title: str, series: Sequence[Series], show: Callable[[object], str] = compact, *, may_be_log: bool = False
 ) -> Markup | None:
-    """Curves over steps; ``None`` if there is nothing to draw.
+    """Draw curves over steps. Returns ``None`` if there is nothing to draw.
 
     Long curves are drawn as the mean of neighboring points, with a band from minimum to maximum. The axis starts at 0,
     or is logarithmic if ``may_be_log`` and the values span more than a factor of 30.
@@ -95,9 +95,9 @@ def line_chart(
 
 
 def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signed: bool = False) -> Markup:
-    """One row per system: the estimate and its interval, as marks and as text. ``second`` labels hollow marks.
+    """Draw one row per system, with the estimate and its interval as marks and as text.
 
-    With ``signed``, the rows are differences, and the axis marks 0.
+    ``second`` is the meaning of the hollow marks. If ``signed`` is set, the rows are differences, and the axis marks 0.
     """
     sign = "+" if signed else ""
     width, right, row_height, above = 1000.0, 235.0, 34.0, 8.0
@@ -121,7 +121,7 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signe
         low, high = row.interval or (row.value, row.value)
         ends_text = f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]".replace("-", "−") if row.interval else ""
         marks: list[object] = [tag("title", f"{row.name}: {percent(row.value, sign=sign)}{ends_text}")]
-        # Similar names differ at their ends.
+        # Keep the ends of long names, because similar names differ there.
         half = _MAX_NAME // 2
         name = row.name if len(row.name) <= _MAX_NAME else f"{row.name[:half]}…{row.name[1 - half :]}"
         marks.append(tag("text", name, x=left - 16, y=y + 4.5, text_anchor="end", class_="l"))

@@ -57,7 +57,7 @@ def metric_text(metric: Metric, value: float | None) -> str:
 
 
 def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings: Iterable[str] = ()) -> list[Markup]:
-    """A table of verdicts and a note on how to read it. Holm's correction treats all rows as one family.
+    """A table of verdicts with an explanation. Holm's correction treats all rows as one family.
 
     Args:
         differences: pairs of set name and difference.
@@ -81,15 +81,17 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
             cells += [DASH, DASH] if test is None else [f"{test.z:.3f}".replace("-", "−"), p_text(test.p_value)]
         rows.append(cells)
     note = (
-        "Difference in word error rate from the baseline, in percentage points, on the same utterances: below zero is "
-        f"better. Its 95 % interval (paired bootstrap) and p (approximate randomization) resample {units}. p is the "
-        "probability of a difference this large between systems that are equally good. “Better” and “worse” need p, "
-        f"adjusted by Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}, below "
-        f"{SIGNIFICANCE:g}. “No difference shown” does not mean that there is none."
+        "The difference is the word error rate minus that of the baseline on the same utterances, in percentage "
+        "points. If it is below zero, the system is better than the baseline. The 95 % interval (paired bootstrap) "
+        f"and p (approximate randomization) resample {units}. p is the probability of a difference this large between "
+        "systems that are equally good. The verdict is “better” or “worse” if p is below "
+        f"{SIGNIFICANCE:g} after Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No "
+        "difference shown” does not mean that there is none."
     )
     if with_mapsswe:
         note += (
-            " MAPSSWE, the matched-pairs test of NIST's sc_stats, is shown for reference; z is above 0 where better."
+            " MAPSSWE is the matched-pairs test of NIST's sc_stats and does not affect the verdict. If its z is above "
+            "0, the system is better than the baseline."
         )
     return [
         table(head, rows, numbers=range(3 if with_sets else 2, len(head))),
@@ -131,8 +133,8 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
         before = part.column
     head = ["Slice", "", "Utterances", "Words", *(map(label, names) if several else ["WER", "95 % interval"])]
     note = (
-        "* the 95 % interval of the difference from the baseline in this slice alone excludes zero. This is a hint, "
-        "not a test: by chance it happens in one slice of twenty."
+        "* In this slice, the 95 % interval of the difference from the baseline excludes zero. This is a hint, not a "
+        "test. By chance, it happens in one slice of twenty."
     )
     return [table(head, rows, numbers=range(2, len(head))), *([tag("p", note, class_="muted")] if several else [])]
 
@@ -147,7 +149,7 @@ def _slice_rate(part: Slice, name: str) -> Markup:
 def side_by_side(
     row: Mapping[str, Any], facts: Sequence[str], names: Sequence[str], sides: Sequence[Alignment], audio: Markup
 ) -> Markup:
-    """One utterance: the reference, and below it the hypotheses of several systems, word by word.
+    """Show one utterance word by word: the reference, and below it the hypotheses of several systems.
 
     Args:
         row: ``id``, ``duration`` and ``metadata``.
@@ -180,7 +182,7 @@ def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
 
 
 def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, list[str]]]:
-    """Each reference word, its hypothesis, and the words inserted before it. ``None`` marks the end."""
+    """Yield each reference word, its hypothesis, and the words inserted before it. ``None`` marks the end."""
     inserted: list[str] = []
     for reference, hypothesis in alignment.pairs:
         if reference is None:
@@ -192,7 +194,7 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _word(reference: str | None, word: str | None) -> Markup:
-    """One word. The kind of error is visible without color: underlined, a dash or a plus."""
+    """One word. The kind of error is visible without color, by an underline, a dash or a plus."""
     if reference == word:
         return tag("i", word or "")
     if reference is None:
@@ -203,7 +205,7 @@ def _word(reference: str | None, word: str | None) -> Markup:
 
 
 def side_by_side_legend(what: str = "Reference above") -> Markup:
-    """How to read :func:`side_by_side`."""
+    """The legend of :func:`side_by_side`."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (dash)", "inserted (+)")
     keys = (

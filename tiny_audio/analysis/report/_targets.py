@@ -1,4 +1,4 @@
-"""Hypotheses of one or several systems on one page: scores, verdicts, slices, and utterances with audio."""
+"""The HTML page of scored hypotheses: scores, verdicts, slices, and utterances with audio."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUM_APART = 15
 
 
 def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
-    """One target's scores, or several compared with the first, as one HTML page.
+    """Render the scores of one target, or of several compared with the first one, as one HTML page.
 
     Args:
         rescored: the result of :func:`tiny_audio.analysis.rescore.rescore`.
@@ -68,19 +68,19 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
 def _about(rescored: Rescored) -> str:
     aligned, first = rescored.comparison.aligned, rescored.transcripts[0]
     unit = first.cost == "unit"
-    cost = "edits cost one each" if unit else "a substitution costs 4, an insertion or deletion 3, as in NIST's sclite"
+    cost = "each edit costs 1" if unit else "a substitution costs 4, an insertion or deletion 3, as in NIST's sclite"
     left = rescored.left_out
     facts = [
         f"{count(len(aligned.rows))} utterances, {count(int(aligned.words.sum()))} reference words",
-        f"{count(left)} clips are left out, for which not every target has a hypothesis" if left else None,
+        f"{count(left)} clips are left out because a target has no hypothesis for them" if left else None,
         f"normalizer {first.normalizer.name} ({first.normalizer.version})",
         f"{cost} (scorer {' '.join(first.scorer)})",
     ]
     text = "; ".join(fact for fact in facts if fact) + "."
     if rescored.glued_references:
         text += (
-            f" This normalizer joins the numbers of {count(rescored.glued_references)} references into one word (one "
-            "two → 12), so that one wrong digit makes the whole number wrong."
+            f" In {count(rescored.glued_references)} references, this normalizer joins digits into one word (one two → "
+            "12). One wrong digit then makes the whole number wrong."
         )
     return text
 
@@ -92,9 +92,9 @@ def _scores(rescored: Rescored) -> Iterator[Markup]:
     after = [("Failed clips", failed), *([("Clips with a time", timed)] if any(timed) else [])]
     yield scores_table(["Target"], rows, grouped_by=rescored.comparison.aligned.column, after=after)
     note = (
-        "Failed: clips without a hypothesis, of all clips of the target; all other rates are over clips that did not "
-        "fail. Empty: no word where the reference has one. Looping: the same words four times in a row or more. RTFx: "
-        "seconds of audio per second of processing."
+        "Failed: the share of the target's clips without a hypothesis. All other rates leave these clips out. Empty: "
+        "the hypothesis has no word, but the reference has one. Looping: the same words occur at least four times in a "
+        "row. RTFx: seconds of audio per second of processing."
     )
     yield tag("p", note, class_="muted")
 
@@ -104,11 +104,11 @@ def _apart(rescored: Rescored, read_audio: ReadAudio) -> Iterator[Markup]:
     names = [system.name for system in aligned.systems]
     errors = [[system.alignments[index].errors for system in aligned.systems] for index in range(len(aligned.rows))]
     spread = [max(each) - min(each) for each in errors]
-    # Among equal differences, short sentences come first, since each word weighs more in them.
+    # If differences are equal, short sentences come first, because each word weighs more in them.
     order = sorted(range(len(errors)), key=lambda index: (-spread[index], aligned.words[index], index))
     chosen = [index for index in order[:_NUM_APART] if spread[index]]
     if not chosen:
-        yield tag("p", "Every target has as many errors as the others in every utterance.")
+        yield tag("p", "In every utterance, all targets have the same number of errors.")
         return
     yield side_by_side_legend()
     for index in chosen:

@@ -13,7 +13,7 @@ from tiny_audio.analysis.scoring import Alignment, Normalizer, align, confusions
 
 _NUM_WORST = 10
 _NUM_RANDOM = 3
-_NUM_AUDIBLE = 5  # of the worst; each embedded clip adds a few hundred kilobytes to the page
+_NUM_AUDIBLE = 5  # the worst utterances with audio; each clip adds a few hundred kilobytes to the page
 _NUM_CONFUSIONS = 12
 _MAX_PAIRS = 300  # a looping hypothesis can have thousands of words
 
@@ -55,7 +55,7 @@ def confusion_tables(scored: Scored) -> Markup:
 
 
 def legend() -> Markup:
-    """How to read an alignment."""
+    """The legend of an alignment."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (struck through)", "inserted (+)")
     keys = (tag("span", _pair(*pair), name) for pair, name in zip(samples, names, strict=True))
@@ -63,7 +63,7 @@ def legend() -> Markup:
 
 
 def utterances(scored: Scored, read_audio: ReadAudio | None) -> Markup:
-    """The worst utterances, then a few others drawn with a fixed seed. No players if ``read_audio`` is None."""
+    """Show the worst utterances, then a few random ones. If ``read_audio`` is None, there are no audio players."""
     wrong = [pair for pair in scored.rows if pair[1].errors][:_NUM_WORST]
     others = scored.rows[len(wrong) :]
     drawn = random.Random(0).sample(others, min(_NUM_RANDOM, len(others)))
@@ -105,7 +105,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(reference: str | None, hypothesis: str | None) -> Markup:
-    """One word above the other. The kind of error is visible without color: underlined, struck through or a plus."""
+    """One word above the other. The kind of error is visible without color, by an underline, a strike or a plus."""
     if reference == hypothesis:
         kind, title = "", None
     elif reference is None:
@@ -125,6 +125,6 @@ def audio_player(data: bytes | str | None) -> Markup:
     types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag
     kind = next((kind for magic, kind in types.items() if data.startswith(magic)), None)
     if kind is None:
-        return tag("small", "the audio is in no format that browsers play", class_="muted")
+        return tag("small", "browsers cannot play the format of this audio", class_="muted")
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return tag("audio", controls="", preload="metadata", src=source)

@@ -11,12 +11,12 @@ from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 
 MAX_CLIP_BYTES = 2 << 20
-"""About a minute of FLAC at 16 kHz; larger clips are not embedded in a page."""
+"""About a minute of FLAC at 16 kHz. Larger clips are not embedded in a page."""
 MAX_PAGE_BYTES = 24 << 20
-"""Limit for all clips of a page, before base64 adds a third."""
+"""Limit for all clips of a page. Base64 encoding adds a third to it."""
 
 FULL = "no audio: the page is full"
-NOT_CACHED = "no audio: it is not in the cache of the data set"
+NOT_CACHED = "no audio: the clip is not in the cache of its data set"
 TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
 
 Row = Mapping[str, Any]
@@ -25,14 +25,13 @@ ReadAudio = Callable[[Row], bytes | str | None]
 
 
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
-    """A function that reads the encoded clips of one page, until the page is full.
+    """Return a function that reads the encoded clips of one page, until the page is full.
 
     Clips on the hub are read only if their row group is in the cache.
 
     Args:
-        paths: the files of hypotheses. Relative paths in rows are relative to the folder of one of them or to the
-            current folder.
-        locate: finds the clip of a row whose ``audio_filepath`` does not lead to a file.
+        paths: the files of hypotheses. Relative paths in rows are tried from their folders and from the current folder.
+        locate: finds the clip of a row if its ``audio_filepath`` is not a file.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}
@@ -85,5 +84,5 @@ def _reason(num_bytes: int, room: int) -> str | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a null byte
+    except (OSError, ValueError):  # the name is too long or has a null byte
         return False

@@ -1,11 +1,11 @@
 """Raw hypotheses -> scores and verdicts, without a model, audio or torch.
 
-Scores of a target cover the clips for which it has a hypothesis. A failed clip (see :data:`Row`) counts only in the
-failure rate, so WER and failure rate must be read together. With several targets, the first is the baseline, and all
-rates cover the clips for which every target has a hypothesis. Verdicts follow :mod:`tiny_audio.analysis.comparison`.
+A target is scored on the clips for which it has a hypothesis. A failed clip (see :data:`Row`) counts only in the
+failure rate, so read WER and failure rate together. If there are several targets, the first is the baseline, and all
+are scored on the clips for which every target has a hypothesis. Verdicts follow :mod:`tiny_audio.analysis.comparison`.
 
-    ``RTFx`` = seconds of audio / seconds of processing, over the clips where both are known: 100 is a hundred times
-    faster than real time. What a row's ``time`` includes depends on the program that measured it.
+    ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. 100 means a hundred
+    times faster than real time. Programs differ in what they include in a row's ``time``.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Rescored:
     """Scores and comparison of files of hypotheses.
 
     Args:
-        targets: the baseline first.
-        rows: the scored rows of each target, in one order.
+        targets: the targets. The baseline is the first one.
+        rows: the scored rows of each target, in the same order of clips.
         comparison: the comparison of the targets.
     """
 
@@ -58,28 +58,30 @@ class Rescored:
 
     @property
     def left_out(self) -> int:
-        """Number of clips for which some target has no hypothesis."""
+        """Number of clips for which at least one target has no hypothesis."""
         return len(set().union(*(target.rows for target in self.targets))) - len(self.rows[0])
 
     @cached_property
     def glued_references(self) -> int:
-        """References whose numbers the normalizer joins (see :func:`tiny_audio.analysis.scoring.glues_words`)."""
+        """Number of references in which the normalizer joins digits, see :mod:`tiny_audio.analysis.scoring`."""
         first = self.transcripts[0]
         return sum(glues_words(text, first.normalizer) for text in first.references)
 
     @property
     def transcripts(self) -> list[Transcripts]:
-        """Of each target."""
+        """The transcripts of each target."""
         return [system.seeds[0] for system in self.comparison.aligned.systems]
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
-        """Of each target, metrics and facts by key.
+        """Metrics and facts of each target, by key.
 
-        ``name``, ``path``, the keys of :class:`tiny_audio.analysis.scoring.Score`; ``wer_interval_by_group`` (None
-        without groups), ``ctc_wer`` (None unless all its rows have a text of the CTC head), ``rtfx`` and ``num_timed``
-        (clips with a time); ``failures``, ``num_clips`` and ``failure_rate`` over all its own clips; ``empty_rate``,
-        ``looping_rate`` and ``truncated_rate`` over those scored, the last None where not known.
+        - ``name``, ``path``, and the keys of :class:`tiny_audio.analysis.scoring.Score`
+        - ``wer_interval_by_group``: None without groups
+        - ``ctc_wer``: None unless all rows have a text of the CTC head
+        - ``rtfx`` and ``num_timed``, the number of clips with a time
+        - ``failures``, ``num_clips`` and ``failure_rate``: over all clips of the target
+        - ``empty_rate``, ``looping_rate`` and ``truncated_rate``: over the scored clips. The last one may be None.
         """
         return [self._scores(index) for index in range(len(self.targets))]
 
@@ -107,15 +109,15 @@ class Rescored:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """As JSON, rates as fractions.
+        """The result as JSON. Rates are fractions.
 
-        - the normalizer, the cost and the scorer, with versions; ``group_by`` and ``num_groups``, None where utterances
-          are resampled; ``num_utterances`` and ``num_reference_words`` that are scored; ``left_out``,
-          ``glued_references``, ``baseline``, ``significance``;
-        - ``targets``: :attr:`scores`;
-        - ``differences``: of each target but the first, the fields of
-          :class:`tiny_audio.analysis.comparison.Difference`;
-        - ``slices``: the fields of :class:`tiny_audio.analysis.comparison.Slice`.
+        - the normalizer, the cost and the scorer, with versions
+        - ``group_by`` and ``num_groups``: None if utterances are resampled
+        - ``num_utterances`` and ``num_reference_words``: the scored ones
+        - ``left_out``, ``glued_references``, ``baseline``, ``significance``
+        - ``targets``: see :attr:`scores`
+        - ``differences``: a :class:`tiny_audio.analysis.comparison.Difference` for each target but the first
+        - ``slices``: the fields of each :class:`tiny_audio.analysis.comparison.Slice`
         """
         aligned, first = self.comparison.aligned, self.scores[0]
         return {
@@ -144,9 +146,9 @@ def rescore(
     """Score files of hypotheses; :data:`Row` describes their lines.
 
     Args:
-        paths: one, or several that are compared with the first.
-        normalizer_name: applied to references and hypotheses alike.
-        cost: of an edit; see :data:`tiny_audio.analysis.scoring.Cost`.
+        paths: the files. If there are several, each is compared with the first one.
+        normalizer_name: the normalizer of references and hypotheses.
+        cost: the cost of edits, see :data:`tiny_audio.analysis.scoring.Cost`.
         group_by: metadata column whose groups are resampled whole; see
             :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
@@ -174,7 +176,7 @@ def rescore(
 def align_targets(
     targets: Sequence[Target], rule: Normalizer, *, cost: Cost = "unit", group_by: str | None = None
 ) -> tuple[AlignedSet, list[list[Row]]]:
-    """Align the clips for which every target has a hypothesis. Also returns the rows of each target, in one order.
+    """Align the clips for which every target has a hypothesis. Also return each target's rows, in the same order.
 
     Raises:
         UserError: references differ, or there is no such clip.

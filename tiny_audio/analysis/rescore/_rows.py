@@ -1,4 +1,4 @@
-"""Reads files of hypotheses: of this project, and others with the fields of the Open ASR Leaderboard."""
+"""Read files of hypotheses, from this project or in the format of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FIELDS = (
 _NEEDED = ("text", "pred_text")
 
 _MAX_DIGITS = 300
-"""Digits of the longest integer that a float can hold."""
+"""Number of digits of the largest integer that a float can represent."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Target:
 
 
 def read_targets(paths: Sequence[Path]) -> list[Target]:
-    """Read the files. Each is named by the shortest end of its path that is unique among them.
+    """Read the files. Each name is the shortest end of the path that is unique among them.
 
     Raises:
-        UserError: a file is missing, does not hold JSON lines, lacks a field, or has one of a wrong type; or a clip or
-            a file comes twice.
+        UserError: a file is missing, is not in the JSON lines format, or has a missing or wrong field; or a clip or a
+            file occurs twice.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     twice = next((path for index, path in enumerate(paths) if absolute[index] in absolute[:index]), None)
@@ -124,7 +124,7 @@ def _row(line: str, location: str) -> Row:
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
         if isinstance(row[key], str):
-            # Programs that cut texts by length leave half a surrogate pair, which no encoding can write.
+            # Programs that cut texts by length can leave half a surrogate pair. No encoding can write it.
             row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         elif not (optional and row[key] is None):
             raise UserError(f"{location}: {key} should be a string, not {json.dumps(row[key])[:60]}")

@@ -3,12 +3,12 @@
 A rate means little without its normalizer and its scorer, so every :class:`Score` has both, with their versions. All
 rates and shares are fractions: 0.05 is 5 %.
 
-    ``WER = (S + D + I) / N``, where N is the number of words in all references, and S, D and I are the words
-    substituted, deleted and inserted in the alignment of least cost. Errors are summed over all utterances (pooled);
-    WER is not a mean of per-utterance rates.
-    ``CER`` is the same for characters, where a space counts as one, and always at unit cost.
+    ``WER = (S + D + I) / N``, where N is the number of words in all references, and S, D and I are the numbers of
+    substituted, deleted and inserted words in the alignment with the lowest cost. Errors are summed over all utterances
+    (pooled). WER is not a mean of per-utterance rates.
+    ``CER`` is the same for characters. A space counts as a character, and every edit costs 1.
 
-The cost of an edit decides which alignment is the cheapest: see :data:`Cost`. The metrics are in
+The cost of an edit decides which alignment is the cheapest, see :data:`Cost`. The metrics are in
 :mod:`tiny_audio.analysis.scoring.metrics`.
 """
 
@@ -70,23 +70,23 @@ MIN_BOOTSTRAP = 100
 
 
 class Score(Config):
-    """Error rates of one set, pooled: errors of all utterances over reference words of all utterances.
+    """Pooled error rates of one set: the errors of all utterances divided by the words of all references.
 
-    Has every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts, by its key. The
+    Every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts is an attribute. The
     fields below are those that code reads by name.
     """
 
     model_config = ConfigDict(extra="allow")
 
     wer: float
-    """Word error rate. With many insertions, it exceeds 1."""
+    """Word error rate. It can exceed 1, because of insertions."""
     cer: float
-    """Character error rate, of normalized text; a space is a character."""
+    """Character error rate of the normalized text. A space is a character."""
     wer_interval: tuple[float, float]
     """95 % percentile bootstrap interval of ``wer``."""
     num_utterances: int
     num_groups: int | None = None
-    """Number of groups (usually speakers) that were resampled for the interval; None if utterances were."""
+    """Number of groups, usually speakers, that were resampled for the interval. None if utterances were resampled."""
     num_reference_words: int
     substitutions: int
     insertions: int
@@ -94,7 +94,7 @@ class Score(Config):
     normalizer: NormalizerName
     normalizer_version: str
     cost: Cost = "unit"
-    """Cost of an edit in the alignment of words."""
+    """Cost of edits in the alignment of words."""
     scorer: str = "jiwer"
     """Program that aligned the words: ``jiwer`` at unit cost, ``tiny-audio`` at sclite cost."""
     scorer_version: str
@@ -110,11 +110,11 @@ class PairedDifference(Config):
     wer_baseline: float
     wer_other: float
     difference: float
-    """``wer_other - wer_baseline``: negative if the other is better."""
+    """``wer_other - wer_baseline``. It is negative if the other system is better."""
     interval: tuple[float, float]
     """95 % interval of ``difference`` by the paired bootstrap."""
     probability_better: float
-    """Share of the resamples in which the other has fewer errors; ties count half. 0.5 means no difference."""
+    """Share of the resamples in which the other system has fewer errors. Ties count half. 0.5 means no difference."""
     num_utterances: int
     num_groups: int | None = None
     """As in :class:`Score`."""
@@ -133,14 +133,14 @@ def score(
     """Score one set.
 
     Args:
-        references: raw text, one per utterance; may be empty strings, but not all of them.
-        hypotheses: raw text, in the order of ``references``.
-        normalizer: applied to both.
-        num_bootstrap: resamples for the interval.
+        references: raw text of each utterance. Some may be empty strings, but not all.
+        hypotheses: raw text of each utterance, in the same order.
+        normalizer: the normalizer of references and hypotheses.
+        num_bootstrap: number of resamples for the interval.
         seed: seed of the resampling.
-        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, since their
-            errors are correlated; without groups, the interval is too narrow. Each ``None`` is its own group.
-        cost: of an edit.
+        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, because
+            their errors are correlated. Without groups, the interval is too narrow. Each ``None`` is its own group.
+        cost: the cost of edits.
 
     Raises:
         UserError: no utterance, no reference word, lengths that differ, an unknown cost, or too few resamples.
@@ -152,7 +152,7 @@ def score(
 def score_transcripts(
     transcripts: Transcripts, *, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
 ) -> Score:
-    """:func:`score` of transcripts, which are aligned only once."""
+    """Score transcripts like :func:`score`, using the alignments that they already have."""
     _check(transcripts, "hypotheses", num_bootstrap, groups)
     name, version = transcripts.scorer
     words, errors = transcripts.words, transcripts.errors[None]
@@ -183,9 +183,10 @@ def paired_difference(
     groups: Groups = None,
     cost: Cost = "unit",
 ) -> PairedDifference:
-    """WER of the other minus WER of the baseline; below 0, the other is better.
+    """Compute the WER of the other system minus the WER of the baseline. Below 0, the other system is better.
 
-    ``baseline`` and ``other`` are raw hypotheses of the same utterances. Arguments and errors as in :func:`score`.
+    ``baseline`` and ``other`` are raw hypotheses of the same utterances. The other arguments and the errors are those
+    of :func:`score`.
     """
     before, after = (Transcripts(references, texts, normalizer, cost) for texts in (baseline, other))
     for name, transcripts in (("baseline", before), ("other", after)):
@@ -214,14 +215,14 @@ def score_set(
     groups: Groups = None,
     cost: Cost = "unit",
 ) -> dict[str, Any]:
-    """Entry of a set in ``report.json``: the keys of :class:`Score` and, where they apply, nested:
+    """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
-    - ``unnormalized``: the score in lower case only, where ``normalizer`` glues the words of some reference;
-    - ``ctc``: the score of ``ctc_hypotheses``;
-    - ``difference``: the :class:`PairedDifference` of ``hypotheses`` from ``ctc_hypotheses``, the baseline: negative
-      where the decoder is better than the CTC head.
+    - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins the digits of a reference
+    - ``ctc``: the score of ``ctc_hypotheses``, if they are given
+    - ``difference``: the :class:`PairedDifference` of ``hypotheses`` from ``ctc_hypotheses``. It is negative if the
+      decoder is better than the CTC head.
 
-    Arguments and errors as in :func:`score`.
+    Arguments and errors are those of :func:`score`.
     """
     rate = partial(score, num_bootstrap=num_bootstrap, seed=seed, groups=groups, cost=cost)
     entry = rate(references, hypotheses, normalizer).model_dump(mode="json")
@@ -243,7 +244,7 @@ def score_set(
     return entry
 
 
-_normalizer = normalizer  # for functions with an argument of that name
+_normalizer = normalizer  # for functions that have an argument with this name
 
 
 def _check(transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups) -> None:

@@ -13,7 +13,7 @@ from tiny_audio.analysis.scoring._normalizers import Normalizer
 from tiny_audio.config import Config, UserError
 
 _LOOP_REPEATS = 4
-"""A text loops if an n-gram of words comes this many times in a row."""
+"""A text loops if an n-gram of words occurs this many times in a row."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Alignment:
 def align(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer, *, cost: Cost = "unit"
 ) -> list[Alignment]:
-    """Normalize, then align word by word at the least ``cost``.
+    """Normalize the texts, then align their words at the lowest cost.
 
     A reference may be empty; its hypothesis is then all insertions.
 
@@ -83,7 +83,7 @@ def align(
 
 
 def check_cost(cost: str) -> Cost:
-    """The cost of this name; raises :class:`UserError` if it is unknown."""
+    """Return ``cost`` if it is the name of one. Raises :class:`UserError` otherwise."""
     if cost not in get_args(Cost):
         raise UserError(f"unknown cost {cost!r}; allowed: {', '.join(get_args(Cost))}; choose one of these")
     return cost  # type: ignore[return-value]  # just looked up
@@ -105,7 +105,7 @@ def loops(text: str) -> bool:
 
 
 class Confusions(Config):
-    """The most common errors of each kind, most common first, ties in alphabetical order."""
+    """The most common errors of each kind, sorted by count and then alphabetically."""
 
     substitutions: tuple[tuple[str, str, int], ...]
     """(reference word, hypothesis word, count)"""

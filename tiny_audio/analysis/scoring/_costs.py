@@ -16,11 +16,11 @@ Cost = Literal["unit", "sclite"]
 """What an alignment minimizes:
 
 - ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest possible
-  WER. jiwer aligns.
-- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as NIST's sclite does, so that an
-  insertion and a deletion are preferred to substitutions where they leave more words right. Its WER is never lower.
+  WER. jiwer computes the alignment.
+- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. It prefers an insertion and a
+  deletion to substitutions if more words are then correct. Its WER is the same or higher.
 
-S, D, I and WER depend on the cost: ``a b c d e`` against ``d e x y z`` has 5 errors under ``unit``, 6 under ``sclite``.
+S, D, I and WER depend on the cost. ``a b c d e`` and ``d e x y z`` have 5 errors with ``unit`` and 6 with ``sclite``.
 """
 
 
@@ -46,7 +46,7 @@ def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[lis
     for reference, hypothesis, chunks in zip(output.references, output.hypotheses, output.alignments, strict=True):
         pairs: list[Pair] = []
         for chunk in chunks:
-            # One of the sides is empty in an insertion or deletion; otherwise they are equally long.
+            # In an insertion or deletion, one side is empty. Otherwise both sides have the same length.
             pairs += zip_longest(
                 reference[chunk.ref_start_idx : chunk.ref_end_idx], hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
             )
@@ -55,20 +55,21 @@ def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[lis
 
 
 def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    """Align one utterance as sclite 2.10 (SCTK 2.4.10) does, including ties: S, D, I and the pairs are the same.
+    """Align one utterance like sclite 2.10 (SCTK 2.4.10). S, D, I and the pairs are the same, even if there are ties.
 
-    With ``d[i, j]`` the cost of the first i reference words against the first j hypothesis words (R and H in all),
+    ``d[i, j]`` is the lowest cost of aligning the first i of R reference words with the first j of H hypothesis words:
 
         ``d[i, j] = min(d[i-1, j-1] + 4·[reference[i] ≠ hypothesis[j]], d[i-1, j] + 3, d[i, j-1] + 3)``
 
-    and the path is followed back from ``d[R, H]``. Among equal steps it takes the diagonal one (a hit or substitution),
-    then the insertion, and a deletion only where no other step is as cheap.
+    The path is followed back from ``d[R, H]``. If steps have equal costs, a diagonal step (a hit or substitution) is
+    preferred to an insertion, and an insertion to a deletion.
 
-    Texts are used as normalized. sclite's own text conventions are not implemented: it folds the case of ASCII
-    letters (without ``-s``), reads ``{ a / b }`` as alternatives, ``(word)`` as optional, ``@`` as no word, and drops a
-    ``*`` at the end of a word.
+    The normalized texts are used unchanged. sclite's own text conventions are not implemented: it folds the case of
+    ASCII letters (without ``-s``), reads ``{ a / b }`` as alternatives, ``(word)`` as optional and ``@`` as no word,
+    and drops a ``*`` at the end of a word.
 
-    It takes R·H / 4 bytes, and time in proportion: two texts of 20,000 words (two hours of speech) take 100 MB.
+    Memory is R·H / 4 bytes, and time is proportional to R·H. Two texts of 20,000 words (two hours of speech) take
+    100 MB.
     """
     if list(reference) == list(hypothesis):
         return list(zip(reference, hypothesis, strict=True))
@@ -97,10 +98,10 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
 def _choices(
     reference: NDArray[np.int64], hypothesis: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cells that the path enters diagonally, and by an insertion: packed bits, eight cells of a row in a byte.
+    """Two tables of packed bits, eight cells per byte: where the path steps diagonally, and where it inserts.
 
     In a row, each cell depends on the one before it. Subtracting the cost of insertions up to each cell removes this
-    dependency: a running minimum then gives the row in a few vector operations.
+    dependency. A running minimum then gives the row in a few vector operations.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

@@ -1,16 +1,17 @@
-"""English normalizer of the Open ASR Leaderboard, based on the package with Whisper's normalizer.
+"""English normalizer of the Open ASR Leaderboard, based on the package ``whisper-normalizer``.
 
 Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf. The leaderboard
-used it from 2025 until April 2026 (its pull requests 62 and 142). It differs from Whisper's English normalizer:
+used it from 2025 until April 2026 (its pull requests 62 and 142). These are the differences from Whisper's English
+normalizer:
 
 - An ellipsis (three or more dots) is removed at the end of the text, and replaced by a space elsewhere.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard's rules for letters with spaces between, and for "'s" after them, are included, but rarely apply.
+  leaderboard's rules for letters with spaces between them and for a following "'s" are included but seldom apply.
 - kinda, sorta, dunno and cause are unchanged, as in OpenAI's rules. The package expands them.
-- Spellings follow the list in transformers, which corrects OpenAI's: see :data:`_SPELLING`.
+- Spellings follow the list in transformers, which corrects OpenAI's list: see :data:`_SPELLING`.
 
-The leaderboard's rules since April 2026 (more fillers, clock times, acronyms, names, compounds, better handling of "oh"
-and "'s") are not included, so later rates are not comparable.
+The leaderboard has had more rules since April 2026 (fillers, clock times, acronyms, names, compounds, better handling
+of "oh" and "'s"). They are not included, so later rates are not comparable.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SPELLING = {
     "travelogue": "travelog",
     "travelogues": "travelogs",
 }
-"""Where the list in transformers differs from OpenAI's."""
+"""Spellings in which the list in transformers differs from OpenAI's list."""
 _NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "travelogs")
 
 _FIRST = (
@@ -50,7 +51,7 @@ _LETTER = r"([a-z])\."
 
 
 def _dotted(num_letters: int, between: str, end: str) -> tuple[str, str]:
-    """Pattern and replacement that join this many letters with dots into one word."""
+    """Pattern and replacement that join ``num_letters`` letters with dots into one word."""
     letters = between.join([_LETTER] * num_letters).removesuffix(r"\.")
     return rf"\b{letters}{end}", "".join(rf"\{index}" for index in range(1, num_letters + 1))
 

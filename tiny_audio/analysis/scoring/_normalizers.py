@@ -26,15 +26,15 @@ class Normalizer:
 
     name: NormalizerName
     version: str
-    """The package and its version. For the rules of this file, the version of the rule."""
+    """The package and its version, or the version of a rule of this package."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
 
     def __call__(self, text: str) -> str:
-        """The text to score, of raw text."""
+        """Normalize raw text."""
         return " ".join(self.rule(text).split())
 
 
-# A set is normalized several times (words, characters, report), at up to 0.3 ms per text.
+# A cache, because a set is normalized several times (words, characters, report) at up to 0.3 ms per text.
 _memoized = lru_cache(maxsize=1 << 17)
 
 
@@ -42,16 +42,16 @@ _memoized = lru_cache(maxsize=1 << 17)
 def normalizer(name: NormalizerName) -> Normalizer:
     """The normalizer called ``name``.
 
-    All of them collapse whitespace: each run of it becomes one space, and the ends are stripped.
+    Every normalizer replaces each run of whitespace by one space and strips the ends.
 
     - ``none``: nothing else.
     - ``lower``: lower case, nothing else.
     - ``basic``: Whisper's multilingual rules: lower case, no remarks in brackets, symbols and punctuation as spaces.
-      It replaces combining marks too, which are vowels in many scripts.
+      It also replaces combining marks, which are vowels in many scripts.
     - ``whisper_english``: Whisper's English rules (arXiv 2212.04356, appendix C): contractions written out, fillers
-      removed, American spelling, numbers in digits. It glues spoken digits ("one two three" -> "123"; see
-      :func:`glues_words`) and is not idempotent ("oh one" -> "01" -> "one"): apply it once, to raw text. The package
-      expands four contractions that OpenAI's own rules leave: kinda, sorta, dunno, cause.
+      removed, American spelling, numbers in digits. It joins spoken digits ("one two three" -> "123"; see
+      :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
+      The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause.
     - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard of 2025; see :mod:`._leaderboard`.
 
     Raises:
@@ -79,21 +79,22 @@ def normalizer(name: NormalizerName) -> Normalizer:
 
 
 def _bounded(rule: Callable[[str], str]) -> Callable[[str], str]:
-    """Break up long numbers: the rules parse them, Python parses at most 4,300 digits, and a hypothesis may loop."""
+    """Break up long numbers. The rules parse numbers, and Python parses at most 4,300 digits. A looping hypothesis can
+    have more."""
     return lambda text: rule(re.sub(r"(\d{1000})(?=\d)", r"\1 ", text))
 
 
 def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """Whether ``normalizer`` joins several number words of this reference into one.
 
-    Then one wrong digit makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
-    were spoken. Applied to single words, the same rules cannot join any, so fewer words in the whole text mean that
-    some were joined. Fillers and contractions do not count.
+    One wrong digit then makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
+    were spoken. The same rules cannot join words if they are applied to each word alone. So if the normalized text has
+    fewer words, some were joined. Fillers and contractions do not count.
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):
-        return False  # nearly every text; this saves normalizing each word
-    # Remarks in brackets are removed, not joined; word by word, the rules would not recognize them.
+        return False  # this holds for most texts and saves normalizing each word
+    # Remarks in brackets are removed, not joined. The rules cannot recognize them in single words.
     apart = [word for text in _BRACKETED.sub(" ", reference).split() for word in normalizer(text).split()]
     return len(glued) < len(apart) and _numbers(glued) != _numbers(apart)
 

@@ -73,10 +73,10 @@ class Metric:
     format: str
     """Format specification of the value."""
     compute: Callable[[Transcripts], float | int] | None = None
-    """None if a command measures the metric, such as speed, and adds it to the scores."""
+    """Computes the metric from the texts. None if a command measures it, such as speed, and adds it to the scores."""
     interval: str | None = None
     """Key of the metric's 95 % interval, if it has one."""
-    rare: bool = False
+    is_failure: bool = False
     """Whether the metric counts failures. The terminal lists it below the table, and only if it is not 0."""
 
     def text(self, value: float | None) -> str:
@@ -116,12 +116,12 @@ METRICS: tuple[Metric, ...] = (
         *("error_free_rate", "utterances without error", "exact", "share", "higher", ".2%"),
         compute=lambda transcripts: float((transcripts.errors == 0).mean()),
     ),
-    Metric("empty_hypotheses", "empty hypotheses", "empty", "count", "lower", ",.0f", _empty, rare=True),
-    Metric("looping_hypotheses", "looping hypotheses", "looping", "count", "lower", ",.0f", _looping, rare=True),
+    Metric("empty_hypotheses", "empty hypotheses", "empty", "count", "lower", ",.0f", _empty, is_failure=True),
+    Metric("looping_hypotheses", "looping hypotheses", "looping", "count", "lower", ",.0f", _looping, is_failure=True),
     Metric("ctc_wer", "word error rate of the CTC head alone", "CTC head", "share", "lower", ".2%"),
-    Metric("truncated_hypotheses", "truncated hypotheses", "truncated", "count", "lower", ",.0f", rare=True),
-    Metric("truncated_rate", "hypotheses truncated", "truncated", "share", "lower", ".2%", rare=True),
-    Metric("failure_rate", "clips without a hypothesis", "failed", "share", "lower", ".2%", rare=True),
+    Metric("truncated_hypotheses", "truncated hypotheses", "truncated", "count", "lower", ",.0f", is_failure=True),
+    Metric("truncated_rate", "hypotheses truncated", "truncated", "share", "lower", ".2%", is_failure=True),
+    Metric("failure_rate", "clips without a hypothesis", "failed", "share", "lower", ".2%", is_failure=True),
     Metric("rtfx", "seconds of audio per second of processing", "RTFx", "ratio", "higher", ",.4g"),
     Metric("cost_usd", "cost in US dollars", "USD", "USD", "lower", ",.2f"),
 )
@@ -139,7 +139,7 @@ class Column:
 
     head: str
     label: str
-    """The full form of the head."""
+    """The long form of the column head."""
     cells: list[str]
 
 
@@ -149,18 +149,18 @@ def metric_columns(
     text: Callable[[Metric, Any], str] = Metric.text,
     interval: Callable[[Any], str],
     grouped_by: str | None = None,
-    with_rare: bool = True,
+    with_failures: bool = True,
 ) -> Iterator[Column]:
-    """Columns for every known metric of the ``entries`` and for its intervals.
+    """Create the columns for every known metric of the ``entries`` and for its intervals.
 
     Args:
         entries: scores by key, one for each row.
         text: formats a value.
         interval: formats both ends of an interval.
         grouped_by: the column whose groups were resampled for ``<interval>_by_group``.
-        with_rare: include the metrics of failures.
+        with_failures: include the metrics that count failures.
     """
-    for metric in known_metrics(entries, with_rare=with_rare):
+    for metric in known_metrics(entries, with_failures=with_failures):
         yield Column(metric.short, metric.label, [text(metric, entry.get(metric.key)) for entry in entries])
         if metric.interval is None:
             continue
@@ -171,18 +171,18 @@ def metric_columns(
                 yield Column(head, f"{head} of the {metric.label}", cells)
 
 
-def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_rare: bool = True) -> list[Metric]:
+def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_failures: bool = True) -> list[Metric]:
     """The metrics for which at least one of the ``entries`` (scores by key) has a value.
 
     Args:
         entries: one for each row of a table.
-        with_rare: include the metrics of failures.
+        with_failures: include the metrics that count failures.
     """
     entries = list(entries)
     return [
         metric
         for metric in METRICS
-        if any(entry.get(metric.key) is not None for entry in entries) and (with_rare or not metric.rare)
+        if any(entry.get(metric.key) is not None for entry in entries) and (with_failures or not metric.is_failure)
     ]
 
 

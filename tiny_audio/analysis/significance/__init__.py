@@ -1,12 +1,12 @@
 """The statistics of a comparison: intervals and p-values over utterances and over seeds.
 
-Two things make a measured word error rate uncertain: which utterances are in the set, and which seed the training had.
-Utterances, or groups of them such as speakers, are resampled, and the same ones for all variants. Seeds are too few
-for that: three of them can be resampled in so few ways that two variants of one distribution would be called different
-once in ten times. Their part is drawn from the t distribution of Welch's test instead.
+A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the seed of the
+training. Utterances, or groups of them such as speakers, are resampled, with the same draws for all variants. Seeds are
+too few to be resampled: with three seeds, two variants with equal distributions would be called different in one of ten
+cases. So the variation of seeds is drawn from the t distribution of Welch's test.
 
-A difference is the other's rate minus the baseline's: below 0, the other is better. How these statistics become a
-verdict is in :mod:`tiny_audio.analysis.comparison`.
+A difference is the other variant's rate minus the baseline's. If it is below 0, the other variant is better. The module
+:mod:`tiny_audio.analysis.comparison` turns these statistics into a verdict.
 
 S seeds · U utterances · R draws
 """
@@ -41,23 +41,23 @@ __all__ = [
 Errors = NDArray[np.int64]
 """Word errors of one variant: ``[S, U]``."""
 
-_CHUNK = 1 << 22  # random signs held at a time
+_CHUNK = 1 << 22  # random signs in memory at a time
 
 
 def num_groups(groups: Groups) -> int | None:
-    """How many groups are resampled; None: utterances are."""
+    """Number of groups that are resampled. None if utterances are resampled."""
     return None if groups is None else int(group_indices(groups).max()) + 1
 
 
 def mean_wer(errors: Errors, words: NDArray[np.int64]) -> float:
-    """Pooled word error rate, averaged over seeds; ``words`` ``[U]`` are the reference's."""
+    """Pooled word error rate, averaged over seeds. ``words`` ``[U]`` are the numbers of reference words."""
     return float(errors.sum() / (len(errors) * words.sum()))
 
 
 def wer_interval(
     errors: Errors, words: NDArray[np.int64], *, groups: Groups = None, num_draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of :func:`mean_wer` over utterances and, where there are several, seeds."""
+    """95 % interval of :func:`mean_wer` over utterances and, if there are several, seeds."""
     draws = _rates([errors], words, groups, num_draws, seed)[0]
     low, high = percentile_interval(draws + _seed_noise([errors], words, len(draws), seed))
     return max(0.0, low), max(0.0, high)
@@ -74,8 +74,8 @@ def difference_draws(
 ) -> NDArray[np.float64]:
     """Resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``, R at most ``num_draws``.
 
-    Over utterances it is the paired bootstrap (Bisani and Ney, ICASSP 2004): each resample has the same utterances for
-    both, so that shared difficulty cancels. With one seed each, no variation of seeds is added.
+    Utterances are resampled by the paired bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same
+    utterances for both variants, so shared difficulty cancels. If both have one seed, no variation of seeds is added.
     """
     first, second = _rates([baseline, other], words, groups, num_draws, seed)
     noise = _seed_noise([baseline, other], words, len(first), seed)
@@ -83,7 +83,7 @@ def difference_draws(
 
 
 def share_below_zero(draws: NDArray[np.float64]) -> float:
-    """Share of the draws in which the other is better; ties count half."""
+    """Share of the draws in which the other variant is better. Ties count half."""
     return float((draws < 0).mean() + (draws == 0).mean() / 2)
 
 
@@ -96,7 +96,7 @@ def difference_interval(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of the difference: the middle of :func:`difference_draws`."""
+    """95 % interval of the difference: the middle 95 % of :func:`difference_draws`."""
     return percentile_interval(difference_draws(baseline, other, words, groups=groups, num_draws=num_draws, seed=seed))
 
 
@@ -109,19 +109,20 @@ def difference_p_value(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Chance of a difference at least this large, in either direction, between two variants that are equally good.
+    """Probability of a difference at least this large, in either direction, between two equally good variants.
 
-    Approximate randomization (Noreen, 1989): if they are equally good, then which of the two made which errors on an
-    utterance, or group, is a coin toss. Unlike a p-value from the bootstrap, it holds for few utterances and for few
-    groups: 4 sentences out of 1000 that differ, all in favor of one, give 0.125.
+    The test is approximate randomization (Noreen, 1989). If both variants are equally good, their errors on an
+    utterance or group could be exchanged, so a coin toss decides whether to exchange them. Unlike a p-value from the
+    bootstrap, the result is valid for few utterances and few groups. For example, if 4 of 1000 sentences differ, all in
+    favor of one variant, p is 0.125.
 
-    It is never below ``1 / (num_draws + 1)``. A correction for m comparisons needs more than ``20 * m`` draws to call
-    anything different at 0.05.
+    p is never below ``1 / (num_draws + 1)``. With a correction for m comparisons, more than ``20 * m`` draws are needed
+    to show any difference at 0.05.
     """
-    # Sums over seeds, scaled to be comparable and still whole numbers: equal sums must compare as equal.
+    # Sums over seeds, scaled to be comparable. They stay integers, so that equal sums compare as equal.
     gains = other.sum(axis=0) * len(baseline) - baseline.sum(axis=0) * len(other)
     per_unit = pool(gains[None], groups)[0]
-    per_unit = per_unit[per_unit != 0]  # a toss changes nothing at the others
+    per_unit = per_unit[per_unit != 0]  # a toss does not change the other units
     rng = np.random.default_rng(seed)
     size = max(1, _CHUNK // max(1, len(per_unit)))
     tossed = [
@@ -135,11 +136,11 @@ def difference_p_value(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of comparisons, adjusted for their number, in the order given.
+    """Adjust the p-values of a family of comparisons for their number. The order stays the same.
 
-    Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). If adjusted values below 0.05 are called
-    differences, at most 5 % of families have a false one. It is as strict as Bonferroni for the smallest p-value, less
-    strict for the others, and makes no assumption about how they depend on each other.
+    This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). If adjusted values below 0.05 are
+    called differences, at most 5 % of families have a false one. For the smallest p-value, the correction equals
+    Bonferroni's. For the others, it is less strict. The comparisons may depend on each other in any way.
     """
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -158,28 +159,28 @@ def _rates(
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """Random deviations of the mean that other seeds would cause, ``[R]``; 0 where every variant has one seed."""
+    """Random deviations ``[R]`` of the mean that other seeds would cause. 0 if every variant has one seed."""
     error, freedom = _seed_error(variants, words)
     if error == 0:
         return np.zeros(num_draws)
-    # A stream of its own, independent of the one that resamples utterances.
+    # This random stream is independent of the one that resamples utterances.
     return np.asarray(error * np.random.default_rng([seed, 1]).standard_t(freedom, num_draws), dtype=np.float64)
 
 
 def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[float, float]:
     """Standard error over seeds of a rate, or of a difference, and its degrees of freedom (Welch and Satterthwaite).
 
-    A variant with one seed has no measurable spread; the pooled spread of the others is used for it.
+    A variant with one seed has no measurable spread. The pooled spread of the other variants is used for it.
 
-    The spread of seeds on one set includes chance that seeds and utterances share, and resampling utterances includes
-    that chance, too. It is counted twice, which errs on the side of finding no difference.
+    The spread of seeds on one set also contains random variation of utterances, which resampling already covers. It is
+    counted twice. This makes the test slightly too strict.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
         (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)
         for errors in variants
         if len(errors) > 1
     ]
-    parts = [(spread / (df + 1), df) for spread, df in spreads]  # of the mean over seeds
+    parts = [(spread / (df + 1), df) for spread, df in spreads]  # variance of the mean over seeds
     singles = sum(len(errors) == 1 for errors in variants)
     if spreads and singles:
         freedom = sum(df for _, df in spreads)

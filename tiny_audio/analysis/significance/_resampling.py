@@ -8,20 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Groups = Sequence[str | None] | None
-"""One label per utterance, such as its speaker. A label ``None`` is a group of its own; ``None`` instead of labels
-makes each utterance its own group."""
+"""One label per utterance, such as its speaker. Each label ``None`` is a separate group. ``None`` instead of labels
+makes each utterance a separate group."""
 
-_CHUNK = 1 << 22  # resampled indices held at a time, about 32 MB
+_CHUNK = 1 << 22  # resampled indices in memory at a time, about 32 MB
 
 
 def group_indices(groups: Sequence[str | None]) -> NDArray[np.int64]:
-    """Group indices from 0, in order of appearance; each ``None`` has its own."""
+    """Indices of the groups from 0, in order of appearance. Each ``None`` has its own index."""
     seen: dict[str | int, int] = {}
     return np.array([seen.setdefault(i if group is None else group, len(seen)) for i, group in enumerate(groups)])
 
 
 def pool(counts: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
-    """Sums of ``counts`` [C, U] within groups -> [C, G]; without groups, unchanged."""
+    """Sum ``counts`` [C, U] within groups -> [C, G]. Without groups, return them unchanged."""
     if groups is None:
         return counts
     units = group_indices(groups)
@@ -32,9 +32,10 @@ def pool(counts: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
 
 
 def resample(counts: NDArray[np.int64], groups: Groups, num_draws: int, seed: int) -> NDArray[np.int64]:
-    """Sums of ``counts`` [C, U] over resampled utterances or groups, the same draws for every row.
+    """Sum ``counts`` [C, U] over resampled utterances or groups. All rows use the same draws.
 
-    The last row holds reference words. Resamples without any have no rate and are left out: at most about one in e.
+    The last row contains the numbers of reference words. Resamples without a reference word have no rate and are left
+    out. This affects at most about 37 % of them (1/e).
 
     Returns:
         ``[C, R]``, R ≤ ``num_draws``.

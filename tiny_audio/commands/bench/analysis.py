@@ -14,10 +14,10 @@ from tiny_audio.evaluation.hypotheses import Hypothesis
 
 AGAIN: Final = "again"
 """Control: the baseline, trained again with other seeds."""
-DEGRADED: Final = "crippled"
+DEGRADED: Final = "degraded"
 """Control: a variant that is degraded on purpose."""
 
-Control = Literal["again", "crippled"]
+Control = Literal["again", "degraded"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Outcome:
     label: str
     section: Mapping[str, Any]
     control: Control | None
-    """None: not a control."""
+    """None if the variant is not a control."""
     results: Sequence[Mapping[str, Any]]
     """One for each seed: ``seed, parameters, embeddings_per_s, steps, train_s, skipped_steps, curve``."""
     hypotheses: Sequence[Mapping[str, Sequence[Hypothesis]]]
@@ -98,7 +98,7 @@ class Analysis:
         }
 
     def _set(self, outcome: Outcome, name: str) -> dict[str, Any]:
-        """Rates are averaged over seeds, counts are totals."""
+        """Rates are averaged over seeds. Counts are totals."""
         rates, rows = self.rates[outcome.label, name], [row for seed in outcome.hypotheses for row in seed[name]]
         return {
             **mean_over_seeds(rates.metrics, total_counts=True),

@@ -13,9 +13,9 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""Waits add up to more than half a minute, or to what the hub asks for, so each one is a warning."""
+"""The waits add up to more than half a minute, or to what the hub asks for. So each wait is logged as a warning."""
 _MAX_CONNECT_RETRIES = 2
-"""Few, so that the error message comes soon without a network."""
+"""A small number, so that the error message comes soon if there is no network."""
 
 
 def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_RETRIES) -> ResultT:
@@ -25,7 +25,7 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
         connect_retries: retries if the hub cannot be reached.
 
     Raises:
-        OSError, httpx2.HTTPError: the last answer, if no try succeeded or another would not help.
+        OSError, httpx2.HTTPError: the error of the last attempt.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -51,7 +51,7 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 def explained(error: Exception, repo: str, revision: str) -> UserError:
     """Translate an error of huggingface_hub into a message that says what to do.
 
-    Errors that are neither an answer of the hub nor a failure to reach it are raised again.
+    Raise the error again if it is neither an answer of the hub nor a failure to reach it.
     """
     import httpx2
     from huggingface_hub import constants, get_token

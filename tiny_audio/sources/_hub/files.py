@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
 _CONVERTED = "refs/convert/parquet"
-"""The branch with the hub's own conversion of a dataset, laid out as ``config/split/0000.parquet``."""
+"""The branch with the hub's own conversion of a dataset to files such as ``config/split/0000.parquet``."""
 _TRY_CONVERTED = f"the hub converts many datasets to parquet; try revision: {_CONVERTED}"
 
 
@@ -30,7 +30,7 @@ class Split:
 
     repo: str
     config: str | None
-    """None: the default."""
+    """None: the default config."""
     split: str
     revision: str
     """A branch, a tag or a commit."""
@@ -45,21 +45,21 @@ class Shards:
 
     commit: str
     paths: tuple[str, ...]
-    """Within the repository."""
+    """Paths in the repository."""
 
 
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     """Get the shards of a split. The commit of a branch is looked up once and kept in the cache folder.
 
-    So later runs on the same machine see the same data and need no network.
+    Later runs on the same machine then see the same data and need no network.
 
     Args:
         split: the split.
-        cache_dir: where its commit and shards are kept.
-        commit: the commit to use; None looks up that of the branch.
+        cache_dir: the folder for its commit and the list of its shards.
+        commit: the commit to use. None looks up the newest commit of the branch.
 
     Raises:
-        UserError: there is no such split, or the hub cannot be reached.
+        UserError: the split does not exist, or the hub cannot be reached.
     """
     from huggingface_hub import constants
 
@@ -70,7 +70,7 @@ def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     pin = pin_of(asdict(split))
     shards = _kept(pin)
     if commit is not None and (shards is None or shards.commit != commit):
-        pin = pin_of(asdict(split), commit)  # next to that of the branch, which may have moved on
+        pin = pin_of(asdict(split), commit)  # a separate file, because the branch may have another commit by now
         shards = _kept(pin)
     if shards is not None:
         return shards
@@ -108,7 +108,7 @@ def _asked(split: Split, revision: str) -> Shards:
 
 
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
-    """Find the split's parquet files by the rules of ``datasets``: the card's configs, else names of files."""
+    """Find the split's parquet files by the rules of ``datasets``: from the card's configs, else from file names."""
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 
     if split.revision == _CONVERTED:

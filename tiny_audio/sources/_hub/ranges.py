@@ -1,7 +1,7 @@
 """A file on the hub, read by range requests.
 
 The hub limits how often files are resolved (a few thousand times in five minutes), but not how often the resolved
-location is read. So a file is resolved once here. The hub's own file system resolves it for every range.
+location is read. So this module resolves a file once. The file system of huggingface_hub resolves it for every range.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RangeFile(io.RawIOBase):
     """A file of a dataset at a commit; each read is one range request.
 
     Raises:
-        UserError: on opening and reading, if the hub cannot be reached or rejects the request.
+        UserError: the hub cannot be reached or rejects the request, on opening or on reading.
     """
 
     def __init__(self, file: HubFile) -> None:

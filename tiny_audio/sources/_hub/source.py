@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Shards that are indexed at a time; indexing is mostly waiting for the network."""
+"""Number of shards that are indexed at a time. Indexing is mostly waiting for the network."""
 _LOG_EVERY = 100
 
 
@@ -60,7 +60,7 @@ class HubSource(Source):
     """As in :class:`SourceContext`."""
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call asks the hub, later ones read the cache folder."""
+        """See :meth:`Source.index`. The first call asks the hub. Later calls read the cache folder."""
         shards = self._shards()
         identity = json.dumps([VERSION, self.split.repo, shards.commit, shards.paths])
         folder = self.cache_dir / self.split.repo.replace("/", "--") / cache_key([identity, astuple(self.columns)])
@@ -75,12 +75,12 @@ class HubSource(Source):
         return read_cell(utterance.audio, self._cache())
 
     def _cache(self) -> DiskCache:
-        # One folder per split, because each has its own bound.
+        # One folder per split, because each split has its own size limit.
         key = cache_key([self.split.repo, self.split.config, self.split.split])
         return DiskCache(self.cache_dir / "row_groups" / key, self.cache_bytes)
 
     def _shards(self) -> Shards:
-        """The shards to use: all of the split, or ``max_shards`` that are evenly spread."""
+        """The shards to use: all shards of the split, or ``max_shards`` evenly spread ones."""
         shards = _pinned(self.split, self.cache_dir, self.commits.get(str(self.split)))
         self.commits[str(self.split)] = shards.commit
         count = len(shards.paths)
@@ -91,7 +91,7 @@ class HubSource(Source):
         )
 
     def _tables(self, shards: Shards, parts: Path) -> Iterator[pa.Table]:
-        """Index tables of the shards, in order. Each is kept in ``parts``, so that an interrupted index continues."""
+        """Index tables of the shards, in order. They are stored in ``parts``, so an interrupted index continues."""
         with ThreadPoolExecutor(_THREADS, "index") as pool:
             indices = range(len(shards.paths))
             tables = pool.map(lambda index: self._table(shards, index, parts / f"{index:06d}.arrow"), indices)

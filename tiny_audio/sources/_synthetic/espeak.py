@@ -1,9 +1,8 @@
-"""espeak-ng through ctypes. Used only in the synthesis worker: the library is GPL-3 and is never loaded in the main
-process.
+"""espeak-ng through ctypes. Only the synthesis worker uses it, because the library is GPL-3.
 
-espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``, so
-a sentence depends on the sentences before it. Only a freshly loaded library with a fixed random seed gives the same
-audio for the same sentences (``espeak_Initialize`` seeds by the clock).
+espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. So
+the audio of a sentence depends on the sentences before it. Only a freshly loaded library with a fixed random seed gives
+the same audio for the same sentences. ``espeak_Initialize`` takes the seed from the clock.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _UTF8, _PHONEMES_IN_BRACKETS = 1, 0x100
 _RATE, _VOLUME, _PITCH, _RANGE, _WORDGAP = 1, 2, 3, 4, 7
-# Of 200. At the default of 100 the louder variants clip inside espeak-ng; the quietest still uses 11 bits here.
+# The maximum is 200. At the default of 100, the louder variants clip inside espeak-ng. At this volume, the quietest
+# variant still uses 11 bits.
 _SAFE_VOLUME = 20
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -33,7 +33,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Voice and manner of an utterance."""
+    """The voice of an utterance and its settings."""
 
     voice: str
     """espeak-ng's identifier with its variant, such as ``gmw/en-US+f3``."""
@@ -46,14 +46,14 @@ class Delivery:
 
 
 class Espeak:
-    """A freshly loaded espeak-ng: its output depends only on what it synthesized since then.
+    """A freshly loaded espeak-ng. Its output depends only on what this instance has synthesized.
 
-    A process can have one at a time. The context manager unloads the library.
+    A process can have one instance at a time. The context manager unloads the library.
     """
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
-        self._callback = _Callback(self._collect)  # ctypes does not keep it alive
+        self._callback = _Callback(self._collect)  # kept here, because ctypes does not keep it alive
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         rate = self._library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), _INITIALIZE_DONT_EXIT
@@ -73,7 +73,7 @@ class Espeak:
             _ctypes.dlclose(self._library._handle)
 
     def say(self, spoken: str, delivery: Delivery) -> npt.NDArray[np.float32]:
-        """``spoken`` (may hold ``[[phonemes]]``) as mono audio in [-1, 1] at :data:`RATE_HZ`."""
+        """Synthesize ``spoken``, which may contain ``[[phonemes]]``, as mono audio in [-1, 1] at :data:`RATE_HZ`."""
         self._blocks.clear()
         status = self._library.espeak_SetVoiceByName(delivery.voice.encode())
         assert status == 0, f"espeak-ng has no voice {delivery.voice!r}"

@@ -1,7 +1,7 @@
-"""What the synthetic voices say: small grammars of English, each a function from a random generator to a line.
+"""The sentences of the synthetic source: small grammars of English, each a function from a random generator to a line.
 
-A line is words divided by spaces; a spelled letter is upper case. :func:`written` gives the label, :func:`spoken`
-what espeak-ng is to read, which differs where it would read a word wrongly.
+A line is a sequence of words separated by spaces. Spelled letters are upper case. :func:`written` returns the label.
+:func:`spoken` returns the text for espeak-ng, with other spellings of words that it would mispronounce.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tiny_audio.sources._synthetic.words import (
 )
 
 VERSION = 5
-"""Raise it whenever the same seed gives other sentences or other audio: caches made before are then not used."""
+"""Increase it if the same seed gives other sentences or other audio. Earlier caches are then not used."""
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -58,22 +58,22 @@ _SPOKEN = {"A": "[['eI]]", "rubout": "rub out"}
 
 
 def written(line: str) -> str:
-    """The label: a-z, apostrophe and space only."""
+    """The label of a line: a-z, apostrophe and space only."""
     return line.lower()
 
 
 def spoken(line: str) -> str:
-    """What espeak-ng reads."""
+    """The text of a line for espeak-ng."""
     return " ".join(_SPOKEN.get(word, word.lower()) for word in line.split(" "))
 
 
 def is_held_out(text: str) -> bool:
     """Whether a label is on the held-out side of the split, which training never contains.
 
-    The split is by combination: a hash holds out half of the sentences. Three kinds stay in training: single words,
-    sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is rare in
-    the training half. So every word and every short phrase of a held-out sentence occurs in training. Only the whole
-    sentence is new. Half, and not a tenth, keeps any one held-out sentence from being drawn many times.
+    A hash selects half of the sentences. Three kinds of them still stay in training: single words, sentences that a
+    grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent in the training
+    half. So every word and every short phrase of a held-out sentence occurs in training. Only the whole sentence is
+    new. If the hash selected a tenth instead of half, single held-out sentences would be drawn many times.
     """
     if " " not in text or not _is_in_half(text):
         return False
@@ -88,12 +88,12 @@ _MIN_PHRASE_SHARE = 1 / 500
 
 @dataclass(frozen=True)
 class _Sample:
-    """What lines of one grammar have in common."""
+    """Frequent sentences and phrases in a sample of lines of one grammar."""
 
     frequent: frozenset[str]
-    """Sentences above ``_MAX_SENTENCE_SHARE`` of all lines."""
+    """Sentences that make up more than ``_MAX_SENTENCE_SHARE`` of all lines."""
     phrases: frozenset[str]
-    """Words and pairs of words above ``_MIN_PHRASE_SHARE`` of the lines outside the hashed half."""
+    """Words and pairs of words in more than ``_MIN_PHRASE_SHARE`` of the lines that the hash leaves in training."""
 
 
 @cache
@@ -136,7 +136,7 @@ def cardinal(number: int, *, hundred_and: bool = False) -> str:
 
 
 def year(rng: random.Random) -> str:
-    """A year as people say it."""
+    """A year in spoken form, such as "nineteen ninety nine"."""
     low, high = rng.choice(((1900, 1999), (1900, 1999), (1700, 1899), (2000, 2039)))
     number = rng.randint(low, high)
     century, rest = divmod(number, 100)
@@ -148,7 +148,7 @@ def year(rng: random.Random) -> str:
 
 
 def digit_string(rng: random.Random, length: int) -> str:
-    """``length`` digits, with one name for nought throughout."""
+    """``length`` digits. Each 0 of one string has the same name, zero or oh."""
     nought = rng.choice(("oh", "zero"))
     return " ".join(_UNITS[digit] if digit else nought for digit in (rng.randrange(10) for _ in range(length)))
 
@@ -168,7 +168,7 @@ def spelled(name: str) -> str:
 
 
 def random_letters(rng: random.Random, low: int, high: int) -> str:
-    """Letters that make no word."""
+    """Random letters that spell no word."""
     return " ".join(rng.choices(_LETTERS, k=rng.randint(low, high)))
 
 
@@ -178,7 +178,7 @@ def digits(rng: random.Random) -> str:
 
 
 def numbers(rng: random.Random) -> str:
-    """Cardinal numbers below a hundred thousand, small ones more often, bare or counting something."""
+    """Cardinal numbers below a hundred thousand, alone or with a noun. Small numbers are more frequent."""
     number = cardinal(rng.randint(0, rng.choice((99, 999, 9_999, 99_999))), hundred_and=rng.random() < 0.6)
     return f"{number} {rng.choice(('percent', 'degrees', 'miles', 'minutes'))}" if rng.random() < 0.25 else number
 
@@ -209,7 +209,7 @@ def _span(rng: random.Random) -> str:
 
 
 def home(rng: random.Random) -> str:
-    """Commands to a home: lights, heating, music, timers, alarms."""
+    """Smart home commands: lights, heating, music, timers, alarms."""
     room, device, song = rng.choice(ROOMS), rng.choice(DEVICES), rng.choice(SONGS)
     on = rng.choice(("on", "off"))
     level = cardinal(rng.randrange(5, 101, 5))

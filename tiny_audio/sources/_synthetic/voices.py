@@ -1,8 +1,8 @@
 """espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
-A family (variants that differ only in pitch, echo or roughness) is on one side as a whole. No held-out voice is almost
-a training voice: the distance between the two, in mean and spread of cepstra, is more than twice the change that 20 of
-espeak-ng's units of pitch make."""
+A family is a group of variants that differ only in pitch, echo or roughness. All its variants are on the same side. No
+held-out voice is close to a training voice. Their distance, in mean and spread of cepstra, is more than twice the
+change that 20 of espeak-ng's units of pitch make."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TRAINING_VOICES: tuple[str, ...] = (
     *("Denis", "victor"),
     *("iven", "iven2", "iven3", "iven4"),
     *("pablo", "quincy", "rob", "robert"),
-    # male, alone
+    # male, without a family
     *("Jacky", "Marco", "boris", "ian", "kaukovalta", "sandro", "travis"),
 )
 """The voices to train on."""
@@ -59,4 +59,4 @@ UNNATURAL_VOICES: tuple[str, ...] = (
     *("caleb", "whisper", "whisperf"),
     "Mr serious",
 )
-"""Robots, effects and whispers: on neither side, but available by name."""
+"""Robots, effects and whispers. They are on neither side but available by name."""

@@ -1,4 +1,4 @@
-"""Word lists of the synthetic source: what people are called, where they live, what stands in a home."""
+"""Word lists of the synthetic source: names of people, cities, streets and things at home."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ STREETS: tuple[str, ...] = _words("""
 
 STREET_KINDS: tuple[str, ...] = ("street", "avenue", "road", "drive", "lane", "court", "place", "boulevard")
 
-# A household's own words: few enough to be learned from some hours of speech, as a person's contacts and rooms are.
+# The words of one household, such as contacts and rooms. They are few enough to be learned from some hours of speech.
 CONTACTS: tuple[str, ...] = ("anna", "carlos", "daniel", "emma", "george", "helen", "julia", "kevin", "maria", "peter")
 
 RELATIVES: tuple[str, ...] = ("mom", "dad", "my sister", "my brother", "the office", "the doctor")

@@ -88,17 +88,17 @@ def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32],
 
 def _line(job: Job, rng: random.Random) -> str:
     make_line = grammar.GRAMMARS[rng.choice(job.grammars)]
-    # Several percent of a grammar's lines are held out, so this many draws without one mean that there is none.
+    # Several percent of a grammar's lines are held out. So many draws without such a line mean that there is none.
     for _ in range(10_000):
         line = make_line(rng)
         if grammar.is_held_out(grammar.written(line)) == job.sentences_held_out:
             return line
-    raise AssertionError(f"no sentence of {job.grammars} is on the asked side of the split")
+    raise AssertionError(f"no sentence of {job.grammars} is on the requested side of the split")
 
 
 def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """22,050 -> 16,000 Hz in the frequency domain: exact, and without importing torch, which takes seconds."""
-    # 441 samples become 320. A number of blocks without large prime factors keeps the transform fast.
+    # 441 samples become 320. The transform is fast if the number of blocks has no large prime factors.
     blocks = next(size for size in _FAST_SIZES if size * 441 > len(audio))
     spectrum = np.fft.rfft(audio, n=blocks * 441)[: blocks * 160 + 1]
     frequencies = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
@@ -140,7 +140,7 @@ def run(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin: its lock would still be held when the interpreter ends
+    os.read(0, 1)  # sys.stdin has a lock, which would still be held when the interpreter ends
     os._exit(1)
 
 
