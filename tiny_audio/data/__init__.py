@@ -1,1 +1,1 @@
-"""From indexed utterances to batches: the usable clips, the planned order, collation."""
+"""From indexed utterances to batches: usable clips, planned order and collation."""

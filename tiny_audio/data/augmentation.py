@@ -1,7 +1,7 @@
 """Augmentation of training clips. It is seeded by clip and epoch, so workers and restarts do not affect it.
 
-To add one, write a subclass of :class:`WaveformAugmentation` here and add a field to :class:`AugmentationConfig`.
-Fields are applied in their order.
+To add an augmentation, write a subclass of :class:`WaveformAugmentation` here and add a field to
+:class:`AugmentationConfig`. The fields are applied in their order.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class SpecAugmentConfig(Config):
 
     num_time_masks: NonNegativeInt = 2
     time_masks_per_s: NonNegativeFloat = 0.0
-    """Additional time masks per second of a clip, rounded up or down at random. With it, long clips are masked as
-    much as short ones."""
+    """Additional time masks per second of a clip, rounded up or down at random. They mask the same share of long and
+    short clips."""
     max_time_mask_s: PositiveFloat = 0.4
     """Longest time mask."""
     max_time_share: float = Field(default=0.2, gt=0, le=1)
@@ -62,20 +62,22 @@ class WaveformAugmentation(Config, ABC):
 
 
 class SilenceConfig(WaveformAugmentation):
-    """Silence of random length around the clip. Without it, a model whose training clips all start with speech fails
-    on recordings that start with silence."""
+    """Silence of random length around the clip. If all training clips start with speech, a model fails on recordings
+    that start with silence. This section prevents that."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
-    """Longest silence before it."""
+    """Longest silence before the clip."""
     max_after_s: float = Field(default=0.3, ge=0, le=10)
-    """Longest silence after it."""
+    """Longest silence after the clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Share of the clips that get it. The others keep their start, so that the model learns both."""
+    """Share of the clips that get silence. The others keep their start, so that the model learns both."""
 
     @model_validator(mode="after")
     def _check_any(self) -> SilenceConfig:
         if not self.longest_s:
-            raise ValueError("adds nothing with max_before_s and max_after_s both 0; raise one, or remove the section")
+            raise ValueError(
+                "max_before_s and max_after_s are both 0, so nothing is added; raise one, or remove the section"
+            )
         return self
 
     @property
@@ -93,7 +95,7 @@ class SilenceConfig(WaveformAugmentation):
 
 
 class ReverberationConfig(WaveformAugmentation):
-    """Rooms: convolution with recorded or simulated impulse responses (Ko et al., ICASSP 2017)."""
+    """Reverberation: convolution with recorded or simulated impulse responses of rooms (Ko et al., ICASSP 2017)."""
 
     folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
     """Folder of audio files with one impulse response each, at any depth. Channels are averaged. A run records names
@@ -128,7 +130,7 @@ class AddedNoise(WaveformAugmentation, ABC):
 
     @abstractmethod
     def noise(self, length: int, draw: Draw) -> Tensor | None:
-        """Noise ``[length]`` of any loudness; None if there is none."""
+        """Noise ``[length]`` of any loudness. None if there is none."""
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """See :meth:`WaveformAugmentation.apply`. Silent noise is not amplified."""
@@ -230,10 +232,10 @@ def sounds_fingerprint(config: AugmentationConfig) -> str | None:
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
-    """Seed of a clip in an epoch, the same on every machine. (Python's hash is salted.)
+    """Seed of a clip in an epoch. It is the same on every machine, unlike Python's salted hash.
 
     Args:
-        repeat: how often the clip came before in this epoch.
+        repeat: number of earlier occurrences of the clip in this epoch.
     """
     again = f"/{repeat}" if repeat else ""
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{clip_id}{again}".encode()).digest()[:8], "big")
@@ -254,7 +256,7 @@ def augment_waveform(
     if factor != 1.0:
         import torchaudio
 
-        # Played as if recorded at another rate; in steps of 1 %, so that the resampler's kernel stays small.
+        # Resample as if the clip had another rate. Steps of 1 % keep the resampler's kernel small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
     draw = Draw(rng, seed, _loudness(waveform), max_duration_s)
     for section in config.sections():

@@ -43,7 +43,7 @@ class Batch:
     """Planned clips that could not be used."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each tensor sent between processes gets its own shared memory, which is expensive for a few numbers.
+        # Each tensor that is sent between processes gets its own shared memory. That is expensive for a few numbers.
         targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
         return {**self.__dict__, "targets": targets, "lengths": lengths}
 
@@ -62,7 +62,7 @@ class Batch:
         return self.waveforms.numel() / SAMPLE_RATE
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, so that transfers overlap with computation. Called by the DataLoader."""
+        """A copy in page-locked memory. Transfers from it overlap with computation. The DataLoader calls this."""
         return replace(
             self,
             waveforms=self.waveforms.pin_memory(),
@@ -81,9 +81,9 @@ class Batch:
 
 
 class PlannedBatches(Dataset[Batch]):
-    """The batches of one planned epoch. Item k does not depend on the number of workers.
+    """The batches of one planned epoch. Batch k does not depend on the number of workers.
 
-    In a run of several processes, each takes its slice of every global batch: clips ``rank``, ``rank + world_size``, ….
+    If a run has several processes, each takes its slice of every global batch: clips ``rank``, ``rank + world_size``, ….
     Clips are sorted by duration, so all slices take about the same time. A slice may be empty.
     """
 
@@ -154,14 +154,14 @@ class PlannedBatches(Dataset[Batch]):
         except TargetError:
             if len(waveform) >= len(recorded):
                 raise
-        # The text does not fit the sped-up clip, which is no fault of the data. Try the recorded speed.
+        # The text does not fit the sped-up clip. The data is not wrong, so use the recorded speed.
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which is received as that tensor."""
+    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which arrives as that tensor."""
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:
@@ -171,7 +171,7 @@ def _padded(waveforms: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as loader processes do: the last bits of resampled audio depend on the number of threads."""
+    """Use one thread, like loader processes. The last bits of resampled audio depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

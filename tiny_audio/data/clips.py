@@ -18,7 +18,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""Reasons for dropping a clip that only state that it is outside data.min_duration_s and data.max_duration_s."""
+"""Reasons for dropping clips that are outside data.min_duration_s and data.max_duration_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Clip:
             waveform = load_audio(audio, max_duration_s=max_duration_s, name=utterance.id)
         except AudioError as error:
             if error.reason == "too_long" or (error.reason == "too_short" and utterance.duration_s >= MIN_DURATION_S):
-                # The index claims that the clip is inside the bounds, so this counts as an error in the data.
+                # According to the index, the clip is inside the bounds. So this counts as an error in the data.
                 indexed = f"the index lists {utterance.duration_s:.2f} s; correct the index"
                 raise AudioError("duration_differs", f"{error}; {indexed}") from error
             raise
@@ -58,10 +58,7 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Clips(Sequence[Clip]):
-    """Clips of one or more sources, as columns. Indexing makes a :class:`Clip`.
-
-    n clips
-    """
+    """n clips of one or more sources, stored as columns. Indexing creates a :class:`Clip`."""
 
     sets: tuple[tuple[str, Source, Sequence[Utterance]], ...]
     """Name, source and all utterances of each set."""
@@ -72,9 +69,9 @@ class Clips(Sequence[Clip]):
     durations_s: np.ndarray
     """``[n]`` float64."""
     groups: np.ndarray | None
-    """``[n]`` int64: clips of one group are fetched together; None: each clip is fetched alone."""
+    """``[n]`` int64. Clips of one group are fetched together. None: each clip is fetched alone."""
     weights: np.ndarray | None
-    """``[n]`` float64: how often each clip comes in an epoch on average; None: once."""
+    """``[n]`` float64. How often each clip occurs in an epoch, on average. None: once."""
     target_text: TargetText
     """How transcripts are rewritten."""
 
@@ -114,13 +111,13 @@ class Clips(Sequence[Clip]):
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Usable clips of several sources, the dropped ones, and a hash over all."""
+    """Usable clips of several sources, the dropped clips, and a hash over all."""
 
     clips: Clips
     dropped: tuple[Dropped, ...]
     fingerprint: str
     max_duration_s: float
-    """Upper bound for gathering and for loading."""
+    """Upper bound of the duration, when clips are indexed and when they are loaded."""
 
     @classmethod
     def gather(
@@ -133,7 +130,7 @@ class ClipSet:
         """Index every source and keep the clips inside the bounds. Reads no audio and no transcript.
 
         Args:
-            sources: by the name of the set.
+            sources: the sources, by the name of the set.
             min_duration_s, max_duration_s: bounds, both inclusive.
             text: how transcripts are rewritten. A clip with an empty result is dropped when it is loaded.
         """
@@ -173,7 +170,7 @@ class ClipSet:
             place: field of the recipe, such as ``data.train``.
 
         Raises:
-            UserError: there is none; states how many were dropped, and the first.
+            UserError: there is none. The message has the number of dropped clips and the first reason.
         """
         if self.clips:
             return

@@ -17,7 +17,7 @@ from tiny_audio.sources import Dropped
 
 
 class DroppedLog:
-    """Appends to a new or existing ``dropped.jsonl``. Removes an incomplete last line, left by a killed process."""
+    """Appends to a new or existing ``dropped.jsonl``. Removes an incomplete last line of a killed process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,7 +104,7 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
         num_clips: clips inside the bounds, including unusable ones.
 
     Raises:
-        UserError: too many are unusable; the message has the count and an example for each reason.
+        UserError: too many are unusable. The message has the count and an example for each reason.
     """
     dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
     if num_clips and len(dropped) <= max_share * num_clips:

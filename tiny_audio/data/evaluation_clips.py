@@ -1,4 +1,4 @@
-"""Which clips of an evaluation set are scored: one rule for ``run``, ``bench`` and ``evaluate``."""
+"""The rule which clips of an evaluation set are scored, for ``run``, ``bench`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def evaluation_clips(
 ) -> ClipSet:
     """Index one evaluation set.
 
-    The rule: **every clip is scored, whatever its length, unless it is longer than the model takes.** There is no lower
-    bound, and ``data.min_duration_s`` and ``data.max_duration_s`` bound training clips only. ``run`` and ``bench``
-    evaluate one encoder and leave out clips that are longer than :func:`longest_duration_s`. ``evaluate`` compares
-    recognizers with different limits on the same clips, so it leaves out none: a clip that one recognizer does not take
-    counts as a failure of that recognizer. Transcripts are not rewritten by ``data.target_text``.
+    The rule: **every clip is scored, except clips that are too long for the model.** There is no lower bound.
+    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` evaluate models
+    with one encoder and leave out clips that are longer than :func:`longest_duration_s`. ``evaluate`` compares
+    recognizers with different limits on the same clips, so it leaves out no clip. If a clip is too long for one
+    recognizer, it counts as a failure of that recognizer. ``data.target_text`` does not rewrite these transcripts.
 
     Args:
-        name: of the set; clip IDs start with it.
+        name: name of the set. The ids of its clips start with it.
         source: yields the utterances.
-        place: what error messages call the set, such as ``data.evaluation.dev``.
-        encoder: of the model to evaluate; None sets no upper bound.
+        place: name of the set in error messages, such as ``data.evaluation.dev``.
+        encoder: the encoder of the evaluated model. None sets no upper bound.
         group_by: see :func:`check_group_by`.
 
     Raises:
@@ -52,7 +52,7 @@ def evaluation_clips(
 
 
 def unchecked_evaluation_clips(name: str, source: Source, encoder: EncoderConfig | None) -> ClipSet:
-    """As :func:`evaluation_clips`, where it is allowed that there is no usable clip.
+    """Index one evaluation set like :func:`evaluation_clips`, but allow that there is no usable clip.
 
     Raises:
         UserError: the source cannot be read.
@@ -61,10 +61,10 @@ def unchecked_evaluation_clips(name: str, source: Source, encoder: EncoderConfig
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
-    """Refuse a metadata column for ``evaluation.group_by`` that no clip has; None is always allowed.
+    """Check that a clip has the metadata column of ``evaluation.group_by``. None is always allowed.
 
     Raises:
-        UserError: names the columns of these clips.
+        UserError: no clip has it. The message names the columns of these clips.
     """
     if column is None or any(clip.utterance.metadata.get(column) for clip in clips):
         return

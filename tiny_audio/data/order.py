@@ -1,6 +1,6 @@
-"""Planned order: the batches of an epoch as a pure function of the clips' columns, settings, seed and epoch.
+"""Plan the batches of an epoch, as a pure function of the clips' columns, the settings, the seed and the epoch.
 
-Planning is arithmetic on columns, so ten million clips take seconds. The data state of a training run is three
+Planning is arithmetic on columns, so ten million clips take seconds. The data state of a training run has three
 values: the hash of the plan, the epoch and the index of the batch.
 """
 
@@ -17,7 +17,7 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Separates the random stream of the weights from that of the order, which is seeded by seed and epoch."""
+"""Seed of the random stream for weights. The stream for the order uses the seed and the epoch instead."""
 
 
 class BatchingConfig(Config):
@@ -26,7 +26,7 @@ class BatchingConfig(Config):
     max_clips: PositiveInt = 16
     """Maximum number of clips in a batch."""
     max_padded_s: PositiveFloat | None = None
-    """Maximum seconds in a batch with padding: number of clips × longest clip. None sets no such limit."""
+    """Maximum seconds in a batch, padding included: number of clips × longest clip. None sets no limit."""
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, batches are random and only sorted inside."""
@@ -62,7 +62,7 @@ class EpochPlan(Sequence[np.ndarray]):
 
     @cached_property
     def hash(self) -> str:
-        """Equal for equal batches in equal order."""
+        """Hash of the plan. It is equal for the same batches in the same order."""
         digest = hashlib.sha256(self.starts.tobytes())
         digest.update(self.order.tobytes())
         return digest.hexdigest()[:16]
@@ -105,7 +105,7 @@ def plan_epoch(
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Repeat each clip for this epoch. The count is the increase of ``floor(weight × epochs + random phase)``."""
+    """Indices of the clips in this epoch. Each occurs as often as ``floor(weight × epoch + random phase)`` grows."""
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
     return np.repeat(np.arange(len(weights)), counts.astype(np.int64))
@@ -166,7 +166,7 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
     """Cut clips into batches in the given order. Returns the end of each batch."""
     if config.max_padded_s is not None:
         return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
-    # Pools hold whole batches, so only the last batch of the window can be smaller.
+    # Pools consist of whole batches, so only the last batch of the window can be smaller.
     ends = np.arange(config.max_clips, len(durations) + config.max_clips, config.max_clips)
     return np.minimum(ends, len(durations))
 

@@ -1,7 +1,7 @@
-"""Clips, recordings and speakers that evaluation sets share with the training data, found in the indices alone.
+"""Find clips, recordings and speakers that evaluation sets share with the training data.
 
-No audio is read. The columns are compared by their values, so one speaker with two names is not found, and two speakers
-with the same name count as one.
+Only the indexes are read, not the audio. Columns are compared by their values. A speaker with two names is not found,
+and two speakers with the same name count as one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NUM_EXAMPLES = 3
 
 @dataclass
 class _Found:
-    """What the training data has in common with evaluation sets."""
+    """Values that the training data has in common with evaluation sets."""
 
     wanted: dict[By, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Values of the evaluation sets."""
@@ -40,9 +40,9 @@ class _Found:
 
 
 def find_overlaps(training: Clips, evaluation: Mapping[str, Clips]) -> dict[str, list[Overlap]]:
-    """For each evaluation set, what it shares with the training clips; nothing for a set that shares nothing.
+    """Find the overlaps of each evaluation set with the training clips. Sets without overlaps are omitted.
 
-    Each index is read once. Memory holds the columns of the evaluation sets only.
+    Each index is read once. Only the columns of the evaluation sets are in memory.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}
@@ -93,7 +93,7 @@ def _keys_of(origin: Origin) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """The address, the same for every path that leads to a folder and for every commit on the hub."""
+    """The address without what may vary: other paths to the same folder, and the commit on the hub."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

@@ -15,7 +15,7 @@ from tiny_audio.data.clips import Clips
 from tiny_audio.data.order import EpochPlan
 
 _THREADS = 4
-"""The threads mostly wait for the network or the disk."""
+"""Number of threads. They mostly wait for the network or the disk."""
 _POLL_S = 0.5
 """Interval of checks for a requested stop."""
 
@@ -26,9 +26,9 @@ class Prefetcher:
     The training process calls :meth:`reached` for each batch. Fetching runs ``ahead_clips`` clips ahead, because a
     batch takes its clips from a whole shuffle window.
 
-    Enter this context after the loader processes have started, and exit it before the next ones start: a process that
-    is forked while a thread holds a lock would deadlock. Exiting therefore waits for running fetches. It does not wait
-    if the process is about to end, since a stalled hub may take minutes and daemon threads end with the process.
+    Enter this context after the loader processes have started, and exit it before the next ones start. A process that
+    is forked while a thread holds a lock would deadlock, so exiting waits for running fetches. It does not wait if the
+    process is about to end. A stalled hub may take minutes, and daemon threads end with the process.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.
@@ -56,7 +56,7 @@ class Prefetcher:
         self._stopped = stopped
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._left = Event()
-        # No executor: the interpreter would wait for its threads at exit.
+        # Plain threads, because the interpreter would wait for the threads of an executor at exit.
         count = _THREADS if len(self._first_uses) else 0
         self._threads = [Thread(target=self._work, name="prefetcher", daemon=True) for _ in range(count)]
 
@@ -95,4 +95,4 @@ class Prefetcher:
         try:
             clip.source.encoded(clip.utterance)
         except (UserError, OSError):
-            return  # loading the clip raises and reports the same error
+            return  # loading the clip will raise and report the same error

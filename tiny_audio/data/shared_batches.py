@@ -1,13 +1,13 @@
 """Send padded waveforms from loader processes to the training process through shared memory that is reused.
 
-torch allocates new shared memory for every batch. Each page costs both processes a page fault, which takes longer than
-the copy, and each batch costs a connection. Here every loader process has a few blocks of memory. The receiver maps
-each block once, and marks it as free when no tensor uses it any more.
+torch allocates new shared memory for every batch. Each page causes a page fault in both processes, which takes longer
+than the copy. Each batch also needs a connection. Here, every loader process has a few blocks of memory. The receiver
+maps each block once, and marks it as free when no tensor uses it any more.
 
 A block begins with one page. Its first byte is 1 while the receiver uses a batch in the block.
 
-Measured with ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores: loading an epoch
-takes 1.13 times the CPU time with torch's own way (median of 10 pairs, from 0.89 to 1.32), decoding included.
+With torch's own way, loading and decoding an epoch takes 1.13 times the CPU time (median of 10 pairs, from 0.89 to
+1.32). This was measured with ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _LEAST_BYTES = 1 << 26
 
 
 class SharedBatches:
-    """Waveforms that are pickled as an address in shared memory and unpickled as ``[B, S]``, zero beyond each length.
+    """Waveforms that pickle to an address in shared memory and unpickle to ``[B, S]``, zero beyond each length.
 
-    Pickled once, in a loader process. The receiver may keep the tensor and write into it.
+    A loader process pickles them once. The receiver may keep the tensor and write to it.
 
     Args:
         rows: B waveforms ``[samples]``, float32.
@@ -71,7 +71,7 @@ class _Block:
         return self._header[0] == 0
 
     def write(self, row: Tensor, offset: int) -> int:
-        """Write through the kernel, since a mapping would cost a fault for each page. Returns the offset after it."""
+        """Write through a file descriptor, because a mapping would fault on each page. Returns the next offset."""
         data = memoryview(row.numpy()).cast("B")  # type: ignore[arg-type]  # NumPy's arrays are buffers
         while data:
             written = os.pwrite(self._descriptor, data, offset)
@@ -80,13 +80,13 @@ class _Block:
         return offset
 
     def clear(self, start: int, stop: int) -> None:
-        """Write zeros, except where nothing was ever written."""
+        """Write zeros where something was written before. All other bytes are zero already."""
         stop = min(stop, self._written)
         if start < stop:
             os.pwrite(self._descriptor, bytes(stop - start), start)
 
     def announced(self) -> Any:
-        """Mark the block as used. Returns what the receiver needs to map it; None if it has mapped it already."""
+        """Mark the block as used. Returns its file handle for the receiver, or None if the receiver has mapped it."""
         self._header[0] = 1
         sent = None if self._known else (DupFd(self._descriptor), self.size)
         self._known = True
@@ -102,7 +102,7 @@ def _free_block(size: int) -> _Block:
     for block in _BLOCKS:
         if block.is_free and block.size >= size:
             return block
-    _BLOCKS[:] = [block for block in _BLOCKS if not block.is_free]  # too small, all of them
+    _BLOCKS[:] = [block for block in _BLOCKS if not block.is_free]  # all free blocks are too small
     _BLOCKS.append(_Block(next(_NUMBERS), max(_LEAST_BYTES, 2 * size)))
     return _BLOCKS[-1]
 
@@ -121,7 +121,7 @@ class _Mapped:
         return torch.frombuffer(held, dtype=torch.float32).view(shape)
 
     def _release(self, process: int) -> None:
-        if os.getpid() == process:  # not a loader that was forked from the receiver
+        if os.getpid() == process:  # skip loaders that were forked from the receiver
             self.memory[0] = 0
 
 
@@ -144,5 +144,5 @@ def _received(process: int, number: int, sent: Any, shape: tuple[int, int]) -> T
 
 
 def _alive() -> set[int]:
-    """Loader processes with mapped blocks that still run."""
+    """Running loader processes with mapped blocks."""
     return {process for process, _ in _MAPPED if os.path.exists(f"/proc/{process}")}

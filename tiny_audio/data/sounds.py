@@ -1,4 +1,4 @@
-"""Folders of sounds to mix into clips. Each process lists a folder once, and decodes a sound when it is drawn."""
+"""Folders of sounds to mix into clips. Each process lists a folder once and decodes a sound when it is drawn."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tiny_audio.config import UserError
 from tiny_audio.runtime.files import files_below
 
 MAX_SOUND_S = 600.0
-"""Decoded sounds are kept in memory; ten minutes take 38 MB."""
+"""Longest sound. Decoded sounds are kept in memory, and ten minutes take 38 MB."""
 _MAX_KEPT_BYTES = 256 * 2**20
-"""In each loader process. The newest sound is always kept."""
+"""Size limit of the sounds in memory, for each loader process. The newest sound is always kept."""
 _THREADS = 8
 
 _LOG = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ class Sounds:
 
     folder: Path
     names: tuple[str, ...]
-    """Paths below the folder, sorted. A draw is an index into it."""
+    """Sorted paths below the folder. Sounds are drawn by their index in this list."""
     fingerprint: str
-    """Hash of names and sizes. If it is equal, equal draws give equal sounds."""
+    """Hash of names and sizes. It shows whether the same draws still give the same sounds."""
 
     def check(self) -> float:
         """Read the header of every file, to find unusable ones before training.
@@ -45,7 +45,7 @@ class Sounds:
             hours of sound.
 
         Raises:
-            UserError: files are unreadable, too short or too long; states how many, and the first.
+            UserError: files are unreadable, too short or too long. The message has their number and the first one.
         """
         with ThreadPoolExecutor(_THREADS, "headers") as pool:
             found = list(pool.map(self._duration, self.names))
@@ -75,8 +75,8 @@ class Sounds:
         try:
             sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
         except AudioError as error:
-            # Not raised: the clip would be dropped for it, and a run must not end after hours for one sound.
-            _LOG.warning("clips that draw this sound get none: %s", error)
+            # Only a warning. An error would drop the clip, and one sound must not end a run after hours.
+            _LOG.warning("this sound cannot be decoded, so no sound is mixed into its clips: %s", error)
             sound = None
         _KEPT[path] = sound
         while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values() if kept is not None) > _MAX_KEPT_BYTES:
@@ -97,7 +97,7 @@ def sounds_in(folder: str) -> Sounds:
     except OSError as error:
         raise UserError(f"the folder {path} cannot be read: {error.strerror}; it must hold audio files") from error
     if not files:
-        raise UserError(f"{path} has no audio file, at any depth; give a folder with some")
+        raise UserError(f"{path} and its subfolders have no audio file; give a folder with audio files")
     sizes = {name: status.st_size for name, status in files.items()}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
     return Sounds(path, tuple(files), digest)

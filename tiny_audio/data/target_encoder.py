@@ -1,4 +1,4 @@
-"""Transcripts -> the token ids and CTC labels that training learns to predict."""
+"""Encode transcripts as the token ids and CTC labels that the model learns to predict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.encoders import EncoderConfig
 
 
 class TargetError(ValueError):
-    """A clip cannot be learned from: its transcript has no target, or does not fit the audio."""
+    """A clip cannot be used for training: its transcript has no target, or the target does not fit the audio."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What the model learns to predict for one clip."""
+    """The token ids and CTC labels that the model learns to predict for one clip."""
 
     ids: list[int]
     """Token ids of the decoder; the last is the end token."""
@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetEncoder:
-    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Travels into loader processes."""
+    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Picklable, for loader processes."""
 
     tokenizer: Any
     end_id: int
@@ -40,18 +40,18 @@ class TargetEncoder:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.all_special_ids)  # the tokenizer builds this list anew at each access
+        return frozenset(self.tokenizer.all_special_ids)  # cached, because the tokenizer rebuilds it at each access
 
     def encode(self, text: str, num_samples: int) -> Target:
         """The target of a transcript.
 
         Args:
-            text: as :class:`tiny_audio.data.text.TargetText` rewrote it.
-            num_samples: of the clip. CTC needs a frame for each label.
+            text: the transcript after :class:`tiny_audio.data.text.TargetText`.
+            num_samples: length of the clip. CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text is empty, the tokenizer or the CTC head cannot write it, it contains a special token,
-                or it is too long for the clip.
+            TargetError: the text is empty, contains a special token, is too long for the clip, or has a character that
+                the tokenizer or the CTC head does not know.
         """
         if not text:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")
@@ -61,7 +61,7 @@ class TargetEncoder:
         special = sorted(self._special_ids.intersection(ids))
         if special:
             name = self.tokenizer.convert_ids_to_tokens(special[0])
-            raise TargetError("special_token", f"{text!r} contains {name!r}, which controls the decoder and is no word")
+            raise TargetError("special_token", f"{text!r} contains the special token {name!r}")
         return Target([*ids, self.end_id], None if self.ctc is None else self._labels(self.ctc, text, num_samples))
 
     def _labels(self, vocabulary: CtcVocabulary, text: str, num_samples: int) -> list[int]:

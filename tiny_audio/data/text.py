@@ -1,7 +1,7 @@
 """Normalize transcripts for training: the text that the model learns to write (``data.target_text``).
 
-References and hypotheses are normalized for scoring by :mod:`tiny_audio.analysis.scoring` (``evaluation.normalizer``),
-which never changes targets. Both use the same named normalizers.
+:mod:`tiny_audio.analysis.scoring` normalizes references and hypotheses for scoring (``evaluation.normalizer``). It
+never changes targets. Both use the same named normalizers.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ _REMARKS = (
     "applause breath breathing cough coughing coughs crosstalk foreign inaudible indiscernible laugh laughing laughs "
     "laughter music noise pause sigh sighs silence unclear unintelligible unk"
 )
-"""Only these are markers in round brackets, where people also write words that are spoken."""
+"""Remarks in round brackets that count as markers. Other text in round brackets may be spoken words."""
 _MARKER = re.compile(
     rf"\s*(?:<[^<>\s][^<>]{{0,40}}>|\[[^\[\]\s][^\[\]]{{0,40}}\]|\((?:{'|'.join(_REMARKS.split())})\))", re.IGNORECASE
 )
 
 _HESITATION = r"(?:uh+m?|um+|erm+|hm+|mm+|mhm+)"
-# "uh-huh" is an answer, and "35 mm" a width.
+# "uh-huh" is an answer, and "mm" in "35 mm" is a unit, so both are kept.
 _FILLER = re.compile(
     rf"(,?)\s*(?<![\w'’-])(?<!\d\s){_HESITATION}(?:,?\s+{_HESITATION})*(?![\w'’]|-\w)([,.?!]?)", re.IGNORECASE
 )
 
 _PRONOUN = re.compile(r"(?<![\w'’.])i(?!\.\w)(?=['’](?:m|d|ll|ve)\b|[^\w'’]|$)")
-# "e.g. this" does not end a sentence, and neither does the question in "'Who is it?' she asked".
+# No sentence ends after "e.g." in "e.g. this", or after the question in "'Who is it?' she asked".
 _SENTENCE = re.compile(r"((?:^|(?<!\b\w)\.[\"”’')\]]*\s|[!?]\s)\s*[\"“‘'(\[]*)(\w)")
 _NAMED_DAYS = re.compile(
     r"\b(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|january|february|april|june|july|september|october"
     r"|november|december)\b"
 )
-"""Without March, May and August, which are also ordinary words."""
+"""Names of days and months, without March, May and August, which are also ordinary words."""
 
 
 class TargetTextConfig(Config):
-    """Rewrites of training transcripts, done in this order."""
+    """How training transcripts are rewritten. The steps are applied in this order."""
 
     write_punctuation: bool = False
-    """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as punctuation.
-    Otherwise they are markers like others."""
+    """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as punctuation. If
+    false, they are treated like other markers."""
     remove_markers: bool = False
     """Remove text in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
-    brackets, such as ``(inaudible)``. If a marker stands for audible words, the model learns to omit words, so it is
-    better to keep such clips out of the data."""
+    brackets, such as ``(inaudible)``. If a marker stands for audible words, the model learns to omit words. Keep such
+    clips out of the data."""
     remove_fillers: bool = False
-    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, however long; not uh-huh."""
+    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, also with repeated letters. Keeps uh-huh."""
     name: NormalizerName = "none"
-    """One of the normalizers of the evaluation. A name in place of the section means a section with only this name."""
+    """One of the normalizers of the evaluation. A name instead of the section means a section with only this name."""
     true_case: bool = False
-    """Write English without case (all upper or all lower) in lower case, with capitals at the start of each sentence,
-    in I, and in the names of days and months; other names stay lower. If a text has case, only those words change."""
+    """Add capitals to English text that is all upper or all lower case: at the start of each sentence, in I, and in the
+    names of days and months. All other letters become lower case, also in other names. If a text has both cases, only
+    those words change."""
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
@@ -82,18 +83,18 @@ def _kind(given: object) -> str:
 TargetTextChoice = Annotated[
     Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
 ]
-"""The name of a normalizer, or a section that says more."""
+"""The name of a normalizer, or a section with more fields."""
 
 
 @dataclass(frozen=True)
 class TargetText:
-    """Transcript -> target text, which is empty if nothing is left. Travels into loader processes."""
+    """Rewrites a transcript as target text, which may be empty. Picklable, for loader processes."""
 
     config: TargetTextConfig
 
     @classmethod
     def of(cls, choice: TargetTextChoice) -> TargetText:
-        """From the value of ``data.target_text``."""
+        """Create it from the value of ``data.target_text``."""
         return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(name=choice))
 
     @cached_property
@@ -128,7 +129,7 @@ def markers(text: str) -> list[str]:
 
 
 def _is_end(found: re.Match[str]) -> bool:
-    """Whether punctuation or the end of the text follows, so that no blank is needed."""
+    """Whether punctuation or the end of the text follows. Then no space is needed."""
     return found.string[found.end() : found.end() + 1] in (",", ".", "?", "!", "")
 
 
@@ -137,7 +138,7 @@ def _without_filler(found: re.Match[str]) -> str:
     earlier = found.string[: found.start()].rstrip()
     if after and after in ".?!":
         return after if earlier and earlier[-1] not in ".?!" else ""  # "Yes, um." -> "Yes."; "Yes. Um." -> "Yes."
-    # Of "I, um, think" both commas belong to the filler; of "Yes, um I think" the first belongs to the sentence.
+    # In "I, um, think", both commas belong to the filler. In "Yes, um I think", the comma belongs to the sentence.
     return ", " if before and not after and not _is_end(found) else " "
 
 

@@ -17,13 +17,13 @@ FRAME = SAMPLE_RATE // 100
 """Samples in an analysis frame of 10 ms."""
 
 PAUSE_S = 0.5
-"""Shortest pause that ends a chunk. Pauses between sentences are longer, those between words are shorter."""
+"""Shortest pause that ends a chunk. Pauses between sentences are longer, and pauses between words are shorter."""
 MARGIN_S = 0.1
-"""How much of a pause stays in the chunk on either side. Soft consonants lie there."""
+"""How much of a pause stays in the chunk on either side. It may contain soft consonants."""
 _SHORTEST_S = 0.03
-"""A sound that is shorter than this, between two pauses, is a click."""
+"""A sound between two pauses that is shorter than this is treated as a click, not as speech."""
 _STRETCH = 3000
-"""Frames that share one threshold. It is computed from them and from as many frames before and after."""
+"""Number of frames that share one threshold. It is computed from them and the same number of frames on each side."""
 _SMOOTHED = 5
 _PAUSE, _MARGIN, _SHORTEST = (round(s * SAMPLE_RATE / FRAME) for s in (PAUSE_S, MARGIN_S, _SHORTEST_S))
 
@@ -31,7 +31,7 @@ _QUIETEST_DB = -110.0
 """Below the noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
 """Speech is this far above the noise floor, or at most this far below the loudest frames. If the floor and the loudest
-frames are closer than ``_RANGE_DB``, pauses cannot be told from speech, and every frame counts as speech."""
+frames are closer than ``_RANGE_DB``, speech and pauses cannot be separated. Then every frame counts as speech."""
 
 Levels = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Chunk:
     """A part of a recording."""
 
     start: int
-    """In samples from the beginning of the recording."""
+    """Start in samples from the beginning of the recording."""
     waveform: Tensor
     """``[S]`` float32 at 16 kHz."""
 
@@ -67,8 +67,8 @@ def chunk_recording(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator
 def split_at_pauses(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator[Chunk]:
     """Cut a recording at its pauses, and leave the pauses out.
 
-    If no pause comes for ``max_duration_s``, the cut is at the softest moment. The chunks do not depend on how the
-    recording is divided into blocks. At most some minutes of audio are held.
+    If there is no pause for ``max_duration_s``, the cut is at the softest moment. The chunks do not depend on how the
+    recording is divided into blocks. At most some minutes of audio are in memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.

@@ -1,7 +1,7 @@
 """Hallucination filters: sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
-Each threshold lies between the values measured on speech and those measured on noises and tones. The speech is
-synthetic, read and spelled, also in white noise of the same loudness. ``benchmarks/transcription.py`` measures both.
+Each threshold lies between the values of speech and the values of noises and tones. The speech is synthetic, read or
+spelled, with and without white noise of the same loudness. ``benchmarks/transcription.py`` measures these values.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tiny_audio.model.decoding import Transcript
 Reason = Literal["silence", "noise", "tones", "ctc_silent", "ctc_disagrees", "loop"]
 """Why a text differs from the decoder's output:
 
-- ``silence``, ``noise``, ``tones``: the sound is not speech, so nothing was decoded;
-- ``ctc_silent``: the CTC head's own text is empty;
-- ``ctc_disagrees``: the CTC head gives the text a much lower likelihood than its own;
-- ``loop``: words that were repeated many times are written once.
+- ``silence``, ``noise``, ``tones``: the sound is not speech, so nothing was decoded
+- ``ctc_silent``: the CTC head's own text is empty
+- ``ctc_disagrees``: the text has a much lower likelihood under the CTC head than the head's own text
+- ``loop``: words that were repeated many times are written once
 """
 
 _SILENT_PEAK = 1e-4
-"""Three steps of 16-bit audio. Speech is never that soft."""
+"""Three steps of 16-bit audio. Speech is louder than this."""
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
 
@@ -37,22 +37,24 @@ _STRETCH = 4 * SAMPLE_RATE
 """Samples in a window that is classified as a whole."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _STEADY_SHAPE_DB = 4.5
-"""The spectrum of noise keeps its shape: a band changes by at most 3.6 dB. In speech with noise of the same loudness,
-some band changes by at least 6.1 dB."""
+"""The spectrum of noise keeps its shape. Measured changes of a band are at most 3.6 dB. In speech with noise of the
+same loudness, at least one band changes by 6.1 dB or more."""
 _TONAL_FLATNESS_DB = -27.0
-"""Bound on the 90th percentile over frames. Pure tones have -32 dB, speech has -23 dB or more."""
+"""Bound on the 90th percentile of the flatness over frames. Pure tones have -32 dB, speech has -23 dB or more."""
 _STEADY_LAG = 8
 _HALF = 12
-"""Bins on either side of the moving average that is subtracted to leave the fine structure of the spectrum."""
+"""Half the width, in bins, of the moving average that is subtracted to get the fine structure of the spectrum."""
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.22, 0.55
-"""A frame is steady if its fine structure correlates this much with the one 80 ms before; bounds on the share of such
-frames and on the mean correlation. Tones have 0.31 and 0.60 or more, speech has 0.14 and 0.50 or less."""
+"""A frame is steady if its fine structure correlates this much with that of the frame 80 ms before. The other two
+values bound the share of steady frames and the mean correlation. Tones have at least 0.31 and 0.60, and speech has at
+most 0.14 and 0.50."""
 
 _REPEATS = 4
 MAX_CHARACTERS_PER_S = 30.0
-"""Nobody speaks faster."""
+"""Fastest possible speech."""
 _MAX_DISAGREEMENT = 8.0
-"""In nats per character of the text. The most that was measured on speech is 5.9, on an accent absent from training."""
+"""Bound in nats per character of the text. The largest value measured on speech is 5.9, on an accent that was not in
+the training data."""
 _MAX_OF_LONGER = 3.0
 """The same bound for a text that is much longer than the CTC head's own."""
 
@@ -60,9 +62,9 @@ Array = NDArray[np.float64]
 
 
 def boost_quiet(waveform: Tensor) -> Tensor:
-    """Amplify very soft audio (peak below 2 % of full scale) by a power of two; return other audio unchanged.
+    """Amplify very soft audio (peak below 2 % of full scale) by a power of two. Return other audio unchanged.
 
-    Training data has no audio that soft, and front ends that measure loudness would treat it as silence.
+    Training data does not contain such soft audio, and front ends that measure loudness would treat it as silence.
     """
     peak = float(waveform.abs().max()) if len(waveform) else 0.0
     if not _SILENT_PEAK <= peak < _QUIET_PEAK:
@@ -72,10 +74,10 @@ def boost_quiet(waveform: Tensor) -> Tensor:
 
 
 def non_speech_reason(waveform: Tensor) -> Literal["silence", "noise", "tones"] | None:
-    """Classify a sound that is certainly not speech; None if it may be speech.
+    """Classify a sound that is certainly not speech. Returns None if it may be speech.
 
-    Even in loud noise, the spectrum of speech changes its shape and is not made of steady tones. A single word in a
-    long noise hardly changes the average, so windows of four seconds are classified one by one.
+    Even in loud noise, the spectrum of speech changes its shape and does not consist of steady tones. A single word in
+    a long noise hardly changes the average, so each window of four seconds is classified separately.
 
     Args:
         waveform: ``[S]``.
@@ -115,7 +117,7 @@ def _spectra(samples: Array, window: int) -> Array:
 
 
 def _loud(spectra: Array, range_db: float) -> NDArray[np.bool_]:
-    """Which frames are at most ``range_db`` below the loudest ones."""
+    """Mask of the frames that are at most ``range_db`` below the loudest ones."""
     levels = 10 * np.log10(spectra.mean(1))
     return np.asarray(levels > np.percentile(levels, 95) - range_db)
 
@@ -148,7 +150,7 @@ def _similarity(spectra: Array) -> Array:
     """Correlation between the fine structure of each loud frame and that of the frame 80 ms before."""
     used = spectra[:, _bins(_LONG_WINDOW, 190, 5000)]
     logs = np.log(used + 1e-4 * used.max(1, keepdims=True))
-    # Edge values are repeated: zeros would add the same step to every frame, and make all frames similar.
+    # Repeat the edge values. Zeros would add the same step to every frame and make all frames similar.
     sums = np.cumsum(np.pad(logs, ((0, 0), (_HALF + 1, _HALF)), mode="edge"), 1)
     size = 2 * _HALF + 1
     fine = logs - (sums[:, size:] - sums[:, :-size]) / size
@@ -159,9 +161,9 @@ def _similarity(spectra: Array) -> Array:
 
 
 def collapse_repeats(text: str) -> str:
-    """Write once what is repeated four times or more in a row: a word, or a group of words.
+    """Reduce a word or group of words that is repeated four times or more in a row to one occurrence.
 
-    The longest run is collapsed first, until none is left. Case and punctuation are ignored.
+    The longest run is collapsed first, until there is none left. Case and punctuation are ignored.
     """
     words = text.split()
     while (found := _loop(words)) is not None:
@@ -189,9 +191,9 @@ def _loop(words: list[str]) -> tuple[int, int, int] | None:
 
 
 def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float) -> str | None:
-    """Collapse repeats that cannot be speech, since the text is truncated or too fast; None if there are none.
+    """Collapse repeats that cannot be speech because the text is truncated or too fast. Returns None if there are none.
 
-    For models without a CTC head. People do say a word four times in a row, so a repeat alone proves nothing.
+    Used for models without a CTC head. People can say a word four times in a row, so a repeat alone proves nothing.
     """
     if not truncated and len(text) <= MAX_CHARACTERS_PER_S * duration_s:
         return None
@@ -202,13 +204,13 @@ def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float
 def filter_text(
     transcript: Transcript, frames: Frames, duration_s: float, vocabulary: CtcVocabulary | None
 ) -> tuple[str, Reason | None]:
-    """Return the text that may be kept, and why it differs from the decoder's.
+    """Return the filtered text, and the reason why it differs from the decoder's text.
 
     Args:
-        transcript: of one clip.
-        frames: the clip's, without padding.
-        duration_s: of the clip.
-        vocabulary: of the CTC head; None without one.
+        transcript: the transcript of one clip.
+        frames: the clip's frames, without padding.
+        duration_s: duration of the clip.
+        vocabulary: vocabulary of the CTC head. None without a head.
     """
     text = transcript.text
     if not text:
@@ -227,10 +229,10 @@ def filter_text(
 
 
 def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVocabulary) -> bool:
-    """Whether the CTC head finds a text so unlikely that the audio cannot hold it; ``logits [1, T, V]``."""
+    """Whether a text is so unlikely under the CTC head that the audio cannot contain it. ``logits`` are ``[1, T, V]``."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary).labels
     num_frames = int(frames.lengths[0])
-    if ctc.min_frames(spelled) > num_frames:  # then the text has no likelihood: a very fast speaker, or none
+    if ctc.min_frames(spelled) > num_frames:  # the text has no likelihood: it was spoken very fast, or not at all
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
     scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])
     return is_much_less_likely(float(scores[0]), float(scores[1]), len(own), len(spelled))
@@ -241,8 +243,8 @@ def is_much_less_likely(own_score: float, text_score: float, num_own_characters:
 
     Args:
         own_score: log-likelihood of the CTC head's own greedy text, over all alignments.
-        text_score: the same of the decoder's text.
-        num_own_characters, num_characters: of the two texts.
+        text_score: the same for the decoder's text.
+        num_own_characters, num_characters: lengths of the two texts.
     """
     longer = num_characters > 1.5 * num_own_characters + 8
     return own_score - text_score > (_MAX_OF_LONGER if longer else _MAX_DISAGREEMENT) * max(1, num_characters)

@@ -1,7 +1,7 @@
 """``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` of an exported model.
 
 transformers' own pipeline treats an unknown model class as a CTC model, and reads files with the ffmpeg program. This
-one reads audio as the rest of Tiny Audio does, and transcribes it as ``tiny-audio transcribe`` does.
+pipeline reads and transcribes audio in the same way as ``tiny-audio transcribe``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            # transformers requires one for batches, although nothing is padded with it.
+            # transformers requires a feature extractor for batches, although nothing is padded with it.
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.end_token_id)
         super().__init__(model, tokenizer=tokenizer, **kwargs)
 
@@ -55,14 +55,14 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
 
         Args:
             inputs: a recording or a list of them. For data sets and generators, the result is an iterator.
-            kwargs: ``batch_size``: recordings that are transcribed together, 1 by default. ``return_timestamps``:
-                ``"word"``, which needs a CTC head, or True for chunks. ``max_new_tokens``, ``num_beams``,
-                ``ctc_weight``, ``draft``: override the model's own, also within ``generate_kwargs``.
-                ``chunk_length_s`` and ``stride_length_s`` are accepted and ignored: long recordings are split at
-                pauses.
+            kwargs: ``batch_size``: number of recordings that are transcribed together, 1 by default.
+                ``return_timestamps``: ``"word"``, which needs a CTC head, or True for chunks. ``max_new_tokens``,
+                ``num_beams``, ``ctc_weight``, ``draft``: override the model's own settings, also within
+                ``generate_kwargs``. ``chunk_length_s`` and ``stride_length_s`` are accepted and ignored, because long
+                recordings are split at pauses.
 
         Returns:
-            ``{"text": …}``, with timestamps also ``"chunks": [{"text": …, "timestamp": (start_s, end_s)}, …]``.
+            ``{"text": …}``. With timestamps, also ``"chunks": [{"text": …, "timestamp": (start_s, end_s)}, …]``.
 
         Raises:
             UserError: a recording cannot be used, or an argument is unknown or not supported.
@@ -104,16 +104,16 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return {}, forward, postprocess
 
     def _generation(self, settings: Mapping[str, Any]) -> GenerationConfig:
-        """The model's settings, with some overridden."""
+        """The model's settings with ``settings`` instead of its own values."""
         try:
             return GenerationConfig(**{**self.model.config.generation, **settings})
         except ValidationError as error:
             raise UserError(f"generation settings: {problems(error)}") from error
 
     def preprocess(self, recording: Any) -> dict[str, Any]:
-        """Decode, down-mix, resample: ``waveform [S]`` at 16 kHz.
+        """Decode, down-mix and resample a recording to ``waveform [S]`` at 16 kHz.
 
-        An array rather than a tensor, because transformers would pad tensors in a batch and drop their lengths.
+        The waveform is an array, because transformers would pad tensors in a batch and drop their lengths.
         """
         return {"waveform": _waveform(recording).numpy()}
 

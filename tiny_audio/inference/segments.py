@@ -13,36 +13,36 @@ class Segment:
     """A chunk of a recording and its text."""
 
     start_s: float
-    """From the beginning of the recording."""
+    """Start in seconds from the beginning of the recording."""
     end_s: float
     text: str
     """Empty if nothing was spoken."""
     ctc_text: str | None
     """The CTC head's own greedy text, unfiltered. None without a head, or if the sound is not speech."""
     truncated: bool
-    """No end token came within ``max_new_tokens``, so words may be missing."""
+    """Whether there was no end token within ``max_new_tokens``. Words may then be missing."""
     confidence: float | None
     """See :class:`tiny_audio.inference.word_times.Alignment`. None without a CTC head, or without text."""
     words: tuple[Word, ...] | None
-    """In the recording's time. None unless word timestamps were requested."""
+    """Words with times from the beginning of the recording. None unless word timestamps were requested."""
     suppressed: Reason | None
     """Why the text differs from the decoder's. None if it does not."""
 
     @property
     def duration_s(self) -> float:
-        """Of the chunk."""
+        """Duration of the chunk."""
         return self.end_s - self.start_s
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """A whole recording."""
+    """The transcription of a whole recording."""
 
     text: str
     """The texts of its segments, separated by spaces."""
     duration_s: float
     segments: tuple[Segment, ...]
-    """In order. Stretches without any sound have none."""
+    """Segments in order. Parts without any sound have no segment."""
 
     @property
     def truncated(self) -> bool:
@@ -51,6 +51,6 @@ class Transcription:
 
     @property
     def ctc_text(self) -> str | None:
-        """The CTC head's own texts, separated by spaces; None if there are none."""
+        """The CTC head's own texts, separated by spaces. None if there are none."""
         texts = [segment.ctc_text for segment in self.segments if segment.ctc_text is not None]
         return " ".join(filter(None, texts)) if texts else None

@@ -1,4 +1,4 @@
-"""Subtitles: timed words -> readable cues, as SubRip (.srt) or WebVTT (.vtt)."""
+"""Write timed words as subtitles: readable cues in SubRip (.srt) or WebVTT (.vtt) format."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from tiny_audio.inference.word_times import Word
 
 LINE_CHARACTERS, LINES = 42, 2
 LONGEST_S, SHORTEST_S = 7.0, 1.0
-"""Duration of a cue. A shorter one is extended to ``SHORTEST_S``, but not into the next cue."""
+"""Limits on the duration of a cue. A shorter cue is extended to ``SHORTEST_S``, but not into the next cue."""
 _SENTENCE_END = re.compile(r"[.?!…][\"'”’)]*$")
 _PAUSE_S = 0.7
-"""After a pause of the speaker that is this long, a new cue begins."""
+"""A pause of the speaker that is at least this long starts a new cue."""
 
 
 @dataclass(frozen=True)
 class Cue:
-    """Text on the screen, and when it is shown."""
+    """A text on the screen, with the times when it appears and disappears."""
 
     start_s: float
     end_s: float
     text: str
-    """At most two lines. A line exceeds ``LINE_CHARACTERS`` only if a single word does."""
+    """At most two lines. A line is longer than ``LINE_CHARACTERS`` only if a single word is."""
 
 
 def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
     """Cues of a recording, in order and without overlaps.
 
     Args:
-        segments: of one recording. Without word times, the words share the segment in proportion to their lengths.
-        each_word: make a cue for every word.
+        segments: segments of one recording. Without word times, the words share the segment in proportion to their
+            lengths.
+        each_word: create a cue for every word.
     """
     found: list[Cue] = []
     for segment in segments:
@@ -41,7 +42,7 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         found += (
             Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in _groups(words, 1 if each_word else None)
         )
-    # A word without a time of its own gets a millisecond, and delays the following cues.
+    # A word without its own time gets a millisecond. The following cues are shifted if they overlap.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
         if cue.start_s < earliest:
@@ -122,11 +123,11 @@ def _lines(words: Sequence[Word]) -> str:
 
 
 def _shown(cue: Cue, following_s: float | None) -> Cue:
-    """Extend a short cue, but not into the next one."""
+    """Extend a short cue, but not into the next cue."""
     end = max(cue.end_s, cue.start_s + SHORTEST_S)
     if following_s is not None:
         end = min(end, following_s)
-    # Parsers reject a cue that ends when it begins.
+    # Parsers reject a cue with the same start and end.
     return Cue(cue.start_s, max(end, cue.start_s + 0.001), cue.text)
 
 

@@ -1,4 +1,4 @@
-"""Transcriber: waveforms of any length -> timed text, in bounded memory, with hallucination filters."""
+"""Transcribe waveforms of any length to timed text, in bounded memory, with hallucination filters."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from tiny_audio.model.streamer import OnText
 from tiny_audio.runtime.device import in_parts_that_fit
 
 LONGEST_CHUNK_S = 30.0
-"""Longer clips are rare in training data, and their texts would be truncated at ``max_new_tokens``."""
+"""Longest chunk. Training data has few longer clips, and their texts would be truncated at ``max_new_tokens``."""
 _LARGEST_POOL = 8
-"""Most batches whose chunks are sorted by length together. The first pools are smaller, so that output starts soon."""
+"""Maximum number of batches whose chunks are sorted by length together. The first pools are smaller, so that output
+starts early."""
 _LEAST_S = 2.0
-"""A chunk counts as at least this long in a batch, because each has a prompt, a text and beams of its own."""
+"""Minimum duration of a chunk when batches are formed, because even a short chunk has a prompt, a text and beams."""
 
 
 class Transcriber:
     """Transcribes recordings of any length, many at a time.
 
-    A recording of at most ``max_chunk_s`` is one chunk, transcribed as by ``model.transcribe``. Longer ones are cut at
-    pauses (see :mod:`tiny_audio.inference.chunking`). Chunks of all recordings share batches of similar length. The
-    text of a chunk does not depend on its batch.
+    A recording of at most ``max_chunk_s`` is one chunk, transcribed as by ``model.transcribe``. Longer recordings are
+    cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches contain chunks of similar length from all
+    recordings. The text of a chunk does not depend on its batch.
 
     Args:
-        model: in evaluation mode, on the device where it runs.
-        tokenizer: the model's.
-        max_padded_s: seconds of audio in a batch, padding included. A longer chunk is a batch of its own.
-        generation: how to decode; None uses the model's own settings.
+        model: the model, in evaluation mode, on its device.
+        tokenizer: the model's tokenizer.
+        max_padded_s: seconds of audio in a batch, padding included. A longer chunk gets its own batch.
+        generation: how to decode. None uses the model's own settings.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), and amplify
             very soft audio. If False, the text of every chunk is exactly the model's.
     """
@@ -65,7 +66,7 @@ class Transcriber:
         self.max_chunk_s = min(
             ENCODERS.parse(model.config.encoder).max_duration_s() or LONGEST_CHUNK_S, LONGEST_CHUNK_S
         )
-        """Longest recording that is not cut: :data:`LONGEST_CHUNK_S`, or less if the encoder's limit is lower."""
+        """Longest recording that is not cut: :data:`LONGEST_CHUNK_S`, or the encoder's limit if that is lower."""
 
     @property
     def can_time_words(self) -> bool:
@@ -84,7 +85,7 @@ class Transcriber:
         Args:
             waveforms: mono float32 ``[S]`` at 16 kHz, of any lengths.
             word_timestamps: find when each word is spoken.
-            on_progress: called with the seconds of audio that were completed since the last call.
+            on_progress: called with the seconds of audio that were transcribed since the last call.
 
         Raises:
             UserError: word timestamps are requested and the model has no CTC head.
@@ -103,19 +104,19 @@ class Transcriber:
         on_progress: Callable[[float], None] | None = None,
         on_text: Callable[[int, float, str], None] | None = None,
     ) -> Iterator[tuple[int, Segment | Transcription]]:
-        """Transcribe as :meth:`transcribe` does, and yield results early: a recording's segments, then the whole.
+        """Transcribe like :meth:`transcribe`, but yield each segment early, and the transcription after the last one.
 
-        No recording is held as a whole. Blocks are read as needed, one recording after the other, up to some batches
-        ahead.
+        Only parts of recordings are in memory. Blocks are read when they are needed, one recording after the other, up
+        to some batches ahead.
 
         Args:
-            recordings: each gives its blocks, mono float32 ``[S]`` at 16 kHz.
+            recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
             word_timestamps, on_progress: see :meth:`transcribe`.
             on_text: called while a batch is decoded, with the index of a recording, the start of one of its chunks in
-                seconds, and the chunk's text so far. That text is the decoder's, before the filters.
+                seconds, and the chunk's text so far. It is the decoder's text before filtering.
 
         Yields:
-            the index of a recording, and a result.
+            the index of a recording, and a segment or the transcription.
         """
         if word_timestamps and not self.can_time_words:
             raise UserError(
@@ -123,7 +124,7 @@ class Transcriber:
                 "recipe, or leave word timestamps out"
             )
         report = on_progress or (lambda seconds: None)
-        done: list[Segment] = []  # of the recording that is not complete yet
+        done: list[Segment] = []  # segments of the unfinished recording
         for pool in self._pools(recordings):
             chunks = [(index, item) for index, item in pool if isinstance(item, Chunk)]
 
@@ -148,7 +149,7 @@ class Transcriber:
                     done = []
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
-        """Chunks and ends of recordings in order, each with the recording's index, some batches at a time."""
+        """Yield pools of some batches. Their items are chunks and ends of recordings, with the recording's index."""
         pool: list[tuple[int, Chunk | _End]] = []
         batches, waiting_s = 1, 0.0
         for index, blocks in enumerate(recordings):
@@ -165,7 +166,7 @@ class Transcriber:
     def _transcribe_pool(
         self, chunks: Sequence[Chunk], word_timestamps: bool, report: Callable[[float], None], on_text: OnText | None
     ) -> list[Segment]:
-        """Segments in the order of the chunks. The longest are decoded first, so that lack of memory shows at once."""
+        """Segments in the order of the chunks. The longest are decoded first, so that a lack of memory shows early."""
         segments: dict[int, Segment] = {}
         waiting = []
         for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
@@ -202,7 +203,7 @@ class Transcriber:
         ]
 
     def _segment(self, chunk: Chunk, transcript: Transcript, frames: Frames, word_timestamps: bool) -> Segment:
-        """Filter and align one chunk's transcript; ``frames`` are the chunk's, without padding."""
+        """Filter and align one chunk's transcript. ``frames`` are the frames of the chunk, without padding."""
         text, reason, vocabulary = transcript.text, None, self._model.ctc_vocabulary
         start_s, duration_s = chunk.start / SAMPLE_RATE, len(chunk.waveform) / SAMPLE_RATE
         if self._filter:
@@ -239,7 +240,7 @@ class _End:
 
     @property
     def duration_s(self) -> float:
-        """Of the recording; complete once all blocks were taken."""
+        """Duration of the recording. It is known after all blocks were read."""
         return self.samples / SAMPLE_RATE
 
 

@@ -15,15 +15,15 @@ from tiny_audio.ctc import BLANK, CtcVocabulary, min_frames
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a text, and when it is spoken."""
+    """A word of a text and its time."""
 
     text: str
-    """As written, with its punctuation."""
+    """The word as written, with its punctuation."""
     start_s: float
     end_s: float
     confidence: float | None
-    """Geometric mean, over the word's characters, of the CTC head's probability in the frame where it is highest, under
-    the likeliest alignment of the whole text. None for a word that the head cannot spell."""
+    """Geometric mean of the CTC head's probabilities of the word's characters. Each character counts with its best
+    frame in the likeliest alignment of the whole text. None if the head cannot spell the word."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,18 @@ class Alignment:
 
     words: tuple[Word, ...]
     confidence: float | None
-    """As of a :class:`Word`, over all characters; None if nothing could be aligned."""
+    """The confidence over all characters, see :class:`Word`. None if nothing could be aligned."""
 
 
 def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
     """Find the likeliest alignment of a text.
 
-    A word lasts from the first frame of its first character to the last frame of its last. Words that the head cannot
-    spell share the gap between their neighbors. If there are too few frames for the text, all words share the clip.
+    A word lasts from the first frame of its first character to the last frame of its last character. Words that the
+    head cannot spell share the gap between their neighbors. If there are too few frames for the text, all words share
+    the clip.
 
     Args:
-        spelling: of the text.
+        spelling: the spelling of the text.
         log_probs: ``[T, V]`` of one clip, on any device.
         rate: frames per second.
     """
@@ -87,7 +88,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
     if spelling.labels and min_frames(spelling.labels) <= len(log_probs):
         from torchaudio.functional import forced_align
 
-        # On the CPU: torchaudio has no kernel for every device.
+        # On the CPU, because torchaudio does not have a kernel for every device.
         target = torch.tensor([spelling.labels], dtype=torch.int32)
         path, scores = forced_align(log_probs.float().cpu()[None], target, blank=BLANK)
         spans = _spans(path[0].tolist(), scores[0].tolist(), spelling.labels)
@@ -101,7 +102,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
 
 
 def shifted(word: Word, by_s: float) -> Word:
-    """The word ``by_s`` later: from the time of a chunk to that of its recording."""
+    """Shift a word by ``by_s``, from the time in its chunk to the time in the recording."""
     return replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)
 
 

@@ -1,8 +1,9 @@
 """Assisted (speculative) greedy decoding: the decoder verifies a draft of the text, many tokens in one pass.
 
-See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which is available anyway. One
-forward pass of the decoder over prompt, audio and draft predicts the next token at every position. All draft tokens
-before the first disagreement are those of greedy decoding, and so is the decoder's own token at that position.
+See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which costs no extra time. One
+forward pass of the decoder over prompt, audio and draft predicts the next token at every position. The draft tokens
+before the first disagreement are correct: greedy decoding would give the same ones. At the disagreement, the decoder's
+own token is used.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from tiny_audio.model.streamer import OnIds
 
 
 class Draft(Protocol):
-    """Proposes what follows the verified tokens."""
+    """Proposes tokens after the verified ones."""
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Tokens that may follow ``ids``, any number of them. A wrong draft costs time and changes nothing."""
+        """Any number of tokens that may follow ``ids``. A wrong draft costs time but does not change the result."""
 
 
 class TextDraft:
-    """A draft from a text that is nearly right, such as a CTC head's.
+    """A draft from a text that is nearly correct, such as the text of a CTC head.
 
-    The draft continues where the verified tokens end in the text. That position minimizes the Levenshtein distance, so
-    an inserted, missing or wrong word spoils no more than itself.
+    The verified tokens are matched to the part of the text with the lowest Levenshtein distance. The draft is the rest
+    of the text. So an inserted, missing or wrong word does not affect the draft after it.
 
     Args:
         text: the whole text.
-        tokenizer: the decoder's.
+        tokenizer: the decoder's tokenizer.
         end_id: the token that ends a transcript.
     """
 
@@ -62,12 +63,12 @@ class TextDraft:
     def _rest(self) -> str:
         """The part of the text that follows the verified text."""
         best = np.flatnonzero(self._distances == self._distances.min()).tolist()
-        # Tokens usually end with words, and a wrong word replaced a whole one.
+        # Tokens usually end at the ends of words, and a wrong word replaces a whole word.
         word_ends = [position for position in best if self._text[position : position + 1] in (" ", "")]
         return self._text[max(word_ends or best) :]
 
     def _update_distances(self, verified: str) -> None:
-        if not verified.startswith(self._verified):  # a character's bytes were incomplete before
+        if not verified.startswith(self._verified):  # the bytes of a character were incomplete in the last pass
             self._verified, self._distances = "", np.arange(len(self._text) + 1)
         positions = np.arange(len(self._distances))
         for code in _codes(verified[len(self._verified) :]):
@@ -91,9 +92,9 @@ class AssistedDecode:
     """The result of greedy decoding for one clip."""
 
     ids: list[int]
-    """Ends with the end token unless it was truncated."""
+    """Token ids. The last one is the end token, unless the text was truncated."""
     num_passes: int
-    """Forward passes of the decoder that the clip took part in."""
+    """Number of the decoder's forward passes that included the clip."""
 
 
 def decode_assisted(
@@ -109,16 +110,15 @@ def decode_assisted(
 ) -> list[AssistedDecode]:
     """Decode B rows greedily, and verify drafts.
 
-    Each row continues from its own first disagreement, with a new draft of the rest. Rows that have ended leave the
-    batch.
+    Each row continues from its own first disagreement, with a new draft of the rest. Finished rows leave the batch.
 
     Args:
-        decoder: embeds tokens.
-        cache: an empty one of ``decoder``.
+        decoder: the decoder, which embeds tokens.
+        cache: an empty cache of ``decoder``.
         embeddings: ``[B, L, H]`` prompts with their audio, left-padded.
         mask: ``[B, L]`` bool, True on real positions.
-        drafts: B of them.
-        max_new_tokens: a row without an end token is truncated there.
+        drafts: one draft for each row.
+        max_new_tokens: a row without an end token is truncated after this number of tokens.
         end_id: the token that ends a row.
         on_ids: called after each pass with a row's verified ids so far.
     """
@@ -126,12 +126,12 @@ def decode_assisted(
     verified: list[list[int]] = [[] for _ in drafts]
     passes = [0] * len(drafts)
     rows = list(range(len(drafts)))
-    lengths = mask.sum(1).tolist()  # what the cache holds of each row after the pass
+    lengths = mask.sum(1).tolist()  # number of positions of each row in the cache after the pass
     while rows:
         proposed = [
             _until(drafts[row].after(verified[row]), end_id)[: max_new_tokens - len(verified[row]) - 1] for row in rows
         ]
-        # The decoder has not read the last verified token yet. In the first pass there is none; the prompt comes first.
+        # The last verified token is not in the cache yet. In the first pass, the prompt takes its place.
         last = [verified[row][-1:] for row in rows]
         ids = [torch.tensor([*known, *draft], dtype=torch.long) for known, draft in zip(last, proposed, strict=True)]
         read = pad_sequence(ids, batch_first=True).to(device)

@@ -1,8 +1,8 @@
-"""Exports without base weights: which tensors they leave out, and how these are restored.
+"""Exports without base weights: find the tensors that can be left out, and restore them.
 
-A model on frozen checkpoints trains about a hundredth of its weights. An export of the trained weights holds only
-those, and refers to a commit on the hub, or to a folder, for the rest. A tensor counts as trained if it differs from
-the checkpoint in any bit.
+A model on frozen checkpoints trains about a hundredth of its weights. An export of the trained weights contains only
+those. For the rest, it refers to a commit on the hub or to a folder. A tensor counts as trained if it differs from the
+checkpoint in any bit.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ KINDS = ("encoder", "decoder")
 """Parts that may come from a checkpoint."""
 
 Reference = dict[str, Any]
-"""A part's entry in ``config.json``, in addition to its ``pretrained`` and ``revision``: ``tensors``, the number of
-tensors that are only in the checkpoint; ``dtype``, their type in training; ``fingerprint``, see
+"""A part's entry in ``config.json``, in addition to its ``pretrained`` and ``revision``. ``tensors`` is the number of
+tensors that are only in the checkpoint, ``dtype`` is their type in training, and ``fingerprint`` is described in
 :func:`tiny_audio.pretrained.checkpoints.checkpoint_fingerprint`."""
 
 
 def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Reference]:
-    """For each part with unchanged weights, the reference, and under ``names`` the tensors that it replaces.
+    """Return the reference of each part with unchanged weights. Its ``names`` are the tensors that it replaces.
 
     Args:
         parts: the configs of encoder and decoder as mappings, by kind.
-        tensors: of the whole model, by name. Tied tensors occur once.
+        tensors: the tensors of the whole model, by name. Tied tensors occur once.
 
     Raises:
         UserError: a checkpoint cannot be read, or a frozen part differs from its checkpoint.
@@ -74,12 +74,12 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
     """Copy the weights that an export left out from their checkpoints, and return the names of the filled tensors.
 
     Args:
-        model: just loaded.
+        model: the model, directly after loading.
         config: its config, with ``base_weights``.
-        missing: names of the tensors that the export does not hold, without tied ones.
+        missing: names of the tensors that are not in the export, without tied ones.
 
     Raises:
-        UserError: a checkpoint cannot be read or has changed, or does not hold a missing tensor.
+        UserError: a checkpoint cannot be read, has changed, or does not contain a missing tensor.
     """
     filled: set[str] = set()
     own = model.state_dict()
@@ -93,7 +93,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
             )
         if Path(part.pretrained).is_dir() and checkpoint_fingerprint(part) != reference["fingerprint"]:
             raise UserError(
-                f"{kind}: {part.pretrained!r} does not hold the weights that this model was trained on; restore that "
+                f"{kind}: {part.pretrained!r} does not contain the weights that this model was trained on; restore that "
                 "checkpoint, or export the model again with all its weights"
             )
         base = _base_tensors(kind, part)

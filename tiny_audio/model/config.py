@@ -14,12 +14,12 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
     Args:
         encoder, projector, decoder: the parts' configs as plain mappings, each with its ``name``.
         encoder_architecture, decoder_architecture: see ``Encoder.architecture``.
-        embedding_rms: of the decoder's token embeddings, measured when the model was assembled.
-        ctc_characters: the CTC head's labels; None without a head.
+        embedding_rms: root mean square of the decoder's token embeddings, measured when the model was assembled.
+        ctc_characters: the CTC head's labels. None without a head.
         prompt_prefix_ids, prompt_suffix_ids, end_token_id: see :class:`tiny_audio.model.prompt.Prompt`.
         generation: :class:`tiny_audio.model.decoding.GenerationConfig` as a mapping.
-        base_weights: where to find the weights that an export leaves out, by part; see
-            :mod:`tiny_audio.model.base_weights`. None if the export holds all weights.
+        base_weights: where to find the weights that an export leaves out, by part, see
+            :mod:`tiny_audio.model.base_weights`. None if the export contains all weights.
     """
 
     model_type = "tiny_audio"
@@ -55,5 +55,5 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> TinyAudioConfig:
-        """Return this config. By default, transformers would take the mapping ``decoder`` for a config object."""
+        """Return this config. Without this method, transformers would treat the mapping ``decoder`` as a config."""
         return self

@@ -14,17 +14,18 @@ class GenerationConfig(Config):
     """Decoding of transcripts."""
 
     max_new_tokens: PositiveInt = 200
-    """A transcript without an end token is cut there, and flagged as truncated."""
+    """Maximum number of tokens of a transcript. A longer one is cut and flagged as truncated."""
     num_beams: PositiveInt = 1
-    """1 is greedy decoding."""
+    """Number of beams. 1 means greedy decoding."""
     ctc_weight: float = Field(default=0.0, ge=0, lt=1)
-    """Joint decoding: decoder and CTC head both score the beams and the head's greedy text, and the best
-    (1 - w)·log p_decoder + w·log p_ctc wins (after Watanabe et al. 2017). 0 uses the decoder alone."""
+    """Weight w of joint decoding (after Watanabe et al. 2017). The decoder and the CTC head both score the beams and the
+    head's greedy text. The text with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses the decoder
+    alone."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
-    """``ctc``: assisted greedy decoding. The decoder verifies the CTC head's text, many tokens in one pass, and gives
-    the same tokens sooner. Only rounding may decide differently between two tokens that are equally likely: hardly ever
-    in single precision, now and then in half precision, as with another batch size. None uses drafts for greedy
-    decoding in single precision if the model has a CTC head, and not otherwise."""
+    """``ctc``: assisted greedy decoding. The decoder verifies the CTC head's text, many tokens in one pass. The tokens
+    are the same, but they come sooner. If two tokens are equally likely, rounding may change the choice, as with
+    another batch size. This almost never happens in single precision and sometimes in half precision. None uses drafts
+    for greedy decoding in single precision if the model has a CTC head, and not otherwise."""
 
     @model_validator(mode="after")
     def _check(self) -> GenerationConfig:
@@ -46,6 +47,6 @@ class Transcript:
 
     text: str
     ctc_text: str | None
-    """The CTC head's own greedy text; None without a head."""
+    """The CTC head's own greedy text. None without a head."""
     truncated: bool
-    """No end token came within ``max_new_tokens``."""
+    """Whether there was no end token within ``max_new_tokens``."""

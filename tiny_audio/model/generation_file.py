@@ -1,7 +1,7 @@
-"""``generation_config.json``: the file in which transformers' users look for decoding settings.
+"""Write and read ``generation_config.json``, the file with the decoding settings of transformers' models.
 
-It is written from the model's own settings and read back into them, so editing the file changes what the model does.
-``ctc_weight`` and ``draft`` are in ``config.json`` only, since transformers has no such fields.
+It is written from the model's own settings and read back into them, so editing the file changes the decoding.
+``ctc_weight`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def write_generation(settings: GenerationConfig, end_token_id: int, folder: Path
 
 
 def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return ``own``, with the settings of the file in place of its own if there is a file.
+    """Return the settings in ``own``, updated from the file if it exists.
 
     Args:
         name: folder or hub id of the model.
         own: the settings in ``config.json``.
-        arguments: those of ``from_pretrained``.
+        arguments: the arguments of ``from_pretrained``.
 
     Raises:
-        UserError: the file is damaged, or asks for something that is not supported.
+        UserError: the file is damaged, or has a setting that is not supported.
     """
     from transformers.utils import cached_file
 

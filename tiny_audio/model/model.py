@@ -48,10 +48,10 @@ class TinyAudioModel(SavedModel):
         if config.ctc_characters is not None:
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
-        # Every part has initialized itself; transformers' generic initialization would undo it.
+        # Every part has initialized itself. transformers' generic initialization would undo that.
         with no_init_weights():
             self.post_init()
-        # post_init looks at direct children only, and the tied embeddings are one level below.
+        # post_init looks only at direct children, and the tied embeddings are one level below.
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     @classmethod
@@ -66,7 +66,7 @@ class TinyAudioModel(SavedModel):
         ctc_vocabulary: CtcVocabulary | None = None,
         generation: GenerationConfig | None = None,
     ) -> TinyAudioModel:
-        """Build the parts from their configs, and read pretrained weights if the configs name some.
+        """Build the parts from their configs. Read pretrained weights if the configs name any.
 
         Raises:
             UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`, or does not support
@@ -102,7 +102,7 @@ class TinyAudioModel(SavedModel):
         )
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: parts initialize themselves, and a loaded model must hold every key."""
+        """Do nothing. Parts initialize themselves, and a loaded model has every key."""
 
     def encode(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
         """Waveforms ``[B, S]``, float32 at 16 kHz, with ``lengths [B]`` in samples -> frames, CTC logits included."""
@@ -112,7 +112,7 @@ class TinyAudioModel(SavedModel):
     def splice(
         self, audio: Tensor, audio_lengths: Tensor, ids: Sequence[Tensor], *, padding_side: str
     ) -> tuple[Tensor, Tensor]:
-        """Concatenate prompt prefix, each row's own length of audio embeddings, prompt suffix and text.
+        """Concatenate in each row the prompt prefix, its audio embeddings without padding, the prompt suffix and text.
 
         Args:
             audio: ``[B, N, H]``.
@@ -155,9 +155,9 @@ class TinyAudioModel(SavedModel):
             waveform_lengths: ``[B]`` in samples.
             targets: B rows of token ids, each ending in the end token.
             ctc_targets: B rows of CTC labels; required if the model has a CTC head.
-            transform: applied between front end and layers, such as SpecAugment.
+            transform: a function such as SpecAugment, applied between front end and layers.
             label_smoothing: share of each target's probability that is spread over the vocabulary.
-            linear_cross_entropy: computes losses from hidden states; None computes logits first.
+            linear_cross_entropy: computes losses from hidden states. None computes logits first.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self.encode(waveforms, waveform_lengths, transform)
@@ -171,7 +171,10 @@ class TinyAudioModel(SavedModel):
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> TargetScores:
-        """As :meth:`forward`, from the frames of :meth:`encode`. Without ``ctc_targets`` there is no CTC loss."""
+        """Compute losses like :meth:`forward`, but from the frames of :meth:`encode`.
+
+        Without ``ctc_targets``, there is no CTC loss.
+        """
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
@@ -181,14 +184,14 @@ class TinyAudioModel(SavedModel):
 
     @torch.no_grad()
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
-        """Token ids of the transcripts, ``[B, new tokens]``, each row padded after its end token.
+        """Generate token ids ``[B, new tokens]`` of the transcripts. Rows are padded after their end token.
 
-        They come from the decoder alone. :meth:`transcribe` also uses the CTC head if ``generation.ctc_weight`` > 0.
+        Only the decoder is used. :meth:`transcribe` also uses the CTC head if ``generation.ctc_weight`` > 0.
 
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
-            waveform_lengths: ``[B]`` in samples; None if no row is padded.
-            settings: as for transformers' ``generate``; they override the model's own.
+            waveform_lengths: ``[B]`` in samples. None if no row is padded.
+            settings: settings of transformers' ``generate``. They override the model's own.
         """
         if waveform_lengths is None:
             waveform_lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
@@ -230,8 +233,8 @@ class TinyAudioModel(SavedModel):
             raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
         if settings.draft == "ctc" and not can_rewind:
             raise UserError(
-                f"generation.draft: the decoder {self.config.decoder['name']!r} cannot rewind its cache, and so cannot "
-                "verify a draft; leave draft out"
+                f"generation.draft: the decoder {self.config.decoder['name']!r} cannot rewind its cache, which drafts "
+                "require; leave draft out"
             )
         if settings.draft is None:
             in_half = torch.is_autocast_enabled(self.device.type) or any(
@@ -242,7 +245,7 @@ class TinyAudioModel(SavedModel):
 
     @torch.no_grad()
     def transcribe(self, waveforms: Tensor, waveform_lengths: Tensor, tokenizer: Any) -> list[Transcript]:
-        """Transcribe a batch with the model's own settings: greedy, beam search or joint with the CTC head."""
+        """Transcribe a batch with the model's own settings: greedy, with beams, or jointly with the CTC head."""
         return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer)
 
     @torch.no_grad()
@@ -253,13 +256,13 @@ class TinyAudioModel(SavedModel):
         on_text: OnText | None = None,
         settings: GenerationConfig | None = None,
     ) -> list[Transcript]:
-        """As :meth:`transcribe`, from the frames of :meth:`encode`.
+        """Transcribe like :meth:`transcribe`, but from the frames of :meth:`encode`.
 
         Args:
-            frames: of B clips, with CTC logits if the model has a head.
-            tokenizer: the decoder's.
-            on_text: called with each text while it grows.
-            settings: None uses the model's own.
+            frames: frames of B clips, with CTC logits if the model has a head.
+            tokenizer: the decoder's tokenizer.
+            on_text: called with the index of a clip and its text so far.
+            settings: None uses the model's own settings.
         """
         audio, audio_lengths = self.projector(frames)
         on_ids = self._decoding(on_text, tokenizer)
@@ -309,10 +312,10 @@ class TinyAudioModel(SavedModel):
         Args:
             audio: ``[B, N, H]``, from the projector.
             audio_lengths: ``[B]``.
-            texts: B drafts. A wrong one costs time and changes nothing.
-            tokenizer: the decoder's.
+            texts: B drafts. A wrong draft costs time but does not change the result.
+            tokenizer: the decoder's tokenizer.
             on_ids: see :func:`tiny_audio.model.assisted.decode_assisted`.
-            max_new_tokens: None uses the model's own.
+            max_new_tokens: None uses the model's own setting.
         """
         cache = self.decoder.cache()
         assert cache is not None, "uses_ctc_draft is False for such a decoder"
@@ -350,7 +353,7 @@ class TinyAudioModel(SavedModel):
         return texts[int(scores.argmax())]
 
     def ctc_texts(self, frames: Frames) -> list[str | None]:
-        """The CTC head's own greedy texts of B clips; None without a head."""
+        """The CTC head's own greedy texts of B clips. None without a head."""
         if frames.ctc_logits is None or self.ctc_vocabulary is None:
             return [None] * len(frames.lengths)
         labels = ctc.greedy(frames.ctc_logits, frames.lengths)

@@ -16,7 +16,7 @@ class Parts(NamedTuple):
     projector: Projector
     decoder: Decoder
     embedding_rms: float
-    """The level of the decoder's embeddings, with which the projector was built."""
+    """Root mean square of the decoder's token embeddings. The projector was built with it."""
 
 
 def build_parts(
@@ -29,12 +29,12 @@ def build_parts(
     decoder_architecture: dict[str, Any] | None = None,
     embedding_rms: float | None = None,
 ) -> Parts:
-    """Build the parts, the projector last: its sizes follow from the other two.
+    """Build the parts. The projector comes last, because its sizes follow from the other two.
 
     Args:
         tokenizer: see :class:`DecoderContext`.
-        encoder_architecture, decoder_architecture: of an earlier build; None reads checkpoints.
-        embedding_rms: None measures it.
+        encoder_architecture, decoder_architecture: architectures of an earlier build. None reads checkpoints.
+        embedding_rms: root mean square of the decoder's token embeddings. None measures it.
 
     Raises:
         UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`.

@@ -16,7 +16,7 @@ def describe_parts(model: TinyAudioModel) -> list[dict[str, Any]]:
         module = getattr(model, part)
         if module is None:
             continue
-        parameters = list(module.parameters())  # a tied tensor is listed once
+        parameters = list(module.parameters())  # tied tensors are listed once
         rows.append(
             {
                 "part": part,
@@ -40,7 +40,7 @@ def _frame_rate(model: TinyAudioModel, part: str) -> float | None:
     if part == "decoder":
         return None
     if part == "projector":
-        # Over a minute, so that rounding at the end of a clip is negligible.
+        # Measure over a minute, so that rounding at the end of a clip is negligible.
         frames = torch.tensor([round(60 * model.encoder.frame_rate)])
         return int(model.projector.max_embeddings(frames)) / 60
     return model.encoder.frame_rate

@@ -1,4 +1,4 @@
-"""TinyAudioProcessor: waveforms -> a padded batch; token ids -> text."""
+"""TinyAudioProcessor: pads waveforms to a batch, and decodes token ids."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
     def __call__(
         self, audio: Waveform | Sequence[Waveform], sampling_rate: int = SAMPLE_RATE, return_tensors: str = "pt"
     ) -> BatchFeature:
-        """Pad clips to the longest.
+        """Pad clips to the length of the longest.
 
         Args:
             audio: one mono clip ``[S]`` of floating-point samples between -1 and 1, or a list of such clips.
-            sampling_rate: of all clips; only 16,000 Hz is accepted, so that nothing is resampled silently.
+            sampling_rate: rate of all clips in Hz. Only 16,000 is accepted, so that nothing is resampled silently.
             return_tensors: only ``"pt"``.
 
         Returns:
             ``waveforms [B, S]``, float32 and zero beyond each clip, and ``waveform_lengths [B]`` in samples.
 
         Raises:
-            UserError: another rate or kind of tensor, no clip, or a clip that is not mono, floating-point and finite.
+            UserError: the rate or kind of tensor is not supported, there is no clip, or a clip is not mono,
+                floating-point and finite.
         """
         if sampling_rate != SAMPLE_RATE:
             raise UserError(

@@ -11,20 +11,20 @@ from pydantic import field_validator
 from tiny_audio.config import Config, UserError
 
 AUDIO = "{audio}"
-# Private-use characters: no template strips them, no transcript holds them.
+# Private-use characters. No template strips them, and no transcript contains them.
 _SENTINEL, _REPLY = "\ue000", "\ue001"
 # Some templates print today's date, and a prompt must not change from day to day. This is Llama 3's default date.
 _DAY = date(2024, 7, 26)
 _DAY_PARTS = {f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBdFHIjmMpSyY"}
 _DAY_PARTS |= {f"%-{code}": _DAY_PARTS[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSy"}
-# Prepended to a template that calls strftime_now, to replace transformers' own function. The empty expression at its
-# end keeps a line break at the template's start, which a block would remove.
+# Prepended to templates that call strftime_now, to replace transformers' own function. If a template starts with a line
+# break, the empty expression at the end keeps it. A block would remove it.
 _CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set shown = namespace(text=format) -%}"
     "{%- for code, part in day_parts.items() -%}{%- set shown.text = shown.text.replace(code, part) -%}{%- endfor -%}"
     "{{- shown.text -}}{%- endmacro -%}{{- '' }}"
 )
-# A thinking model writes this after `<think>` and a line break if it has nothing to think about.
+# A thinking model writes this after `<think>` and a line break if it does not think.
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
@@ -32,10 +32,10 @@ class PromptConfig(Config):
     """The text around the audio in the decoder's input."""
 
     system: str | None = None
-    """System message, or None. If the chat template has no system messages, it is put before the user's message.
-    ``/no_think /system_override`` removes SmolLM3's long header."""
+    """System message, or None. If the chat template does not support system messages, it is put before the user
+    message. ``/no_think /system_override`` removes SmolLM3's long header."""
     user: str = AUDIO
-    """User message; ``{audio}`` marks the position of the audio embeddings."""
+    """User message. ``{audio}`` marks the position of the audio embeddings."""
 
     @field_validator("user")
     @classmethod
@@ -98,14 +98,14 @@ Messages = list[dict[str, str]]
 
 
 def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Messages:
-    """The messages in a form that the template supports: some reject a system message, and some drop it."""
+    """The messages in a form that the template supports. Some templates reject a system message, and some drop it."""
     alone = [{"role": "user", "content": user}]
     if system is None:
         return alone
     both = [{"role": "system", "content": system}, *alone]
-    # As Gemma 3's template does.
+    # Gemma 3's template does this too.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches: they may leave no trace in the rendered text.
+    # Words such as `/no_think` are switches and may not occur in the rendered text.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)
@@ -145,20 +145,20 @@ def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) 
 
 
 def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
-    """The token that ends a reply, often a different one than the end-of-text token; None if there is none."""
+    """The token that ends a reply. It often differs from the end-of-text token. None if there is none."""
     try:
         text = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)
     except UserError:
         return None
     _, found, after = text.rpartition(_REPLY)
     ids = tokenizer.encode(after.lstrip(), add_special_tokens=False) if found else []
-    # A plain word, such as the next speaker's name, does not end a reply: transcripts may contain it.
+    # A plain word, such as the next speaker's name, cannot end a reply, because transcripts may contain it.
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return int(ids[0]) if ids and ids[0] in special else None
 
 
 def _encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Ids of text within a document. At its start, a SentencePiece tokenizer would add a space."""
+    """Ids of text inside a document. At the start of a document, a SentencePiece tokenizer would add a space."""
     letter = tokenizer.encode("a", add_special_tokens=False)
     if letter and str(tokenizer.convert_ids_to_tokens(letter[0])).startswith("▁"):
         ids = tokenizer.encode(f"a{text}", add_special_tokens=False)

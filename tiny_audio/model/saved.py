@@ -1,4 +1,4 @@
-"""Saving and loading a model the transformers way, with every tensor accounted for."""
+"""Save and load a model like transformers, with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does, but reject keys that differ, and fetch weights that the export left out.
+        """Load like transformers, but reject keys that differ, and fetch weights that the export left out.
 
-        With ``output_loading_info``, keys that differ are returned instead. Only safetensors are read.
+        With ``output_loading_info``, keys that differ are returned and do not raise. Only safetensors are read.
 
         Raises:
             UserError: a key is missing, unexpected or of another shape, or a base checkpoint cannot be read.
@@ -42,7 +42,7 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         return (model, info) if returns_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save as transformers does, and write ``generation_config.json`` from the model's own settings."""
+        """Save like transformers, and write ``generation_config.json`` from the model's own settings."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         settings = GenerationConfig(**self.config.generation)
         write_generation(settings, self.config.end_token_id, Path(save_directory))

@@ -1,4 +1,4 @@
-"""One sequence for the decoder: prompt prefix, audio embeddings, prompt suffix, text; and the losses of its targets."""
+"""Build the decoder's input (prompt prefix, audio embeddings, prompt suffix, text), and compute its losses."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tiny_audio.decoders import Decoder
 from tiny_audio.frames import length_mask
 
 LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Cross-entropy without logits: hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and label
-smoothing -> losses ``[K]``."""
+"""Computes cross-entropy without logits: hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and
+label smoothing -> losses ``[K]``."""
 
 
 @dataclass(frozen=True)
 class TargetScores:
-    """Teacher-forced negative log-likelihoods, as sums, so that any grouping of rows can be averaged exactly."""
+    """Teacher-forced negative log-likelihoods. They are sums, so that any grouping of rows can be averaged exactly."""
 
     decoder_loss: Tensor
-    """``[B]``, nats over each row's tokens, its end token included."""
+    """``[B]``, the sum in nats over each row's tokens, end token included."""
     ctc_loss: Tensor | None
-    """``[B]``, nats over each row's labels."""
+    """``[B]``, the sum in nats over each row's labels."""
 
 
 def splice(
@@ -63,14 +63,14 @@ def target_losses(
     """Negative log-likelihood ``[B]`` of B rows of targets, each with its end token.
 
     Args:
-        decoder: of the model.
+        decoder: the model's decoder.
         embeddings: ``[B, L, H]``, right-padded, up to the last token before the end token.
         mask: ``[B, L]``.
         targets: B rows of token ids.
         label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
     """
     sizes = torch.tensor([len(row) for row in targets], device=embeddings.device)
-    # Positions that predict a target: from the last one before the text to the one before the end token.
+    # The positions that predict a target start just before the text and end just before the end token.
     ends = mask.sum(1)
     positions = torch.arange(mask.shape[1], device=mask.device)
     keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])

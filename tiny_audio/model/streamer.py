@@ -1,4 +1,4 @@
-"""Partial texts while transformers' ``generate`` runs, greedy or with beams."""
+"""Report partial texts while transformers' ``generate`` runs, greedy or with beams."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 OnText = Callable[[int, str], None]
-"""Receives the index of a clip and its text so far. The final text may differ: with beams, and in joint decoding."""
+"""Receives the index of a clip and its text so far. With beams or joint decoding, the final text may differ."""
 
 OnIds = Callable[[int, list[int]], None]
 """Receives the index of a clip and its token ids so far."""
 
 
 class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-    """Calls ``on_ids`` for each clip after each token, with the ids of its likeliest beam. It stops nothing.
+    """Calls ``on_ids`` for each clip after each token, with the ids of its likeliest beam. It never stops generation.
 
-    transformers' own streamers support neither batches nor beams. Its stopping criteria see both.
+    transformers' own streamers support neither batches nor beams, but its stopping criteria support both.
 
     Args:
-        num_clips: B. transformers has one row per clip and beam.
+        num_clips: number of clips. transformers has one row per clip and beam.
         on_ids: the callback.
     """
 
