@@ -83,7 +83,7 @@ class Batch:
 class PlannedBatches(Dataset[Batch]):
     """The batches of one planned epoch. Batch k does not depend on the number of workers.
 
-    If a run has several processes, each takes its slice of every global batch: clips ``rank``, ``rank + world_size``, ….
+    If a run has several processes, each takes a slice of every global batch: clips ``rank``, ``rank + world_size``, ….
     Clips are sorted by duration, so all slices take about the same time. A slice may be empty.
     """
 

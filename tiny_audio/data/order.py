@@ -105,7 +105,7 @@ def plan_epoch(
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Indices of the clips in this epoch. Each occurs as often as ``floor(weight × epoch + random phase)`` grows."""
+    """Indices of the clips in this epoch. The count is the increase of ``floor(weight × epochs + random phase)``."""
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
     return np.repeat(np.arange(len(weights)), counts.astype(np.int64))

@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetEncoder:
-    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Picklable, for loader processes."""
+    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Loader processes unpickle it."""
 
     tokenizer: Any
     end_id: int

@@ -88,7 +88,7 @@ TargetTextChoice = Annotated[
 
 @dataclass(frozen=True)
 class TargetText:
-    """Rewrites a transcript as target text, which may be empty. Picklable, for loader processes."""
+    """Rewrites a transcript as target text, which may be empty. Loader processes unpickle it."""
 
     config: TargetTextConfig
 

@@ -229,7 +229,7 @@ def filter_text(
 
 
 def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVocabulary) -> bool:
-    """Whether a text is so unlikely under the CTC head that the audio cannot contain it. ``logits`` are ``[1, T, V]``."""
+    """Whether a text is so unlikely under the CTC head's ``logits [1, T, V]`` that the audio cannot contain it."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary).labels
     num_frames = int(frames.lengths[0])
     if ctc.min_frames(spelled) > num_frames:  # the text has no likelihood: it was spoken very fast, or not at all

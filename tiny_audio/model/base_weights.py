@@ -93,8 +93,8 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
             )
         if Path(part.pretrained).is_dir() and checkpoint_fingerprint(part) != reference["fingerprint"]:
             raise UserError(
-                f"{kind}: {part.pretrained!r} does not contain the weights that this model was trained on; restore that "
-                "checkpoint, or export the model again with all its weights"
+                f"{kind}: {part.pretrained!r} does not contain the weights that this model was trained on; restore "
+                "that checkpoint, or export the model again with all its weights"
             )
         base = _base_tensors(kind, part)
         for name in sorted(names):

@@ -18,8 +18,8 @@ class GenerationConfig(Config):
     num_beams: PositiveInt = 1
     """Number of beams. 1 means greedy decoding."""
     ctc_weight: float = Field(default=0.0, ge=0, lt=1)
-    """Weight w of joint decoding (after Watanabe et al. 2017). The decoder and the CTC head both score the beams and the
-    head's greedy text. The text with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses the decoder
+    """Weight w of joint decoding (after Watanabe et al. 2017). The decoder and the CTC head both score the beams and
+    the head's greedy text. The text with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses the decoder
     alone."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc``: assisted greedy decoding. The decoder verifies the CTC head's text, many tokens in one pass. The tokens

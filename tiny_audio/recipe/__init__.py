@@ -1,4 +1,4 @@
-"""Recipe: YAML in, validated settings out. All errors of a file are reported at once."""
+"""The recipe: read YAML, and validate its settings. All errors of a file are reported at once."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_y
 from tiny_audio.sources import SOURCES, SourceConfig
 
 _MAX_DURATION_S = 86_400
-"""A day. Longer clips are not realistic, and frame arithmetic stays within 64 bits."""
+"""A day. Longer clips are not realistic, and with this limit frame arithmetic stays within 64 bits."""
 _Source = Annotated[SourceConfig, SOURCES]
 _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class DataConfig(Config):
-    """Sources of clips, bounds on them, and how transcripts become targets."""
+    """Sources of clips, limits on their duration, and how transcripts become targets."""
 
     train: dict[_SetName, _Source] = Field(min_length=1)
     """Sources to train on, by a name of your choice. Their clips are combined."""
     evaluation: dict[_SetName, _Source] = Field(default={})
-    """Sources to score the trained model on; the names appear in the report."""
+    """Sources to score the trained model on. The names appear in the report."""
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
     """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer training clips are left out and listed in ``dropped.jsonl``; audio is never cut. Clips of
-    evaluation sets are limited only by the encoder."""
+    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. Clips of evaluation sets
+    are limited only by the encoder."""
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
@@ -56,9 +56,9 @@ class InitFrom(Config):
     """Initial weights from another run, instead of those of the parts."""
 
     path: str = Field(json_schema_extra=NO_IDENTITY)
-    """A run folder, or an exported model. The decoder comes with its tokenizer, the CTC head with its characters."""
+    """A run folder or an exported model. The decoder's tokenizer and the CTC head's characters are taken as well."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
-    """Which parts to take; None takes all."""
+    """The parts to take. None takes all."""
 
 
 class TrainingConfig(Config):
@@ -67,13 +67,13 @@ class TrainingConfig(Config):
     steps: PositiveInt
     """Optimizer steps."""
     learning_rate: PositiveFloat
-    """The peak, after the warmup."""
+    """The peak learning rate, after the warmup."""
     warmup_steps: NonNegativeInt = 0
-    """Steps in which the rate rises linearly from 0."""
+    """Number of steps in which the learning rate rises linearly from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate decays over the remaining steps."""
+    """How the learning rate decays over the remaining steps."""
     final_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
-    """The rate at the end, as a share of ``learning_rate``; must be 0 for ``constant``."""
+    """The learning rate at the end, as a share of ``learning_rate``. It must be 0 for ``constant``."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay. It applies to tensors of two or more dimensions, and not to norms and biases."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -85,7 +85,7 @@ class TrainingConfig(Config):
     accumulation: PositiveInt = 1
     """Number of batches per optimizer step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the decoder's target probability spread over the vocabulary."""
+    """Share of the decoder's target probability that is spread over the vocabulary."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward pass. Trainable weights are always kept in fp32."""
     tf32: bool = False
@@ -93,7 +93,7 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initial weights, order of clips, augmentation and dropout."""
     max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra=NO_IDENTITY)
-    """Steps with a non-finite loss or gradient are skipped. More of them in a row than this stop the run."""
+    """Steps with a non-finite loss or gradient are skipped. The run stops after more than this number in a row."""
     init_from: InitFrom | None = None
     """Start from another run's weights. None starts from the weights of the parts."""
 
@@ -102,7 +102,7 @@ class EvaluationConfig(Config):
     """How hypotheses are scored."""
 
     normalizer: NormalizerName = "whisper_english"
-    """Applied to references and hypotheses before words are counted."""
+    """The normalizer of references and hypotheses."""
     num_bootstrap: int = Field(default=1000, ge=100)
     """Number of resamples for each interval."""
     group_by: str | None = None
@@ -114,49 +114,50 @@ class ExecutionConfig(Config):
     """How a run is executed. Nothing here affects the weights, so nothing here is part of the run's identity."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """``auto`` uses a GPU if there is one."""
+    """``auto`` uses a GPU if the machine has one."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the model: each holds a copy (``ddp``), or a shard of every layer (``fsdp``, for
-    models that do not fit one GPU). A single process ignores it."""
+    """How several processes share the model. With ``ddp``, each has a copy. With ``fsdp``, each has a shard of every
+    layer, for models that do not fit on one GPU. A single process ignores this."""
     num_workers: NonNegativeInt = 0
-    """Number of processes that load clips; 0 loads in the main process."""
+    """Number of processes that load clips. 0 loads them in the main process."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
     log_clips: bool = False
     """Write ``clips.jsonl``, with the ids of the planned clips of every step. Unusable ones are included; they are
     listed in ``dropped.jsonl``."""
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints; one is always written at the end."""
+    """Steps between checkpoints. One is always written at the end."""
     keep_checkpoints: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     evaluate_every: PositiveInt | None = None
-    """Steps between evaluations while training; None evaluates at the end only."""
+    """Steps between evaluations while training. None evaluates only at the end."""
     evaluate_set: str | None = None
     """The set of ``data.evaluation`` that is scored while training."""
     evaluate_utterances: PositiveInt = 100
-    """Maximum number of its clips, spread over the set."""
+    """Maximum number of clips of that set. They are spread over the set."""
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Seconds of audio, padding included, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None
-    """Peak TFLOP/s of each process's device at the run's precision, for the ledger's utilization. None uses the table
-    of ``tiny-audio plan``, or measures a matrix product."""
+    """Peak TFLOP/s of each process's device at the run's precision. The ledger's utilization is relative to it. None
+    uses the table of ``tiny-audio plan``, or measures a matrix product."""
     rated_watts: PositiveFloat | None = None
-    """Maximum power of each process's device, for the ledger if no meter is found; None uses the table."""
+    """Maximum power of each process's device. The ledger uses it if the power cannot be measured. None uses the
+    table."""
     price_per_hour: NonNegativeFloat | None = None
-    """US dollars per hour of the whole run; None uses the approximate price of the table, if there is one."""
+    """US dollars per hour for all devices of the run. None uses the approximate price in the table, if there is one."""
     grid_gco2_per_kwh: NonNegativeFloat = 445.0
     """Grams of CO2 per kilowatt-hour of electricity. The default is the world's mean of 2024 (IEA, Electricity
     2025)."""
     compile: bool = False
-    """Compile the layers of encoder and decoder with torch.compile for training. The first steps take minutes, later
-    ones are faster. Needs a C++ compiler on a CPU, and Triton on a GPU."""
+    """Compile the layers of encoder and decoder with torch.compile for training. The first steps take minutes, and
+    later steps are faster. Needs a C++ compiler on a CPU, and Triton on a GPU."""
     fused_cross_entropy: bool = False
-    """Compute the decoder's loss with liger-kernel. It never holds all logits at once, which saves memory with a large
-    vocabulary. Needs a GPU, and a decoder whose head is one matrix product."""
+    """Compute the decoder's loss with liger-kernel. It never stores all logits, which saves memory if the vocabulary is
+    large. Needs a GPU, and a decoder whose head is one matrix product."""
 
 
 class Recipe(Config):
-    """A recognizer: its parts, its data, and how to train and score it."""
+    """The description of a recognizer: its parts, its data, and how to train and score it."""
 
     encoder: Annotated[EncoderConfig, ENCODERS]
     projector: Annotated[ProjectorConfig, PROJECTORS]
@@ -193,25 +194,25 @@ class Recipe(Config):
 
         Args:
             changes: dotted path -> value, applied in order: ``{"training.seed": 1, "projector": ConvConfig()}``.
-                Values are configs, or what YAML gives. A part's name replaces the section, as in an override.
+                Values are configs or plain YAML values. A part's name replaces the section, as in an override.
 
         Raises:
-            UserError: names every error with its location and what is allowed there.
+            UserError: the result is not valid. The message has every error with its location and the allowed values.
         """
         document = _with_changes(self.model_dump(mode="json"), changes)
         return _validated(document, f"the recipe with {', '.join(changes)} changed", list(changes.items()))
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Read, extend, override, validate.
+    """Read a recipe, apply ``extends`` and overrides, and validate it.
 
     Args:
         path: the YAML file.
-        overrides: ``training.steps=100`` sets a field, ``projector=conv`` replaces a section by that part.
-        changes: as in :meth:`Recipe.with_`, applied after the overrides and before validation.
+        overrides: ``training.steps=100`` sets a field. ``projector=conv`` replaces a section by that part.
+        changes: changes as in :meth:`Recipe.with_`, applied after the overrides and before validation.
 
     Raises:
-        UserError: names every error with its location and what is allowed there.
+        UserError: the recipe is not valid. The message has every error with its location and the allowed values.
     """
     changes = changes or {}
     document = _with_changes(apply_overrides(read_yaml(Path(path)), overrides), changes)
@@ -228,7 +229,7 @@ def _with_changes(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[
 def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str, Any]]) -> Recipe:
     """Validate plain YAML values. Errors state ``name`` and the changes that caused them."""
     try:
-        # Through JSON, because there strict validation accepts lists as tuples, and converts nothing else.
+        # Validate JSON, because strict validation of JSON accepts lists as tuples and converts nothing else.
         recipe = Recipe.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise invalid_recipe(name, field_errors(error, Recipe), changes) from None

@@ -1,4 +1,4 @@
-"""Rules across the sections of a recipe: pairs of fields that would fail later, or that silently disable work.
+"""Rules across the sections of a recipe. They find fields that together fail later or silently disable work.
 
 Each rule yields (location in the recipe, message). A message says what was given, what is allowed, and what to do.
 """
@@ -29,7 +29,7 @@ def cross_field_errors(recipe: Recipe) -> Errors:
 
 
 def _clips(recipe: Recipe) -> Errors:
-    """Every part accepts the shortest and the longest clip."""
+    """Check that every part accepts the shortest and the longest clip."""
     data = recipe.data
     if data.min_duration_s >= data.max_duration_s:
         yield (
@@ -77,9 +77,9 @@ def _clips(recipe: Recipe) -> Errors:
 
 
 def _context(recipe: Recipe, longest_s: float) -> Errors:
-    """The decoder's context holds the longest clip and its transcript.
+    """Check that the longest clip and its transcript fit into the decoder's context.
 
-    The few tokens of the prompt are not counted, since that needs the tokenizer.
+    The few tokens of the prompt are not counted, because that would need the tokenizer.
     """
     frames = recipe.encoder.num_frames(int(longest_s * SAMPLE_RATE))
     rate = recipe.encoder.num_frames(60 * SAMPLE_RATE) / 60
@@ -110,12 +110,12 @@ def _max_positions(recipe: Recipe) -> int | None:
 
 
 def _evaluation(recipe: Recipe) -> Errors:
-    """What is scored, and when."""
+    """Check the sets that are scored and the steps at which they are scored."""
     data, execution = recipe.data, recipe.execution
     for name in sorted(data.train.keys() & data.evaluation.keys()):
         yield (
             f"data.evaluation.{name}",
-            "is also the name of a training set; rename one of them, since the names identify clips",
+            "is also the name of a training set; rename one of them, because the names identify clips",
         )
     if execution.evaluate_every is not None and execution.evaluate_every > recipe.training.steps:
         yield (
@@ -124,7 +124,7 @@ def _evaluation(recipe: Recipe) -> Errors:
             "remove it",
         )
     if (execution.evaluate_every is None) != (execution.evaluate_set is None):
-        yield "execution.evaluate_set", "needs execution.evaluate_every, and the reverse; set both or neither"
+        yield "execution.evaluate_set", "works only together with execution.evaluate_every; set both or neither"
     elif execution.evaluate_set is not None and execution.evaluate_set not in data.evaluation:
         yield (
             "execution.evaluate_set",
@@ -138,7 +138,7 @@ def _evaluation(recipe: Recipe) -> Errors:
 
 
 def _parts(recipe: Recipe) -> Errors:
-    """Fields of encoder and decoder have an effect."""
+    """Check that the fields of encoder and decoder have an effect."""
     training = recipe.training
     taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
@@ -151,14 +151,14 @@ def _parts(recipe: Recipe) -> Errors:
                 "flash_attention_2 needs a GPU and half precision; set training.precision: bf16, or use sdpa",
             )
         for field in ("learning_rate", "weight_decay"):
-            # The weights of a weighted sum of layers train in a frozen encoder too, and have one dimension.
+            # A frozen encoder can still train the weights of a sum of layers. They have one dimension.
             weighted = field == "learning_rate" and kind == "encoder" and recipe.encoder.layer == "weighted"
             if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
-                yield f"{place}.{field}", "has no effect, since the part is frozen; remove it, or add lora"
+                yield f"{place}.{field}", "has no effect, because the part is frozen; remove it, or add lora"
         if part.gradient_checkpointing and not _has_gradients(recipe, kind):
             yield (
                 f"{place}.gradient_checkpointing",
-                "has no effect, since no gradient passes through the part; remove it, or train the part",
+                "has no effect, because no gradient passes through the part; remove it, or train the part",
             )
         if part.init == "random" and part.freeze and kind not in taken:
             yield (
@@ -169,14 +169,14 @@ def _parts(recipe: Recipe) -> Errors:
 
 
 def _has_gradients(recipe: Recipe, kind: str) -> bool:
-    """Whether a backward pass goes through a part: the part trains, or something below it does."""
+    """Whether a backward pass goes through a part: the part or something below it trains."""
     if kind == "decoder":
-        return True  # the projector is below it, and always trains
+        return True  # the projector is below it and always trains
     return not recipe.encoder.freeze or recipe.encoder.lora is not None
 
 
 def _ctc(recipe: Recipe) -> Errors:
-    """A CTC head exists for everything that uses it, and its weights have one origin."""
+    """Check that there is a CTC head if something uses it, and that its weights come from one place."""
     taken = recipe.training.init_from
     if recipe.ctc is None:
         if recipe.projector.needs_ctc:
@@ -204,7 +204,7 @@ def _ctc(recipe: Recipe) -> Errors:
 
 
 def _optimization(recipe: Recipe) -> Errors:
-    """Fields of the training section fit each other and the device."""
+    """Check that the fields of the training section fit each other and the device."""
     training, device = recipe.training, recipe.execution.device
     if training.warmup_steps >= training.steps:
         yield (

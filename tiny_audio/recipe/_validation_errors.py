@@ -1,4 +1,4 @@
-"""Messages for recipes that are not valid: the location, what was given, what is allowed, what to do."""
+"""Messages for recipes that are not valid. They say the location, what was given, what is allowed, and what to do."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def invalid_recipe(name: str, errors: Sequence[str], changes: Sequence[tuple[str
     """The error that lists every error of a recipe.
 
     Args:
-        name: what to call the recipe, such as its path.
-        errors: each begins with its location.
-        changes: dotted path and value of what was changed after the file was read.
+        name: the name of the recipe in the message, such as its path.
+        errors: the errors. Each begins with its location.
+        changes: dotted path and value of each field that was changed after the file was read.
     """
     count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
     whole = [error + _keeps_fields(error, changes) for error in errors[:_MAX_ERRORS]]
@@ -33,7 +33,7 @@ def invalid_recipe(name: str, errors: Sequence[str], changes: Sequence[tuple[str
 
 
 def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Each of pydantic's errors as one line; ``model`` is what was validated."""
+    """Format each of pydantic's errors as one line. ``model`` is the validated class."""
     return [_field_error(entry, model) for entry in error.errors(include_url=False)]
 
 
@@ -48,7 +48,7 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
             fields = [*_fields_at(model, parents), *(["extends"] if not parents else [])]
             return f"{path}: unknown field; {did_you_mean(given, fields)}"
         case "missing":
-            return f"{path}: is missing, and has no default"
+            return f"{path}: is missing and has no default"
         case "part_name" | "value_error":
             return f"{path}: {entry['msg'].removeprefix('Value error, ')}"
         case "too_short" | "too_long":
@@ -67,7 +67,7 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
-    """A hint if the error follows from ``projector.name=conv``, which keeps the fields of the part before."""
+    """A hint for errors after ``projector.name=conv``, which keeps the fields of the earlier part."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
         if field == "name" and error.startswith(f"{section}."):  # with `section: `, the name itself is wrong
@@ -80,7 +80,7 @@ def _shown_step(step: int | str) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the fields at a location. Registries are followed by the part's name."""
+    """Names of the fields at a location. After the field of a registry, the location contains the part's name."""
     annotations: list[Any] = [model]
     metadata: Sequence[Any] = ()
     for step in location:
@@ -92,7 +92,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
         field = next((found.model_fields[str(step)] for found in models if str(step) in found.model_fields), None)
         if field is not None:
             annotations, metadata = [field.annotation], field.metadata
-        else:  # the value of a dict, or an item of a tuple
+        else:  # a value of a dict or an item of a tuple
             inner = [arg for item in annotations for arg in getattr(item, "__args__", ())]
             annotations, metadata = inner, [m for arg in inner for m in getattr(arg, "__metadata__", ())]
     models = [item for item in _flatten(annotations) if isinstance(item, type) and issubclass(item, BaseModel)]
