@@ -27,7 +27,8 @@ from tests.audio.encoded_clips import (
 )
 from tests.support.messages import assert_names
 from tests.support.paths import SHARED
-from tiny_audio.audio.load import MAX_CHANNELS, AudioError, FileError, audio_duration, length_is_guessed, load_audio
+from tiny_audio.audio.errors import AudioError, FileError
+from tiny_audio.audio.load import MAX_CHANNELS, audio_duration, length_is_guessed, load_audio
 from tiny_audio.frames import SAMPLE_RATE
 
 

@@ -20,7 +20,8 @@ from transformers import pipeline
 from tests.conftest import write_odd_clips
 from tests.support.models import assemble
 from tests.support.remote_code import INSTALLED, fresh_python, offline, only, run
-from tiny_audio.audio.load import AudioError, load_audio, waveform_of
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import load_audio, waveform_of
 from tiny_audio.config import UserError
 from tiny_audio.export.load import load_model
 from tiny_audio.export.save import export_model

@@ -19,7 +19,7 @@ from tests.support.parquet_shards import (
     loquacious_shard,
     parquet_bytes,
 )
-from tiny_audio.audio.load import AudioError
+from tiny_audio.audio.errors import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.sources.hub import HubConfig

@@ -27,7 +27,8 @@ from tests.support.parquet_shards import (
     write_parquet,
 )
 from tests.support.paths import SHARED
-from tiny_audio.audio.load import AudioError, load_audio
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import load_audio
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE

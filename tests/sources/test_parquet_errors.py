@@ -19,7 +19,8 @@ from tests.support.parquet_shards import (
     parquet_bytes,
     write_parquet,
 )
-from tiny_audio.audio.load import AudioError, load_audio
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.sources.parquet import ParquetConfig

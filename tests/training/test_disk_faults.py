@@ -20,7 +20,7 @@ from tests.support.training import (
     exported,
     run,
 )
-from tiny_audio.audio.load import AudioError
+from tiny_audio.audio.errors import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.sources import SOURCES, Source, SourceContext
 from tiny_audio.sources._row_groups import read_row_group

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tiny_audio.audio.load import MIN_DURATION_S, AudioError
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import MIN_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22

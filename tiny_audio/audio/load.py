@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tiny_audio.audio._resampling import resampled, resampled_blocks
-from tiny_audio.config import UserError
+from tiny_audio.audio.errors import AudioError, FileError
 
 if TYPE_CHECKING:
     import soundfile
@@ -50,27 +50,6 @@ _DISK_REASONS = ("undecodable", "truncated", "empty")
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 """Errors that are caused by the path itself, so retrying does not help."""
 _STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})
-
-
-class AudioError(UserError):
-    """A clip that cannot be used.
-
-    Attributes:
-        reason: a code for counting: ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``, ``empty``,
-            ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
-            ``unknown_length``.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
-        return type(self), (self.reason, str(self))
-
-
-class FileError(UserError):
-    """A file that cannot be read now, for example because its disk is not mounted. The clip may be good."""
 
 
 def load_audio(source: Path | bytes, *, max_duration_s: float, name: str | None = None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tiny_audio.audio.load import AudioError, FileError
+from tiny_audio.audio.errors import AudioError, FileError
 from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
-from tiny_audio.audio.load import AudioError
+from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.order import EpochPlan

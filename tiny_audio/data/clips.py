@@ -10,7 +10,8 @@ from typing import overload
 import numpy as np
 from torch import Tensor
 
-from tiny_audio.audio.load import MIN_DURATION_S, AudioError, load_audio
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import MIN_DURATION_S, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.data.text import TargetText, TargetTextChoice

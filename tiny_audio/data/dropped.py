@@ -8,7 +8,7 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tiny_audio.audio.load import AudioError
+from tiny_audio.audio.errors import AudioError
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import BOUNDS, ClipSet
 from tiny_audio.data.target_encoder import TargetEncoder, TargetError

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_audio.audio.load import AudioError, audio_duration
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import audio_duration
 from tiny_audio.sources._arrow_files import read_arrow, write_arrow
 from tiny_audio.sources._shared import cache_key
 

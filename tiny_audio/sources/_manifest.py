@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tiny_audio.audio.load import AudioError, audio_duration
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
 from tiny_audio.sources._shared import shown

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiny_audio.audio.load import AudioError, audio_duration
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.load import audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._shared import shown

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tiny_audio.audio.load import AudioError, FileError
+from tiny_audio.audio.errors import AudioError, FileError
 from tiny_audio.commands.transcribe._formats import TSV_HEAD, rendered, row
 from tiny_audio.commands.transcribe._inputs import Recording, decoded, recordings_of
 from tiny_audio.commands.transcribe._options import Options

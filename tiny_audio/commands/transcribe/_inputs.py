@@ -14,16 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tiny_audio.audio.errors import AudioError, FileError
 from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
-from tiny_audio.audio.load import (
-    AudioError,
-    FileError,
-    audio_blocks,
-    audio_duration,
-    is_audio_name,
-    length_is_guessed,
-    load_audio,
-)
+from tiny_audio.audio.load import audio_blocks, audio_duration, is_audio_name, length_is_guessed, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import files_below
 
