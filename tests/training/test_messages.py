@@ -26,8 +26,9 @@ from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.compilation import compile_layers
 from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.launch import check_alone
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.world import World, check_alone, joined
+from tiny_audio.training.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

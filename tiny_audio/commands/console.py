@@ -28,11 +28,11 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
     """
     recipe = load_recipe(path, overrides)
     from tiny_audio.commands.run import Run  # imports training; a wrong recipe fails before that
-    from tiny_audio.training.world import launched_first
+    from tiny_audio.training.launch import Launch
 
     folder = folder or Path("runs") / f"{path.stem}-{recipe.run_id()}"
     with ConsoleCallback(recipe.training.steps) as callback:
-        if launched_first():
+        if Launch.read().rank == 0:
             callback.note(f"run {recipe.run_id()} in {folder}")
         report = Run(recipe, path.stem, folder, callback).complete()
         if report is not None:

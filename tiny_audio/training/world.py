@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tiny_audio.config import Failure, TinyAudioError, UserError
+from tiny_audio.training.launch import Launch
 
 ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
@@ -20,7 +22,11 @@ ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 _TIMEOUT = timedelta(hours=2)
 """Timeout of a collective. The main process may index a corpus or score a set while the others wait. A dead process
 is detected at once, without this timeout."""
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_JOIN_TIMEOUT = timedelta(minutes=2)
+"""Launchers start all processes at about the same time."""
+_NOTE_AFTER_S, _POLL_S = 5.0, 0.05
+_PRESENT = "tiny_audio/present"
+"""Key of the number of processes that have reached the store."""
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -152,22 +158,23 @@ def _name(rank: int) -> str:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(device: torch.device, note: Callable[[str], None] = lambda text: None) -> Iterator[World]:
     """Join the processes that torchrun or `accelerate launch` started.
 
+    Args:
+        device: where this process trains.
+        note: receives what to tell the user.
+
     Raises:
-        UserError: a variable of the launcher is missing, or there are more processes than GPUs.
+        UserError: a variable of the launcher is missing, there are more processes than GPUs, or not all processes
+            join.
     """
-    size = world_size()
-    if size == 1:
+    launch = Launch.read()
+    if launch.note is not None:
+        note(launch.note)
+    if launch.size == 1:
         yield World()
         return
-    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {size}, but {', '.join(missing)} are not set; start with torchrun or accelerate launch, or "
-            "unset WORLD_SIZE"
-        )
     for name, engine in _ENGINES.items():
         if os.environ.get(name, "false").lower() == "true":
             raise UserError(
@@ -178,39 +185,51 @@ def joined(device: torch.device) -> Iterator[World]:
             "an Apple GPU trains in one process only; start without a launcher, or set execution.device: cpu"
         )
     if device.type == "cuda":
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
+        gpus = torch.cuda.device_count()
+        if launch.local_rank >= gpus:
             raise UserError(
-                f"process {local} of this machine has no GPU of its own: there are {gpus}; start at most one process "
-                "per GPU"
+                f"process {launch.local_rank} of this machine has no GPU of its own: there are {gpus}; start at most "
+                "one process per GPU"
             )
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(launch.local_rank)
     # Collectives of this class use the CPU, so that they do not wait for a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store = _meeting_point(launch, note)
+    dist.init_process_group(backends, store=store, rank=launch.rank, world_size=launch.size, timeout=_TIMEOUT)
     try:
-        yield World(dist.get_rank(), int(os.environ["LOCAL_RANK"]), size)
+        yield World(launch.rank, launch.local_rank, launch.size)
     finally:
         dist.destroy_process_group()
 
 
-def world_size() -> int:
-    """Number of processes that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def launched_first() -> bool:
-    """Whether this is the main process, or the only one."""
-    return world_size() == 1 or os.environ.get("RANK", "0") == "0"
-
-
-def check_alone(command: str) -> None:
-    """Reject a launch of several processes.
+def _meeting_point(launch: Launch, note: Callable[[str], None]) -> Any:
+    """The store of all processes, after all of them have reached it.
 
     Raises:
-        UserError: this is one of several.
+        UserError: some do not within a time limit, because they were not started or cannot be reached.
     """
-    if world_size() > 1:
-        raise UserError(
-            f"tiny-audio {command} runs in one process, but WORLD_SIZE is {world_size()}; start it without torchrun or "
-            "accelerate launch"
+    address = os.environ["MASTER_ADDR"]
+    # torchrun serves the store itself.
+    serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    present, started, was_noted = 0, time.monotonic(), False
+    try:
+        store: Any = dist.TCPStore(  # type: ignore[attr-defined]  # exported by the compiled module
+            address, launch.port, is_master=serves, timeout=_JOIN_TIMEOUT, multi_tenant=True, wait_for_workers=False
         )
+        store.add(_PRESENT, 1)
+        while (present := store.add(_PRESENT, 0)) < launch.size:
+            waited_s = time.monotonic() - started
+            if waited_s > _JOIN_TIMEOUT.total_seconds():
+                raise dist.DistStoreError(f"waited {waited_s:.0f} s")
+            if launch.rank == 0 and waited_s > _NOTE_AFTER_S and not was_noted:
+                note(f"waiting for the other processes: {present} of {launch.size} are there")
+                was_noted = True
+            time.sleep(_POLL_S)
+    except dist.DistError as error:
+        found = f"only {present} of them met" if present else "the main process could not be reached"
+        raise UserError(
+            f"WORLD_SIZE is {launch.size}, but {found} at {address}:{launch.port} within "
+            f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE to train in one process"
+        ) from error
+    return store

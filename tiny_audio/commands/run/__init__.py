@@ -49,7 +49,8 @@ class Run:
             Stopped: a signal arrived; finished work is saved.
             RunFailed: training diverged.
         """
-        with joined(device_of(self.recipe.execution.device)) as world, StopSignal() as stop, ExitStack() as held:
+        device = device_of(self.recipe.execution.device)
+        with joined(device, self.callback.note) as world, StopSignal() as stop, ExitStack() as held:
             callback = self.callback if world.is_main else _SilentCallback()
             state = world.broadcast_from_main(lambda: open_folder(self.recipe, self.folder, held))
             run = RunContext(self.recipe, self.name, self.folder, callback, state)

@@ -26,8 +26,8 @@ from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.columns import in_columns
 from tiny_audio.runtime.device import empty_cache
 from tiny_audio.runtime.files import write_atomically
+from tiny_audio.training.launch import check_alone
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.world import check_alone
 
 __all__ = ["Sweep", "combinations"]
 

@@ -1,0 +1,98 @@
+"""Which process this is, by the environment variables of torchrun and `accelerate launch`.
+
+Notebooks, clusters and earlier commands leave some of these variables behind. Without ``WORLD_SIZE``, or if it is 1,
+this is a single process, whatever the others say.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tiny_audio.config import UserError
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets in addition to ``WORLD_SIZE``."""
+_OTHER_LAUNCHERS = {
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+}
+"""Number of processes and rank by other launchers, which training does not use."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process among those that a launcher started."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Rank among the processes of this machine."""
+    size: int = 1
+    note: str | None = None
+    """What to tell the user about variables that are ignored."""
+    port: int = 0
+    """Of the main process, where the processes meet; 0 for a single process."""
+
+    @classmethod
+    def read(cls) -> Launch:
+        """Read the environment. An empty variable counts as one that is not set.
+
+        Raises:
+            UserError: ``WORLD_SIZE`` asks for several processes, and a variable is missing or has an unusable value.
+        """
+        size = _number("WORLD_SIZE", 1, None) if _is_set("WORLD_SIZE") else 1
+        if size == 1:
+            return cls(note=_ignored())
+        missing = [name for name in _VARIABLES if not _is_set(name)]
+        if missing:
+            raise UserError(
+                f"WORLD_SIZE is {size}, but {', '.join(missing)} are not set; start with torchrun or accelerate "
+                "launch, or unset WORLD_SIZE"
+            )
+        rank = _number("RANK", 0, size - 1)
+        return cls(rank, _number("LOCAL_RANK", 0, size - 1), size, port=_number("MASTER_PORT", 1, 65_535))
+
+
+def check_alone(command: str) -> None:
+    """Reject a launch of several processes.
+
+    Raises:
+        UserError: this is one of several.
+    """
+    size = _number("WORLD_SIZE", 1, None) if _is_set("WORLD_SIZE") else 1
+    if size > 1:
+        raise UserError(
+            f"tiny-audio {command} runs in one process, but WORLD_SIZE is {size}; start it without torchrun or "
+            "accelerate launch"
+        )
+
+
+def _is_set(name: str) -> bool:
+    return bool(os.environ.get(name))
+
+
+def _number(name: str, least: int, most: int | None) -> int:
+    text = os.environ[name]
+    number = int(text) if text.isdecimal() else -1
+    if number < least or (most is not None and number > most):
+        allowed = f"a whole number from {least} to {most}" if most is not None else "a whole number above 0"
+        raise UserError(
+            f"the environment variable {name} is {text!r}, and must be {allowed}; start with torchrun or accelerate "
+            "launch, or unset WORLD_SIZE"
+        )
+    return number
+
+
+def _ignored() -> str | None:
+    """A line about variables that seem to describe several processes, or were left behind."""
+    left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
+    if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):
+        world = "WORLD_SIZE is 1" if _is_set("WORLD_SIZE") else "WORLD_SIZE is not set"
+        return f"{' and '.join(left)} {'is' if len(left) == 1 else 'are'} set, but {world}; training in one process"
+    for launcher, (size, rank) in _OTHER_LAUNCHERS.items():
+        if os.environ.get(size, "1") != "1" and _is_set(rank) and not _is_set("WORLD_SIZE"):
+            return (
+                f"{launcher} started {os.environ[size]} processes, but WORLD_SIZE is not set: each trains by itself. "
+                "To train one model in all of them, start with torchrun"
+            )
+    return None
