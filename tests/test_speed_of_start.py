@@ -41,7 +41,7 @@ def imported_by(*arguments: str) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["transcribe", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["transcribe", "--help"], ["recipes"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported_by(*arguments)
     assert not modules & {"torch", "transformers", "numpy", "soundfile", "peft", "accelerate", "datasets"}

@@ -22,7 +22,7 @@ from tiny_audio.config import UserError
 app = typer.Typer(
     name="tiny-audio",
     help="Build speech recognizers from an encoder, a projector and a decoder.",
-    epilog="Start here: tiny-audio run recipes/quickstart.yaml",
+    epilog="Start here: tiny-audio run quickstart",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,7 +49,7 @@ def _options(
 def run(recipe: arg.RecipePath, overrides: arg.Overrides = None, output_dir: arg.RunFolder = None) -> None:
     """Train, export, evaluate and report. The same command continues an interrupted run.
 
-    Example: tiny-audio run recipes/quickstart.yaml training.seed=1 --output-dir runs/seed1
+    Example: tiny-audio run quickstart training.seed=1 --output-dir runs/seed1
     """
     from tiny_audio.commands.console import run
 
@@ -65,7 +65,7 @@ def sweep(
 ) -> None:
     """Run a grid of overrides, then compare. The same command continues an interrupted sweep.
 
-    Example: tiny-audio sweep recipes/quickstart.yaml projector=swiglu,conv,qformer training.seed=0,1,2
+    Example: tiny-audio sweep quickstart projector=swiglu,conv,qformer training.seed=0,1,2
     """
     from tiny_audio.commands.sweep import Sweep
 
@@ -134,7 +134,7 @@ def plan(
 ) -> None:
     """Estimate memory, time and money for a run. Needs no weights and no GPU.
 
-    Example: tiny-audio plan recipes/tiny_audio.yaml --gpu a40
+    Example: tiny-audio plan tiny_audio --gpu a40
     """
     from tiny_audio.commands.plan import plan
 
@@ -156,11 +156,22 @@ def probe(
 
     By default it tries data.max_duration_s and three halvings of it. On a CPU, --memory-gb is required.
 
-    Example: tiny-audio probe recipes/tiny_audio_buckets.yaml --random-weights
+    Example: tiny-audio probe tiny_audio_buckets --random-weights
     """
     from tiny_audio.commands.probe import probe
 
     probe(recipe, overrides or [], memory_gb, margin, durations, random_weights, num_processes, as_json=as_json)
+
+
+@app.command()
+def recipes(name: arg.ShippedRecipe = None, copy: arg.RecipeCopy = None, as_json: arg.AsJson = False) -> None:
+    """List the recipes that ship with tiny-audio. Prints or copies one for editing.
+
+    Example: tiny-audio recipes laptop --copy mine.yaml
+    """
+    from tiny_audio.commands.recipes import recipes
+
+    recipes(name, copy, as_json=as_json)
 
 
 @app.command("list")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_clips
+from tests.support.paths import RECIPES as FOLDER
 from tiny_audio.commands.run import Run
 from tiny_audio.commands.show import describe_recipe
 from tiny_audio.decoders import DECODERS
@@ -16,9 +17,9 @@ from tiny_audio.encoders import ENCODERS
 from tiny_audio.pretrained import published
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.runtime.shipped_recipes import shipped_recipes
 
-FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = list(shipped_recipes().values())
 
 
 class Silent:
@@ -31,6 +32,7 @@ class Silent:
 
 def test_there_are_recipes() -> None:
     assert len(RECIPES) >= 3
+    assert {path for path in FOLDER.rglob("*.yaml") if path.parent.name != "variants"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -40,6 +42,9 @@ def test_a_recipe_is_valid_and_says_what_it_claims(path: Path) -> None:
     header = path.read_text().split("\n\n")[0]
     for key in ("Command:", "Hardware:", "Result:", "Time:"):
         assert f"# {key}" in header, f"the header lacks {key!r}"
+    claim = header.splitlines()[0]
+    assert claim.startswith("# "), "`tiny-audio recipes` lists the first line"
+    assert claim.endswith("."), "the claim is one line"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

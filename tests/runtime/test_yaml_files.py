@@ -43,7 +43,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write_recipe: Write) -> N
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.yaml .*recipes/"):
+    with pytest.raises(UserError, match=r"nowhere.yaml .*Allowed: .*quickstart"):
         read_yaml(tmp_path / "nowhere.yaml")
 
 

@@ -4,6 +4,7 @@ belong to one command are declared in ``cli.py``. Imports nothing heavy: ``--hel
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,25 @@ from typer import Argument, Option
 
 NORMALIZERS = "none, lower, basic, whisper_english or open_asr_leaderboard"
 
+
+def say_which(recipe: Path | None) -> Path | None:
+    """Say so if a local file is taken instead of the recipe of this name that ships with the package."""
+    from tiny_audio.runtime.shipped_recipes import local_instead_of_shipped
+
+    if recipe is not None and (local := local_instead_of_shipped(str(recipe))):
+        print(f"{recipe} is the file {local} here, not the recipe that ships with tiny-audio", file=sys.stderr)
+    return recipe
+
+
 # Of several commands.
-RecipePath = Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, such as recipes/quickstart.yaml.")]
+RecipePath = Annotated[
+    Path,
+    Argument(
+        metavar="RECIPE",
+        callback=say_which,
+        help="A recipe file, or the name of one that ships with tiny-audio, such as quickstart.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     Argument(
@@ -55,7 +73,13 @@ SweepFolder = Annotated[
 Runs = Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The first is the baseline.")]
 
 # doctor, list and reference
-OptionalRecipe = Annotated[Path | None, Argument(metavar="RECIPE", help="Also check what this recipe needs.")]
+OptionalRecipe = Annotated[
+    Path | None, Argument(metavar="RECIPE", callback=say_which, help="Also check what this recipe needs.")
+]
+ShippedRecipe = Annotated[str | None, Argument(metavar="NAME", help="Print this recipe. Default: list all recipes.")]
+RecipeCopy = Annotated[
+    Path | None, Option("--copy", help="Write the recipe to this file, or into this folder. Overwrites nothing.")
+]
 PartKind = Annotated[
     str | None,
     Argument(metavar="KIND", help="encoders, projectors, decoders, sources or providers. Default: all."),

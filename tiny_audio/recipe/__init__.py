@@ -207,7 +207,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mappin
     """Read a recipe, apply ``extends`` and overrides, and validate it.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that ships with the package.
         overrides: ``training.steps=100`` sets a field. ``projector=conv`` replaces a section by that part.
         changes: changes as in :meth:`Recipe.with_`, applied after the overrides and before validation.
 

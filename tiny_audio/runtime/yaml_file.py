@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tiny_audio.config import UserError
+from tiny_audio.runtime.shipped_recipes import find_file, nearest_recipes
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 40
@@ -84,13 +85,16 @@ def dump_yaml(document: Document) -> str:
 def read_yaml(path: Path) -> Document:
     """Read a mapping from a file, merged over the file that it ``extends``.
 
+    Each is a path, or the name of a recipe that ships with the package. The path in ``extends`` starts at the folder of
+    the file.
+
     Mappings merge key by key. ``null`` removes what the base sets. Any other value replaces the base's. A mapping with
     the ``name`` of another part replaces the base's mapping, because parts do not share fields.
 
     Raises:
         UserError: the file cannot be read, is not a YAML mapping, or extends itself.
     """
-    return _read(path, [])
+    return _read(find_file(str(path)), [])
 
 
 def _read(path: Path, children: list[Path]) -> Document:
@@ -105,7 +109,7 @@ def _read(path: Path, children: list[Path]) -> Document:
     base = document.pop("extends")
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}: extends must be the path of a recipe, not {_shown(base)}")
-    return _merge(_read(path.parent / base, [*children, real_path]), document)
+    return _merge(_read(find_file(base, path.parent, but=path), [*children, real_path]), document)
 
 
 def _text(path: Path, prefix: str) -> str:
@@ -115,9 +119,7 @@ def _text(path: Path, prefix: str) -> str:
     except IsADirectoryError:
         raise UserError(f"{prefix}{path} is a folder; give the recipe file in it") from None
     except FileNotFoundError:
-        raise UserError(
-            f"{prefix}the recipe {path} does not exist; recipes that ship with the project are in recipes/"
-        ) from None
+        raise UserError(f"{prefix}{path} does not exist, and {nearest_recipes(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{prefix}cannot read {path}: {error}") from None
     if len(content) > MAX_BYTES:

@@ -112,7 +112,7 @@ def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.Mo
         (Options(device="tpu"), False, "--device 'tpu'"),
         (Options(durations="5,x"), False, "--durations: '5,x' must be numbers above 0, with commas between them"),
         (Options(batch_sizes="1.5"), False, "--batch-sizes: '1.5' must be whole numbers above 0"),
-        (Options(), True, "--train needs a recipe, such as recipes/bench_projectors.yaml"),
+        (Options(), True, "--train needs a recipe, such as bench_projectors"),
     ],
 )
 def test_messages_about_options(options: Options, train: bool, message: str) -> None:

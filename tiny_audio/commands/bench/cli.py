@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from tiny_audio.commands.arguments import AsJson, Overrides
+from tiny_audio.commands.arguments import AsJson, Overrides, say_which
 
 bench_app = typer.Typer(help="Compare parts: what they cost, and which one is better.", no_args_is_help=True)
 
@@ -19,6 +19,7 @@ def bench_projectors(
         Path | None,
         Argument(
             metavar="RECIPE",
+            callback=say_which,
             help="Provides the encoder and decoder. Default: frames of 1280 channels, embeddings of 2048.",
         ),
     ] = None,
@@ -27,7 +28,7 @@ def bench_projectors(
         str | None,
         Option(
             help="swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a YAML file with a section "
-            "`variants`. Default: every registered projector."
+            "`variants`, such as variants/projectors. Default: every registered projector."
         ),
     ] = None,
     do_train: Annotated[bool, Option("--train", help="Train every variant and compare word error rates.")] = False,
@@ -59,7 +60,7 @@ def bench_projectors(
 ) -> None:
     """Compare projectors. Measures their cost, or with --train their word error rates under one recipe and budget.
 
-    Example: tiny-audio bench projectors recipes/bench_projectors.yaml --variants benchmarks/projectors.yaml --train
+    Example: tiny-audio bench projectors bench_projectors --variants variants/projectors --train
     """
     from tiny_audio.commands.bench.command import Options, bench_projectors
 

@@ -100,7 +100,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
     from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 
     if recipe is None:
-        raise UserError("--train needs a recipe, such as recipes/bench_projectors.yaml")
+        raise UserError("--train needs a recipe, such as bench_projectors")
     check_alone("bench")
     if options.steps is not None and options.seconds is not None:
         raise UserError("--steps and --seconds are both budgets; give one of them")

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from tiny_audio.config import UserError
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.shipped_recipes import shipped_files
 from tiny_audio.runtime.yaml_file import apply_overrides, read_yaml
 
 _SECTIONS = ("variants", "controls")
@@ -65,7 +66,7 @@ def read_variants(text: str | None) -> Variants:
     """
     if text is None:
         return Variants(tuple(Variant(name, {"name": name}) for name in PROJECTORS.names()))
-    if text.endswith((".yaml", ".yml")):
+    if text.endswith((".yaml", ".yml")) or text in shipped_files():
         return _from_file(Path(text))
     return Variants(_unique([_from_text(item.strip()) for item in text.split(",")]))
 

@@ -1,0 +1,100 @@
+"""Recipes that ship with the package, by name. An installed package holds them itself; a clone has ``recipes/``."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny_audio.config import UserError
+from tiny_audio.registry import did_you_mean
+
+_SUFFIX = ".yaml"
+_EXTENDS = re.compile(r"^extends: (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class RecipeHeader:
+    """What the comment at the top of a recipe says."""
+
+    name: str
+    claim: str
+    """One line."""
+    hardware: str
+
+
+def shipped_files() -> dict[str, Path]:
+    """Paths of the recipes, and of files that they refer to, by name: ``quickstart``, ``projectors/linear``."""
+    package = Path(__file__).parents[1]
+    folder = next((one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()), None)
+    if folder is None:
+        return {}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob(f"*{_SUFFIX}"))}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Paths of the recipes by name, without the files that recipes refer to."""
+    return {name: path for name, path in shipped_files().items() if not name.startswith("variants/")}
+
+
+def find_file(given: str, folder: Path = Path(), but: Path | None = None) -> Path:
+    """The file at this path, or else the one of this name that ships with the package. The suffix can be left out.
+
+    Args:
+        given: a path or a name. If there is neither, it is returned as a path.
+        folder: where a relative path starts.
+        but: a file that is not meant: the one that says ``extends: given``.
+    """
+    for path in (folder / given, folder / f"{given}{_SUFFIX}"):
+        if os.path.isfile(path) and not (but and _is_shipped(given) and os.path.samefile(path, but)):
+            return path
+    return shipped_files().get(given.removesuffix(_SUFFIX), folder / given)
+
+
+def _is_shipped(name: str) -> bool:
+    return name.removesuffix(_SUFFIX) in shipped_files()
+
+
+def nearest_recipes(path: Path) -> str:
+    """The end of an error message about a recipe that does not exist: the names of those that ship with the package."""
+    name = path.stem if path.is_absolute() else path.as_posix().removeprefix("recipes/").removesuffix(_SUFFIX)
+    return f"no recipe of that name ships with tiny-audio; {did_you_mean(name, shipped_recipes())}"
+
+
+def local_instead_of_shipped(given: str) -> Path | None:
+    """The local file that is taken for this name, if another file of the same name ships with the package."""
+    found, shipped = find_file(given), shipped_files().get(given)
+    if shipped is None or os.path.samefile(found, shipped):
+        return None
+    return found
+
+
+def read_header(name: str, path: Path) -> RecipeHeader:
+    """Read the comment at the top of a recipe."""
+    claim, hardware = "", ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#").strip()
+        claim = claim or text
+        if text.startswith("Hardware:"):
+            hardware = text.removeprefix("Hardware:").strip()
+    return RecipeHeader(name, claim, hardware)
+
+
+def text_to_edit(name: str) -> str:
+    """The text of a recipe. It extends others by name, so that it works in every folder.
+
+    Raises:
+        UserError: no recipe of this name ships with the package.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(name.removesuffix(_SUFFIX))
+    if path is None:
+        raise UserError(f"{name}: {nearest_recipes(Path(name))}")
+    names = {os.path.realpath(file): one for one, file in shipped.items()}
+    base = path.parent
+    return _EXTENDS.sub(
+        lambda found: f"extends: {names[os.path.realpath(base / found[1])]}", path.read_text(encoding="utf-8")
+    )
