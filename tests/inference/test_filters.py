@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from tests.support.paths import SHARED
+from tiny_audio.audio.load import load_audio
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.filters import (
     boost_quiet,
@@ -75,6 +80,64 @@ def test_synthetic_speech_is_speech(synthetic: list[np.ndarray]) -> None:
         assert found == {None}
 
 
+def within(wave: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
+    """The sound with an exactly empty spectrum outside a band."""
+    spectrum = np.fft.rfft(wave)
+    frequencies = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    spectrum[(frequencies < low_hz) | (frequencies > high_hz)] = 0
+    return np.fft.irfft(spectrum, len(wave))
+
+
+BANDS = {"telephone": (300, 3400), "8 kHz": (0, 4000), "radio": (300, 2700), "6 kHz": (0, 3000), "11 kHz": (0, 5512)}
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_speech_in_a_narrow_band_is_speech(synthetic: list[np.ndarray], band: str) -> None:
+    rng = np.random.default_rng(0)
+    for wave in synthetic[::3]:
+        noise = rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean())
+        narrow = within(wave, *BANDS[band])
+        soft = np.round(0.01 * narrow * 32768) / 32768
+        assert {reason_of(narrow), reason_of(soft), reason_of(within(wave + 0.5 * noise, *BANDS[band]))} == {None}
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_noise_and_tones_in_a_narrow_band_are_no_speech(band: str) -> None:
+    rng = np.random.default_rng(0)
+    sweep = np.sin(2 * np.pi * (300 + 500 * seconds(2)) * seconds(2))
+    busy = np.tile(np.concatenate([np.sin(2 * np.pi * 480 * seconds(0.5)), np.zeros(SAMPLE_RATE // 2)]), 4)
+    for wave, reason in (
+        (0.1 * rng.standard_normal(4 * SAMPLE_RATE), "noise"),
+        (melody(), "tones"),
+        (sweep, "tones"),
+        (busy, "tones"),
+    ):
+        assert reason_of(within(wave, *BANDS[band])) == reason
+
+
+@pytest.mark.parametrize(("rate", "subtype"), [(8000, "ULAW"), (8000, "ALAW"), (8000, "GSM610"), (11025, "IMA_ADPCM")])
+def test_speech_of_telephone_codecs_is_speech(
+    synthetic: list[np.ndarray], tmp_path: Path, rate: int, subtype: str
+) -> None:
+    for wave in synthetic[::5]:
+        narrow = torchaudio.functional.resample(torch.from_numpy(np.float32(wave)), SAMPLE_RATE, rate)
+        soundfile.write(tmp_path / "x.wav", narrow.numpy(), rate, subtype)
+        assert non_speech_reason(load_audio(tmp_path / "x.wav", max_duration_s=60)) is None
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
+@pytest.mark.parametrize("codec", ["aac 8000 12k m4a", "libmp3lame 16000 8k mp3", "libopus 8000 6k ogg"])
+def test_speech_of_low_bit_rates_is_speech(synthetic: list[np.ndarray], tmp_path: Path, codec: str) -> None:
+    """FFmpeg leaves the upper half of the spectrum empty to the last bit."""
+    encoder, rate, bits, suffix = codec.split()
+    for wave in synthetic[:12:3]:
+        soundfile.write(tmp_path / "x.wav", wave, SAMPLE_RATE)
+        encode = ["-i", "x.wav", "-ar", rate, "-c:a", encoder, "-b:a", bits, f"y.{suffix}"]
+        for command in (encode, ["-i", f"y.{suffix}", "-ar", str(SAMPLE_RATE), "-c:a", "pcm_f32le", "z.wav"]):
+            subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-y", *command], check=True, cwd=tmp_path)
+        assert reason_of(soundfile.read(tmp_path / "z.wav", dtype="float32")[0]) is None
+
+
 @pytest.mark.skipif(not SPEECH.is_dir(), reason="recorded speech is not here")
 @pytest.mark.parametrize("manifest", ["an4/dev.jsonl", "librispeech-sample/all.jsonl"])
 def test_recorded_speech_is_speech(manifest: str) -> None:
@@ -85,7 +148,8 @@ def test_recorded_speech_is_speech(manifest: str) -> None:
     for row in rows:
         wave, _ = soundfile.read(path.parent / row["audio_filepath"], dtype="float32")
         in_noise = wave + rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean())
-        assert {reason_of(wave), reason_of(0.01 * wave), reason_of(in_noise)} == {None}, row["audio_filepath"]
+        found = {reason_of(wave), reason_of(0.01 * wave), reason_of(in_noise), reason_of(within(wave, 300, 3400))}
+        assert found == {None}, row["audio_filepath"]
 
 
 @pytest.mark.parametrize("snr_db", [20, 40])

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from tests.conftest import write_odd_clips
 from tests.support.models import assemble
@@ -124,6 +127,50 @@ def test_every_form_of_a_recording(folder: Path, pipe: Any) -> None:
     assert pipe(list(forms.values()), batch_size=4) == [text] * len(forms)
 
 
+class Decoder:
+    """Has the methods of torchcodec's AudioDecoder, as ``datasets`` 4 and later put it into rows."""
+
+    def __init__(self, path: Path) -> None:
+        samples, self._rate = soundfile.read(path, dtype="float32", always_2d=True)
+        self._samples = torch.from_numpy(np.ascontiguousarray(samples.T))
+
+    @property
+    def metadata(self) -> SimpleNamespace:
+        return SimpleNamespace(sample_rate=self._rate, num_channels=len(self._samples))
+
+    def get_all_samples(self) -> SimpleNamespace:
+        return SimpleNamespace(data=self._samples, sample_rate=self._rate)
+
+    def __getitem__(self, key: str) -> object:
+        return {"array": self._samples.mean(0).numpy(), "sampling_rate": self._rate, "path": None}[key]
+
+
+def test_rows_of_data_sets(folder: Path, pipe: Any) -> None:
+    texts = [pipe(str(folder / name)) for name in FILES]
+    decoders = [Decoder(folder / name) for name in FILES]
+    assert [pipe(decoder) for decoder in decoders] == texts
+    assert pipe(decoders, batch_size=3) == texts
+    rows = [{"audio": decoder, "text": "a reference"} for decoder in decoders]
+    assert pipe(rows[1]) == texts[1]
+    assert pipe({"audio": str(folder / "b.flac")}) == texts[1]
+    files = [{"audio": {"path": name, "bytes": (folder / name).read_bytes()}} for name in FILES]
+    data = Dataset.from_list(files)
+    assert list(pipe(data)) == list(pipe(data.to_iterable_dataset())) == texts
+    assert pipe(data["audio"]) == texts, "a column"
+    assert list(pipe(KeyDataset(rows, "audio"))) == texts
+
+
+def test_filters_can_be_turned_off(folder: Path, pipe: Any, caplog: pytest.LogCaptureFixture) -> None:
+    hum = np.sin(2 * np.pi * 440 * np.arange(2 * 16_000) / 16_000).astype(np.float32)
+    assert pipe(hum) == {"text": ""}
+    assert "a transcript is empty: the sound is " in caplog.text
+    text = pipe(hum, filter_hallucinations=False)["text"]
+    assert text
+    own = pipeline(TASK, model=str(folder / "model"), trust_remote_code=True, device="cpu", filter_hallucinations=False)
+    assert own(hum)["text"] == text
+    assert own(hum, filter_hallucinations=True)["text"] == ""
+
+
 def test_a_recording_on_the_web(folder: Path, pipe: Any) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
@@ -195,6 +242,7 @@ def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
     [
         ({"return_timestamps": "char"}, "return_timestamps='char'"),
         ({"language": "en", "task": "x"}, "language, task: .*batch_size, return_timestamps"),
+        ({"filter_hallucinations": "no"}, "filter_hallucinations='no'"),
         ({"max_new_tokens": 0}, "generation settings: max_new_tokens"),
         ({"ctc_weight": 0.5}, "generation settings: .*ctc_weight 0.5 .*num_beams is 1"),
     ],

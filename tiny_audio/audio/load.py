@@ -29,13 +29,6 @@ MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
 """Some float files have samples on the 16-bit scale. Larger values would overflow later."""
 
-SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
-    *(".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr"),
-)
-"""Suffixes of audio files. libsndfile cannot read those in the last line."""
-
 _BLOCK_SAMPLES = 1 << 20
 """Number of samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
 _UNKNOWN_FRAMES = 1 << 60
@@ -140,11 +133,6 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
     name = _name(source, name)
     with _opened(source, name) as (file, _):
         return float(file.frames / file.samplerate)
-
-
-def is_audio_name(name: str) -> bool:
-    """Whether a file's name has the suffix of an audio format."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _name(source: Path | bytes, name: str | None) -> str:

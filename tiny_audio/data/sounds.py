@@ -15,7 +15,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tiny_audio.audio.errors import AudioError, FileError
-from tiny_audio.audio.load import MIN_DURATION_S, audio_duration, is_audio_name, load_audio
+from tiny_audio.audio.formats import is_audio_name
+from tiny_audio.audio.load import MIN_DURATION_S, audio_duration, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import files_below
 

@@ -1,7 +1,9 @@
 """Hallucination filters: sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
 Each threshold lies between the values of speech and the values of noises and tones. The speech is synthetic, read or
-spelled, with and without white noise of the same loudness. ``benchmarks/transcription.py`` measures these values.
+spelled, with and without white noise of the same loudness. It was also measured within the bands of telephones and
+other narrow channels, and after codecs of low bit rates. ``benchmarks/transcription.py`` measures these values. A sound
+that may be speech passes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,16 @@ Reason = Literal["silence", "noise", "tones", "ctc_silent", "ctc_disagrees", "lo
 - ``loop``: words that were repeated many times are written once
 """
 
+EMPTY_BECAUSE: dict[Reason, str] = {
+    "silence": "the sound is silence",
+    "noise": "the sound is steady, like noise or a single tone (filter: noise)",
+    "tones": "the sound is made of steady tones (filter: tones)",
+    "ctc_silent": "the CTC head wrote nothing, so the decoder's text was suppressed (filter: ctc_silent)",
+    "ctc_disagrees": "the CTC head rejects the decoder's text (filter: ctc_disagrees)",
+    "loop": "the text only repeats itself (filter: loop)",
+}
+"""What a filter found, in words for messages."""
+
 _SILENT_PEAK = 1e-4
 """Three steps of 16-bit audio. Speech is louder than this."""
 _QUIET_PEAK = 0.02
@@ -36,18 +48,24 @@ _USUAL_PEAK = 0.25
 _STRETCH = 4 * SAMPLE_RATE
 """Samples in a window that is classified as a whole."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
+_BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
+"""Bounds on the lower and on the upper limit of the band that is measured."""
+_EMPTY_DB = 60.0
+"""A part of the spectrum that is this far below the rest is empty."""
+_HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
-"""The spectrum of noise keeps its shape. Measured changes of a band are at most 3.6 dB. In speech with noise of the
+"""The spectrum of noise keeps its shape. Measured changes of a band are at most 4.2 dB. In speech with noise of the
 same loudness, at least one band changes by 6.1 dB or more."""
-_TONAL_FLATNESS_DB = -27.0
-"""Bound on the 90th percentile of the flatness over frames. Pure tones have -32 dB, speech has -23 dB or more."""
+_TONAL_FLATNESS_DB = -40.0
+"""Bound on the 90th percentile of the flatness over frames. Pure tones have -45 dB or less. Speech has -23 dB or more.
+As an MP3 of 8 kbit/s, which omits most of the spectrum of every frame, it has -33 dB."""
 _STEADY_LAG = 8
 _HALF = 12
 """Half the width, in bins, of the moving average that is subtracted to get the fine structure of the spectrum."""
-_STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.22, 0.55
+_STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
 """A frame is steady if its fine structure correlates this much with that of the frame 80 ms before. The other two
 values bound the share of steady frames and the mean correlation. Tones have at least 0.31 and 0.60, and speech has at
-most 0.14 and 0.50."""
+most 0.18 and 0.57."""
 
 _REPEATS = 4
 MAX_CHARACTERS_PER_S = 30.0
@@ -99,11 +117,12 @@ def _non_speech_reason(samples: Array) -> Literal["silence", "noise", "tones"] |
     sharpened = np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])
     short = _spectra(sharpened, _WINDOW)
     loud = _loud(short, 25.0)
-    if _shape_range_db(short, loud) < _STEADY_SHAPE_DB:
+    low_hz, high_hz = _occupied_band(short[loud])
+    if _shape_range_db(short, loud, low_hz, high_hz) < _STEADY_SHAPE_DB:
         return "noise"
-    if np.percentile(_flatness_db(short[loud]), 90) < _TONAL_FLATNESS_DB:
+    if np.percentile(_flatness_db(short[loud], low_hz, high_hz), 90) < _TONAL_FLATNESS_DB:
         return "tones"
-    similar = _similarity(_spectra(sharpened, _LONG_WINDOW))
+    similar = _similarity(_spectra(sharpened, _LONG_WINDOW), low_hz, min(high_hz, _HIGHEST_FINE_HZ))
     if len(similar) and (similar > _STEADY_FRAME).mean() > _STEADY_SHARE and similar.mean() > _STEADY_MEAN:
         return "tones"
     return None
@@ -126,9 +145,23 @@ def _bins(window: int, low_hz: float, high_hz: float) -> slice:
     return slice(round(low_hz * window / SAMPLE_RATE), round(high_hz * window / SAMPLE_RATE))
 
 
-def _shape_range_db(spectra: Array, loud: NDArray[np.bool_]) -> float:
+def _occupied_band(loud: Array) -> tuple[float, float]:
+    """Limits in Hz of the part of the spectrum that is in use, at least from 500 to 2,500 Hz.
+
+    Telephones, codecs and low sampling rates leave the rest of the spectrum empty. An empty part says nothing about the
+    sound, and would look like the valleys between tones.
+
+    Args:
+        loud: power of the loud frames ``[frames, bins]``.
+    """
+    used = np.flatnonzero(loud.mean(0) > loud.mean(0).max() * 10 ** (-_EMPTY_DB / 10)) * SAMPLE_RATE / _WINDOW
+    (lowest, most_low), (least_high, highest) = _BAND_HZ
+    return float(np.clip(used[0], lowest, most_low)), float(np.clip(used[-1], least_high, highest))
+
+
+def _shape_range_db(spectra: Array, loud: NDArray[np.bool_], low_hz: float, high_hz: float) -> float:
     """The largest change of any of nine bands' share of the power, smoothed over 70 ms, in loud frames."""
-    used = spectra[:, _bins(_WINDOW, 190, 6940)]
+    used = spectra[:, _bins(_WINDOW, low_hz, high_hz)]
     bands = used[:, : used.shape[1] // 9 * 9].reshape(len(used), 9, -1).sum(2)
     size = min(7, len(bands))
     sums = np.cumsum(np.pad(bands, ((1, 0), (0, 0))), 0)
@@ -140,15 +173,16 @@ def _shape_range_db(spectra: Array, loud: NDArray[np.bool_]) -> float:
     return float((high - low).max())
 
 
-def _flatness_db(spectra: Array) -> Array:
-    """Spectral flatness of each frame: geometric over arithmetic mean of its power."""
-    used = spectra[:, _bins(_WINDOW, 190, 7000)]
+def _flatness_db(spectra: Array, low_hz: float, high_hz: float) -> Array:
+    """Spectral flatness of each frame: geometric over arithmetic mean of its power, with a limit for empty bins."""
+    used = spectra[:, _bins(_WINDOW, low_hz, high_hz)]
+    used = np.maximum(used, used.mean(1, keepdims=True) * 10 ** (-_EMPTY_DB / 10))
     return np.asarray(10 * np.log10(np.exp(np.log(used).mean(1)) / used.mean(1)))
 
 
-def _similarity(spectra: Array) -> Array:
+def _similarity(spectra: Array, low_hz: float, high_hz: float) -> Array:
     """Correlation between the fine structure of each loud frame and that of the frame 80 ms before."""
-    used = spectra[:, _bins(_LONG_WINDOW, 190, 5000)]
+    used = spectra[:, _bins(_LONG_WINDOW, low_hz, high_hz)]
     logs = np.log(used + 1e-4 * used.max(1, keepdims=True))
     # Repeat the edge values. Zeros would add the same step to every frame and make all frames similar.
     sums = np.cumsum(np.pad(logs, ((0, 0), (_HALF + 1, _HALF)), mode="edge"), 1)

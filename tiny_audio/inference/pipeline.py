@@ -6,7 +6,8 @@ pipeline reads and transcribes audio in the same way as ``tiny-audio transcribe`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,19 @@ MAX_DURATION_S = 24 * 3600.0
 """Longest recording. A longer one would not fit into memory."""
 _FETCH_TIMEOUT_S = 30.0
 
+_RECORDINGS = (str, bytes, bytearray, io.IOBase, Mapping, np.ndarray, torch.Tensor)
+"""Iterable types that are one recording."""
+
 logger = logging.get_logger(__name__)
 
 
 class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is untyped here
     """Audio in, text out.
 
-    A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, or a mapping. A mapping has
-    ``raw`` or ``array`` with ``sampling_rate``, or ``bytes`` or ``path``, as in data sets without decoding. Lists of
-    recordings are accepted too.
+    A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, a decoder of torchcodec (as in
+    rows of ``datasets`` 4 and later), or a mapping. A mapping has ``raw`` or ``array`` with ``sampling_rate``, or
+    ``bytes`` or ``path``, as in data sets without decoding. A whole row with its recording in ``audio`` works,
+    too, as do lists, columns and data sets of recordings.
     """
 
     _load_processor = False
@@ -56,7 +61,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         Args:
             inputs: a recording or a list of them. For data sets and generators, the result is an iterator.
             kwargs: ``batch_size``: number of recordings that are transcribed together, 1 by default.
-                ``return_timestamps``: ``"word"``, which needs a CTC head, or True for chunks. ``max_new_tokens``,
+                ``return_timestamps``: ``"word"``, which needs a CTC head, or True for chunks.
+                ``filter_hallucinations``: False turns the hallucination filters off. ``max_new_tokens``,
                 ``num_beams``, ``ctc_weight``, ``draft``: override the model's own settings, also within
                 ``generate_kwargs``. ``chunk_length_s`` and ``stride_length_s`` are accepted and ignored, because long
                 recordings are split at pauses.
@@ -67,9 +73,11 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         Raises:
             UserError: a recording cannot be used, or an argument is unknown or not supported.
         """
-        if isinstance(inputs, list | tuple):
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | bytearray):
             # transformers would read the first item of an empty list.
             return super().__call__(list(inputs), **kwargs) if len(inputs) else []
+        if isinstance(inputs, Iterable) and not isinstance(inputs, _RECORDINGS):
+            return super().__call__((recording for recording in inputs), **kwargs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -77,6 +85,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return_timestamps: str | bool | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: Any = None,
+        filter_hallucinations: bool | None = None,
         generate_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -92,12 +101,16 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
                 )
             forward["word_timestamps"] = return_timestamps == "word"
             postprocess["return_timestamps"] = return_timestamps
+        if filter_hallucinations is not None:
+            if not isinstance(filter_hallucinations, bool):
+                raise UserError(f"filter_hallucinations={filter_hallucinations!r}: choose True or False")
+            forward["filter_hallucinations"] = filter_hallucinations
         settings |= generate_kwargs or {}
         unknown = sorted(settings.keys() - GenerationConfig.model_fields.keys())
         if unknown:
             raise UserError(
                 f"{', '.join(unknown)}: unknown argument; this pipeline accepts batch_size, return_timestamps, "
-                f"chunk_length_s and {', '.join(GenerationConfig.model_fields)}"
+                f"filter_hallucinations, chunk_length_s and {', '.join(GenerationConfig.model_fields)}"
             )
         if settings:
             forward["settings"] = self._generation(settings)
@@ -118,11 +131,17 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return {"waveform": _waveform(recording).numpy()}
 
     def _forward(
-        self, inputs: dict[str, Any], word_timestamps: bool = False, settings: GenerationConfig | None = None
+        self,
+        inputs: dict[str, Any],
+        word_timestamps: bool = False,
+        settings: GenerationConfig | None = None,
+        filter_hallucinations: bool = True,
     ) -> dict[str, Any]:
         given = inputs["waveform"]
         waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
-        transcriber = Transcriber(self.model, self.tokenizer, generation=settings)
+        transcriber = Transcriber(
+            self.model, self.tokenizer, generation=settings, filter_hallucinations=filter_hallucinations
+        )
         transcriptions = transcriber.transcribe(waveforms, word_timestamps=word_timestamps)
         return {"transcription": transcriptions if isinstance(given, list) else transcriptions[0]}
 
@@ -131,6 +150,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         transcription = outputs["transcription"]
         if transcription.truncated:
             logger.warning("a transcript was truncated at max_new_tokens; raise it if the speech goes on")
+        if transcription.why_empty is not None:
+            logger.warning("a transcript is empty: %s", transcription.why_empty)
         result: dict[str, Any] = {"text": transcription.text}
         if return_timestamps:
             spoken = [segment for segment in transcription.segments if segment.text]
@@ -146,6 +167,8 @@ def _waveform(recording: Any) -> torch.Tensor:
         UserError: it cannot be used.
     """
     if isinstance(recording, Mapping):
+        if recording.get("audio") is not None:
+            return _waveform(recording["audio"])
         samples = next((recording[key] for key in ("raw", "array") if recording.get(key) is not None), None)
         if samples is not None:
             rate = recording.get("sampling_rate")
@@ -161,10 +184,14 @@ def _waveform(recording: Any) -> torch.Tensor:
         return load_audio(Path(recording), max_duration_s=MAX_DURATION_S)
     if isinstance(recording, np.ndarray | torch.Tensor):
         return _from_samples(recording, SAMPLE_RATE)
+    # torchcodec is no dependency: its decoder is known by its method.
+    if callable(decode := getattr(recording, "get_all_samples", None)):
+        decoded = decode()
+        return _from_samples(decoded.data, int(decoded.sample_rate))
     raise UserError(
         f"a recording cannot be a {type(recording).__name__}; give a path, a URL, the bytes of a file, an "
-        "array of samples at 16,000 Hz, or a mapping with 'raw' or 'array' and 'sampling_rate', or with 'bytes' or "
-        "'path'"
+        "array of samples at 16,000 Hz, a torchcodec decoder, or a mapping with 'raw' or 'array' and 'sampling_rate', "
+        "with 'bytes' or 'path', or with one of these in 'audio'"
     )
 
 

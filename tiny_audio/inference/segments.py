@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tiny_audio.inference.filters import Reason
+from tiny_audio.inference.filters import EMPTY_BECAUSE, Reason
 from tiny_audio.inference.word_times import Word
 
 
@@ -43,6 +43,16 @@ class Transcription:
     duration_s: float
     segments: tuple[Segment, ...]
     """Segments in order. Parts without any sound have no segment."""
+
+    @property
+    def why_empty(self) -> str | None:
+        """Why there is no text, in words; None if there is some."""
+        if self.text:
+            return None
+        if not self.segments:
+            return "nothing in it is louder than its background noise"
+        reasons = dict.fromkeys(segment.suppressed for segment in self.segments)
+        return "; ".join("the model wrote nothing" if reason is None else EMPTY_BECAUSE[reason] for reason in reasons)
 
     @property
     def truncated(self) -> bool:

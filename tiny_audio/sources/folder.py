@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from tiny_audio.audio.load import is_audio_name
+from tiny_audio.audio.formats import is_audio_name
 from tiny_audio.config import NO_IDENTITY, UserError
 from tiny_audio.runtime.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance

@@ -36,6 +36,8 @@ class Outcome:
     """Recordings whose output already existed."""
     truncated: list[str] = field(default_factory=list)
     """Recordings with a text that was truncated at ``max_new_tokens``."""
+    empty: list[str] = field(default_factory=list)
+    """For each recording without any text, why."""
     errors: list[str] = field(default_factory=list)
     """One message for each recording that could not be read."""
 
@@ -52,6 +54,8 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
         print(f"{outcome.done} written to {options.output_dir}{already}")
     for name in outcome.truncated:
         print(f"{name}: a text was truncated at max_new_tokens; words may be missing", file=sys.stderr)
+    for why in outcome.empty:
+        print(f"{why}; check the audio, or add --no-filters", file=sys.stderr)
     if outcome.errors:
         raise UserError("\n".join(outcome.errors))
 
@@ -137,6 +141,8 @@ class _Job:
                 self._outcome.done += 1
                 if event.truncated:
                     self._outcome.truncated.append(recording.name)
+                if event.why_empty is not None:
+                    self._outcome.empty.append(f"{recording.name}: no text: {event.why_empty}")
             self._finish(recording, event, error, live)
         if to_stdout and options.format == "json":
             self._write(json.dumps(self._rows, indent=1, ensure_ascii=False) + "\n")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tiny_audio.audio.errors import AudioError, FileError
 from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
-from tiny_audio.audio.load import audio_blocks, audio_duration, is_audio_name, length_is_guessed, load_audio
+from tiny_audio.audio.formats import is_audio_name
+from tiny_audio.audio.load import audio_blocks, audio_duration, length_is_guessed, load_audio
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import files_below
 
