@@ -20,7 +20,7 @@ from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.recipe import Recipe
 
-MEMORY_GB = 0.8
+MEMORY_GB = 0.875
 
 
 def parse(document: Document, **changes: Any) -> Recipe:

@@ -193,8 +193,7 @@ def test_checkpoints_spare_a_decoders_memory(name: str, kind: str, attention: st
 def test_layers_are_compiled_in_place() -> None:
     model, tokenizer = assemble("smollm3", lora=LORA | {"targets": ("q_proj",)}, freeze=True)
     before = list(model.state_dict()), [type(module) for module in model.modules()]
-    with pytest.warns(DeprecationWarning, match="torch.jit"):  # torch's own, of what it imports to compile
-        assert compile_layers(model, torch.device("cpu")) == 4, "two of each part, and no convolution"
+    assert compile_layers(model, torch.device("cpu")) == 4, "two of each part, and no convolution"
     assert (list(model.state_dict()), [type(module) for module in model.modules()]) == before
     with torch.compiler.set_stance("force_eager"):
         assert score(model, tokenizer).decoder_loss.isfinite().all()

@@ -17,8 +17,13 @@ _KINDS = {"full_attention", "sliding_attention"}
 def can_crop(model: Any) -> bool:
     """Whether the state of a transformers ``…ForCausalLM`` is only keys and values by position."""
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
-    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    return takes_cache and not model._is_stateful and kinds <= _KINDS
+    return _cache_argument(model) is not None and not model._is_stateful and kinds <= _KINDS
+
+
+def _cache_argument(model: Any) -> str | None:
+    """The name of the argument of ``forward`` that takes the cache. transformers 5.24 renamed it."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 
 
 class CausalLMCache(DecoderCache):
@@ -40,6 +45,9 @@ class CausalLMCache(DecoderCache):
         self._model = model
         self._undecodable = undecodable
         self._takes_positions = takes_positions
+        argument = _cache_argument(model)
+        assert argument is not None, "can_crop is False for such a model"
+        self._argument = argument
         # Without the model's config: sliding-window layers would discard old positions, and could not be cropped.
         self._states = DynamicCache()
         self._mask: Tensor | None = None  # [B, P]
@@ -48,13 +56,12 @@ class CausalLMCache(DecoderCache):
         """Run the model over ``embeddings`` with the cache."""
         size = embeddings.shape[1]
         self._mask = mask if self._mask is None else torch.cat([self._mask, mask], dim=1)
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {self._argument: self._states}
         if self._takes_positions:
             settings["position_ids"] = (self._mask.long().cumsum(1) - 1).clamp(min=0)[:, -size:]
         logits: Tensor = self._model(
             inputs_embeds=embeddings,
             attention_mask=self._mask.long(),
-            past_key_values=self._states,
             use_cache=True,
             logits_to_keep=num_kept,
             **settings,
