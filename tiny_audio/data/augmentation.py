@@ -1,7 +1,8 @@
 """Augmentation of training clips. It is seeded by clip and epoch, so workers and restarts do not affect it.
 
 To add an augmentation, write a subclass of :class:`WaveformAugmentation` here and add a field to
-:class:`AugmentationConfig`. The fields are applied in their order.
+:class:`AugmentationConfig`. The fields are applied in their order. An augmentation of the encoder's features is a field
+too, and :meth:`AugmentationConfig.of_features` applies it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from tiny_audio.config import NO_IDENTITY, Config, UserError
 from tiny_audio.data.sounds import sounds_in
+from tiny_audio.encoders import FeatureTransform
 from tiny_audio.frames import SAMPLE_RATE, Frames
 
 
@@ -212,6 +214,14 @@ class AugmentationConfig(Config):
     def sections(self) -> list[WaveformAugmentation]:
         """Sections that change waveforms after speed, in the order of application."""
         return [section for _, section in self if isinstance(section, WaveformAugmentation)]
+
+    def of_features(self, seeds: Sequence[int]) -> FeatureTransform | None:
+        """What changes the features of a batch of clips between front end and layers; None if nothing does.
+
+        Args:
+            seeds: one for each clip; see :func:`clip_seed`.
+        """
+        return SpecAugment(self.spec_augment, seeds) if self.spec_augment else None
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tiny_audio.config import UserError
-from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.plan._autocast import AutocastEmulation, use_flash_attention
 from tiny_audio.plan._dry_run import BACKWARD, OTHER, DryRun
@@ -176,13 +175,12 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
     lengths = torch.full((shape.num_clips,), num_samples)
     if num_samples > SAMPLE_RATE:
         lengths[1:] -= SAMPLE_RATE // 10  # so that there is padding, and a mask
-    spec_augment = recipe.augmentation.spec_augment
     scores = model(
         torch.empty(shape.num_clips, num_samples, device="meta"),
         lengths,
         [torch.zeros(num_tokens, dtype=torch.long)] * shape.num_clips,
         [[1] * max(1, round(shape.duration_s * CHARACTERS_PER_S))] * shape.num_clips if recipe.ctc else None,
-        transform=SpecAugment(spec_augment, range(shape.num_clips)) if spec_augment else None,
+        transform=recipe.augmentation.of_features(range(shape.num_clips)),
         label_smoothing=recipe.training.label_smoothing,
         linear_cross_entropy=_in_chunks if fused else None,
     )

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tiny_audio.config import RunFailed, Stopped, UserError
-from tiny_audio.data.augmentation import SpecAugment
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped, usable_again
 from tiny_audio.data.target_encoder import TargetEncoder
@@ -190,14 +189,14 @@ class Trainer:
             batches.close()  # ends the loader's processes
 
     def _score(self, micro_batch: MicroBatch) -> TargetScores:
-        batch, spec_augment = micro_batch.batch.to(self.device), self.recipe.augmentation.spec_augment
+        batch = micro_batch.batch.to(self.device)
         with autocast(self.config.precision, self.device):
             scores: TargetScores = self.model(
                 batch.waveforms,
                 batch.lengths,
                 batch.targets,
                 batch.ctc_targets,
-                transform=SpecAugment(spec_augment, batch.seeds) if spec_augment else None,
+                transform=self.recipe.augmentation.of_features(batch.seeds),
                 label_smoothing=self.config.label_smoothing,
                 linear_cross_entropy=self.linear_cross_entropy,
             )

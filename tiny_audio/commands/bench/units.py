@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tiny_audio.commands.bench.features import Features
 from tiny_audio.config import RunFailed
-from tiny_audio.data.augmentation import SpecAugment
-from tiny_audio.data.batches import PlannedBatches
+from tiny_audio.data.batches import Batch, PlannedBatches
 from tiny_audio.data.clips import BOUNDS, ClipSet
 from tiny_audio.data.dropped import check_dropped
 from tiny_audio.data.order import plan_epoch
@@ -130,17 +129,15 @@ class WaveformMaterial:
         """Batches of waveforms, augmented and encoded at every step."""
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
-        spec_augment = recipe.augmentation.spec_augment
         batches = PlannedBatches(
             clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, seed, epoch
         )
         for batch in (batches[index].to(model.device) for index in range(len(batches))):
             if not batch.targets:
                 continue
-            transform = SpecAugment(spec_augment, batch.seeds) if spec_augment else None
 
-            def frames(batch: Any = batch, transform: Any = transform) -> Frames:
-                return model.encode(batch.waveforms, batch.lengths, transform)
+            def frames(batch: Batch = batch) -> Frames:
+                return model.encode(batch.waveforms, batch.lengths, recipe.augmentation.of_features(batch.seeds))
 
             yield TrainingBatch(frames, batch.targets, batch.ctc_targets)
 

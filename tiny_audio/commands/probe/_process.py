@@ -250,7 +250,6 @@ class _Bench:
         """Noise as audio, with some padding, and alternating letters as CTC targets."""
         import torch
 
-        from tiny_audio.data.augmentation import SpecAugment
         from tiny_audio.frames import SAMPLE_RATE
         from tiny_audio.plan import text_tokens_of
 
@@ -263,13 +262,12 @@ class _Bench:
         if recipe.ctc is not None:
             letters = min(round(duration_s * 15), recipe.encoder.num_frames(int(lengths.min())))
             spell = [1 + index % 2 for index in range(letters)]
-        spec_augment = recipe.augmentation.spec_augment
         return {
             "waveforms": 0.1 * torch.randn(clips, num_samples, device=self.device),
             "waveform_lengths": lengths,
             "targets": targets,
             "ctc_targets": [spell] * clips if recipe.ctc else None,
-            "transform": SpecAugment(spec_augment, range(clips)) if spec_augment else None,
+            "transform": recipe.augmentation.of_features(range(clips)),
             "label_smoothing": recipe.training.label_smoothing,
             "linear_cross_entropy": self.fused,
         }
