@@ -29,13 +29,17 @@ class Config(BaseModel):
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
-    """The dumped config without the fields that are marked with :data:`NO_IDENTITY`."""
+    """The dumped config without the fields that are marked with :data:`NO_IDENTITY`.
+
+    A field that has its default None is left out, so that a new optional field changes no existing identity.
+    """
     found: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("identity") is False:
+        value = getattr(config, name)
+        if (isinstance(extra, dict) and extra.get("identity") is False) or (value is None and field.default is None):
             continue
-        found[name] = _identity_of_value(getattr(config, name))
+        found[name] = _identity_of_value(value)
     return found
 
 

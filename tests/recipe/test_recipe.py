@@ -139,6 +139,21 @@ def test_what_decides_the_weights_changes_the_run_id(document: Document, write_r
     assert before.run_id() != after.run_id()
 
 
+def test_an_optional_field_that_is_not_given_is_no_part_of_the_identity(
+    document: Document, write_recipe: Write
+) -> None:
+    """So a new optional field changes no existing id."""
+
+    def nones(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [key for key, item in value.items() if item is None or nones(item)]
+        return [key for item in value if (key := nones(item))] if isinstance(value, list) else []
+
+    recipe = load_recipe(write_recipe(document))
+    assert nones(recipe.model_dump(mode="json"))
+    assert nones(recipe.training_identity()) == nones(recipe.evaluation_identity()) == []
+
+
 def test_the_evaluation_has_an_identity_of_its_own(document: Document, write_recipe: Write) -> None:
     def identity(path: str = "execution.log_every", value: Any = 5) -> str:
         return content_hash(load_recipe(write_recipe(changed(document, path, value))).evaluation_identity())
