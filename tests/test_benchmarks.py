@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.conftest import changed, tiny_recipe, write_clips
 from tests.support.models import assemble
-from tiny_audio.export.save import export_model
+from tiny_audio.export.huggingface import export_model
 
 ROOT = Path(__file__).parents[1]
 

@@ -102,6 +102,7 @@ def concrete_parts() -> set[str]:
     return {
         name
         for name, tree in modules().items()
+        if top(name) in REGISTRIES
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
         and any(isinstance(mark, ast.Attribute) and mark.attr == "register" for mark in node.decorator_list)

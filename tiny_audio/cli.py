@@ -203,15 +203,19 @@ def schema() -> None:
 
 @app.command()
 def export(
-    model: arg.Model, folder: arg.ExportFolder, merge_lora: arg.MergeLora = False, weights: arg.Weights = "all"
+    model: arg.Model,
+    folder: arg.ExportFolder,
+    output_format: arg.ExportFormat = "huggingface",
+    merge_lora: arg.MergeLora = False,
+    weights: arg.Weights = None,
 ) -> None:
-    """Write a model as a Hugging Face folder. It loads without this package.
+    """Write a model in another form, such as a Hugging Face folder, which loads without this package.
 
     Example: tiny-audio export runs/mine my-model --merge-lora
     """
     from tiny_audio.commands.export import export
 
-    export(model, folder, merge_lora=merge_lora, weights=weights)
+    export(model, folder, output_format, merge_lora=merge_lora, weights=weights)
 
 
 @app.command()

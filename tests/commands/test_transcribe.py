@@ -23,7 +23,7 @@ import soundfile
 from tests.support.models import assemble
 from tiny_audio.audio.load import audio_blocks, load_audio
 from tiny_audio.cli import main
-from tiny_audio.export.save import export_model
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,7 @@ from tests.support.hub_server import Hub, Repo, running_hub, use_hub
 from tests.support.models import assemble
 from tiny_audio.cli import main
 from tiny_audio.evaluation.resolve import resolve_target
-from tiny_audio.export.save import export_model
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")

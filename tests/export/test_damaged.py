@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.models import assemble, change_config
 from tiny_audio.config import UserError
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
-from tiny_audio.export.save import export_model
 
 
 @pytest.fixture

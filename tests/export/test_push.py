@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from tests.support.hub_uploads import TOKEN, UploadHub, upload_hub
 from tests.support.models import assemble
 from tiny_audio.cli import main
-from tiny_audio.export.save import export_model
+from tiny_audio.export.huggingface import export_model
 
 # huggingface_hub's own way to send a large file is one that its HTTP library advises against.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")

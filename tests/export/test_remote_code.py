@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 from tests.support.remote_code import INSTALLED, fresh_python, offline, only, run
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export.save import export_model
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.projectors import PROJECTORS
 
 LOAD = """
@@ -112,7 +112,7 @@ from pathlib import Path
 import speechplug.parts.meaning  # before tiny_audio.recipe
 import tiny_audio.recipe
 from tests.support.models import assemble, outputs
-from tiny_audio.export.save import export_model
+from tiny_audio.export.huggingface import export_model
 model, tokenizer = assemble(projector="meaning")
 export_model(model, tokenizer, Path(sys.argv[1]))
 print(json.dumps(outputs(model, tokenizer)))

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.models import assemble
 from tiny_audio.config import UserError
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
-from tiny_audio.export.save import export_model
 
 
 def test_replaces_an_older_export(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from transformers.utils import logging as transformers_logging
 from tests.support.models import JOINT, assemble, losses, outputs
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
-from tiny_audio.export.save import export_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.projectors import PROJECTORS
 

@@ -26,8 +26,8 @@ from tests.support.remote_code import INSTALLED, fresh_python, offline, only, ru
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.load import load_audio, waveform_of
 from tiny_audio.config import UserError
+from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
-from tiny_audio.export.save import export_model
 from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.model import TinyAudioModel

@@ -91,14 +91,15 @@ PageKind = Annotated[
 
 # export and push
 ExportFolder = Annotated[Path, Argument(metavar="DIR", help="Where to write. An earlier export there is replaced.")]
+ExportFormat = Annotated[str, Option("--format", help="A registered format. Options follow as NAME:key=value,...")]
 MergeLora = Annotated[
     bool, Option("--merge-lora", help="Fold LoRA adapters into the weights. Loading then needs no peft.")
 ]
 Weights = Annotated[
-    str,
+    str | None,
     Option(
         help="all: the folder needs nothing else. trained: only the trained weights, and references to the base "
-        "models, which are downloaded on loading."
+        "models, which are downloaded on loading. Default: all."
     ),
 ]
 Repo = Annotated[str, Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")]

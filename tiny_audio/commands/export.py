@@ -6,37 +6,41 @@ import json
 from pathlib import Path
 
 from tiny_audio.config import UserError
+from tiny_audio.export import EXPORTS, check_replaceable
 from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.export.merge import merge_adapters
-from tiny_audio.export.save import Weights, check_replaceable, export_model
+from tiny_audio.runtime.spec import parse_part, split_spec
 
 _CARD = "README.md"
 
 
-def export(run: Path, folder: Path, *, merge_lora: bool, weights: str) -> None:
+def export(run: Path, folder: Path, output_format: str, *, merge_lora: bool, weights: str | None) -> None:
     """Write the model of a run, or of an exported folder, to another folder, and print its size.
 
     Args:
         run: folder of a run or of an exported model.
         folder: where to write; an earlier export there is replaced.
+        output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge adapters into the base weights.
-        weights: see :func:`tiny_audio.export.save.export_model`.
+        weights: the option ``weights`` of the format; None is its default.
 
     Raises:
-        UserError: there is no model, it is damaged, or the folder must not be replaced.
+        UserError: the format or an option is unknown, there is no model, it is damaged, or the folder must not be
+            replaced.
     """
-    if weights not in ("all", "trained"):
-        raise UserError(f"--weights {weights}: choose all or trained")
-    kind: Weights = "all" if weights == "all" else "trained"
+    name, options = split_spec(output_format)
+    if weights is not None:
+        options["weights"] = weights
+    config = parse_part(EXPORTS, {"name": name} | options, f"--format {name}")
     source = model_folder(run)
     if folder.exists() and folder.resolve() == source.resolve():
         raise UserError(f"{folder} is the folder of the model itself; give another folder")
-    check_replaceable(folder)
+    check_replaceable(folder, type(config))
     model, tokenizer = load_model(source, types_as_saved=True)
     merged = merge_adapters(model) if merge_lora else 0
-    export_model(model, tokenizer, folder, weights=kind, card=_card(run, source))
-    sizes = [path.stat().st_size for path in folder.iterdir()]
+    EXPORTS.build(config)(model, tokenizer, folder, _card(run, source))
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     adapters = f"; adapters of {merged} layers merged" if merge_lora else ""
     print(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB{adapters}")
 

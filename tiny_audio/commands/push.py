@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from tiny_audio.config import UserError
-from tiny_audio.export.load import check_exported, model_folder
-from tiny_audio.export.save import FILES
-from tiny_audio.model.base_weights import KINDS
+from tiny_audio.export import EXPORTS, ExportConfig
+from tiny_audio.export.load import model_folder
 
 
 def push_folder(folder: Path, repo: str, *, private: bool) -> str:
@@ -32,8 +29,8 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx, validate_repo_id
 
-    source = model_folder(folder)
-    _check_whole(source)
+    source, export = _format_of(folder)
+    export.check_pushable(source)
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -51,7 +48,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=source,
-            allow_patterns=list(FILES),
+            allow_patterns=list(export.files),
             commit_message="A model that tiny-audio exported",
         )
     except OfflineModeIsEnabled as error:
@@ -69,27 +66,12 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
     return commit.commit_url
 
 
-def _check_whole(folder: Path) -> None:
-    """Reject an export that could not be loaded from the hub."""
-    config = check_exported(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: the weights (*.safetensors) are missing; copy or export it again")
-    for path in files:
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: the weights cannot be read: {_first_line(error)}; export it again") from error
-    if not (folder / "modeling_tiny_audio.py").is_file():
-        raise UserError(f"{folder}: the code that runs the model is missing; export it again")
-    references = config.get("base_weights") or {}
-    for kind in KINDS:
-        if kind in references and Path(config[kind]["pretrained"]).is_dir():
-            raise UserError(
-                f"{folder}: the {kind}'s weights are in the local folder {config[kind]['pretrained']}, which nobody "
-                "else can read; export it with --weights all"
-            )
+def _format_of(folder: Path) -> tuple[Path, type[ExportConfig]]:
+    """Find the exported folder, which may be in a run's, and its format."""
+    for entry in EXPORTS.entries():
+        if entry.config.is_export(folder):
+            return folder, entry.config
+    return model_folder(folder), EXPORTS.entry("huggingface").config
 
 
 def _rejection(repo: str, error: Exception) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import evaluation_clips
-from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.files import cache_dir
+from tiny_audio.runtime.spec import folder_name, parse_part, split_spec
 from tiny_audio.runtime.yaml_file import read_yaml
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 

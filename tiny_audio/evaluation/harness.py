@@ -22,11 +22,11 @@ from tiny_audio.analysis.tables import scores_table, verdicts, warning_lines
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
-from tiny_audio.evaluation._spec import folder_name
 from tiny_audio.evaluation.data import DataSet
 from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, to_lines, with_outcome, write_rows
 from tiny_audio.evaluation.targets import Target
 from tiny_audio.runtime.files import write_atomically
+from tiny_audio.runtime.spec import folder_name
 
 _SHOWN_FAILURES = 3
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
@@ -245,13 +245,18 @@ class _Work:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             before = None
-        if before != identity:
-            old = before if isinstance(before, dict) else {}
-            changed = [what for what in ("target", "data") if old.get(what) != identity[what]]
+        old = before if isinstance(before, dict) else {}
+        changed = [what for what in ("target", "data") if _given(old.get(what)) != _given(identity[what])]
+        if changed:
             raise UserError(
                 f"{self.folder} holds results of another {' and other '.join(changed)}; give another --output-dir, or "
                 "remove that folder"
             )
+
+
+def _given(value: Any) -> Any:
+    """An option that is None is the same as one that an older version did not have."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 def _read(path: Path) -> Iterator[Hypothesis]:

@@ -11,19 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from tiny_audio.config import UserError
-from tiny_audio.evaluation._spec import folder_name, parse_part, split_spec
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
-from tiny_audio.export.load import model_folder
-from tiny_audio.export.save import FILES
+from tiny_audio.export.load import NEEDED_FILES, model_folder
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.spec import folder_name, parse_part, split_spec
 
 _PROVIDER = "provider:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_NEEDED = [pattern for pattern in FILES if pattern not in ("*.py", "README.md")]
-"""Files of an exported model on the hub. Its code is not downloaded, since this package runs the model."""
 
 
 def resolve_targets(texts: Sequence[str]) -> list[Target]:
@@ -94,7 +91,7 @@ def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
         path = Path(hf_hub_download(name, "config.json", revision=revision))
         kind = _model_type(path)
         if kind == TinyAudioConfig.model_type:
-            place = Path(snapshot_download(name, revision=revision, allow_patterns=_NEEDED))
+            place = Path(snapshot_download(name, revision=revision, allow_patterns=list(NEEDED_FILES)))
         else:
             place = Path(name)
     except (OSError, ValueError, httpx2.HTTPError) as error:

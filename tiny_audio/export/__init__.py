@@ -1,1 +1,68 @@
-"""A model -> a Hugging Face folder that loads without this package, with a card; and such a folder -> a model."""
+"""The ExportConfig contract: a model -> a folder in some format. Each format is one file here, or a plugin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tiny_audio.config import Config, UserError
+from tiny_audio.registry import Registry
+
+
+class ExportConfig(Config, ABC):
+    """Base of every format's options, which all have defaults."""
+
+    name: str
+    files: ClassVar[tuple[str, ...]]
+    """Patterns of the names of all files and folders of an export. An export replaces, and ``push`` uploads, only
+    these."""
+
+    @classmethod
+    @abstractmethod
+    def is_export(cls, folder: Path) -> bool:
+        """Whether an existing folder holds an export in this format, maybe a damaged one."""
+
+    @classmethod
+    @abstractmethod
+    def check_pushable(cls, folder: Path) -> None:
+        """Check that others can load this export from the hub.
+
+        Raises:
+            UserError: it is damaged, or this format is not for the hub.
+        """
+
+
+Exporter = Callable[[Any, Any, Path, str | None], None]
+"""Writes a TinyAudioModel and its tokenizer to a folder, with the text of a model card or None. The folder passed
+:func:`check_replaceable`. An interrupted export leaves the earlier one there."""
+
+EXPORTS: Registry[ExportConfig, Exporter] = Registry(
+    "export format", ExportConfig, package=__name__, entry_points="tiny_audio.exports"
+)
+"""Registered formats; builders take ``(config)``."""
+
+
+def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
+    """Check that an export to this folder overwrites nothing but an export in the same format.
+
+    Raises:
+        UserError: ``folder`` is a file, or holds something that is not part of an exported model.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder.is_dir() and export.is_export(folder)):
+        raise UserError(
+            f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove it"
+        )
+    known = (*export.files, "__pycache__")  # written when the export is used
+    foreign = sorted(
+        entry.name for entry in folder.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in known)
+    )
+    if foreign:
+        raise UserError(
+            f"{folder} holds an exported model and {foreign[0]!r}, which an export would delete; move it, or give "
+            "another folder"
+        )

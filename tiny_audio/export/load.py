@@ -25,6 +25,8 @@ for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
     auto.register(TinyAudioConfig, TinyAudioModel, exist_ok=True)
 AutoProcessor.register(TinyAudioConfig, TinyAudioProcessor, exist_ok=True)
 
+NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""Patterns of the files of an export that loading it with this package's code needs."""
 _TOKENIZER_FILE = "tokenizer_config.json"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

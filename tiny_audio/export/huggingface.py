@@ -6,17 +6,19 @@ import copy
 import functools
 import json
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from tiny_audio import __version__
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
+from tiny_audio.export import EXPORTS, ExportConfig, Exporter, check_replaceable
 from tiny_audio.export._bundle import CONFIG, MODEL, PIPELINE, PROCESSOR, bundle, flat_name
+from tiny_audio.export.load import NEEDED_FILES, check_exported
 from tiny_audio.model import base_weights
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
@@ -24,10 +26,57 @@ from tiny_audio.projectors import PROJECTORS
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.runtime.quiet import quiet_transformers
 
-FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md")
-"""The files of an export."""
-
 Weights = Literal["all", "trained"]
+
+
+class HuggingFaceConfig(ExportConfig):
+    """A Hugging Face folder. ``pipeline`` and the auto classes load it without this package."""
+
+    name: Literal["huggingface"] = "huggingface"
+    weights: Weights = "all"
+    """``all``: the folder needs nothing else. ``trained``: only the trained weights, and references to the base
+    models, which are downloaded on loading."""
+    files: ClassVar[tuple[str, ...]] = (*NEEDED_FILES, "*.py", "README.md")
+
+    @classmethod
+    def is_export(cls, folder: Path) -> bool:
+        """See :meth:`ExportConfig.is_export`."""
+        try:
+            check_exported(folder)
+        except (OSError, UserError):
+            return False
+        return True
+
+    @classmethod
+    def check_pushable(cls, folder: Path) -> None:
+        """See :meth:`ExportConfig.check_pushable`."""
+        config = check_exported(folder)
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{folder}: the weights (*.safetensors) are missing; copy or export it again")
+        for path in files:
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                reason = next(iter(str(error).strip().splitlines()), "")
+                raise UserError(f"{path}: the weights cannot be read: {reason}; export it again") from error
+        if not (folder / f"{flat_name(MODEL)}.py").is_file():
+            raise UserError(f"{folder}: the code that runs the model is missing; export it again")
+        for kind in config.get("base_weights") or {}:
+            if Path(config[kind]["pretrained"]).is_dir():
+                raise UserError(
+                    f"{folder}: the {kind}'s weights are in the local folder {config[kind]['pretrained']}, which "
+                    "nobody else can read; export it with --weights all"
+                )
+
+
+@EXPORTS.register
+def build_huggingface(config: HuggingFaceConfig) -> Exporter:
+    """See :func:`export_model`."""
+    return lambda model, tokenizer, folder, card: export_model(
+        model, tokenizer, folder, weights=config.weights, card=card
+    )
 
 
 def export_model(
@@ -51,7 +100,7 @@ def export_model(
         UserError: ``folder`` holds something that is not an exported model, a part cannot be bundled, or a base
             checkpoint cannot be read.
     """
-    check_replaceable(folder)
+    check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
     folder = folder.resolve()  # a link may lead to another disk, and the temporary folder must be on the same one
     aside = folder.with_name(f".{folder.name}.writing")
@@ -74,37 +123,6 @@ def export_model(
         commit_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that an export to this folder overwrites nothing but an export.
-
-    Raises:
-        UserError: ``folder`` is a file, or holds something that is not part of an exported model.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        ours = (
-            json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-            == TinyAudioConfig.model_type
-        )
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove it"
-        )
-    foreign = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if not any(fnmatch(entry.name, pattern) for pattern in (*FILES, "__pycache__"))  # written when it is used
-    )
-    if foreign:
-        raise UserError(
-            f"{folder} holds an exported model and {foreign[0]!r}, which an export would delete; move it, or give "
-            "another folder"
-        )
 
 
 def _parts(config: TinyAudioConfig) -> list[Any]:
