@@ -18,7 +18,7 @@ from tests.conftest import write_clips
 from tests.support.golden import check_golden
 from tests.support.provider_server import Fault, vendors
 from tiny_audio.config import TinyAudioError, problems
-from tiny_audio.data.evaluation_clips import evaluation_clips
+from tiny_audio.data.evaluation_clips import check_group_by, evaluation_clips
 from tiny_audio.evaluation.data import read_data
 from tiny_audio.evaluation.resolve import resolve_target, resolve_targets
 from tiny_audio.providers import PROVIDERS, encode
@@ -51,7 +51,7 @@ def data(folder: Path) -> Iterator[Callable[[], object]]:
         yield lambda text=text: read_data([text], None)  # type: ignore[misc]
     yield lambda: read_data([manifest, manifest], None)
     source = SOURCES.build(SOURCES.parse({"name": "manifest", "path": manifest}), SourceContext(folder))
-    yield lambda: evaluation_clips("dev", source, place="data.evaluation.dev", group_by="accent")
+    yield lambda: check_group_by(evaluation_clips("dev", source).clips, "accent")
 
 
 def configs() -> Iterator[Callable[[], object]]:

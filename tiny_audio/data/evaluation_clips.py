@@ -19,14 +19,7 @@ def longest_duration_s(encoder: EncoderConfig) -> float:
     return encoder.max_duration_s() or UNBOUNDED_DURATION_S
 
 
-def evaluation_clips(
-    name: str,
-    source: Source,
-    *,
-    place: str,
-    encoder: EncoderConfig | None = None,
-    group_by: str | None = None,
-) -> ClipSet:
+def evaluation_clips(name: str, source: Source, encoder: EncoderConfig | None = None) -> ClipSet:
     """Index one evaluation set.
 
     The rule: **every clip is scored, except clips that are too long for the model.** There is no lower bound.
@@ -38,21 +31,10 @@ def evaluation_clips(
     Args:
         name: name of the set. The ids of its clips start with it.
         source: yields the utterances.
-        place: name of the set in error messages, such as ``data.evaluation.dev``.
         encoder: the encoder of the evaluated model. None sets no upper bound.
-        group_by: see :func:`check_group_by`.
 
-    Raises:
-        UserError: the source cannot be read, no clip is usable, or no clip has the column ``group_by``.
-    """
-    found = unchecked_evaluation_clips(name, source, encoder)
-    found.check_any(place)
-    check_group_by(found.clips, group_by)
-    return found
-
-
-def unchecked_evaluation_clips(name: str, source: Source, encoder: EncoderConfig | None) -> ClipSet:
-    """Index one evaluation set like :func:`evaluation_clips`, but allow that there is no usable clip.
+    Returns:
+        the set, which may have no usable clip; see :meth:`ClipSet.check_any` and :func:`check_group_by`.
 
     Raises:
         UserError: the source cannot be read.

@@ -119,7 +119,8 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None, cache: Path) -> DataSet:
     source = SOURCES.build(parse_part(SOURCES, fields, f"--data {text}"), SourceContext(cache))
-    gathered = evaluation_clips(name, source, place=f"--data {text}")
+    gathered = evaluation_clips(name, source)
+    gathered.check_any(f"--data {text}")
     clips = [clip for clip in gathered.clips if clip.utterance.text.strip().lower() not in _UNSCORED]
     if max_samples is not None and max_samples < len(clips):
         kept = set(sorted((clip.id for clip in clips), key=_lot)[:max_samples])

@@ -30,18 +30,17 @@ from tiny_audio.commands.bench.analysis import AGAIN, DEGRADED, Control, Outcome
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.units import CachedMaterial, Material, WaveformMaterial, decode, train
 from tiny_audio.commands.bench.variants import Variant, Variants
+from tiny_audio.commands.run.context import RunClips
+from tiny_audio.commands.run.train import training_inputs
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import check_dropped
-from tiny_audio.data.evaluation_clips import evaluation_clips, longest_duration_s
+from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.evaluation.hypotheses import Hypothesis, read_rows, write_rows
-from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.device import device_name, device_of
 from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
-from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.loop import Budget, Diverged
@@ -121,7 +120,7 @@ class TrainedBenchmark:
             raise UserError(
                 f"{plan.recipe_path}: data.evaluation is empty, so there is nothing to compare on; add a set"
             )
-        self._context = SourceContext(cache_dir())
+        self._clips = RunClips(self.recipe, {})
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with changes, the budget's steps, and without evaluation during training."""
@@ -187,25 +186,13 @@ class TrainedBenchmark:
 
     @cached_property
     def _train_clips(self) -> ClipSet:
-        data = self.recipe.data
-        sources = {name: SOURCES.build(config, self._context) for name, config in data.train.items()}
-        clips = ClipSet.gather(sources, data.min_duration_s, data.max_duration_s, data.target_text)
-        check_dropped(clips.dropped, clips.num_inside, data.max_dropped_share)
+        clips = self._clips.training()
+        check_dropped(clips.dropped, clips.num_inside, self.recipe.data.max_dropped_share)
         return clips
 
     @cached_property
     def _evaluation_clips(self) -> dict[str, ClipSet]:
-        recipe = self.recipe
-        return {
-            name: evaluation_clips(
-                name,
-                SOURCES.build(config, self._context),
-                place=f"data.evaluation.{name}",
-                encoder=recipe.encoder,
-                group_by=recipe.evaluation.group_by,
-            )
-            for name, config in recipe.data.evaluation.items()
-        }
+        return {name: self._clips.evaluation(name) for name in self.recipe.data.evaluation}
 
     @cached_property
     def _start(self) -> StartingPoint | None:
@@ -215,15 +202,13 @@ class TrainedBenchmark:
     @cached_property
     def _inputs(self) -> dict[str, Any]:
         """Everything that affects a unit, except its recipe."""
+        inputs = asdict(training_inputs(self.recipe, self._train_clips, self._start))
         return {
-            "train": self._train_clips.fingerprint,
-            "augmentation": sounds_fingerprint(self.recipe.augmentation),
+            "train": inputs.pop("data"),
+            **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
             # Folders of older versions bound these clips as the training clips.
             "max_duration_s": dict.fromkeys(self._evaluation_clips, longest_duration_s(self.recipe.encoder)),
-            "init_from": self._start.fingerprint() if self._start else None,
-            "encoder": checkpoint_fingerprint(self.recipe.encoder),
-            "decoder": checkpoint_fingerprint(self.recipe.decoder),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
         }

@@ -11,7 +11,7 @@ from typing import Protocol
 from tiny_audio.analysis.warnings import Overlap
 from tiny_audio.commands.run.state import RunState
 from tiny_audio.data.clips import ClipSet
-from tiny_audio.data.evaluation_clips import check_group_by, unchecked_evaluation_clips
+from tiny_audio.data.evaluation_clips import check_group_by, evaluation_clips
 from tiny_audio.data.overlap import find_overlaps
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
@@ -113,7 +113,7 @@ class RunClips:
         """
         if name not in self._evaluation:
             source = SOURCES.build(self._recipe.data.evaluation[name], self._context)
-            self._evaluation[name] = unchecked_evaluation_clips(name, source, self._recipe.encoder)
+            self._evaluation[name] = evaluation_clips(name, source, self._recipe.encoder)
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:

@@ -72,9 +72,11 @@ class TrainStage:
         start = world.collective(
             lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         )
-        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, _inputs(recipe, clips, start)))
+        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, training_inputs(recipe, clips, start)))
         recipe = _pinned(recipe, inputs)
-        world.collective(lambda: None if world.is_main else _check_same(inputs, _inputs(recipe, clips, start), world))
+        world.collective(
+            lambda: None if world.is_main else _check_same(inputs, training_inputs(recipe, clips, start), world)
+        )
         run.callback.note(f"{len(clips.clips)} training clips, {clips.duration_s / 3600:.2f} hours")
         world.broadcast_from_main(self._note_overlaps)
         vocabulary = world.broadcast_from_main(lambda: self._vocabulary(recipe, clips, start))
@@ -169,7 +171,8 @@ class TrainStage:
         return evaluate
 
 
-def _inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
+def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
+    """Everything that training starts from, besides the recipe."""
     return TrainingInputs(
         clips.fingerprint,
         sounds_fingerprint(recipe.augmentation),
