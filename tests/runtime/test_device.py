@@ -114,10 +114,10 @@ def test_recordings_and_evaluations_go_on_in_smaller_batches(tmp_path: Path, mon
     )
     clips = ClipSet.gather({"set": source}, 0.1, 9.0).clips
     waves = [0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
-    rows = list(transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0))
+    rows, _ = transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0)
     heard = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe(waves)
     sizes = small_memory(model, monkeypatch)
-    assert list(transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0)) == rows
+    assert transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0) == (rows, [])
     told: dict[int, str] = {}
     events = Transcriber(model, tokenizer, filter_hallucinations=False).stream(
         ([wave] for wave in waves), on_text=lambda number, _, text: told.update({number: text})

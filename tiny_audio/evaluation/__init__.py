@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
@@ -34,17 +34,22 @@ def transcribe_clips(
     *,
     max_duration_s: float,
     max_padded_s: float,
-) -> Iterator[Hypothesis | Dropped]:
+) -> tuple[list[Hypothesis], list[Dropped]]:
     """Decode clips in batches of similar length, longest first.
 
-    Yields a :class:`Dropped` for a clip that cannot be read, never an empty hypothesis. The hallucination filters are
-    off. A clip that is longer than the model takes at once is split at pauses.
+    The hallucination filters are off. A clip that is longer than the model takes at once is split at pauses.
+
+    Returns:
+        the hypotheses, in the order of the clips, and the clips that cannot be read. Those never get an empty
+        hypothesis.
     """
     transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, filter_hallucinations=False)
+    by_id, dropped = {}, []
     for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
-        yield from (Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread)
+        dropped += [Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread]
         for clip, found in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):
-            yield hypothesis(clip, Transcript(found.text, found.ctc_text, found.truncated))
+            by_id[clip.id] = hypothesis(clip, Transcript(found.text, found.ctc_text, found.truncated))
+    return [by_id[clip.id] for clip in clips if clip.id in by_id], dropped
 
 
 def evaluate_clips(
@@ -67,14 +72,9 @@ def evaluate_clips(
         UserError: nothing could be scored, or no clip has the column ``group_by``.
     """
     check_group_by(clips, group_by)
-    results = transcribe_clips(model, tokenizer, clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s)
-    dropped, by_id = [], {}
-    for result in results:
-        if isinstance(result, Dropped):
-            dropped.append(result)
-        else:
-            by_id[result["id"]] = result
-    hypotheses = [by_id[clip.id] for clip in clips if clip.id in by_id]
+    hypotheses, dropped = transcribe_clips(
+        model, tokenizer, clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s
+    )
     groups = None if group_by is None else [row["metadata"].get(group_by) for row in hypotheses]
     scores = score_set(
         [row["text"] for row in hypotheses],

@@ -24,16 +24,21 @@ class LoadedBatch:
     unread: list[tuple[Clip, AudioError]] = field(default_factory=list)
 
 
-def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s: float) -> Iterator[LoadedBatch]:
-    """Load clips in batches of at most ``max_padded_s`` seconds, padding included.
+def batched(clips: Sequence[Clip], max_padded_s: float) -> Iterator[list[Clip]]:
+    """Batches of at most ``max_padded_s`` seconds, padding included; a longer clip is a batch of its own.
 
-    The longest clips come first, so that a batch that does not fit into memory fails at once. A clip longer than
-    ``max_duration_s`` is not loaded.
+    The longest clips come first, so that a batch that does not fit into memory fails at once.
     """
     waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
     while waiting:
         size = max(1, int(max_padded_s / max(_SHORTEST_S, waiting[0].utterance.duration_s)))
-        batch, waiting = waiting[:size], waiting[size:]
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s: float) -> Iterator[LoadedBatch]:
+    """Load clips in the batches of :func:`batched`. A clip longer than ``max_duration_s`` is not loaded."""
+    for batch in batched(clips, max_padded_s):
         loaded = LoadedBatch()
         for clip in batch:
             try:

@@ -18,6 +18,7 @@ from tiny_audio.data.dropped import check_dropped
 from tiny_audio.data.order import plan_epoch
 from tiny_audio.data.target_encoder import TargetEncoder, TargetError
 from tiny_audio.evaluation import transcribe_clips
+from tiny_audio.evaluation.batches import batched
 from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis
 from tiny_audio.frames import Frames
 from tiny_audio.model.model import TinyAudioModel
@@ -101,16 +102,13 @@ class CachedMaterial:
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """Decode in batches of similar length."""
         features = self.evaluation[name]
-        durations = [clip.utterance.duration_s for clip in features.clips]
-        waiting = sorted(range(len(durations)), key=lambda index: -durations[index])
-        rows: dict[int, Hypothesis] = {}
-        while waiting:
-            size = max(1, int(recipe.execution.evaluate_max_padded_s / max(0.1, durations[waiting[0]])))
-            batch, waiting = waiting[:size], waiting[size:]
-            transcripts = model.transcribe_frames(features.frames(batch, model.device), tokenizer)
-            for index, transcript in zip(batch, transcripts, strict=True):
-                rows[index] = hypothesis(features.clips[index], transcript)
-        return [rows[index] for index in sorted(rows)]
+        indices = {clip.id: index for index, clip in enumerate(features.clips)}
+        rows: dict[str, Hypothesis] = {}
+        for batch in batched(features.clips, recipe.execution.evaluate_max_padded_s):
+            frames = features.frames([indices[clip.id] for clip in batch], model.device)
+            transcripts = model.transcribe_frames(frames, tokenizer)
+            rows |= {clip.id: hypothesis(clip, found) for clip, found in zip(batch, transcripts, strict=True)}
+        return [rows[clip.id] for clip in features.clips]
 
 
 @dataclass(frozen=True)
@@ -143,19 +141,10 @@ class WaveformMaterial:
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """Decode as an evaluation does. Unreadable clips are left out."""
-        evaluated = self.evaluation[name]
-        clips = evaluated.clips
-        rows = {}
-        for row in transcribe_clips(
-            model,
-            tokenizer,
-            clips,
-            max_duration_s=evaluated.max_duration_s,
-            max_padded_s=recipe.execution.evaluate_max_padded_s,
-        ):
-            if not isinstance(row, Dropped):
-                rows[row["id"]] = row
-        return [rows[clip.id] for clip in clips if clip.id in rows]
+        evaluated, max_padded_s = self.evaluation[name], recipe.execution.evaluate_max_padded_s
+        return transcribe_clips(
+            model, tokenizer, evaluated.clips, max_duration_s=evaluated.max_duration_s, max_padded_s=max_padded_s
+        )[0]
 
 
 @dataclass(frozen=True)
