@@ -209,7 +209,7 @@ def export(
     merge_lora: arg.MergeLora = False,
     weights: arg.Weights = None,
 ) -> None:
-    """Write a model in another form, such as a Hugging Face folder, which loads without this package.
+    """Write a model as a Hugging Face folder or in another format. A Hugging Face folder loads without this package.
 
     Example: tiny-audio export runs/mine my-model --merge-lora
     """

@@ -10,7 +10,9 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-NORMALIZERS = "none, lower, basic, whisper_english or open_asr_leaderboard"
+from tiny_audio.analysis.normalizer_names import NORMALIZER_NAMES
+
+NORMALIZERS = f"{', '.join(NORMALIZER_NAMES[:-1])} or {NORMALIZER_NAMES[-1]}"
 
 
 def say_which(recipe: Path | None) -> Path | None:

@@ -20,17 +20,17 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from tiny_audio.analysis.normalizer_names import NormalizerName
 from tiny_audio.analysis.scoring._alignment import (
     Alignment,
-    Confusions,
     align,
     check_cost,
     check_lengths,
     confusions,
     loops,
 )
-from tiny_audio.analysis.scoring._costs import Cost, scorer
-from tiny_audio.analysis.scoring._normalizers import Normalizer, NormalizerName, glues_words, normalizer
+from tiny_audio.analysis.scoring._costs import Cost
+from tiny_audio.analysis.scoring._normalizers import Normalizer, glues_words, normalizer
 from tiny_audio.analysis.scoring.metrics import Transcripts, measure
 from tiny_audio.analysis.significance import (
     Groups,
@@ -45,7 +45,6 @@ from tiny_audio.config import Config, UserError
 
 __all__ = [
     "Alignment",
-    "Confusions",
     "Cost",
     "Normalizer",
     "NormalizerName",
@@ -62,7 +61,6 @@ __all__ = [
     "score",
     "score_set",
     "score_transcripts",
-    "scorer",
 ]
 
 MIN_BOOTSTRAP = 100

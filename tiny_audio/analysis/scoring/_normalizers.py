@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Literal, get_args
 
+from tiny_audio.analysis.normalizer_names import NORMALIZER_NAMES, NormalizerName
 from tiny_audio.config import UserError
-
-NormalizerName = Literal["none", "lower", "basic", "whisper_english", "open_asr_leaderboard"]
 
 _BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+\)")
 
@@ -61,8 +59,8 @@ def normalizer(name: NormalizerName) -> Normalizer:
         return Normalizer(name, "1", str)
     if name == "lower":
         return Normalizer(name, "1", str.lower)
-    if name not in get_args(NormalizerName):
-        allowed = ", ".join(get_args(NormalizerName))
+    if name not in NORMALIZER_NAMES:
+        allowed = ", ".join(NORMALIZER_NAMES)
         raise UserError(f"unknown normalizer {name!r}; allowed: {allowed}; choose one of these")
     version = f"whisper-normalizer {importlib.metadata.version('whisper-normalizer')}"
     if name == "basic":
