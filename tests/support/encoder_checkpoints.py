@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,12 @@ import transformers
 from torch import Tensor
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
+from tiny_audio.encoders._waveform import WaveformConfig
 
 SAMPLE_RATE = 16_000
-WAVEFORM_FAMILIES = ("hubert", "wav2vec2", "wavlm")
+WAVEFORM_FAMILIES = tuple(entry.name for entry in ENCODERS.entries() if issubclass(entry.config, WaveformConfig))
 FAMILIES = (*WAVEFORM_FAMILIES, "w2v-bert", "parakeet", "whisper")
 
-_CLASSES = {
-    "hubert": ("HubertConfig", "HubertForCTC", "hubert"),
-    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2ForCTC", "wav2vec2"),
-    "wavlm": ("WavLMConfig", "WavLMForCTC", "wavlm"),
-    "w2v-bert": ("Wav2Vec2BertConfig", "Wav2Vec2BertForCTC", "wav2vec2_bert"),
-}
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 
 
@@ -44,10 +40,9 @@ def original(name: str, head: str | None = None, **fields: Any) -> Any:
         config = getattr(transformers, kind.replace("For", "") + "Config")(encoder_config=overrides, **tokens, **more)
         model = getattr(transformers, kind)(config)
     else:
-        config_class, model_class, _ = _CLASSES[name]
-        model = getattr(transformers, head or model_class)(
-            getattr(transformers, config_class)(**{"vocab_size": 12} | overrides)
-        )
+        config_class = _config_class(name)
+        model_class = getattr(transformers, head) if head else transformers.MODEL_FOR_CTC_MAPPING[config_class]
+        model = model_class(config_class(**{"vocab_size": 12} | overrides))
     numbers = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for key, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -58,11 +53,19 @@ def original(name: str, head: str | None = None, **fields: Any) -> Any:
     return model.eval()
 
 
+@cache
+def _config_class(name: str) -> Any:
+    """The class of transformers' config in our encoder."""
+    with torch.random.fork_rng(devices=[]):
+        encoder: Any = ENCODERS.build(ENCODERS.entry(name).config.tiny(), EncoderContext())
+    return type(encoder.model.config)
+
+
 def bare(name: str, model: Any) -> Any:
     """The encoder in a whole model."""
     if name == "whisper":
         return model.model.encoder
-    return model.encoder if name == "parakeet" else getattr(model, _CLASSES[name][2])
+    return model.encoder if name == "parakeet" else getattr(model, model.base_model_prefix)
 
 
 def build(name: str, folder: Path, **fields: Any) -> Encoder:

@@ -27,7 +27,7 @@ VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {
     letter: index for index, letter in enumerate(LETTERS, 5)
 }
 """Of the released English checkpoints, in their order."""
-FAMILIES = ("hubert", "wav2vec2", "wavlm", "w2v-bert")
+FAMILIES = [entry.name for entry in ENCODERS.entries() if entry.config.ctc_head == "lm_head"]
 
 
 def checkpoint(folder: Path, name: str, vocabulary: dict[str, int] = VOCABULARY) -> Any:

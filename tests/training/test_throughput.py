@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Document, changed, tiny_recipe
+from tests.support.encoder_checkpoints import WAVEFORM_FAMILIES
 from tests.support.training import (
     make_trainer,
     parse,
@@ -102,7 +103,7 @@ def test_a_front_end_below_adapters_keeps_no_activation(name: str, layer: str) -
     assert kept
 
 
-@pytest.mark.parametrize("name", ["hubert", "wav2vec2", "wavlm"])
+@pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_a_front_end_trains_where_it_is_told_to(name: str) -> None:
     encoder = build_encoder(name, train_front_end=True)
     with saved_for_backward() as kept:
