@@ -11,7 +11,7 @@ from tiny_audio.config import UserError
 from tiny_audio.model import base_weights
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.generation_file import read_generation, write_generation
-from tiny_audio.pretrained.checkpoints import quiet
+from tiny_audio.runtime.quiet import errors_only
 
 
 class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
@@ -29,7 +29,7 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         name, returns_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         allows_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         settings = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
-        with quiet():  # transformers would list the keys that are checked below
+        with errors_only():  # transformers would list the keys that are checked below
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
         missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
         info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)

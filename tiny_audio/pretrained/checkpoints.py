@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import UserError
 from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.runtime.quiet import errors_only
 
 
 def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
@@ -68,7 +67,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
             "as owner/name"
         )
     try:
-        with quiet():
+        with errors_only():  # our own checks account for every key
             return read(*args, **kwargs)
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
@@ -78,16 +77,3 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
             f"{part.name}: cannot read {part.pretrained!r}{at}: {reason}. "
             "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress transformers' load report: our own checks account for every key."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
