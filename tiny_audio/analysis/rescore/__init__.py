@@ -37,7 +37,7 @@ from tiny_audio.analysis.scoring import (
 )
 from tiny_audio.config import UserError
 
-__all__ = ["Rescored", "align_targets", "read_targets", "rescore"]
+__all__ = ["Rescored", "Target", "align_targets", "read_targets", "rescore"]
 
 _NUM_BOOTSTRAP = 2000
 
