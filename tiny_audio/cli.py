@@ -100,7 +100,7 @@ app.add_typer(bench_app, name="bench")
 
 @app.command()
 def validate(recipe: arg.RecipePath, overrides: arg.Overrides = None) -> None:
-    """Check a recipe and report all errors with their fields and allowed values. Needs no network, data or GPU."""
+    """Check a recipe and report all errors in it. Names fields and allowed values. Needs no network, data or GPU."""
     from tiny_audio.commands.validate import validate
 
     validate(recipe, overrides or [])

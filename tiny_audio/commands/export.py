@@ -30,9 +30,11 @@ def export(run: Path, folder: Path, output_format: str, *, merge_lora: bool, wei
             replaced.
     """
     name, options = split_spec(output_format)
+    given = f"--format {output_format}"
     if weights is not None:
         options["weights"] = weights
-    config = parse_part(EXPORTS, {"name": name} | options, f"--format {name}")
+        given += f" --weights {weights}"
+    config = parse_part(EXPORTS, {"name": name} | options, given)
     source = model_folder(run)
     if folder.exists() and folder.resolve() == source.resolve():
         raise UserError(f"{folder} is the folder of the model itself; give another folder")
