@@ -300,7 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.platform == "win32":  # its default encoding of files cannot represent every transcript
         sys.stdout.reconfigure(encoding="utf-8")
         sys.stderr.reconfigure(encoding="utf-8")
-    return exit_code_of(lambda: app(args=arguments, prog_name="tiny-audio", standalone_mode=False))
+    # A shell does this for `~/a`, but not for `--output-dir=~/a`, and a notebook does it for neither.
+    words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
+    return exit_code_of(lambda: app(args=list(words), prog_name="tiny-audio", standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 from pydantic.config import JsonDict
 
 NO_IDENTITY: JsonDict = {"identity": False}
@@ -26,6 +27,22 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+def expand_path(text: str) -> str:
+    """A path as the user wrote it, with ``~`` and environment variables replaced, as a shell would.
+
+    A variable that is not set stays as it is, so that a recipe can be validated on another machine. So does a path that
+    exists as written.
+    """
+    if not (text.startswith("~") or "$" in text) or os.path.lexists(text):
+        return text
+    return os.path.expanduser(os.path.expandvars(text))
+
+
+LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
+"""The type of every field with a path, or with a path or hub id. The value is the path on this machine, so it must not
+be part of an identity."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from tiny_audio.analysis.normalizer_names import NORMALIZER_NAMES
+from tiny_audio.config import expand_path
 
 NORMALIZERS = f"{', '.join(NORMALIZER_NAMES[:-1])} or {NORMALIZER_NAMES[-1]}"
 
@@ -154,3 +155,9 @@ Hypotheses = Annotated[
 Cost = Annotated[
     str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
 ]
+
+
+def expanded(word: str) -> str:
+    """A word of the command line with ``~`` and variables replaced if it is a path, or ``--option=path``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{expand_path(value)}" if value.startswith(("~", "$")) else word

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator, model_validator
 from torch import Tensor
 
-from tiny_audio.config import NO_IDENTITY, Config, UserError
+from tiny_audio.config import NO_IDENTITY, Config, LocalPath, UserError
 from tiny_audio.data.sounds import sounds_in
 from tiny_audio.encoders import FeatureTransform
 from tiny_audio.frames import SAMPLE_RATE, Frames
@@ -99,7 +99,7 @@ class SilenceConfig(WaveformAugmentation):
 class ReverberationConfig(WaveformAugmentation):
     """Reverberation: convolution with recorded or simulated impulse responses of rooms (Ko et al., ICASSP 2017)."""
 
-    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
+    folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """Folder of audio files with one impulse response each, at any depth. Channels are averaged. A run records names
     and sizes, because they affect the weights."""
     probability: float = Field(default=0.3, gt=0, le=1)
@@ -147,7 +147,7 @@ class AddedNoise(WaveformAugmentation, ABC):
 class NoiseConfig(AddedNoise):
     """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random part of a random file."""
 
-    folder: str = Field(min_length=1, json_schema_extra=NO_IDENTITY)
+    folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """Folder of audio files, at any depth. A run records names and sizes, because they affect the weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
     """How much louder than the noise the clip is, from and to; drawn for each clip."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,12 +87,12 @@ class Sounds:
 
 @cache
 def sounds_in(folder: str) -> Sounds:
-    """The sounds of a folder; ``~`` is the home folder.
+    """The sounds of a folder.
 
     Raises:
         UserError: there is no such folder, or no audio file in it.
     """
-    path = Path(os.path.expanduser(folder)).absolute()
+    path = Path(folder).absolute()
     try:
         files = files_below(path, is_audio_name)
     except OSError as error:

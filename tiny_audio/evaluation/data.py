@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, expand_path
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import evaluation_clips
 from tiny_audio.registry import did_you_mean
@@ -72,7 +72,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
 
 def _sources(text: str) -> dict[str, dict[str, Any]]:
     """Name of the set -> fields of its source."""
-    path = Path(text).expanduser()
+    path = Path(expand_path(text))
     named = text.partition(":")[0] in {*SOURCES.names(), *PRESETS} and not path.exists()
     if path.suffix in (".yaml", ".yml") and not named:
         return _from_yaml(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, expand_path
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
 from tiny_audio.export.load import NEEDED_FILES, model_folder
@@ -50,14 +50,14 @@ def resolve_target(text: str) -> Target:
         name, fields = split_spec(text.removeprefix(_PROVIDER))
         config = parse_part(PROVIDERS, {"name": name} | fields, text)
         return ProviderTarget(folder_name(text.removeprefix(_PROVIDER).replace(":", "-", 1)), config)
-    folder = Path(text).expanduser()
+    folder = Path(expand_path(text))
     if folder.is_dir():
         return _in_folder(text, folder, {})
     if folder.exists():
         raise UserError(f"{text} is a file; give the folder of a run or of a model")
     # A commit may consist of digits only, which YAML would read as a number.
     name, fields = split_spec(text, ["revision", "language"])
-    folder = Path(name).expanduser()
+    folder = Path(expand_path(name))
     if fields and folder.is_dir():
         return _in_folder(text, folder, fields)
     if text in PROVIDERS.names() or name in PROVIDERS.names():

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from tiny_audio import __version__
-from tiny_audio.config import UserError, problems
+from tiny_audio.config import UserError, expand_path, problems
 from tiny_audio.model import base_weights
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
@@ -99,7 +99,7 @@ def model_folder(folder: Path) -> Path:
     Raises:
         UserError: there is no such folder, or no model in it.
     """
-    folder = folder.expanduser()
+    folder = Path(expand_path(str(folder)))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a run or of an exported model")
     for candidate in (folder, folder / "model"):

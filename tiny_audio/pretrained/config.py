@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from tiny_audio.config import NO_IDENTITY, Config
+from tiny_audio.config import NO_IDENTITY, Config, expand_path
 from tiny_audio.pretrained.packing import VARLEN
 from tiny_audio.registry import did_you_mean
 
@@ -63,6 +63,9 @@ class TransformersPartConfig(Config):
     """Weight decay of this part; None is ``training.weight_decay``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of every dropout in the part; the checkpoint's own settings are not used."""
+
+    # Families declare the field again, with a default, and keep this.
+    _path = field_validator("pretrained")(expand_path)
 
     @model_validator(mode="after")
     def _check(self) -> TransformersPartConfig:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from tiny_audio.analysis.scoring import NormalizerName
-from tiny_audio.config import NO_IDENTITY, Config, identity_of
+from tiny_audio.config import NO_IDENTITY, Config, LocalPath, identity_of
 from tiny_audio.ctc import CtcConfig
 from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.order import BatchingConfig
@@ -55,7 +55,7 @@ class DataConfig(Config):
 class InitFrom(Config):
     """Initial weights from another run, instead of those of the parts."""
 
-    path: str = Field(json_schema_extra=NO_IDENTITY)
+    path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """A run folder or an exported model. The decoder's tokenizer and the CTC head's characters are taken as well."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
     """The parts to take. None takes all."""

@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tiny_audio.config import expand_path
+
 
 def cache_dir() -> Path:
     """The folder of generated and downloaded data: ``$TINY_AUDIO_CACHE``, else in the user's cache folder."""
     chosen = os.environ.get("TINY_AUDIO_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tiny-audio"
+        return Path(expand_path(chosen))
+    return Path(expand_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "tiny-audio"
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:

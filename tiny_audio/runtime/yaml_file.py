@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, expand_path
 from tiny_audio.runtime.shipped_recipes import find_file, nearest_recipes
 
 MAX_BYTES = 256 * 1024
@@ -94,7 +94,7 @@ def read_yaml(path: Path) -> Document:
     Raises:
         UserError: the file cannot be read, is not a YAML mapping, or extends itself.
     """
-    return _read(find_file(str(path)), [])
+    return _read(find_file(expand_path(str(path))), [])
 
 
 def _read(path: Path, children: list[Path]) -> Document:
@@ -109,7 +109,7 @@ def _read(path: Path, children: list[Path]) -> Document:
     base = document.pop("extends")
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}: extends must be the path of a recipe, not {_shown(base)}")
-    return _merge(_read(find_file(base, path.parent, but=path), [*children, real_path]), document)
+    return _merge(_read(find_file(expand_path(base), path.parent, but=path), [*children, real_path]), document)
 
 
 def _text(path: Path, prefix: str) -> str:

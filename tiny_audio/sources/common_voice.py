@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from tiny_audio.config import NO_IDENTITY, UserError
+from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
 from tiny_audio.sources._index_table import VERSION, FileAddresses
@@ -33,7 +33,7 @@ class CommonVoiceConfig(SourceConfig):
     """
 
     name: Literal["common_voice"] = "common_voice"
-    path: Annotated[str, StringConstraints(min_length=1)] = Field(json_schema_extra=NO_IDENTITY)
+    path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """The folder of one language, with `clips` and the tables, such as `cv-corpus-22.0-2025-06-20/en`. `~` is your home
     folder."""
     split: Literal["train", "dev", "test", "validated"] = "train"
@@ -131,7 +131,7 @@ class CommonVoiceSource(Source):
 @SOURCES.register
 def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Source:
     """The source of a split. It reads nothing before it is indexed."""
-    path = Path(os.path.expanduser(config.path)).absolute()
+    path = Path(config.path).absolute()
     return CommonVoiceSource(path, config.split, context.cache_dir.absolute())
 
 

@@ -13,7 +13,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from tiny_audio.audio.formats import is_audio_name
-from tiny_audio.config import NO_IDENTITY, UserError
+from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
 from tiny_audio.runtime.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
@@ -40,7 +40,7 @@ class FolderConfig(SourceConfig):
     """
 
     name: Literal["folder"] = "folder"
-    path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
+    path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """The folder; `~` is your home folder."""
     text_column: NonEmpty | None = None
     """The transcript. None uses `transcription` or `text`, whichever exists."""
@@ -133,7 +133,7 @@ class FolderSource(Source):
 @SOURCES.register
 def build_folder(config: FolderConfig, context: SourceContext) -> Source:
     """The source of a folder. It reads nothing before it is indexed."""
-    path = Path(os.path.expanduser(config.path)).absolute()
+    path = Path(config.path).absolute()
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tiny_audio.config import NO_IDENTITY
+from tiny_audio.config import NO_IDENTITY, LocalPath
 from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
 from tiny_audio.sources._manifest import Columns, ManifestSource
 from tiny_audio.sources._shared import NonEmpty
@@ -18,7 +17,7 @@ class ManifestConfig(SourceConfig):
     """Audio files listed in a JSON-lines manifest."""
 
     name: Literal["manifest"] = "manifest"
-    path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
+    path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """The manifest: one JSON object per line. `~` is your home folder."""
     audio_column: NonEmpty = "audio_filepath"
     """The audio file; a relative path is relative to the manifest's folder."""
@@ -46,4 +45,4 @@ class ManifestConfig(SourceConfig):
 def build_manifest(config: ManifestConfig, context: SourceContext) -> Source:
     """The source of a manifest. It reads nothing before it is indexed."""
     columns = Columns(config.audio_column, config.duration_column, config.text_column)
-    return ManifestSource(Path(os.path.expanduser(config.path)).absolute(), columns)
+    return ManifestSource(Path(config.path).absolute(), columns)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, PositiveFloat
 
-from tiny_audio.config import NO_IDENTITY, UserError
+from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig
 from tiny_audio.sources._disk_cache import DiskCache
 from tiny_audio.sources._index_table import VERSION, CellAddresses, read_index, write_index
 from tiny_audio.sources._parquet import BrokenShardError, index_shard, one_line, read_audio
 from tiny_audio.sources._row_groups import read_cell
-from tiny_audio.sources._shared import NonEmpty, cache_key, check_any_usable
+from tiny_audio.sources._shared import cache_key, check_any_usable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,7 @@ class ParquetConfig(ColumnsConfig):
     """Local parquet files that hold the audio itself, as Hugging Face's datasets do."""
 
     name: Literal["parquet"] = "parquet"
-    path: NonEmpty = Field(json_schema_extra=NO_IDENTITY)
+    path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
@@ -128,7 +128,7 @@ class ParquetSource(Source):
 def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
     """The source of local parquet files. It reads nothing before it is indexed."""
     return ParquetSource(
-        Path(os.path.expanduser(config.path)).absolute(),
+        Path(config.path).absolute(),
         Columns.of(config),
         round(config.cache_gb * 1e9),
         context.cache_dir.absolute(),

@@ -32,7 +32,7 @@ class StartingPoint:
     """
 
     def __init__(self, config: InitFrom) -> None:
-        path = Path(config.path).expanduser()
+        path = Path(config.path)
         self.folder = path / "model" if (path / "model").is_dir() else path
         self.wanted = config.parts
         self._files = sorted(self.folder.glob("*.safetensors"))
