@@ -71,8 +71,8 @@ def test_other_clips_or_references(variant: MakeVariant) -> None:
     comparison = compare_folders([one, other], common=True)
     entry = only(comparison)
     assert (entry["num_utterances"], entry["left_out"]) == (COUNT - 7, 7)
-    assert "7 utterances that are not in all runs left out" in comparison_table(comparison)
-    assert "7 utterances that are not in all runs are left out" in Page(render_comparison(comparison, no_audio)).words
+    assert "7 utterances left out because they are not in all runs" in comparison_table(comparison)
+    assert "7 utterances are not in all runs and are left out" in Page(render_comparison(comparison, no_audio)).words
 
     def others(row: Row) -> None:
         row["text"] = "something else"

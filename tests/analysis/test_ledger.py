@@ -31,7 +31,7 @@ def test_every_figure_says_how_it_is_known() -> None:
         "peak memory": ("26.00 GiB", "of the GPU, by PyTorch's allocator"),
         "time": (
             "10.0 h",
-            "10.0% of it evaluation, checkpoints and export; start, lost steps and this report are not counted",
+            "10.0% for evaluation, checkpoints and export; start, lost steps and this report are not counted",
         ),
         "cost": ("$4.40", "$0.44 an hour (rough, from the table)"),
         "energy": ("2.5 kWh", "measured by NVML, GPU only"),
@@ -48,7 +48,7 @@ def test_every_figure_says_how_it_is_known() -> None:
         (
             {"occupied_hours": 0.05, "step_hours": 0.05},
             "time",
-            ("3.0 min", "0.0% of it evaluation, checkpoints and export"),
+            ("3.0 min", "0.0% for evaluation, checkpoints and export"),
         ),
         ({"cost_usd": None}, "cost", ("not known", "set execution.price_per_hour")),
         (

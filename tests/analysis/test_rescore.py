@@ -263,7 +263,7 @@ def test_the_table_says_what_counts(write: Write) -> None:
     assert "119 utterances; " in text
     assert "1 clips left out" in text
     assert "cost sclite (tiny-audio" in text
-    assert "failed: share of all clips of the target" in text
+    assert "Failed: the share of the target's clips" in text
     # Six speakers, all in favor of one: a coin shows one face six times in a row, either, once in 32 times.
     number = r" +-\d+\.\d\d +\[-\d+\.\d\d, -\d+\.\d\d\]"
     assert re.search(rf"better +better{number} +0\.0\d\d +0\.0\d\d +\d+ +\d+\.\d\d\d +<0\.001", text)
@@ -301,9 +301,9 @@ def test_numbers_that_become_one_word_are_said(write: Write) -> None:
     )
     found = rescore([path])
     assert (found.summary["glued_references"], only(found)["num_reference_words"]) == (1, 4)
-    assert "warning: this normalizer joins the numbers of 1 references" in rescore_table(found)
+    assert "warning: in 1 references, this normalizer joins digits" in rescore_table(found)
     page = render_targets(found, audio_reader([path]))
-    assert "This normalizer joins the numbers of 1 references" in page
+    assert "In 1 references, this normalizer joins digits" in page
     assert rescore([path], normalizer_name="lower").summary["glued_references"] == 0
 
 
@@ -328,7 +328,7 @@ def test_the_page(with_sound: tuple[Path, Path], write: Write) -> None:
     assert "Where they differ most" in page
     assert "Difference from one" in page
     assert "MAPSSWE" in page
-    assert "edits cost one each (scorer jiwer" in page
+    assert "each edit costs 1 (scorer jiwer" in page
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
 
     path = write("alone", noisy(0.3, ours))
@@ -341,7 +341,7 @@ def test_the_page(with_sound: tuple[Path, Path], write: Write) -> None:
 
     same = rescore([write("a", [ROW]), write("b", [ROW])])
     page = render_targets(same, audio_reader([]))
-    assert "Every target has as many errors as the others in every utterance." in page
+    assert "In every utterance, all targets have the same number of errors." in page
 
 
 def test_the_command(with_sound: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

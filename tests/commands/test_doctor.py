@@ -44,7 +44,7 @@ def test_doctor_shows_what_becomes_of_transcripts(call: Output, trained: Path, t
     place = "✓ data.train.clips"
     assert f"""{place} target: "<noise> I'M HERE" → "i'm here"\n{place} target: '<MUSIC>' → ''\n""" in out
     assert out.count(" → ") == 3, "a few are enough"
-    assert f"{place}: data.target_text leaves nothing of 1 of 4 " in out
+    assert f"{place}: data.target_text removes all text of 1 of 4 " in out
     assert "markers" not in out
     _, out, _ = call("doctor", trained / "recipe.yaml", *source)
     assert " → " not in out

@@ -302,7 +302,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(
     assert main(command) == 1
     err = capsys.readouterr().err
     assert err.startswith("failed: 1 of 2 runs failed:\n  learning_rate=1e30: 1 steps in a row, up to step 2")
-    assert err.endswith(f"the others are compared in {folder / 'comparison.html'}\nthe same command tries them again\n")
+    assert err.endswith(f"the others are compared in {folder / 'comparison.html'}\nthe same command runs them again\n")
     failed, finished = read(folder / "sweep.json")["runs"]
     assert (failed["status"], finished["status"]) == ("failed", "finished")
     assert failed["error"].startswith("1 steps in a row, up to step 2")
@@ -320,7 +320,7 @@ def test_mistakes_that_only_a_run_can_see(recipe: Path, capsys: pytest.CaptureFi
     assert err.startswith(
         f"error: 2 of 2 runs failed:\n  seed=0: the manifest {tmp_path / 'none.jsonl'} does not exist"
     )
-    assert err.endswith("\nthe same command tries them again\n")
+    assert err.endswith("\nthe same command runs them again\n")
     assert "compared" not in err
     assert not (folder / "comparison.html").exists()
 
@@ -348,7 +348,7 @@ def test_stopped_by_a_signal_and_continued(recipe: Path, tmp_path: Path) -> None
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     assert err == (
-        "stopped by a signal in run 2 of 2 (seed=1); what was done is saved. To continue:\n"
+        "stopped by a signal in run 2 of 2 (seed=1); all work so far is saved. To continue:\n"
         f"  tiny-audio sweep {recipe} {' '.join(grid)} --output-dir {folder}\n"
     )
     assert [run["status"] for run in read(folder / "sweep.json")["runs"]] == ["finished", "stopped"]

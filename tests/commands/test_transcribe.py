@@ -236,7 +236,7 @@ def test_impossible_options(
 
 
 def test_nothing_to_do(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{tmp_path} contains no audio file" in call(capsys, place / "model", tmp_path)[2]
+    assert f"{tmp_path} and its subfolders contain no audio file" in call(capsys, place / "model", tmp_path)[2]
     clip = place / "audio" / "a.wav"
     assert "- is given twice" in _twice(place, capsys)
     message = call(capsys, place / "model", clip, clip)[2]

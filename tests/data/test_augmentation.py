@@ -180,7 +180,7 @@ def test_a_seed_decides_everything(seed: int, samples: int) -> None:
         ({"speed": (1.0, 2.5)}, r"needs factors between 0.5 and 2"),
         (
             {"silence": {"max_before_s": 0.0, "max_after_s": 0.0}},
-            "adds nothing with max_before_s and max_after_s both 0; raise one, or remove the section",
+            "max_before_s and max_after_s are both 0, so nothing is added; raise one, or remove the section",
         ),
         ({"white_noise": {"snr_db": (20.0, 5.0)}}, r"is a range \[lowest, highest\], and 20.0 is above 5.0"),
     ],

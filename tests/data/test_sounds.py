@@ -155,7 +155,7 @@ def test_a_sound_that_is_damaged_inside_is_said_and_left_out(folder: Path, caplo
         for seed in range(3):
             assert torch.equal(augment_waveform(noisy(folder), waveform, seed), waveform)
     (message,) = caplog.messages
-    assert message.startswith(f"clips that draw this sound get none: {path}: ")
+    assert message.startswith(f"this sound cannot be decoded, so no sound is mixed into its clips: {path}: ")
 
 
 def test_the_fingerprint_is_that_of_names_and_sizes(folder: Path, tmp_path: Path) -> None:
@@ -187,7 +187,10 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     refused(noisy(folder / "hum.wav"), "cannot be read: Not a directory; it must hold audio files")
     gone.mkdir()
     (gone / "a.txt").write_text("no sound")
-    refused(noisy(gone), f"augmentation.noise.folder: {gone} has no audio file, at any depth; give a folder with some")
+    refused(
+        noisy(gone),
+        f"augmentation.noise.folder: {gone} and its subfolders have no audio file; give a folder with audio files",
+    )
     (folder / "bad.wav").write_text("no sound")
     soundfile.write(folder / "short.wav", np.zeros(200), RATE)
     some = (

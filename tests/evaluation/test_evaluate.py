@@ -282,10 +282,10 @@ def test_one_that_fails_does_not_keep_the_others_from_being_shown(
     ("answer", "message"),
     [
         (ValueError("oops"), "deepgram: ValueError: oops"),
-        ("yes", "deepgram: returned 'yes', which is no ProviderTranscript with a text"),
+        ("yes", "deepgram: returned 'yes' instead of a ProviderTranscript with a text"),
         (
             ProviderTranscript(None),
-            "deepgram: returned ProviderTranscript(text=None, words=None), which is no ProviderTranscript with a text",
+            "deepgram: returned ProviderTranscript(text=None, words=None) instead of a ProviderTranscript with a text",
         ),  # type: ignore[arg-type]
     ],
 )
@@ -361,13 +361,13 @@ def test_results_of_something_else_are_not_continued(call: Output, trained: Path
     (tmp_path / "manifest.jsonl").write_text("".join(lines[:4]))
     code, _, err = call(*arguments)
     assert code == 2
-    assert "holds results of another data; give another --output-dir" in err
+    assert "has results of another data; give another --output-dir" in err
     (tmp_path / "manifest.jsonl").write_text("".join(lines))
     assert call(*arguments)[0] == 0
     (run / "model" / "model.safetensors").touch()
     code, _, err = call(*arguments)
     assert code == 2
-    assert "holds results of another target" in err
+    assert "has results of another target" in err
     (tmp_path / "out/run/manifest/target.json").unlink()
     assert "has no target.json" in call(*arguments)[2]
 

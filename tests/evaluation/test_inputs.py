@@ -68,7 +68,7 @@ def test_presets_are_sources() -> None:
         ("nothing.yaml", "nothing.yaml"),
         (
             "libri",
-            "--data libri: there is no file of that name, and no source or preset either; did you mean 'librispeech'?",
+            "--data libri: there is no file, source or preset with this name; did you mean 'librispeech'?",
         ),
         ("leaderboard/amy", "did you mean 'leaderboard/ami'?"),
         ("librispeech:split=test", "--data librispeech:split=test: split: Input should be"),
@@ -77,7 +77,7 @@ def test_presets_are_sources() -> None:
             "librispeech:split",
             "librispeech:split: 'split' is not of the form field=value; commas separate fields",
         ),
-        ("hub", "--data hub: repo: is missing, and has no default"),
+        ("hub", "--data hub: repo: is missing and has no default"),
         (".", "--data . is a folder; for the audio files in it write --data folder:path=."),
     ],
 )
@@ -110,12 +110,12 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
             "provider:deepgram:modle=nova-3: modle: unknown field; did you mean 'model'?",
         ),
         ("provider:openai:base_url=nowhere", "base_url: 'nowhere'"),
-        ("provider:openai_compatible:model=a", "base_url: is missing, and has no default"),
+        ("provider:openai_compatible:model=a", "base_url: is missing and has no default"),
         (
             "deepgram:model=nova-3",
             "there is no folder of that name; for the provider write provider:deepgram:model=nova-3",
         ),
-        ("runs/not/there", "runs/not/there: no such folder, and no name of a model on the hub (owner/model) either"),
+        ("runs/not/there", "runs/not/there: is neither a folder nor a model on the hub (owner/model)"),
         ("file", "file is a file; give the folder of a run or of a model"),
         ("empty", "empty: there is no config.json"),
         ("unfinished", "unfinished: this run has no model yet"),
@@ -146,7 +146,9 @@ def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Pa
 
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    assert "model_type is 'bert' in its config.json, which is no speech recognizer" in refused(tmp_path / "bert")
+    assert "its config.json has model_type 'bert', and transformers has no speech recognizer of that type" in refused(
+        tmp_path / "bert"
+    )
     shutil.copytree(ctc_model, tmp_path / "half")
     (tmp_path / "half" / "model.safetensors").unlink()
     assert "half: transformers cannot load it: " in refused(tmp_path / "half")
@@ -158,7 +160,7 @@ def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Pa
 
 def test_a_model_on_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="and the model cannot be had from the Hugging Face hub either: "):
+    with pytest.raises(UserError, match="and the model cannot be downloaded from the Hugging Face hub: "):
         resolve_target("nobody/nothing-at-all")
 
 

@@ -230,7 +230,7 @@ def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.
     hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
     for revision in ("1234567", "12e4567"):
         assert main(["evaluate", f"acme/tiny-whisper:revision={revision}", "--data", "none.jsonl"]) == 2
-        assert "the model cannot be had from the Hugging Face hub either: " in capsys.readouterr().err
+        assert "the model cannot be downloaded from the Hugging Face hub: " in capsys.readouterr().err
 
 
 def test_a_long_clip_is_what_transcribe_makes_of_it(

@@ -48,7 +48,7 @@ def test_without_a_key(monkeypatch: pytest.MonkeyPatch, name: str, value: str | 
 @pytest.mark.parametrize("key", ["sk-two\nlines", "sk with a blank", "sk-ключ"])
 def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", key)
-    with pytest.raises(UserError, match="DEEPGRAM_API_KEY holds characters that no key has; set it again") as caught:
+    with pytest.raises(UserError, match="DEEPGRAM_API_KEY contains characters that no key has; set it again") as caught:
         PROVIDERS.build(PROVIDERS.parse("deepgram"))
     assert key not in str(caught.value)
 

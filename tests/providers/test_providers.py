@@ -168,7 +168,7 @@ def test_a_finished_job_without_a_text(server: Vendors, make: Any) -> None:
     provider = make("assemblyai", timeout_s=5)
     uploaded = Fault("body", 200, body='{"upload_url": "https://cdn.assemblyai.com/upload/0"}')
     server.faults = [uploaded, done]
-    with pytest.raises(ProviderError, match="transcript job-0 is completed, and has no text"):
+    with pytest.raises(ProviderError, match="transcript job-0 is completed but has no text"):
         provider.transcribe(AUDIO)
 
 

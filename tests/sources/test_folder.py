@@ -179,7 +179,7 @@ def test_what_is_no_such_folder(place: Path) -> None:
     write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
     refused("metadata.csv names a column twice: file_name, text, text; ", "")
     write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
-    refused("metadata.csv, line 3: unexpected end of data; a cell with commas or quotes must be in quotes, each of", "")
+    refused("metadata.csv, line 3: unexpected end of data; put a cell with commas or quotes in quotes", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")
     refused(f"no row of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", "")
     (place / "metadata.csv").unlink()

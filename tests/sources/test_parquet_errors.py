@@ -197,7 +197,7 @@ def test_files_that_change_after_they_were_indexed(tmp_path: Path) -> None:
     source = SOURCES.build(ParquetConfig(path=str(other)), SourceContext(tmp_path / "cache"))
     last = source.index().utterances[-1]
     other.unlink()
-    with pytest.raises(UserError, match=r"y.parquet is gone since it was indexed; put it back, or start again$"):
+    with pytest.raises(UserError, match=r"y.parquet was removed after it was indexed; put it back, or start again$"):
         source.encoded(last)
 
 

@@ -54,7 +54,7 @@ def test_a_disk_that_goes_away_while_training(tmp_path: Path) -> None:
     disk, away = tmp_path / "data", tmp_path / "away"
     with pytest.raises(UserError) as refusal:
         run(document, tmp_path / "run", ActingCallback(2, lambda: disk.rename(away)))
-    assert re.search(r": no such file\nstep 2 is saved, the same command continues$", str(refusal.value))
+    assert re.search(r": no such file\nstep 2 is saved; the same command continues$", str(refusal.value))
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
     away.rename(disk)
     run(document, tmp_path / "run")

@@ -370,4 +370,4 @@ def test_a_signal_to_all_processes_of_a_run(document: Document, tmp_path: Path, 
     assert process.returncode == 3, err
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert saved is not None
-    assert err == f"stopped by a signal; step {int(saved.name[5:])} is saved, the same command continues\n"
+    assert err == f"stopped by a signal; step {int(saved.name[5:])} is saved; the same command continues\n"

@@ -128,7 +128,7 @@ def test_killed_at_a_write_killed_at_a_step_and_terminated(
     saved = latest(folder / "checkpoints")
     assert saved is not None
     step = int(saved.name.removeprefix("step-"))
-    assert err == f"stopped by a signal; step {step} is saved, the same command continues\n"
+    assert err == f"stopped by a signal; step {step} is saved; the same command continues\n"
     assert "continuing from step " in out
 
     code, out, err = finish(start(recipe, folder))

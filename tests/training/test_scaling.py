@@ -169,7 +169,7 @@ def test_each_process_exits_with_its_code(recipe: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [3, 3]
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert saved is not None
-    said = f"stopped by a signal; step {int(saved.name[5:])} is saved, the same command continues\n"
+    said = f"stopped by a signal; step {int(saved.name[5:])} is saved; the same command continues\n"
     assert outputs[0][1] == said
     assert outputs[1] == ("", "")
 
@@ -181,5 +181,5 @@ def test_each_process_exits_with_its_code(recipe: Path, tmp_path: Path) -> None:
     ]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    assert "holds a run of another recipe" in errors[0]
+    assert "contains a run of another recipe" in errors[0]
     assert errors[1] == ""

@@ -107,8 +107,8 @@ class Clock:
 @pytest.mark.parametrize(
     ("every", "kept", "loss"),
     [
-        (2, [2], "everything after step 2 is lost, the same command continues from there"),
-        (100, [], "no step is saved, the same command starts from the beginning"),
+        (2, [2], "everything after step 2 is lost; the same command continues from there"),
+        (100, [], "no step is saved; the same command starts from the beginning"),
     ],
 )
 def test_a_second_signal_says_what_it_loses(
@@ -222,5 +222,5 @@ def test_a_stop_is_heard_while_a_hub_stalls(
         process.communicate()
     assert process.returncode == 3, err
     where = f"step {steps} is saved" if steps else "nothing is trained yet"
-    assert err == f"stopped by a signal; {where}, the same command continues\n"
+    assert err == f"stopped by a signal; {where}; the same command continues\n"
     assert steps_kept(folder) == ([steps] if steps else [])

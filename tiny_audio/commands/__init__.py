@@ -1,1 +1,1 @@
-"""What each command does. ``cli.py`` parses its arguments."""
+"""The work of each command. ``cli.py`` parses the arguments."""

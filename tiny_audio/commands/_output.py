@@ -1,4 +1,4 @@
-"""What commands print, and where they write pages."""
+"""Print JSON, and check the paths of pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def print_json(value: Any) -> None:
 
 
 def check_page(html: Path | None) -> None:
-    """Check before the work begins that a page can be written.
+    """Check that a page can be written, before the work begins.
 
     Raises:
         UserError: its folder does not exist.

@@ -1,5 +1,7 @@
-"""Arguments and options of the commands, in the order of the command line's help. Those that fit into one line and
-belong to one command are declared in ``cli.py``. Imports nothing heavy: ``--help`` reads this file.
+"""Arguments and options of the commands, in the order of the command line's help.
+
+Short ones that belong to one command are declared in ``cli.py``. This file imports nothing heavy, because ``--help``
+reads it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ Overrides = Annotated[
         help="Changes to the recipe: training.steps=100 sets a field, projector=swiglu replaces a section.",
     ),
 ]
-Model = Annotated[Path, Argument(metavar="MODEL", help="A run's folder, or an exported model's.")]
+Model = Annotated[Path, Argument(metavar="MODEL", help="Folder of a run or of an exported model.")]
 Normalizer = Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}.")]
 GroupBy = Annotated[
     str | None,
@@ -131,7 +133,7 @@ Targets = Annotated[
     list[str],
     Argument(
         metavar="TARGET",
-        help="A run's folder, a model's, a model on the hub (openai/whisper-small:language=en), or "
+        help="The folder of a run or of a model, a model on the hub (openai/whisper-small:language=en), or "
         "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. API keys come from the environment.",
     ),
 ]

@@ -17,7 +17,7 @@ Every command that reads a recipe also reads changes to it, as `KEY=VALUE`; see 
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | a failure that the request did not cause, such as a loss that diverged |
+| 1 | another failure, such as a loss that diverged |
 | 2 | an error in the request: one message, no traceback |
 | 3 | stopped by a signal, with the state saved; the same command continues |
 """
@@ -35,7 +35,7 @@ def commands_page(app: typer.Typer) -> str:
 
 
 def _leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Commands without subcommands, by their full names."""
+    """Yield the commands that have no subcommands, with their full names."""
     subcommands = getattr(command, "commands", None)
     if subcommands is None:
         yield name, command

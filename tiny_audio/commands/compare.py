@@ -1,4 +1,4 @@
-"""``tiny-audio compare``: finished runs on the same clips."""
+"""``tiny-audio compare``: compare finished runs on the same clips."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
     """Run a recipe with progress on the console.
 
     Args:
-        folder: where the run goes; None is ``runs/<recipe>-<run id>``.
+        folder: the run folder. None uses ``runs/<recipe>-<run id>``.
     """
     recipe = load_recipe(path, overrides)
     from tiny_audio.commands.run import Run  # imports training; a wrong recipe fails before that
@@ -40,7 +40,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
 
 
 class ConsoleCallback:
-    """Follows a run of ``steps`` steps; a :class:`tiny_audio.training.trainer.Callback`."""
+    """Shows the progress of a run with ``steps`` steps. A :class:`tiny_audio.training.trainer.Callback`."""
 
     def __init__(self, steps: int) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -101,7 +101,7 @@ class ConsoleCallback:
 
 
 def sets_table(sets: dict[str, dict[str, Any]]) -> str:
-    """Metrics of each set, with further rows for unnormalized text and the CTC head."""
+    """Format the metrics of each set, with more rows for unnormalized text and the CTC head."""
     rows = []
     for name, scores in sets.items():
         rows.append(((name,), scores))
@@ -114,7 +114,7 @@ def sets_table(sets: dict[str, dict[str, Any]]) -> str:
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:
-    """Resource usage of a run, and how each value was obtained."""
+    """Format the resource usage of a run, and how each value was obtained."""
     known = ledger_rows(ledger)
     room = _WIDTH - sum(max(len(row[column]) for row in known) + 2 for column in (0, 1))
     rows: list[tuple[str, str, str]] = []

@@ -59,14 +59,14 @@ def doctor(path: Path | None, overrides: Sequence[str]) -> None:
     """Print one line per finding, as soon as it is known.
 
     Raises:
-        UserError: the recipe is not valid, or a finding is a problem.
+        UserError: the recipe is not valid, or a problem was found.
     """
     healthy = True
     for finding in examine(load_recipe(path, overrides) if path else None):
         print(finding, flush=True)
         healthy = healthy and not finding.is_problem
     if not healthy:
-        raise UserError("fix what is marked ✗ before running this recipe here")
+        raise UserError("fix the problems that are marked ✗ before you run this recipe here")
 
 
 def examine(recipe: Recipe | None) -> Iterator[Finding]:
@@ -186,10 +186,10 @@ def _source(
 
 
 def _overlaps(recipe: Recipe) -> Iterator[Finding]:
-    """What evaluation sets share with the training data."""
+    """Report overlaps between evaluation sets and the training data."""
     try:
         overlaps = RunClips(recipe, {}).overlaps
-    except UserError:  # a source cannot be read, which was said
+    except UserError:  # a source cannot be read, which another finding reports
         return
     for name, found in overlaps.items():
         yield from (Finding(f"data.evaluation.{name}", str(overlap), is_warning=True) for overlap in found)
@@ -205,7 +205,7 @@ def _targets(
     checked = f"of {len(references)} checked transcripts"
     empty = sum(not target for target in targets)
     if empty:
-        yield Finding(place, f"data.target_text leaves nothing of {empty} {checked}; training drops these clips")
+        yield Finding(place, f"data.target_text removes all text of {empty} {checked}; training drops these clips")
     marked = Counter(marker for target in targets for marker in set(markers(target)))
     if marked:
         most = ", ".join(f"{marker!r} in {count}" for marker, count in marked.most_common(_SAMPLES))
@@ -233,5 +233,5 @@ def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Fin
     detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {target!r}"
     too_long = recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames
     if too_long:
-        detail += "; the text is too long for CTC on so few frames: does it belong to this clip?"
+        detail += "; the text has too many characters for the frames of this clip; check that they belong together"
     return Finding(clip.id, detail, too_long)

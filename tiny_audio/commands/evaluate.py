@@ -1,4 +1,4 @@
-"""``tiny-audio evaluate``: models and providers on the same clips."""
+"""``tiny-audio evaluate``: score models and providers on the same clips."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate(
     elif evaluated.scores:
         print(evaluation_table(evaluated))
     for command in comparison_commands(evaluated, output_dir, rule, group_by):
-        print(f"a page of this comparison: {command}", file=sys.stderr)
+        print(f"to write a page of this comparison: {command}", file=sys.stderr)
     if errors:
         kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
         raise kind("\n".join(str(error) for error in errors.values()))

@@ -1,4 +1,4 @@
-"""Errors -> messages and exit codes: 0 done, 1 our failure, 2 a user error, 3 stopped with state saved."""
+"""Turn errors into messages and exit codes: 0 done, 1 our failure, 2 a user error, 3 stopped with the state saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
-    """Run a command, print the error that stops it, and return the exit code."""
+    """Run a command, print its error if it fails, and return the exit code."""
     try:
         result = command()
     except UserError as error:

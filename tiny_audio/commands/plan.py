@@ -1,4 +1,4 @@
-"""``tiny-audio plan``: what a run of a recipe will cost."""
+"""``tiny-audio plan``: estimate the costs of a recipe."""
 
 from __future__ import annotations
 

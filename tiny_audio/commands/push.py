@@ -15,7 +15,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
     The token comes from ``HF_TOKEN`` or ``hf auth login``.
 
     Args:
-        folder: of an exported model, or of a finished run.
+        folder: folder of an exported model or of a finished run.
         repo: ``owner/name``.
         private: make a new repository private. An existing one is not changed.
 
@@ -36,7 +36,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
     except HFValidationError as error:
         raise UserError(f"{repo!r} is not a repository name: {error}; give owner/name") from error
     if "/" not in repo:
-        raise UserError(f"{repo!r} names no owner; give owner/name")
+        raise UserError(f"{repo!r} has no owner; give owner/name")
     if get_token() is None:
         raise UserError(
             "there is no token for the hub; set HF_TOKEN to one with write access "

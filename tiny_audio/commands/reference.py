@@ -1,4 +1,4 @@
-"""``tiny-audio reference``: pages of the registered parts and their fields, generated from the code."""
+"""``tiny-audio reference``: generate pages about the registered parts and their fields from the code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reference(kind: str | None, output_dir: Path | None, app: typer.Typer) -> No
     """Print the pages, or write them as ``<kind>.md`` and print their paths.
 
     Args:
-        kind: of parts, or ``commands``; None is every kind.
+        kind: a kind of parts, or ``commands``. None prints all kinds.
         app: the command line.
 
     Raises:
@@ -95,7 +95,7 @@ def _same(field: FieldInfo, other: FieldInfo) -> bool:
 
 
 def _fields(fields: dict[str, FieldInfo], prefix: str = "") -> list[str]:
-    """Return the table of fields; those of a nested section follow under their dotted names."""
+    """Return the table of fields. The fields of a nested section have dotted names."""
     return _table(["field", "type", "default", "meaning"], list(_rows(fields, prefix)))
 
 

@@ -1,4 +1,4 @@
-"""``tiny-audio rescore``: scores of saved hypotheses."""
+"""``tiny-audio rescore``: score saved hypotheses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tiny-audio show`` and ``tiny-audio list``: a resolved recipe, what it builds, and the registered parts."""
+"""``tiny-audio show`` and ``tiny-audio list``: print a resolved recipe and its parts, or the registered parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
 
 
 def show(path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
-    """Print a recipe with all defaults, and what it builds."""
+    """Print a recipe with all defaults, and the parts that it builds."""
     description = describe_recipe(load_recipe(path, overrides))
     if as_json:
         print_json(description)
@@ -50,7 +50,7 @@ def list_parts(kind: str | None, *, as_json: bool) -> None:
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe with all defaults, its run id, and a row for each part.
 
-    Models are built on the meta device: no weights, and no network for parts with random weights.
+    Models are built on the meta device. This reads no weights, and parts with random weights need no network.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.

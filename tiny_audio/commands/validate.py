@@ -1,4 +1,4 @@
-"""``tiny-audio validate`` and ``tiny-audio schema``: checks of recipes without network, data or weights."""
+"""``tiny-audio validate`` and ``tiny-audio schema``: check recipes without network, data or weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def validate(path: Path, overrides: Sequence[str]) -> None:
     """Print the parts, the steps and the run id of a valid recipe.
 
     Raises:
-        UserError: the recipe is not valid; the message lists every error.
+        UserError: the recipe is not valid. The message lists every error.
     """
     recipe = load_recipe(path, overrides)
     parts = ", ".join(part.name for part in (recipe.encoder, recipe.projector, recipe.decoder))

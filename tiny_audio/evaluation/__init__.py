@@ -20,9 +20,9 @@ class Evaluation(NamedTuple):
     """The result of one model on one set."""
 
     scores: dict[str, Any]
-    """As JSON, see :func:`tiny_audio.analysis.scoring.score_set`."""
+    """Scores as JSON, see :func:`tiny_audio.analysis.scoring.score_set`."""
     hypotheses: list[Hypothesis]
-    """In the order of the clips."""
+    """Hypotheses in the order of the clips."""
     dropped: list[Dropped]
     """Clips whose audio could not be read."""
 
@@ -63,10 +63,10 @@ def evaluate_clips(
     max_duration_s: float,
     max_padded_s: float,
 ) -> Evaluation:
-    """Decode and score.
+    """Decode and score clips.
 
     Args:
-        group_by: metadata column whose groups the bootstrap resamples whole; None resamples utterances.
+        group_by: metadata column whose groups the bootstrap resamples as a whole. None resamples utterances.
 
     Raises:
         UserError: nothing could be scored, or no clip has the column ``group_by``.

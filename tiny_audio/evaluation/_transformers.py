@@ -1,4 +1,4 @@
-"""Any speech recognizer that transformers has a class for, through its own pipeline."""
+"""Evaluate any speech recognizer that transformers supports, through transformers' own pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
-"""Whisper's window. It continues in longer clips by its own timestamps, so those are switched on."""
+"""Whisper's window. Whisper transcribes longer clips with the help of timestamps, so they are switched on."""
 
 
 class TransformersOptions(Config):
@@ -28,11 +28,11 @@ class TransformersOptions(Config):
     revision: str | None = None
     """A branch, a tag or a commit on the hub."""
     language: str | None = None
-    """For multilingual models such as Whisper; None lets the model detect it."""
+    """Language for multilingual models such as Whisper. None lets the model detect it."""
     num_beams: PositiveInt = 1
-    """For models with a decoder; 1 is greedy."""
+    """Number of beams, for models with a decoder. 1 means greedy decoding."""
     max_new_tokens: PositiveInt | None = None
-    """For models with a decoder; None takes the model's own limit."""
+    """Maximum number of tokens, for models with a decoder. None uses the model's own limit."""
 
 
 class TransformersTarget(ModelTarget):
@@ -51,12 +51,12 @@ class TransformersTarget(ModelTarget):
             MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
         )
 
-        # The pipeline treats unknown kinds as CTC, and would return empty texts without an error.
+        # The pipeline treats unknown kinds as CTC models and would return empty texts without an error.
         if self._kind not in MODEL_FOR_CTC_MAPPING_NAMES | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
             raise UserError(
-                f"{self._place}: model_type is {self._kind!r} in its config.json, which is no speech recognizer that "
-                "transformers supports; give a model such as openai/whisper-small or facebook/wav2vec2-base-960h, or "
-                "one that tiny-audio exported"
+                f"{self._place}: its config.json has model_type {self._kind!r}, and transformers has no speech "
+                "recognizer of that type; give a model such as openai/whisper-small or "
+                "facebook/wav2vec2-base-960h, or one that tiny-audio exported"
             )
 
     def load(self) -> None:
@@ -73,7 +73,7 @@ class TransformersTarget(ModelTarget):
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-            # A missing file, weights of another model and a missing package each raise another type.
+            # The type of the error depends on the cause, such as a missing file or package or wrong weights.
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"{self._place}: transformers cannot load it: {words[0]}") from error
 

@@ -1,4 +1,4 @@
-"""Clips of a set, loaded in batches of similar length."""
+"""Load the clips of a set in batches of similar length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.clips import Clip
 
 _SHORTEST_S = 0.1
-"""Shorter clips count as this long when batches are filled."""
+"""Minimum duration with which a clip counts when batches are filled."""
 
 
 @dataclass

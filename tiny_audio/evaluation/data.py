@@ -1,4 +1,4 @@
-"""Data to evaluate on: a manifest, any source of the recipes, or a set of the Open ASR Leaderboard."""
+"""Data for evaluations: a manifest, any source of the recipes, or a set of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_audio.sources import SOURCES, Dropped, SourceContext
 
 _LEADERBOARD = "hf-audio/open-asr-leaderboard"
 _ESB = "hf-audio/esb-datasets-test-only-sorted"
-"""The leaderboard's older repository, which still has the sets that it no longer uses."""
+"""The leaderboard's older repository. It still has the sets that the leaderboard no longer uses."""
 
 PRESETS: dict[str, tuple[str, str, str]] = {
     "leaderboard/ami": (_LEADERBOARD, "ami", "test"),
@@ -40,7 +40,7 @@ _UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in
 
 @dataclass(frozen=True)
 class DataSet:
-    """Clips to score on, under a name."""
+    """A named set of clips to score on."""
 
     name: str
     clips: tuple[Clip, ...]
@@ -50,13 +50,13 @@ class DataSet:
 
 
 def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None = None) -> list[DataSet]:
-    """All sets that ``--data`` names, indexed.
+    """Index all sets that ``--data`` names.
 
     Args:
-        texts: each the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
-        max_samples: at most this many clips of each set. The choice is fixed, and a smaller number chooses a subset of
-            a larger one.
-        cache: where sources keep downloads; None takes the user's cache folder.
+        texts: each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
+        max_samples: maximum number of clips of each set. The choice is fixed. A smaller number gives a subset of the
+            choice for a larger number.
+        cache: folder for downloads. None uses the user's cache folder.
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.
@@ -91,7 +91,7 @@ def _sources(text: str) -> dict[str, dict[str, Any]]:
     names = SOURCES.names()
     if name not in names:
         raise UserError(
-            f"--data {text}: there is no file of that name, and no source or preset either; "
+            f"--data {text}: there is no file, source or preset with this name; "
             f"{did_you_mean(name, [*names, ALL_PRESETS, *PRESETS])}"
         )
     return {folder_name(text.replace(":", "-", 1)): {"name": name} | fields}
@@ -129,5 +129,5 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
 
 
 def _lot(clip_id: str) -> bytes:
-    """A random but fixed rank. Sets are often sorted by length or speaker, so the first clips are no fair sample."""
+    """A random but fixed rank. The first clips are no fair sample, because sets are often sorted."""
     return hashlib.sha256(clip_id.encode()).digest()

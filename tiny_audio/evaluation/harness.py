@@ -1,7 +1,7 @@
-"""Targets and data sets -> hypotheses, scores, times and costs, in a folder for each pair.
+"""Evaluate targets on data sets: hypotheses, scores, times and costs, in a folder for each pair.
 
-``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, in the field names of the Open ASR Leaderboard's
-manifests. Rows are appended one by one. So an interrupted evaluation continues, and retries only the failed clips.
+``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
+manifests. Rows are appended one by one. An interrupted evaluation continues there and retries only the failed clips.
 ``scores.json`` is computed from these rows.
 """
 
@@ -32,7 +32,7 @@ _SHOWN_FAILURES = 3
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Scores = dict[str, dict[str, Any]]
-"""By name of the set."""
+"""Values by name of the set."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Evaluated:
     """Results of several targets on several sets.
 
     Args:
-        scores: by label of the target and name of the set.
-        comparisons: by set, if several targets transcribed some of the same clips; see
+        scores: scores by label of the target and name of the set.
+        comparisons: comparisons by set, if several targets transcribed some of the same clips; see
             :mod:`tiny_audio.analysis.comparison`. The first target is the baseline.
     """
 
@@ -54,7 +54,7 @@ class Evaluated:
         return next(iter(self.scores))
 
     def to_json(self) -> dict[str, Any]:
-        """The scores. Those of other targets than the baseline include ``comparison``, the difference from it."""
+        """The scores. For all targets except the baseline, ``comparison`` is the difference from the baseline."""
         found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
         for name, compared in self.comparisons.items():
             for entry in compared.differences:
@@ -78,18 +78,19 @@ def evaluate_targets(
     """Evaluate each target on each set.
 
     Args:
-        group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
+        group_by: see :func:`tiny_audio.evaluation.evaluate_clips`.
         note: receives progress messages.
-        failed: receives each of several targets that could not be evaluated, and why; the others continue.
+        failed: called with a target that could not be evaluated and the reason, if there are several targets. The other
+            targets continue.
 
     Returns:
-        the scores have the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
+        the scores. They have the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
         ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages), ``truncated_hypotheses``,
-        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None: nothing was left to do), ``cost_usd``, ``price`` and
+        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None if nothing was left to do), ``cost_usd``, ``price`` and
         ``dropped``.
 
     Raises:
-        UserError: a folder holds other results, nothing can be scored, a key or package is missing, or the only target
+        UserError: a folder has other results, nothing can be scored, a key or package is missing, or the only target
             cannot be loaded.
         RunFailed: the only target transcribes nothing.
     """
@@ -130,7 +131,7 @@ def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str
 
 
 def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None]) -> float | None:
-    """Transcribe all missing clips. Returns the seconds that loading took; None if no clip was missing."""
+    """Transcribe all missing clips. Returns the loading time in seconds, or None if no clip was missing."""
     if not any(work.missing for work in items):
         return None
     began = time.perf_counter()
@@ -160,7 +161,7 @@ class _Work:
             clip.id: known[clip.id] for clip in data.clips if clip.id in known and known[clip.id]["error"] is None
         }
         self._others = [row for name, row in known.items() if name not in self.rows and row["error"] is None]
-        """Hypotheses of clips outside this set, such as from a run with more samples."""
+        """Hypotheses of clips that are not in this set, for example after an evaluation with more samples."""
 
     @property
     def missing(self) -> list[Clip]:
@@ -175,7 +176,7 @@ class _Work:
         path = self.folder / HYPOTHESES
         if self.rows:
             note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are done")
-        # Without the incomplete line that a kill may have left, and without failures.
+        # This removes failures, and an incomplete last line of a killed process.
         write_rows(path, [*self.rows.values(), *self._others])
         failed: dict[str, Hypothesis] = {}
         with path.open("a", encoding="utf-8") as file:
@@ -249,7 +250,7 @@ class _Work:
         changed = [what for what in ("target", "data") if _given(old.get(what)) != _given(identity[what])]
         if changed:
             raise UserError(
-                f"{self.folder} holds results of another {' and other '.join(changed)}; give another --output-dir, or "
+                f"{self.folder} has results of another {' and other '.join(changed)}; give another --output-dir, or "
                 "remove that folder"
             )
 
@@ -285,7 +286,7 @@ def _read(path: Path) -> Iterator[Hypothesis]:
 def comparison_commands(
     evaluated: Evaluated, output_dir: Path, normalizer: Normalizer, group_by: str | None
 ) -> list[str]:
-    """For each comparison, the command that makes a page of the clips on which the targets differ."""
+    """The command for each comparison that writes a page of the clips on which the targets differ."""
     options = ["--normalizer", normalizer.name, *([] if group_by is None else ["--group-by", group_by])]
     commands = []
     for name in evaluated.comparisons:
@@ -312,8 +313,8 @@ def evaluation_table(evaluated: Evaluated) -> str:
     for name in sets:
         if len({entry["num_utterances"] for entry in entries if entry["set"] == name}) > 1:
             lines.append(
-                f"{name}: the targets transcribed different clips, so their rates cannot be compared; verdicts are on "
-                "the clips that all of them transcribed"
+                f"{name}: the targets transcribed different clips, so their rates cannot be compared; verdicts use "
+                "only the clips that all of them transcribed"
             )
     dropped = {drop["id"]: drop for entry in entries for drop in entry["dropped"]}
     lines += [f"not listed: {drop['id']}: {drop['reason']}: {drop['detail']}" for drop in dropped.values()]

@@ -13,11 +13,11 @@ from tiny_audio.runtime.files import write_atomically
 
 Hypothesis = dict[str, Any]
 """One row of ``evaluation/<set>.jsonl``: ``id, audio_filepath, duration, text, pred_text, ctc_text, truncated,
-metadata``. Raw: nothing is normalized, so that any scorer can be run over it later."""
+metadata``. Texts are not normalized, so any scorer can be applied later."""
 
 
 def hypothesis(clip: Clip, transcript: Transcript | None) -> Hypothesis:
-    """A transcript of a clip as a row; with None, of a clip that failed."""
+    """The row of a clip and its transcript. None stands for a failed clip."""
     utterance = clip.utterance
     return {
         "id": clip.id,
@@ -43,11 +43,11 @@ def to_lines(rows: Iterable[Hypothesis]) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Hypothesis]) -> None:
-    """Write a file of rows in one step."""
+    """Write a file of rows atomically."""
     write_atomically(path, to_lines(rows))
 
 
 def read_rows(path: Path) -> list[Hypothesis]:
-    """Read what :func:`write_rows` wrote."""
-    # Not `splitlines`, which also splits at separators that a text may contain.
+    """Read a file of :func:`write_rows`."""
+    # `splitlines` would also split at Unicode separators that a text may contain.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

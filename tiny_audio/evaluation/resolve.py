@@ -1,4 +1,4 @@
-"""Names of targets on the command line -> targets."""
+"""Find the targets that are named on the command line."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_targets(texts: Sequence[str]) -> list[Target]:
-    """Find all targets, without loading them.
+    """Find all targets without loading them.
 
     Args:
-        texts: each the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
+        texts: each is the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
 
     Raises:
         UserError: a target does not exist, or two have the same name.
@@ -64,8 +64,7 @@ def resolve_target(text: str) -> Target:
         raise UserError(f"{text}: there is no folder of that name; for the provider write provider:{text}")
     if not _HUB_ID.fullmatch(name):
         raise UserError(
-            f"{name}: no such folder, and no name of a model on the hub (owner/model) either; give the folder of a run "
-            "or of a model"
+            f"{name}: is neither a folder nor a model on the hub (owner/model); give the folder of a run or of a model"
         )
     return _on_hub(text, name, fields)
 
@@ -99,10 +98,10 @@ def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
             raise
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{name}: there is no folder of that name, and the model cannot be had from the Hugging Face hub either: "
+            f"{name}: there is no folder with this name, and the model cannot be downloaded from the Hugging Face hub: "
             f"{words[0]}"
         ) from error
-    # The cache keeps a commit's files in a folder of its name.
+    # The name of the cached folder is the commit.
     identity = {"hub": name, "commit": path.parent.name}
     label = folder_name(text.replace("/", "--").replace(":", "-", 1))
     return _of_kind(text, label, place, kind, fields, identity)

@@ -1,4 +1,4 @@
-"""What can be evaluated: an exported model, any speech recognizer of transformers, or a provider."""
+"""Evaluation targets: an exported model, any speech recognizer of transformers, or a provider."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
-"""A provider is given up after this many failed clips in a row; each was already retried."""
+"""The evaluation of a provider stops after this number of failed clips in a row. Each was already retried."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Outcome:
     clip: Clip
     transcript: Transcript | None
     time_s: float | None
-    """Seconds, without loading the audio. A clip of a batch gets an equal share of the batch's time. For a provider,
-    from the request to the text, including retries and pauses."""
+    """Processing time in seconds, without loading the audio. The time of a batch is divided equally among its clips.
+    For a provider, it is the time from the request to the text, including retries and pauses."""
     error: str | None
     is_audio: bool = False
-    """The clip itself is unusable, for every target."""
+    """Whether the clip itself is unusable, for every target."""
 
     @classmethod
     def unreadable(cls, clip: Clip, error: AudioError) -> Outcome:
-        """Of a clip whose audio cannot be loaded."""
+        """The outcome of a clip whose audio cannot be loaded."""
         return cls(clip, None, None, f"{error.reason}: {error}", is_audio=True)
 
 
@@ -52,13 +52,13 @@ class Target(ABC):
     """Something that transcribes clips."""
 
     label: str
-    """Its name in tables; its folder has the same name."""
+    """Its name in tables and the name of its folder."""
     identity: dict[str, Any]
-    """Everything that decides its hypotheses, as JSON. Results are continued only if it is equal."""
+    """Everything that affects its hypotheses, as JSON. An evaluation continues only if it is unchanged."""
 
     @abstractmethod
     def check(self) -> None:
-        """Fail early if :meth:`load` would fail; all targets are checked before the first is evaluated.
+        """Fail early if :meth:`load` would fail. All targets are checked before the first one is evaluated.
 
         Raises:
             UserError: a key or a package is missing, or the kind of model is not supported.
@@ -82,7 +82,7 @@ class Target(ABC):
 
     @abstractmethod
     def price(self) -> Price | None:
-        """What an hour of audio costs; None if it is unknown."""
+        """The price of an hour of audio. None if it is unknown."""
 
     @abstractmethod
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Target(ABC):
 
 
 class ModelTarget(Target, ABC):
-    """A model on this machine, given batches of similar length."""
+    """A model on this machine. It receives batches of clips of similar length."""
 
     max_duration_s: float = UNBOUNDED_DURATION_S
 
@@ -99,7 +99,7 @@ class ModelTarget(Target, ABC):
         """Transcribe waveforms ``[S]`` on the CPU. Splits the batch if it does not fit into memory."""
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.transcribe`: longest first."""
+        """See :meth:`Target.transcribe`. The longest clips come first."""
         warm = False
         for batch in loaded_batches(clips, max_duration_s=self.max_duration_s, max_padded_s=_BATCH_PADDED_S):
             for clip, error in batch.unread:
@@ -124,7 +124,7 @@ class ModelTarget(Target, ABC):
 
 
 class OwnTarget(ModelTarget):
-    """A model that this package exported. Long clips are split at pauses; hallucination filters are off."""
+    """A model that this package exported. Long clips are split at pauses. The hallucination filters are off."""
 
     max_duration_s = float("inf")
 
@@ -164,9 +164,9 @@ class ProviderTarget(Target):
         self._provider = PROVIDERS.build(self._config)
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.transcribe`: in the order of the answers.
+        """See :meth:`Target.transcribe`. Outcomes come in the order of the answers.
 
-        After an error or Ctrl-C, answers to pending requests are still yielded, since they may be paid for. A second
+        After an error or Ctrl-C, answers to pending requests are still yielded, because they may be paid for. A second
         Ctrl-C stops at once.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
@@ -175,7 +175,7 @@ class ProviderTarget(Target):
         try:
             while True:
                 try:
-                    # Submit no more than the provider takes at a time, so that waiting clips are not in memory.
+                    # Submit only as many requests as run at a time, so that waiting clips are not in memory.
                     room = 0 if end else self._config.concurrency - len(asked)
                     for clip in islice(waiting, room):
                         asked.add(pool.submit(self._ask, clip))
@@ -222,7 +222,7 @@ class ProviderTarget(Target):
             return Outcome(clip, None, None, f"{self._config.name}: {type(error).__name__}: {error}")
         time_s = time.perf_counter() - began
         if not isinstance(transcript, ProviderTranscript) or not isinstance(transcript.text, str):
-            error_ = f"{self._config.name}: returned {transcript!r}, which is no ProviderTranscript with a text"
+            error_ = f"{self._config.name}: returned {transcript!r} instead of a ProviderTranscript with a text"
             return Outcome(clip, None, None, error_)
         return Outcome(clip, Transcript(transcript.text, None, truncated=False), time_s, None)
 

@@ -1,6 +1,6 @@
 """The flat bundle: all modules that a model needs, in one folder, for Hugging Face's remote code.
 
-transformers copies the main file and the files that it finds with a regular expression for ``from .name import``. It
+transformers copies the main file, and the files that it finds with a regular expression for ``from .name import``. It
 does not support packages. So ``tiny_audio.encoders.whisper`` becomes ``encoders_whisper.py``, and imports are
 rewritten.
 """
@@ -40,11 +40,11 @@ class _Import:
 
 
 def bundle(parts: Collection[str]) -> dict[str, str]:
-    """Return source texts by file name.
+    """Return the source texts of a bundle by file name.
 
     Args:
         parts: modules of the model's parts. Modules that they import from their own top-level package are bundled too.
-            Other packages must be installed where the model is loaded.
+            Other packages must be installed on the machine that loads the model.
 
     Raises:
         UserError: a part's module has no source, or has an import that cannot be flattened.
@@ -52,8 +52,8 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
     for part in parts:
         if part == "__main__":
             raise UserError(
-                "a part that is defined in a notebook or in the main script cannot be exported; move it to a module of "
-                "its own and import that"
+                "a part that is defined in a notebook or in the main script cannot be exported; move it to its own "
+                "module and import that"
             )
     owned = {PACKAGE, *(part.partition(".")[0] for part in parts)}
     files: dict[str, str] = {}
@@ -154,18 +154,18 @@ def _is_module(package: str, name: str) -> bool:
 
 
 def _module_import(module: str, name: str) -> list[str]:
-    """Statements that bind ``name`` to the module. transformers overlooks ``from . import``, so the first one names
-    the file."""
+    """Statements that bind ``name`` to the module. transformers does not find ``from . import``, so the first statement
+    names the file."""
     flat = flat_name(module)
     renamed = "" if flat == name else f" as {name}"
     return [f"from .{flat} import __name__ as _{flat}", f"from . import {flat}{renamed}"]
 
 
 def _with_parts(text: str, parts: Iterable[str]) -> str:
-    """Add imports of the model's parts to the model's module, because nothing discovers them in a flat folder.
+    """Add imports of the model's parts to the model's module, because a flat folder has no discovery of parts.
 
-    Also add an import of the pipeline that never runs: when a loaded model is saved again, transformers copies the
-    files that its module names.
+    Also add an import of the pipeline that never runs. When a loaded model is saved again, transformers copies the
+    files that the model's module names.
     """
     own = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
     last = own[-1].end_lineno

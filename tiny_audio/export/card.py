@@ -28,8 +28,8 @@ time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it too."
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Licenses of a recipe's base checkpoints, from their cards.
 
-    Each checkpoint on the hub takes one request. If the request fails, the license is omitted, so that a card can be
-    written without a network.
+    Each checkpoint on the hub takes one request. If the request fails, the license is omitted. So a card can be written
+    without a network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -116,7 +116,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         tags=["tiny-audio", "automatic-speech-recognition"],
-        # Without results there is no model-index, which is the only place for the name.
+        # The model's name is part of the model-index. Without results, there is none.
         model_name=str(report["name"]) if results else None,
         eval_results=results or None,
     )
@@ -197,20 +197,20 @@ def _origin(source: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     sets = report["evaluation"]
-    yield "It was trained on the languages, voices and recording conditions of its training data. Others were not " + (
+    yield "It learned the languages, voices and recording conditions of its training data. Others were not " + (
         f"tested, except in the set{'s' * (len(sets) > 1)} above." if sets else "tested."
     )
     longest = report["recipe"]["data"]["max_duration_s"]
     yield (
-        f"It was trained on clips of at most {longest:g} s. Recordings of more than {LONGEST_CHUNK_S:g} s, or of more "
-        "than its encoder accepts, are split at pauses first."
+        f"It was trained on clips of at most {longest:g} s. Recordings that are longer than {LONGEST_CHUNK_S:g} s or "
+        "than its encoder accepts are split at pauses."
     )
     for name, scores in sets.items():
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]
         yield f"On {_text(name)}, {looping} of {scores['num_utterances']} hypotheses loop and {empty} are empty."
     yield (
-        "Its decoder is a language model, which can write words that nobody spoke. Check its transcripts where an "
-        "error would do harm."
+        "Its decoder is a language model and can write words that nobody spoke. Check its transcripts if an error "
+        "could do harm."
     )
 
 

@@ -86,23 +86,23 @@ def export_model(
 
     ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``. That
     requires torch, torchaudio, transformers, pydantic and soundfile, and peft for a model with adapters or on the hub.
-    The file keeps each tensor's type. Loading uses the widest of them for all, unless ``dtype`` is given.
+    The file keeps each tensor's type. Loading uses the widest type for all tensors, unless ``dtype`` is given.
 
     Args:
-        model: is not changed.
-        tokenizer: its decoder's.
-        folder: where to write; an earlier export there is replaced.
-        weights: ``all``, so that the folder is self-contained; or only the ``trained`` ones, with references to the
-            base checkpoints, which must be readable wherever the export is loaded.
+        model: the model. It is not changed.
+        tokenizer: the tokenizer of its decoder.
+        folder: where to write. An earlier export there is replaced.
+        weights: ``all`` makes the folder self-contained. ``trained`` writes only the trained weights, and references to
+            the base checkpoints, which must be readable on every machine that loads the export.
         card: the text of ``README.md``.
 
     Raises:
-        UserError: ``folder`` holds something that is not an exported model, a part cannot be bundled, or a base
+        UserError: ``folder`` contains something else than an exported model, a part cannot be bundled, or a base
             checkpoint cannot be read.
     """
     check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
-    folder = folder.resolve()  # a link may lead to another disk, and the temporary folder must be on the same one
+    folder = folder.resolve()  # a link may lead to another disk, but the temporary folder must be on the same disk
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -132,7 +132,7 @@ def _parts(config: TinyAudioConfig) -> list[Any]:
 
 
 def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
-    """Write weights and ``config.json``; the model's own config is not changed."""
+    """Write weights and ``config.json``. The model's own config is not changed."""
     own = model.config
     config = copy.deepcopy(own)
     kept = None if weights == "all" else _trained(model, config)
@@ -141,12 +141,12 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
         model.save_pretrained(folder, state_dict=kept)
     finally:
         model.config = own
-    # Parts of different types run together only under autocast, so the export loads as one type.
+    # Parts of different types run together only under autocast, so an export loads with one type.
     config.dtype = functools.reduce(
         torch.promote_types, {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
     )
     for kind in ("encoder", "decoder"):
-        # The fastest attention kernel depends on the machine; `auto` works everywhere.
+        # The fastest attention kernel depends on the machine, but `auto` works everywhere.
         setattr(config, kind, {**getattr(config, kind), "attention": "auto"})
     main = flat_name(MODEL)
     config.auto_map = {
@@ -165,7 +165,7 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
 
 
 def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
-    """The tensors that no checkpoint holds; the config receives references to the others."""
+    """The tensors that are in no checkpoint. References to the others are added to the config."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     found = base_weights.references({kind: getattr(config, kind) for kind in base_weights.KINDS}, tensors)
     config.base_weights = found
@@ -179,7 +179,7 @@ def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
 
 
 def _check_imports(folder: Path, files: dict[str, str]) -> None:
-    """Check that transformers, which finds imports with a regular expression, finds only files of the bundle."""
+    """Check that the imports that transformers finds (with a regular expression) are files of the bundle."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     for name in files:

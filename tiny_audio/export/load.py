@@ -19,7 +19,7 @@ from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.registry import UnknownPartError
 from tiny_audio.runtime.quiet import quiet_transformers
 
-# If this package is imported, transformers loads exports with its code, and needs no trust_remote_code.
+# After an import of this package, transformers loads exports with its code and needs no trust_remote_code.
 AutoConfig.register(TinyAudioConfig.model_type, TinyAudioConfig, exist_ok=True)
 for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
     auto.register(TinyAudioConfig, TinyAudioModel, exist_ok=True)
@@ -32,17 +32,17 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
-    """Load a run's or an exported model, for evaluation, and its tokenizer. The folder's own code is not used.
+    """Load the model of a run or of an export for evaluation, with its tokenizer. The folder's own code is not used.
 
     No parameter is trainable. To train from an export, see ``training.init_from``.
 
     Args:
-        folder: of a run or of an exported model.
-        types_as_saved: keep each tensor's type in the file, so that the model takes no more memory than in training. A
+        folder: folder of a run or of an exported model.
+        types_as_saved: keep each tensor's type in the file. The model then takes no more memory than in training. A
             model of several types runs only under autocast. By default, all tensors get the widest type.
 
     Raises:
-        UserError: it is not an exported model, is damaged or incomplete, or has parts that are not installed.
+        UserError: the folder is not an exported model, is damaged or incomplete, or needs parts that are not installed.
     """
     folder = model_folder(Path(folder))
     saved = check_exported(folder)
@@ -75,7 +75,7 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
         raise UserError(f"{folder}: the weights do not match config.json: {found}; copy or export the model again")
     if types_as_saved:
         _restore_types(model, folder, saved.get("base_weights") or {})
-    # transformers does not keep what was frozen.
+    # transformers does not store which weights were frozen.
     return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
 
 
@@ -97,7 +97,7 @@ def model_folder(folder: Path) -> Path:
     """The folder of the model: a run's ``model``, or an exported folder itself.
 
     Raises:
-        UserError: there is no such folder, or no model in it.
+        UserError: the folder does not exist or has no model.
     """
     folder = Path(expand_path(str(folder)))
     if not folder.is_dir():
@@ -114,7 +114,7 @@ def check_exported(folder: Path) -> dict[str, Any]:
     """The config.json of a :func:`model_folder`.
 
     Raises:
-        UserError: it is not that of an exported model.
+        UserError: it does not belong to an exported model.
     """
     path = folder / "config.json"
     try:
@@ -145,7 +145,7 @@ def load_exported_tokenizer(folder: Path) -> Any:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library has no exception type of its own
+    except Exception as error:  # the tokenizers library has no exception types
         raise UserError(
             f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}; copy or export the model "
             "again"

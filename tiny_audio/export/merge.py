@@ -1,4 +1,4 @@
-"""Merging LoRA adapters into the base weights (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+"""Merge LoRA adapters into the base weights (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
 
 from __future__ import annotations
 

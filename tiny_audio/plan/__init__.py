@@ -1,11 +1,11 @@
-"""Estimates what a recipe costs before it runs: memory, FLOPs, time and money.
+"""Estimate the costs of a recipe before it runs: memory, FLOPs, time and money.
 
-The model is built on the meta device, without weights and without a network. A **dry run**
-(``_dry_run``) executes one training step of the largest batch (``_step``). It counts the bytes of all live tensors and
-the FLOPs of each part. **Autocast emulation** (``_autocast``) makes it use the types and kernels of the real device.
-**Allowances** (``_hardware``) cover memory outside tensors: the CUDA context and fragmentation. Time is FLOPs divided
-by the machine's peak and the utilization, plus the padding of the planned order (``_order``). If the recipe does not
-fit, ``_changes`` tries changes, each in a dry run of its own.
+The model is built on the meta device, without weights and without a network. A **dry run** (``_dry_run``) executes one
+training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
+**Autocast emulation** (``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``)
+cover memory outside tensors: the CUDA context and fragmentation. Time is FLOPs divided by the machine's peak and the
+utilization, plus the padding of the planned order (``_order``). If the recipe does not fit, ``_changes`` tries changes,
+each in a separate dry run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tiny_audio.recipe import Recipe
 __all__ = ["UTILIZATION", "Plan", "Row", "gpu_reported_as", "plan_recipe", "this_cpu"]
 
 UTILIZATION = 0.4
-"""Typical MFU of training that does not wait for data; 0.2 is common, 0.5 is rare."""
+"""Typical MFU of training that does not wait for data. 0.2 is common, and 0.5 is unusual."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Plan:
     worst: DryRunResult
     """The batch that needs the most memory."""
     mean: DryRunResult
-    """A clip of mean length, which determines the time."""
+    """A clip of mean length. It determines the time."""
     training_audio_hours: float
-    """Audio of all steps, with repetitions and without padding."""
+    """Hours of audio of all steps, with repetitions and without padding."""
     padding_share: float
-    """Of the seconds that are computed."""
+    """Share of padding in the seconds of audio that are computed."""
     utilization: float
     rows: tuple[Row, ...]
 
@@ -101,15 +101,15 @@ class Row:
 
     machine: Machine
     needed_bytes: int
-    """Of the worst batch, with the allowances."""
+    """Bytes of the worst batch, with the allowances."""
     room_for_clips: int
-    """Estimated number of clips like those of the worst batch that fit."""
+    """Estimated number of clips that fit, if they are like those of the worst batch."""
     audio_hours_per_hour: float
-    """Without the padding."""
+    """Seconds of audio per second of training, without padding."""
     wall_hours: float
     price_per_hour: float | None
     changes: tuple[Change, ...] | None
-    """Changes that make it fit; None if it fits, or if several machines are compared."""
+    """Changes that make the recipe fit. None if it fits, or if several machines are compared."""
 
     @property
     def fits(self) -> bool:
@@ -150,11 +150,11 @@ def plan_recipe(
     """Estimate costs from dry runs of the recipe's largest batch and of a clip of mean length.
 
     Args:
-        recipe: what to plan.
-        gpu: a name in the table, or ``cpu`` for this machine; None compares all GPUs.
-        price_per_hour: US dollars; None is the table's.
+        recipe: the recipe.
+        gpu: a name in the table, or ``cpu`` for this machine. None compares all GPUs.
+        price_per_hour: US dollars. None uses the price in the table.
         utilization: share of the peak speed that training reaches.
-        mean_clip_s: mean duration of the clips; None is half of the longest.
+        mean_clip_s: mean duration of the clips. None uses half of the longest duration.
 
     Raises:
         UserError: an argument is out of range, or a part cannot be built without a network.
@@ -193,7 +193,7 @@ def plan_recipe(
 
 
 def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Literal["cuda", "cpu"]) -> int:
-    """Bytes that a training step on one batch needs, with the allowances of a plan.
+    """Predict the bytes that a training step on one batch needs, with the allowances of a plan.
 
     Raises:
         UserError: a part cannot be built without a network.

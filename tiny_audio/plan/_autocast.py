@@ -1,6 +1,6 @@
-"""Emulates what PyTorch does to a model's calls on a device: autocast, and the choice of fused kernels.
+"""Emulate how PyTorch changes a model's calls on a device, by autocast and by the choice of fused kernels.
 
-PyTorch decides both by the device of the tensors. In a dry run these are on the meta device, so both are emulated.
+Both depend on the device of the tensors. In a dry run, tensors are on the meta device, so both are emulated.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class AutocastEmulation(TorchFunctionMode):
     """Rewrites calls as PyTorch does on a device.
 
     Args:
-        device: to emulate.
-        autocast: the type of matrix products; None runs without autocast.
+        device: the device to emulate.
+        autocast: the type of matrix products. None runs without autocast.
     """
 
     def __init__(self, device: Literal["cuda", "cpu"], autocast: torch.dtype | None) -> None:
@@ -64,11 +64,11 @@ class AutocastEmulation(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def leave_autocast(self) -> None:
-        """Drop the cast copies of weights, as the end of autocast does. Graphs keep the copies that they need."""
+        """Drop the cast copies of weights, like the end of autocast. Graphs keep the copies that they need."""
         self._weights.clear()
 
     def backward(self, loss: Tensor) -> None:
-        """Like ``loss.backward()``, which would hide recomputation by checkpointing from function modes."""
+        """Run the backward pass. Function modes do not see recomputation inside ``loss.backward()``."""
         self._keeps_weights = False  # a layer that is recomputed enters its own autocast
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
@@ -76,7 +76,7 @@ class AutocastEmulation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.tensor and kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": "cpu"}  # on the meta device it would lose its values
+            kwargs = {**kwargs, "device": "cpu"}  # on the meta device, the tensor would lose its values
         name = func.__name__
         if name in self._lowered and not self._switched_off:
             args, kwargs = _cast(self._lower, args, kwargs)
@@ -118,7 +118,7 @@ class AutocastEmulation(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            # Fused kernels add the mask, so every layer makes a floating-point copy and keeps it.
+            # Fused kernels add the mask, so every layer creates and keeps a floating-point copy.
             attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
         if attn_mask is not None and trains_bias:
             bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
@@ -143,9 +143,9 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Let a part's transformers models use a stand-in for Flash Attention 2, which need not be installed.
+    """Let a part's transformers models use a stand-in for Flash Attention 2. The package need not be installed.
 
-    It runs on real positions only, so no layer makes or keeps a mask. ``varlen`` is emulated in the same way.
+    Attention runs only on real positions, so no layer creates or keeps a mask. ``varlen`` is emulated in the same way.
     """
     name = "dry_run"  # with "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
@@ -176,7 +176,7 @@ def _flash_attention(
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
-    # Any fused kernel saves the same; this one has shapes without a GPU.
+    # All fused kernels save the same tensors. This one computes shapes without a GPU.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attended: Tensor = kernel(query, key, value, 0.0, is_causal, **settings)[0]
     return attended

@@ -1,4 +1,4 @@
-"""Changes that make a recipe fit a machine. Each one is tried in a dry run before it is suggested."""
+"""Find changes that make a recipe fit a machine. Each one is tried in a dry run before it is suggested."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def room_for_clips(worst: DryRunResult, machine: Machine) -> int:
 
 
 def _dry_run(recipe: Recipe, fields: Fields, machine: Machine) -> DryRunResult | None:
-    """Dry run of the changed recipe's worst batch; None if that recipe is not valid."""
+    """Dry run of the changed recipe's worst batch. None if that recipe is not valid."""
     try:
         changed = recipe.with_(fields)
     except UserError:
@@ -88,8 +88,8 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         lora = getattr(recipe, part).lora
         if lora is None or lora.rank <= _LOW_RANK:
             continue
-        # A parameter takes 16 bytes: itself, its gradient and two moments. 8 more are an estimate of activations. If
-        # it is too optimistic, it only costs one dry run.
+        # A parameter takes 16 bytes: itself, its gradient and two moments. 8 more are an estimate of activations. An
+        # estimate that is too low costs only one dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
@@ -114,7 +114,7 @@ def _could_checkpoint(recipe: Recipe, worst: DryRunResult, part: str) -> bool:
 
 
 def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
-    """A smaller batch, and more batches in a step."""
+    """Fields for a smaller batch and more batches per step."""
     batching, steps = recipe.batching, recipe.training.accumulation
     fields: Fields
     if batching.max_padded_s is not None and worst.shape.num_clips < batching.max_clips:
@@ -126,7 +126,7 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
 
 
 def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Everything that saves memory, then fewer clips, then shorter ones."""
+    """Combine everything that saves memory, then fewer clips, then shorter clips."""
     savers = _savers(recipe, worst, machine)
     data = recipe.data
     for duration in (data.max_duration_s, data.max_duration_s / 2, data.max_duration_s / 4):

@@ -1,9 +1,9 @@
-"""Counts the bytes and FLOPs of a model that runs without storage: the dry run.
+"""The dry run: count the bytes and FLOPs of a model that runs without storage.
 
 The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no storage.
-Its bytes count from its creation until its last reference ends. Saved activations, recomputation, gradients and
-temporaries therefore need no formulas. Lengths, ids and masks are real tensors on the CPU, since control flow depends
-on them.
+Its bytes count from its creation until its last reference ends. So no formulas are needed for saved activations,
+recomputation, gradients and temporaries. Lengths, ids and masks are real tensors on the CPU, because control flow
+depends on them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ OTHER = "other"
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Two products of queries ``[B, H, T, D]`` with as many keys; heads may share keys."""
+    """FLOPs of two matrix products of queries ``[B, H, T, D]`` and keys. Heads may share keys."""
     return 4 * query.numel() * key.shape[2]
 
 
 def _attention_backward_flops(_gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Five products: the scores are computed again."""
+    """FLOPs of five matrix products, because the scores are computed again."""
     return 10 * query.numel() * key.shape[2]
 
 
 def _packed_flops(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, *_: Any, **__: Any) -> int:
-    """As above, of queries ``[T, H, D]`` in rows that start at ``offsets``."""
+    """FLOPs of the same products for queries ``[T, H, D]``, packed in rows that start at ``offsets``."""
     return 4 * query[0].numel() * int((offsets.diff() ** 2).sum())
 
 
@@ -68,8 +68,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts bytes and FLOPs of everything that runs inside it.
 
     Args:
-        granularity: bytes that every allocation is rounded up to.
-        copies_convolutions: whether a convolution holds a second copy of its inputs and outputs while it runs.
+        granularity: allocations are rounded up to a multiple of this number of bytes.
+        copies_convolutions: whether a convolution has a second copy of its inputs and outputs while it runs.
     """
 
     def __init__(self, granularity: int = 1, copies_convolutions: bool = False) -> None:
@@ -78,7 +78,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies_convolutions = copies_convolutions
         self._part = self._label = OTHER
         self._direction = "forward"
-        # By address of the storage: a weak reference that reports its end, its size, its label.
+        # By address of the storage: a weak reference that reports its end, the size, and the label.
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._bytes: Counter[str] = Counter()
         self._total = 0
@@ -86,7 +86,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.at_peak: Counter[str] = Counter()
         """Bytes by label at the peak."""
         self.flops: Counter[tuple[str, str]] = Counter()
-        """``(part, "forward" or "backward")`` -> FLOPs; a multiplication and an addition are two."""
+        """``(part, "forward" or "backward")`` -> FLOPs. A multiplication and an addition count as two."""
 
     def account(self, tensor: Tensor, label: str) -> None:
         """Count a tensor that was created elsewhere, or change its label."""
@@ -101,9 +101,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def inside(self, part: str) -> Iterator[None]:
-        """Count what is created inside as ``part``'s."""
+        """Count tensors and FLOPs inside this context for ``part``."""
         before = self._label, self._part
-        # What a part recomputes for the backward pass is temporary.
+        # Tensors that a part recomputes for the backward pass are temporary.
         self._label, self._part = (part if self._direction == "forward" else BACKWARD), part
         try:
             yield
@@ -112,7 +112,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Count what is created inside as temporary, unless it becomes the gradient of a parameter."""
+        """Count tensors inside this context as temporary, unless they become gradients of parameters."""
         before = self._label, self._direction
         self._label, self._direction = BACKWARD, "backward"
         try:
@@ -121,7 +121,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._label, self._direction = before
 
     def follow(self, module: nn.Module, part: str, output: str | None = None) -> None:
-        """Count what a module creates as ``part``'s, and its outputs under the label ``output`` if that is given."""
+        """Count the tensors of a module for ``part``, and its outputs under the label ``output`` if that is given."""
         entered: list[Any] = []
 
         def arrive(gradient: Tensor) -> None:
@@ -163,10 +163,10 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _workspace(self, packet: Any, tensors: list[Tensor], made: list[Tensor]) -> int:
-        """Bytes that a kernel allocates while it runs, for the kernels where they matter."""
+        """Bytes that a kernel allocates while it runs, for kernels that allocate much."""
         if packet not in _CONVOLUTIONS and packet not in _NORMS:
             return 0
-        # They read contiguous tensors, and copy others.
+        # These kernels read contiguous tensors and copy others.
         copied = [tensor for tensor in tensors if not tensor.is_contiguous()]
         if self._copies_convolutions and packet in _CONVOLUTIONS:
             copied += [*tensors, *made]
@@ -198,7 +198,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
     """Run on shapes only. Real tensors among the arguments lose their values."""
     if packet is aten._ctc_loss:
-        # torch has no meta kernel for it. Its table of partial sums has an entry for each label and each gap.
+        # torch has no meta kernel for this loss. Its table of partial sums has an entry for each label and each gap.
         log_probs, sizes = args[0], args[3]
         num_frames, num_clips = log_probs.shape[:2]
         longest = max(int(size) for size in sizes)
@@ -229,7 +229,7 @@ def _resolve_masks(args: Any) -> Any:
 
 
 def _makes_integers(packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
-    """Whether a call makes lengths, positions or masks, which keep their content."""
+    """Whether a call computes lengths, positions or masks. They keep their content."""
     dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else None)
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)
@@ -246,5 +246,5 @@ def _leaves(values: Any) -> Iterator[Tensor]:
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """Tensors of a part's output: one, a tuple of them, or the fields of a dataclass."""
+    """Tensors of a part's output, which is a tensor, a tuple of tensors, or a dataclass."""
     return _leaves(vars(outputs).values() if is_dataclass(outputs) else (outputs,))

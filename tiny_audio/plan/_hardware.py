@@ -1,4 +1,4 @@
-"""Machines that a recipe may run on: memory, peak speed, price per hour."""
+"""Table of machines: memory, peak speed and price per hour."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class Machine:
 
     name: str
     memory_bytes: int
-    """Memory reported by PyTorch. It is less than nominal, because error correction and the driver use some."""
+    """Memory reported by PyTorch. It is less than the nominal size, because error correction and the driver use some
+    of it."""
     bf16_tflops: float
-    """Peak of dense matrix products, accumulated in fp32; the larger numbers of datasheets are for sparse ones."""
+    """Peak of dense matrix products, accumulated in fp32. The larger numbers in datasheets are for sparse matrices."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None
-    """US dollars; None for a machine of your own."""
+    """US dollars. None for this machine."""
     rated_watts: float
     """Maximum sustained power of the chip or card."""
     reported_as: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class Machine:
         return int(peak_bytes * (1 + share)) + constant
 
     def peak_that_fits(self) -> int:
-        """The highest peak of a step that fits the memory."""
+        """The highest peak of a step that fits into the memory."""
         share, constant = self._allowances()
         return max(0, int((self.memory_bytes - constant) / (1 + share)))
 
@@ -85,12 +86,13 @@ GPUS = {
         _gpu("h200", 139.7, 989, 494, 67, 3.99, 700, "H200"),
     )
 }
-"""By memory. NVIDIA's datasheets; H100 and H200 as SXM, the RTX cards at fp32 accumulation."""
+"""GPUs sorted by memory. The numbers are from NVIDIA's datasheets: SXM for H100 and H200, fp32 accumulation for the RTX
+cards."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
-"""fp32 with AVX2 at 3 GHz."""
+"""Peak of one core: fp32 with AVX2 at 3 GHz."""
 CPU_WATTS_PER_CORE = 8.0
-"""Assumed: servers' processors are rated at 3 to 6 W a core, desktops' at 6 to 16."""
+"""Assumed power per core. Processors of servers are rated at 3 to 6 W per core, those of desktops at 6 to 16."""
 
 
 def this_cpu() -> Machine:
@@ -101,7 +103,7 @@ def this_cpu() -> Machine:
 
 
 def gpu_reported_as(name: str) -> Machine | None:
-    """The GPU in the table with this name in PyTorch; None if there is none."""
+    """The GPU in the table that has this name in PyTorch. None if there is none."""
     return next((gpu for gpu in GPUS.values() if name in gpu.reported_as), None)
 
 

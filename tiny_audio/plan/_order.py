@@ -1,4 +1,4 @@
-"""The share of padding in the batches of a recipe, from its own planned order."""
+"""Compute the share of padding in the batches of a recipe from its planned order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_audio.data.order import plan_epoch
 from tiny_audio.recipe import Recipe
 
 SPREAD = 0.6
-"""Standard deviation of the logarithms of durations: two thirds of the clips are within a factor of 1.8 of the
+"""Standard deviation of the logarithms of durations. With it, two thirds of the clips are within a factor of 1.8 of the
 median."""
 _NUM_CLIPS = 20_000
 
@@ -24,7 +24,7 @@ class Batches:
     audio_s: float
     """Seconds of audio in a batch."""
     padding_share: float
-    """Share of the computed seconds."""
+    """Share of padding in the computed seconds."""
 
 
 def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
@@ -39,7 +39,7 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
 
 
 def _durations(shortest_s: float, longest_s: float, mean_s: float) -> NDArray[np.float64]:
-    """Evenly spaced quantiles. The median is found by bisection, since clipping moves the mean."""
+    """Evenly spaced quantiles. The median is found by bisection, because clipping changes the mean."""
     normal = NormalDist(sigma=SPREAD)
     offsets = np.array([normal.inv_cdf((rank + 0.5) / _NUM_CLIPS) for rank in range(_NUM_CLIPS)])
     low, high = np.log(shortest_s) + offsets[0], np.log(longest_s) + offsets[-1]

@@ -27,13 +27,13 @@ Device = Literal["cuda", "cpu"]
 PARTS = ("encoder", "projector", "decoder", "ctc_head")
 
 CHARACTERS_PER_S = 15
-"""Average of English speech."""
+"""Characters of text per second of speech, an average of English."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
-"""By kind of tokenizer: that of a large language model, BPE trained on the transcripts, or one token per character."""
+"""Characters per token, for the tokenizer of a large language model, trained BPE, and characters."""
 _MAX_CLIPS = 10_000
-"""Limit of clips in a batch, because the dry run makes a length and a transcript for each."""
+"""Maximum number of clips in a batch, because the dry run creates a length and a transcript for each."""
 TEMPLATE_TOKENS = 30
-"""Tokens of a chat template around the messages."""
+"""Number of tokens of a chat template around the messages."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class DryRunResult:
 
     shape: Shape
     memory: dict[str, int]
-    """Bytes at the peak: ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``, ``backward``
+    """Bytes at the peak of ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``, ``backward``
     and ``workspace``."""
     flops: dict[str, dict[str, int]]
     """Part -> ``forward`` and ``backward``."""
@@ -70,7 +70,7 @@ class DryRunResult:
 
     @property
     def peak_bytes(self) -> int:
-        """Maximum number of bytes alive at once."""
+        """Maximum number of bytes at one time."""
         return sum(self.memory.values())
 
     @property
@@ -80,14 +80,14 @@ class DryRunResult:
 
 
 def worst_shapes(recipe: Recipe) -> list[Shape]:
-    """The batches that may need the most memory: the one of the longest clips, and the one of the most clips.
+    """The batches that may need the most memory: the one with the longest clips, and the one with the most clips.
 
     Raises:
-        UserError: there are too many clips in one.
+        UserError: a batch has too many clips.
     """
     longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
     if budget is not None:
-        most = min(most, int(budget / recipe.data.min_duration_s))  # a huge max_clips means no bound
+        most = min(most, int(budget / recipe.data.min_duration_s))  # a very large max_clips means no limit
     if most > _MAX_CLIPS:
         raise UserError(
             f"batching allows batches of {most:,} clips, but a plan supports at most {_MAX_CLIPS:,}; lower "
@@ -99,7 +99,7 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
 
     if budget is None or most * longest <= budget:
         return [Shape(most, lasting(longest))]
-    # Many short clips have more prompts and more text.
+    # A batch of many short clips has more prompts and more text.
     return [Shape(int(budget // longest), lasting(longest)), Shape(most, lasting(budget / most))]
 
 
@@ -126,7 +126,7 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()
     autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
-    # As in the trainer.
+    # The same as in the trainer.
     in_half = autocast if device == "cuda" else None
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
@@ -189,7 +189,7 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
 
 
 def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Like liger-kernel: chunks of positions whose logits take about as much memory as all hidden states."""
+    """Losses in chunks, like liger-kernel. The logits of a chunk take about as much memory as all hidden states."""
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = F.linear(hidden, weight).float()
@@ -205,7 +205,7 @@ def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing:
 def _by_kind(at_peak: Counter[str]) -> dict[str, int]:
     kinds = {kind: at_peak[kind] for kind in ("weights", "gradients", "optimizer")}
     kinds |= {f"activations_{part}": at_peak[part] for part in PARTS}
-    # Outside of all parts are the spliced embeddings, and the losses with the probabilities of the logits.
+    # Tensors outside of all parts are the spliced embeddings, the losses, and the probabilities of the logits.
     kinds["logits"] = at_peak["logits"] + at_peak[OTHER]
     return kinds | {kind: at_peak[kind] for kind in (BACKWARD, "workspace")}
 

@@ -1,4 +1,4 @@
-"""Builds a recipe's model without its data: the real shapes and names, and on the meta device no weights."""
+"""Build a recipe's model without its data, with the real shapes and names. On the meta device, it has no weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tiny_audio.model.model import TinyAudioModel
 
 LETTERS = 28
-"""a to z, space, apostrophe: the assumed alphabet of transcripts that are not read."""
+"""The assumed alphabet of transcripts that are not read: a to z, space and apostrophe."""
 
 _PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
 
@@ -45,11 +45,11 @@ class _StandInTokenizer:
 
 
 def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
-    """The model that ``recipe`` would train.
+    """Build the model that ``recipe`` would train, on the meta device.
 
     Args:
-        recipe: a valid one.
-        prompt_tokens: length of the prompt; its text needs the tokenizer.
+        recipe: a valid recipe.
+        prompt_tokens: length of the prompt. Its tokens are not known without the tokenizer.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint is not in the shipped table and cannot be read.
@@ -62,11 +62,11 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
 def build_stand_in(
     recipe: Recipe, device: torch.device, prompt_tokens: int = 0, *, random_weights: bool = True
 ) -> TinyAudioModel:
-    """A model of the recipe's shapes. A vocabulary that follows from the transcripts gets a typical size.
+    """Build a model with the recipe's shapes. A vocabulary that depends on the transcripts gets a typical size.
 
     Args:
-        recipe: a valid one.
-        device: of its tensors.
+        recipe: a valid recipe.
+        device: device of the model's tensors.
         prompt_tokens: length of the prompt.
         random_weights: build the architectures of checkpoints without reading their weights.
 
@@ -112,7 +112,7 @@ def _stand_in_tokenizer(recipe: Recipe) -> Any:
     if trained is not None:
         return _StandInTokenizer(trained.vocab_size if trained.kind == "bpe" else LETTERS + len(SPECIAL_TOKENS))
     if recipe.decoder.init == "pretrained":
-        return None  # its architecture has the size of the vocabulary
+        return None  # the architecture states the size of the vocabulary
     from tiny_audio.decoders import load_tokenizer
 
     return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

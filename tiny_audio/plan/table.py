@@ -1,4 +1,4 @@
-"""A plan as text tables."""
+"""Print a plan as text tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs of a training step as a function of its clips, fitted to dry runs."""
+"""Compute the FLOPs of a training step from its clips, with curves that are fitted to dry runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Work:
     """
 
     audio: tuple[float, float, float]
-    """Of all parts that run at the rate of the audio: per clip, second, and second²."""
+    """Coefficients of the parts that run at the rate of the audio: FLOPs per clip, second, and second²."""
     decoder: tuple[float, float, float]
-    """Per position, position², and target token (where logits are computed)."""
+    """Coefficients of the decoder: FLOPs per position, position², and target token (with logits)."""
     prompt_tokens: int
     embeddings_per_s: float
 
@@ -29,8 +29,8 @@ class Work:
         """FLOPs of several clips.
 
         Args:
-            durations_s: of each clip, without padding.
-            num_tokens: of each clip's transcript, its end token included.
+            durations_s: duration of each clip, without padding.
+            num_tokens: number of tokens of each clip's transcript, end token included.
         """
         seconds, tokens = np.asarray(durations_s, dtype=np.float64), np.asarray(num_tokens, dtype=np.float64)
         by_audio = np.stack([np.ones_like(seconds), seconds, seconds**2]).sum(1) @ self.audio
@@ -41,7 +41,7 @@ class Work:
 def work_of(recipe: Recipe, device: Device) -> Work:
     """Fit curves to dry runs of three clips, from a short one to the longest that the recipe allows.
 
-    The curves are quadratic, since attention is; everything else is linear.
+    The curves are quadratic, because attention is quadratic. Everything else is linear.
 
     Raises:
         UserError: the dry run of the model failed.
@@ -56,7 +56,7 @@ def work_of(recipe: Recipe, device: Device) -> Work:
 
 
 _KNOWN: dict[str, Work] = {}
-"""Results in this process, since sweeps and benchmarks train the same model many times."""
+"""Results in this process, because sweeps and benchmarks train the same model many times."""
 
 
 def _fit(recipe: Recipe, device: Device) -> Work:
@@ -83,7 +83,7 @@ def _fit(recipe: Recipe, device: Device) -> Work:
 
 
 def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Positions that the decoder reads of each clip. The end token is predicted, but never read."""
+    """Number of positions that the decoder reads for each clip. The end token is predicted but never read."""
     positions: np.ndarray = prompt_tokens + embeddings_per_s * seconds + tokens - 1
     return positions
 

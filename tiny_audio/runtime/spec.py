@@ -1,4 +1,4 @@
-"""Parse ``NAME:key=value,key=value``, which names a registered part on one line."""
+"""Parse ``NAME:key=value,key=value``, the one-line form of a registered part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Split into the name and the fields. Values are read as YAML; those of the fields ``as_written`` stay text.
+    """Split into the name and the fields. Values are read as YAML, except those of the fields in ``as_written``.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
@@ -31,7 +31,7 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong is not None:
         raise UserError(
-            f"{text}: {wrong!r} is not of the form field=value; commas separate fields, so no value contains one"
+            f"{text}: {wrong!r} is not of the form field=value; commas separate fields, so a value cannot contain one"
         )
     fields = apply_overrides({}, parts)
     written = (part.partition("=") for part in parts)
@@ -42,7 +42,7 @@ def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str)
     """The config of a part.
 
     Args:
-        place: what error messages call it.
+        place: its name in error messages.
 
     Raises:
         UserError: the name is unknown, or a field is unknown, missing or invalid.
@@ -59,7 +59,7 @@ def _words(one: Any, known: set[str]) -> str:
     if one["type"] == "extra_forbidden":
         return f"{field}: unknown field; {did_you_mean(field, known)}"
     if one["type"] == "missing":
-        return f"{field}: is missing, and has no default"
+        return f"{field}: is missing and has no default"
     return f"{field}: {one['msg'].removeprefix('Value error, ')}"
 
 

@@ -1,4 +1,4 @@
-"""Checks of the contracts of parts, sources and providers, for tests of your own. All built-in ones pass them.
+"""Checks of the contracts of parts, sources and providers, for your own tests. All built-in ones pass them.
 
     from tiny_audio.testing import check_projector
 

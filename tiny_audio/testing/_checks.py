@@ -13,21 +13,21 @@ from torch import Tensor, nn
 TOLERANCE = 1e-5
 """Largest difference between two computations of a result in fp32, relative to its root mean square.
 
-It is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add numbers in a different order for each batch size. After
-all layers of a part, that causes differences of up to three quarters of the tolerance."""
+The tolerance is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add numbers in a different order for each batch
+size. After all layers of a part, this causes differences of up to three quarters of the tolerance."""
 ZERO = 1e-9
 """Gradients in fp64 that are smaller than this, relative to the part's largest, count as zero.
 
-A gradient that is zero by algebra is exactly zero with some kernels, and a multiple of the machine epsilon, 2⁻⁵², with
-others. In fp32, such rounding errors could not be distinguished from the smallest real gradients."""
+If a gradient is mathematically zero, some kernels return exactly zero and others a multiple of the machine epsilon,
+2⁻⁵². In fp32, such rounding errors could not be distinguished from the smallest real gradients."""
 NOISE = 100.0
-"""Standard deviation of the noise in padding. That of speech is below 1."""
+"""Standard deviation of the noise in padding. Speech has less than 1."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def expect(condition: bool, part: BaseModel, message: str) -> None:
-    """Assert with the part's name in front of the message.
+    """Assert a condition. The message begins with the part's name.
 
     Raises:
         AssertionError: ``condition`` is false.
@@ -78,7 +78,7 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
 
 
 def perturb(module: nn.Module, seed: int = 0) -> None:
-    """Change the values of every trainable tensor. With initial zeros and ones, a missing operation could pass."""
+    """Change the values of every trainable tensor. Initial zeros and ones could hide a missing operation."""
     numbers = generator(seed)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -104,7 +104,7 @@ def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor
         expect(tensor.grad is not None, part, f"{what}: no gradient reaches {name}")
         assert tensor.grad is not None
         expect_finite(part, f"{what}: gradient of {name}", tensor.grad)
-        # The gradient of a vector may be zero by algebra, for example that of the bias of attention keys.
+        # The gradient of a vector may be mathematically zero, such as that of the bias of attention keys.
         reached = tensor.ndim < 2 or float(tensor.grad.abs().max()) > ZERO * largest
         expect(reached, part, f"{what}: the gradient of {name} is all zeros")
 
@@ -135,7 +135,7 @@ def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
         if owner == name:
             tensors[name] = tensor.contiguous()
         else:
-            aliases[name] = owner  # tied, so a file contains it once
+            aliases[name] = owner  # a file contains tied tensors once
     saved = load(save(tensors))
     own = rebuilt.state_dict()
     missing = sorted(own.keys() - saved.keys() - aliases.keys())

@@ -32,7 +32,7 @@ LENGTHS = (9, 1, 17, 4)
 
 
 def tokenizer_of(config: DecoderConfig) -> Any:
-    """A tokenizer that is trained on :data:`TRANSCRIPTS`."""
+    """Train a tokenizer on :data:`TRANSCRIPTS`."""
     expect(config.tokenizer is not None, config, "the checks need a config with a tokenizer to train")
     return build_tokenizer(config, TRANSCRIPTS)
 
@@ -67,7 +67,7 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft of given ids, some of which are replaced by wrong ones."""
+    """A draft of given ids. Some of them are replaced by wrong ids."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
@@ -202,7 +202,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                     expect(same, config, f"{what}: generate gives {alone}, and forward {wanted}")
 
     def check_cache(self, config: DecoderConfig) -> None:
-        """Rows read in chunks and partly cropped in between have the logits of one forward pass."""
+        """Rows that are read in chunks and partly cropped have the same logits as in one forward pass."""
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             decoder = self.build(changed(config, **fields)).eval()
             perturb(decoder)

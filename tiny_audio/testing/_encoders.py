@@ -44,7 +44,7 @@ def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
-    """Clip lengths one sample below, at and above typical limits: a window, multiples of the stride."""
+    """Clip lengths at typical limits (a window, multiples of the stride), and one sample below and above."""
     stride = round(SAMPLE_RATE / encoder.frame_rate)
     edges = [2, stride // 2, 400, *(multiple * stride for multiple in (1, 2, 3, 4, 5, 8, 25, 50))]
     limit_s = config.max_duration_s()
@@ -196,7 +196,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(same, config, "rebuilt from architecture(), it has another frame_rate")
 
     def check_layers(self, config: EncoderConfig) -> None:
-        """``layer``: with a number, layers above it are removed; the sum of ``weighted`` trains even if frozen."""
+        """A number as ``layer`` removes the layers above it. The sum of ``weighted`` trains in a frozen encoder too."""
         config = changed(config, layer="last", lora=None)
         weighted = self.build(changed(config, layer="weighted", freeze=True)).train().double()
         trainable = [tensor for tensor in weighted.parameters() if tensor.requires_grad]

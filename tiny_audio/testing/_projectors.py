@@ -25,11 +25,11 @@ CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms
 NUM_LABELS = 7
 """Labels of the frames' CTC logits, for projectors that read them."""
 ROUNDING = 0.05
-"""Largest error in bf16, relative to the root mean square. A few layers have a tenth of it."""
+"""Largest error in bf16, relative to the root mean square. A few layers have a tenth of this error."""
 
 
 def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: int = 0) -> Projector:
-    """The projector; equal seeds give equal random weights."""
+    """Build the projector. The same seed gives the same random weights."""
     torch.manual_seed(seed)
     return PROJECTORS.build(config, context)
 
@@ -46,7 +46,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Numbers of frames one below, at and above multiples of the window."""
+    """Numbers of frames at multiples of the window, and one below and above."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}
@@ -84,7 +84,7 @@ def check_finite(config: ProjectorConfig) -> None:
 
 
 def check_autocast(config: ProjectorConfig) -> None:
-    """Under bf16 autocast, embeddings agree with those in fp32 except for rounding, for frames of either type."""
+    """Under bf16 autocast, embeddings equal those in fp32 except for rounding, for frames of both types."""
     projector, frames = build(config).eval(), frames_of([40, 100])
     with torch.no_grad():
         exact, _ = projector(frames)

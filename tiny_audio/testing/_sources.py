@@ -12,7 +12,7 @@ from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
 from tiny_audio.testing._checks import expect
 
 MAX_CLIPS = 20
-"""Clips whose audio is read."""
+"""Number of clips whose audio is read."""
 
 
 def check_index(config: SourceConfig, context: SourceContext) -> None:
@@ -26,7 +26,7 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
         seconds = utterance.duration_s
         expect(bool(utterance.id), config, "an utterance has an empty id")
         expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} has a duration of {seconds} s")
-        expect(bool(utterance.text.strip()), config, f"{utterance.id} has no text; it must be in the list of drops")
+        expect(bool(utterance.text.strip()), config, f"{utterance.id} has no text; it must be listed as dropped")
         expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has whitespace around its text")
         plain = all(isinstance(item, str) for pair in utterance.metadata.items() for item in pair)
         expect(plain, config, f"{utterance.id} has metadata that are not strings")

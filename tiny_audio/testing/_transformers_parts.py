@@ -1,4 +1,4 @@
-"""Checks of encoders and decoders, which both wrap a transformers model."""
+"""Common checks of encoders and decoders. Both wrap a transformers model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def build(self, config: ConfigT, seed: int = 0) -> Any:
-        """The part; equal seeds give equal random weights."""
+        """Build the part. The same seed gives the same random weights."""
 
     @abstractmethod
     def rebuild(self, config: ConfigT, architecture: dict[str, Any]) -> Any:
@@ -82,7 +82,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         expect(not torch.equal(plain, dropped), config, "dropout: 0.5 changes nothing in training mode")
 
     def check_linear_layers(self, config: ConfigT) -> None:
-        """``linear_layers`` names all linear layers but a decoder's head, and every adapter gets a gradient."""
+        """``linear_layers`` names all linear layers except a decoder's head, and every adapter gets a gradient."""
         if config.linear_layers is None:
             return
         part = self.build(changed(config, lora=None))
@@ -130,7 +130,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         yield {"freeze": True, "lora": self.lora(config)}
 
     def _calls_and_gradients(self, config: ConfigT) -> tuple[int, dict[str, Tensor]]:
-        """How often linear layers run in a forward and a backward pass, and the gradients in fp64."""
+        """Number of calls of linear layers in a forward and backward pass, and the gradients in fp64."""
         part = self.build(config).train().double()
         perturb(part)
         calls: list[nn.Module] = []

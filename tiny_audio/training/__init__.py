@@ -1,1 +1,1 @@
-"""A recipe's model and clips -> trained weights, in checkpoints that a restart continues from, bit for bit."""
+"""Train a recipe's model on its clips. A restart continues from the last checkpoint and gives the same weights."""

@@ -1,4 +1,4 @@
-"""A recipe -> the model that training starts from."""
+"""Build the model that training starts from."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def assemble(
     """Build the model that training starts from, its tokenizer, and the encoder of its targets.
 
     Args:
-        recipe: names the parts.
-        clips: to train on.
-        start: ``training.init_from``.
-        learned: the vocabulary of the clips' transcripts; None reads the transcripts.
+        recipe: the recipe with the parts.
+        clips: the training clips.
+        start: the model of ``training.init_from``.
+        learned: the vocabulary of the clips' transcripts. None reads the transcripts.
 
     Raises:
         UserError: a part cannot be built, or ``start`` does not fit.

@@ -26,19 +26,19 @@ from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
 _MOST_EMPTY_EPOCHS = 1000
-"""Limit of consecutive epochs without a clip. With small weights, single epochs may have none."""
+"""Maximum number of consecutive epochs without a clip. If weights are small, some epochs may have none."""
 
 
-class LoadingFailed(UserError):  # noqa: N818  # what it says, not what it is
-    """A batch cannot be loaded for another reason than its clips, such as an unreachable hub."""
+class LoadingFailed(UserError):  # noqa: N818
+    """A batch cannot be loaded although its clips may be good, for example because the hub cannot be reached."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """This process's part of a global batch that has usable clips."""
+    """This process's part of a global batch. The global batch has usable clips."""
 
     batch: Batch
-    """A stand-in if this process has no clip of it, because forward and backward passes are collectives."""
+    """The clips. If this process has none, it is a stand-in, because all processes must run the same passes."""
     weight: float
     """Weight of its losses: 1, or 0 for a stand-in."""
     counts: Counts
@@ -55,9 +55,9 @@ class Batches:
         recipe: the settings.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
-        world: each process gets its rows of every batch. Batches without a usable clip are skipped.
-        note_dropped: receives unusable clips; in every process, those of all.
-        stop: ends the wait for a batch.
+        world: the processes. Each gets its rows of every batch. Batches without a usable clip are skipped.
+        note_dropped: receives the unusable clips of all processes, in every process.
+        stop: the stop signal, which ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """
 
@@ -79,10 +79,10 @@ class Batches:
     def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch | None]:
         """Yield batches from batch ``index`` of ``epoch`` on.
 
-        Ends with None in all processes when one of them was asked to stop while it waited.
+        If one process was asked to stop while it waited, the batches end with None in all processes.
 
         Args:
-            plan_hash: hash of the epoch's plan in the checkpoint; "" at the start.
+            plan_hash: hash of the epoch's plan in the checkpoint. It is empty at the start.
 
         Raises:
             RunFailed: the plan has changed, a whole epoch has no usable clip, or many epochs have no clip.
@@ -90,7 +90,7 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # Checked before loader processes are forked, because threads that a stop left behind may hold locks.
+            # Check before loader processes are forked. After a stop, remaining threads may hold locks.
             if self.world.any(self._stop.requested):
                 yield None
                 return
@@ -101,7 +101,7 @@ class Batches:
             if not len(plan):
                 num_empty += 1
                 if num_empty > _MOST_EMPTY_EPOCHS:
-                    raise self.world.printed_by_main(RunFailed(self._too_rare(epoch)))
+                    raise self.world.printed_by_main(RunFailed(self._weights_too_small(epoch)))
                 epoch += 1
                 continue
             num_empty, useful = 0, 0
@@ -133,7 +133,7 @@ class Batches:
                 raise self.world.printed_by_main(RunFailed(why))
             epoch, index = epoch + 1, 0
 
-    def _too_rare(self, epoch: int) -> str:
+    def _weights_too_small(self, epoch: int) -> str:
         weights = self.clips.clips.weights
         total = len(self.clips.clips) if weights is None else float(weights.sum())
         return (
@@ -164,12 +164,12 @@ class Batches:
             num_workers=recipe.execution.num_workers,
             worker_init_fn=_outlive_the_first_signal,
             pin_memory=self._pin_memory,
-            # Otherwise each loader would draw a seed from the global generator, and restarts would change its state.
+            # Without this, each loader would draw a seed from the global generator, so restarts would change its state.
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
     def _agree(self, batch: Batch | Failure | None) -> tuple[Counts, list[Dropped]] | None:
-        """Counts and unusable clips of a batch over all processes; None if one of them was asked to stop."""
+        """Counts and unusable clips of a batch over all processes. None if a process was asked to stop."""
         values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
         flags = [float(isinstance(batch, Failure)), float(batch is None)]
         clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
@@ -204,7 +204,7 @@ def _values(batch: Batch) -> list[float]:
 
 
 class _Loader:
-    """The batches of a DataLoader, whose processes end with the context."""
+    """The batches of a DataLoader. Its processes end when the context is left."""
 
     def __init__(self, loader: DataLoader[Batch | Failure]) -> None:
         before = set(active_children())
@@ -220,7 +220,7 @@ class _Loader:
         self._batches = None  # ends its processes
 
     def next(self, stop: StopSignal) -> Batch | Failure | None:
-        """The next batch; None when a stop was requested."""
+        """The next batch. None if a stop was requested."""
         assert self._batches is not None
         try:
             with stop.waiting():
@@ -240,7 +240,7 @@ _STOP = StopSignal()
 
 
 class _FailuresAsValues(Dataset[Batch | Failure]):
-    """Batches, or a :class:`Failure` if one cannot be loaded. The DataLoader would wrap an exception in its own."""
+    """Batches, or a :class:`Failure` if a batch cannot be loaded. The DataLoader would change the type of an error."""
 
     def __init__(self, batches: PlannedBatches) -> None:
         self._batches = batches
@@ -261,10 +261,10 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Stop waiting at the first signal, but do not exit.
+    """Let a loader process stop waiting at the first signal, but not exit.
 
-    Ctrl-C and many schedulers signal every process. The training process must still save; it ends the loader processes
-    afterward, with SIGTERM where needed.
+    Ctrl-C and many schedulers signal every process. The training process must still save. After that, it ends the
+    loader processes, with SIGTERM if needed.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: written to a temporary folder, synced to disk, committed by a rename."""
+"""Checkpoints. They are written to a temporary folder, synced to disk and committed by a rename."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Saved:
 
 
 def latest(folder: Path) -> Path | None:
-    """Find the newest committed checkpoint; remove what a killed writer left behind."""
+    """Find the newest committed checkpoint, and remove leftovers of killed writers."""
     if not folder.exists():
         return None
     for leftover in folder.glob(f"{_UNCOMMITTED}*"):
@@ -53,10 +53,10 @@ def latest(folder: Path) -> Path | None:
 def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int, world: World
 ) -> None:
-    """Commit a checkpoint, then remove all but the newest ``keep``. A collective; the main process writes.
+    """Commit a checkpoint, then remove all but the newest ``keep``. This is a collective. The main process writes.
 
     Raises:
-        UserError: the disk is full or not writable; earlier checkpoints are unchanged.
+        UserError: the disk is full or not writable. Earlier checkpoints are unchanged.
     """
     weights = _whole(_changing(model), world)
     state = optimizer.state_dict()
@@ -85,7 +85,7 @@ def save(
             kept = f"{last} is unchanged" if last else "there is no earlier one"
             raise UserError(
                 f"the checkpoint of step {progress.step} cannot be written to {folder}: {error}; {kept}. Make room, or "
-                "allow writing there: the same command continues"
+                "allow writing there. Then the same command continues."
             ) from error
         for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
             shutil.rmtree(old)
@@ -96,9 +96,9 @@ def save(
 def load_newest(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, note: Callable[[str], None], world: World
 ) -> Progress | None:
-    """Restore the newest undamaged checkpoint; None where there is none. A collective; the main process reads.
+    """Restore the newest undamaged checkpoint. Returns None if there is none.
 
-    Damaged checkpoints are noted, renamed and skipped.
+    This is a collective. The main process reads. Damaged checkpoints are reported, renamed and skipped.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -137,7 +137,7 @@ def load_newest(
 
 
 def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
-    """As :func:`latest`, but rename and skip damaged checkpoints.
+    """Find the newest undamaged checkpoint. Rename and skip damaged ones.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -151,7 +151,7 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         last.rename(aside)
         damaged.append(f"{last.name}: {problem}")
-        note(f"{last.name} is damaged ({problem}) and skipped; it is now {aside.name}")
+        note(f"{last.name} is damaged ({problem}) and is skipped; it was renamed to {aside.name}")
     if damaged:
         raise UserError(
             f"every checkpoint in {folder} is damaged ({'; '.join(damaged)}); check the disk, then delete that folder "
@@ -174,7 +174,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Keep ``saved`` in ``found``, and return what is broadcast as one message. Its tensors follow one by one."""
+    """Store ``saved`` in ``found``. Return the part that is broadcast as one message; the tensors follow one by one."""
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
 
@@ -219,7 +219,7 @@ def _damage(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
         if _sum_of(path)[1] != total:
-            return f"{name} does not hold what was written"
+            return f"{name} has other content than was written"
     return None
 
 
@@ -233,13 +233,13 @@ def _sum_of(path: Path) -> tuple[int, int]:
 
 
 def _torch_save(value: object, path: Path) -> None:
-    """Save through a Python file, whose errors are OSErrors: torch's own writer aborts on a full disk."""
+    """Save through a Python file, which raises OSErrors. torch's own writer aborts the process if the disk is full."""
     with path.open("wb") as file:
         torch.save(value, file)
 
 
 def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Gather sharded tensors in the main process; a collective."""
+    """Gather sharded tensors in the main process. This is a collective."""
     whole = {}
     for name, tensor in tensors.items():
         value = plain(tensor)
@@ -249,7 +249,7 @@ def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training changes: trainable parameters, tied ones once, and the state dict's buffers."""
+    """The tensors that training changes: trainable parameters and buffers of the state dict. Tied ones occur once."""
     persistent = model.state_dict()
     trainable = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}

@@ -1,4 +1,4 @@
-"""``clips.jsonl``: the clips of each step; a restart continues the file."""
+"""Write ``clips.jsonl``, the clips of each step. A restart continues the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.training.metrics import read_metrics
 
 
 class ClipsLog:
-    """Appends one line per batch, to find the clips behind a jump of the loss, or for an audit.
+    """Appends one line per batch. The file helps to find the clips that cause a jump of the loss.
 
     Args:
         path: the file.

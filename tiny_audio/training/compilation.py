@@ -1,4 +1,4 @@
-"""torch.compile on the layers of encoder and decoder, which changes neither keys nor exports."""
+"""Apply torch.compile to the layers of encoder and decoder. Keys and exports do not change."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tiny_audio.config import UserError
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> int:
-    """Compile each layer in place and return their number; equal layers share one compilation.
+    """Compile each layer in place and return their number. Equal layers share one compilation.
 
-    Not the whole model, because control flow between the layers depends on lengths. Sizes are dynamic, because they
-    differ between batches.
+    The whole model is not compiled, because control flow between the layers depends on lengths. Sizes are dynamic,
+    because they differ between batches.
 
     Raises:
         UserError: the compiler or Triton is missing.
@@ -35,7 +35,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     layers = [
         module
         for module in model.modules()
-        # Front ends use this class for convolutions, each of another shape.
+        # Front ends use this class for convolutions, and each has another shape.
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]
@@ -45,6 +45,6 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Run compiled layers in eager mode: growing caches in generation would recompile them."""
+    """Run compiled layers in eager mode. In generation, the growing cache would recompile them at each step."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

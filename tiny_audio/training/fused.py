@@ -1,4 +1,4 @@
-"""The decoder's loss without materializing its logits, by liger-kernel."""
+"""Compute the decoder's loss with liger-kernel, without storing all logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tiny_audio.model.splicing import LinearCrossEntropy
 
 
 def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
-    """Fuse the head's matrix product with the cross-entropy, on a GPU (Hsu et al. 2024, arXiv 2410.10989).
+    """Return a function that fuses the head's matrix product and the cross-entropy (Hsu et al. 2024, arXiv 2410.10989).
 
-    Logits over a large vocabulary, their probabilities and their gradients would take gigabytes. The fused kernel
-    computes them for a chunk of positions at a time, and again in the backward pass.
+    Logits over a large vocabulary, their probabilities and their gradients would take gigabytes. The fused GPU kernel
+    computes them for one chunk of positions at a time, and again in the backward pass.
 
     Raises:
         UserError: there is no GPU, or the library is missing.

@@ -34,7 +34,7 @@ class Host:
     price_per_hour: float | None
     """US dollars, from the table."""
     joules: Callable[[], float] | None
-    """Reads the energy meter of this process's device; only differences count. None without a meter."""
+    """Reads the energy meter of this process's device. Only differences of its values matter. None without a meter."""
 
     @classmethod
     def of(
@@ -42,7 +42,7 @@ class Host:
     ) -> Host:
         """Take each figure from the settings, else from the table of GPUs, else from a measurement.
 
-        The peak of a CPU, or of a GPU that is not in the table, is measured, which takes a fraction of a second.
+        The peak of a CPU, or of a GPU that is not in the table, is measured. This takes a fraction of a second.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)
@@ -91,8 +91,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
     Args:
         device: the device.
         dtype: type of the factors.
-        tf32: whether TF32 is on; a cache key, not a setting.
-        threads: number of CPU threads; likewise.
+        tf32: whether TF32 is on. This is only a cache key and does not change the setting.
+        threads: number of CPU threads. This is also only a cache key.
     """
     side = _PEAK_SIDE[device.type]
     factor = torch.ones(side, side, dtype=dtype, device=device)
@@ -106,10 +106,10 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
 
 
 def nvml_meter(uuid: str) -> Callable[[], float] | None:
-    """Energy meter of a GPU in joules; None without ``nvidia-ml-py`` or where the GPU has no meter.
+    """Return the energy meter of a GPU, in joules. None without ``nvidia-ml-py``, or if the GPU has no meter.
 
     Args:
-        uuid: identifies the GPU, because NVML also lists GPUs that are hidden from this process.
+        uuid: identifies the GPU. An index would not, because NVML also lists GPUs that are hidden from this process.
     """
     try:
         import pynvml

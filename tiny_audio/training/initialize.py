@@ -1,4 +1,4 @@
-"""Initial weights: of another run (``training.init_from``), or of a released CTC head (``ctc.init: pretrained``)."""
+"""Initial weights from another run (``training.init_from``) or a released CTC head (``ctc.init: pretrained``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StartingPoint:
     """An exported model that training starts from.
 
     Raises:
-        UserError: the path holds no finished model.
+        UserError: the path has no finished model.
     """
 
     def __init__(self, config: InitFrom) -> None:
@@ -38,7 +38,7 @@ class StartingPoint:
         self._files = sorted(self.folder.glob("*.safetensors"))
         if not self._files or not (self.folder / "config.json").is_file():
             raise UserError(
-                f"training.init_from.path: {config.path} holds no trained model (no config.json and *.safetensors); "
+                f"training.init_from.path: {config.path} has no trained model (no config.json and *.safetensors); "
                 "finish that run first, or give the folder of an exported model"
             )
         try:
@@ -63,7 +63,7 @@ class StartingPoint:
         characters = self.config.get("ctc_characters")
         if characters is None:
             raise UserError(
-                f"training.init_from: {self.folder} has no CTC head; name the parts to take, without ctc_head"
+                f"training.init_from: {self.folder} has no CTC head; set training.init_from.parts without ctc_head"
             )
         return CtcVocabulary(tuple(characters))
 
@@ -101,7 +101,7 @@ class StartingPoint:
                 f"training.init_from: {self.folder} does not fit this recipe:\n  "
                 + "\n  ".join(problems[:8])
                 + more
-                + "\nUse the same parts as that run, or name the ones to take in training.init_from.parts."
+                + "\nUse the same parts as that run, or list the parts to take in training.init_from.parts."
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -128,7 +128,7 @@ class PretrainedHead:
         Raises:
             UserError: the checkpoint has no head, or no vocabulary of characters.
         """
-        assert encoder.ctc_head is not None, "the recipe's rules ask for a family that has one"
+        assert encoder.ctc_head is not None, "the recipe's rules require a family with a CTC head"
         names = [f"{encoder.ctc_head}.weight", f"{encoder.ctc_head}.bias"]
         tensors = _read_tensors(encoder, names)
         if len(tensors) < len(names):
@@ -182,7 +182,7 @@ def _read_tokenizer(part: EncoderConfig) -> Any:
 
 
 def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
-    """Read the named tensors that a checkpoint has, and no others: those may take gigabytes."""
+    """Read only the named tensors of a checkpoint. The others may take gigabytes."""
     from transformers.utils import cached_file
 
     def fetch(file: str) -> Path | None:

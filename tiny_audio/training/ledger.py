@@ -1,7 +1,7 @@
 """Resource usage of a run: audio, FLOPs, waiting, memory, energy.
 
-The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run continues them. Steps that a
-kill discarded, and the time to start, are not included.
+The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run continues them. They do not
+include steps that were lost when the process was killed, and the time to start.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _OVERHEAD = ("beside_s", "measured_j", "rated_j")
 
 @dataclass
 class Amounts:
-    """The audio and usage of one step in one process; those of several processes add up."""
+    """The audio and usage of one step in one process. Those of several processes add up."""
 
     audio_s: float = 0.0
     padded_s: float = 0.0
     tokens: int = 0
-    """Target tokens, end tokens included."""
+    """Number of target tokens, end tokens included."""
     flops: float = 0.0
     """FLOPs that the clips need, without padding."""
     joules: float = 0.0
-    """Measured since the previous step; 0 without a meter."""
+    """Joules measured since the previous step. 0 without a meter."""
 
     def __add__(self, other: Amounts) -> Amounts:
         return Amounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -46,9 +46,9 @@ class Ledger:
     """Adds up the resource usage of a training.
 
     Args:
-        progress: holds the sums.
+        progress: stores the sums.
         host: the machine.
-        work: FLOPs as a function of a clip; None if unknown, so that FLOPs are not counted.
+        work: computes the FLOPs of clips. None does not count FLOPs.
         clock: monotonic seconds.
     """
 
@@ -58,7 +58,7 @@ class Ledger:
         self.progress, self._host, self._work, self._clock = progress, host, work, clock
         self._joules = host.joules() if host.joules else 0.0
         self._ended = clock()
-        # Checkpoints of older versions have no sums of the last line.
+        # Checkpoints of older versions do not have the sums at the last line.
         if not progress.logged:
             progress.logged = self._sums()
 
@@ -75,7 +75,7 @@ class Ledger:
         )
 
     def joules(self) -> float:
-        """Joules that this process's device has drawn since the last call; 0 without a meter."""
+        """Joules that this process's device has used since the last call. 0 without a meter."""
         if self._host.joules is None:
             return 0.0
         before, self._joules = self._joules, self._host.joules()
@@ -85,8 +85,8 @@ class Ledger:
         """Add a finished step. Other time since the previous step is overhead.
 
         Args:
-            amounts: of all processes.
-            wall_s: time of the step, which ``progress`` has already.
+            amounts: the amounts of all processes.
+            wall_s: time of the step. ``progress`` already includes it.
         """
         progress = self.progress
         progress.audio_s += amounts.audio_s
@@ -101,7 +101,7 @@ class Ledger:
         """Add the time since the last step.
 
         Args:
-            joules: of all processes, see :meth:`joules`.
+            joules: energy of all processes, see :meth:`joules`.
         """
         self._add_time(0.0, joules)
 
@@ -115,7 +115,7 @@ class Ledger:
             self.progress.rated_j += self._host.rated_watts * elapsed_s
 
     def row(self) -> dict[str, Any]:
-        """Values of the steps since the last row; hours, memory and energy are those of the whole training so far."""
+        """Values of the steps since the last row. Hours, memory and energy cover the whole training so far."""
         progress, before = self.progress, self.progress.logged
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._host.peak_memory_bytes())
         progress.logged = self._sums()
@@ -132,8 +132,10 @@ class Ledger:
         return {name: getattr(self.progress, name) for name in _SUMS}
 
     def totals(self) -> dict[str, Any]:
-        """Sums of the whole training, and the origin of the machine's figures, for
-        :func:`tiny_audio.analysis.ledger.account`."""
+        """Sums of the whole training and the origin of the machine's figures.
+
+        They are the input of :func:`tiny_audio.analysis.ledger.account`.
+        """
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {
             "num_processes": host.num_processes,
@@ -146,7 +148,7 @@ class Ledger:
 
 
 class Overhead:
-    """Measures what the main process does after training: exporting, scoring.
+    """Measures the resource usage of the main process after training, for export and scoring.
 
     Args:
         host: the machine, with only this process's device.
@@ -157,7 +159,7 @@ class Overhead:
         self._ledger = Ledger(Progress(), host, None, clock)
 
     def usage(self) -> dict[str, float]:
-        """Usage since the beginning or the last call, by the names of :meth:`Ledger.totals`."""
+        """Usage since the beginning or the last call, with the names of :meth:`Ledger.totals`."""
         before = replace(self._ledger.progress)
         self._ledger.add_overhead(self._ledger.joules())
         return {name: getattr(self._ledger.progress, name) - getattr(before, name) for name in _OVERHEAD}

@@ -32,11 +32,11 @@ class Counts:
 
 
 class CountedBatch(Protocol):
-    """What the loop reads of a batch."""
+    """A batch, as the loop sees it."""
 
     @property
     def counts(self) -> Counts:
-        """Divisors of the losses."""
+        """The divisors of the losses."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -53,11 +53,11 @@ class Budget:
         """Whether training is over."""
         if self.seconds is not None:
             return progress.wall_s >= self.seconds
-        assert self.steps is not None, "a budget has one or the other"
+        assert self.steps is not None, "a budget has steps or seconds"
         return progress.step >= self.steps
 
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
-        """The step of the learning rate's schedule; with seconds, in proportion to those spent."""
+        """The current step of the learning rate's schedule. With seconds, it is proportional to the spent seconds."""
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)
         return progress.step
@@ -70,7 +70,7 @@ class Step(Generic[BatchT]):
     batches: list[BatchT]
     result: StepResult
     wall_s: float
-    """From the wait for the batches to the update."""
+    """Seconds from the wait for the batches to the end of the update."""
 
 
 class Diverged(RunFailed):
@@ -81,10 +81,10 @@ class TrainingLoop(Generic[BatchT]):
     """Takes the steps of one process and counts them in ``progress``.
 
     Args:
-        model: the model whose gradients are used; may be wrapped for several processes.
-        optimizer: of the model.
+        model: the model whose gradients are used. It may be wrapped for several processes.
+        optimizer: the optimizer of the model.
         recipe: the settings.
-        score: the losses of one batch; called once per batch of a step.
+        score: computes the losses of one batch. It is called once per batch of a step.
         budget: when training ends.
         progress: the state to continue from.
         note: receives a message for each skipped step.
@@ -127,10 +127,10 @@ class TrainingLoop(Generic[BatchT]):
             self.progress.waited_s += waited_s
             self.progress.wall_s += wall_s
             yield Step(group, result, wall_s)
-            group.clear()  # so that the loader can refill their memory
+            group.clear()  # frees the batches, so that the loader can reuse their memory
 
     def _next_group(self, batches: Iterator[BatchT | None]) -> list[BatchT]:
-        """The batches of a step; fewer if one of them is None."""
+        """The batches of a step. There are fewer if one of them is None."""
         group: list[BatchT] = []
         while len(group) < self.config.accumulation and (batch := next(batches)) is not None:
             group.append(batch)
@@ -144,7 +144,7 @@ class TrainingLoop(Generic[BatchT]):
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate(config, scheduled_step, settings["peak"])
         if self.world.size > 1:
-            # A checkpoint may continue in any number of processes, so their streams restart at every step.
+            # Random streams restart at every step, because a checkpoint may continue in any number of processes.
             seed_all(_step_seed(config.seed, progress.step, self.world.rank))
         before = rng_state()
         try:
@@ -160,7 +160,7 @@ class TrainingLoop(Generic[BatchT]):
             )
         except OutOfMemory as error:
             self.optimizer.zero_grad()
-            set_rng_state(before)  # as if the step had never begun
+            set_rng_state(before)  # the state before the step
             raise OutOfMemory(error.in_update, error.detail, group) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line per event; a restart continues the file."""
+"""Write ``metrics.jsonl``, one line per event. A restart continues the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MetricsLog:
     """Appends rows to ``metrics.jsonl`` and scalars to TensorBoard.
 
     Args:
-        run_dir: folder of the file; TensorBoard's files go to ``tensorboard/``.
+        run_dir: folder of the file. TensorBoard's files are in its subfolder ``tensorboard/``.
         step: the step that training continues from. Rows of later steps are removed, because they are repeated.
     """
 
@@ -28,7 +28,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a row; numbers also go to TensorBoard as ``kind/name``. Values that are not finite become null."""
+        """Append a row, and write numbers to TensorBoard as ``kind/name``. Values that are not finite become null."""
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 values[name] = None
@@ -45,8 +45,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics file; a truncated last line is left out."""
+    """All complete rows of a metrics file. A truncated last line is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]  # what follows the last newline is unfinished
+    lines = path.read_text().split("\n")[:-1]  # text after the last newline is incomplete
     return [json.loads(line) for line in lines]

@@ -13,7 +13,7 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 
 
 def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017) over all trainable weights; matrices decay, vectors do not.
+    """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights. Matrices have weight decay, vectors do not.
 
     Each group has a ``peak`` learning rate: the part's own, or the recipe's.
     """
@@ -43,7 +43,7 @@ def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
-    """The learning rate of step 0, 1, …: a linear warmup to ``peak``, then the schedule down to its final ratio.
+    """The learning rate of step 0, 1, …: a linear warmup to ``peak``, then the decay to the final ratio.
 
     ``peak`` is ``config.learning_rate`` by default.
     """

@@ -1,4 +1,4 @@
-"""A model in several processes: replicated (DDP) or sharded (FSDP2)."""
+"""Run a model in several processes, replicated (DDP) or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
     Parameters keep their types and autocast stays the same, so the arithmetic is that of one process.
 
     Args:
-        model: on the CPU, the same in every process.
+        model: the model, on the CPU, the same in every process.
         device: the device of the shards.
     """
     mesh = init_device_mesh(device.type, (world.size,))
@@ -31,7 +31,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are gathered and freed one at a time: the members of the outermost module lists."""
+    """The members of the outermost module lists. They are gathered and freed one at a time."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -41,7 +41,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
-    """Run a forward and a backward pass; processes add up their gradients after the ``last`` one of a step."""
+    """Context of a forward and a backward pass. Processes add up their gradients after the ``last`` pass of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
@@ -54,7 +54,7 @@ def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather all parameters of a sharded model in every process, so that each can use it; a collective."""
+    """Gather all parameters of a sharded model in every process, so that each can use it. This is a collective."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -64,17 +64,17 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-            # PyTorch's own choice: the outermost module is not resharded, since backward needs it right away.
+            # As in PyTorch, the outermost module is not resharded, because the backward pass needs it right away.
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Gather a tensor that may be sharded; a collective if it is."""
+    """Gather a tensor that may be sharded. If it is, this is a collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, whole: Tensor) -> Tensor:
-    """Shard ``whole``, which every process has, as ``tensor`` is sharded."""
+    """Shard ``whole`` in the same way as ``tensor``. Every process has all of ``whole``."""
     if not isinstance(tensor, DTensor):
         return whole
     on_device = whole.to(tensor.device)

@@ -14,9 +14,10 @@ Precision = Literal["fp32", "bf16"]
 
 
 def set_types(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Cast trainable weights to fp32 at least, and frozen ones to bf16 if a GPU computes in bf16.
+    """Cast trainable weights to at least fp32, and frozen weights to bf16 if a GPU computes in bf16.
 
-    Trainable weights stay fp32 because bf16 would round small updates to zero. On a CPU, bf16 weights gain nothing.
+    Trainable weights stay fp32, because bf16 would round small updates to zero. On a CPU, bf16 weights have no
+    advantage.
     """
     half = precision == "bf16" and device.type == "cuda"
     for tensor in model.parameters():
@@ -27,7 +28,7 @@ def set_types(model: nn.Module, precision: Precision, device: torch.device) -> N
 
 
 def set_precision(model: nn.Module, training: TrainingConfig, device: torch.device) -> None:
-    """Set the types of weights and arithmetic that training has on the device."""
+    """Set the types of weights and arithmetic that training uses on the device."""
     set_tf32(training.tf32)
     set_types(model, training.precision, device)
 

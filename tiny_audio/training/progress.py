@@ -13,36 +13,36 @@ class Progress:
     """Optimizer steps done, skipped ones included."""
     epoch: int = 0
     batch: int = 0
-    """Batches of this epoch's plan that are used up."""
+    """Number of batches of this epoch's plan that have been used."""
     plan: str = ""
     """Hash of this epoch's plan."""
     audio_s: float = 0.0
     padded_s: float = 0.0
     tokens: int = 0
     wall_s: float = 0.0
-    """Time of all steps, each from the wait for its batches to the update."""
+    """Seconds of all steps. A step lasts from the wait for its batches to the end of the update."""
     waited_s: float = 0.0
-    """The part of ``wall_s`` that was spent waiting for batches."""
+    """Seconds of ``wall_s`` in which training waited for batches."""
     beside_s: float = 0.0
-    """Overhead: time between steps, for evaluations and checkpoints."""
+    """Overhead in seconds: time between steps, for evaluations and checkpoints."""
     flops: float = 0.0
     """FLOPs that the clips need, see :class:`tiny_audio.plan.work.Work`."""
     possible_flops: float = 0.0
     """FLOPs of the machine at its peak during ``wall_s``."""
     measured_j: float = 0.0
-    """Joules by a meter."""
+    """Joules measured by a meter."""
     rated_j: float = 0.0
-    """Joules without a meter, assuming that the devices always draw their rated power."""
+    """Joules without a meter, on the assumption that the devices always use their rated power."""
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     window_decoder_loss: float = 0.0
-    """Sum since the last line of the log, over all processes, without skipped steps; so are the next three."""
+    """Sum since the last line of the log, over all processes, without skipped steps. The next three are also sums."""
     window_ctc_loss: float = 0.0
     window_tokens: int = 0
     window_labels: int = 0
     logged: dict[str, float] = field(default_factory=dict)
-    """The ledger's sums at the last line of the log; empty before the first one."""
+    """The ledger's sums at the last line of the log. Empty before the first line."""
 
     def start_window(self) -> None:
         """Begin the sums of the next line of the log."""

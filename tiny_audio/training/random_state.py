@@ -1,4 +1,4 @@
-"""The state of every random generator that a part may use: Python's, NumPy's and torch's."""
+"""Save and restore the state of all random generators that a part may use: Python's, NumPy's and torch's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what :func:`rng_state` returned."""
+    """Restore a result of :func:`rng_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
@@ -37,6 +37,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    mps = state.get("mps")  # checkpoints made before it was saved have none
+    mps = state.get("mps")  # checkpoints of older versions do not have it
     if mps is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(mps)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, save, exit."""
+"""Handle SIGTERM and SIGINT: finish the step, save, and exit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from types import FrameType, TracebackType
 from tiny_audio.config import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_CONTINUE = "what was done is saved, the same command continues"
+_CONTINUE = "all work so far is saved; the same command continues"
 _SAME_STOP_S = 3.0
-"""Signals within this time mean one stop: torchrun repeats what the terminal or the scheduler sent to all processes."""
+"""Signals within this time count as one. Terminals and schedulers signal all processes, and torchrun repeats that."""
 
 
 class StopAsked(BaseException):
-    """Ends a wait. Not an Exception, so that ``except Exception`` does not catch it."""
+    """Ends a wait. It is not an Exception, so ``except Exception`` does not catch it."""
 
 
 class StopSignal:
-    """Handles the signals while it is entered.
+    """Handles the signals inside its context.
 
-    Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside, the first one sets :attr:`requested` and
-    ends a wait; a later one raises. A request that was not handled raises when :meth:`deferred` exits.
+    Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside, the first signal sets :attr:`requested`
+    and ends a wait. A later signal raises. If a request was not handled, :meth:`deferred` raises at its end.
 
     Args:
         clock: monotonic seconds.
@@ -48,10 +48,10 @@ class StopSignal:
 
     @contextmanager
     def deferred(self, lost: Callable[[], str]) -> Iterator[None]:
-        """Defer signals: the caller checks :attr:`requested` between steps.
+        """Defer signals. The caller checks :attr:`requested` between steps.
 
         Args:
-            lost: describes what exiting at once would lose.
+            lost: returns a text about the work that is lost by exiting at once.
         """
         self._lost = lost
         try:
@@ -63,7 +63,7 @@ class StopSignal:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a requested stop raise at once, since ending this wait loses nothing.
+        """Let a requested stop raise at once. Ending this wait loses nothing.
 
         Raises:
             StopAsked: a stop was requested, before or during the wait.

@@ -1,4 +1,4 @@
-"""One optimizer step, with its forward and backward passes."""
+"""Take one optimizer step, with its forward and backward passes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class StepResult:
     """Losses and gradient norm of a step, the same in every process."""
 
     decoder_loss: float
-    """In nats, summed over the step's tokens."""
+    """The decoder's loss in nats, summed over the step's tokens."""
     ctc_loss: float
-    """In nats, summed over the step's labels."""
+    """The CTC loss in nats, summed over the step's labels."""
     gradient_norm: float
     """Norm before clipping."""
 
@@ -36,7 +36,7 @@ class StepResult:
 
 
 class OutOfMemory(RunFailed):
-    """The GPU has no room for a step.
+    """The GPU ran out of memory in a step.
 
     Args:
         in_update: whether the weights may be partly updated.
@@ -86,7 +86,7 @@ def take_step(
     """
 
     def differentiate() -> StepResult:
-        # A function, so that the scores and their graphs are released before the update.
+        # This is a function, so that the scores and their graphs are freed before the update.
         decoder_losses, ctc_losses = [], []
         for index, forward in enumerate(forwards):
             with synchronizing(model, index == len(forwards) - 1):
@@ -114,5 +114,5 @@ def take_step(
 
 
 def _total(losses: Sequence[torch.Tensor]) -> float:
-    """Sum in one transfer from the device."""
+    """Sum the losses with one transfer from the device."""
     return sum(torch.stack(list(losses)).tolist()) if losses else 0.0

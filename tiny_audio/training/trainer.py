@@ -1,4 +1,4 @@
-"""Training in a run folder: the loop, with checkpoints, logs, evaluations and dropped clips."""
+"""Train in a run folder: the loop, with checkpoints, logs, evaluations and dropped clips."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ class Callback(Protocol):
 class Trainer:
     """Trains a model in a run folder, starting from the last checkpoint.
 
-    Every process has one and takes the same steps. Only the main process writes and prints.
+    Every process has a trainer and takes the same steps. Only the main process writes and prints.
 
     Args:
         recipe: the settings.
-        model: freshly assembled, the same in every process; a checkpoint's weights replace its own.
+        model: a newly assembled model, the same in every process. A checkpoint's weights replace its own.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
         run_dir: the main process's folder for ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl``.
-        stop: checked between steps.
-        callback: receives progress.
-        evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. Called in the main process,
-            and in all if the model is sharded.
-        work: FLOPs as a function of a clip, for the ledger; None if unknown.
+        stop: the stop signal, which is checked between steps.
+        callback: receives the progress.
+        evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
+            process, or in all processes if the model is sharded.
+        work: computes the FLOPs of clips for the ledger. None if unknown.
         world: the processes.
     """
 
@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe)
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
-            # No buffer changes in training: norms over batches are frozen.
+            # No buffer changes in training, because norms over batches are frozen.
             self.model = DistributedDataParallel(model, forward_sync_buffers=False)
         if recipe.execution.compile:
             compile_layers(model, self.device)
@@ -112,9 +112,9 @@ class Trainer:
         """Train to the last step.
 
         Raises:
-            Stopped: a process received a signal; a checkpoint is written.
+            Stopped: a process received a signal. A checkpoint is written.
             RunFailed: training diverged, or a GPU ran out of memory in the middle of an update.
-            UserError: too many clips are unusable, or clips cannot be loaded; a checkpoint is written.
+            UserError: too many clips are unusable, or clips cannot be loaded. A checkpoint is written.
         """
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or Progress()
@@ -135,7 +135,7 @@ class Trainer:
                 self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
-                # A full disk has failed an earlier write, which was reported.
+                # The disk is full. An earlier write failed and was reported.
                 with suppress(OSError):
                     self._metrics.close()
         return self.progress
@@ -167,7 +167,7 @@ class Trainer:
         try:
             for step in loop.steps(batches):
                 self._after_step(step)
-                step.batches.clear()  # so that saving has their memory
+                step.batches.clear()  # frees their memory for saving
                 if self.world.any(self.stop.requested):
                     break
                 if progress.step % self.recipe.execution.checkpoint_every == 0:
@@ -225,7 +225,7 @@ class Trainer:
     # --- dropped clips
 
     def _open_dropped(self) -> list[Dropped]:
-        """Read which clips this run has dropped; the list of another attempt is removed."""
+        """Read the clips that this run has dropped. The list of another attempt is removed."""
         path, own = self.run_dir / "dropped.jsonl", self.recipe.data.train
         if self.progress.step == 0:
             path.unlink(missing_ok=True)
@@ -233,11 +233,11 @@ class Trainer:
         return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
 
     def _usable_again(self) -> list[str]:
-        """If too many dropped clips stopped an earlier start, read them again. Returns the ids of the usable ones."""
+        """If an earlier start had too many dropped clips, read these again. Returns the ids of the usable ones."""
         ids = self._dropped.over_ceiling()
         if not ids:
             return []
-        self.callback.note(f"{len(ids)} clips could not be used, which is too many: reading them again")
+        self.callback.note(f"{len(ids)} clips could not be used, which is too many. They are read again.")
         usable = usable_again(self.clips, ids, self.target_encoder)
         if usable:
             self._dropped_log.remove(set(usable))
@@ -258,15 +258,15 @@ class Trainer:
         self._clips_log = ClipsLog(self.run_dir / "clips.jsonl", self.progress.step) if log_clips else None
 
     def _write(self, work: Callable[[], None]) -> None:
-        """Do ``work``, which writes to the run's folder, in the main process."""
+        """Call ``work``, which writes to the run's folder, in the main process."""
 
         def write() -> None:
             try:
                 work()
             except OSError as error:
                 raise UserError(
-                    f"{self.run_dir} cannot be written: {error}. Make room, or allow writing there: the same command "
-                    "continues"
+                    f"{self.run_dir} cannot be written: {error}. Make room, or allow writing there. Then the same "
+                    "command continues."
                 ) from error
 
         self.world.broadcast_from_main(write)
@@ -300,7 +300,7 @@ class Trainer:
     def _evaluate(self) -> None:
         self.bare_model.eval()
         if self.is_sharded:
-            # A sharded model counts its passes to know what to gather, so all processes make the same ones.
+            # A sharded model counts its passes to know what to gather. So all processes run the same passes.
             with gathered(self.bare_model):
                 scores = self.world.collective(self._scores)
         else:
@@ -326,18 +326,18 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
-        """Text for messages: what a stop between steps keeps."""
+        """Text for messages about the work that a stop between steps keeps."""
         step = self.progress.step
-        return f"{f'step {step} is saved' if step else 'nothing is trained yet'}, the same command continues"
+        return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Text for messages: what an exit within a step, or while saving, loses."""
+        """Text for messages about the work that an exit within a step or while saving loses."""
         if self._saved_step:
-            return f"everything after step {self._saved_step} is lost, the same command continues from there"
-        return "no step is saved, the same command starts from the beginning"
+            return f"everything after step {self._saved_step} is lost; the same command continues from there"
+        return "no step is saved; the same command starts from the beginning"
 
     def _out_of_memory(self, error: OutOfMemory) -> Exception:
-        """Save if the weights are whole and there is one process. Returns the error to raise."""
+        """Save if the weights are not partly updated and there is one process. Returns the error to raise."""
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()

@@ -13,12 +13,12 @@ from tiny_audio.training.initialize import StartingPoint
 
 @dataclass(frozen=True)
 class TranscriptVocabulary:
-    """Learned once per run and kept, because reading millions of transcripts takes long."""
+    """The vocabulary of a run. It is learned once and stored, because reading millions of transcripts takes long."""
 
     tokenizer: str | None
-    """JSON of the tokenizers library; None if the tokenizer comes with the decoder's weights."""
+    """JSON of the tokenizers library. None if the tokenizer comes with the decoder's weights."""
     characters: str | None
-    """Characters of a randomly initialized CTC head, in the order of its labels; None without such a head."""
+    """Characters of a randomly initialized CTC head, in the order of its labels. None without such a head."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:

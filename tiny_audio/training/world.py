@@ -37,9 +37,9 @@ _ENGINES = {
 
 @dataclass(frozen=True)
 class World:
-    """The number of processes, and which of them this is. A single process returns its own values at once.
+    """The processes, and the rank of this one. In a single process, all methods return its own values at once.
 
-    Methods are collectives unless they say otherwise: all processes call them, in the same order.
+    Methods are collectives unless they say otherwise. All processes must call collectives in the same order.
     """
 
     rank: int = 0
@@ -49,7 +49,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process, which alone writes files and prints."""
+        """Whether this is the main process. Only the main process writes files and prints."""
         return self.rank == 0
 
     @property
@@ -71,7 +71,7 @@ class World:
         return self.sum([float(happened)])[0] > 0
 
     def gather(self, value: ValueT) -> list[ValueT]:
-        """Give every process the values of all, by rank."""
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -79,10 +79,10 @@ class World:
         return values
 
     def broadcast_from_main(self, work: Callable[[], ValueT]) -> ValueT:
-        """Do ``work`` in the main process alone and return its result in all.
+        """Call ``work`` in the main process only, and return its result in all processes.
 
         Raises:
-            Exception: what ``work`` raised; in the other processes as :class:`Failure` translates it.
+            Exception: the error of ``work``. The other processes raise its translation by :class:`Failure`.
         """
         if self.size == 1:
             return work()
@@ -103,11 +103,11 @@ class World:
         return result
 
     def collective(self, work: Callable[[], ValueT]) -> ValueT:
-        """Do ``work`` in every process. If it fails in one, all raise.
+        """Call ``work`` in every process. If it fails in one, all raise.
 
         Raises:
-            Exception: what ``work`` raised in the failed process of lowest rank; in the other processes as
-                :class:`Failure` translates it.
+            Exception: the error of ``work`` in the failed process with the lowest rank. The other processes raise its
+                translation by :class:`Failure`.
         """
         if self.size == 1:
             return work()
@@ -126,7 +126,7 @@ class World:
         raise first.to_error()
 
     def main_first(self, work: Callable[[], ValueT]) -> ValueT:
-        """As :meth:`collective`, but the main process of each machine goes first and fills the cache for the others."""
+        """Call ``work`` like :meth:`collective`, but first in the main process of each machine. It fills the cache."""
         done = self.collective(lambda: [work()] if self.local_rank == 0 else [])
         return self.collective(lambda: done[0] if done else work())
 
@@ -144,7 +144,7 @@ class World:
             yield name, tensor
 
     def printed_by_main(self, error: ErrorT) -> ErrorT:
-        """Mark an error that every process raises alike, so that the main process alone prints it. Not a collective."""
+        """Mark an error that every process raises, so that only the main process prints it. Not a collective."""
         if not self.is_main:
             error.origin = _name(0)
         return error

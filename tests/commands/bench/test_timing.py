@@ -103,11 +103,11 @@ def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.Mo
     [
         (Options(steps=3), False, "--steps needs --train"),
         (Options(controls=True), False, "--controls needs --train"),
-        (Options(max_time=1.0), True, "--max-time applies without --train only; remove one of the two"),
+        (Options(max_time=1.0), True, "--max-time has no effect with --train; remove one of the two"),
         (
             Options(device="cpu"),
             True,
-            "--device applies without --train only; remove one of the two; with --train, set execution.device",
+            "--device has no effect with --train; remove one of the two; with --train, set execution.device",
         ),
         (Options(device="tpu"), False, "--device 'tpu'"),
         (Options(durations="5,x"), False, "--durations: '5,x' must be numbers above 0, with commas between them"),

@@ -70,7 +70,7 @@ def test_results_hold_every_variant_seed_and_comparison(finished: Path) -> None:
     table = results_table(results)
     assert "6 steps each, seeds 0, 1" in table
     assert "against swiglu" in table
-    assert "control holds: swiglu, other seeds should be called 'no difference shown'" in table
+    assert "control holds: the verdict on swiglu, other seeds should be 'no difference shown'" in table
 
 
 def test_the_same_command_trains_nothing_twice_and_another_seed_adds(
@@ -95,7 +95,14 @@ def test_the_same_command_trains_nothing_twice_and_another_seed_adds(
 def test_the_page_stands_alone(finished: Path) -> None:
     html = (finished / "results.html").read_text()
     page = Page(html)
-    for label in ("swiglu", "conv", "compressed", "deaf", "no difference shown", "made worse on purpose"):
+    for label in (
+        "swiglu",
+        "conv",
+        "compressed",
+        "deaf",
+        "no difference shown",
+        "a variant that is degraded on purpose",
+    ):
         assert label in page.words
     for title in ("parameters of the projector", "training time", "embeddings per second of audio"):
         assert f"Word error rate and {title}" in page.words
@@ -119,7 +126,7 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
         ({"seeds": (0,)}, "--seeds: needs at least 2 different seeds to tell a difference from chance, not 0"),
         ({"seeds": (1, 1)}, "--seeds: needs at least 2 different seeds to tell a difference from chance, not 1, 1"),
         ({"baseline": "swigl"}, "--baseline: there is no variant 'swigl'; did you mean 'swiglu'?"),
-        ({"variants": Variants(SMALL.compared[:1])}, "--variants: one variant cannot be compared with anything"),
+        ({"variants": Variants(SMALL.compared[:1])}, "--variants: a comparison needs at least two variants"),
         (
             {"variants": Variants(SMALL.compared), "controls": True},
             "--controls: there is no degraded control; give --variants a YAML file",

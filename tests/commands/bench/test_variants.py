@@ -34,7 +34,7 @@ def test_variants_from_text() -> None:
 def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None:
     from tiny_audio.projectors import ProjectorContext
 
-    variants = read_variants(str(ROOT / "benchmarks" / "projectors.yaml"))
+    variants = read_variants(str(ROOT / "recipes" / "variants" / "projectors.yaml"))
     assert sorted(variant.section["name"] for variant in variants.compared) == PROJECTORS.names()
     assert len(variants.controls) == 1
     minute = torch.tensor([3000])
@@ -52,7 +52,7 @@ def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None
         ("swigloo", "unknown projector 'swigloo'; did you mean 'swiglu'?"),
         ("swiglu:stack", "--variants: 'swiglu:stack' must be name, name:field=value+field=value"),
         ("swiglu,,conv", "--variants: '' must be name,"),
-        ("swiglu,swiglu", "--variants: 'swiglu' is there twice; give one of them a label"),
+        ("swiglu,swiglu", "--variants: 'swiglu' is given twice; give one of them a label"),
         ("there/is/none.yaml", "there/is/none.yaml"),
     ],
 )
@@ -69,7 +69,7 @@ def test_messages_about_variants(text: str, message: str) -> None:
         ({"variants": ["conv"]}, "variants must map labels to projectors"),
         ({"variants": {"a": 3}}, "a must be a projector's name or its section, not 3"),
         ({"variants": {"a": {"name": "conv", "hiden_dim": 3}}}, "variant a: hiden_dim: Extra inputs are not permitted"),
-        ({"variants": {"a": "conv"}, "controls": {"a": "conv"}}, "--variants: 'a' is there twice"),
+        ({"variants": {"a": "conv"}, "controls": {"a": "conv"}}, "--variants: 'a' is given twice"),
     ],
 )
 def test_messages_about_a_file_of_variants(content: Any, message: str, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def compare_variants(
         set_name: the evaluation set. None uses all sets that every run was scored on.
         common: if the utterances of a set differ between runs, use those that all runs have.
         normalizer_name: None uses the normalizer that the runs were scored with.
-        group_by: metadata column whose groups are resampled whole; see
+        group_by: metadata column whose groups are resampled as a whole, see
             :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
     Raises:

@@ -180,7 +180,7 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
         if elsewhere:
             here, there = elsewhere[0]
             yield (
-                f"{run.name} and {runs[0].name} read {len(elsewhere)} clips from other files, such as {here['id']}: "
+                f"{run.name} read {len(elsewhere)} clips from other files than {runs[0].name}, such as {here['id']}: "
                 f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, but "
                 "check that the audio is the same"
             )

@@ -46,7 +46,7 @@ def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
     compared = {name: entry.comparison for name, entry in comparison.sets.items()}
     differences = [(name, entry) for name, found in compared.items() for entry in found.differences]
     units = units_text(entry.aligned.column for entry in compared.values())
-    baseline = tag("p", "compared with ", tag("b", comparison.baseline), ", the baseline", class_="muted")
+    baseline = tag("p", "The baseline is ", tag("b", comparison.baseline), ".", class_="muted")
     return page(
         title,
         tag("h1", title),
@@ -110,7 +110,7 @@ def _scores(entry: ComparedSet, has_seeds: bool) -> Markup:
         after.append(("WER of each seed, %", by_seed))
     if any(difference.ctc_difference is not None for difference in compared.differences):
         changes = [(each.ctc_difference, each.ctc_interval) for each in compared.differences]
-        after.append(("CTC head, difference", [DASH, *(percent(value, sign="+") for value, _ in changes)]))
+        after.append(("Difference of CTC heads", [DASH, *(percent(value, sign="+") for value, _ in changes)]))
         after.append(("95 % interval", [DASH, *(interval(ends, sign="+") for _, ends in changes)]))
     rows = [((label(rate.name),), rate.row()) for rate in compared.rates]
     return scores_table(["Variant"], rows, after=after)
@@ -132,7 +132,7 @@ def _changed(changed: Changed, baseline: str, read_audio: ReadAudio, *, folded: 
 def _sentence(sentence: Sentence, names: Sequence[str], read_audio: ReadAudio) -> Markup:
     before, after = (side.errors for side in sentence.sides)
     player = audio_player(read_audio(sentence.row))
-    return side_by_side(sentence.row, [f"{before} → {after} errors"], names, sentence.sides, player)
+    return side_by_side(sentence.row, [f"errors: {before} → {after}"], names, sentence.sides, player)
 
 
 def _runs(comparison: Comparison) -> list[Markup]:

@@ -176,8 +176,7 @@ th{text-align:left;font-weight:600;color:var(--muted);border-bottom:1px solid va
 th,td{padding:.3rem .9rem .3rem 0}td{border-bottom:1px solid var(--grid);vertical-align:top;overflow-wrap:break-word}
 .n{text-align:right;white-space:nowrap}.nest{padding-left:1.1rem;color:var(--muted)}
 td b,.nest,.nowrap{white-space:nowrap}
-.label{white-space:normal;overflow-wrap:anywhere;display:inline-block;min-width:8.5em;max-width:22em}
-.n .label{min-width:0}
+.label{white-space:normal;overflow-wrap:anywhere;display:inline-block;width:max-content;max-width:15em}
 article{border:1px solid var(--line);border-radius:8px;padding:.65rem .9rem .75rem;margin:.7rem 0;break-inside:avoid}
 article header{display:flex;flex-wrap:wrap;gap:.1rem .9rem;align-items:baseline;font-size:.86rem;color:var(--muted)}
 article header b{color:var(--ink);overflow-wrap:anywhere}
@@ -185,7 +184,7 @@ audio{display:block;margin:.5rem 0 .2rem;height:36px;width:100%}
 .flag{border:1px solid var(--del);color:var(--del);border-radius:4px;padding:0 .35rem;font-size:.8rem}
 .words{display:flex;flex-wrap:wrap;gap:.35rem .28rem;margin-top:.5rem;line-height:1.35}
 .pair{display:inline-flex;flex-direction:column;min-width:1ch;border-radius:4px;padding:0 .14rem;overflow-wrap:anywhere}
-.pair i{font-style:normal;min-height:1.35em}.pair i+i{color:var(--muted)}.side{color:var(--muted);font-size:.78rem}
+.pair i{font-style:normal;min-height:1.35em}.pair i+i{color:var(--muted)}.side{color:var(--muted);font-size:.78em}
 .side i+i{color:inherit}.side i{line-height:1.73}
 .sub{background:var(--sub-bg)}.sub i+i{color:var(--sub);font-weight:600;text-decoration:underline wavy 1px}
 .del{background:var(--del-bg)}.del i:first-child{color:var(--del);text-decoration:line-through}
@@ -198,6 +197,8 @@ text-decoration:underline wavy 1px}.w-del,.trios .pair i.w-del{background:var(--
 .legend{max-width:none;display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;align-items:center;font-size:.9rem}
 .legend>span{display:inline-flex;gap:.45rem;align-items:center;white-space:nowrap}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--s1)}
+@media screen and (max-width:600px){body{padding:1.4rem 1rem 3rem}.tiles{grid-template-columns:1fr 1fr}
+.tile b{white-space:normal;font-size:1.05rem}.charts svg:not(.scroll svg) text{font-size:16px}}
 @media print{body{padding:0;max-width:none;font-size:11px}audio,nav{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3,h4{break-after:avoid}
 .charts{grid-template-columns:1fr 1fr}.scroll{overflow:visible}pre{white-space:pre-wrap}}

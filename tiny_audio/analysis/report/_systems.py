@@ -68,14 +68,17 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
         return []
     size = len(differences)
     with_sets, with_mapsswe = any(name for name, _ in differences), any(entry.mapsswe for _, entry in differences)
-    head = ["", *(["Set"] if with_sets else []), "Against the baseline", "Difference", "95 % interval"]
-    head += ["Chance of better", "p", "p, adjusted", *(["MAPSSWE z", "MAPSSWE p"] if with_mapsswe else [])]
+    with_share = any(entry.probability_better is not None for _, entry in differences)
+    head = ["System", *(["Set"] if with_sets else []), "Verdict", "Difference", "95 % interval"]
+    head += [*(["Better in"] if with_share else []), "p", "Adjusted p"]
+    head += ["MAPSSWE z", "MAPSSWE p"] if with_mapsswe else []
     rows = []
     for name, entry in differences:
         cells: list[object] = [label(entry.name), *([name] if with_sets else [])]
         cells.append(tag("span" if entry.verdict == TIE else "b", entry.verdict, class_="nowrap"))
         cells += [percent(entry.difference, sign="+"), interval(entry.interval, sign="+")]
-        cells += [_chance(entry.probability_better), p_text(entry.p_value), p_text(entry.p_adjusted)]
+        cells += [_share(entry.probability_better)] if with_share else []
+        cells += [p_text(entry.p_value), p_text(entry.p_adjusted)]
         if with_mapsswe:
             test = entry.mapsswe
             cells += [DASH, DASH] if test is None else [f"{test.z:.3f}".replace("-", "−"), p_text(test.p_value)]
@@ -84,10 +87,12 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
         "The difference is the word error rate minus that of the baseline on the same utterances, in percentage "
         "points. If it is below zero, the system is better than the baseline. The 95 % interval (paired bootstrap) "
         f"and p (approximate randomization) resample {units}. p is the probability of a difference this large between "
-        "systems that are equally good. The verdict is “better” or “worse” if p is below "
-        f"{SIGNIFICANCE:g} after Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No "
-        "difference shown” does not mean that there is none."
+        f"systems that are equally good. The verdict is “better” or “worse” if p is below {SIGNIFICANCE:g} after "
+        f"Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No difference shown” does not mean "
+        "that there is none."
     )
+    if with_share:
+        note += " “Better in” is the share of the bootstrap's resamples in which the system is better."
     if with_mapsswe:
         note += (
             " MAPSSWE is the matched-pairs test of NIST's sc_stats and does not affect the verdict. If its z is above "
@@ -105,7 +110,7 @@ def p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _chance(value: float | None) -> str:
+def _share(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 

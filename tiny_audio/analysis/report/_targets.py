@@ -57,7 +57,7 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     return page(
         title,
         tag("h1", title),
-        tag("p", "compared with ", tag("b", names[0]), ", the baseline", class_="muted") if several else None,
+        tag("p", "The baseline is ", tag("b", names[0]), ".", class_="muted") if several else None,
         tag("p", _about(rescored), class_="muted"),
         *verdicts([("", entry) for entry in compared.differences], units, too_few_units({"the set": compared})),
         rate_plots(f"Word error rate (intervals resample {units})", rates, names[0], compared.differences),

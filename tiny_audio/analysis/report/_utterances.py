@@ -78,7 +78,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
     seconds = number(row.get("duration"))
     facts = [f"{seconds:.1f} s"] if seconds is not None else []
     words = alignment.num_reference_words
-    facts.append(f"{count(alignment.errors)} errors, {count(words)} reference words")
+    facts.append(f"errors: {count(alignment.errors)}, reference words: {count(words)}")
     facts += [f"WER {percent(alignment.errors / words)}"] if words else []
     facts += [f"{key}: {value}" for key, value in (row.get("metadata") or {}).items() if value is not None]
     flags = ["truncated"] if row.get("truncated") else []
@@ -100,7 +100,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
         header,
         audio_player(read_audio(row)) if read_audio else None,
         tag("div", side, *pairs, more, class_="words"),
-        tag("details", tag("summary", tag("small", "as written")), tag("small", *lines)),
+        tag("details", tag("summary", tag("small", "texts before normalization")), tag("small", *lines)),
     )
 
 

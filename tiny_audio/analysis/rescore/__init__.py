@@ -149,7 +149,7 @@ def rescore(
         paths: the files. If there are several, each is compared with the first one.
         normalizer_name: the normalizer of references and hypotheses.
         cost: the cost of edits, see :data:`tiny_audio.analysis.scoring.Cost`.
-        group_by: metadata column whose groups are resampled whole; see
+        group_by: metadata column whose groups are resampled as a whole, see
             :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Word alignment at the least cost: each edit costs 1, or the weights of NIST's sclite."""
+"""Align words at the lowest cost. Edits cost 1 each, or have the weights of NIST's sclite."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scorer(cost: Cost) -> tuple[str, str]:
 
 
 Pair = tuple[str | None, str | None]
-"""(reference word, hypothesis word); ``None`` where the other side has none."""
+"""(reference word, hypothesis word). ``None`` marks a missing word."""
 
 _SUBSTITUTION, _GAP = 4, 3
 

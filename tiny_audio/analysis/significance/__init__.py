@@ -122,7 +122,7 @@ def difference_p_value(
     # Sums over seeds, scaled to be comparable. They stay integers, so that equal sums compare as equal.
     gains = other.sum(axis=0) * len(baseline) - baseline.sum(axis=0) * len(other)
     per_unit = pool(gains[None], groups)[0]
-    per_unit = per_unit[per_unit != 0]  # a toss does not change the other units
+    per_unit = per_unit[per_unit != 0]  # a coin toss cannot change a gain of 0
     rng = np.random.default_rng(seed)
     size = max(1, _CHUNK // max(1, len(per_unit)))
     tossed = [

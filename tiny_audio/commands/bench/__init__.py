@@ -1,1 +1,1 @@
-"""Is another projector better, and what does it cost: timed alone, and trained under one recipe."""
+"""Compare projectors: measure their costs, or train them with one recipe and compare their error rates."""

@@ -30,7 +30,7 @@ def _name(case: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("case", _CASES, ids=_name)
 def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
-    """Measure one case. Nothing is tested."""
+    """Measure one case. This is not a test."""
     torch.manual_seed(0)
     device = torch.device(case["device"])
     context = ProjectorContext(case["in_dim"], case["out_dim"], case["frame_rate"], _EMBEDDING_RMS)
@@ -52,7 +52,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
         return lengths
 
     lengths = step()
-    # The counter misses fused attention on a CPU, so attention is computed as plain matrix products here.
+    # The counter does not see fused attention on a CPU, so attention is computed as plain matrix products here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     peak = peak_bytes(step, device)

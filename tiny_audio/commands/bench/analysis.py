@@ -50,11 +50,11 @@ class Analysis:
 
     outcomes: Sequence[Outcome]
     rates: Mapping[tuple[str, str], Rates]
-    """By label and set."""
+    """Rates by label and set."""
     differences: Mapping[tuple[str, str], Difference]
-    """By label and set; the baseline has none."""
+    """Differences by label and set. The baseline has none."""
     columns: Mapping[str, str | None]
-    """By set: the column whose groups are resampled whole."""
+    """The column of each set whose groups are resampled as a whole."""
 
     def to_json(self) -> dict[str, Any]:
         """``group_by``, ``variants``, ``comparisons`` and ``controls``, as in ``results.json``."""
@@ -120,7 +120,7 @@ class Analysis:
 def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Analysis:
     """Compare every variant with the baseline on every set, by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-    The variants are one family of comparisons, the controls another.
+    The variants are one family of comparisons, and the controls are another family.
     """
     systems = {outcome.label: _systems(outcome, scoring.normalizer) for outcome in outcomes}
     families = [

@@ -1,4 +1,4 @@
-"""Arguments of ``tiny-audio bench``. Imports nothing heavy: ``--help`` reads this file."""
+"""Arguments of ``tiny-audio bench``. This file imports nothing heavy, because ``--help`` reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from tiny_audio.commands.arguments import AsJson, Overrides, say_which
 
-bench_app = typer.Typer(help="Compare parts: what they cost, and which one is better.", no_args_is_help=True)
+bench_app = typer.Typer(help="Compare parts: their costs, and which one is better.", no_args_is_help=True)
 
 
 @bench_app.command("projectors")

@@ -1,4 +1,4 @@
-"""``tiny-audio bench projectors``: checks the options, then times the projectors or trains them."""
+"""``tiny-audio bench projectors``: check the options, then time the projectors or train them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tiny_audio.training.loop import Budget
 
 @dataclass(frozen=True)
 class Options:
-    """Options as given; None is the default."""
+    """The options of the command line. None means that an option was not given."""
 
     variants: str | None = None
     durations: str | None = None
@@ -69,12 +69,12 @@ def benchmark_projectors(
         the content of ``timings.json`` or ``results.json``.
 
     Raises:
-        UserError: an option belongs to the other kind of benchmark, or the benchmark raises it.
+        UserError: an option belongs to the other kind of benchmark, or the benchmark raised the error.
     """
     for name in _OF_TIMING if train else _OF_TRAINING:
         if getattr(options, name):
             option = f"--{name.replace('_', '-')}"
-            reason = "applies without --train only; remove one of the two" if train else "needs --train"
+            reason = "has no effect with --train; remove one of the two" if train else "needs --train"
             hint = "; with --train, set execution.device" if name == "device" else ""
             raise UserError(f"{option} {reason}{hint}")
     variants = read_variants(options.variants)

@@ -1,7 +1,7 @@
-"""Feature cache: frames of a frozen encoder, computed once, stored on disk and shared by all variants and seeds.
+"""Feature cache: the frames of a frozen encoder. They are computed once and shared by all variants and seeds.
 
-Each pair of encoder and set of clips has a folder, named by a hash over everything that affects the frames.
-``values.bin`` and ``ctc_logits.bin`` hold the concatenated frames of all clips, and are memory-mapped.
+Each pair of encoder and set of clips has a folder. Its name is a hash over everything that affects the frames.
+``values.bin`` and ``ctc_logits.bin`` contain the concatenated frames of all clips. They are memory-mapped.
 
 B clips · T frames · D channels · V CTC labels
 """
@@ -35,10 +35,10 @@ from tiny_audio.training.precision import autocast
 
 
 def check_cacheable(recipe: Recipe) -> None:
-    """Reject a recipe under which the frames of a clip change during training.
+    """Reject a recipe if the frames of a clip change during training.
 
     Raises:
-        UserError: names what changes them, and what to do.
+        UserError: they do. The message has the cause and what to do.
     """
     encoder = recipe.encoder
     wrong = None
@@ -81,7 +81,7 @@ class Features:
     """The readable clips, in the order of their set."""
     dropped: tuple[Dropped, ...]
     num_samples: tuple[int, ...]
-    """Of each clip."""
+    """Number of samples of each clip."""
     spans: tuple[tuple[int, int], ...]
     """First frame of each clip in the tensors, and the number of frames."""
     rate: float
@@ -121,7 +121,7 @@ class FeatureCache:
         self._encoder = _fingerprint(model)
 
     def get(self, clips: ClipSet) -> Features:
-        """Load the features of ``clips``; compute them first if they are not on disk.
+        """Load the features of ``clips``. Compute them first if they are not on disk.
 
         Raises:
             UserError: they do not fit on the disk.
@@ -180,7 +180,7 @@ class FeatureCache:
         commit_folder(aside, folder)
 
     def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
-        """Encode the clips that can be read, in batches; add the others to ``dropped``."""
+        """Encode the readable clips in batches. Add the others to ``dropped``."""
         device, max_padded_s = self.model.device, self.recipe.execution.evaluate_max_padded_s
         for batch in loaded_batches(clips.clips, max_duration_s=clips.max_duration_s, max_padded_s=max_padded_s):
             dropped += [Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread]
@@ -242,5 +242,5 @@ def _fingerprint(model: TinyAudioModel) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """Raw bytes. The detour over uint8 is needed because NumPy has no bfloat16."""
+    """Raw bytes of a tensor, read as uint8 because NumPy has no bfloat16."""
     return tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

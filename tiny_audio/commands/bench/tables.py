@@ -12,7 +12,7 @@ from tiny_audio.runtime.columns import in_columns
 
 
 def timings_table(measured: Mapping[str, Any]) -> str:
-    """A row for each variant, clip length and batch size.
+    """Format a row for each variant, clip duration and batch size.
 
     Args:
         measured: result of :func:`tiny_audio.commands.bench.timing.time_projectors`.
@@ -38,7 +38,7 @@ def timings_table(measured: Mapping[str, Any]) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Rates and verdicts of a trained benchmark, and whether its controls hold."""
+    """Format the rates and verdicts of a trained benchmark, and the results of its controls."""
     return "\n\n".join(_blocks(results))
 
 
@@ -62,4 +62,4 @@ def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
     for control in results["controls"]:
         verdicts = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
         state = "holds" if control["held"] else "FAILS"
-        yield f"control {state}: {control['label']} should be called {control['expected']!r} ({verdicts})"
+        yield f"control {state}: the verdict on {control['label']} should be {control['expected']!r} ({verdicts})"

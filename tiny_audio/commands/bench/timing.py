@@ -1,4 +1,4 @@
-"""Cost of projectors: time, memory, parameters, FLOPs and embedding rate, for each clip length and batch size.
+"""Measure the cost of projectors (time, memory, parameters, FLOPs, embedding rate) for clip durations and batch sizes.
 
 pytest-benchmark runs the cases of ``_cases.py`` in its own process. It calibrates, warms up and chooses the rounds.
 """
@@ -34,16 +34,16 @@ class Neighbors:
     """Shapes and types that the encoder and the decoder impose on a projector."""
 
     in_dim: int = 1280
-    """Channels of the encoder's frames; HuBERT XL has 1280."""
+    """Channels of the encoder's frames. HuBERT XL has 1280."""
     out_dim: int = 2048
-    """Channels of the decoder's embeddings; SmolLM3 3B has 2048."""
+    """Channels of the decoder's embeddings. SmolLM3 3B has 2048."""
     frame_rate: float = 50.0
     """Encoder frames per second."""
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @classmethod
     def of(cls, recipe: Recipe) -> Neighbors:
-        """Read them from a recipe's model on the meta device.
+        """Read the shapes and types from a recipe's model on the meta device.
 
         Raises:
             UserError: a part cannot be built, or its checkpoint's config cannot be read.
@@ -56,7 +56,7 @@ class Neighbors:
 
 @dataclass(frozen=True)
 class Effort:
-    """What is measured, and for how long."""
+    """The measured cases and the time for each."""
 
     durations_s: tuple[float, ...] = (5.0, 20.0)
     batch_sizes: tuple[int, ...] = (1, 4)
@@ -68,17 +68,17 @@ class Effort:
 def time_projectors(
     variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, device: str = "auto"
 ) -> dict[str, Any]:
-    """Measure every variant at every length and batch size, without and with a backward pass.
+    """Measure every variant with every duration and batch size, without and with a backward pass.
 
-    Frames and weights are random. CTC labels, for projectors that read them, change every second frame on average.
+    Frames and weights are random. The CTC labels, which some projectors read, change every second frame on average.
 
     Returns:
-        the machine, the versions and ``cases``: one row each, with times in seconds, ``flops`` (a multiply-add is
-        two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s`` (of audio).
+        the machine, the versions and ``cases``. Each case is a row with times in seconds, ``flops`` (a multiply-add
+        counts as two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s`` (of audio).
 
     Raises:
-        UserError: pytest-benchmark is missing, a variant is not valid, or a length is too short for it.
-        RunFailed: a projector failed; its traceback is printed.
+        UserError: pytest-benchmark is missing, a variant is not valid, or a duration is too short for it.
+        RunFailed: a projector failed. Its traceback is printed.
     """
     missing = [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]
     if missing:

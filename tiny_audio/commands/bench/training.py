@@ -1,7 +1,8 @@
-"""Trained benchmark: projector variants under one recipe and budget, with several seeds and one order of the data.
+"""Trained benchmark: train projector variants with one recipe, one budget, one order of the data, and several seeds.
 
-A unit is one variant with one seed. Its result has its own folder, named by a hash over everything that affects it. So
-the same command continues where it stopped, and further variants or seeds add to the finished units.
+A unit is one variant with one seed. Its result has its own folder. The folder's name is a hash over everything that
+affects the result. So the same command continues where it stopped, and new variants or seeds are added to the finished
+units.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ class Plan:
     variants: Variants
     seeds: tuple[int, ...]
     budget: Budget | None = None
-    """None takes the recipe's number of steps."""
+    """Budget of each unit. None uses the recipe's number of steps."""
     baseline: str | None = None
-    """Label of the variant that the others are compared with. None takes the recipe's projector if it is a variant,
-    otherwise the first variant."""
+    """Label of the variant that the others are compared with. None uses the recipe's projector if it is a variant, and
+    the first variant otherwise."""
     controls: bool = False
     """Also train the baseline with other seeds, and the degraded controls."""
     cached: bool = True
@@ -83,11 +84,11 @@ class TrainedBenchmark:
 
     Args:
         plan: the settings.
-        folder: receives units, ``results.json`` and ``results.html``; created if missing.
+        folder: folder for units, ``results.json`` and ``results.html``. It is created if it does not exist.
         note: receives progress messages.
 
     Raises:
-        UserError: settings exclude each other, or variants do not fit the recipe; lists all of these.
+        UserError: settings exclude each other, or variants do not fit the recipe. The message lists all problems.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -106,7 +107,7 @@ class TrainedBenchmark:
                 "--controls: there is no degraded control; give --variants a YAML file with a section `controls`"
             )
         if len(labels) + len(plan.variants.controls) * plan.controls < 2:
-            raise UserError("--variants: one variant cannot be compared with anything; give another")
+            raise UserError("--variants: a comparison needs at least two variants; add one")
         own = self._load({}).projector.name
         self.baseline = plan.baseline or (own if own in labels else labels[0])
         self.units = self._units()
@@ -149,7 +150,7 @@ class TrainedBenchmark:
                 except UserError as error:
                     errors.append(f"variant {variant.label}: {error}")
         if errors:
-            raise UserError("\n".join(dict.fromkeys(errors)))  # most are the same for every seed
+            raise UserError("\n".join(dict.fromkeys(errors)))  # most errors are the same for every seed
         return units
 
     @property
@@ -165,8 +166,8 @@ class TrainedBenchmark:
 
         Raises:
             UserError: the data is not usable, or the features do not fit on the disk.
-            RunFailed: a unit diverged; names it.
-            Stopped: a signal arrived; finished units are kept.
+            RunFailed: a unit diverged.
+            Stopped: a signal arrived. Finished units are kept.
         """
         with StopSignal():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +208,7 @@ class TrainedBenchmark:
             "train": inputs.pop("data"),
             **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
-            # Folders of older versions bound these clips as the training clips.
+            # Older versions applied the bounds of training clips to these clips. Their folders are not used.
             "max_duration_s": dict.fromkeys(self._evaluation_clips, longest_duration_s(self.recipe.encoder)),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
@@ -307,7 +308,7 @@ class TrainedBenchmark:
             **analysis.to_json(),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        # Parsed back, so that the caller gets the same types as a reader of the file.
+        # Parse the text, so that the caller gets the same types as a reader of the file.
         text = json.dumps(report, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "results.json", text)
         written: dict[str, Any] = json.loads(text)

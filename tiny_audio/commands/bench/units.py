@@ -1,4 +1,4 @@
-"""One unit of a trained benchmark: train one variant with one seed, then decode every set."""
+"""Run one unit of a trained benchmark: train one variant with one seed, then decode every set."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class TrainingBatch:
     """B training clips."""
 
     frames: Callable[[], Frames]
-    """Runs the encoder or reads cached frames; called inside the step."""
+    """Runs the encoder or reads cached frames. It is called inside the step."""
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
-    """B rows of labels; None if no CTC head trains."""
+    """B rows of labels. None if no CTC head trains."""
 
     @property
     def counts(self) -> Counts:
@@ -119,7 +119,7 @@ class WaveformMaterial:
     evaluation: Mapping[str, ClipSet]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Freeze nothing more than the recipe does."""
+        """Do nothing. Everything that the recipe trains can train on waveforms."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
@@ -153,7 +153,7 @@ class Trained:
 
     steps: int
     wall_s: float
-    """Time of the steps, without building the model and without evaluation."""
+    """Seconds of all steps. Building the model and evaluating it are not included."""
     skipped_steps: int
     curve: list[tuple[int, float]]
     """(step, mean decoder loss per token since the previous entry)."""

@@ -49,20 +49,20 @@ class Variants:
 
     compared: tuple[Variant, ...]
     controls: tuple[Variant, ...] = ()
-    """Degraded on purpose. A benchmark that does not find them worse cannot be trusted."""
+    """Projectors that are degraded on purpose. If a benchmark does not find them worse, it cannot be trusted."""
 
 
 def read_variants(text: str | None) -> Variants:
     """Read the value of ``--variants``.
 
     Args:
-        text: None takes every registered projector with its defaults. The path of a YAML file: its section ``variants``
-            maps labels to projectors, and so does the optional ``controls``. Otherwise a list of projectors with
-            optional labels and fields: ``swiglu,conv``, ``conv:hidden_dim=512``,
-            ``wide=swiglu:stack=4+hidden_dim=16384``.
+        text: None selects every registered projector with its defaults. The path of a YAML file selects the projectors
+            in its section ``variants``, and controls in the optional section ``controls``. Both map labels to
+            projectors. Any other text is a list of projectors with optional labels and fields: ``swiglu,conv``,
+            ``conv:hidden_dim=512``, ``wide=swiglu:stack=4+hidden_dim=16384``.
 
     Raises:
-        UserError: names what is wrong, and what is allowed.
+        UserError: the text or file is not valid.
     """
     if text is None:
         return Variants(tuple(Variant(name, {"name": name}) for name in PROJECTORS.names()))
@@ -115,7 +115,7 @@ def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     for variant in variants:
         if variant.label in seen:
             raise UserError(
-                f"--variants: {variant.label!r} is there twice; give one of them a label: label=name:field=value"
+                f"--variants: {variant.label!r} is given twice; give one of them a label: label=name:field=value"
             )
         seen.add(variant.label)
     return tuple(variants)

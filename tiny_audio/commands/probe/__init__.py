@@ -1,4 +1,4 @@
-"""The largest batches that fit a machine, found by training on them."""
+"""``tiny-audio probe``: find the largest batches that fit into memory, by training on them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Share of the memory to leave free, since batches of different lengths fragment it."""
+"""Share of the memory to leave free, because batches of different lengths fragment it."""
 MOST_CLIPS = 512
 _RESOLUTION = 0.05
 """Relative precision of the number of clips, finer than the margin."""
 
 Trial = Callable[[int], Measured | None]
-"""Trains on this number of clips; None if the memory does not suffice."""
+"""Trains on this number of clips. Returns None if they do not fit into memory."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The most clips of one duration that fit."""
+    """The largest batch of clips of one duration that fits."""
 
     duration_s: float
     clips: int
@@ -44,7 +44,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Probe:
-    """The largest batches that fit, and the batching that follows."""
+    """The largest batches that fit, and the batching settings that follow from them."""
 
     device: str
     memory_bytes: int
@@ -52,7 +52,7 @@ class Probe:
     buckets: tuple[Bucket, ...]
     """Longest first."""
     num_processes: int = 1
-    """Processes that will train together, each on a device like this one."""
+    """Number of processes that will train together, each on a device like this one."""
 
     @property
     def budget_s(self) -> float:
@@ -62,17 +62,18 @@ class Probe:
 
     @property
     def max_padded_s(self) -> float:
-        """The budget of a batch of all processes, of which each takes its part.
+        """The budget of a global batch, which is divided among all processes.
 
-        Of c clips of n processes one takes ⌈c/n⌉, so up to (n - 1)/n of the longest clip more than its share.
+        If n processes share c clips, one process gets ⌈c/n⌉ of them. This can exceed its equal share by up to (n - 1)/n
+        of the longest clip.
         """
         others = self.num_processes - 1
-        # A batch that fits one process is always safe.
+        # A global batch that fits into one process is always safe.
         return max(self.budget_s, self.num_processes * self.budget_s - others * self.buckets[0].duration_s)
 
     @property
     def max_clips(self) -> int:
-        """Clips of the shortest duration that fit, in all processes together."""
+        """Number of clips of the shortest duration that fit, in all processes together."""
         return self.num_processes * self.buckets[-1].clips
 
     def as_json(self) -> dict[str, Any]:
@@ -139,15 +140,15 @@ def probe_recipe(
     random_weights: bool = False,
     num_processes: int = 1,
 ) -> Probe:
-    """Search for the largest batches by training on synthetic ones, in a separate process.
+    """Search for the largest batches by training on synthetic batches, in a separate process.
 
     Args:
-        recipe: what to train.
-        memory_gb: GiB to fit into; None is all of the GPU's.
+        recipe: the recipe to train.
+        memory_gb: memory limit in GiB. None uses all memory of the GPU.
         margin: share of the memory to leave free.
-        durations_s: of the buckets; None halves the longest three times.
-        random_weights: build the architectures of checkpoints without reading their weights; the memory is the same.
-        num_processes: number of processes that will train together. One is measured; the budget is for all.
+        durations_s: durations of the clips, one for each bucket. None uses the longest duration and three halvings.
+        random_weights: build the architectures of checkpoints without reading their weights. The memory is the same.
+        num_processes: number of processes that will train together. One is measured, and the budget is for all.
 
     Raises:
         UserError: an argument is out of range, a part cannot be built, or not even one clip fits.
@@ -187,7 +188,7 @@ def probe_recipe(
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
-    """The largest number of clips that fits, within 5 %, and its measurement; 0 and None if not one fits."""
+    """The largest number of clips that fits, within 5 %, and its measurement. 0 and None if no clip fits."""
     fits, too_many = 0, most + 1
     best: Measured | None = None
     clips = min(max(1, guess), most)
@@ -199,7 +200,7 @@ def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | 
             fits, best = clips, measured
         if too_many - fits <= max(1, int(_RESOLUTION * fits)):
             return fits, best
-        # A good guess is near the answer.
+        # Start with small steps, because the guess is usually near the answer.
         clips = min(most, max(fits + 1, fits * 5 // 4)) if too_many > most else (fits + too_many) // 2
 
 
@@ -222,13 +223,13 @@ def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> list[float]:
             )
     if longest not in wanted:
         raise UserError(
-            f"--durations must include data.max_duration_s, {longest:g}, since the longest clips need the most memory"
+            f"--durations must include data.max_duration_s, {longest:g}, because the longest clips need the most memory"
         )
     return sorted(set(wanted), reverse=True)
 
 
 def probe_table(probe: Probe) -> str:
-    """The result as text: a row for each duration, and the section for the recipe."""
+    """Format the result: a row for each duration, and the section for the recipe."""
     from tiny_audio.runtime.columns import in_columns
 
     rows = [["clips of", "fit", "padded s", "GiB measured", "predicted", "s/step", "audio s/s"]]

@@ -1,4 +1,4 @@
-"""Training steps on synthetic batches, in a separate process so that their memory can be measured."""
+"""Run training steps on synthetic batches in a separate process, so that their memory can be measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIB = 2**30
 STEPS = 2
 """Steps per trial. The first step of the process also creates the optimizer's moments."""
 _ALLOCATION = {
-    # Freed blocks go back to the kernel at once, and no thread keeps an arena of its own.
+    # Return freed blocks to the kernel at once, and use one arena for all threads.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -40,7 +40,7 @@ class Measured:
     step_s: float
     """Seconds per optimizer step."""
     batches: int
-    """Batches per optimizer step, at most two: more batches need no more memory."""
+    """Batches per optimizer step, at most two. More batches do not need more memory."""
 
 
 class Process:
@@ -136,7 +136,7 @@ class Process:
         assert child is not None
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # a question that was not read
+            with suppress(BrokenPipeError):  # the process has not read the last question
                 pipe.close()
         return child.wait()
 
@@ -193,7 +193,7 @@ class _Bench:
             recipe, self.device, prompt_tokens_of(recipe), random_weights=order["random_weights"]
         ).train()
         place(self.model, recipe, self.device)
-        if self.device.type == "cuda":  # the limit applies to training, not to building
+        if self.device.type == "cuda":  # set after building the model, because the limit applies only to training
             torch.cuda.empty_cache()
             allowed = max(0, self.allowed_bytes - outside) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
@@ -237,7 +237,7 @@ class _Bench:
             max_gradient_norm=config.max_gradient_norm,
             world=World(),
         )
-        assert result.is_finite, "a step that is skipped makes no moments"
+        assert result.is_finite, "a skipped step creates no moments"
 
     def _score(self, clips: int, duration_s: float) -> TargetScores:
         from tiny_audio.training.precision import autocast

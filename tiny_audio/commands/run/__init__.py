@@ -1,8 +1,8 @@
 """``tiny-audio run``: prepare, train, export, evaluate, report. Idempotent and resumable.
 
-Each stage has its own file and its own identity. ``state.json`` in the run folder records which stages are done under
-which identity. The same command continues unfinished work, redoes only stages whose identity changed, and otherwise
-does nothing.
+Each stage has its own file and its own identity. ``state.json`` in the run folder records the finished stages and their
+identities. The same command continues unfinished work, redoes only stages whose identity changed, and otherwise does
+nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Run:
     Args:
         recipe: the recipe to run.
         name: the name in the report, such as the recipe file's stem.
-        folder: the run folder; created if missing.
+        folder: the run folder. It is created if it does not exist.
         callback: receives progress.
     """
 
@@ -39,14 +39,14 @@ class Run:
         self.recipe, self.name, self.folder, self.callback = recipe, name, folder, callback
 
     def complete(self) -> dict[str, Any] | None:
-        """Run all stages that are not done yet. All processes train; only the first one runs the other stages.
+        """Run all stages that are not done yet. All processes train. Only the first one runs the other stages.
 
         Returns:
-            the report, as in ``report.json``; None in all processes but the first.
+            the report, as in ``report.json``. None in all processes except the first.
 
         Raises:
-            UserError: the folder holds another recipe's run or is in use, or the data cannot be used.
-            Stopped: a signal arrived; finished work is saved.
+            UserError: the folder has another recipe's run or is in use, or the data cannot be used.
+            Stopped: a signal arrived. Finished work is saved.
             RunFailed: training diverged.
         """
         device = device_of(self.recipe.execution.device)
@@ -67,7 +67,7 @@ class Run:
             return ReportStage(run).read()
 
     def _index_evaluation(self, run: RunContext) -> dict[str, str]:
-        run.callback.note("reading the evaluation data; synthetic speech is made now, if it is not in the cache")
+        run.callback.note("reading the evaluation data; synthetic speech is synthesized now if it is not in the cache")
         run.clips.index_evaluation()
         return run.state.datasets
 

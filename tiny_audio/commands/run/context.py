@@ -26,7 +26,7 @@ class Stage(Protocol):
     """One step of a run, with its own identity."""
 
     def is_done(self) -> bool:
-        """Whether the folder holds the stage's result for the current identity."""
+        """Whether the folder has the stage's result for the current identity."""
 
     def run(self) -> None:
         """Run the stage and record its result in the state."""
@@ -64,7 +64,7 @@ class RunContext:
 
 
 class RunClips:
-    """The clips of a recipe's sources; each set is indexed once.
+    """The clips of a recipe's sources. Each set is indexed once.
 
     Args:
         recipe: the recipe whose sources are read.
@@ -86,7 +86,7 @@ class RunClips:
 
     @cached_property
     def overlaps(self) -> Mapping[str, list[Overlap]]:
-        """For each evaluation set, what it shares with the training clips.
+        """The overlaps of each evaluation set with the training clips.
 
         Raises:
             UserError: a source cannot be read.
@@ -117,7 +117,7 @@ class RunClips:
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:
-        """Index all evaluation sets, to reject sets that cannot be scored before training starts.
+        """Index all evaluation sets before training starts, so that sets that cannot be scored are rejected early.
 
         Raises:
             UserError: see :meth:`evaluation`.

@@ -1,4 +1,4 @@
-"""The evaluation stage: the export and one evaluation set -> hypotheses and scores."""
+"""The evaluation stage: transcribe one evaluation set with the export, and score it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class EvaluationModel:
 
     @cached_property
     def overhead(self) -> Overhead:
-        """Resources used since the first access, so that loading the model counts."""
+        """Resources used since the first access. They include loading the model."""
         return self._run.overhead()
 
     @cached_property
     def loaded(self) -> tuple[TinyAudioModel, Any]:
         """The model and its tokenizer."""
-        # With bf16, keep the saved data types: a model that fit the GPU in training also fits here.
+        # With bf16, keep the saved data types. A model that fit into the GPU's memory in training then fits here too.
         half = self._run.recipe.training.precision == "bf16"
         model, tokenizer = load_model(self._run.model_folder, types_as_saved=half)
         model.to(device_of(self._run.recipe.execution.device))
@@ -61,13 +61,13 @@ class EvaluateStage:
         self._run, self._name, self._model = run, name, model
 
     def identity(self) -> str:
-        """Hash of the settings. Includes the set's paths, since another file under the same name holds other clips."""
+        """Hash of the settings. It includes the set's paths, because another file has other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Whether the set was scored under this identity and, if its data can still be read, on the same clips."""
+        """Whether the set was scored under this identity. If its data is readable, the clips must also be the same."""
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
@@ -99,7 +99,7 @@ class EvaluateStage:
     def _overlaps(self) -> list[Overlap] | None:
         try:
             return self._run.clips.overlaps[self._name]
-        except UserError:  # the training data is gone
+        except UserError:  # the training data cannot be read any more
             return None
 
 

@@ -1,4 +1,4 @@
-"""The export stage: the trained model -> the Hugging Face folder ``model/``."""
+"""The export stage: write the trained model to the Hugging Face folder ``model/``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first stage: lock the run folder and open its state."""
+"""Before the first stage: lock the run folder and open its state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     """Lock the folder until ``held`` closes, read or create its state, and write the resolved recipe.
 
     Raises:
-        UserError: another process uses the folder, or the folder holds another recipe's run or files of something else.
+        UserError: another process uses the folder, or the folder has another recipe's run or other files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder, held)
@@ -35,7 +35,7 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     differences = sorted(_differences(state.recipe, identity))
     if differences:
         raise UserError(
-            f"{folder} holds a run of another recipe. The differences are:\n  "
+            f"{folder} contains a run of another recipe. The differences are:\n  "
             + "\n  ".join(differences[:_MAX_DIFFERENCES])
             + "\nGive another --output-dir, or delete that folder to start over."
         )
@@ -45,7 +45,7 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
 
 
 def _hold(folder: Path, held: ExitStack) -> None:
-    """Lock the folder. The kernel releases the lock when the process ends, however that happens."""
+    """Lock the folder. The kernel releases the lock when the process ends, even if it is killed."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -61,7 +61,7 @@ def _check_empty(folder: Path) -> None:
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign:
         raise UserError(
-            f"{folder} is not a run folder (it has no state.json). It holds {', '.join(foreign)}, which a run would "
+            f"{folder} is not a run folder (it has no state.json). It contains {', '.join(foreign)}, which a run would "
             "replace; give another --output-dir"
         )
 

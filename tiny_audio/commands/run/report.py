@@ -1,4 +1,4 @@
-"""The report stage: everything the run recorded -> ``report.json``, ``report.html`` and the model card."""
+"""The report stage: write ``report.json``, ``report.html`` and the model card from the records of the run."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ReportStage:
             if name not in self._clips:
                 found = self._run.clips.unchecked_evaluation(name).clips
                 self._clips[name] = {clip.id: clip.utterance.audio for clip in found}
-        except UserError:  # the data is gone
+        except UserError:  # the data cannot be read any more
             self._clips[name] = {}
         return self._clips[name].get(row["id"])
 

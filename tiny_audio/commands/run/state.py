@@ -1,4 +1,4 @@
-"""``state.json`` of a run folder: which stages are done, under which identity, and with what result."""
+"""``state.json`` of a run folder: the finished stages with their identities and results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE_NAME = "state.json"
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Hashes and commits of everything that training starts from. None means that the recipe has no such input."""
+    """Hashes and commits of all inputs of training. None means that the recipe has no such input."""
 
     data: str
     augmentation: str | None = None
@@ -48,7 +48,7 @@ class TrainingState:
 
     inputs: TrainingInputs
     work: Work | None = None
-    """FLOPs of a clip; None if the model cannot run on the meta device."""
+    """FLOPs of a clip. None if the model cannot run on the meta device."""
     spelling: LearnedVocabulary | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class ExportState:
     generation: dict[str, Any]
     """Identity of the export: its generation settings."""
     took: dict[str, Any] | None = None
-    """Resources that the stage used; absent in runs of older versions."""
+    """Resources that the stage used. Runs of older versions do not have them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RunState:
     """The identity of the training."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
-    """Repository -> commit. New commits of a data set do not change a run."""
+    """Commits of data sets by repository. A run does not follow new commits."""
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class RunState:
 
     @classmethod
     def read(cls, folder: Path) -> RunState | None:
-        """The state of a run folder; None if it has no ``state.json``."""
+        """The state of a run folder. None if it has no ``state.json``."""
         path = folder / FILE_NAME
         if not path.exists():
             return None
@@ -102,7 +102,7 @@ class RunState:
         return state
 
     def write(self, folder: Path) -> None:
-        """Replace ``state.json`` unless it already holds this state."""
+        """Replace ``state.json`` if it has another state."""
         content = {key: value for key, value in asdict(self).items() if value is not None}
         write_if_changed(folder / FILE_NAME, json.dumps(content, indent=1))
 
@@ -111,7 +111,7 @@ _ADAPTER = TypeAdapter(RunState)
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Like :func:`write_atomically`, but do not touch a file that already holds this text."""
+    """Write like :func:`write_atomically`, but do not touch a file that already has this text."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
 

@@ -1,4 +1,4 @@
-"""The training stage: clips, checkpoints and transcripts -> trained weights, exported."""
+"""The training stage: train the recipe's model, and export it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _INPUT_NAMES = {
 
 
 class TrainStage:
-    """Trains in all processes; the first one also records and exports.
+    """Trains in all processes. The first process also records the state and exports.
 
     The stage's identity is the recipe's training identity and :class:`TrainingInputs`. The training identity must match
     that of the folder (see :mod:`tiny_audio.commands.run.prepare`).
@@ -49,8 +49,9 @@ class TrainStage:
         self._run, self._stop, self._world = run, stop, world
 
     def is_done(self) -> bool:
-        """Whether training is finished and exported. If only the export is missing, :meth:`run` makes it from the last
-        checkpoint.
+        """Whether training is finished and exported.
+
+        If only the export is missing, :meth:`run` exports the last checkpoint.
         """
         training = self._run.state.training
         return training is not None and training.finished and self._run.model_folder.is_dir()
@@ -60,12 +61,12 @@ class TrainStage:
 
         Raises:
             UserError: the data cannot be used, or differs from the data that the run started with.
-            Stopped: a signal arrived; the last step is saved.
+            Stopped: a signal arrived. The last step is saved.
             RunFailed: training diverged.
         """
         run, world = self._run, self._world
         recorded = run.state.training
-        # A branch on the hub may have moved since the run began. The run keeps its commit.
+        # A branch on the hub may have a newer commit than at the start of the run. The run keeps its commit.
         recipe = _pinned(run.recipe, recorded.inputs) if recorded else run.recipe
         run.callback.note("reading the training data")
         clips = world.main_first(run.clips.training)
@@ -110,13 +111,13 @@ class TrainStage:
         return model
 
     def _record(self, recipe: Recipe, inputs: TrainingInputs) -> tuple[TrainingInputs, Work | None]:
-        """Record the inputs, or check them against the recorded ones. Also record the FLOPs of a clip."""
+        """Record the inputs, or check that they equal the recorded ones. Also record the FLOPs of a clip."""
         run = self._run
         recorded = run.state.training
         if recorded is None:
             recorded = run.state.training = TrainingState(inputs)
         if latest(run.folder / "checkpoints") is None:
-            recorded.inputs = inputs  # nothing is trained yet, so the data may have been corrected
+            recorded.inputs = inputs  # nothing is trained yet, so the data may be corrected
         for key, name in _INPUT_NAMES.items():
             before, after = getattr(recorded.inputs, key), getattr(inputs, key)
             if before != after:
@@ -124,7 +125,7 @@ class TrainStage:
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
                 )
-        if recorded.work is None:  # also if an older version started the run
+        if recorded.work is None:  # a new run, or a run of an older version
             recorded.work = self._work(recipe)
         run.save()
         return inputs, recorded.work
@@ -161,7 +162,7 @@ class TrainStage:
             return None
         name = execution.evaluate_set
         clips = self._run.clips.evaluation(name).clips
-        # Spread over the set, since corpora are often sorted.
+        # Spread the clips over the set, because corpora are often sorted.
         clips = clips[:: -(-len(clips) // execution.evaluate_utterances)]
 
         def evaluate(model: TinyAudioModel) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
     """Check that this process has the same inputs as the first one.
 
     Raises:
-        UserError: an input differs; the message names the first such input.
+        UserError: an input differs. The message names the first such input.
     """
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)

@@ -1,7 +1,7 @@
-"""``tiny-audio sweep``: a grid of overrides as ordinary runs, each in its own folder, then one comparison.
+"""``tiny-audio sweep``: start an ordinary run for each combination in a grid of overrides, then compare the runs.
 
-The sweep's folder has ``sweep.json`` (the grid, and folder and status of each run), the run folders,
-``comparison.json`` and ``comparison.html``.
+The sweep's folder contains the run folders, ``comparison.json``, ``comparison.html`` and ``sweep.json`` (the grid, and
+the folder and status of each run).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = ["Sweep", "combinations"]
 
 
 class Sweep:
-    """All runs of a grid, one after the other. Like each run, it is idempotent and resumable.
+    """All runs of a grid, one after the other. A sweep is idempotent and resumable, like a run.
 
     Args:
         path: the recipe.
-        overrides: ``training.steps=100`` applies to all runs; ``projector=swiglu,conv`` makes a run for each value.
-        folder: where everything goes; ``None`` is ``sweeps/<recipe>-<hash of the grid>``.
+        overrides: ``training.steps=100`` applies to all runs. ``projector=swiglu,conv`` gives a run for each value.
+        folder: the sweep's folder. None uses ``sweeps/<recipe>-<hash of the grid>``.
 
     Raises:
-        UserError: a combination is not valid, or the runs could not be compared; all errors are named at once.
+        UserError: a combination is not valid, or the runs could not be compared. The message lists all errors.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str], folder: Path | None = None) -> None:
@@ -60,15 +60,16 @@ class Sweep:
         return in_columns(rows, num_texts=4)
 
     def complete(self) -> dict[str, Any]:
-        """Do everything that is not done yet, then compare the finished runs.
+        """Complete all unfinished runs, then compare the finished ones.
 
         Returns:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: this is one of several processes, the folder is a run's, or runs failed, all with a UserError.
-            RunFailed: runs failed; the others were done.
-            Stopped: a signal arrived; finished work is saved.
+            UserError: this is one of several processes, the folder belongs to a run, or all failed runs raised a
+                UserError.
+            RunFailed: runs failed. The others were completed.
+            Stopped: a signal arrived. Finished work is saved.
         """
         check_alone("sweep")
         if (self.folder / "state.json").exists():
@@ -88,7 +89,7 @@ class Sweep:
         return comparison
 
     def _run(self, index: int, run: Combination) -> Exception | None:
-        """Do one run. Returns its error, or None."""
+        """Complete one run. Returns its error, or None."""
         from tiny_audio.commands.run import (
             Run,  # imports transformers, which a dry run does not need
         )
@@ -103,7 +104,7 @@ class Sweep:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(index, run)) from None
             except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
-                # RuntimeErrors: one variant may not fit the GPU's memory, while others do.
+                # Catch RuntimeErrors, because one variant may not fit into the GPU's memory while others do.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
                 # Our own messages are complete. For other errors, record the traceback.
@@ -113,7 +114,7 @@ class Sweep:
             finally:
                 gc.collect()
                 empty_cache()
-            assert report is not None, "a run of one process reports"
+            assert report is not None, "the first process returns the report"
             rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
             callback.note(f"[{index}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
         self._record(run, "finished")
@@ -122,8 +123,8 @@ class Sweep:
     def _stopped(self, index: int, run: Combination) -> str:
         command = ["tiny-audio", "sweep", str(self.path), *self.overrides, "--output-dir", str(self.folder)]
         return (
-            f"stopped by a signal in run {index} of {len(self.combinations)} ({run.name}); what was done is saved. To "
-            f"continue:\n  {shlex.join(command)}"
+            f"stopped by a signal in run {index} of {len(self.combinations)} ({run.name}); all work so far is saved. "
+            f"To continue:\n  {shlex.join(command)}"
         )
 
     def _compare(self, finished: Sequence[Combination]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ class Sweep:
         for run in finished:
             runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
         variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
-        # Limits on durations may be swept too, and then leave different clips.
+        # The sweep may change limits on durations. Then the runs have different clips.
         compared = compare_variants(variants, common=True)
         comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))
@@ -145,7 +146,7 @@ class Sweep:
             lines += textwrap.indent(f"{name}: {str(error) or type(error).__name__}", "  ").splitlines()
         if compared:
             lines.append(f"the others are compared in {self.folder / 'comparison.html'}")
-        lines.append("the same command tries them again")
+        lines.append("the same command runs them again")
         user_errors = all(isinstance(error, UserError) for error in failures.values())
         raise (UserError if user_errors else RunFailed)("\n".join(lines))
 
@@ -162,7 +163,7 @@ class Sweep:
 
 
 def _status_of(folder: Path) -> str:
-    """As far as the folder shows it: ``new``, ``begun`` or ``finished``."""
+    """The status of a run according to its folder: ``new``, ``begun`` or ``finished``."""
     if not (folder / "state.json").exists():
         return "new"
     return "finished" if (folder / "report.json").exists() else "begun"

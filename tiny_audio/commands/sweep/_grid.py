@@ -1,4 +1,4 @@
-"""From ``projector=swiglu,conv training.seed=0,1`` to one valid recipe for each combination."""
+"""Parse grids such as ``projector=swiglu,conv training.seed=0,1``, and build a recipe for each combination."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Combination:
         values: the value of each swept key, as written.
         name: name in tables, such as ``projector=conv, seed=1``.
         variant: the name without the seed.
-        folder: name of the run folder, made of the values and the run id.
+        folder: name of the run folder. It contains the values and the run id.
         recipe: the recipe of the run.
     """
 
@@ -40,7 +40,7 @@ class Combination:
 
 
 def split_values(text: str) -> list[str]:
-    """``a,b`` -> ``a``, ``b``; a comma inside brackets or quotes is part of a value.
+    """Split at commas: ``a,b`` -> ``a``, ``b``. A comma inside brackets or quotes is part of a value.
 
     As in YAML, brackets and quotes are special only at the start of a value. Elsewhere they are plain text, as in
     ``don't``.
@@ -59,7 +59,7 @@ def split_values(text: str) -> list[str]:
         elif character in "\"'" and (
             not before
             or (expected and before[-1] in "[{,:")
-            or text[closed:index] == character == "'"  # within single quotes, two of them are an apostrophe
+            or text[closed:index] == character == "'"  # inside single quotes, two single quotes are an apostrophe
         ):
             quote = character
         elif character in _OPENING and (not before or expected):
@@ -76,7 +76,7 @@ def split_values(text: str) -> list[str]:
     values.append(text[start:])
     values = [value.strip() for value in values]
     if len(values) > 1 and not all(values):
-        raise UserError(f"{text!r}: has an empty value between commas; remove a comma, or write null for nothing")
+        raise UserError(f"{text!r}: has an empty value between commas; remove a comma, or write null")
     return values
 
 
@@ -84,7 +84,7 @@ def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]
     """Separate the overrides with one value, which apply to all runs, from the keys with several.
 
     Raises:
-        UserError: no ``=``, a key twice, a value twice, or nothing to sweep.
+        UserError: an override has no ``=``, a key or value is given twice, or no key has several values.
     """
     fixed, grid, seen = [], {}, set()
     for override in overrides:
@@ -142,7 +142,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
         values = dict(zip(keys, chosen, strict=True))
         words = {key: f"{short[key]}={value}" for key, value in values.items()}
         name = ", ".join(words.values())
-        # Keep the given order, since `projector=conv` replaces a section that earlier overrides changed.
+        # Keep the given order, because `projector=conv` replaces a section that earlier overrides may have changed.
         changes = {key: parsed[key][values.get(key, text)] for key, text in given.items()}
         try:
             recipe = load_recipe(path, changes=changes)
@@ -159,7 +159,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
 
 
 def _invalid_combinations(invalid: dict[str, list[str]], size: int) -> Iterator[str]:
-    """One entry per distinct message, since most errors are the same for every seed."""
+    """One entry per distinct message, because most errors are the same for every seed."""
     count = sum(map(len, invalid.values()))
     yield f"{count} of {size} combinations {'is' if count == 1 else 'are'} not valid; nothing was started:"
     for message, names in invalid.items():
@@ -180,12 +180,12 @@ def _check_distinct(found: Sequence[Combination]) -> None:
 def _check_comparable(found: Sequence[Combination]) -> None:
     first = found[0].recipe
     if not any(all(name in c.recipe.data.evaluation for c in found) for name in first.data.evaluation):
-        raise UserError("these runs have no evaluation set in common to compare them on; add one to data.evaluation")
+        raise UserError("these runs cannot be compared without a common evaluation set; add one to data.evaluation")
     for field in ("normalizer", "group_by"):
         if len({getattr(c.recipe.evaluation, field) for c in found}) > 1:
             raise UserError(
-                f"evaluation.{field} must be the same for all runs, since runs are compared by their scores; give it "
-                "one value"
+                f"evaluation.{field} must be the same for all runs, because their scores are compared; give it one "
+                "value"
             )
 
 
@@ -203,7 +203,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _folder(values: dict[str, str], short: dict[str, str], recipe: Recipe) -> str:
-    """Name of a run folder. If a value had to be changed for it, a hash of all values keeps names distinct."""
+    """Name of a run folder. If a value cannot be part of a file name, a hash of all values keeps names distinct."""
     words, exact = [], True
     for key, value in values.items():
         slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.")[:_MAX_VALUE]

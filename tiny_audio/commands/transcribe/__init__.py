@@ -1,4 +1,4 @@
-"""The work of ``tiny-audio transcribe``: audio files, folders and standard input -> texts, tables and subtitles."""
+"""``tiny-audio transcribe``: transcribe audio files, folders and standard input to texts, tables and subtitles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
 @dataclass
 class Outcome:
-    """What happened to the recordings."""
+    """The outcome of all recordings."""
 
     done: int = 0
     skipped: int = 0
@@ -46,7 +46,7 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
     """Transcribe to standard output or to files, and report what was skipped, truncated or unreadable.
 
     Raises:
-        UserError: as :func:`transcribe`, or some recordings could not be read.
+        UserError: see :func:`transcribe`, or some recordings could not be read.
     """
     outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True))
     if options.output_dir is not None:
@@ -61,11 +61,11 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
 
 
 def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Callable[[str], None]) -> Outcome:
-    """Transcribe all recordings in order. One that cannot be read becomes an error in the outcome.
+    """Transcribe all recordings in order. If a recording cannot be read, the outcome has an error for it.
 
     Args:
-        model: an exported model's folder, or a run's.
-        inputs: audio files, folders with some at any depth, ``-`` for standard input.
+        model: folder of a run or of an exported model.
+        inputs: audio files, folders with audio files at any depth, or ``-`` for standard input.
         options: how to transcribe and write.
         write: receives the text for standard output in parts.
 
@@ -76,8 +76,8 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
         recordings = recordings_of(inputs, stack)
         if options.format in ("srt", "vtt") and options.output_dir is None and len(recordings) > 1:
             raise UserError(
-                f"{len(recordings)} recordings do not fit into one .{options.format} file; add --output-dir to get one "
-                "for each"
+                f"one .{options.format} file cannot contain {len(recordings)} recordings; add --output-dir to get a "
+                "file for each"
             )
         outcome, output = Outcome(), None
         if options.output_dir is not None:
@@ -148,7 +148,7 @@ class _Job:
             self._write(json.dumps(self._rows, indent=1, ensure_ascii=False) + "\n")
 
     def _blocks(self, index: int) -> Iterator[Tensor]:
-        """Decode a recording as far as possible, and remember the error if there is one."""
+        """Decode a recording as far as possible, and store the error if there is one."""
         recording = self._recordings[index]
         try:
             yield from decoded(recording.path, recording.name, self._transcriber.max_chunk_s)

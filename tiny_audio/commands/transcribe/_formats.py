@@ -1,4 +1,4 @@
-"""A transcription as text, JSON, a table or subtitles."""
+"""Write a transcription as text, JSON, a table or subtitles."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def row(name: str, transcription: Transcription, error: str | None) -> dict[str,
 
 
 def _rounded(value: Any) -> Any:
-    """Times and probabilities to four digits."""
+    """Round times and probabilities to four digits."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Inputs of ``tiny-audio transcribe``: files, folders and standard input -> blocks of audio."""
+"""Read the inputs of ``tiny-audio transcribe`` (files, folders, standard input) as blocks of audio."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
         elif given.is_dir():
             names = files_below(given, is_audio_name)
             if not names:
-                raise UserError(f"{given} contains no audio file; give a folder that does, at any depth")
+                raise UserError(f"{given} and its subfolders contain no audio file; give a folder with audio files")
             found += (Recording(given / name, str(given / name), name) for name in names)
         else:
             found.append(Recording(given, str(given), given.name))
-    # File names that are not valid text cannot be printed. Their paths keep the bytes.
+    # File names that are not valid text cannot be printed, so messages use a printable form. Paths keep the bytes.
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
@@ -63,7 +63,7 @@ def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
 
 
 def _spooled(stack: ExitStack) -> Path:
-    """Copy standard input to a file, because decoders seek."""
+    """Copy standard input to a file, because decoders need to seek."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-audio-")))
     path = folder / "stdin"
     with path.open("wb") as file:
@@ -107,7 +107,7 @@ def decoded(path: Path, name: str, max_chunk_s: float) -> Iterator[Tensor]:
 
 
 def duration(recording: Recording) -> float:
-    """Seconds, or 0 if the header does not say."""
+    """Duration in seconds. 0 if the header does not state it."""
     try:
         return audio_duration(recording.path)
     except (AudioError, FileError):

@@ -18,9 +18,9 @@ class Options:
 
     format: str = "text"
     output_dir: Path | None = None
-    """Folder that gets a file for each recording; None writes to standard output."""
+    """Folder for the files, one for each recording. None writes to standard output."""
     words: bool = False
-    """Time each word: in JSON as part of the segments, in other formats as a row or cue per word."""
+    """Include the time of each word: in JSON in the segments, in other formats as one row or cue per word."""
     filter_hallucinations: bool = True
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False

@@ -1,4 +1,4 @@
-"""The output folder: which transcripts exist already, and which model and options made them."""
+"""The output folder: the existing transcripts, and the model and options that produced them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 IDENTITY = "transcribe.json"
-"""A file that records, for each format, the model and options that made the transcripts next to it."""
+"""A file that records the model and options of the transcripts in its folder, for each format."""
 
 
 class OutputFolder:
     """A file for each recording, written atomically.
 
     Args:
-        folder: created when the first transcript is written.
+        folder: the output folder. It is created when the first transcript is written.
         model: folder of the model.
-        recordings: all that will be written.
+        recordings: all recordings that will be written.
 
     Raises:
-        UserError: two recordings would have the same file, or such a file exists and was not made by this model and
-            these options.
+        UserError: two recordings would have the same file, or a file exists that another model or other options
+            produced.
     """
 
     def __init__(self, folder: Path, model: Path, recordings: Sequence[Recording], options: Options) -> None:
@@ -79,7 +79,7 @@ class OutputFolder:
         if there is None:
             return
         maker = "not by tiny-audio transcribe" if before is None else "by another model or with other options"
-        raise UserError(f"{there} already exists, and was made {maker}; give another --output-dir, or --overwrite")
+        raise UserError(f"{there} already exists and was written {maker}; give another --output-dir, or --overwrite")
 
 
 def _check_distinct(recordings: Sequence[Recording]) -> None:

@@ -1,4 +1,4 @@
-"""Progress on a terminal: texts as they grow, or a bar."""
+"""Show progress on a terminal: partial texts, or a bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.commands.transcribe._inputs import Recording, duration
 
 
 class Screen:
-    """Shows the growing text of a batch's earliest chunk, while the batch is decoded."""
+    """Shows the partial text of a batch's earliest chunk, while the batch is decoded."""
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
         self._recordings = recordings
@@ -39,7 +39,7 @@ class Screen:
         self._live.update(Text(line(self._recordings[index], start_s, text)), refresh=True)
 
     def batch_done(self, seconds: float) -> None:
-        """Clear the screen; the final texts of the batch are printed next."""
+        """Clear the screen. The final texts of the batch are printed next."""
         if self._live is not None:
             self._live.stop()
         self._live = self._earliest = None
@@ -54,7 +54,7 @@ def _clock(seconds: float) -> str:
 
 
 def progress(stack: ExitStack, recordings: Sequence[Recording]) -> Callable[[float], None] | None:
-    """A callback that moves a bar on standard error; None if that is not a terminal."""
+    """A callback that moves a bar on standard error. None if standard error is not a terminal."""
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
