@@ -83,6 +83,22 @@ def test_other_weights_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
 
 
+def test_an_edited_config_is_refused_and_a_moved_folder_is_not(tmp_path: Path) -> None:
+    folder = hubert(tmp_path / "checkpoint")
+    Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
+    moved = folder.rename(tmp_path / "moved")
+    assert recipe(tmp_path, str(moved)).run_id() == recipe(tmp_path, str(hubert(tmp_path / "checkpoint"))).run_id()
+    shutil.rmtree(folder)
+    Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
+    shutil.rmtree(tmp_path / "run" / "model")
+    Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
+    shutil.rmtree(tmp_path / "run" / "model")
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
+    with pytest.raises(UserError, match=r"another encoder checkpoint"):
+        Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
+
+
 def test_a_branch_that_moves_on_does_not_move_a_run(tmp_path: Path, hub: Path) -> None:
     run = tmp_path / "run"
     report = Run(recipe(tmp_path, REPOSITORY), "x", run, Silent()).complete()

@@ -20,6 +20,7 @@ from tiny_audio.decoders import DECODERS, DecoderConfig
 from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.prompt import PromptConfig
+from tiny_audio.pretrained.identity import checkpoint_identity, without_path
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.recipe._cross_field_rules import cross_field_errors
 from tiny_audio.recipe._validation_errors import field_errors, invalid_recipe
@@ -173,12 +174,26 @@ class Recipe(Config):
     execution: ExecutionConfig = ExecutionConfig()
 
     def run_id(self) -> str:
-        """Eight hex digits of a hash of everything that affects the weights. Paths and execution are not part of it."""
-        return content_hash(self.training_identity())[:8]
+        """Eight hex digits of a hash of everything that affects the weights. Paths and execution are not part of it.
+
+        The content of local checkpoints is part of it, if they are on this machine.
+
+        Raises:
+            UserError: a local checkpoint cannot be read.
+        """
+        parts = {"encoder": self.encoder, "decoder": self.decoder}
+        local = {
+            kind: checkpoint_identity(part)
+            for kind, part in parts.items()
+            if part.init == "pretrained" and Path(part.pretrained).is_dir()
+        }
+        return content_hash(self.training_identity() | ({"checkpoints": local} if local else {}))[:8]
 
     def training_identity(self) -> dict[str, Any]:
-        """Everything that affects the weights."""
+        """Everything that affects the weights, except the content of local checkpoints."""
         identity = identity_of(self)
+        for kind in ("encoder", "decoder"):
+            identity[kind] = without_path(identity[kind])
         for section in ("generation", "evaluation", "execution"):
             identity.pop(section)
         identity["data"].pop("evaluation")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.export.load import load_exported_tokenizer
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.pretrained.identity import folder_identity
 from tiny_audio.recipe import InitFrom
 
 ALL_PARTS = ("encoder", "projector", "decoder", "ctc_head")
@@ -68,11 +68,8 @@ class StartingPoint:
         return CtcVocabulary(tuple(characters))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights; part of the training identity."""
-        digest = hashlib.sha256()
-        for file in self._files:
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
+        """SHA-256 of weights, config and tokenizer; part of the training identity."""
+        return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
         """Copy the wanted parts' weights.

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from tiny_audio.commands.run.state import RunState, now, write_if_changed
 from tiny_audio.config import UserError
+from tiny_audio.pretrained.identity import without_path
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.yaml_file import dump_yaml
 
@@ -32,7 +33,10 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     if state is None:
         _check_empty(folder)
         state = RunState(identity, now())
-    differences = sorted(_differences(state.recipe, identity))
+    recorded = state.recipe
+    for kind in ("encoder", "decoder"):  # older versions recorded paths
+        recorded = recorded | {kind: without_path(recorded[kind])}
+    differences = sorted(_differences(recorded, identity))
     if differences:
         raise UserError(
             f"{folder} contains a run of another recipe. The differences are:\n  "

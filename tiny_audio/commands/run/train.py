@@ -17,7 +17,7 @@ from tiny_audio.data.clips import ClipSet
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.plan.work import Work, work_of
-from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
+from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.training.assembly import assemble
@@ -121,7 +121,9 @@ class TrainStage:
         for key, name in _INPUT_NAMES.items():
             before, after = getattr(recorded.inputs, key), getattr(inputs, key)
             if before != after:
-                which = f" ({before})" if key in ("encoder", "decoder") else ""
+                which = ""
+                if key in ("encoder", "decoder"):
+                    which = f" ({before}), that is, with other weights, or another config, tokenizer or template"
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
                 )
@@ -178,8 +180,8 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
         clips.fingerprint,
         sounds_fingerprint(recipe.augmentation),
         start.fingerprint() if start else None,
-        checkpoint_fingerprint(recipe.encoder),
-        checkpoint_fingerprint(recipe.decoder),
+        checkpoint_identity(recipe.encoder),
+        checkpoint_identity(recipe.decoder),
     )
 
 

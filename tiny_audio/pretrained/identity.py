@@ -1,0 +1,157 @@
+"""The identity of a checkpoint: a commit on the hub, or a hash of everything in a local folder that shapes the model.
+
+The path of a folder is not part of it, so a folder may be moved. ``generation_config.json`` is not part of it either,
+because decoding settings come from the recipe. JSON files count by their values, without the fields that only say who
+wrote them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
+from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.runtime.files import cache_dir, write_atomically
+
+LOCAL_FOLDER = "(a local folder)"
+"""Instead of the path, in identities."""
+_WEIGHTS = ("*.safetensors", "*.bin")
+"""transformers reads the first kind that is there."""
+_OTHER_FILES = (
+    "config.json",
+    "*.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
+_ABOUT_THE_WRITER = ("_name_or_path", "transformers_version", "tiny_audio_version", "name_or_path")
+_DIGESTS = "file_digests.json"
+_LARGE_BYTES = 1 << 20
+"""Digests of larger files are kept in the cache folder."""
+_FRESH_NS = 2_000_000_000
+"""A file that was changed so recently may change again within the resolution of its time stamp."""
+
+
+def is_local(pretrained: str) -> bool:
+    """Whether this names a folder on this or another machine, and not a repository on the hub."""
+    return (
+        pretrained.startswith(("/", ".", "~", "$"))
+        or "\\" in pretrained
+        or pretrained.count("/") > 1
+        or (pretrained != "" and Path(pretrained).is_dir())
+    )
+
+
+def without_path(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's section of an identity, with :data:`LOCAL_FOLDER` instead of a path."""
+    pretrained = section.get("pretrained")
+    if isinstance(pretrained, str) and is_local(pretrained):
+        return {**section, "pretrained": LOCAL_FOLDER}
+    return dict(section)
+
+
+def checkpoint_identity(part: TransformersPartConfig) -> str | None:
+    """The identity of a part's checkpoint; None for a part with random weights.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if part.init == "random" or not Path(part.pretrained).is_dir():
+        return checkpoint_fingerprint(part)
+    try:
+        return folder_identity(Path(part.pretrained))
+    except OSError as error:
+        raise UserError(f"{part.name}: {part.pretrained!r} cannot be read: {error}") from error
+
+
+def folder_identity(folder: Path) -> str:
+    """SHA-256 over the weights, configs, tokenizer, templates and preprocessor settings in a folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digests = _Digests(cache_dir() / _DIGESTS)
+    total = hashlib.sha256()
+    for path in _files(folder):
+        # Of the same length for each file, so that no two lists of files give the same text.
+        total.update(hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
+        total.update(bytes.fromhex(digests.of(path)))
+    digests.save()
+    return total.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    found = {path for pattern in _OTHER_FILES for path in folder.glob(pattern)}
+    for pattern in _WEIGHTS:
+        weights = {path for path in folder.glob(pattern) if path.name not in _NOT_WEIGHTS}
+        if weights:
+            found |= weights
+            break
+    return (path for path in sorted(found) if path.is_file())
+
+
+class _Digests:
+    """SHA-256 of files. Those of large files are kept on disk, by everything that changes with a file's content."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changed = False
+        try:
+            self._known: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # it is only a cache
+            self._known = {}
+
+    def of(self, path: Path) -> str:
+        """The digest of a file, in hexadecimal digits."""
+        if path.suffix == ".json" and path.stat().st_size < _LARGE_BYTES:
+            return hashlib.sha256(_values(path.read_bytes())).hexdigest()
+        status = os.stat(path)
+        facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+        key = os.path.realpath(path)
+        known = self._known.get(key)
+        if isinstance(known, list) and len(known) == 2 and known[0] == facts:
+            return str(known[1])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if status.st_size >= _LARGE_BYTES and time.time_ns() - max(facts[1:3]) > _FRESH_NS:
+            self._known[key] = [facts, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write the digests that are new."""
+        if not self._changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(self._known, indent=1))
+        except OSError:  # a cache folder that cannot be written costs time only
+            return
+
+
+def _values(content: bytes) -> bytes:
+    """The values of a JSON object in a canonical form; other content as it is."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    if not isinstance(fields, dict):
+        return content
+    kept = {key: value for key, value in fields.items() if key not in _ABOUT_THE_WRITER}
+    return json.dumps(kept, sort_keys=True).encode()
