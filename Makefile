@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The models of tests are tiny: one process per core is faster than threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart setup test slow check docs benchmarks clean
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import changed, tiny_recipe, write_clips
 from tests.support.models import assemble
 from tiny_audio.export.huggingface import export_model
@@ -24,6 +26,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     page = tmp_path / "results" / "training.md"
     manifest = tmp_path / "manifest.jsonl"
@@ -42,6 +45,7 @@ def test_training(tmp_path: Path) -> None:
     assert printed.strip() in text
 
 
+@pytest.mark.slow
 def test_data(tmp_path: Path) -> None:
     page = tmp_path / "data.md"
     small = ["--clips", "40", "--rounds", "1", "--plan-clips", "3000"]

@@ -79,6 +79,7 @@ def test_it_trains(site: Path, recipe: str, tmp_path: Path) -> None:
     assert next(part for part in report["parts"] if part["part"] == "projector")["name"] == "attentive"
 
 
+@pytest.mark.slow  # six runs
 def test_it_is_swept(site: Path, recipe: str, tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     done = call(site, "-m", "tiny_audio.cli", "sweep", recipe, *command_of("sweep")[3:], "--output-dir", str(output))

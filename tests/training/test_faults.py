@@ -347,7 +347,7 @@ def test_a_gpu_that_is_full(document: Document, tmp_path: Path) -> None:
 # --- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_to_all_processes_of_a_run(document: Document, tmp_path: Path, number: signal.Signals) -> None:
     """As Ctrl-C and schedulers send it: the loader's processes get it, too."""
     path = tmp_path / "recipe.yaml"

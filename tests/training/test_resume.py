@@ -103,7 +103,7 @@ def test_killed_at_a_write_killed_at_a_step_and_terminated(
 
     for _ in range(4):  # a write takes milliseconds, and a kill may come too late for it
         process = start(recipe, folder)
-        assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.0)
+        assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.001)
         kill(process)
         if is_writing(folder / "checkpoints"):
             break

@@ -190,7 +190,10 @@ def until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("num_workers", "step"), [(0, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_workers", "step"),
+    [pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow), (2, 2)],
+)
 def test_a_stop_is_heard_while_a_hub_stalls(
     document: Document, hub: Hub, tmp_path: Path, num_workers: int, step: int
 ) -> None:
