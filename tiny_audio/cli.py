@@ -18,6 +18,7 @@ from tiny_audio.commands import arguments as arg
 from tiny_audio.commands.bench.cli import bench_app
 from tiny_audio.commands.exit_codes import exit_code_of
 from tiny_audio.config import UserError
+from tiny_audio.runtime.streams import prepare_streams
 
 app = typer.Typer(
     name="tiny-audio",
@@ -297,9 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
     # Operations that PyTorch lacks on an Apple GPU then run on the CPU. PyTorch reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    if sys.platform == "win32":  # its default encoding of files cannot represent every transcript
-        sys.stdout.reconfigure(encoding="utf-8")
-        sys.stderr.reconfigure(encoding="utf-8")
+    prepare_streams()
     # A shell does this for `~/a`, but not for `--output-dir=~/a`, and a notebook does it for neither.
     words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
     return exit_code_of(lambda: app(args=list(words), prog_name="tiny-audio", standalone_mode=False))

@@ -130,7 +130,7 @@ def test_a_folder_is_continued(place: Path, tmp_path: Path, capsys: pytest.Captu
     assert err.startswith(f"error: {audio / 'bad.wav'}: not an audio file that can be decoded")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     names = {str(path.relative_to(tmp_path / "out")) for path in written}
-    assert names == {"a.srt", "b.srt", "deep/long.srt", "transcribe.json"}
+    assert names == {"a.srt", "b.srt", "deep/long.srt", ".tiny-audio.jsonl"}
     (audio / "bad.wav").unlink()
     (tmp_path / "out" / "a.srt").unlink()
     code, out, err = call(capsys, *arguments)
@@ -168,7 +168,7 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     # Another format may be added, and new recordings.
     assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
     assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", "transcribe.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", ".tiny-audio.jsonl"}
     assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
 
 
@@ -206,7 +206,11 @@ def test_recordings_of_one_name_keep_their_suffix(
         samples, _ = soundfile.read(place / "audio" / "a.wav")
         soundfile.write(tmp_path / name, samples, SAMPLE_RATE)
     call(capsys, place / "model", tmp_path, "--output-dir", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.flac.txt", "a.wav.txt", "transcribe.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".tiny-audio.jsonl",
+        "a.flac.txt",
+        "a.wav.txt",
+    ]
 
 
 def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
 
 from tiny_audio.config import RegistryError, RunFailed, Stopped, TinyAudioError, UserError
+from tiny_audio.runtime.streams import discard_unwritable_output
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 
@@ -15,7 +19,12 @@ DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 def exit_code_of(command: Callable[[], object]) -> int:
     """Run a command, print its error if it fails, and return the exit code."""
     try:
-        result = command()
+        with _terminable():
+            result = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_unwritable_output()
+        return _fail("stopped: the reader of standard output went away", STOPPED)
     except UserError as error:
         return _fail(error, USER_ERROR, "error: ")
     except (RunFailed, RegistryError) as error:
@@ -25,6 +34,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except OSError as error:  # such as a full disk or a read-only folder
         if error.filename is None and error.errno is None:
             raise
+        discard_unwritable_output()
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
     except typer.Abort:
         return _fail("stopped", STOPPED)
@@ -36,6 +46,20 @@ def exit_code_of(command: Callable[[], object]) -> int:
         show_usage()
         return int(getattr(error, "exit_code", USER_ERROR))
     return result if isinstance(result, int) else DONE
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """End at SIGTERM as at Ctrl-C, so that files are completed. Commands with state to save have their own handlers."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:

@@ -1,8 +1,17 @@
-"""Tables of aligned columns for the terminal."""
+"""Tables of aligned columns for the terminal, and names that fit into one line."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def on_one_line(name: str) -> str:
+    """A name, such as that of a file, with escapes for line breaks, tabs and other control characters."""
+    return _BREAKS.sub(lambda found: _SHORT.get(found[0], f"\\u{ord(found[0]):04x}"), name)
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:

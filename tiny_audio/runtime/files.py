@@ -1,10 +1,12 @@
-"""Atomic writes of files and folders, listings of folders, and the cache folder."""
+"""Atomic writes of files and folders, listings of folders, names of files, and the cache folder."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import unicodedata
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +54,64 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.sta
     return dict(sorted(found.items()))
 
 
+class FileNames:
+    """Finds files by name, also if the name on the disk is in another normal form of Unicode.
+
+    macOS writes an accented letter as a letter and an accent, and most other programs write one character. Each folder
+    is listed once, since a million single checks take minutes on a network disk.
+    """
+
+    def __init__(self) -> None:
+        self._listed: dict[str, dict[str, bool]] = {}
+        self._normal: dict[str, dict[str, str]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """The path on the disk of a file; None if there is no such file.
+
+        Raises:
+            OSError: a folder exists and cannot be read.
+        """
+        parent = self.on_disk(path.parent)
+        name = self._name(parent, path.name)
+        return parent / name if self._entries(str(parent)).get(name) else None
+
+    def on_disk(self, path: Path) -> Path:
+        """The path of a file or folder with its names as they are on the disk; unchanged if it does not exist."""
+        if str(path).isascii() or path == path.parent or self._entries(str(path)):
+            return path
+        parent = self.on_disk(path.parent)
+        return parent / self._name(parent, path.name)
+
+    def _name(self, folder: Path, name: str) -> str:
+        entries = self._entries(str(folder))
+        if name in entries or name.isascii():
+            return name
+        if str(folder) not in self._normal:
+            self._normal[str(folder)] = {unicodedata.normalize("NFC", entry): entry for entry in entries}
+        return self._normal[str(folder)].get(unicodedata.normalize("NFC", name), name)
+
+    def _entries(self, folder: str) -> dict[str, bool]:
+        """Names in a folder, and whether each is a file. Empty if there is no such folder."""
+        if folder not in self._listed:
+            try:
+                with os.scandir(folder) as entries:
+                    self._listed[folder] = {entry.name: _is_file(entry) for entry in entries}
+            except (FileNotFoundError, NotADirectoryError, ValueError):
+                self._listed[folder] = {}
+            except OSError as error:
+                if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                    raise
+                self._listed[folder] = {}
+        return self._listed[folder]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False  # a link to itself
+
+
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
     """Whether the entry is a link to itself."""
     try:
@@ -82,10 +142,15 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file. A reader finds the old or the new content, never a part of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")  # another process may write the same file
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    aside.replace(path)
+    # Another process may write the same file. The name is short, because that of the file may be as long as allowed.
+    aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.writing")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.load import audio_duration
 from tiny_audio.config import UserError
+from tiny_audio.runtime.files import FileNames
 from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
 from tiny_audio.sources._shared import shown
 
@@ -67,14 +66,14 @@ def read_manifest(path: Path, columns: Columns) -> Index:
     utterances: list[Utterance] = []
     dropped: list[Dropped] = []
     ids: set[str] = set()
-    exists = _FileCheck()
+    files = FileNames()
     objects = 0
     for number, line in _lines(path):
         where = f"{path.name}:{number}"
         try:
             row = _object(line)
             objects += 1
-            utterance = _utterance(row, columns, path.parent, exists)
+            utterance = _utterance(row, columns, path.parent, files)
         except _BadRowError as bad:
             dropped.append(Dropped(where, bad.reason, f"{path}, line {number}: {bad.detail}"))
             if objects == 0 and len(dropped) >= _MAX_BAD_LINES:
@@ -138,7 +137,7 @@ def _object(line: bytes) -> Mapping[str, object]:
     return row
 
 
-def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists: _FileCheck) -> Utterance:
+def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files: FileNames) -> Utterance:
     text = row.get(columns.text)
     if not isinstance(text, str) or not text.strip():
         raise _BadRowError("text_missing", f"{columns.text!r} must be a text that is not empty, not {shown(text)}")
@@ -157,9 +156,13 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, exists
         raise _BadRowError(
             "offset", f"parts of files are not supported (offset {shown(offset)}): cut the audio into files"
         )
-    audio = folder / os.path.expanduser(name)
-    if not exists(audio):
-        raise _BadRowError("audio_missing", f"there is no file {audio}")
+    wanted = folder / os.path.expanduser(name)
+    try:
+        audio = files.find(wanted)
+    except OSError as error:
+        raise UserError(f"the folder {wanted.parent} cannot be read: {error.strerror}; see to the disk") from error
+    if audio is None:
+        raise _BadRowError("audio_missing", f"there is no file {wanted}")
     return Utterance(
         id=name,
         duration_s=_duration(row.get(columns.duration), columns.duration, audio),
@@ -196,33 +199,3 @@ def _renamed(utterance: Utterance, number: int, ids: set[str]) -> Utterance:
     while name in ids:
         name += "'"
     return Utterance(name, utterance.duration_s, utterance.text, utterance.audio, utterance.metadata)
-
-
-class _FileCheck:
-    """Checks whether files exist. It lists each folder once, because a million single checks take minutes on a network
-    disk."""
-
-    def __init__(self) -> None:
-        self._names = cache(self._list)
-
-    def __call__(self, path: Path) -> bool:
-        return path.name in self._names(str(path.parent))
-
-    @staticmethod
-    def _list(folder: str) -> frozenset[str]:
-        try:
-            with os.scandir(folder) as entries:
-                return frozenset(entry.name for entry in entries if _is_file(entry))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return frozenset()
-        except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                return frozenset()
-            raise UserError(f"the folder {folder} cannot be read: {error.strerror}; check the disk") from error
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False  # a link to itself

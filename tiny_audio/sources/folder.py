@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +119,12 @@ class FolderSource(Source):
         """Rows of all tables, then the files that no row names."""
         audio = {name: status for name, status in files.items() if name not in tables}
         headers = read_headers(self.path, audio, self.cache_dir)
+        # Programs write an accented letter as one character or as two. Names of files and rows may differ in this.
+        names = {unicodedata.normalize("NFC", name): name for name in audio} | {name: name for name in audio}
         named = set()
         for table_index, table in enumerate(tables):
             for line, row in read_rows(self.path / table):
-                clip = _clip(row, table_index, line, table, text, headers)
+                clip = _clip(row, table_index, line, table, text, headers, names)
                 named.add(clip.file)
                 yield clip
         for file in audio:
@@ -137,7 +140,15 @@ def build_folder(config: FolderConfig, context: SourceContext) -> Source:
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
 
 
-def _clip(row: Row, table_index: int, line: int, table: str, text: str, headers: Mapping[str, Header]) -> ClipRow:
+def _clip(
+    row: Row,
+    table_index: int,
+    line: int,
+    table: str,
+    text: str,
+    headers: Mapping[str, Header],
+    names: Mapping[str, str],
+) -> ClipRow:
     where = f"{table}:{line}"
 
     def bad(reason: str, detail: str, file: str = where) -> ClipRow:
@@ -149,9 +160,11 @@ def _clip(row: Row, table_index: int, line: int, table: str, text: str, headers:
     if not isinstance(name, str) or not name.strip():
         return bad("audio_missing", f"{_FILE!r} must be the path of an audio file, not {name!r}")
     file = posixpath.normpath(posixpath.join(posixpath.dirname(table), name))
+    file = names.get(file) or names.get(unicodedata.normalize("NFC", file), file)
     header = headers.get(file)
     if header is None:
-        return bad("audio_missing", f"there is no audio file {file}; {_FILE!r} is {name!r}")
+        suffix = "" if is_audio_name(file) else "; by its suffix, that is not an audio file"
+        return bad("audio_missing", f"there is no audio file {file}; {_FILE!r} is {name!r}{suffix}")
     if not isinstance(reference, str) or not reference.strip():
         return bad("text_missing", f"{text!r} must be a text that is not empty, not {reference!r}", file)
     if header.duration_s is None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from tiny_audio.audio.errors import AudioError, FileError
-from tiny_audio.commands.transcribe._formats import TSV_HEAD, rendered, row
-from tiny_audio.commands.transcribe._inputs import Recording, decoded, recordings_of
+from tiny_audio.commands.transcribe._formats import TSV_HEAD, JsonArray, rendered, row
+from tiny_audio.commands.transcribe._inputs import Recording, decoded, read_inputs
 from tiny_audio.commands.transcribe._options import Options
 from tiny_audio.commands.transcribe._outputs import OutputFolder
 from tiny_audio.commands.transcribe._screen import Screen, line, progress
@@ -23,6 +21,7 @@ from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.streams import stdout_is_closed
 
 __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
@@ -38,8 +37,10 @@ class Outcome:
     """Recordings with a text that was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
     """For each recording without any text, why."""
+    left_out: list[str] = field(default_factory=list)
+    """A message for each folder with files that are not audio."""
     errors: list[str] = field(default_factory=list)
-    """One message for each recording that could not be read."""
+    """One message for each recording that could not be read, or whose transcript could not be written."""
 
 
 def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) -> None:
@@ -48,10 +49,14 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
     Raises:
         UserError: see :func:`transcribe`, or some recordings could not be read.
     """
+    if options.output_dir is None and stdout_is_closed():
+        raise UserError("standard output is closed, so the transcripts would be lost; open it, or add --output-dir")
     outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True))
     if options.output_dir is not None:
         already = f", {outcome.skipped} already there" if outcome.skipped else ""
         print(f"{outcome.done} written to {options.output_dir}{already}")
+    for message in outcome.left_out:
+        print(message, file=sys.stderr)
     for name in outcome.truncated:
         print(f"{name}: a text was truncated at max_new_tokens; words may be missing", file=sys.stderr)
     for why in outcome.empty:
@@ -65,7 +70,7 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
 
     Args:
         model: folder of a run or of an exported model.
-        inputs: audio files, folders with audio files at any depth, or ``-`` for standard input.
+        inputs: audio files, folders with audio files at any depth, pipes, or ``-`` for standard input.
         options: how to transcribe and write.
         write: receives the text for standard output in parts.
 
@@ -73,13 +78,14 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
         UserError: the model cannot be loaded or does not support the options, or there is nothing to transcribe.
     """
     with ExitStack() as stack:
-        recordings = recordings_of(inputs, stack)
+        found = read_inputs(inputs, stack)
+        recordings = found.recordings
         if options.format in ("srt", "vtt") and options.output_dir is None and len(recordings) > 1:
             raise UserError(
                 f"one .{options.format} file cannot contain {len(recordings)} recordings; add --output-dir to get a "
                 "file for each"
             )
-        outcome, output = Outcome(), None
+        outcome, output = Outcome(left_out=found.left_out), None
         if options.output_dir is not None:
             output = OutputFolder(options.output_dir, model_folder(model), recordings, options)
         waiting = [one for one in recordings if output is None or not output.is_done(one)]
@@ -92,8 +98,6 @@ def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Cal
                 loaded.to(device_of("auto")), tokenizer, filter_hallucinations=options.filter_hallucinations
             )
             _Job(transcriber, waiting, options, output, write, outcome).run(stack)
-        elif options.format == "json" and output is None:
-            write("[]\n")
     return outcome
 
 
@@ -113,7 +117,7 @@ class _Job:
         self._output = output
         self._write, self._outcome = write, outcome
         self._errors: dict[int, str] = {}
-        self._rows: list[dict[str, Any]] = []
+        self._rows = JsonArray(write)
 
     def run(self, stack: ExitStack) -> None:
         options = self._options
@@ -124,6 +128,8 @@ class _Job:
         timed = options.words or (options.format in ("srt", "vtt") and self._transcriber.can_time_words)
         if to_stdout and options.format == "tsv":
             self._write(TSV_HEAD)
+        if to_stdout and options.format == "json":
+            stack.callback(self._rows.close)  # also after an interruption
         blocks = (self._blocks(index) for index in range(len(self._recordings)))
         events = self._transcriber.stream(
             blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
@@ -135,35 +141,39 @@ class _Job:
                     self._write(line(recording, event.start_s, event.text) + "\n")
                 continue
             error = self._errors.get(index)
+            if self._output is not None and error is None:
+                try:
+                    self._output.write(recording, event)
+                except OSError as problem:
+                    error = (
+                        f"{recording.title}: its transcript cannot be written: {problem.strerror}: {problem.filename}"
+                    )
+            elif to_stdout:
+                self._print(recording, event, error, live)
             if error is not None:
                 self._outcome.errors.append(error)
-            else:
-                self._outcome.done += 1
-                if event.truncated:
-                    self._outcome.truncated.append(recording.name)
-                if event.why_empty is not None:
-                    self._outcome.empty.append(f"{recording.name}: no text: {event.why_empty}")
-            self._finish(recording, event, error, live)
-        if to_stdout and options.format == "json":
-            self._write(json.dumps(self._rows, indent=1, ensure_ascii=False) + "\n")
+                continue
+            self._outcome.done += 1
+            if event.truncated:
+                self._outcome.truncated.append(recording.title)
+            if event.why_empty is not None:
+                self._outcome.empty.append(f"{recording.title}: no text: {event.why_empty}")
 
     def _blocks(self, index: int) -> Iterator[Tensor]:
         """Decode a recording as far as possible, and store the error if there is one."""
         recording = self._recordings[index]
         try:
-            yield from decoded(recording.path, recording.name, self._transcriber.max_chunk_s)
+            yield from decoded(recording.path, recording.title, self._transcriber.max_chunk_s)
         except (AudioError, FileError) as error:
             self._errors[index] = str(error)
 
-    def _finish(self, recording: Recording, transcription: Transcription, error: str | None, live: bool) -> None:
+    def _print(self, recording: Recording, transcription: Transcription, error: str | None, live: bool) -> None:
+        """Write a recording to standard output, unless its segments are there already."""
         options = self._options
-        if self._output is not None:
-            if error is None:
-                self._output.write(recording, transcription)
-        elif options.format == "json":
-            self._rows.append(row(recording.name, transcription, error))
+        if options.format == "json":
+            self._rows.add(row(recording.name, transcription, error))
         elif error is None and not live:
             if options.format == "text":
-                self._write(f"{recording.name}\t{transcription.text}\n")
+                self._write(f"{recording.title}\t{' '.join(transcription.text.split())}\n")
             else:
                 self._write(rendered(recording.name, transcription, options).removeprefix(TSV_HEAD))

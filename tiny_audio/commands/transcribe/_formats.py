@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from tiny_audio.commands._output import json_text
 from tiny_audio.commands.transcribe._options import Options
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
+from tiny_audio.runtime.columns import on_one_line
 
 
 def rendered(name: str, transcription: Transcription, options: Options) -> str:
@@ -24,17 +26,38 @@ def rendered(name: str, transcription: Transcription, options: Options) -> str:
         case "tsv":
             return TSV_HEAD + "".join(_tsv_lines(name, transcription, options.words))
         case _:
-            return "".join(f"{segment.text}\n" for segment in transcription.segments if segment.text)
+            return "".join(f"{' '.join(segment.text.split())}\n" for segment in transcription.segments if segment.text)
+
+
+class JsonArray:
+    """A JSON array that is written row by row, so that an interruption loses no row that is done.
+
+    Args:
+        write: receives the text in parts.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write, self._started = write, False
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        text = json_text(row).replace("\n", "\n ")
+        self._write(f"{',' if self._started else '['}\n {text}")
+        self._started = True
+
+    def close(self) -> None:
+        """Write the end of the array."""
+        self._write("\n]\n" if self._started else "[]\n")
 
 
 TSV_HEAD = "audio_filepath\tstart_s\tend_s\ttext\n"
 
 
 def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator[str]:
-    plain = " ".join(name.split("\t"))
+    title = on_one_line(name)
     for segment in transcription.segments:
         for part in segment.words or () if words else [segment] if segment.text else []:
-            yield f"{plain}\t{part.start_s:.3f}\t{part.end_s:.3f}\t{' '.join(part.text.split())}\n"
+            yield f"{title}\t{part.start_s:.3f}\t{part.end_s:.3f}\t{' '.join(part.text.split())}\n"
 
 
 def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from torch import Tensor
 
@@ -19,9 +20,12 @@ from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
 from tiny_audio.audio.formats import is_audio_name
 from tiny_audio.audio.load import audio_blocks, audio_duration, length_is_guessed, load_audio
 from tiny_audio.config import UserError
-from tiny_audio.runtime.files import files_below
+from tiny_audio.runtime.columns import on_one_line
+from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
+_NUM_SHOWN = 5
+"""Names of left-out files in a message."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,53 @@ class Recording:
     """Its name in outputs and messages."""
     stem: str
     """Path of its output below ``--output-dir``, without the format's suffix."""
+    is_stream: bool = False
+    """Whether it was read from standard input or a pipe, which may hold something else next time."""
+
+    @property
+    def title(self) -> str:
+        """Its name, on one line."""
+        return on_one_line(self.name)
 
 
-def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
-    """The recordings that the arguments name: files, the audio files in folders, and standard input."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the arguments of the command contain."""
+
+    recordings: list[Recording]
+    left_out: list[str]
+    """A message for each folder with files that are not audio."""
+
+
+def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
+    """Find the recordings that the arguments name: files, the audio files in folders, pipes, and standard input.
+
+    Raises:
+        UserError: standard input is closed or named twice, or a folder has no audio file.
+    """
     found: list[Recording] = []
-    for given in inputs:
+    left_out: list[str] = []
+    names = FileNames()
+    for index, argument in enumerate(inputs):
+        given = argument if argument.exists() else names.on_disk(argument)
         if str(given) == STDIN:
             if any(recording.name == STDIN for recording in found):
                 raise UserError("- is given twice, and standard input can be read only once; remove one")
-            found.append(Recording(_spooled(stack), STDIN, "stdin"))
+            if sys.stdin is None:
+                raise UserError("- is standard input, which is closed; give a file, or connect standard input")
+            found.append(Recording(_spooled(sys.stdin.buffer, index, stack), STDIN, "stdin", is_stream=True))
         elif given.is_dir():
-            names = files_below(given, is_audio_name)
-            if not names:
-                raise UserError(f"{given} and its subfolders contain no audio file; give a folder with audio files")
-            found += (Recording(given / name, str(given / name), name) for name in names)
+            audio, others = _contents(given)
+            if not audio:
+                raise UserError(
+                    f"{given} and its subfolders contain no audio file; give a folder with audio files{others}"
+                )
+            found += (Recording(given / name, str(given / name), name) for name in audio)
+            if others:
+                left_out.append(f"{given}{others}")
+        elif given.is_fifo():
+            with given.open("rb") as pipe:
+                found.append(Recording(_spooled(pipe, index, stack), str(given), given.name, is_stream=True))
         else:
             found.append(Recording(given, str(given), given.name))
     # File names that are not valid text cannot be printed, so messages use a printable form. Paths keep the bytes.
@@ -56,18 +92,29 @@ def recordings_of(inputs: Sequence[Path], stack: ExitStack) -> list[Recording]:
     # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
     times = Counter(stems)
-    return [
-        Recording(one.path, one.name, stem if times[stem] == 1 else one.stem)
-        for one, stem in zip(found, stems, strict=True)
-    ]
+    recordings = [replace(one, stem=stem) if times[stem] == 1 else one for one, stem in zip(found, stems, strict=True)]
+    return Inputs(recordings, left_out)
 
 
-def _spooled(stack: ExitStack) -> Path:
-    """Copy standard input to a file, because decoders need to seek."""
+def _contents(folder: Path) -> tuple[list[str], str]:
+    """The audio files below a folder, and a message about the other files, if there are any."""
+    everything = files_below(folder, lambda name: True)
+    audio = [name for name in everything if is_audio_name(name)]
+    others = [on_one_line(name) for name in everything if not is_audio_name(name)]
+    if not others:
+        return audio, ""
+    shown = ", ".join(others[:_NUM_SHOWN]) + (
+        f" and {len(others) - _NUM_SHOWN} more" if len(others) > _NUM_SHOWN else ""
+    )
+    return audio, f": {len(others)} other files are not audio by their suffixes: {shown}"
+
+
+def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
+    """Copy a stream to a file, because decoders need to seek."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-audio-")))
-    path = folder / "stdin"
+    path = folder / f"stream-{index}"
     with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        shutil.copyfileobj(stream, file)
     return path
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tiny_audio.config import UserError
 
@@ -25,6 +25,10 @@ class Options:
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
     """Transcribe recordings again that already have their file in ``output_dir``."""
+
+    def identity(self) -> dict[str, Any]:
+        """The options that affect a transcript."""
+        return {key: value for key, value in asdict(self).items() if key not in ("format", "output_dir", "overwrite")}
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):

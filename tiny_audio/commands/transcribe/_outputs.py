@@ -1,21 +1,27 @@
-"""The output folder: the existing transcripts, and the model and options that produced them."""
+"""The output folder: the existing transcripts, and the model, options and recordings that produced them."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tiny_audio.commands.transcribe._formats import rendered
-from tiny_audio.commands.transcribe._inputs import STDIN, Recording
+from tiny_audio.commands.transcribe._inputs import Recording
 from tiny_audio.commands.transcribe._options import SUFFIXES, Options
 from tiny_audio.config import UserError
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
-IDENTITY = "transcribe.json"
-"""A file that records the model and options of the transcripts in its folder, for each format."""
+LOG = ".tiny-audio.jsonl"
+"""A file that records the model and options for each format, and the recording of each transcript. No transcript has
+its suffix."""
+_MAX_NAME_BYTES = 255
+"""Length of the longest file name on usual file systems."""
 
 
 class OutputFolder:
@@ -36,50 +42,94 @@ class OutputFolder:
         _check_distinct(recordings)
         weights = sorted([*model.glob("*.safetensors"), *model.glob("*.json")])
         files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights}
-        self._identity = {"model": files, "words": options.words, "guards": options.filter_hallucinations}
+        self._identity = {"model": files, "options": options.identity()}
+        self._before, self._made = self._read_log()
+        self._facts = {one.stem: _facts(one) for one in recordings}
         if not options.overwrite:
             self._check_identity(recordings)
 
     def is_done(self, recording: Recording) -> bool:
-        """Whether its file exists and is newer than the recording."""
-        if self._options.overwrite or recording.name == STDIN:
+        """Whether its file exists and was made from the recording as it is now."""
+        if self._options.overwrite or recording.is_stream:
             return False
-        try:
-            return self._path(recording).stat().st_mtime >= recording.path.stat().st_mtime
-        except OSError:
-            return False
+        facts, path = self._facts[recording.stem], self._path(recording)
+        return facts is not None and self._made.get(self._key(path)) == facts and path.exists()
 
     def begin(self) -> None:
         """Record the model and options before any transcript is written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = self._known() | {self._options.format: self._identity}
-        write_atomically(self.folder / IDENTITY, json.dumps(known, indent=1) + "\n")
+        if self._before != self._identity:
+            self._log({"format": self._options.format, "identity": self._identity})
 
     def write(self, recording: Recording, transcription: Transcription) -> None:
-        """Write the file of one recording."""
+        """Write the file of one recording.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         path = self._path(recording)
+        if path.exists() and path.samefile(recording.path):
+            raise FileExistsError(errno.EEXIST, "the transcript would replace the recording", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, rendered(recording.name, transcription, self._options))
+        self._log({"format": self._options.format, "file": self._key(path), "recording": self._facts[recording.stem]})
 
     def _path(self, recording: Recording) -> Path:
-        return self.folder / f"{recording.stem}{SUFFIXES[self._options.format]}"
+        path = self.folder / recording.stem
+        return path.with_name(_fitting(path.name, SUFFIXES[self._options.format]))
 
-    def _known(self) -> dict[str, Any]:
+    def _key(self, path: Path) -> str:
+        return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
+
+    def _read_log(self) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
+        """What made the transcripts of this format, and the recording of each file, by its size and time."""
+        identity, made = None, dict[str, list[int]]()
         try:
-            known = json.loads((self.folder / IDENTITY).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
+            lines = (self.folder / LOG).read_bytes().splitlines()
+        except OSError:
+            return None, {}
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                if entry["format"] == self._options.format and "identity" in entry:
+                    identity, made = entry["identity"], {}
+                elif entry["format"] == self._options.format:
+                    made[entry["file"]] = entry["recording"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that a kill cut off
+        return identity, made
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        with (self.folder / LOG).open("ab") as file:
+            # A kill may have left a line without its end.
+            file.write(b"\n" + json.dumps(entry).encode())
 
     def _check_identity(self, recordings: Sequence[Recording]) -> None:
-        before = self._known().get(self._options.format)
-        if before == self._identity:
+        if self._before == self._identity:
             return
         there = next((path for one in recordings if (path := self._path(one)).exists()), None)
         if there is None:
             return
-        maker = "not by tiny-audio transcribe" if before is None else "by another model or with other options"
+        maker = "not by tiny-audio transcribe" if self._before is None else "by another model or with other options"
         raise UserError(f"{there} already exists and was written {maker}; give another --output-dir, or --overwrite")
+
+
+def _facts(recording: Recording) -> list[int] | None:
+    """Size and modification time of a recording, by which one that was replaced is recognized."""
+    try:
+        status = recording.path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _fitting(stem: str, suffix: str) -> str:
+    """A file name. If it would be too long, the end of the stem is replaced by a hash of it."""
+    encoded = os.fsencode(stem)
+    if len(encoded) + len(suffix) <= _MAX_NAME_BYTES:
+        return stem + suffix
+    ending = f"~{hashlib.sha256(encoded).hexdigest()[:8]}{suffix}"
+    return encoded[: _MAX_NAME_BYTES - len(ending)].decode("utf-8", "ignore") + ending
 
 
 def _check_distinct(recordings: Sequence[Recording]) -> None:
@@ -87,6 +137,6 @@ def _check_distinct(recordings: Sequence[Recording]) -> None:
     for one in recordings:
         if one.stem in taken:
             raise UserError(
-                f"{taken[one.stem]} and {one.name} would have the same file in --output-dir; transcribe one at a time"
+                f"{taken[one.stem]} and {one.title} would have the same file in --output-dir; transcribe one at a time"
             )
-        taken[one.stem] = one.name
+        taken[one.stem] = one.title

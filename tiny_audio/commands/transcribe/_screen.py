@@ -46,7 +46,7 @@ class Screen:
 
 
 def line(recording: Recording, start_s: float, text: str) -> str:
-    return f"{recording.name}\t{_clock(start_s)}\t{text}"
+    return f"{recording.title}\t{_clock(start_s)}\t{text}"
 
 
 def _clock(seconds: float) -> str:
