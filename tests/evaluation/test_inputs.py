@@ -121,7 +121,7 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
         ("unfinished", "unfinished: this run has no model yet"),
         ("no_json", "not valid JSON"),
         ("no_type", "has no model_type"),
-        ("bert:langage=en", "langage: unknown option; did you mean 'language'?"),
+        ("bert:langage=en", "langage: unknown field; did you mean 'language'?"),
     ],
 )
 def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,7 @@ from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
 from tiny_audio.export.load import NEEDED_FILES, model_folder
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
-from tiny_audio.registry import did_you_mean
-from tiny_audio.runtime.spec import folder_name, parse_part, split_spec
+from tiny_audio.runtime.spec import folder_name, invalid_fields, parse_part, split_spec
 
 _PROVIDER = "provider:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -115,10 +114,7 @@ def _of_kind(text: str, label: str, place: Path, kind: str, fields: dict[str, An
     try:
         options = TransformersOptions(**fields)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        field = ".".join(map(str, wrong["loc"]))
-        unknown = f"unknown option; {did_you_mean(field, TransformersOptions.model_fields)}"
-        raise UserError(f"{text}: {field}: {unknown if wrong['type'] == 'extra_forbidden' else wrong['msg']}") from None
+        raise invalid_fields(error, TransformersOptions, text) from None
     return TransformersTarget(label, place, kind, options, identity)
 
 

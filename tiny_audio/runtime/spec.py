@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tiny_audio.config import UserError
 from tiny_audio.registry import Registry, did_you_mean
@@ -50,8 +50,13 @@ def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str)
     try:
         return registry.parse(fields)
     except ValidationError as error:
-        known = registry.entry(fields["name"]).config.model_fields.keys() - {"name"}
-        raise UserError(f"{place}: " + "; ".join(_words(one, known) for one in error.errors())) from None
+        raise invalid_fields(error, registry.entry(fields["name"]).config, place) from None
+
+
+def invalid_fields(error: ValidationError, config: type[BaseModel], place: str) -> UserError:
+    """The error that lists all wrong fields of a spec."""
+    known = config.model_fields.keys() - {"name"}
+    return UserError(f"{place}: " + "; ".join(_words(one, known) for one in error.errors()))
 
 
 def _words(one: Any, known: set[str]) -> str:
