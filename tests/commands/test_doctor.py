@@ -13,6 +13,10 @@ from tests.conftest import (
     manifest_row,
 )
 
+WHAT = (
+    *("tiny-audio", "Python", "packages", "CPU", "GPU", "libsndfile", "FFmpeg", "Flash Attention 2", "espeak-ng"),
+    *("Hugging Face cache", "disk", "output", "environment"),
+)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -20,7 +24,32 @@ def test_doctor_looks_at_the_machine(call: Output) -> None:
     code, out, _ = call("doctor")
     assert code == 0
     found = [line.split(":")[0] for line in out.splitlines()]
-    assert found == ["✓ Python", "✓ CPU", "✓ GPU", "✓ Flash Attention 2", "✓ espeak-ng", "✓ disk"]
+    assert found == [f"✓ {what}" for what in WHAT]
+    lines = dict(line[2:].split(": ", 1) for line in out.splitlines())
+    assert lines["tiny-audio"].startswith("0.1.0")
+    assert f"torch {torch.__version__.partition('+')[0]}, torchaudio " in lines["packages"]
+    assert "missing" not in lines["packages"]
+
+
+def test_doctor_shows_settings_and_no_secrets(call: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "OMP_NUM_THREADS": "3",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_TOKEN": "hf_secret",
+        "HUGGING_FACE_HUB_TOKEN": "hf_secret",
+        "HF_ENDPOINT": "https://me:secret@mirror",
+        "https_proxy": "http://secret:8080",
+        "DEEPGRAM_API_KEY": "secret",
+        "EDITOR": "not ours",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    line = call("doctor")[1].splitlines()[-1]
+    assert "OMP_NUM_THREADS=3" in line
+    assert "TOKENIZERS_PARALLELISM=false" in line
+    assert "HF_TOKEN is set" in line
+    assert "secret" not in line
+    assert "EDITOR" not in line
 
 
 def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:

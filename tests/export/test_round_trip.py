@@ -68,7 +68,7 @@ def test_folder_is_complete_and_names_no_base_model(tmp_path: Path) -> None:
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} < files
     assert {"processor_config.json", "modeling_tiny_audio.py", "pipeline_tiny_audio.py"} < files
     assert "adapter_config.json" not in files
-    assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".py", ".jinja"}  # no pickles
+    assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".py", ".jinja", ".txt"}  # no pickles
     assert all((tmp_path / "model" / name).is_file() for name in files)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "base_model_name_or_path" not in json.dumps(config)

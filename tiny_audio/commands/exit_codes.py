@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from tiny_audio.config import RegistryError, RunFailed, Stopped, TinyAudioError, UserError
+from tiny_audio.runtime.requirements import audio_pair_problem
 from tiny_audio.runtime.streams import discard_unwritable_output
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
@@ -31,20 +32,20 @@ def exit_code_of(command: Callable[[], object]) -> int:
         return _fail(error, FAILED, "failed: ")
     except (Stopped, KeyboardInterrupt) as error:
         return _fail(error, STOPPED)
-    except OSError as error:  # such as a full disk or a read-only folder
-        if error.filename is None and error.errno is None:
-            raise
-        discard_unwritable_output()
-        return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
     except typer.Abort:
         return _fail("stopped", STOPPED)
     except Exception as error:
         # Click's own errors (an unknown option, a missing argument) carry their message and exit code.
-        show_usage = getattr(error, "show", None)
-        if show_usage is None:
-            raise
-        show_usage()
-        return int(getattr(error, "exit_code", USER_ERROR))
+        if show_usage := getattr(error, "show", None):
+            show_usage()
+            return int(getattr(error, "exit_code", USER_ERROR))
+        # Such as a full disk or a read-only folder. A library that cannot be loaded is an OSError without a number.
+        if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
+            discard_unwritable_output()
+            return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
+        if problem := audio_pair_problem():
+            return _fail(problem, USER_ERROR, "error: ")
+        raise
     return result if isinstance(result, int) else DONE
 
 

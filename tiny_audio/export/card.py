@@ -20,7 +20,7 @@ recognizer = pipeline("automatic-speech-recognition", model="path/of/this/folder
 print(recognizer("clip.mp3")["text"])
 ```
 
-It needs `torch`, `torchaudio`, `transformers`, `pydantic` and `soundfile`, and `peft` if it has adapters. It reads wav,
+It needs what `requirements.txt` lists: `pip install -r path/of/this/folder/requirements.txt`. It reads wav,
 flac, ogg and mp3 without FFmpeg, at any rate and length. If it has a CTC head, `return_timestamps="word"` returns the
 time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it too."""
 

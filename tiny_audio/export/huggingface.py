@@ -25,6 +25,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.runtime.quiet import quiet_transformers
+from tiny_audio.runtime.requirements import REQUIREMENTS
 
 Weights = Literal["all", "trained"]
 
@@ -117,6 +118,7 @@ def export_model(
         (aside / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         for name, text in files.items():
             (aside / name).write_text(text, encoding="utf-8")
+        (aside / "requirements.txt").write_text("".join(f"{requirement}\n" for requirement in REQUIREMENTS))
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         _check_imports(aside, files)

@@ -7,6 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from tiny_audio.runtime.requirements import check_audio_pair
+
+# This is the first module of an export that is loaded. Later ones would fail deep inside transformers.
+check_audio_pair()
+
 
 class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped here
     """The configs and architectures of a model's parts, and its prompt as token ids.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ import torch
 from tiny_audio.analysis.ledger import account
 from tiny_audio.analysis.report import render_report
 from tiny_audio.analysis.report.audio import audio_reader
+from tiny_audio.commands._commit import git_commit
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import now
 from tiny_audio.config import UserError
@@ -121,7 +120,7 @@ class ReportStage:
             "command": " ".join(["tiny-audio", *sys.argv[1:]]),
             "started": run.state.started,
             "finished": now(),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "seed": recipe.training.seed,
             "training_data": inputs.data,
             "augmentation_sounds": inputs.augmentation,
@@ -135,18 +134,3 @@ class ReportStage:
             "threads": torch.get_num_threads(),
             **{package: version(package) for package in _PACKAGES},
         }
-
-
-def _git_commit() -> str | None:
-    """Commit of this code, if it runs from a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

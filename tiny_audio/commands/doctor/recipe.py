@@ -1,20 +1,13 @@
-"""``tiny-audio doctor``: check this machine, and the data and checkpoints of a recipe."""
+"""What ``tiny-audio doctor`` checks with a recipe: its checkpoints and its data."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from tiny_audio.audio.errors import AudioError, FileError
+from tiny_audio.commands.doctor.finding import Finding
 from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
@@ -28,10 +21,9 @@ from tiny_audio.model.prompt import AUDIO, build_prompt
 from tiny_audio.pretrained.building import attention_implementation
 from tiny_audio.pretrained.checkpoints import published_architecture
 from tiny_audio.pretrained.config import TransformersPartConfig
-from tiny_audio.recipe import Recipe, load_recipe
-from tiny_audio.runtime.device import device_bytes, device_name, device_of
+from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
-from tiny_audio.runtime.memory import machine_bytes
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.initialize import PretrainedHead
 
@@ -39,41 +31,10 @@ _T = TypeVar("_T")
 _SAMPLES = 3
 _TRANSCRIPTS = 2_000
 """Number of transcripts that are checked per source."""
-_LITTLE_DISK_GB = 5
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the output."""
-
-    what: str
-    detail: str
-    is_problem: bool = False
-    is_warning: bool = False
-
-    def __str__(self) -> str:
-        return f"{'✗' if self.is_problem else '!' if self.is_warning else '✓'} {self.what}: {self.detail}"
-
-
-def doctor(path: Path | None, overrides: Sequence[str]) -> None:
-    """Print one line per finding, as soon as it is known.
-
-    Raises:
-        UserError: the recipe is not valid, or a problem was found.
-    """
-    healthy = True
-    for finding in examine(load_recipe(path, overrides) if path else None):
-        print(finding, flush=True)
-        healthy = healthy and not finding.is_problem
-    if not healthy:
-        raise UserError("fix the problems that are marked ✗ before you run this recipe here")
-
-
-def examine(recipe: Recipe | None) -> Iterator[Finding]:
-    """Check the machine, then everything that ``recipe`` needs. The text of a problem includes the fix."""
-    yield from _machine()
-    if recipe is None:
-        return
+def examine(recipe: Recipe) -> Iterator[Finding]:
+    """Check everything that ``recipe`` needs. The text of a problem includes the fix."""
     yield from _device(recipe)
     yield from _part("encoder", recipe.encoder)
     yield from _part("decoder", recipe.decoder)
@@ -98,25 +59,6 @@ def examine(recipe: Recipe | None) -> Iterator[Finding]:
     for name, source in recipe.data.evaluation.items():
         yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, longest_duration_s(recipe.encoder)))
     yield from _overlaps(recipe)
-
-
-def _machine() -> Iterator[Finding]:
-    yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield Finding("CPU", f"{os.cpu_count()} cores, {machine_bytes() / 2**30:.0f} GiB of memory")
-    device = device_of("auto")
-    if device.type == "cpu":
-        yield Finding("GPU", f"none that torch {torch.__version__} can use; the CPU trains small models")
-    else:
-        memory = device_bytes(device) / 2**30
-        yield Finding("GPU", f"{device_name(device)} ({device.type}), {memory:.0f} GiB; torch {torch.__version__}")
-    flash = "installed" if find_spec("flash_attn") else "not installed (pip install 'tiny-audio[flash-attn]')"
-    yield Finding("Flash Attention 2", flash)
-    espeak = find_spec("espeakng_loader") is not None
-    yield Finding("espeak-ng", "installed" if espeak else "not installed (pip install 'tiny-audio[synthetic]')")
-    folder = cache_dir()
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    yield Finding("disk", f"{free:.0f} GB free for the cache in {folder}", is_problem=free < _LITTLE_DISK_GB)
 
 
 def _device(recipe: Recipe) -> Iterator[Finding]:

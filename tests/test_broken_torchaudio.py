@@ -1,0 +1,105 @@
+"""torch and torchaudio that do not fit together: one message that says what to install, wherever it shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.models import assemble
+from tests.support.paths import ROOT
+from tiny_audio.export.huggingface import export_model
+from tiny_audio.runtime.requirements import AUDIO_PAIR, audio_pair_problem
+
+CAUSES = {
+    "symbol": 'raise OSError("/lib/_torchaudio.so: undefined symbol: torch_exception_get_what")',
+    "versions": 'raise RuntimeError("PyTorch and TorchAudio were compiled with different CUDA versions.\\nMore.")',
+    "library": 'raise ImportError("libcudart.so.13: cannot open shared object file")',
+    "renamed": "import torch; torch.no_such_function",
+    "silent": "raise ImportError",
+}
+COMMANDS = """
+import contextlib, io, json, sys
+from tiny_audio.cli import main
+results = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+LOAD = """
+import json, sys
+from transformers import AutoModelForSpeechSeq2Seq
+try:
+    AutoModelForSpeechSeq2Seq.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def fake(folder: Path, cause: str) -> Path:
+    """A folder with a package ``torchaudio`` that cannot be imported."""
+    (folder / "torchaudio").mkdir(parents=True)
+    (folder / "torchaudio" / "__init__.py").write_text(f"{CAUSES[cause]}\n")
+    return folder
+
+
+def run(code: str, argument: str, *path: Path) -> str:
+    """Run code with these folders first on the path."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, argument]
+    done = subprocess.run(command, cwd=path[0], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_message_has_versions_cause_and_what_to_install(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(fake(tmp_path, cause)))
+    problem = audio_pair_problem.__wrapped__()
+    assert problem is not None
+    first, second = problem.splitlines()
+    assert "torch 2." in first
+    assert "torchaudio 2." in first
+    assert cause in {"renamed", "silent"} or CAUSES[cause].split('"')[1].split("\\n")[0] in first
+    assert all(f'"{requirement}"' in second for requirement in AUDIO_PAIR)
+
+
+def test_a_good_pair_is_no_problem() -> None:
+    assert audio_pair_problem() is None
+
+
+def test_commands_print_one_message_and_no_traceback(tmp_path: Path) -> None:
+    commands = [["--help"], ["validate", "quickstart"], ["transcribe", "model", "clip.wav"], ["run", "quickstart"]]
+    commands += [["show", "quickstart"], ["export", "model", "to"], ["doctor", "quickstart"]]
+    *fast, doctor = json.loads(run(COMMANDS, json.dumps(commands), fake(tmp_path, "symbol"), ROOT))
+    for arguments, (code, out, err) in zip(commands, fast, strict=False):
+        if arguments[0] in {"--help", "validate"}:
+            assert (code, err) == (0, "")
+        else:
+            assert (code, out) == (2, ""), arguments
+            assert err.startswith("error: the installed torch and torchaudio do not work together")
+            assert err.count("\n") == 2
+    code, out, err = doctor
+    assert code == 2
+    assert [line for line in out.splitlines() if line.startswith("✗ torchaudio: ")]
+    assert out.splitlines()[-1].startswith("✓ environment")
+    assert err.count("\n") == 1
+
+
+def test_the_code_of_an_export_says_what_to_install(tmp_path: Path) -> None:
+    export_model(*assemble(), tmp_path / "model")
+    message = json.loads(run(LOAD, str(tmp_path / "model"), fake(tmp_path / "site", "symbol")))
+    assert message.startswith("the installed torch and torchaudio do not work together")
+    requirements = (tmp_path / "model" / "requirements.txt").read_text().splitlines()
+    assert set(AUDIO_PAIR) < set(requirements)

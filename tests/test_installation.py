@@ -1,0 +1,146 @@
+"""What a user installs, without this clone and without constraints: a plain resolver's choice must import and train.
+
+Each test fills a virtual environment and takes minutes. ``pytest -m slow tests/test_installation.py -k 3.11`` runs
+those of one Python.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import write_clips
+from tests.support.environments import PROJECT, Environment, build_wheel, lowest, pythons
+from tests.support.models import assemble
+from tests.support.paths import RECIPES
+from tiny_audio.audio.load import load_audio
+from tiny_audio.export.load import load_model
+from tiny_audio.export.huggingface import export_model
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.runtime.requirements import REQUIREMENTS
+
+MODULES = {
+    "synthetic": "espeakng_loader",
+    "pocketsphinx": "pocketsphinx",
+    "liger": "liger_kernel",
+    "energy": "pynvml",
+    "bench": "pytest_benchmark",
+    "dev": "hypothesis",
+}
+"""A module of each extra that installs without a GPU. flash-attn is compiled by CUDA's compiler."""
+PYTHONS = pythons()
+HERE = next(iter(PYTHONS))
+INSTALLATIONS = [(HERE, ""), *((version, ",".join(MODULES)) for version in PYTHONS)]
+EXPORTS = [(HERE, "oldest"), *((version, "newest") for version in PYTHONS)]
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys, tiny_audio
+names = [module.name for module in pkgutil.walk_packages(tiny_audio.__path__, "tiny_audio.")]
+for name in [name for name in names if not name.endswith("._cases")] + sys.argv[1:]:  # pytest imports the cases
+    importlib.import_module(name)
+print(len(names), tiny_audio.__file__)
+"""
+LOAD = """
+import json, sys
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
+AutoModelForSpeechSeq2Seq.from_pretrained(sys.argv[1], trust_remote_code=True)
+AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+recognizer = pipeline("automatic-speech-recognition", model=sys.argv[1], trust_remote_code=True)
+print(json.dumps(recognizer(sys.argv[2])["text"]))
+"""
+FEW_STEPS = ["training.steps=5", "training.warmup_steps=0", "execution.evaluate_every=null"]
+
+Create = Callable[..., Environment]
+
+
+def test_exports_require_what_this_package_requires() -> None:
+    ours = set(PROJECT["dependencies"])
+    assert set(REQUIREMENTS) <= ours
+
+
+def test_every_extra_is_installed_somewhere() -> None:
+    assert set(MODULES) | {"flash-attn"} == set(PROJECT["optional-dependencies"])
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture
+def create(tmp_path: Path) -> Iterator[Create]:
+    """Create an environment that is removed in the end."""
+    created = []
+
+    def create(version: str, *requirements: str) -> Environment:
+        created.append(Environment.create(PYTHONS[version], tmp_path / "environment", *requirements))
+        return created[-1]
+
+    yield create
+    for environment in created:
+        environment.remove()
+
+
+def check(environment: Environment, *modules: str) -> None:
+    """Import everything, then train on clips for five steps, and transcribe with the result."""
+    path = environment.run("python", "-c", IMPORT_ALL, *modules).split()[1]
+    assert Path(path).is_relative_to(environment.folder)
+    assert "quickstart" in environment.run("tiny-audio", "recipes")
+    manifest = write_clips(environment.folder / "clips", 8)
+    source = f"{{clips: {{name: manifest, path: {manifest}}}}}"
+    data = [f"data.train={source}", f"data.evaluation={source}", "data.min_duration_s=0.1"]
+    environment.run("tiny-audio", "run", "quickstart", *data, *FEW_STEPS, "--output-dir", "run")
+    report = json.loads((environment.folder / "work" / "run" / "report.json").read_text())
+    assert report["training"]["steps"] == 5
+    environment.run("tiny-audio", "transcribe", "run", str(manifest.parent / "clip000.wav"))
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_recipes(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {f"tiny_audio/recipes/{path.relative_to(RECIPES)}" for path in RECIPES.rglob("*.yaml")} <= names
+    assert not [name for name in names if not name.startswith(("tiny_audio/", "tiny_audio-"))]
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_the_quickstart_by_name(wheel: Path, create: Create) -> None:
+    environment = create(HERE, f"{wheel}[synthetic]")
+    assert "valid" in environment.run("tiny-audio", "validate", "quickstart")
+    fewer = [f"data.{place}.num_utterances=30" for place in ("train.voices", "evaluation.unseen_voices")]
+    fewer.append("data.evaluation.unseen_accents.num_utterances=30")
+    environment.run("tiny-audio", "run", "quickstart", *fewer, *FEW_STEPS, "--output-dir", "run")
+    soundfile.write(environment.folder / "silence.wav", np.zeros(16_000), 16_000)
+    environment.run("tiny-audio", "transcribe", "run", "../silence.wav")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "extras"), INSTALLATIONS)
+def test_an_installation_trains(wheel: Path, create: Create, version: str, extras: str) -> None:
+    environment = create(version, f"{wheel}[{extras}]" if extras else str(wheel))
+    check(environment, *(MODULES[extra] for extra in extras.split(",") if extra))
+
+
+@pytest.mark.slow
+def test_the_lowest_versions_train(wheel: Path, create: Create) -> None:
+    check(create(HERE, str(wheel), *lowest(PROJECT["dependencies"])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "transformers"), EXPORTS)
+def test_an_export_loads_with_its_requirements(create: Create, tmp_path: Path, version: str, transformers: str) -> None:
+    model, recording = tmp_path / "model", tmp_path / "clip.wav"
+    export_model(*assemble(lora=True), model)
+    rng = np.random.default_rng(0)
+    soundfile.write(recording, 0.2 * rng.standard_normal(22_050) * np.sin(np.arange(22_050) / 900), 22_050)
+    oldest = lowest([requirement for requirement in REQUIREMENTS if requirement.startswith("transformers")])
+    pins = oldest if transformers == "oldest" else []
+    environment = create(version, "-r", str(model / "requirements.txt"), *pins)
+    text = json.loads(environment.run("python", "-c", LOAD, str(model), str(recording)).splitlines()[-1])
+    assert text == Transcriber(*load_model(model)).transcribe([load_audio(recording, max_duration_s=10.0)])[0].text

@@ -1,0 +1,36 @@
+"""``tiny-audio doctor``: check this machine, and the data and checkpoints of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tiny_audio.commands.doctor.finding import Finding
+from tiny_audio.commands.doctor.machine import examine_machine
+from tiny_audio.config import UserError
+from tiny_audio.runtime.requirements import audio_pair_problem
+
+
+def doctor(path: Path | None, overrides: Sequence[str]) -> None:
+    """Print one line per finding, as soon as it is known.
+
+    Raises:
+        UserError: the recipe is not valid, or a problem was found.
+    """
+    healthy = _print(examine_machine())
+    if path is not None and not audio_pair_problem():  # without torchaudio, the checks cannot be imported
+        from tiny_audio.commands.doctor.recipe import examine
+        from tiny_audio.recipe import load_recipe
+
+        healthy = _print(examine(load_recipe(path, overrides))) and healthy
+    if not healthy:
+        raise UserError("fix the problems that are marked ✗ before you run a recipe here")
+
+
+def _print(findings: Iterator[Finding]) -> bool:
+    """Print the findings, and return whether none is a problem."""
+    healthy = True
+    for finding in findings:
+        print(finding, flush=True)
+        healthy = healthy and not finding.is_problem
+    return healthy

@@ -1,0 +1,18 @@
+"""One line of ``tiny-audio doctor``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was examined, and what was found."""
+
+    what: str
+    detail: str
+    is_problem: bool = False
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{'✗' if self.is_problem else '!' if self.is_warning else '✓'} {self.what}: {self.detail}"

@@ -1,0 +1,54 @@
+"""The libraries that a model needs, and one message if torch and torchaudio do not work together."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+
+from tiny_audio.config import UserError
+
+AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
+"""torchaudio's binaries load only with some versions of torch, which its own requirements do not say."""
+REQUIREMENTS = (
+    *AUDIO_PAIR,
+    "transformers>=5.23,<6",
+    "peft>=0.21",
+    "numpy>=2",
+    "pydantic>=2.12",
+    "soundfile>=0.13",
+)
+"""What an exported model needs. A test compares them with ``pyproject.toml``."""
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache  # a second import of a broken package fails in other ways
+def audio_pair_problem() -> str | None:
+    """What to install if torchaudio cannot be imported; None if it can."""
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        found = " and ".join(f"{name} {installed_version(name) or 'missing'}" for name in ("torch", "torchaudio"))
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        pair = " ".join(f'"{requirement}"' for requirement in AUDIO_PAIR)
+        return (
+            f"the installed torch and torchaudio do not work together ({found}): {cause}\n"
+            f"Install a pair that does: pip uninstall -y torch torchaudio && pip install {pair}"
+        )
+    return None
+
+
+def check_audio_pair() -> None:
+    """Check that torchaudio can be imported.
+
+    Raises:
+        UserError: it cannot. The message says what to install.
+    """
+    if problem := audio_pair_problem():
+        raise UserError(problem)
