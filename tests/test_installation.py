@@ -54,7 +54,12 @@ AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 recognizer = pipeline("automatic-speech-recognition", model=sys.argv[1], trust_remote_code=True)
 print(json.dumps(recognizer(sys.argv[2])["text"]))
 """
-FEW_STEPS = ["training.steps=5", "training.warmup_steps=0", "execution.evaluate_every=null"]
+FEW_STEPS = [
+    "training.steps=5",
+    "training.warmup_steps=0",
+    "execution.evaluate_every=null",
+    "execution.evaluate_set=null",
+]
 
 Create = Callable[..., Environment]
 
