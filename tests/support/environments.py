@@ -21,10 +21,11 @@ def pythons() -> dict[str, str]:
     """The interpreters that this package supports and this machine has, by minor version; the running one first."""
     found = {f"3.{sys.version_info.minor}": sys.executable}
     for minor in range(11, 20):
-        program = shutil.which(f"python3.{minor}")
-        others = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
-        if path := program or (others and str(others[-1])):
-            found.setdefault(f"3.{minor}", path)
+        names = [shutil.which(f"python3.{minor}"), *Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")]
+        for path in [str(name) for name in names if name]:
+            # A name on the path can be a stand-in of a version manager that starts nothing.
+            if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+                found.setdefault(f"3.{minor}", path)
     return found
 
 
