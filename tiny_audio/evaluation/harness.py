@@ -269,7 +269,7 @@ def _read(path: Path) -> Iterator[Hypothesis]:
     if not path.exists():
         return
     lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
@@ -279,8 +279,8 @@ def _read(path: Path) -> Iterator[Hypothesis]:
             complete = False
         if complete:
             yield row
-        elif number < len(lines):  # a line that a kill cut off has no newline
-            raise UserError(f"{path}, line {number}: not a hypothesis of an evaluation; give another --output-dir")
+        elif line_number < len(lines):  # an incomplete last line of a killed process has no newline
+            raise UserError(f"{path}, line {line_number}: not a hypothesis of an evaluation; give another --output-dir")
 
 
 def comparison_commands(

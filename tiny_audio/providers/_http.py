@@ -167,9 +167,9 @@ class Api:
             time.sleep(left)
 
     def _may_pass(self, response: httpx2.Response) -> bool:
-        said = response.headers.get("x-should-retry")
-        if said in ("true", "false"):
-            return said == "true"
+        retry_header = response.headers.get("x-should-retry")
+        if retry_header in ("true", "false"):
+            return retry_header == "true"
         return is_transient(response.status_code) and _EMPTY_ACCOUNT not in response.text
 
     def _failure(self, response: httpx2.Response) -> str:

@@ -68,21 +68,21 @@ def read_manifest(path: Path, columns: Columns) -> Index:
     ids: set[str] = set()
     files = FileNames()
     objects = 0
-    for number, line in _lines(path):
-        where = f"{path.name}:{number}"
+    for line_number, line in _lines(path):
+        where = f"{path.name}:{line_number}"
         try:
             row = _object(line)
             objects += 1
             utterance = _utterance(row, columns, path.parent, files)
         except _BadRowError as bad:
-            dropped.append(Dropped(where, bad.reason, f"{path}, line {number}: {bad.detail}"))
+            dropped.append(Dropped(where, bad.reason, f"{path}, line {line_number}: {bad.detail}"))
             if objects == 0 and len(dropped) >= _MAX_BAD_LINES:
                 raise UserError(
                     f"{path} is not a manifest: none of its first {len(dropped)} lines is a JSON object; {_EXPECTED}"
                 ) from None
             continue
         if utterance.id in ids:
-            utterance = _renamed(utterance, number, ids)
+            utterance = _renamed(utterance, line_number, ids)
         ids.add(utterance.id)
         utterances.append(utterance)
     if not utterances and not dropped:
@@ -112,13 +112,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"the manifest {path} {found}; {_EXPECTED}")
         with path.open("rb") as file:
-            number = 0
+            line_number = 0
             while line := file.readline(_MAX_LINE_BYTES):
-                number += 1
-                if number == 1:
+                line_number += 1
+                if line_number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
-                    yield number, line
+                    yield line_number, line
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -193,9 +193,9 @@ def _duration(given: object, column: str, audio: Path) -> float:
     return seconds
 
 
-def _renamed(utterance: Utterance, number: int, ids: set[str]) -> Utterance:
+def _renamed(utterance: Utterance, line_number: int, ids: set[str]) -> Utterance:
     """Make the id unique: if the file was listed before, append the line number."""
-    name = f"{utterance.id}:{number}"
+    name = f"{utterance.id}:{line_number}"
     while name in ids:
         name += "'"
     return Utterance(name, utterance.duration_s, utterance.text, utterance.audio, utterance.metadata)

@@ -101,9 +101,9 @@ def file_index(
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for line_number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, _json_row(line.removeprefix(b"\xef\xbb\xbf"))
+                    yield line_number, _json_row(line.removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -129,14 +129,14 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
     _, header = next(rows)
     if len(set(header)) < len(header):
         raise UserError(f"{path} names a column twice: {', '.join(header)}; give each column its own name")
-    for number, cells in rows:
+    for line_number, cells in rows:
         if len(cells) != len(header):
             hint = "" if path.suffix == ".tsv" else "; put texts with commas in quotes"
-            yield number, BadRow("bad_row", f"{len(cells)} cells, but the header has {len(header)}{hint}")
+            yield line_number, BadRow("bad_row", f"{len(cells)} cells, but the header has {len(header)}{hint}")
         elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-            yield number, BadRow("bad_unicode", "not UTF-8")
+            yield line_number, BadRow("bad_unicode", "not UTF-8")
         else:
-            yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+            yield line_number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -75,7 +75,7 @@ class FinishedRun:
         if not path.exists():
             raise UserError(f"{path} is missing, although {self.folder} is finished; run its command again")
         rows = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for line_number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if not line:
                 continue
             try:
@@ -83,7 +83,8 @@ class FinishedRun:
                 rows[row["id"]] = {key: row[key] for key in _KEYS}
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}, line {number}: not a row of hypotheses; delete the file and run the run's command again"
+                    f"{path}, line {line_number}: not a row of hypotheses; delete the file and run the run's command "
+                    "again"
                 ) from None
         return rows
 

@@ -23,7 +23,7 @@ class PairedSet:
     aligned: AlignedSet
     rows: Sequence[Sequence[Row]]
     """Rows of each variant's first run."""
-    rule: Normalizer
+    normalizer: Normalizer
     left_out: int
     warnings: Sequence[str]
     """Reasons why the runs may have been scored on different audio."""
@@ -82,8 +82,8 @@ class ComparedSet:
             "num_groups": aligned.num_groups,
             "left_out": paired.left_out,
             "doubts": list(paired.warnings),
-            "normalizer": paired.rule.name,
-            "normalizer_version": paired.rule.version,
+            "normalizer": paired.normalizer.name,
+            "normalizer_version": paired.normalizer.version,
             "scorer": "jiwer",
             "scorer_version": importlib.metadata.version("jiwer"),
             "variants": [_rates(entry) for entry in self.comparison.rates],
@@ -108,14 +108,14 @@ class ComparedSet:
 
 
 def pair_set(
-    set_name: str, variants: Sequence[Variant], rule: Normalizer, group_by: str | None, *, common: bool
+    set_name: str, variants: Sequence[Variant], normalizer: Normalizer, group_by: str | None, *, common: bool
 ) -> PairedSet:
     """Pair the hypotheses of all runs by utterance, and align them.
 
     Args:
         set_name: a set that all runs were scored on.
         variants: the variants. The baseline is the first one.
-        rule: the normalizer of references and hypotheses.
+        normalizer: the normalizer of references and hypotheses.
         group_by: the value of ``--group-by``.
         common: use only the utterances that all runs have.
 
@@ -126,12 +126,12 @@ def pair_set(
     rows, left_out = paired_rows(set_name, runs, common=common)
     unused = iter(rows)
     by_variant = [[next(unused) for _ in variant.runs] for variant in variants]
-    systems = [_system(variant.name, seeds, rule) for variant, seeds in zip(variants, by_variant, strict=True)]
+    systems = [_system(variant.name, seeds, normalizer) for variant, seeds in zip(variants, by_variant, strict=True)]
     column = units_column(rows[0], group_by, [run.group_by for run in runs])
     aligned = AlignedSet(systems, rows[0], column)
     if not aligned.words.any():
         raise UserError(
-            f"{set_name}: the references have no word after the normalizer {rule.name!r}; choose another by "
+            f"{set_name}: the references have no word after the normalizer {normalizer.name!r}; choose another by "
             "--normalizer"
         )
     if aligned.groups is not None and not any(aligned.groups):
@@ -141,12 +141,12 @@ def pair_set(
             "--group-by"
         )
     warnings = list(audio_warnings(set_name, runs, rows))
-    return PairedSet(aligned, [seeds[0] for seeds in by_variant], rule, left_out, warnings)
+    return PairedSet(aligned, [seeds[0] for seeds in by_variant], normalizer, left_out, warnings)
 
 
-def _system(name: str, seeds: Sequence[Sequence[Row]], rule: Normalizer) -> System:
+def _system(name: str, seeds: Sequence[Sequence[Row]], normalizer: Normalizer) -> System:
     def transcripts(key: str) -> list[Transcripts]:
-        return [Transcripts([row["text"] for row in rows], [row[key] for row in rows], rule) for rows in seeds]
+        return [Transcripts([row["text"] for row in rows], [row[key] for row in rows], normalizer) for rows in seeds]
 
     has_head = all(row["ctc_text"] is not None for rows in seeds for row in rows)
     return System(name, transcripts("pred_text"), transcripts("ctc_text") if has_head else None)

@@ -177,14 +177,14 @@ def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[f
 
 def _provenance(results: Mapping[str, Any]) -> list[Markup]:
     features = "computed once and shared by all variants" if results["cached"] else "computed at every step"
-    rule = results["normalizer"]
+    normalizer = results["normalizer"]
     rows = {
         "command": results["command"],
         "date": results["date"],
         "recipe": results["recipe_path"],
         "seeds": " ".join(map(str, results["seeds"])),
         "encoder frames": features,
-        "normalizer": f"{rule['name']} ({rule['version']})",
+        "normalizer": f"{normalizer['name']} ({normalizer['version']})",
         "device": f"{results['device']}, {results['threads']} threads, {results['machine']}",
         **results["versions"],
         "training data": results["inputs"]["train"],

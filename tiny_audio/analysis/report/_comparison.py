@@ -94,7 +94,7 @@ def _about(entry: ComparedSet, has_seeds: bool) -> str:
     facts = [
         f"{count(len(aligned.rows))} utterances, {count(int(aligned.words.sum()))} reference words",
         f"{count(paired.left_out)} utterances are not in all runs and are left out" if paired.left_out else None,
-        f"normalizer {paired.rule.name} ({paired.rule.version})",
+        f"normalizer {paired.normalizer.name} ({paired.normalizer.version})",
         f"scorer {' '.join(scorer.scorer)}",
         f"intervals resample {units_text([entry.comparison.aligned.column])}"
         + (", and allow for other seeds" if has_seeds else ""),

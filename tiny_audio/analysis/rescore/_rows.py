@@ -87,16 +87,16 @@ def _read(path: Path) -> dict[str, Row]:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; give a file of hypotheses, one JSON object per line") from None
-    for number, line in enumerate(content.split("\n"), 1):
+    for line_number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
-        row = _row(line, f"{path}, line {number}")
+        row = _row(line, f"{path}, line {line_number}")
         if row["id"] in rows:
             raise UserError(
-                f"{path}, line {number}: the clip {row['id']!r} is already in line {lines[row['id']]} and would count "
-                "twice; keep one of the rows, or give each its own `id`"
+                f"{path}, line {line_number}: the clip {row['id']!r} is already in line {lines[row['id']]} and would "
+                "count twice; keep one of the rows, or give each its own `id`"
             )
-        rows[row["id"]], lines[row["id"]] = row, number
+        rows[row["id"]], lines[row["id"]] = row, line_number
     if not rows:
         raise UserError(f"{path} has no row; give a file of hypotheses, one JSON object per line")
     return rows
