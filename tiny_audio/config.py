@@ -30,10 +30,10 @@ class Config(BaseModel):
 
 
 def expand_path(text: str) -> str:
-    """A path as the user wrote it, with ``~`` and environment variables replaced, as a shell would.
+    """Replace ``~`` and environment variables in a path, like a shell.
 
-    A variable that is not set stays as it is, so that a recipe can be validated on another machine. So does a path that
-    exists as written.
+    A variable that is not set stays as it is, so that a recipe can be validated on another machine. A path that exists
+    as written also stays as it is.
     """
     if not (text.startswith("~") or "$" in text) or os.path.lexists(text):
         return text
@@ -41,8 +41,8 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of every field with a path, or with a path or hub id. The value is the path on this machine, so it must not
-be part of an identity."""
+"""The type of all fields that contain a path, or a path or hub id. The value is the path on this machine, so it must
+not be part of an identity."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:

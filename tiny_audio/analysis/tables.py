@@ -59,7 +59,7 @@ def scores_table(
 
 
 def warning_lines(rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> Iterator[str]:
-    """The warnings about the scores of each row, wrapped to a terminal; rows as in :func:`scores_table`."""
+    """Yield the warnings about the scores of each row, wrapped for a terminal. For rows, see :func:`scores_table`."""
     for cells, scores in rows:
         for text in warnings_of(scores):
             warning = f"warning: {' '.join(cells).strip()}: {text}"

@@ -1,4 +1,4 @@
-"""Warnings about the scores of a set: what makes the error rate better or worse than the recognizer is."""
+"""Warnings about the scores of a set: reasons why the error rate does not describe the recognizer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _NUM_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Overlap:
-    """Clips of an evaluation set that share something with training clips."""
+    """Clips of an evaluation set that overlap with training clips."""
 
     by: Literal["clip", "recording", "speaker"]
-    """What they share. A clip counts under the first of these only."""
+    """The kind of overlap. If several kinds apply to a clip, only the first one counts."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""
     training_sets: tuple[str, ...]
-    """The training sets that they share it with."""
+    """The training sets with the same clip, recording or speaker."""
     examples: tuple[str, ...]
     """The first few: ids of clips, or names of recordings or speakers."""
 
@@ -36,12 +36,12 @@ class Overlap:
 
 
 def state_overlap(scores: dict[str, Any], overlaps: list[Overlap] | None) -> None:
-    """Add what a set shares with training to its scores. None: it is not known, since the training data is gone."""
+    """Add the overlaps of a set to its scores. None means that the training data cannot be read any more."""
     scores[_KEY] = None if overlaps is None else [asdict(overlap) for overlap in overlaps]
 
 
 def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
-    """The warnings that belong next to the error rate of a set, given its scores by key."""
+    """Yield the warnings about the scores of a set. They are shown next to its error rate."""
     for entry in scores.get(_KEY) or ():
         yield str(Overlap(**{**entry, "training_sets": tuple(entry["training_sets"])}))
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")

@@ -1,4 +1,4 @@
-"""Which files are audio, by their names: the suffixes of the formats that libsndfile or FFmpeg decodes."""
+"""Recognize audio files by the suffixes of the formats that libsndfile or FFmpeg decodes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SNDFILE: dict[str, tuple[str, ...]] = {
     "SDS": (".sds",),
     "XI": (".xi",),
 }
-"""Suffixes by libsndfile's name of the format. The others have no header, or suffixes that other files have,
-too: RAW, MAT4 and MAT5 (``.mat``), SD2, MPC2K and WVE."""
+"""Suffixes by libsndfile's name of the format. Some formats are left out, because they have no header or share their
+suffix with other kinds of files: RAW, MAT4 and MAT5 (``.mat``), SD2, MPC2K and WVE."""
 
 FFMPEG = (
     *(".m4a", ".m4b", ".m4r", ".aac", ".amr", ".awb", ".3ga", ".wma", ".weba", ".mka", ".ac3", ".eac3", ".dts"),
@@ -34,7 +34,7 @@ FFMPEG = (
     *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".3gp", ".3g2", ".avi", ".wmv", ".asf", ".flv", ".f4v"),
     *(".mpg", ".mpeg", ".vob", ".m2ts", ".ogv", ".ogx", ".rm", ".rmvb", ".mxf"),
 )
-"""Suffixes of the formats that need the FFmpeg program: sound, then films. A film without a sound track is reported."""
+"""Suffixes of the formats that need FFmpeg: audio, then video. A video without an audio track is reported."""
 
 SUFFIXES = frozenset(suffix for suffixes in (*SNDFILE.values(), FFMPEG) for suffix in suffixes)
 

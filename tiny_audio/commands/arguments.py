@@ -19,11 +19,13 @@ NORMALIZERS = f"{', '.join(NORMALIZER_NAMES[:-1])} or {NORMALIZER_NAMES[-1]}"
 
 
 def say_which(recipe: Path | None) -> Path | None:
-    """Say so if a local file is taken instead of the recipe of this name that ships with the package."""
+    """Print a message if a local file is used instead of the shipped recipe with the same name."""
     from tiny_audio.runtime.shipped_recipes import local_instead_of_shipped
 
     if recipe is not None and (local := local_instead_of_shipped(str(recipe))):
-        print(f"{recipe} is the file {local} here, not the recipe that ships with tiny-audio", file=sys.stderr)
+        print(
+            f"{recipe} is the file {local} in this folder, not the recipe that ships with tiny-audio", file=sys.stderr
+        )
     return recipe
 
 
@@ -160,6 +162,6 @@ Cost = Annotated[
 
 
 def expanded(word: str) -> str:
-    """A word of the command line with ``~`` and variables replaced if it is a path, or ``--option=path``."""
+    """Replace ``~`` and variables in a word of the command line that is a path or ``--option=path``."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{expand_path(value)}" if value.startswith(("~", "$")) else word

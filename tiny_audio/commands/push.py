@@ -67,7 +67,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def _format_of(folder: Path) -> tuple[Path, type[ExportConfig]]:
-    """Find the exported folder, which may be in a run's, and its format."""
+    """Find the exported folder and its format. The export may be in a run's folder."""
     for entry in EXPORTS.entries():
         if entry.config.is_export(folder):
             return folder, entry.config

@@ -1,4 +1,4 @@
-"""``tiny-audio recipes``: the recipes that ship with the package."""
+"""``tiny-audio recipes``: list, print or copy the recipes that ship with the package."""
 
 from __future__ import annotations
 

@@ -216,10 +216,10 @@ class AugmentationConfig(Config):
         return [section for _, section in self if isinstance(section, WaveformAugmentation)]
 
     def of_features(self, seeds: Sequence[int]) -> FeatureTransform | None:
-        """What changes the features of a batch of clips between front end and layers; None if nothing does.
+        """Return the masks for the features of a batch of clips. None if SpecAugment is off.
 
         Args:
-            seeds: one for each clip; see :func:`clip_seed`.
+            seeds: one for each clip, see :func:`clip_seed`.
         """
         return SpecAugment(self.spec_augment, seeds) if self.spec_augment else None
 

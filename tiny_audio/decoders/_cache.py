@@ -21,7 +21,7 @@ def can_crop(model: Any) -> bool:
 
 
 def _cache_argument(model: Any) -> str | None:
-    """The name of the argument of ``forward`` that takes the cache. transformers 5.24 renamed it."""
+    """The name of the cache argument of ``forward``. transformers 5.24 renamed it."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 

@@ -25,7 +25,7 @@ class LoadedBatch:
 
 
 def batched(clips: Sequence[Clip], max_padded_s: float) -> Iterator[list[Clip]]:
-    """Batches of at most ``max_padded_s`` seconds, padding included; a longer clip is a batch of its own.
+    """Make batches of at most ``max_padded_s`` seconds, padding included. A longer clip gets its own batch.
 
     The longest clips come first, so that a batch that does not fit into memory fails at once.
     """

@@ -256,7 +256,7 @@ class _Work:
 
 
 def _given(value: Any) -> Any:
-    """An option that is None is the same as one that an older version did not have."""
+    """Treat options that are None like options that an older version did not have."""
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 

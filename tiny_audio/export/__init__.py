@@ -1,4 +1,4 @@
-"""The ExportConfig contract: a model -> a folder in some format. Each format is one file here, or a plugin."""
+"""The ExportConfig contract: write a model to a folder in some format. Each format is one file here, or a plugin."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tiny_audio.registry import Registry
 
 
 class ExportConfig(Config, ABC):
-    """Base of every format's options, which all have defaults."""
+    """Base of every format's options. All options have defaults."""
 
     name: str
     files: ClassVar[tuple[str, ...]]
-    """Patterns of the names of all files and folders of an export. An export replaces, and ``push`` uploads, only
-    these."""
+    """Patterns of the names of all files and folders of an export. An export replaces only these, and ``push`` uploads
+    only these."""
 
     @classmethod
     @abstractmethod
     def is_export(cls, folder: Path) -> bool:
-        """Whether an existing folder holds an export in this format, maybe a damaged one."""
+        """Whether an existing folder contains an export in this format. It may be damaged."""
 
     @classmethod
     @abstractmethod
@@ -31,13 +31,13 @@ class ExportConfig(Config, ABC):
         """Check that others can load this export from the hub.
 
         Raises:
-            UserError: it is damaged, or this format is not for the hub.
+            UserError: the export is damaged, or the hub does not support this format.
         """
 
 
 Exporter = Callable[[Any, Any, Path, str | None], None]
-"""Writes a TinyAudioModel and its tokenizer to a folder, with the text of a model card or None. The folder passed
-:func:`check_replaceable`. An interrupted export leaves the earlier one there."""
+"""Writes a TinyAudioModel and its tokenizer to a folder, with the text of a model card or None. The folder has passed
+:func:`check_replaceable`. If the export is interrupted, an earlier export in the folder stays unchanged."""
 
 EXPORTS: Registry[ExportConfig, Exporter] = Registry(
     "export format", ExportConfig, package=__name__, entry_points="tiny_audio.exports"
@@ -46,10 +46,10 @@ EXPORTS: Registry[ExportConfig, Exporter] = Registry(
 
 
 def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
-    """Check that an export to this folder overwrites nothing but an export in the same format.
+    """Check that an export to this folder would overwrite only another export in the same format.
 
     Raises:
-        UserError: ``folder`` is a file, or holds something that is not part of an exported model.
+        UserError: ``folder`` is a file, or contains something that is not part of an exported model.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

@@ -26,7 +26,7 @@ for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
 AutoProcessor.register(TinyAudioConfig, TinyAudioProcessor, exist_ok=True)
 
 NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-"""Patterns of the files of an export that loading it with this package's code needs."""
+"""Patterns of the files that this package needs to load an export."""
 _TOKENIZER_FILE = "tokenizer_config.json"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

@@ -31,14 +31,14 @@ Reason = Literal["silence", "noise", "tones", "ctc_silent", "ctc_disagrees", "lo
 """
 
 EMPTY_BECAUSE: dict[Reason, str] = {
-    "silence": "the sound is silence",
+    "silence": "the recording is silent",
     "noise": "the sound is steady, like noise or a single tone (filter: noise)",
-    "tones": "the sound is made of steady tones (filter: tones)",
+    "tones": "the sound consists of steady tones (filter: tones)",
     "ctc_silent": "the CTC head wrote nothing, so the decoder's text was suppressed (filter: ctc_silent)",
     "ctc_disagrees": "the CTC head rejects the decoder's text (filter: ctc_disagrees)",
     "loop": "the text only repeats itself (filter: loop)",
 }
-"""What a filter found, in words for messages."""
+"""The reasons as phrases for messages."""
 
 _SILENT_PEAK = 1e-4
 """Three steps of 16-bit audio. Speech is louder than this."""
@@ -49,16 +49,16 @@ _STRETCH = 4 * SAMPLE_RATE
 """Samples in a window that is classified as a whole."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
-"""Bounds on the lower and on the upper limit of the band that is measured."""
+"""Bounds on the lower limit and on the upper limit of the measured band."""
 _EMPTY_DB = 60.0
-"""A part of the spectrum that is this far below the rest is empty."""
+"""A part of the spectrum counts as empty if it is this far below the rest."""
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
 """The spectrum of noise keeps its shape. Measured changes of a band are at most 4.2 dB. In speech with noise of the
 same loudness, at least one band changes by 6.1 dB or more."""
 _TONAL_FLATNESS_DB = -40.0
 """Bound on the 90th percentile of the flatness over frames. Pure tones have -45 dB or less. Speech has -23 dB or more.
-As an MP3 of 8 kbit/s, which omits most of the spectrum of every frame, it has -33 dB."""
+Speech in an MP3 with 8 kbit/s has -33 dB, because the format omits most of the spectrum of every frame."""
 _STEADY_LAG = 8
 _HALF = 12
 """Half the width, in bins, of the moving average that is subtracted to get the fine structure of the spectrum."""
@@ -148,8 +148,8 @@ def _bins(window: int, low_hz: float, high_hz: float) -> slice:
 def _occupied_band(loud: Array) -> tuple[float, float]:
     """Limits in Hz of the part of the spectrum that is in use, at least from 500 to 2,500 Hz.
 
-    Telephones, codecs and low sampling rates leave the rest of the spectrum empty. An empty part says nothing about the
-    sound, and would look like the valleys between tones.
+    Telephones, codecs and low sampling rates leave the rest of the spectrum empty. Empty parts must not be measured,
+    because they would look like the valleys between tones.
 
     Args:
         loud: power of the loud frames ``[frames, bins]``.

@@ -184,7 +184,7 @@ def _waveform(recording: Any) -> torch.Tensor:
         return load_audio(Path(recording), max_duration_s=MAX_DURATION_S)
     if isinstance(recording, np.ndarray | torch.Tensor):
         return _from_samples(recording, SAMPLE_RATE)
-    # torchcodec is no dependency: its decoder is known by its method.
+    # torchcodec is not a dependency, so its decoder is recognized by its method.
     if callable(decode := getattr(recording, "get_all_samples", None)):
         decoded = decode()
         return _from_samples(decoded.data, int(decoded.sample_rate))

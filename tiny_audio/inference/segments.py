@@ -46,11 +46,11 @@ class Transcription:
 
     @property
     def why_empty(self) -> str | None:
-        """Why there is no text, in words; None if there is some."""
+        """The reason why there is no text, as a phrase. None if there is text."""
         if self.text:
             return None
         if not self.segments:
-            return "nothing in it is louder than its background noise"
+            return "no sound is louder than the background noise"
         reasons = dict.fromkeys(segment.suppressed for segment in self.segments)
         return "; ".join("the model wrote nothing" if reason is None else EMPTY_BECAUSE[reason] for reason in reasons)
 

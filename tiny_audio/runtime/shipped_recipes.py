@@ -1,4 +1,4 @@
-"""Recipes that ship with the package, by name. An installed package holds them itself; a clone has ``recipes/``."""
+"""Recipes that ship with the package, by name. An installed package contains them. A clone has them in ``recipes/``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXTENDS = re.compile(r"^extends: (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class RecipeHeader:
-    """What the comment at the top of a recipe says."""
+    """The content of the comment at the top of a recipe."""
 
     name: str
     claim: str
@@ -39,12 +39,12 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_file(given: str, folder: Path = Path(), but: Path | None = None) -> Path:
-    """The file at this path, or else the one of this name that ships with the package. The suffix can be left out.
+    """Find the file at this path, or else the shipped file with this name. The suffix can be left out.
 
     Args:
-        given: a path or a name. If there is neither, it is returned as a path.
-        folder: where a relative path starts.
-        but: a file that is not meant: the one that says ``extends: given``.
+        given: a path or a name. If no such file exists, it is returned as a path.
+        folder: the folder that relative paths start from.
+        but: a file to skip. A recipe that says ``extends: given`` must not extend itself.
     """
     for path in (folder / given, folder / f"{given}{_SUFFIX}"):
         if os.path.isfile(path) and not (but and _is_shipped(given) and os.path.samefile(path, but)):
@@ -57,7 +57,7 @@ def _is_shipped(name: str) -> bool:
 
 
 def nearest_recipes(path: Path) -> str:
-    """The end of an error message about a recipe that does not exist: the names of those that ship with the package."""
+    """The end of an error message about a missing recipe: the names of the shipped recipes."""
     name = path.stem if path.is_absolute() else path.as_posix().removeprefix("recipes/").removesuffix(_SUFFIX)
     return f"no recipe of that name ships with tiny-audio; {did_you_mean(name, shipped_recipes())}"
 

@@ -62,7 +62,7 @@ class Origin(NamedTuple):
 
 
 class ColumnarUtterances(Sequence[Utterance]):
-    """Utterances stored as columns, so that some columns can be read without the rest."""
+    """Utterances stored as columns. Some columns can be read without the others."""
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:

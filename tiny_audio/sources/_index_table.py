@@ -47,7 +47,7 @@ VERSION = 1
 """Version of the table's columns. It is part of the names of index folders."""
 
 _ROWS_READ = 1 << 16
-"""Rows that are converted to Python values at a time."""
+"""Number of rows that are converted to Python values at a time."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
 _ASIDE, _PARTS = ".tmp", ".shards"
 _PARTS_KEPT_S = 7 * 86_400
@@ -239,7 +239,7 @@ class TableUtterances(ColumnarUtterances):
         return Origin(self.addresses(self.shards[row["shard"]], row), metadata)
 
     def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of the rows ``[m]``, in that order. In parts: one Arrow array cannot hold a large corpus."""
+        """Some columns of the rows ``[m]``, in that order. Read in parts, because a large corpus exceeds one array."""
         import numpy as np
 
         batches, wanted = _mapped(self.path).select(columns).to_batches(), self.rows[rows]

@@ -1,7 +1,7 @@
-"""Which process this is, by the environment variables of torchrun and `accelerate launch`.
+"""Read the environment variables of torchrun and `accelerate launch`, which define the rank of this process.
 
-Notebooks, clusters and earlier commands leave some of these variables behind. Without ``WORLD_SIZE``, or if it is 1,
-this is a single process, whatever the others say.
+Notebooks, clusters and earlier commands leave some of these variables behind. If ``WORLD_SIZE`` is not set or is 1,
+this is a single process, and the other variables do not matter.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 from tiny_audio.config import UserError
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher sets in addition to ``WORLD_SIZE``."""
+"""The variables that a launcher sets in addition to ``WORLD_SIZE``."""
 _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 }
-"""Number of processes and rank by other launchers, which training does not use."""
+"""The variables of other launchers for the number of processes and the rank. Training does not use them."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The place of this process among those that a launcher started."""
+    """The rank of this process, and the number of processes that a launcher started."""
 
     rank: int = 0
     local_rank: int = 0
     """Rank among the processes of this machine."""
     size: int = 1
     note: str | None = None
-    """What to tell the user about variables that are ignored."""
+    """A message for the user about ignored variables. None if there are none."""
     port: int = 0
-    """Of the main process, where the processes meet; 0 for a single process."""
+    """Port of the main process, to which the processes connect. 0 for a single process."""
 
     @classmethod
     def read(cls) -> Launch:
-        """Read the environment. An empty variable counts as one that is not set.
+        """Read the environment. Empty variables count as not set.
 
         Raises:
-            UserError: ``WORLD_SIZE`` asks for several processes, and a variable is missing or has an unusable value.
+            UserError: ``WORLD_SIZE`` is larger than 1, and a variable is missing or has an unusable value.
         """
         size = _number("WORLD_SIZE", 1, None) if _is_set("WORLD_SIZE") else 1
         if size == 1:
@@ -84,7 +84,7 @@ def _number(name: str, least: int, most: int | None) -> int:
 
 
 def _ignored() -> str | None:
-    """A line about variables that seem to describe several processes, or were left behind."""
+    """A message about variables that describe several processes or were left behind. None if there are none."""
     left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
     if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):
         world = "WORLD_SIZE is 1" if _is_set("WORLD_SIZE") else "WORLD_SIZE is not set"

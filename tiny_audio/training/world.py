@@ -203,13 +203,13 @@ def joined(device: torch.device, note: Callable[[str], None] = lambda text: None
 
 
 def _meeting_point(launch: Launch, note: Callable[[str], None]) -> Any:
-    """The store of all processes, after all of them have reached it.
+    """Return the store of all processes, after all of them have connected to it.
 
     Raises:
-        UserError: some do not within a time limit, because they were not started or cannot be reached.
+        UserError: some processes do not connect in time, because they were not started or cannot be reached.
     """
     address = os.environ["MASTER_ADDR"]
-    # torchrun serves the store itself.
+    # torchrun runs the store in its own process.
     serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     present, started, was_noted = 0, time.monotonic(), False
     try:

@@ -198,7 +198,7 @@ text-decoration:underline wavy 1px}.w-del,.trios .pair i.w-del{background:var(--
 .legend>span{display:inline-flex;gap:.45rem;align-items:center;white-space:nowrap}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--s1)}
 @media screen and (max-width:600px){body{padding:1.4rem 1rem 3rem}.tiles{grid-template-columns:1fr 1fr}
-.tile b{white-space:normal;font-size:1.05rem}.charts svg:not(.scroll svg) text{font-size:16px}}
+.tile b{white-space:normal;font-size:1.05rem}.charts svg:not(.scroll svg) text:not([class]){font-size:16px}}
 @media print{body{padding:0;max-width:none;font-size:11px}audio,nav{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3,h4{break-after:avoid}
 .charts{grid-template-columns:1fr 1fr}.scroll{overflow:visible}pre{white-space:pre-wrap}}

@@ -175,7 +175,7 @@ class TrainStage:
 
 
 def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
-    """Everything that training starts from, besides the recipe."""
+    """The inputs of training, except the recipe."""
     return TrainingInputs(
         clips.fingerprint,
         sounds_fingerprint(recipe.augmentation),
