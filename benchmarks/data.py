@@ -1,27 +1,26 @@
-"""How fast clips come, against plain streaming and against decoding alone; and how long it takes to plan an epoch.
+"""Measure how fast clips are loaded and epochs are planned, compared with plain streaming and with decoding alone.
 
     python benchmarks/data.py                                       clips are noise with the loudness of speech
-    python benchmarks/data.py --manifest librispeech/all.jsonl      real speech, each clip as often as needed
+    python benchmarks/data.py --manifest librispeech/all.jsonl      real speech; clips are repeated if needed
     python benchmarks/data.py --only plan                           only the ten million clips
-    python benchmarks/data.py --only memory                         only shared-memory batches against torch's own
+    python benchmarks/data.py --only memory                         only the comparison of shared memory
 
-Loading: parquet shards in the schema of LoquaciousSet hold FLAC. Three take turns, an epoch each:
+Loading: parquet shards with LoquaciousSet's schema contain FLAC. Three loaders alternate, one epoch each:
 
-- ours: the source `parquet`, its planned order, two worker processes, padded batches with their targets;
+- ours: the source `parquet`, its planned order, two worker processes, padded batches with their targets
 - streaming: `datasets` in streaming mode with a shuffle buffer, `Audio(decode=False)`, soundfile and padding in the two
-  workers of a DataLoader, batches of a fixed number of clips, with their targets;
-- decoding: two processes that have the same FLAC in memory and decode it with soundfile, and do nothing else.
+  workers of a DataLoader, batches of a fixed number of clips, with their targets
+- decoding: two processes only decode the same FLAC from memory with soundfile
 
-Shared memory (`tiny_audio/data/shared_batches.py`): ours again, with padded tensors that the DataLoader passes on in
-its own way. The two alternate, who begins changes, and each pair of epochs gives one ratio of CPU time, which other
-work on the machine changes less than the time on the clock.
+An epoch of the first two includes the start of the workers. Our loader must reach 70 % of the rate of decoding alone.
 
-Starting the workers is part of an epoch for the first two. Ours must reach 70 % of the rate of decoding alone.
+Shared memory (`tiny_audio/data/shared_batches.py`): our loader is compared with the same loader and the DataLoader's
+own way of passing padded tensors. The two alternate, and the order changes each time. Each pair of epochs gives one
+ratio of CPU time. Other work on the machine affects CPU time less than wall-clock time.
 
-Planning: ten million rows of metadata lie in parquet shards of the same schema, without audio. Each part runs in a
-process of its own: the index is made from the metadata columns; then, as when a training starts again, the index is
-opened and an epoch planned, which must take at most 60 s and 4 GiB of resident memory, pages of the mapped index
-included.
+Planning: parquet shards with the same schema contain ten million rows of metadata and no audio. One process creates the
+index from the metadata columns. Another one opens the index and plans an epoch, like a training that starts again. This
+must take at most 60 s and 4 GiB of resident memory, including pages of the mapped index.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Speed of transcription: clip by clip, in batches, with drafts, and both; and how many decoder passes drafts save.
+"""Measure the speed of transcription clip by clip, in batches, with drafts, and with both.
 
     python benchmarks/inference.py --model runs/quickstart/model       a trained model, on its recipe's evaluation data
-    python benchmarks/inference.py --model … --compile                 with compiled layers beside it
-    python benchmarks/inference.py                                     random weights, some 50 M parameters
+    python benchmarks/inference.py --model … --compile                 also with compiled layers
+    python benchmarks/inference.py                                     random weights, about 50 M parameters
     python benchmarks/inference.py --device cuda --full-size           the model card's recipe, random weights, bf16
 
-All decode greedily, since drafts serve only that; a recipe's own beams and weight of the CTC head are ignored.
-Plain decoding is transformers' generate. Assisted decoding must give the same tokens on every clip, alone and in
-batches (in single precision; in half precision the share is reported), with at least ``FEWER_PASSES`` times fewer
-passes of the decoder. A hook counts its forward calls; a clip's first pass, over its prompt, counts too.
+All variants decode greedily, because only greedy decoding uses drafts. The recipe's beams and CTC weight are ignored.
+Plain decoding is transformers' generate. Assisted decoding must give the same tokens for every clip, alone and in
+batches. In half precision, the share of equal tokens is reported. It must need at least ``FEWER_PASSES`` times fewer
+passes of the decoder. A hook counts the passes, including the first pass over a clip's prompt.
 
-Seconds are those of ``model.transcribe`` from waveforms in memory to text, after a warm-up; RTFx is seconds of audio
-over them. Batches are of like length, longest first, under a budget of padded seconds. Contenders take turns within a
-round; medians and ranges are over rounds. Read the ratios, not the seconds.
+The times are those of ``model.transcribe``, from waveforms in memory to text, after a warm-up. RTFx is the seconds of
+audio divided by this time. Batches contain clips of similar length, longest first, within a budget of padded seconds.
+The variants alternate in each round. Medians and ranges are over rounds. Compare the ratios, not the seconds.
 
-Random weights give random text, and their CTC head another one. So at full size the draft is the text of plain
-decoding, with a share of its tokens wrong, and adapters are measured merged and apart.
+A model with random weights gives random text, and its CTC head gives another random text. So at full size, the draft is
+the text of plain decoding with a share of wrong tokens. Adapters are measured merged and not merged.
 """
 
 from __future__ import annotations

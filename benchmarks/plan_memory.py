@@ -1,12 +1,12 @@
-"""Whether `tiny-audio plan` predicts the memory of a training step, against what the machine says of real ones.
+"""Compare the memory that `tiny-audio plan` predicts for a training step with the memory of real steps.
 
-    python benchmarks/plan_memory.py                    on a CPU: models of some 50 M parameters, in a few minutes
+    python benchmarks/plan_memory.py                    on a CPU: models with about 50 M parameters, in a few minutes
     python benchmarks/plan_memory.py --device cuda      on a GPU: the model card's recipe at full size, random weights
-    python benchmarks/plan_memory.py full lora          some of the cases
+    python benchmarks/plan_memory.py full lora          only some of the cases
 
-Each case trains for three steps with the real trainer, in a process of its own. Measured is, on a CPU, the process's
-peak of resident memory less what was resident before the model was built, both from the kernel; on a GPU, the peak of
-PyTorch's allocator. Neither knows of the predictor. Exit code 1 where a prediction is off by more than 15 %.
+Each case trains for three steps with the real trainer, in its own process. On a CPU, the kernel reports the peak of the
+process's resident memory. The resident memory before the model was built is subtracted. On a GPU, the peak of PyTorch's
+allocator is used. Both are independent of the prediction. The exit code is 1 if a prediction is off by more than 15 %.
 """
 
 from __future__ import annotations

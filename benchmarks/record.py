@@ -1,4 +1,4 @@
-"""Prints the results of a benchmark, and writes them to a page with the date, the machine and the command."""
+"""Print the results of a benchmark, and write them to a page with the date, the machine and the command."""
 
 from __future__ import annotations
 

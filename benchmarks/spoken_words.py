@@ -1,8 +1,8 @@
-"""Sentences with the time at which espeak-ng begins each word: a process of its own, since espeak-ng is GPL-3.
+"""Synthesize sentences with the start time of each word. A separate process, because espeak-ng is GPL-3.
 
     python benchmarks/spoken_words.py FOLDER NUMBER SEED
 
-writes NUMBER clips, at espeak-ng's own rate, and ``words.jsonl`` with ``audio_filepath``, ``text`` and ``starts_s``.
+It writes NUMBER clips at espeak-ng's own rate, and ``words.jsonl`` with ``audio_filepath``, ``text`` and ``starts_s``.
 """
 
 from __future__ import annotations

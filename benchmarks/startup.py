@@ -1,8 +1,8 @@
-"""Start-up time of quick commands against a bare ``import torch``, in alternating runs.
+"""Compare the start-up time of quick commands with a bare ``import torch``, in alternating runs.
 
     python benchmarks/startup.py [--runs 9]
 
-Exits with 1 if a bound does not hold: `--help` within 0.6 s, `validate` within 1.3 × `import torch` + 0.5 s.
+The exit code is 1 if a bound is exceeded: 0.6 s for `--help`, and 1.3 × `import torch` + 0.5 s for `validate`.
 """
 
 from __future__ import annotations

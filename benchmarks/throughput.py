@@ -1,12 +1,12 @@
-"""What packed rows and compiled layers save, against padded rows as they are written, on the same weights and clips.
+"""Compare packed rows and compiled layers with padded rows and plain layers, with the same weights and clips.
 
     python benchmarks/throughput.py                    on a CPU, in some minutes
-    python benchmarks/throughput.py --compile          and compiled layers, more minutes
+    python benchmarks/throughput.py --compile          also with compiled layers, which takes longer
     python benchmarks/throughput.py --device cuda      on a GPU, in bf16
 
-Batches are of clips of a log-normal length: random ones, and ones of similar length. Each is a forward and a backward
-pass over encoder, projector and decoder, all variants in turns, so that a noisy machine disturbs them alike; read the
-ratios, not the seconds. Losses must agree.
+Durations of clips are log-normal. Batches have random clips or clips of similar length. A pass runs encoder, projector
+and decoder forward and backward. The variants alternate, so that other work on the machine affects them equally.
+Compare the ratios, not the seconds. The losses must be equal.
 """
 
 from __future__ import annotations

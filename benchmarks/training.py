@@ -1,28 +1,28 @@
-"""What bucketed batches and logits at label positions save, against a plain loop on the same clips and weights.
+"""Compare bucketed batches and logits only at label positions with a plain training loop.
 
-    python benchmarks/training.py                               on a CPU, a model of 20 M parameters, some minutes
+    python benchmarks/training.py                               on a CPU, a model with 20 M parameters, some minutes
     python benchmarks/training.py --manifest all.jsonl          with the durations of real clips
     python benchmarks/training.py --device cuda --full-size     the model card's recipe, random weights, bf16
 
-The plain loop takes a fixed number of random clips, pads them to the longest, and computes logits at every position,
-in fp32, as most training scripts do. Ours takes planned batches of clips of like length, and logits where there are
-labels. Everything else is one code: model, optimizer, clipping. Both take turns, step by step, so that a noisy machine
-disturbs them alike, and of each step the least disturbed of some rounds counts; read the ratios, not the seconds.
+The plain loop takes a fixed number of random clips, pads them to the longest, and computes logits at every position in
+fp32, like most training scripts. Our loop takes planned batches of clips of similar length, and computes logits only at
+labels. Model, optimizer and clipping are the same code. The loops alternate step by step, so that other work on the
+machine affects them equally. The fastest of several rounds counts for each step. Compare the ratios, not the seconds.
 
-The bound: first both take the same number of clips in each step. What can be gained then is arithmetic: steps of
-equally long clips (one a little shorter, so that there is a mask) are timed for some durations, in either way of
-computing logits, and a curve of second degree goes through the times. The bound is what the plain loop's batches cost
-by its curve, over what ours cost by ours: the padding and the logits that need not be, at the prices that this machine
-was measured to ask for them. Ours must reach 95 % of it.
+Same number of clips: first, both loops take the same number of clips in each step. The possible gain is computed. Steps
+with equally long clips are timed for some durations, with both ways of computing logits. (One clip is slightly shorter,
+so that there is a mask.) A quadratic curve is fitted to the times of each way. The bound is the time of the plain
+loop's batches by its curve, divided by the time of our batches by our curve. So it counts the avoidable padding and
+logits at this machine's speed. Our loop must reach 95 % of the bound.
 
-The same memory: then each takes the largest batch that stays within a bound on the peak of a step, as PyTorch's
-allocator counts it, weights aside: the plain loop as many of the longest clips as fit, since any batch may hold them;
-ours as many padded seconds as fit, however long the clips are. Ours must bring 2.5 times the audio through in the same
-time; if not, profiles show what takes the time. On a CPU larger batches are no faster by themselves, so this gain is
-less padding and fewer logits; a plain loop of single clips has no padding, and is timed too, for what it is worth.
+Same memory: then each loop takes the largest batch whose step stays below a memory limit, as counted by PyTorch's
+allocator without the weights. The plain loop takes the number of longest clips that fit, because any batch may contain
+them. Our loop takes the padded seconds that fit, for any length of clips. Our loop must process 2.5 times the audio in
+the same time. If it does not, profiles show where the time is spent. On a CPU, larger batches alone are no faster, so
+the gain comes from less padding and fewer logits. A plain loop with single clips has no padding and is also timed.
 
-Both plans cover 20,000 clips; what is timed is an even sample of their batches, from the shortest to the longest. The
-small model has 32,000 token ids at 256 channels, so logits are a larger share of its work than of the model card's.
+Both plans cover 20,000 clips. The timed batches are an even sample, from the shortest to the longest. The small model
+has 32,000 token ids and 256 channels, so logits are a larger share of its work than for the model card's model.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""What `tiny-audio transcribe` promises, measured on speech that it makes itself.
+"""Measure the promises of `tiny-audio transcribe` on synthesized speech.
 
     python benchmarks/transcription.py runs/quickstart                 minutes on two cores
-    python benchmarks/transcription.py runs/quickstart --hours 0.1     a first look
+    python benchmarks/transcription.py runs/quickstart --hours 0.1     a quick look
 
-takes a run of `recipes/quickstart.yaml` (or its `model` folder) and measures
+It takes a run of `recipes/quickstart.yaml` (or its `model` folder) and measures
 
-- a long recording, made of sentences of held-out voices with pauses of 0.5 to 3 s, in one command: its word error rate
-  against that of the sentences one by one, its peak memory against that of a sixth of it, its subtitles by parsers that
-  are not ours;
-- word starts against espeak-ng's own word events;
-- 50 clips in which nobody speaks: what is written with the guards, and without;
-- guards on speech: whether they change any text, and what becomes of speech that is 40 dB softer;
-- silence before the first sound, which recordings have and synthesizers do not make;
-- whether a clip's text depends on what it shares a batch with.
+- a long recording of sentences of held-out voices, with pauses of 0.5 to 3 s, in one command: its word error rate
+  compared with that of the single sentences, its peak memory compared with that of a sixth of it, and its subtitles
+  with independent parsers
+- word starts, compared with espeak-ng's own word events
+- 50 clips without speech: the texts with and without the hallucination filters
+- the filters on speech: whether they change any text, and the texts of speech that is 40 dB softer
+- silence before the first sound, which real recordings have and synthesizers do not make
+- whether a clip's text depends on the other clips in its batch
 
-Needs espeak-ng (`pip install -e '.[synthetic]'`), and `pysubs2` and `webvtt-py` to validate subtitles.
+It needs espeak-ng (`pip install -e '.[synthetic]'`), and `pysubs2` and `webvtt-py` to validate subtitles.
 """
 
 from __future__ import annotations
@@ -118,19 +118,19 @@ def long_recording(
     short, long = folder / "short.flac", folder / "long.flac"
     num_short = write_recording(short, clips, hours * 600, ROOM_DBFS)
     used = write_recording(long, clips, hours * 3600, None)
-    said = [text for _, text in clips[:used]]
+    references = [text for _, text in clips[:used]]
     one_by_one = texts(recognizer, [clip for clip, _ in clips[:used]])
     rows = {}
     for path, number in ((long, used), (short, num_short)):
         seconds, peak = transcribed(model, path, "--format", "json", "--output-dir", str(folder))
-        heard = json.loads(path.with_suffix(".json").read_text())
+        result = json.loads(path.with_suffix(".json").read_text())
         # Both as one long text: alignments over the joints of sentences can only be cheaper.
-        whole = " ".join(said[:number])
-        rates = wer([whole], [heard["text"]]), wer([whole], [" ".join(one_by_one[:number])])
-        rows[path] = (heard, rates, peak, seconds, number)
-    heard, (together, alone), peak, _, _ = rows[long]
-    small, pieces = rows[short][2], heard["segments"]
-    record.say(f"## A recording of {heard['duration'] / 60:.0f} minutes\n")
+        whole = " ".join(references[:number])
+        rates = wer([whole], [result["text"]]), wer([whole], [" ".join(one_by_one[:number])])
+        rows[path] = (result, rates, peak, seconds, number)
+    result, (together, alone), peak, _, _ = rows[long]
+    small, pieces = rows[short][2], result["segments"]
+    record.say(f"## A recording of {result['duration'] / 60:.0f} minutes\n")
     names = {long: "all, silent pauses", short: f"a sixth, noise at {ROOM_DBFS:.0f} dBFS"}
     record.table(
         ["recording", "sentences", "pieces", "WER", "WER one by one", "peak memory, MiB", "seconds"],
@@ -180,10 +180,10 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "words.jsonl").read_text().splitlines()]
     clips = [load_audio(folder / row["audio_filepath"], max_duration_s=recognizer.max_chunk_s) for row in rows]
     errors, right = [], 0
-    for row, heard in zip(rows, recognizer.transcribe(clips, word_timestamps=True), strict=True):
-        if heard.text == row["text"]:
+    for row, result in zip(rows, recognizer.transcribe(clips, word_timestamps=True), strict=True):
+        if result.text == row["text"]:
             right += 1
-            words = heard.segments[0].words or ()
+            words = result.segments[0].words or ()
             errors += [word.start_s - start for word, start in zip(words, row["starts_s"], strict=True)]
     sizes = np.abs(errors)
     record.say("## Word starts\n")
@@ -199,7 +199,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
     record.bar("median within 100 ms of espeak-ng's word events", bool(np.median(sizes) <= MAX_START_ERROR_S))
 
 
-def nothing_said() -> dict[str, list[np.ndarray]]:
+def non_speech_clips() -> dict[str, list[np.ndarray]]:
     """50 clips of 1 to 9 s without a word."""
     rng = np.random.default_rng(5)
 
@@ -238,89 +238,91 @@ def nothing_said() -> dict[str, list[np.ndarray]]:
     }
 
 
-def no_words(record: Record, guarded: Transcriber, raw: Transcriber) -> None:
+def no_words(record: Record, filtered: Transcriber, raw: Transcriber) -> None:
     rows, invented = [], 0
-    for kind, clips in nothing_said().items():
-        with_guards = guarded.transcribe([torch.from_numpy(clip) for clip in clips])
+    for kind, clips in non_speech_clips().items():
+        with_filters = filtered.transcribe([torch.from_numpy(clip) for clip in clips])
         without = texts(raw, clips)
-        invented += sum(bool(heard.text) for heard in with_guards)
-        why = Counter(reason for heard in with_guards for reason in reasons(heard))
+        invented += sum(bool(result.text) for result in with_filters)
+        why = Counter(reason for result in with_filters for reason in reasons(result))
         found = ", ".join(f"{count} {reason}" for reason, count in why.most_common())
-        rows.append([kind, len(clips), sum(map(bool, without)), sum(bool(heard.text) for heard in with_guards), found])
+        rows.append(
+            [kind, len(clips), sum(map(bool, without)), sum(bool(result.text) for result in with_filters), found]
+        )
     raw_total = sum(row[2] for row in rows)
     rows.append(["all", sum(row[1] for row in rows), raw_total, invented, ""])
     record.say("## Nobody speaks\n")
-    record.table(["clips of", "clips", "with text, raw model", "with text, guarded", "suppressed as"], rows)
+    record.table(["clips of", "clips", "with text, raw model", "with text, filtered", "suppressed as"], rows)
     record.bar("no words are invented", invented == 0)
 
 
-def reasons(heard: Transcription) -> list[str]:
-    return [segment.suppressed for segment in heard.segments if segment.suppressed is not None]
+def reasons(result: Transcription) -> list[str]:
+    return [segment.suppressed for segment in result.segments if segment.suppressed is not None]
 
 
-def speech_kept(record: Record, guarded: Transcriber, raw: Transcriber, clips: Clips) -> None:
-    waves, said = [wave for wave, _ in clips], [text for _, text in clips]
-    plain, heard = texts(raw, waves), guarded.transcribe([torch.from_numpy(wave) for wave in waves])
-    kept = [one.text for one in heard]
-    fired = sum(bool(reasons(one)) for one in heard)
+def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: Clips) -> None:
+    waves, references = [wave for wave, _ in clips], [text for _, text in clips]
+    plain, result = texts(raw, waves), filtered.transcribe([torch.from_numpy(wave) for wave in waves])
+    kept = [one.text for one in result]
+    fired = sum(bool(reasons(one)) for one in result)
     softer = [wave * np.float32(10 ** (-ATTENUATION_DB / 20)) for wave in waves]
     coarse = [(np.round(wave * 32768) / 32768).astype(np.float32) for wave in softer]
-    rows = [["as it is, raw model", f"{wer(said, plain):.2%}", *lost(said, plain), ""]]
-    rows.append(["as it is", f"{wer(said, kept):.2%}", *lost(said, kept), fired])
+    rows = [["as it is, raw model", f"{wer(references, plain):.2%}", *lost(references, plain), ""]]
+    rows.append(["as it is", f"{wer(references, kept):.2%}", *lost(references, kept), fired])
     results = {}
     for name, waveforms in (("40 dB softer", softer), ("40 dB softer, in 16 bits", coarse)):
-        results[name] = guarded.transcribe([torch.from_numpy(wave) for wave in waveforms])
+        results[name] = filtered.transcribe([torch.from_numpy(wave) for wave in waveforms])
         found = [one.text for one in results[name]]
         count = sum(bool(reasons(one)) for one in results[name])
-        rows.append([name, f"{wer(said, found):.2%}", *lost(said, found), count])
+        rows.append([name, f"{wer(references, found):.2%}", *lost(references, found), count])
     quiet_raw = texts(raw, softer)
-    rows.append(["40 dB softer, raw model", f"{wer(said, quiet_raw):.2%}", *lost(said, quiet_raw), ""])
-    num_words = sum(len(text.split()) for text in said)
+    rows.append(["40 dB softer, raw model", f"{wer(references, quiet_raw):.2%}", *lost(references, quiet_raw), ""])
+    num_words = sum(len(text.split()) for text in references)
     record.say(f"## Speech: {len(clips)} sentences, {num_words} words\n")
-    record.table(["", "WER", "words deleted", "sentences without text", "guards fired"], rows)
-    record.bar("guards change no text of speech", kept == plain and not fired)
+    record.table(["", "WER", "words deleted", "sentences without text", "filters fired"], rows)
+    record.bar("filters change no text of speech", kept == plain and not fired)
     soft_texts = [one.text for one in results["40 dB softer"]]
-    gone = {name: words_gone(said, kept, [one.text for one in heard]) for name, heard in results.items()}
+    gone = {name: words_gone(references, kept, [one.text for one in result]) for name, result in results.items()}
     record.say(
         "Of the words that are right at their own level, "
         + ", and ".join(f"{number} are not {name}" for name, number in gone.items())
         + ".\n"
     )
     quiet = [boost_quiet(torch.from_numpy(wave)).numpy() for wave in softer]
-    record.bar("guards take no word from speech 40 dB softer", texts(raw, quiet) == soft_texts)
+    record.bar("filters take no word from speech 40 dB softer", texts(raw, quiet) == soft_texts)
     record.bar("every word that is right at its own level is right 40 dB softer", gone["40 dB softer"] == 0)
-    alone = [texts(guarded, [wave])[0] for wave in waves[:100]]
+    alone = [texts(filtered, [wave])[0] for wave in waves[:100]]
     record.bar("100 sentences have the same text alone as among 400", alone == kept[:100])
 
 
-def silence_before(record: Record, guarded: Transcriber, clips: Clips) -> None:
-    said, rates = [text for _, text in clips], {}
+def silence_before(record: Record, filtered: Transcriber, clips: Clips) -> None:
+    references, rates = [text for _, text in clips], {}
     for milliseconds in (0, *SILENCES_MS):
         silence = np.zeros(milliseconds * SAMPLE_RATE // 1000, dtype=np.float32)
-        rates[milliseconds] = wer(said, texts(guarded, [np.concatenate([silence, wave]) for wave, _ in clips]))
+        rates[milliseconds] = wer(references, texts(filtered, [np.concatenate([silence, wave]) for wave, _ in clips]))
     record.say("## Silence before the first sound\n")
     record.table(["silence, ms", *map(str, rates)], [["WER", *(f"{rate:.2%}" for rate in rates.values())]])
     record.bar("within a point of the same without", max(rates.values()) - rates[0] <= MAX_WER_OF_SILENCE)
 
 
-def words_gone(said: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
+def words_gone(references: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
     """Words of the references that were right before, and are not after."""
     right = [
         [
             reference == word
-            for one in align(said, heard, normalizer("lower"))
+            for one in align(references, result, normalizer("lower"))
             for reference, word in one.pairs
             if reference is not None
         ]
-        for heard in (before, after)
+        for result in (before, after)
     ]
     return sum(was and not still for was, still in zip(*right, strict=True))
 
 
-def lost(said: Sequence[str], heard: Sequence[str]) -> tuple[int, int]:
-    """Words deleted, and sentences of which nothing was heard."""
-    alignments = align(said, heard, normalizer("lower"))
-    return sum(one.deletions for one in alignments), sum(not text for text in heard)
+def lost(references: Sequence[str], result: Sequence[str]) -> tuple[int, int]:
+    """Number of deleted words, and of sentences without any text."""
+    alignments = align(references, result, normalizer("lower"))
+    return sum(one.deletions for one in alignments), sum(not text for text in result)
 
 
 def main() -> int:
@@ -329,17 +331,17 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=1.0, help="of the long recording; default 1")
     parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()
-    record = Record("Transcription: long recordings, word times, guards", arguments.output)
+    record = Record("Transcription: long recordings, word times, filters", arguments.output)
     folder = model_folder(arguments.model)
     model, tokenizer = load_model(folder)
-    guarded, raw = Transcriber(model, tokenizer), Transcriber(model, tokenizer, filter_hallucinations=False)
+    filtered, raw = Transcriber(model, tokenizer), Transcriber(model, tokenizer, filter_hallucinations=False)
     clips = sentences(int(arguments.hours * 1100) + NUM_SPOKEN, 40)
     with tempfile.TemporaryDirectory() as place:
-        long_recording(record, folder, guarded, clips, arguments.hours, Path(place))
-        word_starts(record, guarded, Path(place))
-    no_words(record, guarded, raw)
-    speech_kept(record, guarded, raw, clips[-NUM_SPOKEN:])
-    silence_before(record, guarded, clips[-NUM_SPOKEN:])
+        long_recording(record, folder, filtered, clips, arguments.hours, Path(place))
+        word_starts(record, filtered, Path(place))
+    no_words(record, filtered, raw)
+    speech_kept(record, filtered, raw, clips[-NUM_SPOKEN:])
+    silence_before(record, filtered, clips[-NUM_SPOKEN:])
     return record.write()
 
 
