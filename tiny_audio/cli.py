@@ -280,7 +280,7 @@ def evaluate(
 def rescore(
     hypotheses: arg.Hypotheses,
     normalizer: arg.Normalizer = "whisper_english",
-    cost: arg.Cost = "unit",
+    cost: arg.Cost = None,
     group_by: arg.GroupByOfHypotheses = None,
     html: arg.HtmlPage = None,
     as_json: arg.AsJson = False,

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_audio
+from tiny_audio.analysis.normalizer_names import NORMALIZER_NAMES
 from tiny_audio.analysis.scoring import (
     Score,
     Transcripts,
@@ -45,14 +46,14 @@ pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=12).filter(lambda
         ("whisper_english", "Uh, it's the COLOUR [noise] of $5!", "it is the color of $5"),
         ("whisper_english", "one two three", "123"),
         ("whisper_english", "", ""),
-        ("open_asr_leaderboard", "The U.S.A. is ... big...", "the usa is big"),
-        ("open_asr_leaderboard", "C.E.O.s on T.V. at 5 p.m. today.", "ceos on tv at 5 pm today"),
-        ("open_asr_leaderboard", "Uh, it's the COLOUR [noise] of $5!", "it is the color of $5"),
-        ("open_asr_leaderboard", "Kinda the cause, I dunno", "kinda the cause i dunno"),
+        ("open_asr_leaderboard_2025_04", "The U.S.A. is ... big...", "the usa is big"),
+        ("open_asr_leaderboard_2025_04", "C.E.O.s on T.V. at 5 p.m. today.", "ceos on tv at 5 pm today"),
+        ("open_asr_leaderboard_2025_04", "Uh, it's the COLOUR [noise] of $5!", "it is the color of $5"),
+        ("open_asr_leaderboard_2025_04", "Kinda the cause, I dunno", "kinda the cause i dunno"),
         ("whisper_english", "Kinda the cause, I dunno", "kind of the because i do not know"),
-        ("open_asr_leaderboard", "archaeology travelogue cancellation", "archeology travelog cancelation"),
-        ("open_asr_leaderboard", "one two three, u.m. um", "123 um"),
-        ("open_asr_leaderboard", "", ""),
+        ("open_asr_leaderboard_2025_04", "archaeology travelogue cancellation", "archeology travelog cancelation"),
+        ("open_asr_leaderboard_2025_04", "one two three, u.m. um", "123 um"),
+        ("open_asr_leaderboard_2025_04", "", ""),
     ],
 )
 def test_normalizers(name, text, expected):
@@ -63,7 +64,7 @@ def test_normalizers_are_stamped_with_their_version():
     assert (LOWER.name, LOWER.version) == ("lower", "1")
     assert re.fullmatch(r"whisper-normalizer \d+\.\d+\.\d+", ENGLISH.version)
     assert normalizer("basic").version == ENGLISH.version
-    leaderboard = normalizer("open_asr_leaderboard")
+    leaderboard = normalizer("open_asr_leaderboard_2025_04")
     assert leaderboard.version == f"open_asr_leaderboard 0c261bf, {ENGLISH.version}"
 
 
@@ -78,7 +79,7 @@ def test_whisper_english_survives_endless_digits(text):
 
 
 def test_unknown_normalizer():
-    allowed = "none, lower, basic, whisper_english, open_asr_leaderboard"
+    allowed = ", ".join(NORMALIZER_NAMES)
     message = f"unknown normalizer 'whisper'; allowed: {allowed}; choose one of these"
     with pytest.raises(UserError, match=re.escape(message)):
         normalizer("whisper")

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import Document, changed
+from tiny_audio.analysis.normalizer_names import NORMALIZER_NAMES
 from tiny_audio.config import UserError
 from tiny_audio.data.text import TargetText, TargetTextConfig
 from tiny_audio.recipe import Recipe, load_recipe
 
-NAMES = "'none', 'lower', 'basic', 'whisper_english' or 'open_asr_leaderboard'"
+*_FIRST, _LAST = map(repr, NORMALIZER_NAMES)
+NAMES = f"{', '.join(_FIRST)} or {_LAST}"
 STEPS = ("write_punctuation", "remove_markers", "remove_fillers", "true_case")
 
 

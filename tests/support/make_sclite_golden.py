@@ -19,7 +19,7 @@ from tiny_audio.analysis.scoring import NormalizerName, normalizer
 from tiny_audio.sources._synthetic.grammar import dates, home, numbers, phone
 
 GOLDEN = Path(__file__).with_name("sclite_golden.json.gz")
-NORMALIZERS: tuple[NormalizerName, ...] = ("none", "whisper_english", "open_asr_leaderboard")
+NORMALIZERS: tuple[NormalizerName, ...] = ("none", "whisper_english", "open_asr_leaderboard_2025_04")
 _PARTS = [(0, 650), *((start, start + 50) for start in range(0, 650, 50))]
 """Rows that the matched-pairs test is made of: of all of them p is too small to be printed."""
 _FILLERS = (

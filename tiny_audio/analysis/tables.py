@@ -211,7 +211,7 @@ def _about(rescored: Rescored) -> str:
     if rescored.left_out:
         facts.append(f"{rescored.left_out:,} clips left out because a target has no hypothesis for them")
     facts.append(f"normalizer {first.normalizer.name} ({first.normalizer.version})")
-    facts.append(f"cost {first.cost} ({' '.join(first.scorer)})")
+    facts.append(f"cost {first.applied_cost} ({' '.join(first.scorer)})")
     text = "; ".join(facts)
     if rescored.glued_references:
         text += (

@@ -157,7 +157,11 @@ Hypotheses = Annotated[
     ),
 ]
 Cost = Annotated[
-    str, Option(help="Cost of an edit: unit (1 each, as in jiwer) or sclite (4/3/3, as in NIST's sclite).")
+    str | None,
+    Option(
+        help="Cost of an edit: unit (1 each, as in jiwer), sclite (4/3/3, as in NIST's sclite), compounds or joined (1 "
+        "each; compounds match, as on the Open ASR Leaderboard). Default: the normalizer's."
+    ),
 ]
 
 

@@ -15,7 +15,7 @@ def rescore(
     hypotheses: Sequence[Path],
     *,
     normalizer: str,
-    cost: str,
+    cost: str | None,
     group_by: str | None,
     html: Path | None,
     as_json: bool,

@@ -65,7 +65,7 @@ class TargetTextConfig(Config):
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
-        if self.name in ("basic", "whisper_english", "open_asr_leaderboard"):
+        if self.name not in ("none", "lower"):
             for step, why in (
                 ("write_punctuation", "removes punctuation"),
                 ("remove_markers", "removes brackets itself"),

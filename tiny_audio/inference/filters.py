@@ -264,7 +264,7 @@ def filter_text(
 
 def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVocabulary) -> bool:
     """Whether a text is so unlikely under the CTC head's ``logits [1, T, V]`` that the audio cannot contain it."""
-    own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary).labels
+    own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary, read_numbers=False).labels
     num_frames = int(frames.lengths[0])
     if ctc.min_frames(spelled) > num_frames:  # the text has no likelihood: it was spoken very fast, or not at all
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate

@@ -213,7 +213,7 @@ class Transcriber:
         aligned = None
         if frames.ctc_logits is not None and vocabulary is not None:
             log_probs = frames.ctc_logits[0].float().log_softmax(-1)
-            aligned = align(Spelling.of(text, vocabulary), log_probs, frames.rate)
+            aligned = align(Spelling.of(text, vocabulary), log_probs, frames.rate, duration_s)
         return Segment(
             start_s,
             start_s + duration_s,

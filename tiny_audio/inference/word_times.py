@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.ctc import BLANK, CtcVocabulary, min_frames
+from tiny_audio.inference.spoken_forms import spoken
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,32 @@ class Spelling:
     """Index of the word that each label belongs to; None for the separators between words."""
 
     @classmethod
-    def of(cls, text: str, vocabulary: CtcVocabulary) -> Spelling:
+    def of(cls, text: str, vocabulary: CtcVocabulary, *, read_numbers: bool = True) -> Spelling:
         """Spell a text. An unknown character is tried in the other case, then without accents, and left out if both
-        fail."""
+        fail. With ``read_numbers``, a word with unknown digits or symbols is spelled as it is said in English."""
         known = {character: label for label, character in enumerate(vocabulary.characters, 1)}
         words = tuple(text.split())
         labels: list[int] = []
         owners: list[int | None] = []
         for index, word in enumerate(words):
-            spelled = [label for character in word for label in _labels(character, known)]
+            spelled = [
+                label
+                for character in (_readable(word, known) if read_numbers else word)
+                for label in _labels(character, known)
+            ]
             if spelled and labels and " " in known:
                 labels.append(known[" "])
                 owners.append(None)
             labels += spelled
             owners += [index] * len(spelled)
         return cls(words, tuple(labels), tuple(owners))
+
+
+def _readable(word: str, known: dict[str, int]) -> str:
+    """The word, with numbers and symbols in words if the head lacks a digit or symbol of it."""
+    if all(_labels(character, known) for character in word if character.isdecimal() or spoken(character) != character):
+        return word
+    return spoken(word)
 
 
 def _labels(character: str, known: dict[str, int]) -> list[int]:
@@ -70,19 +82,20 @@ class Alignment:
     """The confidence over all characters, see :class:`Word`. None if nothing could be aligned."""
 
 
-def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
-    """Find the likeliest alignment of a text.
+def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float) -> Alignment:
+    """Find the most likely alignment of a text.
 
-    A word lasts from the first frame of its first character to the last frame of its last character. Words that the
-    head cannot spell share the gap between their neighbors. If there are too few frames for the text, all words share
-    the clip.
+    A word lasts from the first frame of its first character to the last frame of its last. A word that the head cannot
+    spell gets the gap between its neighbors. If there are too few frames for the text, all words share the clip. Every
+    word lasts at least a frame, or the clip divided by the number of words if that is less; where a gap is too short
+    for it, it takes time from its neighbors. No word ends after the clip or overlaps another.
 
     Args:
         spelling: the spelling of the text.
         log_probs: ``[T, V]`` of one clip, on any device.
         rate: frames per second.
+        duration_s: of the clip; the last frame may reach beyond it.
     """
-    duration_s = len(log_probs) / rate
     words: list[Word | None] = [None] * len(spelling.words)
     confidence = None
     if spelling.labels and min_frames(spelling.labels) <= len(log_probs):
@@ -98,7 +111,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float) -> Alignment:
             if own:
                 probability = _geometric_mean([best for _, _, best in own])
                 words[index] = Word(text, own[0][0] / rate, (own[-1][1] + 1) / rate, probability)
-    return Alignment(_filled(spelling.words, words, duration_s), confidence)
+    return Alignment(_apart(_filled(spelling.words, words, duration_s), 1 / rate, duration_s), confidence)
 
 
 def shifted(word: Word, by_s: float) -> Word:
@@ -146,3 +159,21 @@ def _filled(texts: Sequence[str], words: Sequence[Word | None], duration_s: floa
         ]
         index = stop
     return tuple(found)
+
+
+def _apart(words: Sequence[Word], least_s: float, duration_s: float) -> tuple[Word, ...]:
+    """Words in order within the clip, none of them shorter than ``least_s``, or than their share of the clip."""
+    least_s = min(least_s, duration_s / max(1, len(words)))
+    starts, ends, now = [], [], 0.0
+    for word in words:
+        starts.append(max(word.start_s, now))
+        ends.append(max(word.end_s, starts[-1] + least_s))
+        now = ends[-1]
+    now = duration_s
+    for index in reversed(range(len(words))):
+        ends[index] = min(ends[index], now)
+        starts[index] = max(0.0, min(starts[index], ends[index] - least_s))
+        now = starts[index]
+    return tuple(
+        replace(word, start_s=start_s, end_s=end_s) for word, start_s, end_s in zip(words, starts, ends, strict=True)
+    )

@@ -25,6 +25,7 @@ from tiny_audio.analysis.report._utterances import (
 )
 from tiny_audio.analysis.report.audio import ReadAudio
 from tiny_audio.analysis.rescore import Rescored
+from tiny_audio.analysis.scoring import DESCRIPTIONS
 from tiny_audio.analysis.tables import units_text
 
 _NUM_APART = 15
@@ -67,14 +68,12 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
 
 def _about(rescored: Rescored) -> str:
     aligned, first = rescored.comparison.aligned, rescored.transcripts[0]
-    unit = first.cost == "unit"
-    cost = "each edit costs 1" if unit else "a substitution costs 4, an insertion or deletion 3, as in NIST's sclite"
     left = rescored.left_out
     facts = [
         f"{count(len(aligned.rows))} utterances, {count(int(aligned.words.sum()))} reference words",
         f"{count(left)} clips are left out because a target has no hypothesis for them" if left else None,
         f"normalizer {first.normalizer.name} ({first.normalizer.version})",
-        f"{cost} (scorer {' '.join(first.scorer)})",
+        f"{DESCRIPTIONS[first.applied_cost]} (scorer {' '.join(first.scorer)})",
     ]
     text = "; ".join(fact for fact in facts if fact) + "."
     if rescored.glued_references:

@@ -140,7 +140,7 @@ def rescore(
     paths: Sequence[Path],
     *,
     normalizer_name: str = "whisper_english",
-    cost: str = "unit",
+    cost: str | None = None,
     group_by: str | None = None,
 ) -> Rescored:
     """Score files of hypotheses; :data:`Row` describes their lines.
@@ -148,14 +148,14 @@ def rescore(
     Args:
         paths: the files. If there are several, each is compared with the first one.
         normalizer_name: the normalizer of references and hypotheses.
-        cost: the cost of edits, see :data:`tiny_audio.analysis.scoring.Cost`.
+        cost: the cost of edits, see :data:`tiny_audio.analysis.scoring.Cost`; None: that of the normalizer.
         group_by: metadata column whose groups are resampled as a whole, see
             :func:`tiny_audio.analysis.comparison.units_column` for the default.
 
     Raises:
         UserError: a file cannot be read, references differ, the files share no clip, or a name is unknown.
     """
-    weights = check_cost(cost)
+    weights = None if cost is None else check_cost(cost)
     rule = normalizer(normalizer_name)
     targets = read_targets(paths)
     aligned, rows = align_targets(targets, rule, cost=weights, group_by=group_by)
@@ -174,7 +174,7 @@ def rescore(
 
 
 def align_targets(
-    targets: Sequence[Target], rule: Normalizer, *, cost: Cost = "unit", group_by: str | None = None
+    targets: Sequence[Target], rule: Normalizer, *, cost: Cost | None = None, group_by: str | None = None
 ) -> tuple[AlignedSet, list[list[Row]]]:
     """Align the clips for which every target has a hypothesis. Also return each target's rows, in the same order.
 

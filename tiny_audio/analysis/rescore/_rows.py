@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis.rescore._chunks import INDEX, join_chunks
 from tiny_audio.config import UserError
 
 Row = dict[str, Any]
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 Fields of the leaderboard: ``audio_filepath``; ``duration``, seconds of audio; ``time``, seconds of processing
 (optional); ``text``, the reference; ``pred_text``, the raw hypothesis. Fields of this project, all optional: ``id``
 (default: ``audio_filepath``), ``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field
-that holds a string becomes a metadata column.
+that holds a string becomes a metadata column, and so does ``chunk_index``.
 
 A row with an ``error`` (a sentence) is a failure. It has no hypothesis, which is not the same as an empty one.
 """
@@ -74,7 +75,7 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
         for depth in range(1, max(len(path.parts) for path in whole) + 1)
         if len(set(names := ["/".join(path.parts[-depth:]) for path in whole])) == len(whole)
     )
-    return [Target(name, path, _read(path)) for name, path in zip(names, paths, strict=True)]
+    return [Target(name, path, join_chunks(_read(path), str(path))) for name, path in zip(names, paths, strict=True)]
 
 
 def _read(path: Path) -> dict[str, Row]:
@@ -135,6 +136,8 @@ def _row(line: str, location: str) -> Row:
     if not isinstance(row["metadata"], dict | None):
         raise UserError(f"{location}: metadata should be an object, not {json.dumps(row['metadata'])[:60]}")
     columns = {key: value for key, value in given.items() if key not in _FIELDS and isinstance(value, str)}
+    if isinstance(given.get(INDEX), int):
+        columns[INDEX] = str(given[INDEX])
     row["metadata"] = columns | {
         key: value if value is None else str(value) for key, value in (row["metadata"] or {}).items()
     }

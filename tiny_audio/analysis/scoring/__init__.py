@@ -29,7 +29,7 @@ from tiny_audio.analysis.scoring._alignment import (
     confusions,
     loops,
 )
-from tiny_audio.analysis.scoring._costs import Cost
+from tiny_audio.analysis.scoring._costs import DESCRIPTIONS, Cost
 from tiny_audio.analysis.scoring._normalizers import Normalizer, glues_words, normalizer
 from tiny_audio.analysis.scoring.metrics import Transcripts, measure
 from tiny_audio.analysis.significance import (
@@ -44,6 +44,7 @@ from tiny_audio.analysis.significance import (
 from tiny_audio.config import Config, UserError
 
 __all__ = [
+    "DESCRIPTIONS",
     "Alignment",
     "Cost",
     "Normalizer",
@@ -94,7 +95,7 @@ class Score(Config):
     cost: Cost = "unit"
     """Cost of edits in the alignment of words."""
     scorer: str = "jiwer"
-    """Program that aligned the words: ``jiwer`` at unit cost, ``tiny-audio`` at sclite cost."""
+    """Program that aligned the words: ``jiwer`` at unit cost, ``tiny-audio`` at sclite cost, else ``kaldialign``."""
     scorer_version: str
     empty_hypotheses: int
     """Utterances whose normalized hypothesis has no word, although the reference has one."""
@@ -126,7 +127,7 @@ def score(
     num_bootstrap: int = 1000,
     seed: int = 0,
     groups: Groups = None,
-    cost: Cost = "unit",
+    cost: Cost | None = None,
 ) -> Score:
     """Score one set.
 
@@ -138,7 +139,7 @@ def score(
         seed: seed of the resampling.
         groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, because
             their errors are correlated. Without groups, the interval is too narrow. Each ``None`` is its own group.
-        cost: the cost of edits.
+        cost: the cost of edits; None: that of the normalizer.
 
     Raises:
         UserError: no utterance, no reference word, lengths that differ, an unknown cost, or too few resamples.
@@ -163,7 +164,7 @@ def score_transcripts(
             "num_reference_words": int(words.sum()),
             "normalizer": transcripts.normalizer.name,
             "normalizer_version": transcripts.normalizer.version,
-            "cost": transcripts.cost,
+            "cost": transcripts.applied_cost,
             "scorer": name,
             "scorer_version": version,
         }
@@ -179,7 +180,7 @@ def paired_difference(
     num_bootstrap: int = 1000,
     seed: int = 0,
     groups: Groups = None,
-    cost: Cost = "unit",
+    cost: Cost | None = None,
 ) -> PairedDifference:
     """Compute the WER of the other system minus the WER of the baseline. Below 0, the other system is better.
 
@@ -211,7 +212,7 @@ def score_set(
     num_bootstrap: int = 1000,
     seed: int = 0,
     groups: Groups = None,
-    cost: Cost = "unit",
+    cost: Cost | None = None,
 ) -> dict[str, Any]:
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 

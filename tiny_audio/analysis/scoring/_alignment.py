@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from tiny_audio.analysis.scoring._costs import Cost, Pair, sclite_pairs, unit_pairs
+from tiny_audio.analysis.scoring._costs import (
+    Cost,
+    Pair,
+    check_scorer,
+    compound_pairs,
+    joined_pairs,
+    sclite_pairs,
+    unit_pairs,
+)
 from tiny_audio.analysis.scoring._normalizers import Normalizer
 from tiny_audio.config import Config, UserError
 
@@ -21,6 +29,8 @@ class Alignment:
     """Word pairs of one utterance: (reference word, hypothesis word). ``None`` marks a missing word."""
 
     pairs: tuple[Pair, ...]
+    num_joined: int = 0
+    """Reference words that do not count, since they were joined to others (cost ``joined``)."""
 
     @property
     def hits(self) -> int:
@@ -49,8 +59,8 @@ class Alignment:
 
     @property
     def num_reference_words(self) -> int:
-        """Hits, substitutions and deletions."""
-        return len(self.pairs) - self.insertions
+        """Hits, substitutions and deletions, without the joined ones."""
+        return len(self.pairs) - self.insertions - self.num_joined
 
     @property
     def edits(self) -> str:
@@ -62,24 +72,34 @@ class Alignment:
 
 
 def align(
-    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer, *, cost: Cost = "unit"
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer, *, cost: Cost | None = None
 ) -> list[Alignment]:
     """Normalize the texts, then align their words at the lowest cost.
 
     A reference may be empty; its hypothesis is then all insertions.
 
+    Args:
+        references: raw texts.
+        hypotheses: raw texts, in the order of ``references``.
+        normalizer: applied to both.
+        cost: of the edits; None: that of the normalizer.
+
     Raises:
-        UserError: the numbers of references and hypotheses differ, or the cost is unknown.
+        UserError: the numbers of references and hypotheses differ, the cost is unknown, or its package is missing.
     """
+    cost = check_cost(cost or normalizer.cost)
     check_lengths(references, hypotheses=hypotheses)
-    check_cost(cost)
+    check_scorer(cost)
     if not references:
         return []
     texts = list(map(normalizer, references)), list(map(normalizer, hypotheses))
     if cost == "unit":
         return [Alignment(tuple(pairs)) for pairs in unit_pairs(*texts)]
-    words = ((reference.split(), hypothesis.split()) for reference, hypothesis in zip(*texts, strict=True))
-    return [Alignment(tuple(sclite_pairs(*pair))) for pair in words]
+    words = [(reference.split(), hypothesis.split()) for reference, hypothesis in zip(*texts, strict=True)]
+    if cost == "joined":
+        return [Alignment(tuple(pairs), num_joined) for pairs, num_joined in (joined_pairs(*pair) for pair in words)]
+    aligned = sclite_pairs if cost == "sclite" else compound_pairs
+    return [Alignment(tuple(aligned(*pair))) for pair in words]
 
 
 def check_cost(cost: str) -> Cost:

@@ -1,88 +1,146 @@
-"""English normalizer of the Open ASR Leaderboard, based on the package ``whisper-normalizer``.
+"""Rules of the Open ASR Leaderboard, as of August 2026, based on the package with Whisper's normalizers.
 
-Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf. The leaderboard
-used it from 2025 until April 2026 (its pull requests 62 and 142). These are the differences from Whisper's English
-normalizer:
+Source: ``normalizer/`` of github.com/huggingface/open_asr_leaderboard (Apache-2.0) at commit d1e99b2 of 2026-08-21. The
+rules for English are in force since 2026-04-22, those of the alignment (cost ``compounds``) since 2026-06-11. They
+differ from Whisper's English normalizer:
 
-- An ellipsis (three or more dots) is removed at the end of the text, and replaced by a space elsewhere.
-- Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard's rules for letters with spaces between them and for a following "'s" are included but seldom apply.
-- kinda, sorta, dunno and cause are unchanged, as in OpenAI's rules. The package expands them.
-- Spellings follow the list in transformers, which corrects OpenAI's list: see :data:`_SPELLING`.
+- More fillers are removed: ah, eh, huh, hum and their variants.
+- "'s" becomes "is" only after pronouns and question words; elsewhere it becomes a word of its own.
+- kinda, sorta, dunno and cause are unchanged.
+- "e mail", "wi fi", "all right" and 13 more become one word.
+- Spellings follow the leaderboard's list, and variants of 116 given names become one.
+- Runs of single letters and digits become one word: "b b c" -> "bbc". A run with "a" or "i" must have three of them.
 
-The leaderboard has had more rules since April 2026 (fillers, clock times, acronyms, names, compounds, better handling
-of "oh" and "'s"). They are not included, so later rates are not comparable.
+For other languages, the rules are Whisper's multilingual ones, and numbers in digits are written out.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import groupby
 
-LEADERBOARD_VERSION = "open_asr_leaderboard 0c261bf"
+from tiny_audio.analysis.scoring._leaderboard_2025 import NOT_RESPELT, NOT_WRITTEN_OUT, SPELLING
+from tiny_audio.config import UserError
 
-_NOT_WRITTEN_OUT = ("kinda", "sorta", "dunno", "cause")
+VERSION = "open_asr_leaderboard d1e99b2"
 
-_SPELLING = {
-    "archaeological": "archeological",
-    "archaeology": "archeology",
-    "cancellation": "cancelation",
-    "cancellations": "cancelations",
-    "mm": "hmm",
-    "pummelled": "pummeled",
-    "pummelling": "pummeling",
-    "snowploughs": "snowplows",
-    "travelogue": "travelog",
-    "travelogues": "travelogs",
+_FILLERS = "hmm|mm|mhm|mmm|uh|um|ah|aha|ahh|ahm|eh|ehehe|em|hm|huh|hum|mhum|uhm|umm|uhuh"
+_BEFORE_IS = "it|he|she|what|that|who|here|there|how|when|where|why|this"
+"""Words after which "'s" means "is"."""
+
+_JOINED = {
+    "etc": ["et cetera"],
+    "alright": ["al right", "all right"],
+    "however": ["how ever"],
+    "okay": ["o k"],
+    **{
+        pair.replace(" ", ""): [pair]
+        for pair in (
+            *("wi fi", "hi fi", "lo fi", "sci fi", "e mail", "e book", "e commerce", "x ray", "t shirt"),
+            *("a m", "p m"),
+        )
+    },
 }
-"""Spellings in which the list in transformers differs from OpenAI's list."""
-_NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "travelogs")
+"""Words that are joined, and what they become."""
 
-_FIRST = (
-    (r"\.{3,}\s*$", ""),
-    (r"\s*\.{3,}\s*", " "),
-    # Whisper's rules up to contractions. They must run before the rules for letters with dots.
-    (r"[<\[][^>\]]*[>\]]", ""),
-    (r"\(([^)]+?)\)", ""),
-    (r"\b(hmm|mm|mhm|mmm|uh|um)\b", ""),
-    (r"\s+'", "'"),
-)
-_LETTER = r"([a-z])\."
+_SPELLING = {**SPELLING, "etcetera": "etc", "flyer": "flier", "kay": "okay", "ok": "okay"}
 
-
-def _dotted(num_letters: int, between: str, end: str) -> tuple[str, str]:
-    """Pattern and replacement that join ``num_letters`` letters with dots into one word."""
-    letters = between.join([_LETTER] * num_letters).removesuffix(r"\.")
-    return rf"\b{letters}{end}", "".join(rf"\{index}" for index in range(1, num_letters + 1))
-
-
-def _letters() -> list[tuple[str, str]]:
-    plural, plural_word = _dotted(3, "", r"\.s\b")
-    possessive, possessive_word = _dotted(3, "", r"\.'s\b")
-    return [
-        (plural, f"{plural_word}s"),
-        *(_dotted(size, "", r"\.?\b") for size in (4, 3, 2)),
-        *(_dotted(size, r"\s+", r"\.\b") for size in (4, 3, 2)),
-        (possessive, f"{possessive_word}s"),
-    ]
+_NAMES = """
+aaron: aron; alfonso: alphonso; alison: allison alyson; allen: alan allan; anne: ann; anthony: antony; arthur:
+artur; brett: bret; brian: bryan; bridget: bridgette; caitlin: kaitlin kaitlyn katelyn; carl: karl; carol: carole
+carrol carroll; catherine: catharine katherine kathryn; cathy: kathy; charlie: charley charly; chris: kris;
+christina: kristina; christopher: cristopher kristopher; colin: collin; deborah: devorah; dennis: denis; dominic:
+dominick; douglas: douglass; dylan: dillon; eric: erick erik; fatima: fatimah; frederick: frederik fredrick; gail:
+gayle; gary: garry; greg: gregg; henry: henri; ivonne: yvonne; jackie: jacky; jamie: jaime; jason: jayson; jeff:
+geoff; jeffrey: geoffrey jeffery; joanne: joane joann; john: jon; jonathan: johnathan jonathon; joseph: josef;
+karen: caren caryn karin; kelly: kelley kelli kellye; kevin: kevan; kristin: kristen; laurie: lori; lawrence:
+laurence; lee: leigh; leslie: lesley; lily: lilly; linda: lynda; lindsay: lindsey linsey; louis: lewis; lucas:
+lukas; lynn: lynne; mark: marc; martin: martyn; matthew: mathew; mcarthur: macarthur; mccarthy: macarthy maccarthy;
+mccartney: macartney; mcdonald: macdonald; mcgowan: macgowan; mcintosh: macintosh; mcintyre: macintyre; mckay:
+mackay; mckenzie: mackenzie; mclean: maclean; mcleod: macleod; mcmillan: macmillan; mcnamara: macnamara; megan:
+meghan; michael: micheal; michelle: michele; miriam: myriam; mohammed: mahomet mohamad mohamed mohammad mouhamad
+mouhamed muhamad muhammad muhammed; molly: mollie; natalie: nathalie; neil: neal; nicholas: nicolas; nicole: nikole;
+patrick: patrik; peter: pieter; philip: phillip; rachel: rachael; rajiv: rajeev; rebecca: rebekah; rob: robb; robin:
+robyn; roger: rodger; ronda: rhonda; russell: russel; sally: sallie; sarah: sara; sean: shaun shawn; shane: shayne;
+sherry: cheri sheri sherrie; simon: symon; stacy: stacey stacie; steven: stephen; stuart: stewart; susanne: suzanne;
+teresa: theresa; terry: terri; thomas: tomas; toby: tobey; tony: toni; tracy: tracey tracie; veronica: veronika;
+victor: viktor; victoria: viktoria; walter: walther; yousef: yusef yusuf; zach: zak; zachary: zachery zackary
+"""
+"""Given names, each with the variants that become it."""
 
 
 def leaderboard_rule() -> Callable[[str], str]:
-    """The normalizer: raw text -> text to score."""
+    """The rule for English: raw text -> text to score."""
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
-    whisper.ignore_patterns = r"(?!)"  # fillers are removed above; "um" from "u.m." is not one
-    for word in _NOT_WRITTEN_OUT:
-        del whisper.replacers[rf"\b{word}\b"]
-    mapping = {word: other for word, other in whisper.standardize_spellings.mapping.items() if word not in _NOT_RESPELT}
-    whisper.standardize_spellings.mapping = mapping | _SPELLING
-    rules = [(re.compile(pattern), replacement) for pattern, replacement in (*_FIRST, *_letters())]
+    whisper.ignore_patterns = rf"\b({_FILLERS})\b"
+    only_there = (rf"\b({_BEFORE_IS})'s\b", r"\1 is")
+    whisper.replacers = dict(
+        only_there if pattern == r"'s\b" else (pattern, other)
+        for pattern, other in whisper.replacers.items()
+        if pattern not in [rf"\b{word}\b" for word in NOT_WRITTEN_OUT]
+    )
+    numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
+    spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
+    # The package calls these two one after the other, so the other steps can run before the first and in the second.
+    whisper.standardize_numbers = lambda text: numbers(_join_words(text))
+    whisper.standardize_spellings = lambda text: _join_letters(
+        [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]
+    )
+    return lambda text: str(whisper(text))
+
+
+def leaderboard_multilingual_rule(language: str) -> Callable[[str], str]:
+    """The rule for a language other than English, such as ``de``.
+
+    Raises:
+        UserError: the package that writes numbers out is missing.
+    """
+    from whisper_normalizer.basic import BasicTextNormalizer
+
+    try:
+        from num2words import num2words
+    except ImportError:
+        raise UserError(
+            f"the normalizer open_asr_leaderboard_{language} needs the package num2words: pip install "
+            "'tiny-audio[multilingual]'"
+        ) from None
+    basic = BasicTextNormalizer()
+
+    def in_words(number: re.Match[str]) -> str:
+        try:
+            return str(num2words(int(number.group()), lang=language))
+        except (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError):  # too large for words
+            return number.group()
 
     def rule(text: str) -> str:
-        text = text.lower()
-        for pattern, replacement in rules:
-            text = pattern.sub(replacement, text)
-        return str(whisper(text))
+        text = " ".join(re.sub(r"[^\w\s]", "", basic(text)).split())
+        return re.sub(r"\d+", in_words, re.sub(r"(\d)\s+(\d{3})\b", r"\1\2", text))
 
     return rule
+
+
+def _variants() -> dict[str, str]:
+    groups = (group.split(":") for group in " ".join(_NAMES.split()).split("; "))
+    return {variant: name for name, variants in groups for variant in variants.split()}
+
+
+_CANONICAL = _variants()
+
+
+def _join_words(text: str) -> str:
+    for word, forms in _JOINED.items():
+        for form in forms:
+            text = re.sub(r"\b" + form.replace(" ", r"\s+") + r"\b", word, text)
+    return text
+
+
+def _join_letters(words: list[str]) -> str:
+    found: list[str] = []
+    for single, group in groupby(words, key=lambda word: len(word) == 1 and word.isalnum()):
+        run = list(group)
+        joined = single and len(run) >= (3 if {"a", "i"} & set(run) else 2)
+        found += ["".join(run)] if joined else run
+    return " ".join(found)

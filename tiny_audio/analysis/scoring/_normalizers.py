@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 from tiny_audio.analysis.normalizer_names import NORMALIZER_NAMES, NormalizerName
+from tiny_audio.analysis.scoring._costs import Cost, check_scorer
 from tiny_audio.config import UserError
 
 _BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+\)")
@@ -26,6 +27,8 @@ class Normalizer:
     version: str
     """The package and its version, or the version of a rule of this package."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
+    cost: Cost = "unit"
+    """Cost of the edits, unless another is asked for."""
 
     def __call__(self, text: str) -> str:
         """Normalize raw text."""
@@ -50,10 +53,15 @@ def normalizer(name: NormalizerName) -> Normalizer:
       removed, American spelling, numbers in digits. It joins spoken digits ("one two three" -> "123"; see
       :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
       The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause.
-    - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard of 2025; see :mod:`._leaderboard`.
+    - ``open_asr_leaderboard``: the present English rules of the Open ASR Leaderboard; see :mod:`._leaderboard`. Its
+      alignment matches compounds (cost ``compounds``).
+    - ``open_asr_leaderboard_2025_04``: its English rules from April 2025 until April 2026; see
+      :mod:`._leaderboard_2025`.
+    - ``open_asr_leaderboard_de``, ``_es``, ``_fr``, ``_it``, ``_pt``: its rules for German, Spanish, French, Italian
+      and Portuguese (cost ``joined``). They need the package num2words.
 
     Raises:
-        UserError: there is no such normalizer.
+        UserError: there is no such normalizer, or its package is missing.
     """
     if name == "none":
         return Normalizer(name, "1", str)
@@ -67,13 +75,26 @@ def normalizer(name: NormalizerName) -> Normalizer:
         from whisper_normalizer.basic import BasicTextNormalizer
 
         return Normalizer(name, version, _memoized(BasicTextNormalizer()))
-    if name == "open_asr_leaderboard":
-        from tiny_audio.analysis.scoring._leaderboard import LEADERBOARD_VERSION, leaderboard_rule
-
-        return Normalizer(name, f"{LEADERBOARD_VERSION}, {version}", _memoized(_bounded(leaderboard_rule())))
+    if name.startswith("open_asr_leaderboard"):
+        return _leaderboard(name, version)
     from whisper_normalizer.english import EnglishTextNormalizer
 
     return Normalizer(name, version, _memoized(_bounded(EnglishTextNormalizer())))
+
+
+def _leaderboard(name: NormalizerName, package: str) -> Normalizer:
+    from tiny_audio.analysis.scoring import _leaderboard as present
+    from tiny_audio.analysis.scoring import _leaderboard_2025 as former
+
+    if name == "open_asr_leaderboard_2025_04":
+        return Normalizer(name, f"{former.VERSION}, {package}", _memoized(_bounded(former.leaderboard_2025_rule())))
+    check_scorer("compounds")  # here, so that it is missed before a model runs
+    version = f"{present.VERSION}, {package}"
+    if name == "open_asr_leaderboard":
+        return Normalizer(name, version, _memoized(_bounded(present.leaderboard_rule())), "compounds")
+    rule = present.leaderboard_multilingual_rule(name[-2:])
+    version = f"{version}, num2words {importlib.metadata.version('num2words')}"
+    return Normalizer(name, version, _memoized(_bounded(rule)), "joined")
 
 
 def _bounded(rule: Callable[[str], str]) -> Callable[[str], str]:

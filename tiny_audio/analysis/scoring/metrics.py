@@ -25,7 +25,13 @@ class Transcripts:
     references: Sequence[str]
     hypotheses: Sequence[str]
     normalizer: Normalizer
-    cost: Cost = "unit"
+    cost: Cost | None = None
+    """Of the edits; None: that of the normalizer."""
+
+    @property
+    def applied_cost(self) -> Cost:
+        """The cost of the edits."""
+        return self.cost or self.normalizer.cost
 
     @cached_property
     def normalized(self) -> tuple[list[str], list[str]]:
@@ -35,7 +41,7 @@ class Transcripts:
     @cached_property
     def alignments(self) -> list[Alignment]:
         """Word alignment of each utterance."""
-        return align(self.references, self.hypotheses, self.normalizer, cost=self.cost)
+        return align(self.references, self.hypotheses, self.normalizer, cost=self.applied_cost)
 
     @cached_property
     def errors(self) -> NDArray[np.int64]:
@@ -50,7 +56,7 @@ class Transcripts:
     @property
     def scorer(self) -> tuple[str, str]:
         """Program that aligned the words, and its version."""
-        return scorer(self.cost)
+        return scorer(self.applied_cost)
 
     def total(self, kind: Literal["substitutions", "deletions", "insertions"]) -> int:
         """Errors of one kind in the whole set."""

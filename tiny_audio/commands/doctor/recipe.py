@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.audio.errors import AudioError, FileError
 from tiny_audio.commands.doctor.finding import Finding
 from tiny_audio.commands.run.context import RunClips
@@ -39,6 +40,7 @@ def examine(recipe: Recipe) -> Iterator[Finding]:
     yield from _part("encoder", recipe.encoder)
     yield from _part("decoder", recipe.decoder)
     yield from _prompt(recipe)
+    yield _normalizer(recipe)
     vocabulary = None
     if recipe.ctc is not None and recipe.ctc.init == "pretrained":
         try:
@@ -59,6 +61,14 @@ def examine(recipe: Recipe) -> Iterator[Finding]:
     for name, source in recipe.data.evaluation.items():
         yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, longest_duration_s(recipe.encoder)))
     yield from _overlaps(recipe)
+
+
+def _normalizer(recipe: Recipe) -> Finding:
+    try:
+        found = normalizer(recipe.evaluation.normalizer)
+        return Finding("evaluation.normalizer", f"{found.name} ({found.version})")
+    except UserError as error:
+        return Finding("evaluation.normalizer", str(error), True)
 
 
 def _device(recipe: Recipe) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.commands.run.context import RunContext, Stage
 from tiny_audio.commands.run.evaluate import EvaluateStage, EvaluationModel
 from tiny_audio.commands.run.export import ExportStage
@@ -68,6 +69,7 @@ class Run:
 
     def _index_evaluation(self, run: RunContext) -> dict[str, str]:
         run.callback.note("reading the evaluation data; synthetic speech is synthesized now if it is not in the cache")
+        normalizer(self.recipe.evaluation.normalizer)  # a missing package is reported before training
         run.clips.index_evaluation()
         return run.state.datasets
 

@@ -1,0 +1,145 @@
+"""Scores under the rules of the Open ASR Leaderboard against what its own scorer made of the same texts."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.make_leaderboard_golden import GOLDEN
+from tiny_audio.analysis.rescore import rescore
+from tiny_audio.analysis.scoring import align, normalizer, score
+from tiny_audio.config import UserError
+
+pytest.importorskip("kaldialign", reason="there is no wheel for this platform")
+
+CONTENT: dict[str, Any] = json.loads(gzip.decompress(GOLDEN.read_bytes()))
+LANGUAGES = ("de", "es", "fr", "it", "pt")
+NONE = normalizer("none")
+
+
+def texts(name: str) -> tuple[list[str], list[str]]:
+    rows = CONTENT["sets"][name]
+    return [row["text"] for row in rows], [row["pred_text"] for row in rows]
+
+
+def test_english_utterances_equal_the_leaderboards():
+    assert len(CONTENT["english"]) == 700
+    aligned = align(*texts("english"), normalizer("open_asr_leaderboard"))
+    found = [[each.insertions, each.deletions, each.substitutions, each.num_reference_words] for each in aligned]
+    assert found == CONTENT["english"]
+
+
+@pytest.mark.parametrize("name", ["english", *LANGUAGES])
+def test_sets_equal_the_leaderboards(name):
+    if name != "english":
+        pytest.importorskip("num2words")
+    rule = normalizer("open_asr_leaderboard" if name == "english" else f"open_asr_leaderboard_{name}")
+    found, expected = score(*texts(name), rule, num_bootstrap=100), CONTENT["scores"][name]
+    assert (found.insertions, found.deletions, found.substitutions) == tuple(
+        expected[key] for key in ("ins", "del", "sub")
+    )
+    assert round(100 * found.wer, 2) == expected["wer"]
+    assert (found.scorer, found.scorer_version) == ("kaldialign", importlib.metadata.version("kaldialign"))
+    assert found.normalizer_version.startswith("open_asr_leaderboard d1e99b2, whisper-normalizer ")
+
+
+def test_recordings_in_chunks_are_scored_whole(tmp_path):
+    rows = [
+        {"audio_filepath": f"{index}.wav", "duration": 2.0, "time": 0.5, **row}
+        for index, row in enumerate(CONTENT["sets"]["chunked"])
+    ]
+    path = tmp_path / "chunks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (found,) = rescore([path], normalizer_name="open_asr_leaderboard").scores
+    expected = CONTENT["scores"]["chunked"]
+    assert [found[key] for key in ("insertions", "deletions", "substitutions")] == [
+        expected[key] for key in ("ins", "del", "sub")
+    ]
+    assert (round(100 * found["wer"], 2), found["rtfx"]) == (expected["wer"], expected["rtfx"])
+    assert (found["num_utterances"], found["num_clips"]) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "edits"),
+    [
+        ("the white paper is good", "the whitepaper is good", "CCCCC"),
+        ("the whitepaper is good", "the white paper is good", "CCCC"),
+        ("some times and some where", "sometimes and somewhere", "CCCCC"),
+        ("book store", "books tore", "SS"),
+        ("a b", "ab c", "CCI"),
+        ("white paper", "", "DD"),
+        ("", "white paper", "II"),
+    ],
+)
+def test_compounds(reference, hypothesis, edits):
+    (found,) = align([reference], [hypothesis], NONE, cost="compounds")
+    assert found.edits == edits
+    assert found.num_reference_words == len(reference.split())
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "edits", "words"),
+    [
+        ("der bahn hof ist zu", "der bahnhof ist zu", "CCCCC", 4),
+        ("ab cd e", "a bcd e", "CCC", 2),  # the boundary differs, the characters do not
+        ("ab cd e", "a bcx e", "SSC", 3),
+        ("ja", "nein doch", "SI", 1),
+    ],
+)
+def test_joined_words_count_once(reference, hypothesis, edits, words):
+    (found,) = align([reference], [hypothesis], NONE, cost="joined")
+    assert (found.edits, found.num_reference_words) == (edits, words)
+    assert [pair[0] for pair in found.pairs if pair[0]] == reference.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Um, it's John's e-mail, all right?", "it is john s email alright"),
+        ("The B B C and its 5 G x-ray", "the bbc and its 5g xray"),
+        ("a b is no run, a b c is", "a b is no run abc is"),
+        ("Kathryn met Stephen and Geoff at the THEATRE", "catherine met steven and jeff at the theater"),
+        ("Kinda the cause, OK?", "kinda the cause okay"),
+        ("It's nine a.m. and $2 and ¢7", "it is 9 am and $2.07"),
+        ("huh uhuh [noise] (laughs)", ""),
+    ],
+)
+def test_english_rules(text, expected):
+    assert normalizer("open_asr_leaderboard")(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("de", "Um 12 Uhr, 1 500 Euro!", "um zwölf uhr eintausendfünfhundert euro"),
+        ("fr", "L'école a 80 élèves.", "l école a quatre-vingts élèves"),
+        ("pt", "São 3 (três) pães", "são três pães"),
+        ("es", "9" * 5000, None),
+    ],
+)
+def test_rules_of_other_languages(language, text, expected):
+    pytest.importorskip("num2words")
+    found = normalizer(f"open_asr_leaderboard_{language}")(text)
+    assert found if expected is None else found == expected
+
+
+def test_the_rule_of_april_2025_has_a_name_of_its_own():
+    former = normalizer("open_asr_leaderboard_2025_04")
+    assert (former.name, former.cost) == ("open_asr_leaderboard_2025_04", "unit")
+    assert former.version.startswith("open_asr_leaderboard 0c261bf, ")
+    assert normalizer("open_asr_leaderboard").cost == "compounds"
+
+
+@pytest.mark.parametrize("cost", ["compounds", "joined"])
+def test_the_package_that_is_missing_is_named(cost, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(UserError, match=re.escape("pip install kaldialign")):
+        align(["a"], ["a"], NONE, cost=cost)

@@ -1,0 +1,89 @@
+"""Recordings that were transcribed in chunks, and have one reference: joined before they are scored.
+
+The Open ASR Leaderboard has such a set, Earnings22-Cleaned-AA-chunked. Its rows name the recording in ``parent_id`` and
+have a ``chunk_index``; each has the reference of the whole recording.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tiny_audio.config import UserError
+
+_Row = dict[str, Any]
+PARENT, INDEX = "parent_id", "chunk_index"
+
+
+def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
+    """One row for each recording, if every row is a chunk; otherwise the rows as they are.
+
+    Hypotheses are joined in the order of ``chunk_index``; durations and times are summed. A recording with a failed
+    chunk has its error. The id of a joined row is its ``parent_id``.
+
+    Args:
+        rows: by id, with the metadata ``parent_id`` and ``chunk_index``.
+        place: what error messages call the rows.
+
+    Raises:
+        UserError: chunks of a recording are missing, or their references differ.
+    """
+    if not rows or not all({PARENT, INDEX} <= row["metadata"].keys() for row in rows.values()):
+        return dict(rows)
+    recordings: dict[str, dict[int, _Row]] = defaultdict(dict)
+    for row in rows.values():
+        metadata = row["metadata"]
+        try:
+            recordings[str(metadata[PARENT])][int(metadata[INDEX])] = row
+        except ValueError:
+            raise UserError(f"{place}: the clip {row['id']}: {INDEX} should be a whole number") from None
+    joined = {}
+    for parent, chunks in sorted(recordings.items()):
+        missing = sorted(set(range(max(chunks) + 1)) - set(chunks))
+        if missing:
+            raise UserError(
+                f"{place}: the recording {parent!r} lacks chunk {missing[0]} (it has {len(chunks)}). Its reference is "
+                "of the whole recording, so all its chunks must be there; transcribe them too"
+            )
+        joined[parent] = _joined(parent, [chunks[index] for index in sorted(chunks)], place)
+    return joined
+
+
+def _joined(parent: str, chunks: Sequence[_Row], place: str) -> _Row:
+    if len({chunk["text"] for chunk in chunks}) > 1:
+        raise UserError(
+            f"{place}: chunks of the recording {parent!r} have different references. Give each the reference of the "
+            f"whole recording, or remove {PARENT} and {INDEX}, so that they are scored one by one"
+        )
+    error = next((f"{chunk['id']}: {chunk['error']}" for chunk in chunks if chunk.get("error")), None)
+    shared = {
+        key: value
+        for key, value in chunks[0]["metadata"].items()
+        if all(chunk["metadata"].get(key) == value for chunk in chunks)
+    }
+    return {
+        **chunks[0],
+        "id": parent,
+        "audio_filepath": parent,
+        **{key: _sum([chunk.get(key) for chunk in chunks]) for key in ("duration", "time")},
+        **{key: None if error else _text([chunk[key] for chunk in chunks]) for key in ("pred_text", "ctc_text")},
+        "truncated": _any([chunk["truncated"] for chunk in chunks]),
+        "error": error,
+        "metadata": shared,
+    }
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _text(texts: Sequence[str | None]) -> str | None:
+    known = [text.strip() for text in texts if text is not None]
+    return " ".join(filter(None, known)) if len(known) == len(texts) else None
+
+
+def _any(flags: Sequence[bool | None]) -> bool | None:
+    known = [flag for flag in flags if flag is not None]
+    return any(known) if known else None

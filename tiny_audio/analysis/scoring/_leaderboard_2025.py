@@ -1,0 +1,88 @@
+"""English rules of the Open ASR Leaderboard from April 2025 until April 2026.
+
+Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf of 2025-04-17.
+It uses the package ``whisper-normalizer``. These are the differences from Whisper's English normalizer:
+
+- An ellipsis (three or more dots) is removed at the end of the text, and replaced by a space elsewhere.
+- Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
+  leaderboard's rules for letters with spaces between them and for a following "'s" are included but seldom apply.
+- kinda, sorta, dunno and cause are unchanged, as in OpenAI's rules. The package expands them.
+- Spellings follow the list in transformers, which corrects OpenAI's list: see :data:`SPELLING`.
+
+The present rules are in :mod:`._leaderboard`. Rates under one and the other are not comparable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+VERSION = "open_asr_leaderboard 0c261bf"
+
+NOT_WRITTEN_OUT = ("kinda", "sorta", "dunno", "cause")
+"""Contractions that OpenAI's rules leave, and the package writes out."""
+
+SPELLING = {
+    "archaeological": "archeological",
+    "archaeology": "archeology",
+    "cancellation": "cancelation",
+    "cancellations": "cancelations",
+    "mm": "hmm",
+    "pummelled": "pummeled",
+    "pummelling": "pummeling",
+    "snowploughs": "snowplows",
+    "travelogue": "travelog",
+    "travelogues": "travelogs",
+}
+"""Spellings in which the list in transformers differs from OpenAI's list."""
+NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "travelogs")
+"""American spellings that the package would replace by British ones."""
+
+_FIRST = (
+    (r"\.{3,}\s*$", ""),
+    (r"\s*\.{3,}\s*", " "),
+    # Whisper's rules up to contractions. They must run before the rules for letters with dots.
+    (r"[<\[][^>\]]*[>\]]", ""),
+    (r"\(([^)]+?)\)", ""),
+    (r"\b(hmm|mm|mhm|mmm|uh|um)\b", ""),
+    (r"\s+'", "'"),
+)
+_LETTER = r"([a-z])\."
+
+
+def _dotted(num_letters: int, between: str, end: str) -> tuple[str, str]:
+    """Pattern and replacement that join ``num_letters`` letters with dots into one word."""
+    letters = between.join([_LETTER] * num_letters).removesuffix(r"\.")
+    return rf"\b{letters}{end}", "".join(rf"\{index}" for index in range(1, num_letters + 1))
+
+
+def _letters() -> list[tuple[str, str]]:
+    plural, plural_word = _dotted(3, "", r"\.s\b")
+    possessive, possessive_word = _dotted(3, "", r"\.'s\b")
+    return [
+        (plural, f"{plural_word}s"),
+        *(_dotted(size, "", r"\.?\b") for size in (4, 3, 2)),
+        *(_dotted(size, r"\s+", r"\.\b") for size in (4, 3, 2)),
+        (possessive, f"{possessive_word}s"),
+    ]
+
+
+def leaderboard_2025_rule() -> Callable[[str], str]:
+    """The normalizer: raw text -> text to score."""
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    whisper = EnglishTextNormalizer()
+    whisper.ignore_patterns = r"(?!)"  # fillers are removed above; "um" from "u.m." is not one
+    for word in NOT_WRITTEN_OUT:
+        del whisper.replacers[rf"\b{word}\b"]
+    mapping = {word: other for word, other in whisper.standardize_spellings.mapping.items() if word not in NOT_RESPELT}
+    whisper.standardize_spellings.mapping = mapping | SPELLING
+    rules = [(re.compile(pattern), replacement) for pattern, replacement in (*_FIRST, *_letters())]
+
+    def rule(text: str) -> str:
+        text = text.lower()
+        for pattern, replacement in rules:
+            text = pattern.sub(replacement, text)
+        return str(whisper(text))
+
+    return rule
