@@ -319,7 +319,7 @@ def test_confusions_are_ranked():
         (lambda: align(["a"], [], LOWER), "1 references, but 0 hypotheses"),
         (
             lambda: align(["a"], ["a"], LOWER, cost="nist"),
-            "unknown cost 'nist'; allowed: unit, sclite; choose one of these",
+            "unknown cost 'nist'; allowed: unit, sclite, compounds, joined; choose one of these",
         ),
         (
             lambda: score(["uh", ""], ["a", "b"], ENGLISH),

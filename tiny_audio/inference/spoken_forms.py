@@ -44,7 +44,9 @@ def spoken(text: str) -> str:
 
 
 def _read(currency: str, whole: str, decimals: str | None) -> str:
-    parts = [_number(whole.replace(",", ""))]
+    digits = whole.replace(",", "")
+    is_year = len(whole) == 4 and not (currency or decimals) and 1100 <= int(digits) < 2100 and digits[:3] != "200"
+    parts = [_year(int(digits)) if is_year else _number(digits)]
     if decimals:
         parts += ["point", _digits(decimals)]
     return " ".join([*parts, *([_SYMBOLS[currency]] if currency else [])])
@@ -53,11 +55,14 @@ def _read(currency: str, whole: str, decimals: str | None) -> str:
 def _number(digits: str) -> str:
     if len(digits) > _MAX_DIGITS or (digits.startswith("0") and len(digits) > 1):
         return _digits(digits)
-    value = int(digits)
-    if len(digits) == 4 and 1100 <= value < 2100 and value // 10 != 200:  # as a year
-        century, rest = divmod(value, 100)
-        return f"{_cardinal(century)} {'hundred' if rest == 0 else ('oh ' if rest < 10 else '') + _cardinal(rest)}"
-    return _cardinal(value)
+    return _cardinal(int(digits))
+
+
+def _year(value: int) -> str:
+    century, rest = divmod(value, 100)
+    if rest == 0:
+        return f"{_cardinal(century)} hundred"
+    return f"{_cardinal(century)} {'oh ' if rest < 10 else ''}{_cardinal(rest)}"
 
 
 def _cardinal(value: int) -> str:
