@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.make_leaderboard_golden import GOLDEN
-from tiny_audio.analysis.rescore import rescore
+from tiny_audio.analysis.rescore import read_targets, rescore
 from tiny_audio.analysis.scoring import align, normalizer, score
 from tiny_audio.config import UserError
 
@@ -143,3 +143,52 @@ def test_the_package_that_is_missing_is_named(cost, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(UserError, match=re.escape("pip install kaldialign")):
         align(["a"], ["a"], NONE, cost=cost)
+
+
+def chunk(parent: str, index: int, **changes: Any) -> dict[str, Any]:
+    row = {
+        "audio_filepath": f"{parent}{index}.wav",
+        "duration": 1.0,
+        "text": f"all of {parent}",
+        "pred_text": f" w{index}",
+    }
+    return row | {"parent_id": parent, "chunk_index": index, "speaker": parent} | changes
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([chunk("a", 0), chunk("a", 2)], "the recording 'a' lacks chunk 1"),
+        ([chunk("a", 0), chunk("a", 1, text="other")], "have different references"),
+        ([chunk("a", 0, chunk_index="x")], "should be a whole number"),
+    ],
+)
+def test_chunks_that_cannot_be_joined(tmp_path, rows, message):
+    path = tmp_path / "chunks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=message):
+        read_targets([path])
+
+
+def test_chunks_are_joined_in_order_and_fail_together(tmp_path):
+    path = tmp_path / "chunks.jsonl"
+    failed = {"error": "too long", "pred_text": None}
+    rows = [chunk("b", 1), chunk("a", 0, **failed), chunk("b", 0, time=0.5), chunk("a", 1), chunk("b", 2, pred_text="")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_targets([path])[0].rows
+    assert list(found) == ["a", "b"]
+    assert found["a"]["error"] == "a0.wav: too long"
+    assert {key: found["b"][key] for key in ("pred_text", "duration", "time", "error", "metadata")} == {
+        "pred_text": "w0 w1",
+        "duration": 3.0,
+        "time": None,
+        "error": None,
+        "metadata": {"parent_id": "b", "speaker": "b"},
+    }
+
+
+def test_rows_that_are_not_all_chunks_stay(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    rows = [chunk("a", 0), {"audio_filepath": "b.wav", "duration": 1.0, "text": "b", "pred_text": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(read_targets([path])[0].rows) == ["a0.wav", "b.wav"]

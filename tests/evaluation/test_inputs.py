@@ -11,7 +11,8 @@ import pytest
 from tests.evaluation.outputs import Output, deepgram
 from tests.support.provider_server import Vendors
 from tiny_audio.config import UserError
-from tiny_audio.evaluation.data import PRESETS, _preset, read_data
+from tiny_audio.evaluation.data import read_data
+from tiny_audio.evaluation.leaderboard import GROUPS, SETS
 from tiny_audio.evaluation.resolve import resolve_target
 from tiny_audio.sources import SOURCES
 
@@ -55,10 +56,16 @@ def test_references_that_are_not_scored(trained: Path) -> None:
 
 
 def test_presets_are_sources() -> None:
-    assert len(PRESETS) == 8
-    for name in PRESETS:
-        config = SOURCES.parse(_preset(name))
-        assert config.repo.startswith("hf-audio/")  # type: ignore[attr-defined]
+    assert {name: len(sets) for name, sets in GROUPS.items()} == {
+        "leaderboard": 7,
+        "leaderboard_long": 10,
+        "leaderboard_multilingual": 13,
+    }
+    assert len(SETS) == 35
+    for each in SETS.values():
+        if each.parent is None:
+            config = SOURCES.parse(each.source(Path("cache")))
+            assert config.repo == each.repo  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

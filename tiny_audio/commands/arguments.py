@@ -143,7 +143,8 @@ EvaluationData = Annotated[
     list[str],
     Option(
         help="A manifest of JSON lines, a YAML file with sources, SOURCE:key=value,... such as "
-        "librispeech:split=test.clean, leaderboard, or one of its sets such as leaderboard/ami. Can be repeated."
+        "librispeech:split=test.clean, a track of the Open ASR Leaderboard (leaderboard, leaderboard_long, "
+        "leaderboard_multilingual), or one of its sets such as leaderboard/ami_cleaned. Can be repeated."
     ),
 ]
 EvaluationFolder = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from tiny_audio.analysis.scoring import normalizer as normalizer_called
@@ -11,7 +12,9 @@ from tiny_audio.commands._output import print_json
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.evaluation.data import read_data
 from tiny_audio.evaluation.harness import comparison_commands, evaluate_targets, evaluation_table
+from tiny_audio.evaluation.leaderboard import write_results
 from tiny_audio.evaluation.resolve import resolve_targets
+from tiny_audio.runtime.spec import folder_name
 
 
 def evaluate(
@@ -43,6 +46,11 @@ def evaluate(
         note=lambda text: print(text, file=sys.stderr, flush=True),
         failed=lambda label, error: errors.update({label: error}),
     )
+    if max_samples is None:
+        for target, scores in evaluated.scores.items():
+            results = write_results(scores, output_dir / folder_name(target), date.today().isoformat())
+            if results is not None:
+                print(f"results for the model's repository on the hub: {results}", file=sys.stderr)
     if as_json:
         print_json(evaluated.to_json())
     elif evaluated.scores:

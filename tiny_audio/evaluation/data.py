@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis.rescore import PARENT
+from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.config import UserError, expand_path
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import evaluation_clips
+from tiny_audio.evaluation.leaderboard import GROUPS, NORMALIZER, SETS
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.runtime.spec import folder_name, parse_part, split_spec
 from tiny_audio.runtime.yaml_file import read_yaml
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 
+<<<<<<< HEAD
 _LEADERBOARD = "hf-audio/open-asr-leaderboard"
 _ESB = "hf-audio/esb-datasets-test-only-sorted"
 """The leaderboard's older repository. It still has the sets that the leaderboard no longer uses."""
@@ -34,6 +38,8 @@ PRESETS: dict[str, tuple[str, str, str]] = {
 """The public English sets of the Open ASR Leaderboard: repository on the hub, config and split."""
 ALL_PRESETS = "leaderboard"
 
+=======
+>>>>>>> 5f55c87 (Tracks, chunked set and results file of the Open ASR Leaderboard)
 _UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in scoring"})
 """References of segments that are not scored."""
 
@@ -53,27 +59,34 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
     """Index all sets that ``--data`` names.
 
     Args:
+<<<<<<< HEAD
         texts: each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
         max_samples: maximum number of clips of each set. The choice is fixed. A smaller number gives a subset of the
             choice for a larger number.
         cache: folder for downloads. None uses the user's cache folder.
+=======
+        texts: each the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
+        max_samples: at most this many clips of each set, or recordings of a set in chunks. The choice is fixed, and a
+            smaller number chooses a subset of a larger one.
+        cache: where sources keep downloads; None takes the user's cache folder.
+>>>>>>> 5f55c87 (Tracks, chunked set and results file of the Open ASR Leaderboard)
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.
     """
     sets: dict[str, DataSet] = {}
     for text in texts:
-        for name, fields in _sources(text).items():
+        for name, fields in _sources(text, cache or cache_dir()).items():
             if name in sets:
                 raise UserError(f"--data {text}: there are two sets called {name!r}; rename one, or give it once")
             sets[name] = _index(name, fields, text, max_samples, cache or cache_dir())
     return list(sets.values())
 
 
-def _sources(text: str) -> dict[str, dict[str, Any]]:
+def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
     """Name of the set -> fields of its source."""
     path = Path(expand_path(text))
-    named = text.partition(":")[0] in {*SOURCES.names(), *PRESETS} and not path.exists()
+    named = text.partition(":")[0] in {*SOURCES.names(), *SETS} and not path.exists()
     if path.suffix in (".yaml", ".yml") and not named:
         return _from_yaml(path)
     if path.is_file() or (path.suffix in (".jsonl", ".json", ".ndjson") and not named):
@@ -84,15 +97,20 @@ def _sources(text: str) -> dict[str, dict[str, Any]]:
             "`tiny-audio reference sources`"
         )
     name, fields = split_spec(text)
-    if name == ALL_PRESETS and not fields:
-        return {folder_name(preset): _preset(preset) for preset in PRESETS}
-    if name in PRESETS:
-        return {folder_name(name): _preset(name) | fields}
+    if name in GROUPS and not fields:
+        return {folder_name(f"{name}/{each}"): found.source(cache) for each, found in GROUPS[name].items()}
+    if name in SETS:
+        return {folder_name(name): SETS[name].source(cache) | fields}
     names = SOURCES.names()
     if name not in names:
         raise UserError(
+<<<<<<< HEAD
             f"--data {text}: there is no file, source or preset with this name; "
             f"{did_you_mean(name, [*names, ALL_PRESETS, *PRESETS])}"
+=======
+            f"--data {text}: there is no file of that name, and no source or preset either; "
+            f"{did_you_mean(name, [*names, *GROUPS, *SETS])}"
+>>>>>>> 5f55c87 (Tracks, chunked set and results file of the Open ASR Leaderboard)
         )
     return {folder_name(text.replace(":", "-", 1)): {"name": name} | fields}
 
@@ -111,20 +129,18 @@ def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
     return {folder_name(key): value for key, value in document.items()}
 
 
-def _preset(name: str) -> dict[str, Any]:
-    repo, config, split = PRESETS[name]
-    columns = {"duration_column": "audio_length_s", "id_column": "id"}
-    return {"name": "hub", "repo": repo, "config": config, "split": split, **columns}
-
-
 def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None, cache: Path) -> DataSet:
     source = SOURCES.build(parse_part(SOURCES, fields, f"--data {text}"), SourceContext(cache))
     gathered = evaluation_clips(name, source)
     gathered.check_any(f"--data {text}")
     clips = [clip for clip in gathered.clips if clip.utterance.text.strip().lower() not in _UNSCORED]
-    if max_samples is not None and max_samples < len(clips):
-        kept = set(sorted((clip.id for clip in clips), key=_lot)[:max_samples])
-        clips = [clip for clip in clips if clip.id in kept]
+    if name.startswith("leaderboard-"):  # its scorer leaves out clips whose reference has no word by its rules
+        rule = normalizer(NORMALIZER)
+        clips = [clip for clip in clips if rule(clip.utterance.text)]
+    names = [clip.utterance.metadata.get(PARENT, clip.id) for clip in clips]
+    if max_samples is not None and max_samples < len(set(names)):
+        kept = set(sorted(set(names), key=_lot)[:max_samples])
+        clips = [clip for clip, name in zip(clips, names, strict=True) if name in kept]
     return DataSet(name, tuple(clips), gathered.dropped, gathered.fingerprint)
 
 

@@ -121,7 +121,8 @@ def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str
     sets = {}
     for items in zip(*done.values(), strict=True):
         targets = [
-            rescore.Target(label, work.folder / HYPOTHESES, work.rows) for label, work in zip(done, items, strict=True)
+            rescore.Target(label, work.folder / HYPOTHESES, work.scored)
+            for label, work in zip(done, items, strict=True)
         ]
         if len(targets) > 1 and set.intersection(*(set(target.rows) for target in targets)):
             aligned, _ = rescore.align_targets(targets, normalizer, group_by=group_by)
@@ -197,11 +198,19 @@ class _Work:
             message = f"{self.target.label} on {self.data.name}: none of {len(rows)} clips was transcribed; {first}"
             raise UserError(message) if self._errors_of_audio == len(rows) else RunFailed(message)
 
+    @property
+    def scored(self) -> dict[str, Hypothesis]:
+        """What is scored, by id: the transcribed clips, or the recordings of which every chunk was transcribed."""
+        rows = self.rows | {row["id"]: row for row in self.failures}
+        ordered = {clip.id: rows[clip.id] for clip in self.data.clips if clip.id in rows}
+        joined = rescore.join_chunks(ordered, str(self.folder / HYPOTHESES))
+        return {name: row for name, row in joined.items() if row["error"] is None}
+
     def score(
         self, normalizer: Normalizer, group_by: str | None, num_bootstrap: int, load_s: float | None
     ) -> dict[str, Any]:
         """Score the transcribed clips, and write ``scores.json``."""
-        rows = [self.rows[clip.id] for clip in self.data.clips if clip.id in self.rows]
+        rows = list(self.scored.values())
         has_ctc = all(row["ctc_text"] is not None for row in rows)
         scores = score_set(
             [row["text"] for row in rows],
@@ -211,7 +220,7 @@ class _Work:
             num_bootstrap=num_bootstrap,
             groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
         )
-        audio_s, time_s = (sum(row[key] for row in rows) for key in ("duration", "time"))
+        audio_s, time_s = (sum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
         price = self.target.price()
         scores |= {
             "target": self.target.label,

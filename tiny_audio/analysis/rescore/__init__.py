@@ -25,6 +25,7 @@ from tiny_audio.analysis.comparison import (
     compare_sets,
     units_column,
 )
+from tiny_audio.analysis.rescore._chunks import PARENT, join_chunks
 from tiny_audio.analysis.rescore._rows import Row, Target, common_ids, read_targets
 from tiny_audio.analysis.scoring import (
     Cost,
@@ -37,7 +38,7 @@ from tiny_audio.analysis.scoring import (
 )
 from tiny_audio.config import UserError
 
-__all__ = ["Rescored", "Target", "align_targets", "read_targets", "rescore"]
+__all__ = ["PARENT", "Rescored", "Target", "align_targets", "join_chunks", "read_targets", "rescore"]
 
 _NUM_BOOTSTRAP = 2000
 

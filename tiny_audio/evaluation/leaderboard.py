@@ -1,0 +1,190 @@
+"""Sets of the Open ASR Leaderboard, and the file in which its model repositories state their results.
+
+Source: github.com/huggingface/open_asr_leaderboard at commit d1e99b2 of 2026-08-21. The repositories have not been read
+from here; names of repositories, configs and columns are those of the leaderboard's scripts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tiny_audio.config import UserError
+from tiny_audio.runtime.files import write_atomically
+from tiny_audio.runtime.spec import folder_name
+
+NORMALIZER = "open_asr_leaderboard"
+RESULTS = Path(".eval_results") / "open_asr_leaderboard.yaml"
+"""Where a model's repository has its results."""
+
+_MAIN = "hf-audio/open-asr-leaderboard"
+_FORMER = "hf-audio/esb-datasets-test-only-sorted"
+_LONG, _CORAAL = "hf-audio/asr-leaderboard-longform", "bezzam/coraal"
+_MULTILINGUAL = "hf-audio/open-asr-leaderboard-multilingual-datasets"
+_COLUMNS = {"duration_column": "audio_length_s", "id_column": "id"}
+_LANGUAGES = {
+    "fleurs": ("de", "es", "fr", "it", "pt"),
+    "mcv": ("de", "es", "fr", "it"),
+    "mls": ("es", "fr", "it", "pt"),
+}
+
+
+@dataclass(frozen=True)
+class LeaderboardSet:
+    """A set of the leaderboard."""
+
+    repo: str
+    config: str
+    split: str = "test"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of columns that differ from the source's defaults."""
+    task: str | None = None
+    """Its task id in files of results. None where the hub's registry of tasks is not known to have one."""
+    parent: str | None = None
+    """The repository with the references, for a set whose recordings are in chunks."""
+
+    def source(self, cache: Path) -> dict[str, Any]:
+        """The fields of its source. A set in chunks is downloaded to the cache folder."""
+        if self.parent is not None:
+            return {"name": "manifest", "path": str(chunked_manifest(self.repo, self.parent, self.split, cache))}
+        return {"name": "hub", "repo": self.repo, "config": self.config, "split": self.split, **self.columns}
+
+
+def _main(config: str, split: str = "test", task: str | None = None) -> LeaderboardSet:
+    return LeaderboardSet(_MAIN, config, split, _COLUMNS, task)
+
+
+_ENGLISH = {
+    "ami_cleaned": _main("ami_cleaned"),
+    "earnings22_cleaned_aa_chunked": LeaderboardSet(
+        "ArtificialAnalysis/Earnings22-Cleaned-AA-chunked", "default", parent="ArtificialAnalysis/Earnings22-Cleaned-AA"
+    ),
+    "gigaspeech_cleaned": _main("gigaspeech_cleaned"),
+    "librispeech_clean": _main("librispeech", "test.clean", "librispeech_clean_wer"),
+    "librispeech_other": _main("librispeech", "test.other", "librispeech_other_wer"),
+    "spgispeech": _main("spgispeech", task="spgispeech_wer"),
+    "voxpopuli_cleaned_aa": _main("voxpopuli_cleaned_aa"),
+}
+_FORMERLY = {
+    "ami": _main("ami", task="ami_wer"),
+    "earnings22": _main("earnings22", task="earnings22_wer"),
+    "gigaspeech": _main("gigaspeech", task="gigaspeech_wer"),
+    "tedlium": LeaderboardSet(_FORMER, "tedlium", "test", _COLUMNS, "tedlium_wer"),
+    "voxpopuli": _main("voxpopuli", task="voxpopuli_wer"),
+}
+_RECORDINGS = {
+    **{name: LeaderboardSet(_LONG, name) for name in ("earnings21", "earnings22")},
+    **{
+        f"coraal_{name.lower()}": LeaderboardSet(_CORAAL, name)
+        for name in ("ATL", "DCA", "DCB", "DTA", "LES", "PRV", "ROC", "VLD")
+    },
+}
+_OTHER_LANGUAGES = {
+    f"{corpus}_{language}": LeaderboardSet(_MULTILINGUAL, f"{corpus}_{language}")
+    for corpus, languages in _LANGUAGES.items()
+    for language in languages
+}
+
+GROUPS: dict[str, dict[str, LeaderboardSet]] = {
+    "leaderboard": _ENGLISH,
+    "leaderboard_long": _RECORDINGS,
+    "leaderboard_multilingual": _OTHER_LANGUAGES,
+}
+"""The present sets of each track, by the name that selects all of them. A set of a track is called ``TRACK/SET``."""
+SETS: dict[str, LeaderboardSet] = {
+    f"{group}/{name}": each
+    for group, sets in (GROUPS | {"leaderboard": _ENGLISH | _FORMERLY}).items()
+    for name, each in sets.items()
+}
+"""All sets, with those that the leaderboard used before July 2026."""
+
+
+def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
+    """A manifest of a set whose recordings are in chunks; each chunk has the reference of its whole recording.
+
+    Args:
+        repo: the data set with ``file_name``, ``parent_id`` and ``chunk_index``, and a folder ``audio``; a repository
+            on the hub, which is downloaded, or a folder.
+        parent: the data set with ``id`` and the text of each recording.
+        split: of both.
+        cache: gets the manifest.
+
+    Raises:
+        UserError: a recording has no reference.
+    """
+    from datasets import load_dataset
+
+    if Path(repo).is_dir():
+        folder = Path(repo)
+    else:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=["audio/*"]))
+    references = {str(row["id"]): _text(row) for row in load_dataset(parent, split=split)}
+    lines = []
+    for row in load_dataset(repo, split=split):
+        if str(row["parent_id"]) not in references:
+            raise UserError(
+                f"{repo}: the recording {row['parent_id']!r} has no reference in {parent}; they do not match"
+            )
+        line = {
+            "audio_filepath": str((folder / "audio" / row["file_name"]).absolute()),
+            "text": references[str(row["parent_id"])],
+            "parent_id": str(row["parent_id"]),
+            "chunk_index": str(row["chunk_index"]),
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    path = cache / "leaderboard" / f"{folder_name(repo)}-{split}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(lines))
+    return path
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    names = ("text", "sentence", "normalized_text", "transcript", "transcription")
+    return str(next(row[name] for name in names if name in row))
+
+
+def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
+    """Write a target's results in the format of ``.eval_results`` on the hub. None if it has none for the leaderboard.
+
+    The mean is stated if all present sets of the English track are scored. RTFx is not, since the leaderboard measures
+    it on its own machine.
+
+    Args:
+        scores: of whole sets, by name of the set.
+        folder: gets the file, at :data:`RESULTS`.
+        date: of the evaluation, ISO 8601.
+    """
+    from huggingface_hub import EvalResultEntry
+    from huggingface_hub import eval_result_entries_to_yaml as to_entries
+
+    done = {
+        name: scores[folder_name(name)]
+        for name in SETS
+        if folder_name(name) in scores and scores[folder_name(name)]["normalizer"] == NORMALIZER
+    }
+    rates = {name: round(100 * each["wer"], 2) for name, each in done.items()}
+    values = {SETS[name].task: rate for name, rate in rates.items()}
+    present = [f"leaderboard/{name}" for name in _ENGLISH]
+    if all(name in rates for name in present):
+        values["mean_wer"] = round(sum(rates[name] for name in present) / len(present), 2)
+    values.pop(None, None)
+    if not values:
+        return None
+    first = next(iter(done.values()))
+    others = "; ".join(f"{name} {rate}" for name, rate in rates.items() if SETS[name].task is None)
+    notes = f"{first['normalizer_version']}, {first['scorer']} {first['scorer_version']}"
+    entries = [
+        EvalResultEntry(_MAIN, str(task), rate, date=date, notes=f"{notes}; also {others}" if others else notes)
+        for task, rate in values.items()
+    ]
+    path = folder / RESULTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump(to_entries(entries), sort_keys=False, allow_unicode=True))
+    return path
