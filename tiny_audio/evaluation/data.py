@@ -20,26 +20,6 @@ from tiny_audio.runtime.spec import folder_name, parse_part, split_spec
 from tiny_audio.runtime.yaml_file import read_yaml
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 
-<<<<<<< HEAD
-_LEADERBOARD = "hf-audio/open-asr-leaderboard"
-_ESB = "hf-audio/esb-datasets-test-only-sorted"
-"""The leaderboard's older repository. It still has the sets that the leaderboard no longer uses."""
-
-PRESETS: dict[str, tuple[str, str, str]] = {
-    "leaderboard/ami": (_LEADERBOARD, "ami", "test"),
-    "leaderboard/earnings22": (_LEADERBOARD, "earnings22", "test"),
-    "leaderboard/gigaspeech": (_LEADERBOARD, "gigaspeech", "test"),
-    "leaderboard/librispeech_clean": (_LEADERBOARD, "librispeech", "test.clean"),
-    "leaderboard/librispeech_other": (_LEADERBOARD, "librispeech", "test.other"),
-    "leaderboard/spgispeech": (_LEADERBOARD, "spgispeech", "test"),
-    "leaderboard/tedlium": (_ESB, "tedlium", "test"),
-    "leaderboard/voxpopuli": (_LEADERBOARD, "voxpopuli", "test"),
-}
-"""The public English sets of the Open ASR Leaderboard: repository on the hub, config and split."""
-ALL_PRESETS = "leaderboard"
-
-=======
->>>>>>> 5f55c87 (Tracks, chunked set and results file of the Open ASR Leaderboard)
 _UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in scoring"})
 """References of segments that are not scored."""
 
@@ -59,17 +39,10 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
     """Index all sets that ``--data`` names.
 
     Args:
-<<<<<<< HEAD
-        texts: each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
-        max_samples: maximum number of clips of each set. The choice is fixed. A smaller number gives a subset of the
-            choice for a larger number.
-        cache: folder for downloads. None uses the user's cache folder.
-=======
         texts: each the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
         max_samples: at most this many clips of each set, or recordings of a set in chunks. The choice is fixed, and a
             smaller number chooses a subset of a larger one.
         cache: where sources keep downloads; None takes the user's cache folder.
->>>>>>> 5f55c87 (Tracks, chunked set and results file of the Open ASR Leaderboard)
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.
@@ -104,13 +77,8 @@ def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
     names = SOURCES.names()
     if name not in names:
         raise UserError(
-<<<<<<< HEAD
             f"--data {text}: there is no file, source or preset with this name; "
-            f"{did_you_mean(name, [*names, ALL_PRESETS, *PRESETS])}"
-=======
-            f"--data {text}: there is no file of that name, and no source or preset either; "
             f"{did_you_mean(name, [*names, *GROUPS, *SETS])}"
->>>>>>> 5f55c87 (Tracks, chunked set and results file of the Open ASR Leaderboard)
         )
     return {folder_name(text.replace(":", "-", 1)): {"name": name} | fields}
 
