@@ -50,7 +50,7 @@ def check_cacheable(recipe: Recipe) -> None:
     elif encoder.lora is not None:
         wrong = "the encoder's LoRA trains; remove encoder.lora"
     elif encoder.layer == "weighted":
-        wrong = "the weights of encoder.layer: weighted train; name one layer"
+        wrong = "encoder.layer: weighted has weights that train; set it to one layer"
     elif encoder.dropout:
         wrong = f"encoder.dropout is {encoder.dropout}, so the frames of a clip differ each time; set it to 0"
     elif recipe.augmentation != AugmentationConfig():
@@ -58,7 +58,7 @@ def check_cacheable(recipe: Recipe) -> None:
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"
     elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
         wrong = (
-            "the CTC head is random and frozen with the encoder; take a trained one with "
+            "the CTC head is random and frozen with the encoder; take a trained CTC head with "
             "training.init_from.parts: [encoder, ctc_head] or ctc.init: pretrained, or remove the ctc section"
         )
     if wrong:
