@@ -41,12 +41,12 @@ from torch.nn.utils.rnn import pad_sequence
 from training import SIZES
 
 from tiny_audio.data.clips import ClipSet
-from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.export.load import load_model
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.model.assisted import decode_assisted
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.recipe.limits import ContextLimits
 from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.compilation import compile_layers, uncompiled
@@ -120,7 +120,7 @@ def timed(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.d
 def evaluation_clips(recipe: Recipe, count: int | None) -> list[Tensor]:
     """Waveforms of a recipe's evaluation sets, or of an even sample of them."""
     sources = {name: SOURCES.build(part, SourceContext(cache_dir())) for name, part in recipe.data.evaluation.items()}
-    limit = longest_duration_s(recipe.encoder)
+    limit = ContextLimits(recipe).longest_evaluation_s
     clips = ClipSet.gather(sources, 0.0, limit).clips
     numbers = range(len(clips)) if count is None else np.linspace(0, len(clips) - 1, min(count, len(clips))).astype(int)
     return [clips[int(number)].load(limit) for number in numbers]

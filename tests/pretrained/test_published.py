@@ -12,6 +12,7 @@ import torch
 from tiny_audio.decoders import DECODERS, DecoderContext
 from tiny_audio.encoders import ENCODERS, EncoderContext
 from tiny_audio.pretrained import published
+from tiny_audio.pretrained.checkpoints import known_architecture, read_architecture
 from tiny_audio.registry import Registry
 
 ENCODER_MILLIONS = {
@@ -71,7 +72,7 @@ Context = Callable[[dict[str, Any]], object]
 def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context: Context) -> float:
     """In millions, of a part on the meta device; those that two names share count once."""
     config = registry.parse({"name": name, "pretrained": checkpoint})
-    architecture = published.architecture(config)
+    architecture = known_architecture(config)
     assert architecture is not None
     with torch.device("meta"):
         part = registry.build(config, context(architecture))
@@ -133,16 +134,16 @@ def test_rotary_settings_arrive() -> None:
 def test_what_a_part_takes_by_default_is_known(registry: Registry[Any, Any], name: str) -> None:
     default = registry.entry(name).config.model_fields["pretrained"].default
     if default:  # `causal_lm` stands for any
-        assert published.architecture(registry.parse({"name": name, "pretrained": default})) is not None
+        assert known_architecture(registry.parse({"name": name, "pretrained": default})) is not None
 
 
 def test_what_the_table_cannot_tell() -> None:
     known = {"name": "smollm3", "pretrained": "HuggingFaceTB/SmolLM3-3B"}
-    architecture = published.architecture(DECODERS.parse(known))
-    assert architecture == published.read_architecture(DECODERS.parse(known))
+    architecture = known_architecture(DECODERS.parse(known))
+    assert architecture == read_architecture(DECODERS.parse(known))
     assert architecture is not None
     architecture["hidden_size"] = 1
-    assert published.architecture(DECODERS.parse(known)) != architecture, "a copy, which may be changed"
-    assert published.architecture(DECODERS.parse(known | {"revision": "v2"})) is None
-    assert published.architecture(DECODERS.parse(known | {"pretrained": "somebody/else"})) is None
-    assert published.architecture(DECODERS.entry("smollm3").config.tiny()) is None  # type: ignore[attr-defined]
+    assert known_architecture(DECODERS.parse(known)) != architecture, "a copy, which may be changed"
+    assert known_architecture(DECODERS.parse(known | {"revision": "v2"})) is None
+    assert known_architecture(DECODERS.parse(known | {"pretrained": "somebody/else"})) is None
+    assert known_architecture(DECODERS.entry("smollm3").config.tiny()) is None  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from tiny_audio.commands.run import Run
 from tiny_audio.commands.show import describe_recipe
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.pretrained import published
+from tiny_audio.pretrained.checkpoints import known_architecture
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.shipped_recipes import shipped_recipes
@@ -110,7 +110,7 @@ def test_a_recipe_runs_from_end_to_end_with_its_parts_at_tiny_size(path: Path, t
 def test_the_checkpoints_of_a_recipe_are_known_offline(path: Path) -> None:
     recipe = load_recipe(path)
     for part in (recipe.encoder, recipe.decoder):
-        assert part.init == "random" or published.architecture(part) is not None, f"add {part.pretrained} to the table"
+        assert part.init == "random" or known_architecture(part) is not None, f"add {part.pretrained} to the table"
 
 
 def test_the_cards_numbers() -> None:

@@ -7,31 +7,25 @@ from collections.abc import Sequence
 
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip, ClipSet
-from tiny_audio.encoders import EncoderConfig
 from tiny_audio.sources import Source
 
 UNBOUNDED_DURATION_S = 120.0
 """Longest clip that is scored with an encoder that has no limit of its own."""
 
 
-def longest_duration_s(encoder: EncoderConfig) -> float:
-    """Longest clip that is scored with a model that has this encoder."""
-    return encoder.max_duration_s() or UNBOUNDED_DURATION_S
-
-
-def evaluation_clips(name: str, source: Source, encoder: EncoderConfig | None = None) -> ClipSet:
+def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
     """Index one evaluation set.
 
     The rule: **every clip is scored, except clips that are too long for the model.** There is no lower bound.
-    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` evaluate models
-    with one encoder and leave out clips that are longer than :func:`longest_duration_s`. ``evaluate`` compares
-    recognizers with different limits on the same clips, so it leaves out no clip. If a clip is too long for one
-    recognizer, it counts as a failure of that recognizer. ``data.target_text`` does not rewrite these transcripts.
+    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out
+    clips that are longer than :mod:`tiny_audio.model.limits` allows. ``evaluate`` compares recognizers with different
+    limits on the same clips, so it leaves out no clip. If a clip is too long for one recognizer, it counts as a failure
+    of that recognizer. ``data.target_text`` does not rewrite these transcripts.
 
     Args:
         name: name of the set. The ids of its clips start with it.
         source: yields the utterances.
-        encoder: the encoder of the evaluated model. None sets no upper bound.
+        max_duration_s: duration of the longest clip that the evaluated model takes.
 
     Returns:
         the set, which may have no usable clip; see :meth:`ClipSet.check_any` and :func:`check_group_by`.
@@ -39,7 +33,7 @@ def evaluation_clips(name: str, source: Source, encoder: EncoderConfig | None = 
     Raises:
         UserError: the source cannot be read.
     """
-    return ClipSet.gather({name: source}, 0.0, math.inf if encoder is None else longest_duration_s(encoder))
+    return ClipSet.gather({name: source}, 0.0, max_duration_s)
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:

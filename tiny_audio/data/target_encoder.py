@@ -7,7 +7,15 @@ from functools import cached_property
 from typing import Any
 
 from tiny_audio.ctc import CtcVocabulary, min_frames
+from tiny_audio.decoders import unknown_id
 from tiny_audio.encoders import EncoderConfig
+from tiny_audio.frames import SAMPLE_RATE
+
+MAX_CHARACTERS_PER_S = 200.0
+"""More in a second of audio are not its transcript: auctioneers speak about 50. Checked before anything is tokenized,
+because a decoder with a large context takes gigabytes for a text of thousands of words."""
+_ANY_CLIP_S = 5.0
+"""The bound of shorter clips is that of a clip of this duration, since durations in metadata are rounded."""
 
 
 class TargetError(ValueError):
@@ -17,6 +25,13 @@ class TargetError(ValueError):
         super().__init__(message)
         self.reason = reason
         """A short code to count by, see :class:`tiny_audio.sources.Dropped`."""
+
+
+def too_many_characters(text: str, duration_s: float) -> str | None:
+    """A message if a text cannot be the transcript of so short a clip; None if it can."""
+    if len(text) <= MAX_CHARACTERS_PER_S * max(duration_s, _ANY_CLIP_S):
+        return None
+    return f"{len(text):,} characters in {duration_s:.1f} s are more than {MAX_CHARACTERS_PER_S:g} per second"
 
 
 @dataclass(frozen=True)
@@ -37,10 +52,19 @@ class TargetEncoder:
     end_id: int
     ctc: CtcVocabulary | None
     encoder: EncoderConfig
+    max_ids: int | None = None
+    """Most tokens of a target, the end token included, that fit the decoder's context; None: any number."""
+    num_embeddings: int | None = None
+    """Ids that the decoder has an embedding for; None: all of the tokenizer's."""
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.all_special_ids)  # cached, because the tokenizer rebuilds it at each access
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The id of what the tokenizer has no token for, if it has one."""
+        return unknown_id(self.tokenizer)
 
     def encode(self, text: str, num_samples: int) -> Target:
         """The target of a transcript.
@@ -50,14 +74,27 @@ class TargetEncoder:
             num_samples: length of the clip. CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text is empty, contains a special token, is too long for the clip, or has a character that
-                the tokenizer or the CTC head does not know.
+            TargetError: the text is empty, contains a special token, is too long for the clip or the decoder, or has a
+                character that the tokenizer or the CTC head does not know.
         """
         if not text:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")
+        problem = too_many_characters(text, num_samples / SAMPLE_RATE)
+        if problem is not None:
+            raise TargetError("text_too_long", problem)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+        if self.max_ids is not None and len(ids) >= self.max_ids:
+            raise TargetError(
+                "text_too_long",
+                f"{len(ids):,} tokens and the end do not fit the decoder, which has room for "
+                f"{self.max_ids:,} next to the prompt and the longest clip",
+            )
+        if self.unknown is not None and self.unknown in ids:
             raise TargetError("unknown_token", f"the tokenizer has no token for a character of {text!r}")
+        lost = next((index for index in ids if self.num_embeddings is not None and index >= self.num_embeddings), None)
+        if lost is not None:
+            name = self.tokenizer.convert_ids_to_tokens(lost)
+            raise TargetError("unknown_token", f"the decoder has no embedding for {name!r}, token {lost} of {text!r}")
         special = sorted(self._special_ids.intersection(ids))
         if special:
             name = self.tokenizer.convert_ids_to_tokens(special[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, final
 
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from tiny_audio.decoders._tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
 from tiny_audio.decoders._tokenizer import TrainedTokenizerConfig, train_tokenizer
 from tiny_audio.decoders._tokenizer import load_tokenizer as load_tokenizer
 from tiny_audio.decoders._tokenizer import restore_tokenizer as restore_tokenizer
+from tiny_audio.decoders._tokenizer import unknown_id as unknown_id
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
@@ -21,6 +22,8 @@ Head = Callable[[Tensor, Tensor], Tensor]
 """Replaces the logits, which are the product of hidden states ``[K, H]`` and the head's weights ``[V, H]``."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Names of the number of positions, in the configs of different architectures."""
 
 
 class DecoderConfig(TransformersPartConfig, ABC):
@@ -43,6 +46,18 @@ class DecoderConfig(TransformersPartConfig, ABC):
             if name in self.overrides:
                 raise ValueError(f"overrides.{name} is determined by the tokenizer; remove it")
         return self
+
+    @final
+    def max_positions(self) -> int | None:
+        """Positions of the context, of prompt, audio and text together; None if it is unknown or has no limit."""
+        found = (self.known_fields().get(name) for name in _CONTEXT_FIELDS)
+        return next((positions for positions in found if isinstance(positions, int)), None)
+
+    @final
+    def num_embeddings(self) -> int | None:
+        """Rows of the embedding table of a pretrained decoder, that is, ids that it accepts; None if unknown."""
+        rows = self.known_fields().get("vocab_size")
+        return rows if isinstance(rows, int) else None
 
     @classmethod
     @abstractmethod

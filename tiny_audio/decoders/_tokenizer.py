@@ -84,14 +84,33 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
     """Load a checkpoint's tokenizer.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or the checkpoint has none.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder_or_id, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the tokenizer of {folder_or_id!r}: {str(error).strip().splitlines()[0]} "
-            "Give a hub id or a folder with tokenizer files, or set decoder.tokenizer to train a small one."
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(folder_or_id, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises the base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _no_tokenizer(folder_or_id, reason) from error
+    # Without any file, transformers makes a tokenizer that has only special tokens.
+    if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
+        raise _no_tokenizer(folder_or_id, "it has no tokenizer.json, tokenizer.model or vocab.json")
+    return tokenizer
+
+
+def _no_tokenizer(folder_or_id: str, reason: str) -> UserError:
+    return UserError(
+        f"cannot read the tokenizer of {folder_or_id!r}: {reason.rstrip('.')}. Give a hub id or a folder with "
+        "tokenizer files, or set decoder.tokenizer to train a small one."
+    )
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """The id of the token that stands for what a tokenizer has no token for; None if it has one for everything.
+
+    GPT-2, Pythia and their relatives name their only special token, which starts and ends texts, as the unknown token
+    too. They write every text in bytes.
+    """
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown

@@ -63,18 +63,22 @@ def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Deco
             batches.
     """
     architecture = context.architecture or published_architecture(config) or {"model_type": config.model_type}
-    model_class, config_class = _classes(config, architecture.get("model_type"))
+    model_class, config_class = _classes(config, architecture)
     decoder = build_causal_lm(model_class, config, context, config_class)
     if context.architecture is None:
         probe(decoder, config.pretrained if config.init == "pretrained" else str(config.model_type))
     return decoder
 
 
-def _classes(config: CausalLMConfig, model_type: object) -> tuple[Any, Any]:
+def _classes(config: CausalLMConfig, architecture: dict[str, Any]) -> tuple[Any, Any]:
     """The model and config classes of transformers."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
+    model_type = architecture.get("model_type")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         if config.init == "random":
             raise UserError(
@@ -92,6 +96,12 @@ def _classes(config: CausalLMConfig, model_type: object) -> tuple[Any, Any]:
         raise UserError(
             f"causal_lm: {model_type} is not a text-only decoder; choose a checkpoint without an encoder and without "
             "other modalities"
+        )
+    is_bidirectional = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not architecture.get("is_decoder")
+    if config.init == "pretrained" and is_bidirectional:
+        raise UserError(
+            f"causal_lm: {config.pretrained} is a {model_type!r} checkpoint, which reads text in both directions and "
+            "does not generate; choose a causal language model"
         )
     needed = {"inputs_embeds", "attention_mask", "logits_to_keep"} - set(
         inspect.signature(model_class.forward).parameters

@@ -40,6 +40,10 @@ class EncoderConfig(TransformersPartConfig, ABC):
     def max_duration_s(self) -> float | None:
         """Duration of the longest clip that the encoder accepts; None if there is no limit."""
 
+    @abstractmethod
+    def front_end(self) -> dict[str, Any]:
+        """Fields of a checkpoint's ``preprocessor_config.json``, with the values that the encoder's front end uses."""
+
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:

@@ -20,7 +20,7 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""The convolutions of every published checkpoint of these families: 320 samples per frame."""
+"""The convolutions of the checkpoints that name no others: 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 """Linear layers of all these families."""
@@ -60,12 +60,18 @@ class WaveformConfig(EncoderConfig, ABC):
 
     def num_frames(self, num_samples: int) -> int:
         """The number of frames after the convolutions."""
-        kernels, strides = self.overrides.get("conv_kernel", KERNELS), self.overrides.get("conv_stride", STRIDES)
+        known = self.known_fields()
+        kernels, strides = known.get("conv_kernel", KERNELS), known.get("conv_stride", STRIDES)
         return int(_num_frames(torch.tensor(num_samples), kernels, strides))
 
     def max_duration_s(self) -> float | None:
         """None: positions are relative, so there is no limit."""
         return None
+
+    def front_end(self) -> dict[str, Any]:
+        """``normalize`` makes no difference to a group norm, which transformers' configs have by default."""
+        has_group_norm = self.known_fields().get("feat_extract_norm", "group") == "group"
+        return {"sampling_rate": SAMPLE_RATE} | ({} if has_group_norm else {"do_normalize": self.normalize})
 
 
 def build_waveform_encoder(

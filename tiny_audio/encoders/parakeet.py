@@ -43,18 +43,25 @@ class ParakeetConfig(EncoderConfig):
         "relative_k_proj",
     )
 
+    section: ClassVar[str | None] = "encoder_config"
+
     name: Literal["parakeet"] = "parakeet"
     pretrained: str = "nvidia/parakeet-ctc-1.1b"
     """Hub id or local folder of a Parakeet checkpoint in transformers' format: CTC, RNN-T, TDT or encoder only."""
 
     def num_frames(self, num_samples: int) -> int:
         """The number of mel frames after the strided convolutions: an eighth, rounded up."""
-        kernel, stride, factor = (self.overrides.get(name, value) for name, value in _SUBSAMPLING.items())
+        kernel, stride, factor = (self.known_fields().get(name, value) for name, value in _SUBSAMPLING.items())
         return int(_num_frames(_num_mel_frames(torch.tensor(num_samples)), kernel, stride, factor))
 
     def max_duration_s(self) -> float | None:
         """None: relative positions are computed for any length, so there is no limit."""
         return None
+
+    def front_end(self) -> dict[str, Any]:
+        """One mel frame per 10 ms."""
+        sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "preemphasis": PREEMPHASIS}
+        return {"sampling_rate": SAMPLE_RATE, "feature_size": self.known_fields().get("num_mel_bins", 80)} | sizes
 
     @classmethod
     def tiny(cls) -> Self:
@@ -87,7 +94,6 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
         Architecture,
         config,
         context.architecture,
-        section="encoder_config",
         dropout=config.dropout,
         dropout_positions=config.dropout,
         attention_dropout=config.dropout,

@@ -56,6 +56,11 @@ class W2vBertConfig(EncoderConfig):
         """None: positions are relative, so there is no limit."""
         return None
 
+    def front_end(self) -> dict[str, Any]:
+        """Pairs of filter-bank frames, of half the width that the layers take."""
+        mels = self.known_fields().get("feature_projection_input_dim", 160) // STACK
+        return {"sampling_rate": SAMPLE_RATE, "num_mel_bins": mels, "stride": STACK}
+
     @classmethod
     def tiny(cls) -> Self:
         """Two layers of 32 channels."""

@@ -42,9 +42,14 @@ class WhisperConfig(EncoderConfig):
         return -(-max(1, -(-num_samples // HOP)) // 2)
 
     def max_duration_s(self) -> float | None:
-        """30 s in published checkpoints, which have position embeddings for 1,500 frames."""
-        positions = self.overrides.get("max_source_positions", 1500)
+        """20 ms for each position embedding: 30 s in published checkpoints, which have 1,500 of them."""
+        positions = self.known_fields().get("max_source_positions", 1500)
         return positions * 2 * HOP / SAMPLE_RATE if isinstance(positions, int) else None
+
+    def front_end(self) -> dict[str, Any]:
+        """One mel frame per 10 ms."""
+        mels = self.known_fields().get("num_mel_bins", 80)
+        return {"sampling_rate": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": HOP, "feature_size": mels}
 
     @classmethod
     def tiny(cls) -> Self:

@@ -85,7 +85,9 @@ def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, An
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  # not a mapping
-                types[name] = file.get_slice(name)[:0].dtype
+                values = file.get_slice(name)
+                # A single number, such as a counter of batches, has no slices.
+                types[name] = (values[:0] if values.get_shape() else file.get_tensor(name)).dtype
     for name, tensor in model.named_parameters():
         if name in types:
             tensor.data = tensor.data.to(types[name])

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio.config import UserError
-from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.inference.chunking import Chunk, chunk_recording
 from tiny_audio.inference.filters import Reason, boost_quiet, filter_text, non_speech_reason
@@ -63,10 +62,8 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._filter = filter_hallucinations
-        self.max_chunk_s = min(
-            ENCODERS.parse(model.config.encoder).max_duration_s() or LONGEST_CHUNK_S, LONGEST_CHUNK_S
-        )
-        """Longest recording that is not cut: :data:`LONGEST_CHUNK_S`, or the encoder's limit if that is lower."""
+        self.max_chunk_s = model.longest_clip_s(LONGEST_CHUNK_S)
+        """Longest recording that is not cut: :data:`LONGEST_CHUNK_S`, or less if the model's limit is lower."""
 
     @property
     def can_time_words(self) -> bool:

@@ -19,6 +19,7 @@ from tiny_audio.frames import Frames
 from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.decoding import GenerationConfig, Transcript
+from tiny_audio.model.limits import longest_clip_s
 from tiny_audio.model.parts import Parts, build_parts
 from tiny_audio.model.prompt import Prompt
 from tiny_audio.model.saved import SavedModel
@@ -220,6 +221,18 @@ class TinyAudioModel(SavedModel):
     def generation(self) -> GenerationConfig:
         """The model's own decoding settings."""
         return GenerationConfig(**self.config.generation)
+
+    def longest_clip_s(self, at_most_s: float) -> float:
+        """Duration of the longest clip that the encoder takes and the decoder's context has room for.
+
+        Args:
+            at_most_s: a limit of the caller, which applies if the encoder's is higher.
+        """
+        encoder = ENCODERS.parse(self.config.encoder).with_architecture(self.config.encoder_architecture)
+        decoder = DECODERS.parse(self.config.decoder).with_architecture(self.config.decoder_architecture)
+        num_prompt_ids = len(self.config.prompt_prefix_ids) + len(self.config.prompt_suffix_ids)
+        num_text_ids = num_prompt_ids + self.generation.max_new_tokens
+        return longest_clip_s(encoder, self.projector, decoder.max_positions(), num_text_ids, at_most_s)
 
     def uses_ctc_draft(self, settings: GenerationConfig | None = None) -> bool:
         """Whether :meth:`transcribe` verifies the CTC head's text as a draft, see ``generation.draft``.

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import field_validator
 
 from tiny_audio.config import Config, UserError
+from tiny_audio.decoders import unknown_id
 
 AUDIO = "{audio}"
 # Private-use characters. No template strips them, and no transcript contains them.
@@ -86,7 +87,8 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
     before, after = text.split(_SENTINEL)
     prefix = tuple(tokenizer.encode(before, add_special_tokens=False))
     suffix = _encode_inside(tokenizer, after)
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prefix + suffix:
+    unknown = unknown_id(tokenizer)
+    if unknown is not None and unknown in prefix + suffix:
         raise UserError(
             f"prompt: the tokenizer has no token for a part of {text.replace(_SENTINEL, AUDIO)!r}; a tokenizer that is "
             "trained on the transcripts has only their characters: leave out prompt.system and other words"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from tiny_audio.decoders import SPECIAL_TOKENS
+from tiny_audio.pretrained.checkpoints import read_architecture
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.packing import VARLEN
-from tiny_audio.pretrained.published import read_architecture
 from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tiny_audio.config import UserError
-from tiny_audio.pretrained.checkpoints import published_architecture, read_checkpoint
+from tiny_audio.pretrained.checkpoints import read_checkpoint
 from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.pretrained.files import check_config, check_weight_files
 from tiny_audio.pretrained.packing import VARLEN, register_varlen
 from tiny_audio.registry import did_you_mean
 
@@ -19,8 +21,6 @@ def transformers_config(
     config_class: Any,
     part: TransformersPartConfig,
     architecture: dict[str, Any] | None,
-    *,
-    section: str | None = None,
     **settings: Any,
 ) -> Any:
     """Create the transformers config of a part.
@@ -29,7 +29,6 @@ def transformers_config(
         config_class: a ``transformers`` config class.
         part: the part's section of the recipe.
         architecture: :func:`architecture_of` an earlier build; if given, nothing is fetched.
-        section: the field of a whole model's config that contains this part's config, if there is such a field.
         settings: fields that the part sets itself, such as dropouts.
 
     Raises:
@@ -39,15 +38,10 @@ def transformers_config(
         config = _config_with_overrides(config_class, part)
     else:
         # Read the raw fields. `from_pretrained` would read another family's fields into this class and relabel them.
-        fields = published_architecture(part) if architecture is None else architecture
+        fields = check_config(part) if architecture is None else architecture
         assert fields is not None
-        fields = fields.get(section, fields) if section else fields
+        fields = fields.get(part.section, fields) if part.section else fields
         family = fields.get("model_type")
-        if family is None:
-            raise UserError(
-                f"{part.name}: {part.pretrained!r} has no config.json that names a model_type; give a hub id or the "
-                "folder of a checkpoint in the format of transformers"
-            )
         if family != config_class.model_type:
             raise UserError(
                 f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
@@ -163,6 +157,7 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
     Raises:
         UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
     """
+    check_weight_files(part)
     model, info = read_checkpoint(
         part,
         model_class.from_pretrained,
@@ -190,4 +185,30 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
             f"{part.pretrained} does not contain exactly the weights of {model_class.__name__}; "
             f"{'; '.join(problems)}; choose a checkpoint of this family"
         )
+    _check_finite(model, part)
     return model
+
+
+def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
+    """Reject weights that are NaN or infinite: every loss would be, too.
+
+    Raises:
+        UserError: names the first such tensors.
+    """
+    damaged = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not tensor.is_meta and not _is_finite(tensor)
+    ]
+    if damaged:
+        raise UserError(
+            f"{part.name}: {len(damaged)} tensors of {part.pretrained!r} hold NaN or infinite values: "
+            f"{', '.join(damaged[:3])}{', …' if len(damaged) > 3 else ''}; download the checkpoint again, or choose "
+            "another one"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Both are NaN if one value is, and neither needs memory for a mask of the tensor's size.
+    least, most = torch.aminmax(tensor.detach()) if tensor.numel() else (tensor.new_zeros(()),) * 2
+    return bool(least.isfinite() and most.isfinite())

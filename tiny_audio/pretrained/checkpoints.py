@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import UserError
 from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.pretrained.published import published_fields
 from tiny_audio.runtime.quiet import errors_only
 
 
@@ -19,11 +23,70 @@ def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | Non
     """
     if part.init == "random":
         return None
+    architecture: dict[str, Any] = read_checkpoint(part, _read_config, part)
+    return architecture
+
+
+def known_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+    """The transformers config of the part's checkpoint as this package knows it; None where it does not."""
+    return None if part.init == "random" else published_fields(part.pretrained, part.revision)
+
+
+def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
+    """As :func:`known_architecture`, or from the checkpoint itself; None for a random part.
+
+    Raises:
+        UserError: the checkpoint's config cannot be read.
+    """
+    return known_architecture(part) or published_architecture(part)
+
+
+def read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None:
+    """A JSON file of the part's checkpoint, on the hub or in a local folder; None if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else than a JSON object.
+    """
+    found: dict[str, Any] | None = read_checkpoint(part, _read_json, part, name)
+    return found
+
+
+def _read_config(part: TransformersPartConfig) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    architecture: dict[str, Any]
-    architecture, _ = read_checkpoint(part, PreTrainedConfig.get_config_dict, part.pretrained, revision=part.revision)
-    return architecture
+    # transformers raises errors of many types for a file that is no JSON object.
+    if Path(part.pretrained).is_dir():
+        _read_json(part, "config.json")
+    fields: dict[str, Any]
+    fields, _ = PreTrainedConfig.get_config_dict(part.pretrained, revision=part.revision)
+    return fields
+
+
+def _read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None:
+    from transformers.utils import cached_file
+
+    folder = Path(part.pretrained)
+    if folder.is_dir():
+        path = folder / name
+        if not path.exists():
+            return None
+    else:
+        # As transformers looks for files that a checkpoint need not have.
+        tolerant = ("gated_repo", "missing_entries", "connection_errors")
+        settings = {f"_raise_exceptions_for_{name}": False for name in tolerant}
+        found = cached_file(part.pretrained, name, revision=part.revision, **settings)
+        if found is None:
+            return None
+        path = Path(found)
+    if not path.is_file():
+        raise ValueError(f"{name} is a folder, and a file is needed")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name} holds no JSON object, but a {type(fields).__name__}")
+    return fields
 
 
 def checkpoint_fingerprint(part: TransformersPartConfig) -> str | None:
@@ -69,11 +132,32 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
     try:
         with errors_only():  # our own checks account for every key
             return read(*args, **kwargs)
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+    except UserError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        SafetensorError,
+        StrictDataclassError,
+        # From damaged pickles, and from configs with values of other types.
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+    ) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
-        reason = str(cause).strip().split("\n")[0].rstrip(".")
+        # Of these types, the text alone may be a key or a number.
+        kind = f"{type(error).__name__}: " if isinstance(error, TypeError | AttributeError | LookupError) else ""
+        reason = kind + str(cause).strip().split("\n")[0].rstrip(".")
         at = f" at revision {part.revision}" if part.revision else ""
-        raise UserError(
-            f"{part.name}: cannot read {part.pretrained!r}{at}: {reason}. "
-            "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."
-        ) from error
+        advice = (
+            "Repair the folder, or download the checkpoint again."
+            if Path(part.pretrained).is_dir()
+            else "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated "
+            "models."
+        )
+        raise UserError(f"{part.name}: cannot read {part.pretrained!r}{at}: {reason}. {advice}") from error

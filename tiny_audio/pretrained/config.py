@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from tiny_audio.config import NO_IDENTITY, Config, expand_path
 from tiny_audio.pretrained.packing import VARLEN
+from tiny_audio.pretrained.published import published_fields
 from tiny_audio.registry import did_you_mean
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "varlen"]
@@ -36,6 +47,8 @@ class TransformersPartConfig(Config):
     """Attention implementations of the family; ``auto`` selects the first."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
+    section: ClassVar[str | None] = None
+    """Field of a whole model's ``config.json`` that holds this part's fields. None if there is no such field."""
 
     name: str
     pretrained: str
@@ -66,6 +79,26 @@ class TransformersPartConfig(Config):
 
     # Families declare the field again, with a default, and keep this.
     _path = field_validator("pretrained")(expand_path)
+    _architecture: dict[str, Any] | None = PrivateAttr(default=None)
+
+    def with_architecture(self, fields: Mapping[str, Any]) -> Self:
+        """Return a copy that knows the fields of its checkpoint's ``config.json``, for :meth:`known_fields`."""
+        known = self.model_copy()
+        known._architecture = dict(fields)
+        return known
+
+    def known_fields(self) -> Mapping[str, Any]:
+        """The transformers config as far as it is known without reading the checkpoint.
+
+        These are the fields of :meth:`with_architecture`, the overrides of a random part, or the fields of a
+        well-known checkpoint. Fields that are missing are unknown, or have the defaults of transformers.
+        """
+        fields: Mapping[str, Any] | None = self._architecture
+        if fields is None:
+            is_random = self.init == "random"
+            fields = self.overrides if is_random else published_fields(self.pretrained, self.revision) or {}
+        inner = fields.get(self.section) if self.section else None
+        return inner if isinstance(inner, dict) else fields
 
     @model_validator(mode="after")
     def _check(self) -> TransformersPartConfig:

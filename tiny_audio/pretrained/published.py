@@ -7,28 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.pretrained.checkpoints import published_architecture
-from tiny_audio.pretrained.config import TransformersPartConfig
 
-
-def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """The transformers config of the part's checkpoint, from the table in this package. None if it is not listed.
+def published_fields(pretrained: str, revision: str | None) -> dict[str, Any] | None:
+    """The transformers config of a checkpoint on the hub, from the table in this package. None if it is not listed.
 
     The table describes the main branch only, because another revision may be another model.
     """
-    if part.init == "random" or part.revision is not None:
-        return None
-    known = _table().get(part.pretrained)
+    known = _table().get(pretrained) if revision is None else None
     return None if known is None else dict(known)
-
-
-def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """The config from the table, or else from the checkpoint itself. None for a part with random weights.
-
-    Raises:
-        UserError: the checkpoint's config cannot be read.
-    """
-    return architecture(part) or published_architecture(part)
 
 
 @cache

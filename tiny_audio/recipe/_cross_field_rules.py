@@ -5,108 +5,19 @@ Each rule yields (location in the recipe, message). A message says what was give
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
-from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.pretrained import published
-from tiny_audio.projectors import PROJECTORS, ProjectorContext
+from tiny_audio.recipe.limits import Errors, limit_errors
 from tiny_audio.registry import did_you_mean
 
 if TYPE_CHECKING:
     from tiny_audio.recipe import Recipe
-
-Errors = Iterator[tuple[str, str]]
-"""(location, message)"""
 
 
 def cross_field_errors(recipe: Recipe) -> Errors:
     """The errors of all rules."""
     for rule in _RULES:
         yield from rule(recipe)
-
-
-def _clips(recipe: Recipe) -> Errors:
-    """Check that every part accepts the shortest and the longest clip."""
-    data = recipe.data
-    if data.min_duration_s >= data.max_duration_s:
-        yield (
-            "data.min_duration_s",
-            f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower it",
-        )
-    if recipe.batching.max_padded_s is not None and recipe.batching.max_padded_s < data.max_duration_s:
-        yield (
-            "batching.max_padded_s",
-            f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
-            "raise max_padded_s, or lower data.max_duration_s",
-        )
-    speeds = recipe.augmentation.speed or (1.0,)
-    slowest, fastest = min(*speeds, 1.0), max(*speeds, 1.0)
-    shortest, longest = data.min_duration_s / fastest, data.max_duration_s / slowest
-    try:
-        frames = recipe.encoder.num_frames(int(shortest * SAMPLE_RATE))
-        limit = recipe.encoder.max_duration_s()
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        if not recipe.encoder.overrides:
-            raise
-        # Overrides are free-form. Only the architecture can check them, and it is not loaded here.
-        yield (
-            f"encoder.{recipe.encoder.name}.overrides",
-            f"the frames of a clip cannot be counted with these: {str(error).splitlines()[0]}; correct or remove them",
-        )
-        return
-    if limit is not None and longest > limit:
-        slowed = f", slowed down by augmentation.speed to {longest:.1f} s," if slowest < 1 else ""
-        yield (
-            "data.max_duration_s",
-            f"{data.max_duration_s} s{slowed} is more than the {limit:g} s that encoder {recipe.encoder.name!r} "
-            f"accepts; set at most {limit * slowest:g}",
-        )
-    if frames < recipe.projector.min_frames():
-        sped_up = f", sped up by augmentation.speed to {shortest:.2f} s," if fastest > 1 else ""
-        yield (
-            f"projector.{recipe.projector.name}",
-            f"needs {recipe.projector.min_frames()} encoder frames, and a clip of data.min_duration_s "
-            f"{data.min_duration_s} s{sped_up} has {frames}; shrink the projector's window or raise "
-            "data.min_duration_s",
-        )
-    else:
-        yield from _context(recipe, longest)
-
-
-def _context(recipe: Recipe, longest_s: float) -> Errors:
-    """Check that the longest clip and its transcript fit into the decoder's context.
-
-    The few tokens of the prompt are not counted, because that would need the tokenizer.
-    """
-    frames = recipe.encoder.num_frames(int(longest_s * SAMPLE_RATE))
-    rate = recipe.encoder.num_frames(60 * SAMPLE_RATE) / 60
-    width = 64  # any value: the number of embeddings does not depend on the neighbors' widths
-    try:
-        with torch.device("meta"):
-            projector = PROJECTORS.build(recipe.projector, ProjectorContext(width, width, rate, 1.0))
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        yield f"projector.{recipe.projector.name}", f"cannot be built: {str(error).splitlines()[0]}; shrink its sizes"
-        return
-    limit = _max_positions(recipe)
-    needed = int(projector.max_embeddings(torch.tensor([frames]))) + recipe.generation.max_new_tokens
-    if limit is not None and needed > limit:
-        yield (
-            f"decoder.{recipe.decoder.name}",
-            f"has {limit} positions, and a clip of {longest_s:g} s can need {needed} (audio embeddings and "
-            "generation.max_new_tokens); lower data.max_duration_s or max_new_tokens, or merge more frames in the "
-            "projector",
-        )
-
-
-def _max_positions(recipe: Recipe) -> int | None:
-    """The decoder's maximum number of positions, if it is known without a download."""
-    decoder = recipe.decoder
-    fields = decoder.overrides if decoder.init == "random" else published.architecture(decoder) or {}
-    positions = fields.get("max_position_embeddings")
-    return positions if isinstance(positions, int) else None
 
 
 def _evaluation(recipe: Recipe) -> Errors:
@@ -227,4 +138,4 @@ def _optimization(recipe: Recipe) -> Errors:
         yield "training.tf32", f"has no effect with execution.device: {device}; set it to false"
 
 
-_RULES = (_clips, _evaluation, _parts, _ctc, _optimization)
+_RULES = (limit_errors, _evaluation, _parts, _ctc, _optimization)

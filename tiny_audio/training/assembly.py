@@ -9,10 +9,10 @@ from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.prompt import build_prompt
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
 from tiny_audio.training.random_state import seed_all
+from tiny_audio.training.real_checkpoints import fitting_prompt, with_limits
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 
@@ -31,6 +31,7 @@ def assemble(
         UserError: a part cannot be built, or ``start`` does not fit.
     """
     clips.check_any("data.train")
+    recipe = with_limits(recipe)
     if learned is None:
         learned = TranscriptVocabulary.learn(recipe, clips, start)
     # Trained decoders and CTC heads need the vocabulary that they were trained with.
@@ -50,7 +51,7 @@ def assemble(
         else:
             assert start is not None
             vocabulary = start.ctc_vocabulary()
-    prompt = build_prompt(recipe.prompt, tokenizer)
+    prompt, limits = fitting_prompt(recipe, tokenizer)
     # Random initial weights depend only on the seed. Parts may draw from any generator.
     seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
@@ -67,4 +68,6 @@ def assemble(
         head.load_into(model.ctc_head)
     if start is not None:
         start.load_into(model)
-    return model, tokenizer, TargetEncoder(tokenizer, prompt.end_id, vocabulary, recipe.encoder)
+    rows = recipe.decoder.num_embeddings()
+    target_encoder = TargetEncoder(tokenizer, prompt.end_id, vocabulary, recipe.encoder, limits.max_target_ids, rows)
+    return model, tokenizer, target_encoder

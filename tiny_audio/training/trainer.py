@@ -172,6 +172,12 @@ class Trainer:
                     break
                 if progress.step % self.recipe.execution.checkpoint_every == 0:
                     self._save()
+            if progress.step == self.config.steps == progress.skipped_steps:
+                message = (
+                    f"none of the {progress.step} steps had a finite loss and gradient, so nothing was trained; lower "
+                    "training.learning_rate, and check the data and the checkpoints with `tiny-audio doctor`"
+                )
+                raise self.world.printed_by_main(RunFailed(message))
             self._save()
         except Diverged as error:
             last = self.world.broadcast_from_main(lambda: checkpoint.latest(self.checkpoints))

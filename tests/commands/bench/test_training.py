@@ -17,7 +17,7 @@ from tiny_audio.commands.bench.tables import results_table
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.evaluation_clips import longest_duration_s
+from tiny_audio.recipe.limits import ContextLimits
 from tiny_audio.training.loop import Budget
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
@@ -150,7 +150,7 @@ def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str
 
 def test_the_bounds_of_evaluation_clips_are_part_of_a_unit(home: Path, tmp_path: Path) -> None:
     bench = TrainedBenchmark(plan(home), tmp_path, lambda note: None)
-    assert bench._inputs["max_duration_s"] == {"held_out": longest_duration_s(bench.recipe.encoder)}
+    assert bench._inputs["max_duration_s"] == {"held_out": ContextLimits(bench.recipe).longest_evaluation_s}
 
 
 def test_a_variant_that_diverges_is_named(home: Path, tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ from tiny_audio.commands.run.train import training_inputs
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import check_dropped
-from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.evaluation.hypotheses import Hypothesis, read_rows, write_rows
 from tiny_audio.recipe import Recipe, content_hash, load_recipe
+from tiny_audio.recipe.limits import ContextLimits
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.device import device_name, device_of
 from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
@@ -46,6 +46,7 @@ from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.loop import Budget, Diverged
 from tiny_audio.training.precision import place
+from tiny_audio.training.real_checkpoints import with_limits
 from tiny_audio.training.signals import StopSignal
 
 MIN_SEEDS = 2
@@ -121,7 +122,6 @@ class TrainedBenchmark:
             raise UserError(
                 f"{plan.recipe_path}: data.evaluation is empty, so there is nothing to compare on; add a set"
             )
-        self._clips = RunClips(self.recipe, {})
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with changes, the budget's steps, and without evaluation during training."""
@@ -186,6 +186,14 @@ class TrainedBenchmark:
             return self._write()
 
     @cached_property
+    def _longest_evaluation_s(self) -> float:
+        return ContextLimits(with_limits(self.recipe)).longest_evaluation_s
+
+    @cached_property
+    def _clips(self) -> RunClips:
+        return RunClips(self.recipe, {}, self._longest_evaluation_s)
+
+    @cached_property
     def _train_clips(self) -> ClipSet:
         clips = self._clips.training()
         check_dropped(clips.dropped, clips.num_inside, self.recipe.data.max_dropped_share)
@@ -209,7 +217,7 @@ class TrainedBenchmark:
             **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
             # Older versions applied the bounds of training clips to these clips. Their folders are not used.
-            "max_duration_s": dict.fromkeys(self._evaluation_clips, longest_duration_s(self.recipe.encoder)),
+            "max_duration_s": dict.fromkeys(self._evaluation_clips, self._longest_evaluation_s),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
         }

@@ -8,20 +8,17 @@ from typing import Any, TypeVar
 
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.audio.errors import AudioError, FileError
+from tiny_audio.commands.doctor.checkpoints import checkpoints
 from tiny_audio.commands.doctor.finding import Finding
 from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary, min_frames
 from tiny_audio.data.clips import Clip, ClipSet
-from tiny_audio.data.evaluation_clips import longest_duration_s
 from tiny_audio.data.sounds import sounds_in
+from tiny_audio.data.target_encoder import too_many_characters
 from tiny_audio.data.text import TargetText, TargetTextChoice, markers
-from tiny_audio.decoders import load_tokenizer
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.model.prompt import AUDIO, build_prompt
 from tiny_audio.pretrained.building import attention_implementation
-from tiny_audio.pretrained.checkpoints import published_architecture
-from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
@@ -32,14 +29,15 @@ _T = TypeVar("_T")
 _SAMPLES = 3
 _TRANSCRIPTS = 2_000
 """Number of transcripts that are checked per source."""
+_SHOWN = 200
+"""Characters of a target text that are shown."""
 
 
 def examine(recipe: Recipe) -> Iterator[Finding]:
     """Check everything that ``recipe`` needs. The text of a problem includes the fix."""
     yield from _device(recipe)
-    yield from _part("encoder", recipe.encoder)
-    yield from _part("decoder", recipe.decoder)
-    yield from _prompt(recipe)
+    limits = yield from checkpoints(recipe)
+    recipe = limits.recipe
     yield _normalizer(recipe)
     vocabulary = None
     if recipe.ctc is not None and recipe.ctc.init == "pretrained":
@@ -59,8 +57,8 @@ def examine(recipe: Recipe) -> Iterator[Finding]:
         bounds = recipe.data.min_duration_s, recipe.data.max_duration_s
         yield from _source(recipe, f"data.train.{name}", source, bounds, recipe.data.target_text, vocabulary)
     for name, source in recipe.data.evaluation.items():
-        yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, longest_duration_s(recipe.encoder)))
-    yield from _overlaps(recipe)
+        yield from _source(recipe, f"data.evaluation.{name}", source, (0.0, limits.longest_evaluation_s))
+    yield from _overlaps(recipe, limits.longest_evaluation_s)
 
 
 def _normalizer(recipe: Recipe) -> Finding:
@@ -81,34 +79,6 @@ def _device(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(f"{kind}.attention", attention_implementation(part))
         except UserError as error:
             yield Finding(f"{kind}.attention", str(error), True)
-
-
-def _part(kind: str, part: TransformersPartConfig) -> Iterator[Finding]:
-    if part.init == "random":
-        yield Finding(kind, f"{part.name} with random weights; nothing to download")
-        return
-    try:
-        architecture = published_architecture(part)
-    except UserError as error:
-        yield Finding(kind, str(error), True)
-        return
-    assert architecture is not None
-    yield Finding(kind, f"{part.pretrained} can be read ({architecture.get('model_type')})")
-
-
-def _prompt(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.decoder.tokenizer is not None:
-        yield Finding("tokenizer", "a small one will be trained on the transcripts")
-        return
-    try:
-        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
-        prompt = build_prompt(recipe.prompt, tokenizer)
-    except UserError as error:
-        yield Finding("tokenizer", str(error), True)
-        return
-    yield Finding("end token", f"{tokenizer.convert_ids_to_tokens(prompt.end_id)!r}")
-    rendered = tokenizer.decode(prompt.prefix_ids) + AUDIO + tokenizer.decode(prompt.suffix_ids)
-    yield Finding("prompt", repr(rendered))
 
 
 def _source(
@@ -137,10 +107,10 @@ def _source(
         yield _clip(recipe, clip, target(clip.utterance.text), bounds_s[1])
 
 
-def _overlaps(recipe: Recipe) -> Iterator[Finding]:
+def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
     """Report overlaps between evaluation sets and the training data."""
     try:
-        overlaps = RunClips(recipe, {}).overlaps
+        overlaps = RunClips(recipe, {}, longest_evaluation_s).overlaps
     except UserError:  # a source cannot be read, which another finding reports
         return
     for name, found in overlaps.items():
@@ -182,8 +152,12 @@ def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Fin
     except (AudioError, FileError) as error:
         return Finding(clip.id, str(error), True)
     frames = recipe.encoder.num_frames(len(waveform))
-    detail = f"{len(waveform) / SAMPLE_RATE:.2f} s, {frames} frames: {target!r}"
-    too_long = recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames
-    if too_long:
-        detail += "; the text has too many characters for the frames of this clip; check that they belong together"
-    return Finding(clip.id, detail, too_long)
+    duration_s = len(waveform) / SAMPLE_RATE
+    shown = target if len(target) <= _SHOWN else f"{target[:_SHOWN]} ..."
+    detail = f"{duration_s:.2f} s, {frames} frames: {shown!r}"
+    problem = too_many_characters(target, duration_s)
+    if problem is None and recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames:
+        problem = "the text has too many characters for the frames of this clip"
+    if problem:
+        detail += f"; {problem}; check that they belong together"
+    return Finding(clip.id, detail, problem is not None)

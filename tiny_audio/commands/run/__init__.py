@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tiny_audio.commands.run.report import ReportStage
 from tiny_audio.commands.run.train import TrainStage
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
+from tiny_audio.training.real_checkpoints import check_recipe, exported_limits
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.trainer import Callback
 from tiny_audio.training.world import joined
@@ -46,7 +48,7 @@ class Run:
             the report, as in ``report.json``. None in all processes except the first.
 
         Raises:
-            UserError: the folder has another recipe's run or is in use, or the data cannot be used.
+            UserError: the folder has another recipe's run or is in use, or a checkpoint or the data cannot be used.
             Stopped: a signal arrived. Finished work is saved.
             RunFailed: training diverged.
         """
@@ -55,11 +57,16 @@ class Run:
             callback = self.callback if world.is_main else _SilentCallback()
             state = world.broadcast_from_main(lambda: open_folder(self.recipe, self.folder, held))
             run = RunContext(self.recipe, self.name, self.folder, callback, state)
-            train = TrainStage(run, stop, world)
-            if not world.broadcast_from_main(train.is_done):
+            is_trained = world.broadcast_from_main(TrainStage(run, stop, world).is_done)
+            # Of a trained model, the export has the limits; its checkpoints may be gone.
+            limits = world.main_first(
+                lambda: exported_limits(self.recipe, run.model_folder) if is_trained else check_recipe(self.recipe)
+            )
+            run = replace(run, recipe=limits.recipe, longest_evaluation_s=limits.longest_evaluation_s)
+            if not is_trained:
                 # The first process looks up the commits of data sets, and the others use the same ones.
                 state.datasets.update(world.broadcast_from_main(lambda: self._index_evaluation(run)))
-                train.run()
+                TrainStage(run, stop, world).run()
             if not world.is_main:
                 return None
             for stage in self._stages_after_training(run):

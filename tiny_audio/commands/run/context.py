@@ -11,7 +11,7 @@ from typing import Protocol
 from tiny_audio.analysis.warnings import Overlap
 from tiny_audio.commands.run.state import RunState
 from tiny_audio.data.clips import ClipSet
-from tiny_audio.data.evaluation_clips import check_group_by, evaluation_clips
+from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S, check_group_by, evaluation_clips
 from tiny_audio.data.overlap import find_overlaps
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
@@ -42,11 +42,13 @@ class RunContext:
     folder: Path
     callback: Callback
     state: RunState
+    longest_evaluation_s: float = UNBOUNDED_DURATION_S
+    """Duration of the longest clip that is scored."""
 
     @cached_property
     def clips(self) -> RunClips:
         """The clips of the recipe's sources."""
-        return RunClips(self.recipe, self.state.datasets)
+        return RunClips(self.recipe, self.state.datasets, self.longest_evaluation_s)
 
     @property
     def model_folder(self) -> Path:
@@ -69,10 +71,11 @@ class RunClips:
     Args:
         recipe: the recipe whose sources are read.
         commits: commit of each data set on the hub. Known commits are kept, and new ones are added.
+        longest_evaluation_s: duration of the longest clip that is scored.
     """
 
-    def __init__(self, recipe: Recipe, commits: dict[str, str]) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, commits: dict[str, str], longest_evaluation_s: float) -> None:
+        self._recipe, self._longest_evaluation_s = recipe, longest_evaluation_s
         self._context = SourceContext(cache_dir(), commits)
         self._training: ClipSet | None = None
         self._evaluation: dict[str, ClipSet] = {}
@@ -95,7 +98,7 @@ class RunClips:
         return find_overlaps(self.training().clips, evaluation) if evaluation else {}
 
     def evaluation(self, name: str) -> ClipSet:
-        """All clips of one evaluation set that the encoder accepts.
+        """All clips of one evaluation set that the model takes.
 
         Raises:
             UserError: the set has no usable clip, or no clip has the column of ``evaluation.group_by``.
@@ -113,7 +116,7 @@ class RunClips:
         """
         if name not in self._evaluation:
             source = SOURCES.build(self._recipe.data.evaluation[name], self._context)
-            self._evaluation[name] = evaluation_clips(name, source, self._recipe.encoder)
+            self._evaluation[name] = evaluation_clips(name, source, self._longest_evaluation_s)
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:

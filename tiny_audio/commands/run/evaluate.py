@@ -12,7 +12,7 @@ from tiny_audio.commands.run.state import EvaluationState
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.dropped import DroppedLog
-from tiny_audio.data.evaluation_clips import longest_duration_s
+from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.evaluation import evaluate_clips
 from tiny_audio.evaluation.hypotheses import Hypothesis, write_rows
 from tiny_audio.export.load import load_model
@@ -114,6 +114,6 @@ def score(
         normalizer_name=recipe.evaluation.normalizer,
         num_bootstrap=recipe.evaluation.num_bootstrap,
         group_by=recipe.evaluation.group_by,
-        max_duration_s=longest_duration_s(recipe.encoder),
+        max_duration_s=model.longest_clip_s(UNBOUNDED_DURATION_S),
         max_padded_s=recipe.execution.evaluate_max_padded_s,
     )

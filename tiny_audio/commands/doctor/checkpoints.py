@@ -1,0 +1,81 @@
+"""``tiny-audio doctor``: the checkpoints of a recipe, their tokenizer and the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tiny_audio.commands.doctor.finding import Finding
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS, DecoderConfig, DecoderContext, load_tokenizer
+from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
+from tiny_audio.model.prompt import AUDIO, build_prompt
+from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.recipe import Recipe
+from tiny_audio.recipe.limits import ContextLimits, limit_errors
+from tiny_audio.training.real_checkpoints import fitting_prompt, read_part
+
+_Part = TypeVar("_Part", bound=TransformersPartConfig)
+
+
+def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
+    """Check the parts, and return the recipe's limits with those checkpoints that can be read."""
+    encoder = yield from _part("encoder", recipe.encoder)
+    decoder = yield from _part("decoder", recipe.decoder)
+    known = recipe.model_copy(update={"encoder": encoder, "decoder": decoder})
+    errors = list(limit_errors(known))
+    yield from (Finding(location, message, True) for location, message in errors)
+    yield from _prompt(known)
+    return ContextLimits(recipe if errors else known)
+
+
+def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
+    if part.init == "random":
+        yield Finding(kind, f"{part.name} with random weights; nothing to download")
+        return part
+    try:
+        known = read_part(part)
+        detail = f"{part.pretrained} can be read"
+        if Path(part.pretrained).is_dir():  # otherwise, gigabytes would have to be downloaded
+            detail += f", and its {_num_parameters(part) / 1e6:,.1f} million parameters are whole"
+    except UserError as error:
+        yield Finding(kind, str(error), True)
+        return part
+    yield Finding(kind, f"{detail} ({part.name})")
+    return known
+
+
+def _num_parameters(part: TransformersPartConfig) -> int:
+    """Build the part with its weights, which checks them.
+
+    Raises:
+        UserError: they are damaged or do not fit the config.
+    """
+    # As small as possible: in the types of the files. The attention is checked apart.
+    plain = part.model_copy(update={"attention": "auto", "freeze": True})
+    if isinstance(plain, EncoderConfig):
+        built = list(ENCODERS.build(plain, EncoderContext()).parameters())
+    else:
+        assert isinstance(plain, DecoderConfig)
+        built = list(DECODERS.build(plain, DecoderContext(None)).parameters())
+    return sum(tensor.numel() for tensor in built)
+
+
+def _prompt(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.decoder.tokenizer is not None:
+        yield Finding("tokenizer", "a small one will be trained on the transcripts")
+        return
+    try:
+        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
+        prompt = build_prompt(recipe.prompt, tokenizer)
+    except UserError as error:
+        yield Finding("tokenizer", str(error), True)
+        return
+    yield Finding("end token", f"{tokenizer.convert_ids_to_tokens(prompt.end_id)!r}")
+    rendered = tokenizer.decode(prompt.prefix_ids) + AUDIO + tokenizer.decode(prompt.suffix_ids)
+    yield Finding("prompt", repr(rendered))
+    try:
+        fitting_prompt(recipe, tokenizer)
+    except UserError as error:
+        yield Finding("prompt", str(error).removeprefix("prompt: "), True)

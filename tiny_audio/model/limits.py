@@ -1,0 +1,39 @@
+"""The longest clip that a model takes: the limit of its encoder, or what its decoder's context has room for."""
+
+from __future__ import annotations
+
+import torch
+
+from tiny_audio.encoders import EncoderConfig
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.projectors import Projector
+
+_STEPS_PER_S = 10
+
+
+def num_embeddings(encoder: EncoderConfig, projector: Projector, duration_s: float) -> int:
+    """Audio embeddings of a clip of that duration, at most."""
+    return int(projector.max_embeddings(torch.tensor([encoder.num_frames(int(duration_s * SAMPLE_RATE))])))
+
+
+def longest_clip_s(
+    encoder: EncoderConfig, projector: Projector, max_positions: int | None, num_text_ids: int, at_most_s: float
+) -> float:
+    """Duration of the longest clip.
+
+    Args:
+        encoder: knows the config of its checkpoint.
+        projector: any device will do.
+        max_positions: of the decoder; None has no limit.
+        num_text_ids: positions that prompt and transcript need.
+        at_most_s: a limit of the caller, which applies if the encoder's is higher.
+    """
+    longest_s = min(encoder.max_duration_s() or at_most_s, at_most_s)
+    if max_positions is None:
+        return longest_s
+    room = max_positions - num_text_ids
+    if num_embeddings(encoder, projector, longest_s) <= room:
+        return longest_s
+    steps = range(1, int(longest_s * _STEPS_PER_S))
+    fitting = (step for step in reversed(steps) if num_embeddings(encoder, projector, step / _STEPS_PER_S) <= room)
+    return next(fitting, 1) / _STEPS_PER_S

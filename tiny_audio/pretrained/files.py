@@ -1,0 +1,149 @@
+"""The files of a local checkpoint: which ones hold the weights, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.pretrained.checkpoints import published_architecture, read_json
+from tiny_audio.pretrained.config import TransformersPartConfig
+
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_INDEX_SUFFIX = ".index.json"
+_OTHER_FORMATS = ("gguf", "nemo", "msgpack", "h5", "pth", "pt", "ckpt", "onnx", "safetensors", "bin")
+_LFS = b"version https://git-lfs"
+_LARGEST_HEADER = 100_000_000
+"""Bytes. The safetensors library has the same limit."""
+
+
+def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
+    """The fields of the ``config.json`` of a part's checkpoint; None for ``init: random``.
+
+    Raises:
+        UserError: there is none, or the checkpoint is quantized or has an adapter beside its weights.
+    """
+    fields = published_architecture(part)
+    if fields is None:
+        return None
+    _check_not_quantized(part, fields)
+    if read_json(part, "adapter_config.json") is not None:
+        if not fields:
+            raise UserError(
+                f"{part.name}: {part.pretrained!r} holds only a PEFT adapter (adapter_config.json) and no config.json; "
+                "merge it into its model with peft's merge_and_unload, and give the folder of the result"
+            )
+        raise UserError(
+            f"{part.name}: {part.pretrained!r} holds a PEFT adapter (adapter_config.json) beside a model, and which of "
+            "them is meant is not clear. Move adapter_config.json and adapter_model.* to another folder to use the "
+            "weights without the adapter, or merge it into the weights with peft's merge_and_unload"
+        )
+    if fields.get("model_type") is None:
+        raise UserError(
+            f"{part.name}: {part.pretrained!r} has no config.json that names a model_type; give a hub id or the "
+            "folder of a checkpoint in the format of transformers"
+        )
+    return fields
+
+
+def check_weight_files(part: TransformersPartConfig) -> None:
+    """Check the weight files of a checkpoint in a local folder, without reading the weights.
+
+    Raises:
+        UserError: a file is missing, cut off, or not what its name says.
+    """
+    folder = Path(part.pretrained)
+    if not folder.is_dir():
+        return
+    for path in _weight_files(part, folder):
+        problem = _problem(path)
+        if problem is not None:
+            raise UserError(f"{part.name}: {path} {problem}")
+
+
+def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -> None:
+    """Reject a checkpoint whose config says that its weights are quantized.
+
+    Raises:
+        UserError: it does.
+    """
+    # MLX writes `quantization`.
+    quantized = fields.get("quantization_config") or fields.get("quantization")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise UserError(
+            f"{part.name}: the weights of {part.pretrained!r} are quantized ({method or 'quantization_config'}), and "
+            "parts need ordinary ones in float32, float16 or bfloat16; give the checkpoint that they were made from"
+        )
+
+
+def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
+    """The files that transformers reads, in its order of preference.
+
+    Raises:
+        UserError: there are none, or one that the index names is missing.
+    """
+    for name in _SINGLE:
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / (name + _INDEX_SUFFIX)
+        if index.exists():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{part.name}: {index} is damaged ({type(error).__name__}: {error}); download it again"
+                ) from error
+            missing = [shard for shard in shards if not (folder / shard).exists()]
+            if missing:
+                raise UserError(
+                    f"{part.name}: {folder} lacks {len(missing)} of the {len(shards)} files that {index.name} names: "
+                    f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; download the missing ones"
+                )
+            return [folder / shard for shard in shards]
+    others = sorted(path.name for end in _OTHER_FORMATS for path in folder.glob(f"*.{end}"))
+    held = f"It holds {', '.join(others[:3])}{', …' if len(others) > 3 else ''}. " if others else ""
+    raise UserError(
+        f"{part.name}: {folder} holds no weights that transformers reads, that is, no model.safetensors and no "
+        f"pytorch_model.bin. {held}Download the whole checkpoint, or convert it to the format of transformers"
+    )
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a file of weights, as the end of a sentence; None if it looks whole."""
+    if path.is_dir():
+        return "is a folder, and a file of weights is needed"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(200)
+        if not start:
+            return "is empty; download it again"
+        if start.startswith(_LFS):
+            return "is a Git LFS pointer and holds no weights; run `git lfs pull` in its folder, or download it again"
+        if start.lstrip()[:1] == b"<":
+            return "is a web page and holds no weights; download it again, and check `hf auth login` for gated models"
+        if path.suffix != ".safetensors":
+            # Before torch 1.6, checkpoints were pickles without an archive, which only reading can check.
+            if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+                return f"is cut off: after {size:,} bytes, the archive has no end; download it again"
+            return None
+        header_size = int.from_bytes(start[:8], "little")
+        if len(start) < 8 or header_size > _LARGEST_HEADER:
+            return "is no safetensors file; download it again"
+        file.seek(8)
+        try:
+            header = json.loads(file.read(header_size))
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            expected = 8 + header_size + max((entry["data_offsets"][1] for entry in tensors), default=0)
+            types = {entry["dtype"] for entry in tensors}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "has a damaged header; download it again"
+    if size < expected:
+        return f"is cut off: it has {size:,} of {expected:,} bytes; download it again"
+    if any(name.startswith("F8") for name in types):
+        return (
+            "holds 8-bit floating-point weights, and parts need float32, float16 or bfloat16; give another checkpoint"
+        )
+    return None

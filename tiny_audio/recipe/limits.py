@@ -1,0 +1,136 @@
+"""How long clips, prompt and transcripts may be for the parts of a recipe.
+
+The limits follow from the configs of the parts, see
+:meth:`tiny_audio.pretrained.config.TransformersPartConfig.known_fields`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.model.limits import longest_clip_s, num_embeddings
+from tiny_audio.projectors import PROJECTORS, ProjectorContext
+
+if TYPE_CHECKING:
+    from tiny_audio.recipe import Recipe
+
+Errors = Iterator[tuple[str, str]]
+"""(location in the recipe, message)"""
+
+_WIDTH = 64
+"""Any value: the number of embeddings does not depend on the widths of encoder and decoder."""
+
+
+class ContextLimits:
+    """Numbers of positions, and what follows from them. Building one builds the projector without weights.
+
+    Args:
+        recipe: a valid one.
+        num_prompt_ids: tokens of the prompt; 0 if the tokenizer is not known yet.
+    """
+
+    def __init__(self, recipe: Recipe, num_prompt_ids: int = 0) -> None:
+        self.recipe = recipe
+        rate = recipe.encoder.num_frames(60 * SAMPLE_RATE) / 60
+        with torch.device("meta"):
+            self._projector = PROJECTORS.build(recipe.projector, ProjectorContext(_WIDTH, _WIDTH, rate, 1.0))
+        self.max_positions = recipe.decoder.max_positions()
+        """Of the decoder; None has no limit."""
+        self.longest_training_s = recipe.data.max_duration_s / min(*(recipe.augmentation.speed or (1.0,)), 1.0)
+        """Duration of the longest training clip, slowed down by ``augmentation.speed``."""
+        self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
+        """Positions of the longest training clip."""
+        self.prompt = num_prompt_ids
+        """Positions of the prompt."""
+
+    @property
+    def needed(self) -> int:
+        """Positions of the longest training clip, the prompt, and a transcript of ``generation.max_new_tokens``."""
+        return self.audio + self.prompt + self.recipe.generation.max_new_tokens
+
+    @property
+    def max_target_ids(self) -> int | None:
+        """Tokens, the end token included, that fit next to the prompt and the longest training clip; None: any."""
+        return None if self.max_positions is None else self.max_positions - self.audio - self.prompt
+
+    @property
+    def longest_evaluation_s(self) -> float:
+        """Duration of the longest clip that is scored."""
+        text = self.prompt + self.recipe.generation.max_new_tokens
+        return longest_clip_s(self.recipe.encoder, self._projector, self.max_positions, text, UNBOUNDED_DURATION_S)
+
+
+def limit_errors(recipe: Recipe) -> Errors:
+    """Location and message for each limit of the parts that the shortest or the longest clip breaks.
+
+    The limits are as real as what is known of the checkpoints.
+    """
+    data = recipe.data
+    if data.min_duration_s >= data.max_duration_s:
+        yield (
+            "data.min_duration_s",
+            f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower it",
+        )
+    if recipe.batching.max_padded_s is not None and recipe.batching.max_padded_s < data.max_duration_s:
+        yield (
+            "batching.max_padded_s",
+            f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
+            "raise max_padded_s, or lower data.max_duration_s",
+        )
+    speeds = recipe.augmentation.speed or (1.0,)
+    slowest, fastest = min(*speeds, 1.0), max(*speeds, 1.0)
+    shortest, longest = data.min_duration_s / fastest, data.max_duration_s / slowest
+    try:
+        frames = recipe.encoder.num_frames(int(shortest * SAMPLE_RATE))
+        limit = recipe.encoder.max_duration_s()
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        if not recipe.encoder.known_fields():
+            raise
+        # These fields are free-form. Only the architecture can check them, and it is not loaded here.
+        field = "overrides" if recipe.encoder.init == "random" else "pretrained"
+        yield (
+            f"encoder.{recipe.encoder.name}.{field}",
+            f"the frames of a clip cannot be counted with these: {str(error).splitlines()[0]}; correct or remove them",
+        )
+        return
+    if limit is not None and longest > limit:
+        slowed = f", slowed down by augmentation.speed to {longest:.1f} s," if slowest < 1 else ""
+        yield (
+            "data.max_duration_s",
+            f"{data.max_duration_s} s{slowed} is more than the {limit:g} s that encoder {recipe.encoder.name!r} "
+            f"accepts; set at most {limit * slowest:g}",
+        )
+    if frames < recipe.projector.min_frames():
+        sped_up = f", sped up by augmentation.speed to {shortest:.2f} s," if fastest > 1 else ""
+        yield (
+            f"projector.{recipe.projector.name}",
+            f"needs {recipe.projector.min_frames()} encoder frames, and a clip of data.min_duration_s "
+            f"{data.min_duration_s} s{sped_up} has {frames}; shrink the projector's window or raise "
+            "data.min_duration_s",
+        )
+    else:
+        yield from _context(recipe, longest)
+
+
+def _context(recipe: Recipe, longest_s: float) -> Errors:
+    """Check that the longest clip and its transcript fit into the decoder's context.
+
+    The few tokens of the prompt are not counted, because that would need the tokenizer.
+    """
+    try:
+        limits = ContextLimits(recipe)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        yield f"projector.{recipe.projector.name}", f"cannot be built: {str(error).splitlines()[0]}; shrink its sizes"
+        return
+    if limits.max_positions is not None and limits.needed > limits.max_positions:
+        yield (
+            f"decoder.{recipe.decoder.name}",
+            f"has {limits.max_positions} positions, and a clip of {longest_s:g} s can need {limits.needed} (audio "
+            "embeddings and generation.max_new_tokens); lower data.max_duration_s or max_new_tokens, or merge more "
+            "frames in the projector",
+        )

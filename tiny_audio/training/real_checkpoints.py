@@ -1,0 +1,151 @@
+"""A recipe's fit with its real checkpoints, found from their small files before any data or weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tiny_audio.config import UserError
+from tiny_audio.decoders import DECODERS, DecoderConfig, DecoderContext, load_tokenizer
+from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
+from tiny_audio.export.load import check_exported
+from tiny_audio.model.prompt import Prompt, build_prompt
+from tiny_audio.pretrained.checkpoints import read_checkpoint, read_json
+from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.pretrained.files import check_config, check_weight_files
+from tiny_audio.recipe import Recipe
+from tiny_audio.recipe.limits import ContextLimits, limit_errors
+
+_Part = TypeVar("_Part", bound=TransformersPartConfig)
+
+
+def check_recipe(recipe: Recipe) -> ContextLimits:
+    """Check a recipe against its checkpoints, and return their limits.
+
+    Reads configs, tokenizers and the headers of local weight files. Of checkpoints on the hub, no weights are fetched.
+
+    Raises:
+        UserError: a checkpoint cannot be used, or does not fit the recipe.
+    """
+    recipe = with_limits(recipe)
+    taken = recipe.training.init_from
+    # That decoder comes with its tokenizer.
+    is_taken = taken is not None and "decoder" in (taken.parts or ("decoder",))
+    if recipe.decoder.tokenizer is not None or is_taken:
+        return ContextLimits(recipe)
+    tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
+    return fitting_prompt(recipe, tokenizer)[1]
+
+
+def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
+    """The limits of a trained model, from the ``config.json`` of its export.
+
+    Raises:
+        UserError: the export is damaged.
+    """
+    saved = check_exported(folder)
+    architectures = ((kind, saved.get(f"{kind}_architecture") or {}) for kind in ("encoder", "decoder"))
+    parts = {kind: getattr(recipe, kind).with_architecture(fields) for kind, fields in architectures}
+    num_prompt_ids = len(saved.get("prompt_prefix_ids", ())) + len(saved.get("prompt_suffix_ids", ()))
+    return ContextLimits(recipe.model_copy(update=parts), num_prompt_ids)
+
+
+def with_limits(recipe: Recipe) -> Recipe:
+    """The recipe with the limits of its checkpoints: frames, clip durations and positions follow from their configs.
+
+    Raises:
+        UserError: see :func:`read_part`, or the recipe does not fit these limits.
+    """
+    if recipe.encoder.init == "random" and recipe.decoder.init == "random":
+        return recipe
+    parts = {"encoder": read_part(recipe.encoder), "decoder": read_part(recipe.decoder)}
+    recipe = recipe.model_copy(update=parts)
+    errors = [f"{location}: {message}" for location, message in limit_errors(recipe)]
+    if errors:
+        raise UserError("\n".join(["the recipe does not fit its checkpoints:", *(f"  {error}" for error in errors)]))
+    return recipe
+
+
+def read_part(part: _Part) -> _Part:
+    """The part with the config of its checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged, of another family, or has another front end than the part.
+    """
+    fields = check_config(part)
+    if fields is None:
+        return part
+    part = part.with_architecture(read_checkpoint(part, _full_architecture, part, fields))
+    check_weight_files(part)
+    if isinstance(part, EncoderConfig):
+        check_front_end(part)
+    return part
+
+
+def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    """The config of a build without weights, which rejects wrong fields and has the defaults of missing ones."""
+    plain = part.model_copy(update={"attention": "auto"})  # the recipe's may need a GPU
+    with torch.device("meta"):
+        if isinstance(plain, EncoderConfig):
+            return ENCODERS.build(plain, EncoderContext(fields)).architecture()
+        assert isinstance(plain, DecoderConfig)
+        return DECODERS.build(plain, DecoderContext(None, fields)).architecture()
+
+
+def check_front_end(encoder: EncoderConfig) -> None:
+    """Check that the encoder computes features as its checkpoint's ``preprocessor_config.json`` says, if it has one.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    found = read_json(encoder, "preprocessor_config.json")
+    if found is None:
+        # Processors that are saved as a whole have this file.
+        processor = read_json(encoder, "processor_config.json") or {}
+        found = processor.get("feature_extractor")
+    for name, used in encoder.front_end().items():
+        said = found.get(name, used) if isinstance(found, dict) else used
+        if said != used:
+            advice = (
+                f"set encoder.normalize: {str(said).lower()}"
+                if name == "do_normalize"
+                else "choose a checkpoint with the usual front end"
+            )
+            raise UserError(
+                f"{encoder.name}: the preprocessor_config.json of {encoder.pretrained!r} has {name}: {said}, and the "
+                f"recipe's encoder uses {used}; {advice}"
+            )
+
+
+def fitting_prompt(recipe: Recipe, tokenizer: Any) -> tuple[Prompt, ContextLimits]:
+    """The recipe's prompt, and the room that it leaves in the decoder's context.
+
+    Args:
+        recipe: from :func:`with_limits`.
+        tokenizer: the decoder's.
+
+    Raises:
+        UserError: see :func:`tiny_audio.model.prompt.build_prompt`; a token has no embedding; the context is too small.
+    """
+    prompt = build_prompt(recipe.prompt, tokenizer)
+    ids = (*prompt.prefix_ids, *prompt.suffix_ids, prompt.end_id)
+    rows = recipe.decoder.num_embeddings()
+    lost = sorted({index for index in ids if rows is not None and index >= rows})
+    if lost:
+        names = ", ".join(repr(tokenizer.convert_ids_to_tokens(index)) for index in lost)
+        raise UserError(
+            f"prompt: the tokenizer of {recipe.decoder.pretrained!r} has {len(tokenizer):,} tokens and its model has "
+            f"embeddings for {rows:,}, and the prompt uses {names} beyond them; resize the embeddings and train these "
+            "tokens, or use a chat template without them"
+        )
+    limits = ContextLimits(recipe, len(ids) - 1)
+    if limits.max_positions is not None and limits.needed > limits.max_positions:
+        raise UserError(
+            f"decoder.{recipe.decoder.name}: {recipe.decoder.pretrained!r} has {limits.max_positions:,} positions, and "
+            f"a clip of {limits.longest_training_s:g} s can need {limits.needed:,}: {limits.prompt} of the prompt, "
+            f"{limits.audio} audio embeddings and generation.max_new_tokens {recipe.generation.max_new_tokens}; lower "
+            "data.max_duration_s or max_new_tokens, shorten the prompt, or merge more frames in the projector"
+        )
+    return prompt, limits
