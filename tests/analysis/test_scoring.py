@@ -61,8 +61,8 @@ def test_normalizers(name, text, expected):
 
 
 def test_normalizers_are_stamped_with_their_version():
-    assert (LOWER.name, LOWER.version) == ("lower", "1")
-    assert re.fullmatch(r"whisper-normalizer \d+\.\d+\.\d+", ENGLISH.version)
+    assert (LOWER.name, LOWER.version) == ("lower", "2")
+    assert re.fullmatch(r"NFC, whisper-normalizer \d+\.\d+\.\d+", ENGLISH.version)
     assert normalizer("basic").version == ENGLISH.version
     leaderboard = normalizer("open_asr_leaderboard_2025_04")
     assert leaderboard.version == f"open_asr_leaderboard 0c261bf, {ENGLISH.version}"
@@ -181,7 +181,7 @@ def test_score_by_hand():
     assert (result.substitutions, result.deletions, result.insertions) == (1, 3, 1)
     assert result.wer == 5 / 6
     assert result.empty_hypotheses == 1
-    assert (result.normalizer, result.normalizer_version) == ("lower", "1")
+    assert (result.normalizer, result.normalizer_version) == ("lower", "2")
     assert result.scorer == "jiwer"
     assert result.scorer_version == importlib.metadata.version("jiwer")
     assert Score.model_validate_json(result.model_dump_json()) == result

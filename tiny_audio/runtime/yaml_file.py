@@ -12,6 +12,7 @@ import yaml
 
 from tiny_audio.config import UserError, expand_path
 from tiny_audio.runtime.shipped_recipes import find_file, nearest_recipes
+from tiny_audio.runtime.text_files import decoded
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 40
@@ -125,9 +126,9 @@ def _text(path: Path, prefix: str) -> str:
     if len(content) > MAX_BYTES:
         raise UserError(f"{prefix}{path} is larger than {MAX_BYTES // 1024} KiB; is it a recipe?")
     try:
-        return content.decode("utf-8-sig")
+        return decoded(content)
     except UnicodeDecodeError as error:
-        raise UserError(f"{prefix}{path} is not UTF-8 text (byte {error.start}); is it a recipe?") from None
+        raise UserError(f"{prefix}{path} is not UTF-8 or UTF-16 text (byte {error.start}); is it a recipe?") from None
 
 
 def parse_mapping(text: str, name: str) -> Document:

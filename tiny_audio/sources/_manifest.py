@@ -14,10 +14,11 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.load import audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import FileNames
+from tiny_audio.runtime.text_files import open_text
 from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
 from tiny_audio.sources._shared import shown
 
-_MAX_LINE_BYTES = 1_000_000
+_MAX_LINE = 1_000_000
 _MAX_BAD_LINES = 100
 """If this many lines at the start are not JSON objects, the file is not a manifest."""
 
@@ -105,18 +106,19 @@ def fingerprint(utterances: Iterable[Utterance]) -> str:
     return digest.hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers. A very long line is read in bounded chunks."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers. A very long line is read in bounded chunks.
+
+    Bytes that are not text become lone surrogates.
+    """
     try:
         if not path.is_file():
             found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"the manifest {path} {found}; {_EXPECTED}")
-        with path.open("rb") as file:
+        with open_text(path, errors="surrogateescape") as file:
             line_number = 0
-            while line := file.readline(_MAX_LINE_BYTES):
+            while line := file.readline(_MAX_LINE):
                 line_number += 1
-                if line_number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     yield line_number, line
     except (OSError, ValueError) as error:
@@ -125,13 +127,16 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"the manifest {path} cannot be read: {error}") from error
 
 
-def _object(line: bytes) -> Mapping[str, object]:
-    if len(line) >= _MAX_LINE_BYTES:
-        raise _BadRowError("not_json", f"a line of {_MAX_LINE_BYTES:,} bytes or more")
+def _object(line: str) -> Mapping[str, object]:
+    if len(line) >= _MAX_LINE:
+        raise _BadRowError("not_json", f"a line of {_MAX_LINE:,} characters or more")
     try:
-        row = json.loads(line.decode("utf-8"))
+        line.encode()  # fails if bytes of the line are not text
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _BadRowError("not_json", f"not JSON ({error}): {shown(line.decode('utf-8', 'replace'))}") from error
+        raise _BadRowError(
+            "not_json", f"not JSON ({error}): {shown(line.encode('utf-8', 'replace').decode())}"
+        ) from error
     if not isinstance(row, dict):
         raise _BadRowError("not_an_object", f"not a JSON object: {shown(row)}")
     return row

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiny_audio.config import UserError
+from tiny_audio.runtime.text_files import open_text
 from tiny_audio.sources import Index
 from tiny_audio.sources._durations import NOT_OF_THE_FILE
 from tiny_audio.sources._index_table import FileAddresses, read_index, write_index
@@ -100,18 +101,19 @@ def file_index(
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     try:
-        with path.open("rb") as file:
+        with open_text(path, errors="surrogateescape") as file:
             for line_number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield line_number, _json_row(line.removeprefix(b"\xef\xbb\xbf"))
+                    yield line_number, _json_row(line)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def _json_row(line: bytes) -> Row:
+def _json_row(line: str) -> Row:
     try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
+        line.encode()
+        row = json.loads(line)
+    except UnicodeEncodeError as error:
         return BadRow("bad_unicode", f"not UTF-8: {error}")
     except (ValueError, RecursionError) as error:
         return BadRow("not_json", f"not JSON: {error}")
@@ -144,7 +146,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     tabs = path.suffix == ".tsv"
     reader = None
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open_text(path, errors="surrogateescape", newline="") as file:
             # Quotes in a TSV are part of the text.
             reader = csv.reader(
                 file,

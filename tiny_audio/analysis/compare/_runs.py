@@ -11,6 +11,7 @@ from typing import Any
 
 from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.text_files import decoded
 from tiny_audio.sources import AudioAddress, HubFile
 
 Row = dict[str, Any]
@@ -75,7 +76,7 @@ class FinishedRun:
         if not path.exists():
             raise UserError(f"{path} is missing, although {self.folder} is finished; run its command again")
         rows = {}
-        for line_number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for line_number, line in enumerate(decoded(path.read_bytes()).split("\n"), 1):
             if not line:
                 continue
             try:

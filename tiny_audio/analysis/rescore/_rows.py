@@ -12,6 +12,7 @@ from typing import Any
 
 from tiny_audio.analysis.rescore._chunks import INDEX, join_chunks
 from tiny_audio.config import UserError
+from tiny_audio.runtime.text_files import decoded
 
 Row = dict[str, Any]
 """A clip and a system's hypothesis for it, as a line of JSON.
@@ -85,7 +86,7 @@ def _read(path: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     lines: dict[str, int] = {}
     try:
-        content = path.read_text(encoding="utf-8")
+        content = decoded(path.read_bytes())
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; give a file of hypotheses, one JSON object per line") from None
     for line_number, line in enumerate(content.split("\n"), 1):

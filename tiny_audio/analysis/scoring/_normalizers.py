@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ class Normalizer:
 
     def __call__(self, text: str) -> str:
         """Normalize raw text."""
-        return " ".join(self.rule(text).split())
+        # An accented letter may be one character, or a letter and an accent. Both are the same word.
+        return " ".join(self.rule(unicodedata.normalize("NFC", text)).split())
 
 
 # A cache, because a set is normalized several times (words, characters, report) at up to 0.3 ms per text.
@@ -43,7 +45,8 @@ _memoized = lru_cache(maxsize=1 << 17)
 def normalizer(name: NormalizerName) -> Normalizer:
     """The normalizer called ``name``.
 
-    Every normalizer replaces each run of whitespace by one space and strips the ends.
+    Every normalizer first writes accented letters as one character (Unicode's form NFC). It replaces each run of
+    whitespace by one space and strips the ends.
 
     - ``none``: nothing else.
     - ``lower``: lower case, nothing else.
@@ -52,7 +55,8 @@ def normalizer(name: NormalizerName) -> Normalizer:
     - ``whisper_english``: Whisper's English rules (arXiv 2212.04356, appendix C): contractions written out, fillers
       removed, American spelling, numbers in digits. It joins spoken digits ("one two three" -> "123"; see
       :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
-      The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause.
+      The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause. As published,
+      the rules know only the straight apostrophe: "it's" -> "it is", and a curly one becomes a space: "it’s" -> "it s".
     - ``open_asr_leaderboard``: the present English rules of the Open ASR Leaderboard; see :mod:`._leaderboard`. Its
       alignment matches compounds (cost ``compounds``).
     - ``open_asr_leaderboard_2025_04``: its English rules from April 2025 until April 2026; see
@@ -64,13 +68,13 @@ def normalizer(name: NormalizerName) -> Normalizer:
         UserError: there is no such normalizer, or its package is missing.
     """
     if name == "none":
-        return Normalizer(name, "1", str)
+        return Normalizer(name, "2", str)
     if name == "lower":
-        return Normalizer(name, "1", str.lower)
+        return Normalizer(name, "2", str.lower)
     if name not in NORMALIZER_NAMES:
         allowed = ", ".join(NORMALIZER_NAMES)
         raise UserError(f"unknown normalizer {name!r}; allowed: {allowed}; choose one of these")
-    version = f"whisper-normalizer {importlib.metadata.version('whisper-normalizer')}"
+    version = f"NFC, whisper-normalizer {importlib.metadata.version('whisper-normalizer')}"
     if name == "basic":
         from whisper_normalizer.basic import BasicTextNormalizer
 
