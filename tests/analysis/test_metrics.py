@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def test_a_metric_is_shown_everywhere(metric: Metric, monkeypatch: pytest.Monkey
     card = "\n".join(card_scores({SET: scores}))
     assert metric.short in card
     assert metric.label in card
+
+
+def test_words_inserted_per_hour_without_speech(tmp_path: Path) -> None:
+    references, hypotheses = ["yes", "", " ", ""], ["yes no", "one two", "", "three"]
+    rate = partial(score_set, references, hypotheses, normalizer("lower"))
+    scores = rate(durations_s=[9.0, 10.0, 20.0, 6.0])
+    assert scores["non_speech_insertions_per_hour"] == pytest.approx(3 / 36 * 3600)
+    assert scores["insertions"] == 4
+    assert rate()["non_speech_insertions_per_hour"] is None, "unknown durations"
+    assert rate(durations_s=[None, 10.0, None, 6.0])["non_speech_insertions_per_hour"] is None
+    assert score_set(["yes"], ["yes"], normalizer("lower"), durations_s=[1.0])["non_speech_insertions_per_hour"] is None
+    keys = ("audio_filepath", "duration", "text", "pred_text")
+    rows = zip("abcd", [9.0, 10.0, 20.0, 6.0], references, hypotheses, strict=True)
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
+    (tmp_path / "h.jsonl").write_text("\n".join(lines))
+    rescored = rescore([tmp_path / "h.jsonl"])
+    assert rescored.summary["targets"][0]["non_speech_insertions_per_hour"] == pytest.approx(300)
+    assert "ins/h no speech" in rescore_table(rescored)
 
 
 def test_the_table_is_sound() -> None:

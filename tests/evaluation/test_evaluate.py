@@ -53,6 +53,24 @@ def test_a_run_scores_as_at_its_end(call: Output, trained: Path, tmp_path: Path)
         assert scores["cost_usd"] is None
 
 
+def test_clips_without_speech_are_scored(call: Output, trained: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "manifest.jsonl").read_text().splitlines()][:4]
+    rows = [row | {"audio_filepath": str(trained / row["audio_filepath"])} for row in rows]
+    for row, text in zip(rows, (rows[0]["text"], "", "  ", None), strict=True):
+        row["text"] = text
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call(trained / "run", "--data", tmp_path / "m.jsonl", "--output-dir", tmp_path, "--json")
+    assert code == 0, err
+    scores = json.loads(out)["run"]["m"]
+    assert scores["num_clips"] == 3
+    assert [drop["reason"] for drop in scores["dropped"]] == ["text_missing"], "null is no reference"
+    written = [row for row in rows_in(tmp_path / "run" / "m") if not row["text"]]
+    words = sum(len(row["pred_text"].split()) for row in written)
+    hours = sum(row["duration"] for row in written) / 3600
+    assert words, "the tiny model writes something"
+    assert scores["non_speech_insertions_per_hour"] == pytest.approx(words / hours, rel=0.2)
+
+
 def test_all_kinds_side_by_side(
     call: Output,
     server: Vendors,

@@ -64,7 +64,7 @@ def lines(folder: Path, hub: Hub) -> Iterator[str]:
     write_clip(data / "a.wav")
     write_clip(data / "b.wav")
     write(data / "noise.wav", "no audio")
-    write(table, "file_name,text", "a.wav,yes", "none.wav,yes", "a.wav,", ",yes", "noise.wav,yes", "a.wav,b,c")
+    write(table, "file_name,text", "a.wav,yes", "none.wav,yes", "../a.wav,yes", ",yes", "noise.wav,yes", "a.wav,b,c")
     yield from dropped("a row of a folder", "folder", path=str(data))
 
     voice = folder / "voice"
@@ -82,7 +82,7 @@ def lines(folder: Path, hub: Hub) -> Iterator[str]:
     write_parquet(clips, [CLIP])
     yield from error("no column of texts", "parquet", path=str(clips), text_column="words")
     yield from error("no column of audio", "parquet", path=str(clips), audio_column="text", text_column="audio")
-    write_parquet(clips, [CLIP, CLIP | {"text": " "}, CLIP | {"duration": 0.0}])
+    write_parquet(clips, [CLIP, CLIP | {"text": None}, CLIP | {"duration": 0.0}])
     yield from dropped("a row of parquet", "parquet", path=str(clips))
     write_parquet(clips, [{"audio": value, "text": "yes"} for value in (CLIP["audio"], None, b"noise")])
     yield from dropped("the audio of a row of parquet", "parquet", path=str(clips))

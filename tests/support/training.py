@@ -66,7 +66,9 @@ def gather(recipe: Recipe) -> ClipSet:
     context = SourceContext(Path("unused"))
     sources = {name: SOURCES.build(source, context) for name, source in recipe.data.train.items()}
     data = recipe.data
-    return ClipSet.gather(sources, data.min_duration_s, data.max_duration_s, data.target_text)
+    return ClipSet.gather(
+        sources, data.min_duration_s, data.max_duration_s, data.target_text, keep_empty=data.keep_empty
+    )
 
 
 def run(document: Document, folder: Path, callback: RecordingCallback | None = None) -> RecordingCallback:

@@ -44,7 +44,7 @@ def mixed(tmp_path: Path) -> Path:
 REASONS = {
     **UNUSABLE,
     "one_sample.wav": "duration_differs",  # the manifest says 1 s
-    "manifest.jsonl:19": "text_missing",
+    "clip000.wav:19": "text_missing",
     "clip001.flac:20": "too_long",
 }
 
@@ -69,7 +69,7 @@ def test_too_many_unusable_clips_stop_the_run(mixed: Path, tmp_path: Path) -> No
         make_trainer(mixed_recipe(mixed, 0.25), tmp_path / "run").run()
     message = str(refusal.value)
     assert message.startswith("5 of 19 training clips are unusable (26.3%; data.max_dropped_share is 25.0%):\n  ")
-    assert "\n  text_missing: 1, such as clips/manifest.jsonl:19: " in message
+    assert "\n  text_missing: 1, such as clips/clip000.wav:19: its transcript is empty; data.keep_empty " in message
     listed = [drop.reason for drop in read_dropped(tmp_path / "run" / "dropped.jsonl")]
     assert len(listed) == 6
     assert "too_long" in listed  # and not counted
@@ -80,6 +80,26 @@ def test_what_the_index_shows_stops_before_the_first_step(mixed: Path, tmp_path:
         make_trainer(mixed_recipe(mixed, 0.04), tmp_path / "run").run()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert len(read_dropped(tmp_path / "run" / "dropped.jsonl")) == 2
+
+
+@pytest.mark.parametrize("texts", ["", "<noise>"])
+def test_clips_without_speech_can_be_trained_on(tmp_path: Path, texts: str) -> None:
+    """Here a batch may have no CTC label at all, and clips of which the target text leaves nothing are kept."""
+    rows = [json.loads(line) for line in write_clips(tmp_path, 8).read_text().splitlines()]
+    lines = [json.dumps(row | ({"text": texts} if index else {})) for index, row in enumerate(rows)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    settings = {"data__target_text": {"remove_markers": True}, "ctc": {"weight": 0.5}, "batching": {"max_clips": 1}}
+    settings |= {"training__steps": 8, "training__warmup_steps": 0, "execution__log_every": 1}
+    document = changed(tiny_recipe(tmp_path), **settings, data__keep_empty=True)
+    trainer = make_trainer(document, tmp_path / "run")
+    encoder, lone = trainer.target_encoder, trainer.target_encoder.encode("", 16_000)
+    assert (lone.ids, lone.ctc_labels) == ([encoder.end_id], [])
+    trainer.run()
+    assert not read_dropped(tmp_path / "run" / "dropped.jsonl")
+    logged = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(logged) == 8
+    assert all(np.isfinite([row["loss"], row["gradient_norm"]]).all() for row in logged)
+    assert sum(row["skipped_steps"] for row in logged) == 0
 
 
 def test_after_a_start_over_only_what_is_dropped_now_is_listed(mixed: Path, tmp_path: Path) -> None:

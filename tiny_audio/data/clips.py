@@ -21,6 +21,8 @@ from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 BOUNDS = ("too_short", "too_long")
 """Reasons for dropping clips that are outside data.min_duration_s and data.max_duration_s."""
 
+_EMPTY = "its transcript is empty; data.keep_empty trains on such clips, as clips in which nobody speaks"
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -127,13 +129,16 @@ class ClipSet:
         min_duration_s: float,
         max_duration_s: float,
         text: TargetTextChoice = "none",
+        *,
+        keep_empty: bool = False,
     ) -> ClipSet:
-        """Index every source and keep the clips inside the bounds. Reads no audio and no transcript.
+        """Index every source and keep the clips inside the bounds. Reads no audio.
 
         Args:
             sources: the sources, by the name of the set.
             min_duration_s, max_duration_s: bounds, both inclusive.
             text: how transcripts are rewritten. A clip with an empty result is dropped when it is loaded.
+            keep_empty: keep clips with an empty transcript, in which nobody speaks.
         """
         dropped, digest = [], hashlib.sha256()
         sets, rows, durations, groups, weights = [], [], [], [], []
@@ -147,6 +152,11 @@ class ClipSet:
             inside = (min_duration_s <= every) & (every <= max_duration_s)
             for row in np.flatnonzero(~inside).tolist():
                 dropped.append(_out_of_bounds(name, index.utterances[row], min_duration_s, max_duration_s))
+            if not keep_empty:
+                empty = inside & index.without_text()
+                for row in np.flatnonzero(empty).tolist():
+                    dropped.append(Dropped(f"{name}/{index.utterances[row].id}", "text_missing", _EMPTY))
+                inside &= ~empty
             kept = np.flatnonzero(inside)
             sets.append((name, source, index.utterances))
             rows.append(kept)

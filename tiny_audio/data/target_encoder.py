@@ -56,6 +56,8 @@ class TargetEncoder:
     """Most tokens of a target, the end token included, that fit the decoder's context; None: any number."""
     num_embeddings: int | None = None
     """Ids that the decoder has an embedding for; None: all of the tokenizer's."""
+    keep_empty: bool = False
+    """Whether the target of an empty text is the end token alone. If not, it is an error."""
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -74,10 +76,10 @@ class TargetEncoder:
             num_samples: length of the clip. CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text is empty, contains a special token, is too long for the clip or the decoder, or has a
-                character that the tokenizer or the CTC head does not know.
+            TargetError: the text is empty and must not be, contains a special token, is too long for the clip or the
+                decoder, or has a character that the tokenizer or the CTC head does not know.
         """
-        if not text:
+        if not text and not self.keep_empty:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")
         problem = too_many_characters(text, num_samples / SAMPLE_RATE)
         if problem is not None:

@@ -83,6 +83,7 @@ def evaluate_clips(
         ctc_hypotheses=[row["ctc_text"] for row in hypotheses] if model.ctc_head is not None else None,
         num_bootstrap=num_bootstrap,
         groups=groups,
+        durations_s=[row["duration"] for row in hypotheses],
     )
     scores["truncated_hypotheses"] = sum(row["truncated"] for row in hypotheses)
     return Evaluation(scores, hypotheses, dropped)

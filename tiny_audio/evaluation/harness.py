@@ -219,6 +219,7 @@ class _Work:
             ctc_hypotheses=[row["ctc_text"] for row in rows] if has_ctc else None,
             num_bootstrap=num_bootstrap,
             groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
+            durations_s=[row["duration"] for row in rows],
         )
         audio_s, time_s = (sum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
         price = self.target.price()

@@ -20,5 +20,5 @@ def published_fields(pretrained: str, revision: str | None) -> dict[str, Any] | 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
     """``published.json``: hub id -> the fields of its config.json that shape the model."""
-    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text())
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return table

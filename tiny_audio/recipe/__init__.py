@@ -49,6 +49,10 @@ class DataConfig(Config):
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
     contractions and removes fillers and remarks in brackets. References of the evaluation are not rewritten."""
+    keep_empty: bool = False
+    """Train on clips with an empty transcript, in which nobody speaks. Their target is the end token alone. A few
+    percent of such clips teach a model to write nothing for silence, noise and music. Clips of which ``target_text``
+    leaves nothing are kept, too. Evaluation sets always keep clips with an empty reference."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
     """Stop if a larger share of the training clips is unusable. Clips outside the bounds do not count."""
 
@@ -197,6 +201,8 @@ class Recipe(Config):
         for section in ("generation", "evaluation", "execution"):
             identity.pop(section)
         identity["data"].pop("evaluation")
+        if not self.data.keep_empty:
+            identity["data"].pop("keep_empty")  # the identity of a run is older than this field
         return identity
 
     def evaluation_identity(self) -> dict[str, Any]:

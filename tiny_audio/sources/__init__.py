@@ -42,6 +42,7 @@ class Utterance:
     """Unique within its source, and the same on every machine. Seeds the augmentation of the clip."""
     duration_s: float
     text: str
+    """The transcript. Empty if nobody speaks."""
     audio: AudioAddress | None = field(compare=False)
     """Where the clip is stored. None if only the source itself can read it."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -119,6 +120,15 @@ class Index:
     alone."""
     weights: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: how often each clip occurs in an epoch, on average. None: once."""
+    empty: np.ndarray | None = field(default=None, compare=False)
+    """``[n]`` bool: whether the transcript is empty. None: read the transcripts to know."""
+
+    def without_text(self) -> np.ndarray:
+        """``[n]`` bool: whether the transcript is empty."""
+        if self.empty is not None:
+            return self.empty
+        texts = texts_of(self.utterances, np.arange(len(self.utterances)))
+        return np.fromiter((not text for text in texts), dtype=bool, count=len(self.utterances))
 
 
 class SourceConfig(Config):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Version of the table's columns. It is part of the names of index folders."""
 
 _ROWS_READ = 1 << 16
@@ -179,6 +179,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
         dropped = table.select(("id", "reason", "detail")).filter(unusable).to_pylist()
         shards, row_groups = (table.column(name).to_numpy()[rows] for name in ("shard", "row_group"))
         durations_s = table.column("duration_s").to_numpy()[rows]
+        empty = pc.fill_null(pc.equal(table.column("text"), ""), False).to_numpy()[rows]
         utterances = TableUtterances(folder / _ROWS, tuple(about["shards"]), rows, addresses)
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -186,7 +187,12 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
     # Rows of a row group are adjacent, so a group ends where one of the two columns changes.
     ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
     return Index(
-        utterances, tuple(Dropped(**row) for row in dropped), fingerprint, durations_s, np.cumsum(ends, dtype=np.int64)
+        utterances,
+        tuple(Dropped(**row) for row in dropped),
+        fingerprint,
+        durations_s,
+        np.cumsum(ends, dtype=np.int64),
+        empty=empty,
     )
 
 

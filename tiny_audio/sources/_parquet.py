@@ -174,9 +174,8 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.Chunked
     for row in broken:
         problems.add(row, "bad_unicode", f"{columns.text!r} is not UTF-8")
     trimmed = pc.utf8_trim_whitespace(column)
-    for row in _where(pc.or_kleene(pc.is_null(trimmed), pc.equal(trimmed, ""))):
-        value = shown(column[row].as_py())
-        problems.add(row, "text_missing", f"{columns.text!r} must be a text that is not empty, not {value}")
+    for row in _where(pc.is_null(trimmed)):
+        problems.add(row, "text_missing", f"{columns.text!r} must be a text, not None")
     if columns.silence:
         for row in _where(pc.is_in(trimmed, value_set=pa.array(columns.silence))):
             problems.add(row, "no_speech", f"{columns.text!r} is {trimmed[row].as_py()}: a clip without speech")

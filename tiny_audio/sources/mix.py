@@ -127,7 +127,7 @@ class MixSource(Source):
     def index(self) -> Index:
         """See :meth:`Source.index`. Utterances are made on access."""
         parts: list[_Part] = []
-        durations, groups, weights = [], [], []
+        durations, groups, weights, empty = [], [], [], []
         dropped: list[Dropped] = []
         digest = hashlib.sha256()
         num_groups = 0
@@ -145,6 +145,7 @@ class MixSource(Source):
             num_groups += int(own.max()) + 1
             own_weights = np.ones(len(seconds)) if index.weights is None else index.weights
             weights.append(mixed.weight * own_weights[rows])
+            empty.append(index.without_text()[rows])
             facts = [mixed.name, index.fingerprint, mixed.weight, mixed.max_hours, mixed.max_clips, self.seed]
             digest.update(json.dumps(facts).encode())
         return Index(
@@ -154,6 +155,7 @@ class MixSource(Source):
             durations_s=np.concatenate(durations),
             groups=np.concatenate(groups) if grouped else None,  # single files are not fetched ahead
             weights=np.concatenate(weights),
+            empty=np.concatenate(empty),
         )
 
     def encoded(self, utterance: Utterance) -> Path | bytes:

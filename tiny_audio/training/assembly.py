@@ -69,5 +69,13 @@ def assemble(
     if start is not None:
         start.load_into(model)
     rows = recipe.decoder.num_embeddings()
-    target_encoder = TargetEncoder(tokenizer, prompt.end_id, vocabulary, recipe.encoder, limits.max_target_ids, rows)
+    target_encoder = TargetEncoder(
+        tokenizer,
+        prompt.end_id,
+        vocabulary,
+        recipe.encoder,
+        limits.max_target_ids,
+        rows,
+        recipe.data.keep_empty,
+    )
     return model, tokenizer, target_encoder

@@ -25,5 +25,5 @@ class ClipsLog:
 
     def write(self, step: int, **values: Any) -> None:
         """Append a line."""
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")

@@ -42,7 +42,7 @@ class StartingPoint:
                 "finish that run first, or give the folder of an exported model"
             )
         try:
-            self.config: dict[str, Any] = dict(json.loads((self.folder / "config.json").read_text()))
+            self.config: dict[str, Any] = dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"training.init_from: {self.folder / 'config.json'} is damaged: {error}") from error
 
@@ -196,7 +196,9 @@ def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ):
         listed = fetch(index)
-        of: dict[str, str] = json.loads(listed.read_text())["weight_map"] if listed else dict.fromkeys(names, single)
+        of: dict[str, str] = (
+            json.loads(listed.read_text(encoding="utf-8"))["weight_map"] if listed else dict.fromkeys(names, single)
+        )
         tensors = {}
         for name in names:
             path = fetch(of[name]) if name in of else None

@@ -24,7 +24,7 @@ class MetricsLog:
         self.path = run_dir / "metrics.jsonl"
         rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = self.path.open("a")
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -48,5 +48,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a metrics file. A truncated last line is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]  # text after the last newline is incomplete
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is incomplete
     return [json.loads(line) for line in lines]

@@ -146,7 +146,15 @@ def pair_set(
 
 def _system(name: str, seeds: Sequence[Sequence[Row]], normalizer: Normalizer) -> System:
     def transcripts(key: str) -> list[Transcripts]:
-        return [Transcripts([row["text"] for row in rows], [row[key] for row in rows], normalizer) for rows in seeds]
+        return [
+            Transcripts(
+                [row["text"] for row in rows],
+                [row[key] for row in rows],
+                normalizer,
+                durations_s=[row["duration"] for row in rows],
+            )
+            for rows in seeds
+        ]
 
     has_head = all(row["ctc_text"] is not None for rows in seeds for row in rows)
     return System(name, transcripts("pred_text"), transcripts("ctc_text") if has_head else None)

@@ -185,12 +185,13 @@ def align_targets(
     ids = common_ids(targets)
     rows = [[target.rows[name] for name in ids] for target in targets]
     texts = [row["text"] for row in rows[0]]
+    durations_s = [row["duration"] for row in rows[0]]
     systems = []
     for target, answers in zip(targets, rows, strict=True):
         ctc = [row["ctc_text"] for row in answers]
-        hypotheses = Transcripts(texts, [row["pred_text"] for row in answers], rule, cost)
-        has_head = None not in ctc
-        systems.append(System(target.name, [hypotheses], [Transcripts(texts, ctc, rule, cost)] if has_head else None))
+        hypotheses = Transcripts(texts, [row["pred_text"] for row in answers], rule, cost, durations_s)
+        head = None if None in ctc else [Transcripts(texts, ctc, rule, cost, durations_s)]
+        systems.append(System(target.name, [hypotheses], head))
     return AlignedSet(systems, rows[0], units_column(rows[0], group_by)), rows
 
 

@@ -128,6 +128,7 @@ def score(
     seed: int = 0,
     groups: Groups = None,
     cost: Cost | None = None,
+    durations_s: Sequence[float | None] | None = None,
 ) -> Score:
     """Score one set.
 
@@ -140,11 +141,12 @@ def score(
         groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, because
             their errors are correlated. Without groups, the interval is too narrow. Each ``None`` is its own group.
         cost: the cost of edits; None: that of the normalizer.
+        durations_s: seconds of each utterance, where they are known, for rates per hour.
 
     Raises:
         UserError: no utterance, no reference word, lengths that differ, an unknown cost, or too few resamples.
     """
-    transcripts = Transcripts(references, hypotheses, normalizer, cost)
+    transcripts = Transcripts(references, hypotheses, normalizer, cost, durations_s)
     return score_transcripts(transcripts, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
 
 
@@ -213,6 +215,7 @@ def score_set(
     seed: int = 0,
     groups: Groups = None,
     cost: Cost | None = None,
+    durations_s: Sequence[float | None] | None = None,
 ) -> dict[str, Any]:
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
@@ -223,7 +226,7 @@ def score_set(
 
     Arguments and errors are those of :func:`score`.
     """
-    rate = partial(score, num_bootstrap=num_bootstrap, seed=seed, groups=groups, cost=cost)
+    rate = partial(score, num_bootstrap=num_bootstrap, seed=seed, groups=groups, cost=cost, durations_s=durations_s)
     entry = rate(references, hypotheses, normalizer).model_dump(mode="json")
     if any(glues_words(reference, normalizer) for reference in references):
         entry["unnormalized"] = rate(references, hypotheses, _normalizer("lower")).model_dump(mode="json")

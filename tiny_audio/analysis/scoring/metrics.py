@@ -27,6 +27,8 @@ class Transcripts:
     normalizer: Normalizer
     cost: Cost | None = None
     """Of the edits; None: that of the normalizer."""
+    durations_s: Sequence[float | None] | None = None
+    """Seconds of each utterance, where they are known."""
 
     @property
     def applied_cost(self) -> Cost:
@@ -78,7 +80,7 @@ class Metric:
     """Whether lower or higher values are better."""
     format: str
     """Format specification of the value."""
-    compute: Callable[[Transcripts], float | int] | None = None
+    compute: Callable[[Transcripts], float | int | None] | None = None
     """Computes the metric from the texts. None if a command measures it, such as speed, and adds it to the scores."""
     interval: str | None = None
     """Key of the metric's 95 % interval, if it has one."""
@@ -112,6 +114,18 @@ def _empty(transcripts: Transcripts) -> int:
     return sum(bool(reference) and not text for reference, text in zip(*transcripts.normalized, strict=True))
 
 
+def _non_speech_insertions(transcripts: Transcripts) -> float | None:
+    """Words per hour of the utterances with an empty reference. None without such utterances or their durations."""
+    silent = np.array([not reference.strip() for reference in transcripts.references])
+    if not silent.any() or transcripts.durations_s is None:
+        return None
+    seconds = [duration for duration, chosen in zip(transcripts.durations_s, silent, strict=True) if chosen]
+    known = [duration for duration in seconds if duration is not None]
+    if len(known) < len(seconds) or not sum(known):
+        return None
+    return float(transcripts.errors[silent].sum() / (sum(known) / 3600))
+
+
 METRICS: tuple[Metric, ...] = (
     Metric("wer", "word error rate", "WER", "share", "lower", ".2%", _wer, interval="wer_interval"),
     Metric("cer", "character error rate", "CER", "share", "lower", ".2%", _cer),
@@ -124,6 +138,11 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("empty_hypotheses", "empty hypotheses", "empty", "count", "lower", ",.0f", _empty, is_failure=True),
     Metric("looping_hypotheses", "looping hypotheses", "looping", "count", "lower", ",.0f", _looping, is_failure=True),
+    Metric(
+        *("non_speech_insertions_per_hour", "words inserted per hour of audio without speech", "ins/h no speech"),
+        *("ratio", "lower", ",.1f"),
+        compute=_non_speech_insertions,
+    ),
     Metric("ctc_wer", "word error rate of the CTC head alone", "CTC head", "share", "lower", ".2%"),
     Metric("truncated_hypotheses", "truncated hypotheses", "truncated", "count", "lower", ",.0f", is_failure=True),
     Metric("truncated_rate", "hypotheses truncated", "truncated", "share", "lower", ".2%", is_failure=True),
@@ -134,8 +153,8 @@ METRICS: tuple[Metric, ...] = (
 """The metrics, in the order of columns."""
 
 
-def measure(transcripts: Transcripts) -> dict[str, float | int]:
-    """Compute every metric that needs only the texts, by key."""
+def measure(transcripts: Transcripts) -> dict[str, float | int | None]:
+    """Compute every metric that needs only the texts, by key. None: the metric does not apply to this set."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 
@@ -200,5 +219,6 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, Any]], *, total_counts: bool = 
         total_counts: sum the counts instead of averaging them.
     """
     counts = {metric.key for metric in METRICS if metric.unit == "count"}
-    sums = {key: sum(seed[key] for seed in seeds) for key in seeds[0]}
-    return {key: value if total_counts and key in counts else value / len(seeds) for key, value in sums.items()}
+    sums = {key: sum(seed[key] for seed in seeds) for key in seeds[0] if seeds[0][key] is not None}
+    means = {key: value if total_counts and key in counts else value / len(seeds) for key, value in sums.items()}
+    return {key: means.get(key) for key in seeds[0]}

@@ -91,7 +91,8 @@ def _source(
 ) -> Iterator[Finding]:
     try:
         source = SOURCES.build(config, SourceContext(cache_dir()))
-        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s)
+        keep_empty = recipe.data.keep_empty or place.startswith("data.evaluation")
+        gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s, keep_empty=keep_empty)
     except UserError as error:
         yield Finding(place, str(error), True)
         return
@@ -100,7 +101,8 @@ def _source(
     yield Finding(place, f"{len(gathered.clips)} clips, {hours:.2f} h{dropped}", is_problem=not gathered.clips)
     target = TargetText.of(text)
     references = [clip.utterance.text for clip in _spread(gathered.clips, _TRANSCRIPTS)]
-    yield from _targets(place, references, [target(text) for text in references], vocabulary)
+    spoken = [text for text in references if text]
+    yield from _targets(place, spoken, [target(text) for text in spoken], vocabulary)
     for drop in gathered.dropped[:_SAMPLES]:
         yield Finding(f"{place} dropped", f"{drop.id}: {drop.reason}: {drop.detail}")
     for clip in gathered.clips[:_SAMPLES]:

@@ -84,7 +84,9 @@ class RunClips:
         """The training clips within the recipe's bounds."""
         if self._training is None:
             data, sources = self._recipe.data, self._build(self._recipe.data.train)
-            self._training = ClipSet.gather(sources, data.min_duration_s, data.max_duration_s, data.target_text)
+            self._training = ClipSet.gather(
+                sources, data.min_duration_s, data.max_duration_s, data.target_text, keep_empty=data.keep_empty
+            )
         return self._training
 
     @cached_property

@@ -1,0 +1,77 @@
+"""Standard streams: encodings that lack characters, closed streams, readers that go away, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny_audio.runtime.columns import on_one_line
+
+PROGRAM = [sys.executable, "-m", "tiny_audio.cli"]
+ROW = {"audio_filepath": "a 🎤 é.wav", "duration": 1, "text": "oui", "pred_text": "non ✓"}
+
+
+@pytest.fixture
+def hypotheses(tmp_path: Path) -> Path:
+    path = tmp_path / "réponses 🎤.jsonl"
+    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "cp1252"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_an_encoding_that_lacks_characters(hypotheses: Path, variables: dict[str, str]) -> None:
+    done = run("rescore", hypotheses, "--normalizer", "lower", **variables)
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+    done = run("rescore", hypotheses, "--normalizer", "lower", "--json", **variables)
+    assert done.returncode == 0, done.stderr
+    assert "a 🎤 é.wav" in json.dumps(json.loads(done.stdout), ensure_ascii=False), "JSON loses nothing"
+    done = run("rescore", hypotheses.with_name("aucune 🎤.jsonl"), **variables)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(hypotheses: Path, tmp_path: Path, closed: str) -> None:
+    script = f'"$@" {closed}'
+    command = ["bash", "-c", script, "bash", *PROGRAM, "rescore", str(hypotheses), "--html", str(tmp_path / "p.html")]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr + done.stdout
+    assert (tmp_path / "p.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>"), (
+        "no other file got the number"
+    )
+
+
+@pytest.mark.parametrize(("script", "code"), [('"$@" | true; exit ${PIPESTATUS[0]}', 3), ('"$@" > /dev/full', 2)])
+def test_output_that_nobody_takes(script: str, code: int) -> None:
+    if "/dev/full" in script and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    done = subprocess.run(["bash", "-c", script, "bash", *PROGRAM, "schema"], capture_output=True, check=False)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("a b.wav", "a b.wav"), ("a\nb\tc\r", r"a\nb\tc\r"), ("\x1b[2J\u2028é", r"\u001b[2J\u2028é")]
+)
+def test_on_one_line(name: str, line: str) -> None:
+    assert on_one_line(name) == line
