@@ -66,6 +66,11 @@ def test_words_inserted_per_hour_without_speech(tmp_path: Path) -> None:
     assert rate()["non_speech_insertions_per_hour"] is None, "unknown durations"
     assert rate(durations_s=[None, 10.0, None, 6.0])["non_speech_insertions_per_hour"] is None
     assert score_set(["yes"], ["yes"], normalizer("lower"), durations_s=[1.0])["non_speech_insertions_per_hour"] is None
+    silent = score_set(["", ""], ["one", ""], normalizer("lower"), ctc_hypotheses=["", ""], durations_s=[1.0, 1.0])
+    assert (silent["wer"], silent["cer"], silent["wer_interval"]) == (None, None, None)
+    assert silent["non_speech_insertions_per_hour"] == 1800
+    assert silent["ctc"]["non_speech_insertions_per_hour"] == 0
+    assert "1,800.0" in sets_table({"silence": silent})
     keys = ("audio_filepath", "duration", "text", "pred_text")
     rows = zip("abcd", [9.0, 10.0, 20.0, 6.0], references, hypotheses, strict=True)
     lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]

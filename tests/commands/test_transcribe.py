@@ -257,6 +257,14 @@ def test_a_name_that_is_as_long_as_allowed(
     assert len(written.name.encode()) <= 255
 
 
+def test_a_name_that_is_too_long_costs_one_file(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, place / "model", tmp_path / ("x" * 300), place / "audio" / "a.wav")
+    assert (code, len(out.splitlines())) == (2, 1)
+    assert "File name too long" in err
+
+
 @pytest.mark.parametrize("name", ["transcribe", ".tiny-audio", "model"])
 def test_a_recording_named_like_a_file_of_ours(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -110,6 +110,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         for name, scores in report["evaluation"].items()
         for source in [report["recipe"]["data"]["evaluation"][name]]
         for metric in ("wer", "cer")
+        if scores[metric] is not None
     ]
     card = ModelCardData(
         base_model=hub or None,

@@ -77,11 +77,11 @@ class Score(Config):
 
     model_config = ConfigDict(extra="allow")
 
-    wer: float
-    """Word error rate. It can exceed 1, because of insertions."""
-    cer: float
+    wer: float | None
+    """Word error rate. It can exceed 1, because of insertions. None if all references are empty."""
+    cer: float | None
     """Character error rate of the normalized text. A space is a character."""
-    wer_interval: tuple[float, float]
+    wer_interval: tuple[float, float] | None
     """95 % percentile bootstrap interval of ``wer``."""
     num_utterances: int
     num_groups: int | None = None
@@ -133,7 +133,7 @@ def score(
     """Score one set.
 
     Args:
-        references: raw text of each utterance. Some may be empty strings, but not all.
+        references: raw text of each utterance. Empty if nobody speaks.
         hypotheses: raw text of each utterance, in the same order.
         normalizer: the normalizer of references and hypotheses.
         num_bootstrap: number of resamples for the interval.
@@ -144,7 +144,7 @@ def score(
         durations_s: seconds of each utterance, where they are known, for rates per hour.
 
     Raises:
-        UserError: no utterance, no reference word, lengths that differ, an unknown cost, or too few resamples.
+        UserError: no utterance, texts without a word, lengths that differ, an unknown cost, or too few resamples.
     """
     transcripts = Transcripts(references, hypotheses, normalizer, cost, durations_s)
     return score_transcripts(transcripts, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
@@ -154,13 +154,16 @@ def score_transcripts(
     transcripts: Transcripts, *, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
 ) -> Score:
     """Score transcripts like :func:`score`, using the alignments that they already have."""
-    _check(transcripts, "hypotheses", num_bootstrap, groups)
+    silent = not any(reference.strip() for reference in transcripts.references)
+    _check(transcripts, "hypotheses", num_bootstrap, groups, needs_words=not silent)
     name, version = transcripts.scorer
     words, errors = transcripts.words, transcripts.errors[None]
     return Score.model_validate(
         {
             **measure(transcripts),
-            "wer_interval": wer_interval(errors, words, groups=groups, num_draws=num_bootstrap, seed=seed),
+            "wer_interval": wer_interval(errors, words, groups=groups, num_draws=num_bootstrap, seed=seed)
+            if words.any()
+            else None,
             "num_utterances": len(words),
             "num_groups": num_groups(groups),
             "num_reference_words": int(words.sum()),
@@ -232,6 +235,8 @@ def score_set(
         entry["unnormalized"] = rate(references, hypotheses, _normalizer("lower")).model_dump(mode="json")
     if ctc_hypotheses is not None:
         entry["ctc"] = rate(references, ctc_hypotheses, normalizer).model_dump(mode="json")
+        if entry["wer"] is None:
+            return entry
         difference = paired_difference(
             references,
             ctc_hypotheses,
@@ -249,7 +254,9 @@ def score_set(
 _normalizer = normalizer  # for functions that have an argument with this name
 
 
-def _check(transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups) -> None:
+def _check(
+    transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups, *, needs_words: bool = True
+) -> None:
     """Check the input of a score. ``name`` is the name of the hypotheses in messages."""
     references, hypotheses = transcripts.references, transcripts.hypotheses
     if num_bootstrap < MIN_BOOTSTRAP:
@@ -257,7 +264,7 @@ def _check(transcripts: Transcripts, name: str, num_bootstrap: int, groups: Grou
     if not references:
         raise UserError("no utterance to score: an error rate needs at least one; check that the set is not empty")
     check_lengths(references, **{name: hypotheses}, **({} if groups is None else {"groups": groups}))
-    if not transcripts.words.any():
+    if needs_words and not transcripts.words.any():
         raise UserError(
             f"the {len(references)} references have no word after the normalizer {transcripts.normalizer.name!r}; an "
             "error rate needs at least one; check the text column, or choose another normalizer"

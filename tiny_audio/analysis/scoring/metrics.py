@@ -95,9 +95,11 @@ class Metric:
         return f"{value:,.1f}" if self.unit == "count" and value != int(value) else f"{value:{self.format}}"
 
 
-def _cer(transcripts: Transcripts) -> float:
+def _cer(transcripts: Transcripts) -> float | None:
     import jiwer
 
+    if not any(transcripts.normalized[0]):
+        return None
     return float(jiwer.process_characters(*transcripts.normalized).cer)
 
 
@@ -106,8 +108,8 @@ def _looping(transcripts: Transcripts) -> int:
     return sum(loops(hypothesis) and not loops(reference) for reference, hypothesis in pairs)
 
 
-def _wer(transcripts: Transcripts) -> float:
-    return float(transcripts.errors.sum() / transcripts.words.sum())
+def _wer(transcripts: Transcripts) -> float | None:
+    return float(transcripts.errors.sum() / transcripts.words.sum()) if transcripts.words.any() else None
 
 
 def _empty(transcripts: Transcripts) -> int:

@@ -93,8 +93,11 @@ class EvaluateStage:
         state_overlap(scores, self._overlaps())
         run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()
-        low, high = scores["wer_interval"]
-        run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+        if scores["wer"] is None:
+            run.callback.note(f"{name}: no WER, since every reference is empty")
+        else:
+            low, high = scores["wer_interval"]
+            run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
     def _overlaps(self) -> list[Overlap] | None:
         try:

@@ -66,14 +66,14 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
     left_out: list[str] = []
     names = FileNames()
     for index, argument in enumerate(inputs):
-        given = argument if argument.exists() else names.on_disk(argument)
+        given = argument if os.path.exists(argument) else names.on_disk(argument)
         if str(given) == STDIN:
             if any(recording.name == STDIN for recording in found):
                 raise UserError("- is given twice, and standard input can be read only once; remove one")
             if sys.stdin is None:
                 raise UserError("- is standard input, which is closed; give a file, or connect standard input")
             found.append(Recording(_spooled(sys.stdin.buffer, index, stack), STDIN, "stdin", is_stream=True))
-        elif given.is_dir():
+        elif os.path.isdir(given):
             audio, others = _contents(given)
             if not audio:
                 raise UserError(
@@ -82,7 +82,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
             found += (Recording(given / name, str(given / name), name) for name in audio)
             if others:
                 left_out.append(f"{given}{others}")
-        elif given.is_fifo():
+        elif os.path.exists(given) and given.is_fifo():
             with given.open("rb") as pipe:
                 found.append(Recording(_spooled(pipe, index, stack), str(given), given.name, is_stream=True))
         else:
