@@ -240,7 +240,7 @@ def test_what_is_no_manifest_at_all(tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(200_000))
     refused(path, "is not a manifest: none of its first 100 lines is a JSON object")
     path.write_bytes(bytes(30_000_000))
-    refused(path, "no row of the manifest", "(30 read)", "not_json", "a line of 1,000,000 bytes or more")
+    refused(path, "no row of the manifest", "(30 read)", "not_json", "a line of 1,000,000 characters or more")
     path.write_text("audio,text\na.flac,yes\n")
     refused(path, "no row of the manifest", "(2 read); the first: not_json", "line 1")
     path.write_text(json.dumps(row()) + "\n")

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mix")
     write_clips(folder, 8)
     rows = [loquacious_row(number) for number in range(40)]
-    rows[7]["text"] = ""
+    rows[7]["text"] = None
     write_parquet(folder / "wild.parquet", rows, LOQUACIOUS, row_group=5)
     return folder
 

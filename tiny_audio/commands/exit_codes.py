@@ -23,7 +23,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         with _terminable():
             result = command()
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Click exits if it sees the former
         discard_unwritable_output()
         return _fail("stopped: the reader of standard output went away", STOPPED)
     except UserError as error:

@@ -121,14 +121,15 @@ class Index:
     weights: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: how often each clip occurs in an epoch, on average. None: once."""
     empty: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` bool: whether the transcript is empty. None: read the transcripts to know."""
+    """``[n]`` bool: whether the transcript is empty. None: look at the utterances, if they are a list."""
 
     def without_text(self) -> np.ndarray:
         """``[n]`` bool: whether the transcript is empty."""
         if self.empty is not None:
             return self.empty
-        texts = texts_of(self.utterances, np.arange(len(self.utterances)))
-        return np.fromiter((not text for text in texts), dtype=bool, count=len(self.utterances))
+        if isinstance(self.utterances, tuple | list):
+            return np.array([not utterance.text for utterance in self.utterances], dtype=bool)
+        return np.zeros(len(self.utterances), dtype=bool)
 
 
 class SourceConfig(Config):
