@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from tiny_audio.analysis.rescore import read_targets
+from tiny_audio.analysis.rescore import read_targets, rescore
 from tiny_audio.config import UserError
 from tiny_audio.runtime.text_files import decoded, open_text
 from tiny_audio.runtime.yaml_file import read_yaml
@@ -69,6 +70,15 @@ def test_hypotheses(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "h.jsonl").write_bytes(json.dumps(row, ensure_ascii=False).encode(encoding))
     (target,) = read_targets([tmp_path / "h.jsonl"])
     assert target.rows["a.wav"]["text"] == TEXT
+
+
+def test_hypotheses_of_computers_with_other_unicode_forms(tmp_path: Path) -> None:
+    row = {"audio_filepath": "réunion.wav", "duration": 1, "text": "déjà", "pred_text": "déjà"}
+    for form in ("NFC", "NFD"):
+        line = unicodedata.normalize(form, json.dumps(row, ensure_ascii=False))  # type: ignore[arg-type]
+        (tmp_path / f"{form}.jsonl").write_text(line, encoding="utf-8")
+    rescored = rescore([tmp_path / "NFC.jsonl", tmp_path / "NFD.jsonl"], normalizer_name="lower")
+    assert [entry["wer"] for entry in rescored.summary["targets"]] == [0, 0]
 
 
 def test_recipes(tmp_path: Path, encoding: str) -> None:

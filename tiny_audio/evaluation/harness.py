@@ -25,6 +25,7 @@ from tiny_audio.data.evaluation_clips import check_group_by
 from tiny_audio.evaluation.data import DataSet
 from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, to_lines, with_outcome, write_rows
 from tiny_audio.evaluation.targets import Target
+from tiny_audio.runtime.columns import on_one_line
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.runtime.spec import folder_name
 
@@ -317,7 +318,7 @@ def evaluation_table(evaluated: Evaluated) -> str:
     lines += verdicts(evaluated.baseline, evaluated.comparisons)
     for entry in entries:
         shown = entry["failures"][:_SHOWN_FAILURES]
-        lines += [f"not transcribed by {entry['target']}: {one['id']}: {one['error']}" for one in shown]
+        lines += [on_one_line(f"not transcribed by {entry['target']}: {one['id']}: {one['error']}") for one in shown]
         if entry["num_failed"] > len(shown):
             lines.append(f"... and {entry['num_failed'] - len(shown)} more of {entry['set']}")
     for name in sets:
@@ -327,5 +328,5 @@ def evaluation_table(evaluated: Evaluated) -> str:
                 "only the clips that all of them transcribed"
             )
     dropped = {drop["id"]: drop for entry in entries for drop in entry["dropped"]}
-    lines += [f"not listed: {drop['id']}: {drop['reason']}: {drop['detail']}" for drop in dropped.values()]
+    lines += [on_one_line(f"not listed: {one['id']}: {one['reason']}: {one['detail']}") for one in dropped.values()]
     return "\n".join(lines)

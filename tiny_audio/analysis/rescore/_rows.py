@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,12 +123,15 @@ def _row(line: str, location: str) -> Row:
         raise UserError(
             f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add it"
         )
-    row["id"] = str(row["id"] if row["id"] is not None else row["audio_filepath"])
+    # Systems on different computers may write the name of one file in different Unicode forms.
+    row["id"] = unicodedata.normalize("NFC", str(row["id"] if row["id"] is not None else row["audio_filepath"]))
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
         if isinstance(row[key], str):
             # Programs that cut texts by length can leave half a surrogate pair. No encoding can write it.
             row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if key == "text":
+                row[key] = unicodedata.normalize("NFC", row[key])
         elif not (optional and row[key] is None):
             raise UserError(f"{location}: {key} should be a string, not {json.dumps(row[key])[:60]}")
     for key in ("duration", "time"):
