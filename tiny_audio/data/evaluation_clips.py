@@ -20,8 +20,8 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
     ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out
     clips that are longer than :mod:`tiny_audio.model.limits` allows. ``evaluate`` compares recognizers with different
     limits on the same clips, so it leaves out no clip. If a clip is too long for one recognizer, it counts as a failure
-    of that recognizer. ``data.target_text`` does not rewrite these transcripts. In a clip with an empty reference nobody
-    speaks, and everything that a recognizer writes for it is wrong.
+    of that recognizer. ``data.target_text`` does not rewrite these transcripts. In a clip with an empty reference
+    nobody speaks, and whatever a recognizer writes for it is wrong.
 
     Args:
         name: name of the set. The ids of its clips start with it.
