@@ -15,6 +15,8 @@ from tiny_audio.runtime.requirements import audio_pair_problem
 from tiny_audio.runtime.streams import discard_unwritable_output
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
+_INTERRUPTED = 130
+"""What typer returns after Ctrl-C."""
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
@@ -46,6 +48,8 @@ def exit_code_of(command: Callable[[], object]) -> int:
         if problem := audio_pair_problem():
             return _fail(problem, USER_ERROR, "error: ")
         raise
+    if result == _INTERRUPTED:
+        return _fail("stopped", STOPPED)
     return result if isinstance(result, int) else DONE
 
 
