@@ -98,8 +98,8 @@ def check(environment: Environment, *modules: str) -> None:
     assert Path(path).is_relative_to(environment.folder)
     assert "quickstart" in environment.run("tiny-audio", "recipes")
     manifest = write_clips(environment.folder / "clips", 8)
-    source = f"{{clips: {{name: manifest, path: {manifest}}}}}"
-    data = [f"data.train={source}", f"data.evaluation={source}", "data.min_duration_s=0.1"]
+    source = f"{{name: manifest, path: {manifest}}}"
+    data = [f"data.train={{clips: {source}}}", f"data.evaluation={{again: {source}}}", "data.min_duration_s=0.1"]
     environment.run("tiny-audio", "run", "quickstart", *data, *FEW_STEPS, "--output-dir", "run")
     report = json.loads((environment.folder / "work" / "run" / "report.json").read_text())
     assert report["training"]["steps"] == 5

@@ -8,6 +8,7 @@ from pathlib import Path
 from tiny_audio.commands.doctor.finding import Finding
 from tiny_audio.commands.doctor.machine import examine_machine
 from tiny_audio.config import UserError
+from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.requirements import audio_pair_problem
 
 
@@ -17,12 +18,12 @@ def doctor(path: Path | None, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the recipe is not valid, or a problem was found.
     """
+    recipe = load_recipe(path, overrides) if path else None
     healthy = _print(examine_machine())
-    if path is not None and not audio_pair_problem():  # without torchaudio, the checks cannot be imported
+    if recipe is not None and not audio_pair_problem():  # without torchaudio, the checks cannot be imported
         from tiny_audio.commands.doctor.recipe import examine
-        from tiny_audio.recipe import load_recipe
 
-        healthy = _print(examine(load_recipe(path, overrides))) and healthy
+        healthy = _print(examine(recipe)) and healthy
     if not healthy:
         raise UserError("fix the problems that are marked ✗ before you run a recipe here")
 
