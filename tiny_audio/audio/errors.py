@@ -1,8 +1,14 @@
-"""Errors of audio files."""
+"""Errors and warnings of audio files."""
 
 from __future__ import annotations
 
+import logging
+
 from tiny_audio.config import UserError
+
+_LOG = logging.getLogger(__name__)
+_MAX_REMEMBERED = 10_000
+_WARNED: dict[str, None] = {}
 
 
 class AudioError(UserError):
@@ -11,7 +17,7 @@ class AudioError(UserError):
     Attributes:
         reason: a code for counting: ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``, ``empty``,
             ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
-            ``unknown_length``.
+            ``no_such_channel``, ``unknown_length``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -24,3 +30,13 @@ class AudioError(UserError):
 
 class FileError(UserError):
     """A file that cannot be read now, for example because its disk is not mounted. The clip may be good."""
+
+
+def warn_once(message: str) -> None:
+    """Log a warning about a file, unless this process has done so before."""
+    if message in _WARNED:
+        return
+    if len(_WARNED) >= _MAX_REMEMBERED:
+        _WARNED.clear()
+    _WARNED[message] = None
+    _LOG.warning("%s", message)

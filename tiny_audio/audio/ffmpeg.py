@@ -1,24 +1,37 @@
-"""Decode formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr) with the FFmpeg program."""
+"""Decoding of formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr), with the FFmpeg program."""
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
-from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio._containers import wav_samples
+from tiny_audio.audio._parts import Data
+from tiny_audio.audio.channels import DownMix
+from tiny_audio.audio.errors import AudioError, warn_once
 from tiny_audio.audio.load import MIN_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
 """A little more than a minute of float samples at 16 kHz."""
 _MAX_MESSAGE = 300
-"""Number of characters from the end of FFmpeg's error output that a message quotes."""
+"""Characters of FFmpeg's error output that a message contains, from its end."""
+_TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
+_ADDED = re.compile(r"adding \d+ audio samples of silence")
+_FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
+_LEAST_GAP_S = 0.1
+"""Shorter gaps between timestamps are rounding. FFmpeg's filter for them has the same limit."""
+_LISTED_GAPS = 5
 
 HINT = (
     "for m4a, mp4, aac, wma, webm and amr install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget "
@@ -26,35 +39,55 @@ HINT = (
 )
 
 
+@dataclass(frozen=True)
+class Track:
+    """An audio track of a file."""
+
+    description: str
+    """Language, codec and channels, in FFmpeg's words."""
+    is_default: bool
+
+
 def has_ffmpeg() -> bool:
     """Whether the program is installed."""
     return shutil.which("ffmpeg") is not None
 
 
-def ffmpeg_blocks(path: Path, name: str) -> Iterator[torch.Tensor]:
-    """Decode the first audio track of a file lazily, as mono float32 blocks at 16 kHz.
+def ffmpeg_blocks(
+    path: Path, name: str, *, track: int | None = None, channel: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Decode an audio track of a file as mono float32 blocks at 16 kHz, as they are needed.
 
-    FFmpeg may open files but no network connections, even if the file refers to some.
+    Audio keeps its position in time: where a track begins late or has a gap, there is silence. What is damaged is
+    replaced by silence, too, and a warning tells where it is. The program may open files but no connections, even if
+    the file refers to some.
+
+    Args:
+        path: the file.
+        name: its name in messages.
+        track: the audio track, from 1. None uses the default track, or else the first.
+        channel: see :class:`tiny_audio.audio.channels.DownMix`.
 
     Raises:
         AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
     """
-    program = shutil.which("ffmpeg")
-    assert program is not None, "callers check has_ffmpeg"
+    chosen = _choose(_tracks(path), track, name)
+    # More than two channels are mixed to two by FFmpeg, which knows what each of them is.
+    layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
+    # The first timestamp of a clean file is often the delay of its encoder, which is left out of the samples already.
+    start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
+    filters = ",".join([start, *layouts, f"aresample={SAMPLE_RATE}:async=1:first_pts=0"])
     command = [
-        *(program, "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"),
-        *("-i", f"file:{path.absolute()}"),
-        *("-map", "0:a:0", "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "f32le", "pipe:1"),
+        *_input(path, "level+verbose"),
+        *("-map", f"0:a:{chosen}", "-af", filters, "-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact"),
+        *("-f", "wav", "pipe:1"),
     ]
     samples = 0
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         try:
-            while data := process.stdout.read(_BLOCK_BYTES):
-                block = torch.from_numpy(np.frombuffer(data[: len(data) // 4 * 4], dtype="<f4").copy())
-                if not bool(torch.isfinite(block).all()):
-                    raise AudioError("non_finite", f"{name}: holds NaN or infinite samples")
+            for block in _samples(process.stdout, DownMix(name, channel)):
                 samples += len(block)
                 yield block
             code = process.wait()
@@ -62,11 +95,90 @@ def ffmpeg_blocks(path: Path, name: str) -> Iterator[torch.Tensor]:
             process.kill()
             process.wait()
             process.stdout.close()
-        if code != 0:
-            errors.seek(0)
-            message = " ".join(errors.read().decode(errors="replace").split())[-_MAX_MESSAGE:]
-            raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {message or f'status {code}'}")
+        errors.seek(0)
+        log = errors.read().decode(errors="replace")
+    problems = [line for line in log.splitlines() if "[error]" in line or "[fatal]" in line]
+    cause = " ".join(" ".join(problems or [f"status {code}"]).replace("[error] ", "").split())[-_MAX_MESSAGE:]
+    if samples == 0:
+        raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
+    if problems or code != 0 or _ADDED.search(log):
+        _warn_of_gaps(path, chosen, name, cause if problems or code != 0 else None)
     if samples < MIN_DURATION_S * SAMPLE_RATE:
         raise AudioError(
             "too_short", f"{name}: {samples / SAMPLE_RATE:.3f} s of sound; at least {MIN_DURATION_S} s is needed"
         )
+
+
+def _input(path: Path, level: str) -> list[str]:
+    program = shutil.which("ffmpeg")
+    assert program is not None, "callers check has_ffmpeg"
+    options = ("-hide_banner", "-nostdin", "-nostats", "-v", level, "-protocol_whitelist", "file,pipe")
+    return [program, *options, "-vn", "-sn", "-dn", "-i", f"file:{path.absolute()}"]
+
+
+def _tracks(path: Path) -> list[Track]:
+    """The audio tracks of a file, as FFmpeg lists them. Empty if it cannot read the file."""
+    log = subprocess.run(_input(path, "info"), stdin=subprocess.DEVNULL, capture_output=True, check=False).stderr
+    return [
+        Track(", ".join(filter(None, (match[1], match[2].split(" (default)")[0]))), "(default)" in match[2])
+        for match in _TRACK.finditer(log.decode(errors="replace"))
+    ]
+
+
+def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
+    """The index of the track to decode."""
+    if track is not None:
+        if not 1 <= track <= max(1, len(tracks)):
+            has = f"has {len(tracks)} audio track{'s' * (len(tracks) != 1)}"
+            raise AudioError("no_such_track", f"{name}: {has}; track {track} does not exist")
+        return track - 1
+    chosen = next((index for index, one in enumerate(tracks) if one.is_default), 0)
+    if len(tracks) > 1:
+        why = "the default one" if tracks[chosen].is_default else "because none is the default"
+        warn_once(
+            f"{name}: has {len(tracks)} audio tracks; track {chosen + 1} is used, {why} "
+            f"({tracks[chosen].description}); choose another one with --audio-track"
+        )
+    return chosen
+
+
+def _samples(stream: IO[bytes], mix: DownMix) -> Iterator[torch.Tensor]:
+    """Mono blocks of a WAV file that is being written."""
+    held = stream.read(_BLOCK_BYTES)
+    start, frame_bytes = wav_samples(Data(io.BytesIO(held))) or (len(held), 4)
+    held = held[start:]
+    while held:
+        whole = len(held) // frame_bytes * frame_bytes
+        block = torch.from_numpy(np.frombuffer(held[:whole], dtype="<f4").copy())
+        if len(block):
+            yield mix(block.reshape(-1, frame_bytes // 4))
+        data = stream.read(_BLOCK_BYTES)
+        if not data:
+            return
+        held = held[whole:] + data
+
+
+def _warn_of_gaps(path: Path, track: int, name: str, cause: str | None) -> None:
+    """Decode again to find where sound is missing, and say so."""
+    command = [*_input(path, "info"), "-map", f"0:a:{track}", "-af", "ashowinfo", "-f", "null", "-"]
+    gaps, end_s = [], 0.0
+    null = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=null, stdout=null, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            found = _FRAME.search(line)
+            if found is None or found[1] == "NOPTS":
+                continue
+            start_s = float(found[1])
+            if start_s - end_s > _LEAST_GAP_S:
+                gaps.append(f"{end_s:.2f} to {start_s:.2f} s")
+            end_s = max(end_s, start_s + int(found[3]) / max(1, int(found[2])))
+    listed = ", ".join(gaps[:_LISTED_GAPS]) + (f" and {len(gaps) - _LISTED_GAPS} more" * (len(gaps) > _LISTED_GAPS))
+    if cause is None:
+        message = f"no sound from {listed}"
+    else:
+        message = f"damaged: no sound could be decoded from {listed or 'a part of it'}: FFmpeg says: {cause}"
+    if gaps or cause is not None:
+        warn_once(f"{name}: {message}; silence takes its place")

@@ -1,0 +1,379 @@
+"""Where the samples of WAV, AIFF, W64, CAF and AU files really end.
+
+Programs write the size of the samples first as a placeholder and last as it is. If they are stopped, write to a pipe or
+exceed 4 GiB, the size in the header is wrong. A file contains what its bytes contain: its samples end where the file,
+or the chunks after them, begin or end.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tiny_audio.audio._mp3 import mp3_layout
+from tiny_audio.audio._parts import Data, Layout, Part
+from tiny_audio.audio._tags import before_tags, tag_at
+
+_MAX_CHUNKS = 10_000
+_MAX_FORMAT_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 20
+"""Chunks after the samples are searched in the last bytes of a file if the size of the samples is wrong."""
+_PLACEHOLDER_SLACK = 1 << 16
+_KNOWN_CHUNKS = (
+    *(b"LIST", b"list", b"bext", b"id3 ", b"ID3 ", b"iXML", b"axml", b"_PMX", b"cue ", b"fact", b"smpl", b"inst"),
+    *(b"PEAK", b"JUNK", b"junk", b"PAD ", b"FLLR", b"cart", b"DISP", b"acid", b"strc", b"afsp", b"umid", b"chna"),
+    *(b"minf", b"elm1", b"regn", b"plst", b"labl", b"note", b"levl", b"SAUR", b"PrmL", b"qlty", b"link", b"LGWV"),
+    *(b"MARK", b"COMT", b"NAME", b"AUTH", b"ANNO", b"(c) ", b"INST", b"MIDI", b"APPL", b"AESD", b"CHAN", b"SAXL"),
+    *(b"info", b"strg", b"mark", b"uuid", b"peak", b"ovvw", b"free", b"umid", b"edct", b"kuki", b"pakt", b"midi"),
+)
+"""Of WAV, AIFF and CAF."""
+_KNOWN_CHUNK = re.compile(b"|".join(map(re.escape, _KNOWN_CHUNKS)))
+_MPEG_TAGS = (0x50, 0x55)
+"""Codecs of WAV files: MPEG layer 1 or 2, and layer 3."""
+
+
+@dataclass(frozen=True)
+class _Container:
+    """A header, with what is needed to write it again for another number of bytes."""
+
+    start: int
+    """Of the samples."""
+    declared: int | None
+    """Bytes of samples that the header states; None: a placeholder, or none."""
+    bytes_per_s: float
+    header: Callable[[int], bytes]
+    """The header of a file with this number of bytes of samples."""
+    chunk: Callable[[int], tuple[bytes, int] | None]
+    """Name and size of the chunk at a position, its own header included."""
+    frame_bytes: int = 1
+    readable: bool = True
+    """Whether libsndfile reads the header if it is right."""
+    codec: int = 0
+    """The code of a WAV file."""
+
+
+def container_layout(data: Data) -> Layout | None:
+    """How to read a file whose header is wrong; None if it is right or not of these formats."""
+    parse = _PARSERS.get(data.read(0, 4))
+    parts, notes, cut_off = [], [], None
+    position, wrong = 0, False
+    while parse is not None:
+        found = parse(data, position)
+        if found is None:
+            break
+        end, after = _end_of_samples(data, found)
+        size = end - found.start
+        if found.codec in _MPEG_TAGS:
+            return mp3_layout(data, True, range(found.start, end))
+        wrong |= not found.readable or size != found.declared
+        parts.append(Part((found.header(size), range(found.start, end))))
+        if found.declared is None:
+            pass
+        elif size > found.declared:
+            notes.append(
+                f"the header says {found.declared / found.bytes_per_s:.2f} s of audio, but the file contains "
+                f"{size / found.bytes_per_s:.2f} s; all of it is used"
+            )
+        elif found.declared - size > max(found.start - position, found.frame_bytes):
+            # Some programs count the header, too.
+            cut_off = f"cut off: the header says {found.declared:,} bytes of audio, but there are {size:,}"
+        # Another file may follow, as after `cat a.wav b.wav`.
+        parse = _PARSERS.get(data.read(after, 4)) if after > position else None
+        position = after
+    if not wrong and len(parts) < 2:
+        return None
+    if len(parts) > 1:
+        notes.append(f"{len(parts)} files one after the other; all of them are used")
+    return Layout(tuple(parts), "; ".join(notes) or None, cut_off)
+
+
+def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
+    """Where the samples end, and where the chunks after them end."""
+    if found.declared is not None and found.start + found.declared <= data.size:
+        end = found.start + found.declared
+        # A chunk begins at an even position, but not every program knows.
+        for position in dict.fromkeys((end + end % 2, end)):
+            after = _after_chunks(data, position, found.chunk)
+            if after is not None:
+                return end, after
+    end = before_tags(data, found.start, data.size)
+    return _without_chunks(data, max(found.start, end - _TAIL_BYTES), end, found.chunk), data.size
+
+
+def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int | None:
+    """The end of the chunks and tags that begin here, or the start of another file; None if something else follows."""
+    for _ in range(_MAX_CHUNKS):
+        left = data.size - position
+        if left <= 0:
+            return data.size
+        head = data.read(position, 12)
+        if head[:4] in _PARSERS:
+            return position
+        if not any(head) and left < 12:
+            return data.size
+        tag = tag_at(data, position, data.size)
+        found = chunk(position)
+        if tag:
+            position += tag
+        elif found is not None and (found[1] <= left + 1 or found[0] in _KNOWN_CHUNKS):
+            position += found[1]
+        else:
+            return None
+    return None
+
+
+def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
+    """Where known chunks begin that end at ``end``; ``end`` if there are none."""
+    for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
+        after = start + match.start()
+        while after < end and (found := chunk(after)) is not None and found[0] in _KNOWN_CHUNKS:
+            after += found[1]
+        if end <= after <= end + 1:
+            return start + match.start()
+    return end
+
+
+def _stated(size: int, bits: int = 32) -> int | None:
+    """A size in a header, without those that only mean: not known yet."""
+    for limit in (1 << (bits - 1), 1 << bits):
+        if limit - _PLACEHOLDER_SLACK <= size <= limit + _PLACEHOLDER_SLACK:
+            return None
+    return size
+
+
+def _chunk_reader(data: Data, layout: str) -> Callable[[int], tuple[bytes, int] | None]:
+    """Read headers of chunks: four letters and a size, which leaves the header out."""
+    header = struct.calcsize(layout)
+
+    def chunk(position: int) -> tuple[bytes, int] | None:
+        head = data.read(position, header)
+        if len(head) < header:
+            return None
+        name, size = struct.unpack(layout, head)
+        if size < 0 or not all(0x20 <= letter < 0x7F for letter in name):
+            return None
+        return name, header + size + (size % 2 if header == 8 else 0)
+
+    return chunk
+
+
+def _riff(data: Data, begin: int) -> _Container | None:
+    head = data.read(begin, 12)
+    if head[8:12] != b"WAVE":
+        return None
+    order = ">" if head[:4] == b"RIFX" else "<"
+    riff_size = struct.unpack(f"{order}I", head[4:8])[0]
+    chunk = _chunk_reader(data, f"{order}4sI")
+    position, form, long_size, padded = begin + 12, b"", None, True
+    for _ in range(_MAX_CHUNKS):
+        found = chunk(position)
+        if found is None and padded and position % 2 == 0:
+            found, position, padded = chunk(position - 1), position - 1, False
+        if found is None:
+            return None
+        name, size = found
+        if name == b"ds64":
+            long_size = int.from_bytes(data.read(position + 16, 8), "little")
+        elif name == b"fmt " and size <= _MAX_FORMAT_BYTES:
+            form = data.read(position, size)
+        elif name == b"data":
+            break
+        position += size
+    else:
+        return None
+    if len(form) < 24:
+        return None
+    declared: int | None = struct.unpack(f"{order}I", data.read(position + 4, 4))[0]
+    assert declared is not None
+    if head[:4] in (b"RF64", b"BW64") and long_size is not None and declared == 0xFFFFFFFF:
+        declared = None if _stated(long_size, 64) is None else long_size
+    elif declared != 0 or _stated(riff_size) is None or riff_size == 0:
+        declared = _stated(declared) or None
+    codec, _, rate, byte_rate, frame_bytes = struct.unpack(f"{order}HHIIH", form[8:22])
+    start = position + 8
+    if declared == 0 and long_size == 0:
+        declared = None
+
+    def header(size: int) -> bytes:
+        if size + 100 < 1 << 32:
+            magic = b"RIFX" if order == ">" else b"RIFF"
+            body = b"WAVE" + form + b"data" + struct.pack(f"{order}I", size)
+            return magic + struct.pack(f"{order}I", len(body) + size) + body
+        samples = size // max(1, frame_bytes)
+        long = b"ds64" + struct.pack("<IQQQI", 28, size + len(form) + 56, size, samples, 0)
+        return b"RF64\xff\xff\xff\xffWAVE" + long + form + b"data\xff\xff\xff\xff"
+
+    bytes_per_s = float(byte_rate or rate * frame_bytes or 1)
+    readable = padded and head[:4] != b"BW64"
+    return _Container(start, declared, bytes_per_s, header, chunk, max(1, frame_bytes), readable, codec)
+
+
+_W64_REST = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+"""Of the 16 bytes that name a chunk, after four letters."""
+
+
+def _w64(data: Data, begin: int) -> _Container | None:
+    head = data.read(begin, 40)
+    if len(head) < 40 or head[24:28] != b"wave":
+        return None
+
+    def chunk(position: int) -> tuple[bytes, int] | None:
+        head = data.read(position, 24)
+        size = int.from_bytes(head[16:24], "little")
+        if len(head) < 24 or size < 24 or not all(0x20 <= letter < 0x7F for letter in head[:4]):
+            return None
+        return head[:4], size + -size % 8
+
+    position, form = begin + 40, b""
+    for _ in range(_MAX_CHUNKS):
+        found = chunk(position)
+        head = data.read(position, 24)
+        if head[:4] == b"data" and head[4:16] == _W64_REST:
+            break
+        if found is None:
+            return None
+        if found[0] == b"fmt " and found[1] <= _MAX_FORMAT_BYTES:
+            form = data.read(position, found[1])
+        position += found[1]
+    else:
+        return None
+    if len(form) < 40:
+        return None
+    size = int.from_bytes(head[16:24], "little")
+    declared = _stated(size - 24, 64) if size > 24 else None
+    start = position + 24
+    whole = data.read(begin, min(start - begin, _MAX_FORMAT_BYTES))
+    byte_rate, frame_bytes = struct.unpack("<IH", form[32:38])
+
+    def header(size: int) -> bytes:
+        return (
+            whole[:16]
+            + struct.pack("<Q", 40 + len(form) + 24 + size)
+            + whole[24:40]
+            + form
+            + b"data"
+            + _W64_REST
+            + struct.pack("<Q", 24 + size)
+        )
+
+    # libsndfile takes everything after the header for samples, so chunks after them make it unreadable.
+    readable = declared is None or start + declared + 8 > data.size
+    return _Container(start, declared, float(byte_rate or 1), header, chunk, max(1, frame_bytes), readable)
+
+
+def _aiff(data: Data, begin: int) -> _Container | None:
+    head = data.read(begin, 12)
+    if head[8:12] not in (b"AIFF", b"AIFC"):
+        return None
+    chunk = _chunk_reader(data, ">4sI")
+    position, common = begin + 12, 0
+    for _ in range(_MAX_CHUNKS):
+        found = chunk(position)
+        if found is None:
+            return None
+        if found[0] == b"COMM":
+            common = position
+        elif found[0] == b"SSND":
+            break
+        position += found[1]
+    else:
+        return None
+    offset = int.from_bytes(data.read(position + 8, 4), "big")
+    start = position + 16 + offset
+    if not common or start - begin > _MAX_FORMAT_BYTES:
+        return None
+    whole = data.read(begin, start - begin)
+    channels, frames, bits, rate = struct.unpack(">HIHQ", whole[common - begin + 8 : common - begin + 24])
+    kind = whole[common - begin + 26 : common - begin + 30] if head[8:12] == b"AIFC" else b"NONE"
+    width = {b"ulaw": 1, b"alaw": 1, b"ULAW": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}.get(
+        kind, -(-bits // 8) if kind in (b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"23ni") else 0
+    )
+    frame_bytes = channels * width
+    if frame_bytes == 0:
+        return None
+    exponent = (rate >> 48) - 16_383 - 31  # the 80-bit number: 16 bits of exponent, then the digits
+    rate_hz = (rate >> 16 & 0xFFFFFFFF) * 2.0 ** max(-64, min(64, exponent))
+    size = int.from_bytes(data.read(position + 4, 4), "big")
+    declared = _stated(size)
+    if declared is not None:
+        declared = max(0, declared - 8 - offset) or None
+    if _stated(frames) and declared is not None and frames * frame_bytes < declared:
+        declared = frames * frame_bytes  # libsndfile believes the lower one
+
+    def header(size: int) -> bytes:
+        new = bytearray(whole)
+        new[4:8] = (len(whole) - 8 + size & 0xFFFFFFFF).to_bytes(4, "big")
+        at = common - begin + 10
+        new[at : at + 4] = (size // frame_bytes & 0xFFFFFFFF).to_bytes(4, "big")
+        at = position - begin + 4
+        new[at : at + 4] = (size + 8 + offset & 0xFFFFFFFF).to_bytes(4, "big")
+        return bytes(new)
+
+    return _Container(start, declared, max(1.0, rate_hz * frame_bytes), header, chunk, frame_bytes)
+
+
+def _au(data: Data, begin: int) -> _Container | None:
+    order = ">" if data.read(begin, 4) == b".snd" else "<"
+    head = data.read(begin, 24)
+    if len(head) < 24:
+        return None
+    offset, size, encoding, rate, channels = struct.unpack(f"{order}5I", head[4:])
+    if not 24 <= offset <= _MAX_FORMAT_BYTES:
+        return None
+    whole = data.read(begin, offset)
+    width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 1)
+
+    def header(size: int) -> bytes:
+        return whole[:8] + struct.pack(f"{order}I", min(size, 0xFFFFFFFF)) + whole[12:]
+
+    frame_bytes = max(1, channels * width)
+    declared = _stated(size) or None
+    return _Container(begin + offset, declared, float(max(1, rate * frame_bytes)), header, lambda _: None, frame_bytes)
+
+
+def _caf(data: Data, begin: int) -> _Container | None:
+    chunk = _chunk_reader(data, ">4sq")
+    position, description = begin + 8, b""
+    for _ in range(_MAX_CHUNKS):
+        head = data.read(position, 12)
+        if head[:4] == b"data" and len(head) == 12:
+            break
+        found = chunk(position)
+        if found is None:
+            return None
+        if found[0] == b"desc":
+            description = data.read(position + 12, 32)
+        position += found[1]
+    else:
+        return None
+    start = position + 16
+    if len(description) < 32 or start - begin > _MAX_FORMAT_BYTES:
+        return None
+    whole = data.read(begin, start - begin)
+    (rate,) = struct.unpack(">d", description[:8])
+    frame_bytes, per_packet = struct.unpack(">II", description[16:24])
+    size = struct.unpack(">q", head[4:])[0]
+    declared = _stated(size - 4, 64) if size > 4 else None
+
+    def header(size: int) -> bytes:
+        return whole[:-12] + struct.pack(">q", size + 4) + whole[-4:]
+
+    bytes_per_s = rate * frame_bytes / max(1, per_packet)
+    return _Container(start, declared, bytes_per_s if bytes_per_s > 0 else 1.0, header, chunk, max(1, frame_bytes))
+
+
+_PARSERS: dict[bytes, Callable[[Data, int], _Container | None]] = {
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
+    b"riff": _w64,
+    **dict.fromkeys((b"FORM",), _aiff),
+    **dict.fromkeys((b".snd", b"dns."), _au),
+    b"caff": _caf,
+}
+
+
+def wav_samples(data: Data) -> tuple[int, int] | None:
+    """Where the samples of a WAV file begin, and the bytes of all channels of one; None if it is no WAV file."""
+    found = _riff(data, 0) if data.read(0, 4) == b"RIFF" else None
+    return None if found is None else (found.start, found.frame_bytes)

@@ -1,0 +1,296 @@
+"""Decoding with libsndfile: a file as its header says, or in parts if that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from tiny_audio.audio._flac import halves
+from tiny_audio.audio._layouts import layout_of
+from tiny_audio.audio._parts import Data, Layout, Part, Spliced
+from tiny_audio.audio.channels import MAX_AMPLITUDE, MAX_CHANNELS, DownMix
+from tiny_audio.audio.errors import AudioError, warn_once
+from tiny_audio.frames import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    import soundfile
+
+MIN_RATE, MAX_RATE = 1_000, 768_000
+_BLOCK_SAMPLES = 1 << 20
+"""Number of samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
+_UNKNOWN_FRAMES = 1 << 60
+"""libsndfile reports at least this number of frames if the header does not state the length."""
+_LISTED_GAPS = 5
+_TOLERANCE_S = 0.05
+_MAX_SILENCE_S = 6 * 3600.0
+"""Silence for what is missing. Positions in a hostile file may be years apart."""
+
+
+class Block(NamedTuple):
+    """Decoded samples."""
+
+    rate: int
+    samples: torch.Tensor
+    """``[frames]``, one channel."""
+
+
+class Decoder:
+    """Decodes one recording.
+
+    Args:
+        data: its bytes.
+        name: its name in messages.
+        channel: see :class:`tiny_audio.audio.channels.DownMix`.
+        max_duration_s: longer recordings are rejected.
+        keep_damaged: decode what is undamaged. Silence takes the place of the rest, and a warning tells where it is. If
+            False, damaged recordings are rejected.
+
+    Raises:
+        AudioError: the recording cannot be used.
+    """
+
+    def __init__(
+        self, data: Data, name: str, channel: int | None, max_duration_s: float | None, keep_damaged: bool
+    ) -> None:
+        self._data, self._name, self._max_duration_s, self._keep = data, name, max_duration_s, keep_damaged
+        self._mix = DownMix(name, channel)
+        self._layout = layout_of(data, careful=keep_damaged)
+        data.rewind()
+        if self._layout is not None and not keep_damaged:
+            if self._layout.damage is not None:
+                raise AudioError("undecodable", f"{name}: {self._layout.damage}")
+            if self._layout.cut_off is not None:
+                raise AudioError("truncated", f"{name}: {self._layout.cut_off}")
+        self._now_s = 0.0
+        self._gaps: list[tuple[float, float]] = []
+
+    @property
+    def header_duration_s(self) -> float:
+        """Seconds, without decoding."""
+        if self._layout is None:
+            with self._opened(None) as file:
+                return float(file.frames / file.samplerate)
+        seconds = 0.0
+        for part in self._layout.parts:
+            with self._opened(part) as file:
+                seconds += file.frames / file.samplerate
+        self._warn()
+        return seconds
+
+    def blocks(self) -> Iterator[Block]:
+        """The recording, in blocks of at most a minute or so."""
+        if self._layout is None:
+            yield from self._whole()
+        else:
+            yield from self._parts(self._layout)
+        self._warn()
+
+    def _whole(self) -> Iterator[Block]:
+        with self._opened(None) as file:
+            done = 0
+            try:
+                for block in _read(file, self._name):
+                    done += len(block)
+                    yield self._mixed(file.samplerate, block)
+                if done < file.frames:
+                    raise self._shorter(file.frames, done)
+            except AudioError:
+                # What is left cannot be decoded.
+                if not self._keep or done == 0:
+                    raise
+                yield from self._silence(file.samplerate, file.frames / file.samplerate)
+
+    def _parts(self, layout: Layout) -> Iterator[Block]:
+        first_error = None
+        found = False
+        for part in layout.parts:
+            try:
+                for block in self._part(part):
+                    found = True
+                    yield block
+            except AudioError as error:
+                if not self._keep:
+                    raise
+                first_error = first_error or error
+        if not found and first_error is not None:
+            raise first_error
+        end_s = layout.parts[-1].end_s
+        if end_s is not None and end_s - self._now_s > _TOLERANCE_S:
+            yield from self._silence(SAMPLE_RATE, end_s)
+
+    def _part(self, part: Part) -> Iterator[Block]:
+        if part.frames:
+            yield from self._divisible(part)
+            return
+        with self._opened(part) as file:
+            rate = file.samplerate
+            start_s = self._now_s + part.gap_s if part.end_s is None else part.end_s - file.frames / rate
+            yield from self._silence(rate, start_s)
+            done = 0
+            for block in _read(file, self._name):
+                done += len(block)
+                yield self._mixed(rate, block)
+            if done < file.frames:
+                if not self._keep:
+                    raise self._shorter(file.frames, done)
+                yield from self._silence(rate, self._now_s + (file.frames - done) / rate)
+
+    def _divisible(self, part: Part) -> Iterator[Block]:
+        """A part of a codec with frames that are independent. Of damaged parts, the undamaged frames are decoded."""
+        assert part.start_s is not None
+        samples = sum(frame.samples for frame in part.frames)
+        try:
+            with self._opened(part) as file:
+                rate = file.samplerate
+                blocks = list(_read(file, self._name))
+                if sum(map(len, blocks)) < samples:
+                    raise self._shorter(samples, sum(map(len, blocks)))
+        except AudioError:
+            if not self._keep:
+                raise
+            if len(part.frames) > 1:
+                for half in halves(part):
+                    yield from self._divisible(half)
+            return
+        yield from self._silence(rate, part.start_s)
+        for block in blocks:
+            yield self._mixed(rate, block)
+
+    def _mixed(self, rate: int, block: torch.Tensor) -> Block:
+        if self._keep:
+            block = self._without_bad_samples(rate, block)
+        mixed = self._mix(block)
+        self._now_s += len(mixed) / rate
+        return Block(rate, mixed)
+
+    def _without_bad_samples(self, rate: int, block: torch.Tensor) -> torch.Tensor:
+        """Replace samples by silence that are not finite or out of range, unless most are."""
+        bad = (~(block.abs() <= MAX_AMPLITUDE)).any(dim=1)
+        count = int(bad.sum())
+        if count == 0 or 2 * count > len(bad):
+            return block
+        positions = bad.nonzero()[:, 0]
+        breaks = (positions.diff() > _TOLERANCE_S * rate).nonzero()[:, 0] + 1
+        for run in positions.tensor_split(breaks):
+            self._gaps.append((self._now_s + int(run[0]) / rate, self._now_s + (int(run[-1]) + 1) / rate))
+        return block.masked_fill(bad[:, None], 0.0)
+
+    def _silence(self, rate: int, end_s: float) -> Iterator[Block]:
+        """Silence until a position in time."""
+        allowed_s = _MAX_SILENCE_S - sum(end - start for start, end in self._gaps)
+        frames = round(min(end_s - self._now_s, allowed_s) * rate)
+        if frames <= 1:
+            return
+        if frames > _TOLERANCE_S * rate:
+            self._gaps.append((self._now_s, self._now_s + frames / rate))
+        while frames > 0:
+            count = min(frames, _BLOCK_SAMPLES)
+            self._now_s += count / rate
+            frames -= count
+            yield Block(rate, torch.zeros(count))
+
+    @contextmanager
+    def _opened(self, part: Part | None) -> Iterator[soundfile.SoundFile]:
+        """Open a part, or the whole file, and check the header."""
+        import soundfile
+
+        name = self._name
+        if part is None:
+            self._data.rewind()
+        try:
+            file = _forward_file()(
+                self._data.stream if part is None else Spliced(self._data, part.pieces), closefd=False
+            )
+        except (soundfile.SoundFileError, TypeError, ValueError) as error:
+            raise AudioError(
+                "undecodable", f"{name}: not an audio file that can be decoded: {_message(error)}"
+            ) from error
+        with file:
+            rate, frames = file.samplerate, file.frames
+            if not 1 <= file.channels <= MAX_CHANNELS:
+                raise AudioError("channels", f"{name}: {file.channels} channels; 1 to {MAX_CHANNELS} are allowed")
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise AudioError(
+                    "sample_rate", f"{name}: a rate of {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed"
+                )
+            if frames >= _UNKNOWN_FRAMES:
+                raise AudioError(
+                    "unknown_length", f"{name}: the header does not state the length; write the file again"
+                )
+            if frames == 0:
+                raise AudioError("empty", f"{name}: holds no samples")
+            seconds = self._now_s + frames / rate
+            if self._max_duration_s is not None and seconds > self._max_duration_s:
+                raise AudioError(
+                    "too_long", f"{name}: {seconds:.2f} s of audio; at most {self._max_duration_s:g} s is allowed"
+                )
+            yield file
+
+    def _shorter(self, stated: int, found: int) -> AudioError:
+        return AudioError(
+            "truncated",
+            f"{self._name}: damaged or cut off: the header says {stated:,} samples, but there are {found:,}",
+        )
+
+    def _warn(self) -> None:
+        if self._layout is not None:
+            for message in (self._layout.note, self._layout.cut_off):
+                if message is not None:
+                    warn_once(f"{self._name}: {message}")
+        gaps = _joined(self._gaps)
+        if gaps:
+            listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])
+            more = f" and {len(gaps) - _LISTED_GAPS} more" if len(gaps) > _LISTED_GAPS else ""
+            warn_once(f"{self._name}: damaged: no sound could be decoded from {listed}{more}; silence takes its place")
+
+
+def _joined(gaps: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Gaps in order, without borders between those that touch."""
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(gaps):
+        if joined and start - joined[-1][1] < _TOLERANCE_S:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
+@cache
+def _forward_file() -> type[soundfile.SoundFile]:
+    """A SoundFile that never seeks. soundfile seeks to the current position after each read, which takes a sixth of the
+    decoding time of a FLAC file."""
+    import soundfile
+
+    class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
+        def seekable(self) -> bool:
+            return False
+
+    return ForwardFile
+
+
+def _read(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
+    """Decoded blocks ``[frames, channels]``, never with more frames than the header states."""
+    import soundfile
+
+    size, left = _BLOCK_SAMPLES // file.channels, file.frames
+    # Reading at the end of the file would be as slow as searching the whole file.
+    while left > 0:
+        try:
+            block = file.read(min(size, left), dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, ValueError, AssertionError) as error:
+            raise AudioError(
+                "undecodable", f"{name}: decoding failed, the file is damaged or cut off: {_message(error)}"
+            ) from error
+        if len(block) == 0:
+            return
+        left -= len(block)
+        yield torch.from_numpy(block)
+
+
+def _message(error: Exception) -> str:
+    # str() of a libsndfile error begins with the stream's address.
+    return str(getattr(error, "error_string", error)).strip()

@@ -1,0 +1,303 @@
+"""MP3 files: where their frames are, and how many. Each frame has a header of four bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tiny_audio.audio._parts import Data, Layout, Part
+from tiny_audio.audio._tags import after_id3, before_tags, tag_at
+
+_BLOCK_BYTES = 1 << 20
+_CONFIRMED_BY = 2
+"""Frames that must follow one that is found where none was expected."""
+_MAX_TAG_BYTES = 1_024
+"""Larger tags at the end make the decoder print warnings, so they are left out."""
+_TOLERANCE_S = 0.1
+_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_KBITS = {
+    (3, 3): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (3, 1): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 3): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+"""By version (3: MPEG 1) and layer (3: layer I, 1: layer III)."""
+_DECODER_DELAY = 529
+"""Samples by which a decoder of layer III is late."""
+_VBRI_AT = 36
+"""Where the other kind of tag is in the first frame."""
+_MAX_LOST_BYTES = 1 << 24
+"""After so many bytes without frames, the rest of a file is no audio."""
+_SYNC = re.compile(rb"\xff[\xe2-\xff]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is equal in all frames of a stream."""
+
+    version: int
+    layer: int
+    rate: int
+    mono: bool
+
+    @property
+    def samples(self) -> int:
+        """Of a frame."""
+        return 384 if self.layer == 3 else 576 if self.layer == 1 and self.version != 3 else 1_152
+
+    @property
+    def tag_at(self) -> int:
+        """Where the length tag is in the first frame."""
+        return 4 + ((17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17))
+
+
+@dataclass
+class _Run:
+    """Frames one after the other. The first may be a tag with the length, instead of samples."""
+
+    kind: _Kind
+    start: int
+    end: int
+    frames: int = 0
+    """Without the tag."""
+    tag: bytes = b""
+    """The frame that is a tag; empty if there is none."""
+    lost_before: int = 0
+    """Bytes before it that are neither frames nor tags."""
+
+    @property
+    def declared(self) -> int:
+        """Frames that the tag states; 0 if it does not."""
+        at = self.kind.tag_at
+        if self.tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
+            return int.from_bytes(self.tag[_VBRI_AT + 14 : _VBRI_AT + 18], "big")
+        return int.from_bytes(self.tag[at + 8 : at + 12], "big") if self.tag[at + 7 : at + 8] >= b"\1" else 0
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds of a frame."""
+        return self.kind.samples / self.kind.rate
+
+    def pieces(self) -> tuple[bytes | range, ...]:
+        """The frames, after a tag with their number."""
+        if self.declared == self.frames:
+            return (range(self.start, self.end),)
+        at, count = self.kind.tag_at, self.frames.to_bytes(4, "big")
+        if self.tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
+            tag = self.tag[: _VBRI_AT + 14] + count + self.tag[_VBRI_AT + 18 :]
+        elif self.tag[at + 7 : at + 8] >= b"\1":
+            # The other fields are kept, because one of them is the delay of the encoder. Its padding is not.
+            padding = at + 120 + 22
+            tag = bytearray(self.tag)
+            tag[at + 8 : at + 12] = count
+            if self.tag[at + 7] & 2:
+                tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
+            if self.tag[at + 120 : at + 124] in (b"LAME", b"Lavf", b"Lavc"):
+                tag[padding : padding + 2] = bytes([tag[padding] & 0xF0, 0])
+            tag = bytes(tag)
+        else:
+            tag = _new_tag(self.kind, count)
+        return tag, range(self.start + len(self.tag), self.end)
+
+
+def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout | None:
+    """How to read an MP3 whose length tag is wrong or missing, that is damaged, or that is several files in one.
+
+    Args:
+        careful: look at every frame, not only at the length tag.
+        inside: the bytes of an MP3 inside of another file.
+
+    Returns:
+        None if the file is as its length tag says, or not an MP3.
+    """
+    begin = 0 if inside is None else inside.start
+    start = after_id3(data, begin)
+    size = data.size if inside is None else inside.stop
+    window = _Window(data)
+    if start == begin and _parse(window(start)) is None:
+        return None
+    end = before_tags(data, start, size)
+    if not careful and inside is None and _ends_as_stated(window, start, end, size):
+        return None
+    runs = _runs(window, start, end)
+    if not runs:
+        return None
+    parts: list[Part] = []
+    notes, cut_off, missing_s = [], None, 0.0
+    for group in _groups(runs):
+        frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
+        lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
+        for run, frames in zip(group, lost, strict=True):
+            # The decoder leaves its delay out at the start of what is a file of its own for it.
+            delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
+            parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
+        missing_s += sum(lost) * frame_s
+        if known > found + sum(lost) + 1:
+            cut_off = f"cut off: the header says {known * frame_s:.2f} s, but there are {found * frame_s:.2f} s"
+        elif 0 < known < found:
+            notes.append(
+                f"the header says {known * frame_s:.2f} s of audio, but the file contains {found * frame_s:.2f} s; "
+                "all of it is used"
+            )
+    several = sum(bool(run.tag) for run in runs)
+    if several > 1:
+        notes.append(f"{several} files one after the other; all of them are used")
+    usual = inside is None and len(runs) == 1 and runs[0].declared > 0 and size - end <= _MAX_TAG_BYTES
+    if usual and not notes and not cut_off:
+        return None
+    damage = f"damaged: about {missing_s:.2f} s cannot be decoded" if missing_s else None
+    return Layout(tuple(parts), "; ".join(notes) or None, cut_off, damage)
+
+
+def _lost_frames(group: Sequence[_Run], missing: int | None, is_whole: bool) -> list[int]:
+    """How many frames are lost before each run of a recording.
+
+    Args:
+        missing: as the tag says; None: there is no tag.
+        is_whole: whether the file ends with a whole frame, so that all of them are missing between runs.
+    """
+    lost_bytes = sum(run.lost_before for run in group[1:])
+    mean_bytes = sum(run.end - run.start for run in group) / max(1, sum(run.frames for run in group))
+    frames = round(lost_bytes / mean_bytes)
+    if missing is not None:
+        frames = max(0, missing if is_whole else min(missing, frames))
+    lost, before = [0], 0
+    for run in group[1:]:
+        before += run.lost_before
+        lost.append(round(frames * before / lost_bytes) - sum(lost))
+    return lost
+
+
+class _Window:
+    """Fast reading of a few bytes at rising positions."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self._start, self._block = 0, b""
+
+    def __call__(self, position: int, count: int = 4) -> bytes:
+        at = position - self._start
+        if at < 0 or at + count > len(self._block):
+            self._block = self.data.read(position, max(_BLOCK_BYTES, count))
+            self._start, at = position, 0
+        return self._block[at : at + count]
+
+    def next_frame(self, position: int, end: int) -> int:
+        """The next position at which a frame may begin; ``end`` if there is none."""
+        while position < end:
+            self(position, 2)
+            match = _SYNC.search(self._block, position - self._start)
+            if match is not None:
+                return min(end, self._start + match.start())
+            position = self._start + len(self._block) - 1 if len(self._block) > 1 else end
+        return end
+
+
+@lru_cache(4_096)
+def _parse(head: bytes) -> tuple[_Kind, int] | None:
+    """The kind of the frame with this header, and its bytes; None if it is not a header."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
+    bits, rate = head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or layer == 0 or bits in (0, 15) or rate == 3:
+        return None
+    kbits = _KBITS.get((3 if version == 3 else 2, layer)) or _KBITS[2, 2]
+    hertz, padding = _RATES[version][rate], head[2] >> 1 & 1
+    if layer == 3:
+        size = (12_000 * kbits[bits] // hertz + padding) * 4
+    else:
+        size = (72_000 if layer == 1 and version != 3 else 144_000) * kbits[bits] // hertz + padding
+    return _Kind(version, layer, hertz, head[3] >> 6 == 3), size
+
+
+def _tag(window: _Window, position: int, kind: _Kind, size: int) -> bytes:
+    """The frame at this position if it is a tag with the length."""
+    if window(position + kind.tag_at) in (b"Xing", b"Info") or window(position + _VBRI_AT) == b"VBRI":
+        return window(position, size)
+    return b""
+
+
+def _new_tag(kind: _Kind, count: bytes) -> bytes:
+    """A frame that is a tag with the number of frames."""
+    second = 0xE0 | kind.version << 3 | kind.layer << 1 | 1
+    rate = _RATES[kind.version].index(kind.rate)
+    for bits in range(1, 15):
+        head = bytes([0xFF, second, bits << 4 | rate << 2, 0xC0 if kind.mono else 0])
+        found = _parse(head)
+        if found is not None and found[1] >= kind.tag_at + 16:
+            return (head + bytes(kind.tag_at - 4) + b"Xing\0\0\0\1" + count).ljust(found[1], b"\0")
+    raise AssertionError("the largest frame is large enough")
+
+
+def _ends_as_stated(window: _Window, start: int, end: int, size: int) -> bool:
+    """Whether the tag states the length in bytes, and it is right."""
+    found = _parse(window(start))
+    tag = _tag(window, start, *found) if found else b""
+    if not found or not tag or size - end > _MAX_TAG_BYTES:
+        return False
+    run = _Run(found[0], start, end, tag=tag)
+    at = found[0].tag_at
+    if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
+        num_bytes = int.from_bytes(tag[_VBRI_AT + 10 : _VBRI_AT + 14], "big")
+    elif tag[at + 7] & 3 == 3:
+        num_bytes = int.from_bytes(tag[at + 12 : at + 16], "big")
+    else:
+        return False
+    seconds_per_byte = run.declared * found[0].samples / found[0].rate / max(1, num_bytes)
+    return abs(num_bytes - (end - start)) * seconds_per_byte <= _TOLERANCE_S
+
+
+def _runs(window: _Window, start: int, end: int) -> list[_Run]:
+    """All frames."""
+    runs: list[_Run] = []
+    position, lost, total = start, 0, 0
+    current: _Run | None = None
+    while position + 4 <= end and total <= _MAX_LOST_BYTES:
+        found = _parse(window(position))
+        expected = found is not None and current is not None and found[0] == current.kind
+        if found is not None and position + found[1] <= end and (expected or _confirmed(window, position, end)):
+            kind, size = found
+            tag = _tag(window, position, kind, size)
+            if current is None or tag or not expected:
+                current = _Run(kind, position, position, tag=tag, lost_before=lost)
+                runs.append(current)
+                lost = 0
+            current.frames += not tag
+            position += size
+            current.end = position
+            continue
+        current = None
+        skipped = tag_at(window.data, position, end)
+        if skipped:
+            position += skipped
+            continue
+        after = window.next_frame(position + 1, end)
+        lost, total, position = lost + after - position, total + after - position, after
+    return [run for run in runs if run.frames]
+
+
+def _confirmed(window: _Window, position: int, end: int) -> bool:
+    """Whether the next frames follow at the right places."""
+    first = found = _parse(window(position))
+    for _ in range(_CONFIRMED_BY):
+        assert found is not None
+        position += found[1]
+        if position + 4 > end:
+            return position <= end
+        found = _parse(window(position))
+        if first is None or found is None or found[0] != first[0]:
+            return False
+    return True
+
+
+def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
+    """Runs of one recording. Between them, bytes are lost."""
+    first = 0
+    for index in range(1, len(runs) + 1):
+        if index == len(runs) or runs[index].tag or not runs[index].lost_before or runs[index].kind != runs[first].kind:
+            yield runs[first:index]
+            first = index

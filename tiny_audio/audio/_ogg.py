@@ -1,0 +1,195 @@
+"""Ogg files: their pages, each with a checksum, a number and the position of its last sample."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from tiny_audio.audio._parts import Data, Layout, Part
+from tiny_audio.audio._tags import before_tags
+
+_HEAD_BYTES = 27
+_FIRST = 2
+"""The flag of the first page of a stream."""
+_MAX_PAGES = 1_000_000
+"""Limits the memory for a hostile file. Usual pages have 4 KB."""
+_LATE_S = 30.0
+"""A page that ends later than this can not be the first of a recording. The stream was recorded while it ran."""
+_REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+class _Page(NamedTuple):
+    start: int
+    end: int
+    flags: int
+    position: int
+    """Of the last sample that ends in it, in samples of the codec; -1: no packet ends in it."""
+    serial: int
+    number: int
+    packets: int
+    """How many end in it."""
+
+
+class _Codec(NamedTuple):
+    header_packets: int
+    rate: int
+    """Of positions."""
+    skipped: int = 0
+    """Samples at the start that do not belong to the recording."""
+
+
+def ogg_layout(data: Data, careful: bool) -> Layout | None:
+    """How to read an Ogg file that is damaged, or that is several streams one after the other.
+
+    Args:
+        careful: check the checksum of every page.
+
+    Returns:
+        None if the file is one undamaged stream, or holds no audio.
+    """
+    if data.read(0, 4) != b"OggS":
+        return None
+    end = before_tags(data, 0, data.size)
+    pages = list(islice(_pages(data, end, careful), _MAX_PAGES))
+    if not pages or len(pages) == _MAX_PAGES:
+        return None
+    parts: list[Part] = []
+    cut_off = damage = None
+    if pages[-1].end < end:
+        cut_off = f"cut off: its last {end - pages[-1].end:,} bytes are not a whole page"
+    links = list(_links(pages))
+    num_streams, origin = 0, 0.0
+    for link in links:
+        found = _audio_of(data, link)
+        if found is None:
+            continue
+        stream, codec = found
+        headers, body = _divided(stream, codec)
+        runs = list(_runs(body))
+        if not runs:
+            continue
+        num_streams += 1
+        base = _base(body, codec)
+        whole = len(runs) == 1 and runs[0][0].number == headers[-1].number + 1
+        if not whole:
+            damage = "damaged: pages are missing or changed"
+        for run in runs:
+            seconds = (max(page.position for page in run) - base - codec.skipped) / codec.rate
+            numbered = run[0].number == headers[-1].number + 1
+            front = _ranges(headers) if numbered else [_renumbered(data, headers, run[0].number)]
+            parts.append(Part((*front, *_ranges(run)), end_s=None if whole else origin + seconds))
+        origin += max(0.0, seconds)
+    joined = sum(page.end - page.start for page in pages)
+    if not parts or (len(parts) == 1 and len(links) == 1 and not damage and joined == data.size):
+        return None
+    note = f"{num_streams} streams one after the other; all of them are used" if num_streams > 1 else None
+    return Layout(tuple(parts), note, cut_off, damage)
+
+
+def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
+    position = 0
+    while position + _HEAD_BYTES <= end:
+        head = data.read(position, _HEAD_BYTES + 255)
+        after = position + _HEAD_BYTES
+        if head[:5] == b"OggS\0":
+            lacing = head[_HEAD_BYTES : _HEAD_BYTES + head[26]]
+            after += len(lacing) + sum(lacing)
+            if after <= end and (not careful or _is_intact(data.read(position, after - position))):
+                _, _, flags, granule, serial, number = struct.unpack("<4sBBqII", head[:22])
+                packets = len(lacing) - lacing.count(255)
+                yield _Page(position, after, flags, granule, serial, number, packets)
+                position = after
+                continue
+        position = data.find(b"OggS", position + 1, end)
+        if position < 0:
+            return
+
+
+def _is_intact(page: bytes) -> bool:
+    return _checksum(page[:22] + bytes(4) + page[26:]) == int.from_bytes(page[22:26], "little")
+
+
+def _checksum(page: bytes) -> int:
+    """The CRC of Ogg: that of zlib with the bits in the opposite order, and without its inversions."""
+    reverse = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(reverse.to_bytes(4, "little").translate(_REVERSED), "big")
+
+
+def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
+    """Pages of one recording: its first pages, of one or several streams, and all until the next first page."""
+    first = 0
+    for index in range(1, len(pages) + 1):
+        if index == len(pages) or (pages[index].flags & _FIRST and not pages[index - 1].flags & _FIRST):
+            yield pages[first:index]
+            first = index
+
+
+def _audio_of(data: Data, link: Sequence[_Page]) -> tuple[list[_Page], _Codec] | None:
+    for page in link:
+        if not page.flags & _FIRST:
+            break
+        head = data.read(page.start, page.end - page.start)
+        packet = head[_HEAD_BYTES + head[26] :]
+        codec = None
+        if packet[:7] == b"\x01vorbis":
+            codec = _Codec(3, int.from_bytes(packet[12:16], "little"))
+        elif packet[:8] == b"OpusHead":
+            codec = _Codec(2, 48_000, int.from_bytes(packet[10:12], "little"))
+        elif packet[:5] == b"\x7fFLAC":
+            codec = _Codec(1 + int.from_bytes(packet[7:9], "big"), int.from_bytes(packet[27:30], "big") >> 4)
+        elif packet[:8] == b"Speex   ":
+            codec = _Codec(2, int.from_bytes(packet[36:40], "little"))
+        if codec is not None and codec.rate:
+            return [one for one in link if one.serial == page.serial], codec
+    return None
+
+
+def _divided(stream: Sequence[_Page], codec: _Codec) -> tuple[Sequence[_Page], Sequence[_Page]]:
+    """The pages with the headers, and the pages with samples."""
+    packets = 0
+    for index, page in enumerate(stream):
+        packets += page.packets
+        if packets >= codec.header_packets:
+            return stream[: index + 1], stream[index + 1 :]
+    return stream, []
+
+
+def _runs(body: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
+    """Pages without a gap between their numbers. A run without a position holds no whole packet."""
+    first = 0
+    for index in range(1, len(body) + 1):
+        if index == len(body) or body[index].number != body[index - 1].number + 1:
+            if any(page.position >= 0 for page in body[first:index]):
+                yield body[first:index]
+            first = index
+
+
+def _base(body: Sequence[_Page], codec: _Codec) -> int:
+    """The position at which the recording begins."""
+    first = next(page.position for page in body if page.position >= 0)
+    return first if first > _LATE_S * codec.rate else 0
+
+
+def _ranges(pages: Sequence[_Page]) -> list[range]:
+    """The bytes of pages, as few ranges as possible."""
+    ranges: list[range] = []
+    for page in pages:
+        if ranges and ranges[-1].stop == page.start:
+            ranges[-1] = range(ranges[-1].start, page.end)
+        else:
+            ranges.append(range(page.start, page.end))
+    return ranges
+
+
+def _renumbered(data: Data, headers: Sequence[_Page], following: int) -> bytes:
+    """Headers whose numbers lead to the page that follows, so that a decoder sees no gap."""
+    pages = []
+    for index, page in enumerate(headers):
+        number = following - len(headers) + index & 0xFFFFFFFF
+        content = data.read(page.start, page.end - page.start)
+        content = content[:18] + number.to_bytes(4, "little") + bytes(4) + content[26:]
+        pages.append(content[:22] + _checksum(content).to_bytes(4, "little") + content[26:])
+    return b"".join(pages)

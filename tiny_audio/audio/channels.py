@@ -1,0 +1,83 @@
+"""Several channels -> one, with checks of the samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tiny_audio.audio.errors import AudioError, warn_once
+from tiny_audio.config import UserError
+
+MAX_CHANNELS = 64
+MAX_AMPLITUDE = 65_536.0
+"""Some float files have samples on the 16-bit scale. Larger values would overflow later."""
+_CANCELED = 0.5
+"""Ratio of the energy of the sum of all channels to the sum of their energies. It is 1 for independent channels, more
+for similar ones, and 0 for two channels of opposite phase."""
+_CHANNEL_NAMES = {"left": 1, "right": 2}
+
+
+def parse_channel(channel: str) -> int:
+    """The number of a channel, from 1, by number or as ``left`` or ``right``.
+
+    Raises:
+        UserError: it is neither.
+    """
+    number = _CHANNEL_NAMES.get(channel.lower()) or (int(channel) if channel.isdecimal() else 0)
+    if not 1 <= number <= MAX_CHANNELS:
+        raise UserError(f"channel {channel!r} is unknown; give left, right, or a number from 1 to {MAX_CHANNELS}")
+    return number
+
+
+class DownMix:
+    """Blocks of several channels -> blocks of one: the mean of the channels, or one of them.
+
+    If the channels have opposite phases, such as those of a balanced cable, their mean is almost silent. Then the
+    stronger channel is used.
+
+    Args:
+        name: of the recording, in messages.
+        channel: the number of the channel to use, from 1. None uses the mean.
+    """
+
+    def __init__(self, name: str, channel: int | None = None) -> None:
+        self._name, self._channel = name, channel
+
+    def __call__(self, block: torch.Tensor) -> torch.Tensor:
+        """Mix a block ``[frames, channels]`` to ``[frames]``.
+
+        Raises:
+            AudioError: there is no such channel, or samples are not finite or out of range.
+        """
+        self.check(block)
+        channels = block.shape[1]
+        if self._channel is not None:
+            if self._channel > channels:
+                raise AudioError(
+                    "no_such_channel", f"{self._name}: has {channels} channels; channel {self._channel} does not exist"
+                )
+            return block[:, self._channel - 1]
+        if channels == 1:
+            return block[:, 0]
+        products = block.T @ block  # [channels, channels]
+        energies = products.diagonal()
+        if float(products.sum()) < _CANCELED * float(energies.sum()):
+            stronger = int(energies.argmax())
+            warn_once(
+                f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
+            )
+            return block[:, stronger]
+        return block @ block.new_full((channels,), 1 / channels)
+
+    def check(self, block: torch.Tensor) -> None:
+        """Check samples before they are mixed, because one bad sample spreads through mean and resampling filter.
+
+        Raises:
+            AudioError: a sample is not finite or out of range.
+        """
+        low, high = (float(bound) for bound in torch.aminmax(block))  # NaN if a sample is NaN
+        if not math.isfinite(high - low):
+            raise AudioError("non_finite", f"{self._name}: holds NaN or infinite samples")
+        if max(high, -low) > MAX_AMPLITUDE:
+            raise AudioError("out_of_range", f"{self._name}: holds samples above {MAX_AMPLITUDE:,.0f} times full scale")
