@@ -241,6 +241,8 @@ def transcribe(
     output_format: arg.TranscriptFormat = None,
     output_dir: arg.TranscriptFolder = None,
     words: arg.Words = False,
+    audio_track: arg.AudioTrack = None,
+    channel: arg.Channel = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Transcribe again what is in --output-dir.")] = False,
     no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
     as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
@@ -249,11 +251,20 @@ def transcribe(
 
     Example: tiny-audio transcribe runs/mine recordings --format srt --output-dir subtitles
     """
+    from tiny_audio.audio.channels import parse_channel
     from tiny_audio.commands.transcribe import Options, transcribe_and_print
 
     if as_json and output_format not in (None, "json"):
         raise UserError(f"--json and --format {output_format} contradict each other; remove one of them")
-    options = Options("json" if as_json else output_format or "text", output_dir, words, not no_filters, overwrite)
+    options = Options(
+        format="json" if as_json else output_format or "text",
+        output_dir=output_dir,
+        words=words,
+        filter_hallucinations=not no_filters,
+        overwrite=overwrite,
+        track=audio_track,
+        channel=None if channel is None else parse_channel(channel),
+    )
     transcribe_and_print(model, audio, options)
 
 

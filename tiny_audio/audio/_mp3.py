@@ -11,6 +11,7 @@ from tiny_audio.audio._parts import Data, Layout, Part
 from tiny_audio.audio._tags import after_id3, before_tags, tag_at
 
 _BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 4_096
 _CONFIRMED_BY = 2
 """Frames that must follow one that is found where none was expected."""
 _MAX_TAG_BYTES = 1_024
@@ -74,7 +75,7 @@ class _Run:
         at = self.kind.tag_at
         if self.tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             return int.from_bytes(self.tag[_VBRI_AT + 14 : _VBRI_AT + 18], "big")
-        return int.from_bytes(self.tag[at + 8 : at + 12], "big") if self.tag[at + 7 : at + 8] >= b"\1" else 0
+        return int.from_bytes(self.tag[at + 8 : at + 12], "big") if self.tag and self.tag[at + 7] & 1 else 0
 
     @property
     def frame_s(self) -> float:
@@ -85,22 +86,19 @@ class _Run:
         """The frames, after a tag with their number."""
         if self.declared == self.frames:
             return (range(self.start, self.end),)
-        at, count = self.kind.tag_at, self.frames.to_bytes(4, "big")
-        if self.tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
-            tag = self.tag[: _VBRI_AT + 14] + count + self.tag[_VBRI_AT + 18 :]
-        elif self.tag[at + 7 : at + 8] >= b"\1":
+        tag, at, count = bytearray(self.tag), self.kind.tag_at, self.frames.to_bytes(4, "big")
+        if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
+            tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
+        elif tag and tag[at + 7] & 1:
             # The other fields are kept, because one of them is the delay of the encoder. Its padding is not.
-            padding = at + 120 + 22
-            tag = bytearray(self.tag)
             tag[at + 8 : at + 12] = count
-            if self.tag[at + 7] & 2:
+            if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
-            if self.tag[at + 120 : at + 124] in (b"LAME", b"Lavf", b"Lavc"):
-                tag[padding : padding + 2] = bytes([tag[padding] & 0xF0, 0])
-            tag = bytes(tag)
+            if tag[at + 120 : at + 124] in (b"LAME", b"Lavf", b"Lavc"):
+                tag[at + 142 : at + 144] = bytes([tag[at + 142] & 0xF0, 0])
         else:
-            tag = _new_tag(self.kind, count)
-        return tag, range(self.start + len(self.tag), self.end)
+            tag = bytearray(_new_tag(self.kind, count))
+        return bytes(tag), range(self.start + len(self.tag), self.end)
 
 
 def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout | None:
@@ -116,13 +114,13 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     begin = 0 if inside is None else inside.start
     start = after_id3(data, begin)
     size = data.size if inside is None else inside.stop
-    window = _Window(data)
+    window = _Window(data, _BLOCK_BYTES if careful else _HEAD_BYTES)
     if start == begin and _parse(window(start)) is None:
         return None
     end = before_tags(data, start, size)
     if not careful and inside is None and _ends_as_stated(window, start, end, size):
         return None
-    runs = _runs(window, start, end)
+    runs = _runs(_Window(data, _BLOCK_BYTES), start, end)
     if not runs:
         return None
     parts: list[Part] = []
@@ -174,14 +172,14 @@ def _lost_frames(group: Sequence[_Run], missing: int | None, is_whole: bool) -> 
 class _Window:
     """Fast reading of a few bytes at rising positions."""
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    def __init__(self, data: Data, block_bytes: int) -> None:
+        self.data, self._block_bytes = data, block_bytes
         self._start, self._block = 0, b""
 
     def __call__(self, position: int, count: int = 4) -> bytes:
         at = position - self._start
         if at < 0 or at + count > len(self._block):
-            self._block = self.data.read(position, max(_BLOCK_BYTES, count))
+            self._block = self.data.read(position, max(self._block_bytes, count))
             self._start, at = position, 0
         return self._block[at : at + count]
 

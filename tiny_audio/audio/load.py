@@ -18,6 +18,7 @@ from tiny_audio.audio.errors import AudioError
 MIN_DURATION_S = 0.025
 """The length of one analysis window of the usual front ends. Shorter clips cannot contain speech."""
 
+
 def load_audio(
     source: Path | bytes,
     *,

@@ -129,6 +129,24 @@ TranscriptFolder = Annotated[
 Words = Annotated[
     bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
 ]
+AudioTrack = Annotated[
+    int | None,
+    Option(
+        metavar="N",
+        help="Audio track of files with several, from 1. Default: the default track, or else the first.",
+        min=1,
+        show_default=False,
+    ),
+]
+Channel = Annotated[
+    str | None,
+    Option(
+        metavar="CHANNEL",
+        help="Use one channel: left, right, or its number from 1. Default: the mean of all, or the stronger one if "
+        "they have opposite phases.",
+        show_default=False,
+    ),
+]
 
 # evaluate and rescore
 Targets = Annotated[

@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from tiny_audio.audio.errors import AudioError, FileError
+from tiny_audio.audio.recording import recording_blocks
 from tiny_audio.commands.transcribe._formats import TSV_HEAD, JsonArray, rendered, row
-from tiny_audio.commands.transcribe._inputs import Recording, decoded, read_inputs
+from tiny_audio.commands.transcribe._inputs import Recording, read_inputs
 from tiny_audio.commands.transcribe._options import Options
 from tiny_audio.commands.transcribe._outputs import OutputFolder
 from tiny_audio.commands.transcribe._screen import Screen, line, progress
@@ -163,7 +164,9 @@ class _Job:
         """Decode a recording as far as possible, and store the error if there is one."""
         recording = self._recordings[index]
         try:
-            yield from decoded(recording.path, recording.title, self._transcriber.max_chunk_s)
+            yield from recording_blocks(
+                recording.path, recording.title, track=self._options.track, channel=self._options.channel
+            )
         except (AudioError, FileError) as error:
             self._errors[index] = str(error)
 

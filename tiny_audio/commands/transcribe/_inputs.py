@@ -1,4 +1,4 @@
-"""Read the inputs of ``tiny-audio transcribe`` (files, folders, standard input) as blocks of audio."""
+"""Read the inputs of ``tiny-audio transcribe``: files, folders and standard input."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from torch import Tensor
-
 from tiny_audio.audio.errors import AudioError, FileError
-from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
 from tiny_audio.audio.formats import is_audio_name
-from tiny_audio.audio.load import audio_blocks, audio_duration, length_is_guessed, load_audio
+from tiny_audio.audio.load import audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.runtime.columns import on_one_line
 from tiny_audio.runtime.files import FileNames, files_below
@@ -118,44 +115,9 @@ def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
     return path
 
 
-def decoded(path: Path, name: str, max_chunk_s: float) -> Iterator[Tensor]:
-    """Decode a recording with libsndfile, or with FFmpeg if libsndfile cannot and FFmpeg is installed.
-
-    Raises:
-        AudioError: while the blocks are read.
-    """
-    try:
-        duration_s = audio_duration(path, name=name)
-    except AudioError as error:
-        if error.reason != "undecodable":
-            raise
-        if not has_ffmpeg():
-            raise AudioError(error.reason, f"{error}; {HINT}") from error
-        try:
-            yield from ffmpeg_blocks(path, name)
-        except AudioError as other:
-            if other.reason != "undecodable":
-                raise
-            raise AudioError("undecodable", f"{error}; {str(other).removeprefix(f'{name}: ')}") from other
-        return
-    guessed = length_is_guessed(path)
-    if guessed and has_ffmpeg():
-        yield from ffmpeg_blocks(path, name)
-        return
-    try:
-        if duration_s <= max_chunk_s:
-            yield load_audio(path, max_duration_s=max_chunk_s, name=name)
-        else:
-            yield from audio_blocks(path, name=name)
-    except AudioError as error:
-        if not guessed:
-            raise
-        raise AudioError(error.reason, f"{error}; {HINT}") from error
-
-
 def duration(recording: Recording) -> float:
     """Duration in seconds. 0 if the header does not state it."""
     try:
-        return audio_duration(recording.path)
+        return audio_duration(recording.path, name=recording.title)
     except (AudioError, FileError):
         return 0.0

@@ -25,6 +25,10 @@ class Options:
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
     """Transcribe recordings again that already have their file in ``output_dir``."""
+    track: int | None = None
+    """The audio track, from 1. None uses the default track of each file, or else its first."""
+    channel: int | None = None
+    """The channel, from 1. None averages the channels, or uses the stronger one if they cancel each other."""
 
     def identity(self) -> dict[str, Any]:
         """The options that affect a transcript."""
