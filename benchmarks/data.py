@@ -4,6 +4,7 @@
     python benchmarks/data.py --manifest librispeech/all.jsonl      real speech; clips are repeated if needed
     python benchmarks/data.py --only plan                           only the ten million clips
     python benchmarks/data.py --only memory                         only the comparison of shared memory
+    python benchmarks/data.py --only decode                         only the decoding of clean clips, see decoding.py
 
 Loading: parquet shards with LoquaciousSet's schema contain FLAC. Three loaders alternate, one epoch each:
 
@@ -47,6 +48,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
+from decoding import decoding_speed
 from record import Record, spread
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -348,7 +350,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=2000, help="to load in each epoch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plan-clips", type=int, default=10_000_000)
-    parser.add_argument("--only", choices=("load", "memory", "plan"))
+    parser.add_argument("--only", choices=("load", "decode", "memory", "plan"))
     parser.add_argument("--output", type=Path, help="write the page there too")
     parser.add_argument("--stage", nargs=3, metavar=("NAME", "SHARDS", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -362,6 +364,10 @@ def main() -> int:
     )
     if arguments.only in (None, "load"):
         loading(record, arguments.manifest, arguments.clips, arguments.rounds)
+    if arguments.only in (None, "decode"):
+        clips = noise() if arguments.manifest is None else speech(arguments.manifest)
+        samples = [soundfile.read(io.BytesIO(next(clips)[0]), dtype="float32")[0] for _ in range(24)]
+        decoding_speed(record, samples, max(9, arguments.rounds) if arguments.clips > 100 else 1)
     if arguments.only in (None, "memory"):
         memory(record, arguments.manifest, arguments.clips, max(8, arguments.rounds))
     if arguments.only in (None, "plan"):

@@ -52,6 +52,7 @@ def test_data(tmp_path: Path) -> None:
     printed = run("benchmarks/data.py", *small, "--output", str(page))
     for contender in ("decoding alone", "ours", "datasets, streaming"):
         assert f"\n| {contender} | " in printed
+    assert "\n| Ogg Opus | " in printed
     assert "## Planning 3,000 clips" in printed
     assert "peak of 0." in printed
     assert printed.strip() in page.read_text()

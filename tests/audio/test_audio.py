@@ -27,8 +27,9 @@ from tests.audio.encoded_clips import (
 )
 from tests.support.messages import assert_names
 from tests.support.paths import SHARED
+from tiny_audio.audio.channels import MAX_CHANNELS
 from tiny_audio.audio.errors import AudioError, FileError
-from tiny_audio.audio.load import MAX_CHANNELS, audio_duration, length_is_guessed, load_audio
+from tiny_audio.audio.load import audio_duration, load_audio
 from tiny_audio.frames import SAMPLE_RATE
 
 
@@ -90,8 +91,6 @@ def test_channels_are_averaged_before_the_length_is_judged() -> None:
     torch.testing.assert_close(stereo, torch.from_numpy((left + right) / 2))
     ten = load_audio(encoded(np.stack([left] * 10, 1), 48_000, subtype="FLOAT"), max_duration_s=1.0)
     assert len(ten) == math.ceil(SAMPLE_RATE / 3)
-    opposite = load_audio(encoded(np.stack([left, -left], 1), subtype="FLOAT"), max_duration_s=1.0)
-    assert opposite.abs().max() == 0
 
 
 def test_blocks_join_without_a_seam() -> None:
@@ -206,11 +205,10 @@ def test_samples_far_out_of_range() -> None:
 
 def test_forged_riff_headers() -> None:
     refused(
-        patched(WAV, DATA_SIZE, struct.pack("<I", 0x7FFFFFF0)),
+        patched(WAV, DATA_SIZE, struct.pack("<I", 0x70000000)),
         "truncated",
-        "2,147,483,632 32,000",
+        "1,879,048,192 32,000",
     )
-    refused(patched(WAV, DATA_SIZE, struct.pack("<I", 0)), "empty")
     refused(patched(WAV, CHANNELS, struct.pack("<H", 65_535)), "undecodable", "Too many channels")
     many = encoded(np.zeros((1_000, MAX_CHANNELS + 1), np.float32))
     refused(many, "channels", "65 1 64")
@@ -226,23 +224,18 @@ def test_a_wav_written_to_a_pipe_has_no_length_and_is_whole() -> None:
 
 
 def test_forged_flac_headers() -> None:
-    refused(flac_claiming(2**36 - 1), "too_long", "4294967.30 s 30 s")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(flac_claiming(2**36 - 1), "truncated", "68,719,476,735 samples, 16,000", max_duration_s=1e9)
+    refused(flac_claiming(2**36 - 1), "truncated", "68,719,476,735 samples, 16,000")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
     refused(flac_claiming(2 * SAMPLE_RATE), "truncated", "32,000 samples, 16,000")
-    refused(flac_claiming(0), "unknown_length")
-    with pytest.raises(AudioError) as caught:
-        audio_duration(flac_claiming(0))
-    assert caught.value.reason == "unknown_length"
 
 
 def test_files_that_are_cut_off(tmp_path: Path) -> None:
     refused(WAV[: len(WAV) // 2], "truncated", "32,000 bytes 15,978")
-    refused(FLAC[: len(FLAC) // 2], "undecodable")
+    refused(FLAC[: len(FLAC) // 2], "truncated", "16,000")
     refused(FLAC[:60], "undecodable")
     mp3 = encoded(tone(4.0), kind="MP3")
-    refused(mp3[: len(mp3) // 2], "truncated", "64,000 samples,")
+    refused(mp3[: len(mp3) // 2], "truncated", "4.07 s")
     path = tmp_path / "half.mp3"
     path.write_bytes(mp3[: len(mp3) // 2])
     refused(path, "truncated", "half.mp3:")
@@ -251,15 +244,11 @@ def test_files_that_are_cut_off(tmp_path: Path) -> None:
     assert caught.value.reason == "truncated"
 
 
-def test_an_mp3_of_guessed_length_is_not_cut(tmp_path: Path) -> None:
+def test_an_mp3_without_a_length_tag_is_whole() -> None:
     mp3, untagged = untagged_mp3()
-    (tmp_path / "clip.mp3").write_bytes(untagged)
-    for source in (untagged, tmp_path / "clip.mp3"):
-        refused(source, "unknown_length", "MP3", "FLAC")
-    assert length_is_guessed(tmp_path / "clip.mp3")
-    (tmp_path / "clip.mp3").write_bytes(mp3)
-    (tmp_path / "clip.wav").write_bytes(WAV)
-    assert not any(length_is_guessed(tmp_path / name) for name in ("clip.mp3", "clip.wav"))
+    whole, found = (load_audio(data, max_duration_s=9) for data in (mp3, untagged))
+    assert 0 <= len(found) - len(whole) <= 3 * 576  # the delay of the encoder is in the tag only
+    assert audio_duration(untagged) == len(found) / SAMPLE_RATE
 
 
 def test_damage_in_the_middle() -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.audio.encoded_clips import DATA_SIZE, FLAC, RATE, WAV, encoded, flac_claiming, patched, tone, untagged_mp3
+from tests.audio.encoded_clips import DATA_SIZE, FLAC, RATE, WAV, encoded, flac_claiming, patched, tone
 from tests.support.golden import check_golden, raised
 from tiny_audio.audio.ffmpeg import ffmpeg_blocks, has_ffmpeg
 from tiny_audio.audio.load import load_audio, waveform_of
 from tiny_audio.frames import SAMPLE_RATE
 
+OGG, MP3 = (encoded(tone(4.0), kind=kind) for kind in ("OGG", "MP3"))
 GOLDEN = Path(__file__).with_name("messages.txt")
 
 
@@ -43,11 +44,12 @@ def paragraphs(folder: Path) -> Iterator[str]:
         "too many channels": encoded(np.zeros((1_000, 65), np.float32)),
         "a rate of 1 Hz": patched(WAV, RATE, struct.pack("<I", 1)),
         "a WAV file that is cut off": WAV[: len(WAV) // 2],
-        "a WAV header with a wrong length": patched(WAV, DATA_SIZE, struct.pack("<I", 0x7FFFFFF0)),
+        "a WAV header with a wrong length": patched(WAV, DATA_SIZE, struct.pack("<I", 0x70000000)),
         "a FLAC header with a wrong length": flac_claiming(2 * SAMPLE_RATE),
-        "a FLAC header without a length": flac_claiming(0),
         "a damaged FLAC file": patched(FLAC, 3_000, b"\xaa" * 50),
-        "an MP3 file without a length": untagged_mp3()[1],
+        "a damaged Ogg file": patched(OGG, len(OGG) // 2, b"\xaa" * 50),
+        "an Ogg file that is cut off": OGG[: len(OGG) // 2],
+        "an MP3 file that is cut off": MP3[: len(MP3) // 2],
     }
     for title, source in sources.items():
         yield raised(title, load_audio, source, max_duration_s=30)

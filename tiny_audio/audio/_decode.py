@@ -24,6 +24,8 @@ _BLOCK_SAMPLES = 1 << 20
 """Number of samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
+_DAMAGE = ("undecodable", "truncated", "empty")
+"""Reasons of an :class:`AudioError` that concern only a part of a recording."""
 _LISTED_GAPS = 5
 _TOLERANCE_S = 0.05
 _MAX_SILENCE_S = 6 * 3600.0
@@ -67,6 +69,7 @@ class Decoder:
                 raise AudioError("truncated", f"{name}: {self._layout.cut_off}")
         self._now_s = 0.0
         self._gaps: list[tuple[float, float]] = []
+        self._failed: AudioError | None = None
 
     @property
     def header_duration_s(self) -> float:
@@ -91,53 +94,51 @@ class Decoder:
 
     def _whole(self) -> Iterator[Block]:
         with self._opened(None) as file:
-            done = 0
-            try:
-                for block in _read(file, self._name):
-                    done += len(block)
-                    yield self._mixed(file.samplerate, block)
-                if done < file.frames:
-                    raise self._shorter(file.frames, done)
-            except AudioError:
-                # What is left cannot be decoded.
-                if not self._keep or done == 0:
-                    raise
-                yield from self._silence(file.samplerate, file.frames / file.samplerate)
+            yield from self._file(file)
 
     def _parts(self, layout: Layout) -> Iterator[Block]:
-        first_error = None
         found = False
         for part in layout.parts:
             try:
-                for block in self._part(part):
+                for block in self._divisible(part) if part.frames else self._part(part):
                     found = True
                     yield block
             except AudioError as error:
-                if not self._keep:
+                if not self._keep or error.reason not in _DAMAGE:
                     raise
-                first_error = first_error or error
-        if not found and first_error is not None:
-            raise first_error
+                self._failed = self._failed or error
+        if not found and self._failed is not None:
+            raise self._failed
         end_s = layout.parts[-1].end_s
         if end_s is not None and end_s - self._now_s > _TOLERANCE_S:
             yield from self._silence(SAMPLE_RATE, end_s)
 
     def _part(self, part: Part) -> Iterator[Block]:
-        if part.frames:
-            yield from self._divisible(part)
-            return
         with self._opened(part) as file:
             rate = file.samplerate
             start_s = self._now_s + part.gap_s if part.end_s is None else part.end_s - file.frames / rate
             yield from self._silence(rate, start_s)
-            done = 0
-            for block in _read(file, self._name):
-                done += len(block)
-                yield self._mixed(rate, block)
-            if done < file.frames:
-                if not self._keep:
-                    raise self._shorter(file.frames, done)
-                yield from self._silence(rate, self._now_s + (file.frames - done) / rate)
+            yield from self._file(file)
+
+    def _file(self, file: soundfile.SoundFile) -> Iterator[Block]:
+        """An open file to its end. What cannot be decoded becomes silence."""
+        rate, done = file.samplerate, 0
+        blocks = _read(file, self._name)
+        while True:
+            try:
+                block = next(blocks, None)
+            except AudioError:
+                if not self._keep or done == 0:
+                    raise
+                block = None
+            if block is None:
+                break
+            done += len(block)
+            yield self._mixed(rate, block)
+        if done < file.frames:
+            if not self._keep:
+                raise self._shorter(file.frames, done)
+            yield from self._silence(rate, self._now_s + (file.frames - done) / rate)
 
     def _divisible(self, part: Part) -> Iterator[Block]:
         """A part of a codec with frames that are independent. Of damaged parts, the undamaged frames are decoded."""
@@ -149,9 +150,10 @@ class Decoder:
                 blocks = list(_read(file, self._name))
                 if sum(map(len, blocks)) < samples:
                     raise self._shorter(samples, sum(map(len, blocks)))
-        except AudioError:
-            if not self._keep:
+        except AudioError as error:
+            if not self._keep or error.reason not in _DAMAGE:
                 raise
+            self._failed = self._failed or error
             if len(part.frames) > 1:
                 for half in halves(part):
                     yield from self._divisible(half)
@@ -246,6 +248,10 @@ class Decoder:
             listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])
             more = f" and {len(gaps) - _LISTED_GAPS} more" if len(gaps) > _LISTED_GAPS else ""
             warn_once(f"{self._name}: damaged: no sound could be decoded from {listed}{more}; silence takes its place")
+        elif self._failed is not None:
+            warn_once(
+                f"{self._name}: a part of it cannot be decoded: {str(self._failed).removeprefix(f'{self._name}: ')}"
+            )
 
 
 def _joined(gaps: list[tuple[float, float]]) -> list[tuple[float, float]]:

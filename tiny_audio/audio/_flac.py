@@ -160,12 +160,13 @@ def _ends_as_stated(data: Data, stream: _Stream, end: int) -> bool:
     """Whether the last frame ends at the number of samples in the header."""
     size = min(end - stream.audio, max(stream.max_frame_bytes, 8_192) + _MAX_HEADER)
     tail = data.read(end - size, size)
-    at = tail.rfind(b"\xff")
+    sync = data.read(stream.audio, 2)
+    at = tail.rfind(sync) if len(sync) == 2 else -1
     while at >= 0 and stream.total:
         frame = stream.frame(tail, at)
         if frame is not None and sum(frame) == stream.total:
             return True
-        at = tail.rfind(b"\xff", 0, at)
+        at = tail.rfind(sync, 0, at)
     return False
 
 

@@ -12,8 +12,8 @@ from tiny_audio.audio._parts import Data, Layout, Part
 from tiny_audio.audio._tags import before_tags
 
 _HEAD_BYTES = 27
-_FIRST = 2
-"""The flag of the first page of a stream."""
+_FIRST, _LAST = 2, 4
+"""Flags of the first and the last page of a stream."""
 _MAX_PAGES = 1_000_000
 """Limits the memory for a hostile file. Usual pages have 4 KB."""
 _LATE_S = 30.0
@@ -58,7 +58,7 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
         return None
     parts: list[Part] = []
     cut_off = damage = None
-    if pages[-1].end < end:
+    if pages[-1].end < end and not pages[-1].flags & _LAST:
         cut_off = f"cut off: its last {end - pages[-1].end:,} bytes are not a whole page"
     links = list(_links(pages))
     num_streams, origin = 0, 0.0

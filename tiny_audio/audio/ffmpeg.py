@@ -112,7 +112,7 @@ def ffmpeg_blocks(
 def _input(path: Path, level: str) -> list[str]:
     program = shutil.which("ffmpeg")
     assert program is not None, "callers check has_ffmpeg"
-    options = ("-hide_banner", "-nostdin", "-nostats", "-v", level, "-protocol_whitelist", "file,pipe")
+    options = ("-hide_banner", "-nostdin", "-nostats", "-v", level, "-protocol_whitelist", "file")
     return [program, *options, "-vn", "-sn", "-dn", "-i", f"file:{path.absolute()}"]
 
 

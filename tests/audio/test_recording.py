@@ -1,0 +1,122 @@
+"""What FFmpeg decodes: positions in time, tracks and channels of containers. Clean files gain and lose nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.audio.encoded_clips import encoded
+from tests.audio.encoded_files import clip, ffmpeg, offset, speech
+from tests.support.messages import assert_names
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.ffmpeg import has_ffmpeg
+from tiny_audio.audio.recording import recording_blocks
+from tiny_audio.frames import SAMPLE_RATE
+
+pytestmark = pytest.mark.skipif(not has_ffmpeg(), reason="needs FFmpeg")
+ONE, TWO = speech(4.0), speech(4.0, 1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    for seed, name in enumerate(("one.wav", "two.wav")):
+        (folder / name).write_bytes(clip("wav", 4.0, seed))
+    return folder
+
+
+def decoded(path: Path, track: int | None = None, channel: int | None = None) -> np.ndarray:
+    return np.concatenate([block.numpy() for block in recording_blocks(path, path.name, track=track, channel=channel)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clean.m4a", ["-c:a", "aac"]),
+        ("clean.mp4", ["-c:a", "libmp3lame"]),
+        ("clean.webm", ["-c:a", "libopus"]),
+        ("clean.mka", ["-c:a", "libvorbis"]),
+        ("clean.wma", ["-c:a", "wmav2"]),
+        ("clean48.mkv", ["-c:a", "flac", "-ar", "48000"]),
+        ("clean51.mov", ["-c:a", "pcm_s16le", "-ac", "6"]),
+    ],
+)
+def test_clean_files(place: Path, name: str, options: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    ffmpeg("-i", place / "one.wav", *options, place / name)
+    ffmpeg("-i", place / name, "-ac", "1", "-ar", SAMPLE_RATE, place / "expected.wav")
+    waveform = decoded(place / name)
+    assert abs(len(waveform) - (place / "expected.wav").stat().st_size // 2) <= 100  # without the header
+    assert abs(offset(waveform, ONE, 3.0)) < 0.07
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.mov"])
+def test_audio_that_begins_late(place: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    film = ("-f", "lavfi", "-i", "testsrc=s=64x64:r=5:d=7")
+    ffmpeg(*film, "-itsoffset", "3", "-i", place / "one.wav", "-c:v", "mpeg4", "-c:a", "aac", place / name)
+    waveform = decoded(place / name)
+    assert offset(waveform, ONE, 1.0) == pytest.approx(3.0, abs=0.1)
+    assert len(waveform) / SAMPLE_RATE == pytest.approx(7.0, abs=0.15)
+    assert not waveform[: 2 * SAMPLE_RATE].any()
+    assert_names(caplog.records[0].getMessage(), name)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("hole.mkv", "pcm_s16le"), ("hole.webm", "libopus"), ("hole.mp4", "aac")])
+def test_audio_with_a_hole(place: Path, name: str, codec: str) -> None:
+    hole = "[0][1]concat=n=2:v=0:a=1,aselect='lt(t,2)+gte(t,5)'"
+    ffmpeg("-i", place / "one.wav", "-i", place / "two.wav", "-filter_complex", hole, "-c:a", codec, place / name)
+    waveform = decoded(place / name)
+    assert offset(waveform, ONE, 1.0) == pytest.approx(0.0, abs=0.1)
+    assert offset(waveform, TWO, 3.0) == pytest.approx(4.0, abs=0.1)
+
+
+def test_tracks(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    both = ("-i", place / "one.wav", "-i", place / "two.wav", "-map", "0", "-map", "1", "-c:a", "aac")
+    ffmpeg(*both, "-disposition:a:0", "0", "-disposition:a:1", "default", place / "second.mkv")
+    ffmpeg(*both, "-disposition:a:0", "0", "-disposition:a:1", "0", place / "none.mkv")
+    for name, track, expected in (
+        ("second.mkv", None, TWO),
+        ("second.mkv", 1, ONE),
+        ("second.mkv", 2, TWO),
+        ("none.mkv", None, ONE),
+    ):
+        caplog.clear()
+        assert abs(offset(decoded(place / name, track), expected, 2.0)) < 0.1
+        assert [name in record.getMessage() for record in caplog.records] == [True] * (track is None)
+    with pytest.raises(AudioError) as caught:
+        decoded(place / "second.mkv", 3)
+    assert caught.value.reason == "no_such_track"
+    assert_names(caught.value, "second.mkv: 2 3")
+
+
+def test_channels(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place / "opposite.wav").write_bytes(encoded(np.stack([ONE, -ONE], 1)))
+    (place / "pair.wav").write_bytes(encoded(np.stack([ONE, TWO], 1)))
+    for name in ("opposite", "pair"):
+        ffmpeg("-i", place / f"{name}.wav", "-c:a", "aac", "-b:a", "128k", place / f"{name}.m4a")
+    assert abs(offset(decoded(place / "opposite.m4a"), ONE, 2.0)) < 0.1
+    assert_names(caplog.records[0].getMessage(), "opposite.m4a: 1")
+    for channel, expected in ((1, ONE), (2, TWO)):
+        assert abs(offset(decoded(place / "pair.m4a", channel=channel), expected, 2.0)) < 0.1
+
+
+def test_damage(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ffmpeg("-i", place / "one.wav", "-c:a", "aac", place / "whole.m4a")
+    data = bytearray((place / "whole.m4a").read_bytes())
+    start = data.index(b"mdat")
+    data[start + 8_000 : start + 10_000] = b"\xaa" * 2_000
+    (place / "damaged.m4a").write_bytes(data)
+    waveform = decoded(place / "damaged.m4a")
+    for start_s in (0.3, 3.2):
+        assert abs(offset(waveform, ONE, start_s)) < 0.1
+    assert_names(caplog.records[0].getMessage(), "damaged.m4a:")
+
+
+def test_formats_that_libsndfile_reads_in_part(place: Path) -> None:
+    """FFmpeg reads codecs of WAV files that libsndfile does not."""
+    for codec in ("aac", "g726", "adpcm_swf"):
+        rate = ("-ar", "22050") if codec == "adpcm_swf" else ("-ar", "8000") if codec == "g726" else ()
+        ffmpeg("-i", place / "one.wav", "-c:a", codec, *rate, "-f", "wav", place / f"{codec}.wav")
+        assert len(decoded(place / f"{codec}.wav")) / SAMPLE_RATE == pytest.approx(4.0, abs=0.15)
