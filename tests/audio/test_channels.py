@@ -34,8 +34,10 @@ def mixed(*channels: np.ndarray, name: str = "clip", channel: int | None = None)
         ((ONE, -ONE, ONE * 0.9, -ONE * 1.1), 3),
     ],
 )
-def test_opposite_phases(channels: tuple[np.ndarray, ...], stronger: int, caplog: pytest.LogCaptureFixture) -> None:
-    name = f"opposite {len(channels)} {stronger}"
+def test_opposite_phases(
+    channels: tuple[np.ndarray, ...], stronger: int, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.name
     np.testing.assert_allclose(mixed(*channels, name=name), channels[stronger], atol=1e-6)
     (warning,) = caplog.records
     assert_names(warning.getMessage(), f"{name}: {stronger + 1}")

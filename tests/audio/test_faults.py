@@ -173,7 +173,7 @@ _CONTAINER_FAULTS = st.one_of(
 
 
 @pytest.mark.skipif(not has_ffmpeg(), reason="needs FFmpeg")
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(list(CONTAINERS)), faults=st.lists(_CONTAINER_FAULTS, min_size=1, max_size=1))
 def test_faults_of_containers(kind: str, faults: list[Fault]) -> None:
     check_container(kind, faults)

@@ -169,8 +169,11 @@ def _riff(data: Data, begin: int) -> _Container | None:
     position, form, long_size, padded = begin + 12, b"", None, True
     for _ in range(_MAX_CHUNKS):
         found = chunk(position)
-        if found is None and padded and position % 2 == 0:
-            found, position, padded = chunk(position - 1), position - 1, False
+        if found is None or found[0] not in (b"fmt ", b"data", b"ds64", *_KNOWN_CHUNKS):
+            # A chunk of odd size is followed by a byte that some programs leave out.
+            before = chunk(position - 1)
+            if before is not None and before[0] in (b"fmt ", b"data", *_KNOWN_CHUNKS):
+                found, position, padded = before, position - 1, False
         if found is None:
             return None
         name, size = found

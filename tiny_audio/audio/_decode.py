@@ -26,6 +26,8 @@ _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
 _DAMAGE = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` that concern only a part of a recording."""
+_MP3_TRAILER_BYTES = 1_024
+"""Bytes that may follow the last frame that was decoded."""
 _LISTED_GAPS = 5
 _TOLERANCE_S = 0.05
 _MAX_SILENCE_S = 6 * 3600.0
@@ -95,6 +97,13 @@ class Decoder:
     def _whole(self) -> Iterator[Block]:
         with self._opened(None) as file:
             yield from self._file(file)
+            unread = self._data.unread
+            if file.format == "MP3" and unread > max(_MP3_TRAILER_BYTES, self._data.size // 20):
+                raise AudioError(
+                    "unknown_length",
+                    f"{self._name}: the length in the header of this MP3 is wrong; {unread:,} bytes would be left out; "
+                    "convert it to FLAC",
+                )
 
     def _parts(self, layout: Layout) -> Iterator[Block]:
         found = False

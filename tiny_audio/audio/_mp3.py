@@ -17,6 +17,7 @@ _CONFIRMED_BY = 2
 _MAX_TAG_BYTES = 1_024
 """Larger tags at the end make the decoder print warnings, so they are left out."""
 _TOLERANCE_S = 0.1
+_LEAST_BYTES_PER_S, _MOST_BYTES_PER_S = 500, 60_000
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _KBITS = {
     (3, 3): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -244,6 +245,12 @@ def _ends_as_stated(window: _Window, start: int, end: int, size: int) -> bool:
     elif tag[at + 7] & 3 == 3:
         num_bytes = int.from_bytes(tag[at + 12 : at + 16], "big")
     else:
+        return False
+    if (
+        not _LEAST_BYTES_PER_S
+        <= num_bytes * found[0].rate / max(1, run.declared * found[0].samples)
+        <= _MOST_BYTES_PER_S
+    ):
         return False
     seconds_per_byte = run.declared * found[0].samples / found[0].rate / max(1, num_bytes)
     return abs(num_bytes - (end - start)) * seconds_per_byte <= _TOLERANCE_S

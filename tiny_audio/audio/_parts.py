@@ -31,6 +31,13 @@ class Data:
             return os.read(self.stream, count)
         return bytes(self.stream.getbuffer()[start : start + count])
 
+    @property
+    def unread(self) -> int:
+        """Bytes that a decoder has not read yet."""
+        return self.size - (
+            os.lseek(self.stream, 0, os.SEEK_CUR) if isinstance(self.stream, int) else self.stream.tell()
+        )
+
     def rewind(self) -> None:
         """Move to the start, where a decoder begins."""
         if isinstance(self.stream, int):

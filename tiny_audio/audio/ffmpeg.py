@@ -27,6 +27,7 @@ _BLOCK_BYTES = 1 << 22
 _MAX_MESSAGE = 300
 """Characters of FFmpeg's error output that a message contains, from its end."""
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
+_PROBLEM = re.compile(r"(?:\[error\]|\[fatal\]|(?=Packet corrupt)) ?(.*)")
 _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
 _LEAST_GAP_S = 0.1
@@ -76,7 +77,7 @@ def ffmpeg_blocks(
     layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
     # The first timestamp of a clean file is often the delay of its encoder, which is left out of the samples already.
     start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
-    filters = ",".join([start, *layouts, f"aresample={SAMPLE_RATE}:async=1:first_pts=0"])
+    filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1:first_pts=0", *layouts])
     command = [
         *_input(path, "level+verbose"),
         *("-map", f"0:a:{chosen}", "-af", filters, "-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact"),
@@ -97,8 +98,8 @@ def ffmpeg_blocks(
             process.stdout.close()
         errors.seek(0)
         log = errors.read().decode(errors="replace")
-    problems = [line for line in log.splitlines() if "[error]" in line or "[fatal]" in line]
-    cause = " ".join(" ".join(problems or [f"status {code}"]).replace("[error] ", "").split())[-_MAX_MESSAGE:]
+    problems = _PROBLEM.findall(log)
+    cause = " ".join(" ".join(problems or [f"status {code}"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
     if problems or code != 0 or _ADDED.search(log):
@@ -176,9 +177,9 @@ def _warn_of_gaps(path: Path, track: int, name: str, cause: str | None) -> None:
                 gaps.append(f"{end_s:.2f} to {start_s:.2f} s")
             end_s = max(end_s, start_s + int(found[3]) / max(1, int(found[2])))
     listed = ", ".join(gaps[:_LISTED_GAPS]) + (f" and {len(gaps) - _LISTED_GAPS} more" * (len(gaps) > _LISTED_GAPS))
-    if cause is None:
-        message = f"no sound from {listed}"
-    else:
-        message = f"damaged: no sound could be decoded from {listed or 'a part of it'}: FFmpeg says: {cause}"
-    if gaps or cause is not None:
-        warn_once(f"{name}: {message}; silence takes its place")
+    problem = "no sound" if cause is None else "damaged: no sound could be decoded"
+    if gaps:
+        why = "" if cause is None else f"; FFmpeg: {cause}"
+        warn_once(f"{name}: {problem} from {listed}; silence takes its place{why}")
+    elif cause is not None:
+        warn_once(f"{name}: damaged or cut off; FFmpeg: {cause}")
