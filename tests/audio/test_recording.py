@@ -63,6 +63,12 @@ def test_audio_that_begins_late(place: Path, name: str, caplog: pytest.LogCaptur
     assert_names(caplog.records[0].getMessage(), name)
 
 
+@pytest.mark.parametrize("name", ["alone.m4a", "alone.webm"])
+def test_sound_without_a_picture_that_begins_late(place: Path, name: str) -> None:
+    ffmpeg("-itsoffset", "3", "-i", place / "one.wav", place / name)
+    assert offset(decoded(place / name), ONE, 1.0) == pytest.approx(3.0, abs=0.1)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("hole.mkv", "pcm_s16le"), ("hole.webm", "libopus"), ("hole.mp4", "aac")])
 def test_audio_with_a_hole(place: Path, name: str, codec: str) -> None:
     hole = "[0][1]concat=n=2:v=0:a=1,aselect='lt(t,2)+gte(t,5)'"

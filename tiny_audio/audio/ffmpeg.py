@@ -24,9 +24,15 @@ from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
 """A little more than a minute of float samples at 16 kHz."""
+_MAX_LOG_BYTES = 1 << 22
+_MAX_SILENCE_S = 6 * 3600.0
+"""Silence in a gap. Times in a hostile file may be years apart."""
 _MAX_MESSAGE = 300
 """Characters of FFmpeg's error output that a message contains, from its end."""
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
+_START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
+_MAX_START_S = 3600.0
+"""A recording of a running stream may begin at any time, too."""
 _PROBLEM = re.compile(r"(?:\[error\]|\[fatal\]|(?=Packet corrupt)) ?(.*)")
 _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
@@ -72,7 +78,9 @@ def ffmpeg_blocks(
     Raises:
         AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
     """
-    chosen = _choose(_tracks(path), track, name)
+    log = _headers(path)
+    chosen = _choose(_tracks(log), track, name)
+    absolute = ("-copyts",) if _begins_late(log) else ()
     # More than two channels are mixed to two by FFmpeg, which knows what each of them is.
     layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
     # The first timestamp of a clean file is often the delay of its encoder, which is left out of the samples already.
@@ -80,16 +88,20 @@ def ffmpeg_blocks(
     filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1:first_pts=0", *layouts])
     command = [
         *_input(path, "level+verbose"),
+        *absolute,
         *("-map", f"0:a:{chosen}", "-af", filters, "-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact"),
         *("-f", "wav", "pipe:1"),
     ]
-    samples = 0
+    samples = silent = 0
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         try:
             for block in _samples(process.stdout, DownMix(name, channel)):
                 samples += len(block)
+                silent = 0 if bool(block.any()) else silent + len(block)
+                if silent > _MAX_SILENCE_S * SAMPLE_RATE:
+                    raise AudioError("undecodable", f"{name}: the times in the file are more than 6 hours apart")
                 yield block
             code = process.wait()
         finally:
@@ -97,13 +109,13 @@ def ffmpeg_blocks(
             process.wait()
             process.stdout.close()
         errors.seek(0)
-        log = errors.read().decode(errors="replace")
+        log = errors.read(_MAX_LOG_BYTES).decode(errors="replace")
     problems = _PROBLEM.findall(log)
     cause = " ".join(" ".join(problems or [f"status {code}"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
     if problems or code != 0 or _ADDED.search(log):
-        _warn_of_gaps(path, chosen, name, cause if problems or code != 0 else None)
+        _warn_of_gaps(path, [*absolute, "-map", f"0:a:{chosen}"], name, cause if problems or code != 0 else None)
     if samples < MIN_DURATION_S * SAMPLE_RATE:
         raise AudioError(
             "too_short", f"{name}: {samples / SAMPLE_RATE:.3f} s of sound; at least {MIN_DURATION_S} s is needed"
@@ -117,13 +129,27 @@ def _input(path: Path, level: str) -> list[str]:
     return [program, *options, "-vn", "-sn", "-dn", "-i", f"file:{path.absolute()}"]
 
 
-def _tracks(path: Path) -> list[Track]:
-    """The audio tracks of a file, as FFmpeg lists them. Empty if it cannot read the file."""
-    log = subprocess.run(_input(path, "info"), stdin=subprocess.DEVNULL, capture_output=True, check=False).stderr
+def _headers(path: Path) -> str:
+    """What FFmpeg says about a file that it does not decode."""
+    done = subprocess.run(_input(path, "info"), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.stderr.decode(errors="replace")
+
+
+def _tracks(log: str) -> list[Track]:
+    """The audio tracks of a file. Empty if FFmpeg cannot read it."""
     return [
         Track(", ".join(filter(None, (match[1], match[2].split(" (default)")[0]))), "(default)" in match[2])
-        for match in _TRACK.finditer(log.decode(errors="replace"))
+        for match in _TRACK.finditer(log)
     ]
+
+
+def _begins_late(log: str) -> bool:
+    """Whether all tracks of a file begin late, in a format whose times begin at 0.
+
+    FFmpeg leaves such a start out. Other formats, such as MPEG-TS, begin at any time.
+    """
+    start = _START.search(log)
+    return start is not None and _LEAST_GAP_S <= float(start[1]) <= _MAX_START_S
 
 
 def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
@@ -159,9 +185,9 @@ def _samples(stream: IO[bytes], mix: DownMix) -> Iterator[torch.Tensor]:
         held = held[whole:] + data
 
 
-def _warn_of_gaps(path: Path, track: int, name: str, cause: str | None) -> None:
+def _warn_of_gaps(path: Path, track: Sequence[str], name: str, cause: str | None) -> None:
     """Decode again to find where sound is missing, and say so."""
-    command = [*_input(path, "info"), "-map", f"0:a:{track}", "-af", "ashowinfo", "-f", "null", "-"]
+    command = [*_input(path, "info"), *track, "-af", "ashowinfo", "-f", "null", "-"]
     gaps, end_s = [], 0.0
     null = subprocess.DEVNULL
     with subprocess.Popen(
