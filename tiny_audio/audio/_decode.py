@@ -116,8 +116,8 @@ class Decoder:
                 if not self._keep or error.reason not in _DAMAGE:
                     raise
                 self._failed = self._failed or error
-        if not found and self._failed is not None:
-            raise self._failed
+        if not found:
+            raise self._failed or AudioError("truncated", f"{self._name}: {layout.cut_off or layout.damage}")
         end_s = layout.parts[-1].end_s
         if end_s is not None and end_s - self._now_s > _TOLERANCE_S:
             yield from self._silence(SAMPLE_RATE, end_s)
@@ -233,7 +233,7 @@ class Decoder:
                     "unknown_length", f"{name}: the header does not state the length; write the file again"
                 )
             if frames == 0:
-                raise AudioError("empty", f"{name}: holds no samples")
+                raise AudioError("empty", f"{name}: holds no samples, or none that can be decoded")
             seconds = self._now_s + frames / rate
             if self._max_duration_s is not None and seconds > self._max_duration_s:
                 raise AudioError(

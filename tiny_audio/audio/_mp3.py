@@ -95,7 +95,7 @@ class _Run:
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
-            if tag[at + 120 : at + 124] in (b"LAME", b"Lavf", b"Lavc"):
+            if bytes(tag[at + 120 : at + 124]) in (b"LAME", b"Lavf", b"Lavc"):
                 tag[at + 142 : at + 144] = bytes([tag[at + 142] & 0xF0, 0])
         else:
             tag = bytearray(_new_tag(self.kind, count))

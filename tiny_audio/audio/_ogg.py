@@ -83,7 +83,9 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
             parts.append(Part((*front, *_ranges(run)), end_s=None if whole else origin + seconds))
         origin += max(0.0, seconds)
     joined = sum(page.end - page.start for page in pages)
-    if not parts or (len(parts) == 1 and len(links) == 1 and not damage and joined == data.size):
+    if not parts and not cut_off:
+        return None
+    if len(parts) == 1 and len(links) == 1 and not damage and joined == data.size:
         return None
     note = f"{num_streams} streams one after the other; all of them are used" if num_streams > 1 else None
     return Layout(tuple(parts), note, cut_off, damage)
