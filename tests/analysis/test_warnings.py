@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tiny_audio.analysis.tables import warning_lines
-from tiny_audio.analysis.warnings import Overlap, state_overlap, warnings_of
+from tiny_audio.analysis.warnings import Comparison, Overlap, comparison_of, state_overlap, warnings_of
 
 OVERLAP = Overlap("speaker", 5, 9, ("a", "b"), ("anna", "ben"))
 
@@ -30,12 +31,23 @@ def test_warnings(scores: dict[str, Any], expected: list[str]) -> None:
 
 def test_an_overlap_is_stated_in_the_scores() -> None:
     scores: dict[str, Any] = {}
-    state_overlap(scores, [OVERLAP])
+    state_overlap(scores, Comparison((OVERLAP,), ("clip", "speaker")))
     (text,) = warnings_of(scores)
     assert text == str(OVERLAP)
     assert all(part in text for part in ("5 of 9 clips", "(a, b)", "anna, ben"))
-    state_overlap(scores, None)
+    assert scores["compared_with_training"] == ["clip", "speaker"]
+    assert comparison_of(scores) == "compared with the training data by clip, speaker"
+    state_overlap(scores, Comparison((), ("clip", "text")))
+    assert comparison_of(scores) == "compared with the training data by clip, text; nothing is shared"
     assert list(warnings_of(scores)) == []
+    state_overlap(scores, Comparison((replace(OVERLAP, excluded=True),), ("clip", "speaker"), "too long"))
+    left_out, not_compared = warnings_of(scores)
+    assert left_out == f"{OVERLAP}; they are not scored"
+    assert not_compared.endswith("by clip, speaker only: too long")
+    state_overlap(scores, None)
+    (unknown,) = warnings_of(scores)
+    assert comparison_of(scores) is comparison_of({}) is None
+    assert "nothing only" in unknown
 
 
 def test_warnings_fit_a_terminal() -> None:

@@ -40,7 +40,7 @@ def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) ->
     assert lines[4].startswith("warning: data.evaluation.held_out: 8 of 8 clips are also training clips (clips), ")
     assert lines[5].startswith("step 3/3: loss ")
     assert [line for line in lines if line.startswith("held_out")]
-    shared = {"by": "clip", "num_shared": 8, "num_clips": 8, "training_sets": ["clips"]}
+    shared = {"by": "clip", "num_shared": 8, "num_clips": 8, "training_sets": ["clips"], "excluded": False}
     assert "\nwarning: held_out: 8 of 8 clips are also training clips (clips)" in out
     (overlap,) = json.loads((folder / "report.json").read_text())["evaluation"]["held_out"]["shared_with_training"]
     assert overlap == shared | {"examples": [f"held_out/clip00{index}.{kind}" for index, kind in enumerate(_KINDS)]}

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import write_clips
 from tiny_audio.analysis.warnings import Overlap
 from tiny_audio.data.clips import Clips, ClipSet
-from tiny_audio.data.overlap import find_overlaps
+from tiny_audio.data.overlap import Shared, find_overlaps
 from tiny_audio.sources import SOURCES, SourceContext
 
 
@@ -32,6 +32,11 @@ def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> 
     return ClipSet.gather({name: built}, 0.0, 60.0).clips
 
 
+def others(found: Shared) -> list[Overlap]:
+    """All overlaps but those of texts, which many of the small sets here share."""
+    return [overlap for overlap in found.comparison.overlaps if overlap.by != "text"]
+
+
 def test_the_same_files_are_found_by_any_path(tmp_path: Path) -> None:
     rows = rows_of(write_clips(tmp_path / "audio", 6))
     training = clips(tmp_path / "audio", rows, "train", weight=2.0)
@@ -46,9 +51,9 @@ def test_the_same_files_are_found_by_any_path(tmp_path: Path) -> None:
     }
     found = find_overlaps(training, sets)
     first = tuple(clip.id for clip in sets["linked"])
-    assert found["linked"] == [Overlap("clip", 2, 2, ("train",), first)]
-    assert [(one.by, one.num_shared, len(one.examples)) for one in found["up"]] == [("clip", 6, 3)]
-    assert found["other"] == []
+    assert others(found["linked"]) == [Overlap("clip", 2, 2, ("train",), first)]
+    assert [(one.by, one.num_shared, len(one.examples)) for one in others(found["up"])] == [("clip", 6, 3)]
+    assert others(found["other"]) == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,8 @@ def test_columns_are_compared(tmp_path: Path, by: str, training: dict[str, str],
     rows = rows_of(write_clips(tmp_path / "b", 4), **evaluation)
     rows[0] |= dict.fromkeys(evaluation, "new")
     found = find_overlaps(clips(tmp_path / "a", known, "train"), {"test": clips(tmp_path / "b", rows, "test")})
-    (overlap,) = found["test"]
+    (overlap,) = others(found["test"])
+    assert by in found["test"].comparison.compared
     assert (overlap.by, overlap.num_shared, overlap.num_clips) == (by, 3, 4)
     assert overlap.examples == (next(iter(evaluation.values())),)
     assert overlap.training_sets == ("train",)
@@ -73,4 +79,32 @@ def test_columns_are_compared(tmp_path: Path, by: str, training: dict[str, str],
 def test_a_clip_counts_once(tmp_path: Path) -> None:
     rows = rows_of(write_clips(tmp_path, 4), speaker="anna")
     found = find_overlaps(clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")})
-    assert [(one.by, one.num_shared) for one in found["test"]] == [("clip", 2), ("speaker", 2)]
+    assert [(one.by, one.num_shared) for one in others(found["test"])] == [("clip", 2), ("speaker", 2)]
+
+
+def test_texts_are_compared_on_their_own(tmp_path: Path) -> None:
+    known = rows_of(write_clips(tmp_path / "a", 4))
+    rows = rows_of(write_clips(tmp_path / "b", 4))
+    for row, text in zip(known, ("Yes  sir", "no", "never", "no"), strict=True):
+        row["text"] = text
+    for row, text in zip(rows, ("yes SIR", "maybe", "no", "No"), strict=True):
+        row["text"] = text
+    found = find_overlaps(clips(tmp_path / "a", known, "train"), {"test": clips(tmp_path / "b", rows, "test")})
+    assert [(one.by, one.num_shared) for one in found["test"].comparison.overlaps] == [("text", 3)]
+    assert (found["test"].clips["text"], found["test"].comparison.compared) == ([0, 2, 3], ("clip", "text"))
+
+
+def test_clips_can_be_left_out(tmp_path: Path) -> None:
+    rows = rows_of(write_clips(tmp_path, 4), speaker="anna")
+    found = find_overlaps(
+        clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")}, {"test": {2: "train"}}
+    )
+    comparison, left_out = found["test"].without(["sound", "clip"])
+    assert left_out == {0, 1, 2}
+    assert [(one.by, one.num_shared, one.excluded) for one in comparison.overlaps if one.by != "text"] == [
+        ("clip", 2, True),
+        ("sound", 1, True),
+        ("speaker", 1, False),
+    ]
+    assert comparison.compared == ("clip", "sound", "speaker", "text")
+    assert set(found["test"].clips["text"]) <= {3}  # copies have the same text anyway

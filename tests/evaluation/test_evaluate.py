@@ -51,6 +51,8 @@ def test_a_run_scores_as_at_its_end(call: Output, trained: Path, tmp_path: Path)
         assert scores["rtfx"] == pytest.approx(scores["audio_s"] / sum(row["time"] for row in rows))
         assert scores["load_s"] > 0
         assert scores["cost_usd"] is None
+        assert scores["compared_with_training"][:2] == ["clip", "sound"]
+        assert [(one["by"], one["num_shared"]) for one in scores["shared_with_training"]] == [("clip", 8)]
 
 
 def test_clips_without_speech_are_scored(call: Output, trained: Path, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def test_a_recording_without_a_reference(tmp_path: Path) -> None:
         chunked_manifest(*data_sets(tmp_path, {"a": "call a"}), "test", tmp_path)
 
 
+def test_data_sets_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nobody/chunks and nobody/calls are needed"):
+        chunked_manifest("nobody/chunks", "nobody/calls", "test", tmp_path)
+
+
 def scores(*names: str, **changes: Any) -> dict[str, Any]:
     entry = {
         "normalizer": "open_asr_leaderboard",

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from tiny_audio.analysis.scoring import normalizer as normalizer_called
 from tiny_audio.commands._output import print_json
+from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.evaluation.data import read_data
-from tiny_audio.evaluation.harness import comparison_commands, evaluate_targets, evaluation_table
+from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
+from tiny_audio.evaluation.data import DataSet, read_data
+from tiny_audio.evaluation.harness import Compared, comparison_commands, evaluate_targets, evaluation_table
 from tiny_audio.evaluation.leaderboard import write_results
 from tiny_audio.evaluation.resolve import resolve_targets
+from tiny_audio.evaluation.targets import Target
+from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.spec import folder_name
 
 
@@ -43,6 +47,7 @@ def evaluate(
         output_dir,
         rule,
         group_by=group_by,
+        compare=lambda target: _shared_with_training(target, sets),
         note=lambda text: print(text, file=sys.stderr, flush=True),
         failed=lambda label, error: errors.update({label: error}),
     )
@@ -60,3 +65,25 @@ def evaluate(
     if errors:
         kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
         raise kind("\n".join(str(error) for error in errors.values()))
+
+
+def _shared_with_training(target: Target, sets: Sequence[DataSet]) -> Compared:
+    """What the sets share with the training data of a run; empty for other targets."""
+    recipe = _recipe_of(target)
+    if recipe is None:
+        return {}
+    try:
+        found = RunClips(load_recipe(recipe), {}, UNBOUNDED_DURATION_S).compare(
+            {data.name: data.clips for data in sets}
+        )
+    except UserError:  # the training data is gone
+        return dict.fromkeys(data.name for data in sets)
+    return {name: shared.comparison for name, shared in found.items()}
+
+
+def _recipe_of(target: Target) -> Path | None:
+    """The recipe of a run; None for other targets."""
+    if "path" not in target.identity:
+        return None
+    recipe = Path(target.identity["path"]).parent / "recipe.yaml"
+    return recipe if recipe.is_file() else None

@@ -1,32 +1,47 @@
-"""Find clips, recordings and speakers that evaluation sets share with the training data.
+"""Find what clips of evaluation sets share with the training data: addresses, recordings, speakers, texts and sounds.
 
-Only the indexes are read, not the audio. Columns are compared by their values. A speaker with two names is not found,
-and two speakers with the same name count as one.
+Only the indexes are read, not the audio; :mod:`tiny_audio.data.sound_overlap` compares that. Columns are compared by
+their values. A speaker with two names is not found, and two speakers with the same name count as one.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from tiny_audio.analysis.warnings import Overlap
-from tiny_audio.data.clips import Clips
-from tiny_audio.sources import AudioAddress, HubFile, Origin, origins_of, runs
+from tiny_audio.analysis.warnings import By, Comparison, Overlap
+from tiny_audio.data.clips import Clip, Clips
+from tiny_audio.sources import AudioAddress, HubFile, Origin, origins_of, runs, texts_of
 
-By = Literal["clip", "recording", "speaker"]
 COLUMNS: Mapping[By, Sequence[str]] = {
     "recording": ("recording", "recording_id", "audio_id", "chapter_id", "session", "session_id", "video_id"),
     "speaker": ("speaker", "speaker_id", "spk_id", "client_id"),
 }
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
+_EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
+"""A clip counts under the first of these that applies."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What an evaluation set shares with the training data."""
+
+    comparison: Comparison
+    clips: Mapping[By, Sequence[int]]
+    """Indices of the clips that count under each."""
+
+    def without(self, kinds: Collection[By]) -> tuple[Comparison, set[int]]:
+        """The comparison if clips of these kinds are left out of the score, and the indices of these clips."""
+        overlaps = (replace(overlap, excluded=overlap.by in kinds) for overlap in self.comparison.overlaps)
+        rows = {row for by in kinds for row in self.clips.get(by, ())}
+        return replace(self.comparison, overlaps=tuple(overlaps)), rows
 
 
 @dataclass
@@ -37,52 +52,89 @@ class _Found:
     """Values of the evaluation sets."""
     training_sets: dict[tuple[By, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """For each shared value, the training sets that have it."""
+    known: set[By] = field(default_factory=set)
+    """What training clips have."""
 
 
-def find_overlaps(training: Clips, evaluation: Mapping[str, Clips]) -> dict[str, list[Overlap]]:
-    """Find the overlaps of each evaluation set with the training clips. Sets without overlaps are omitted.
+def find_overlaps(
+    training: Clips,
+    evaluation: Mapping[str, Sequence[Clip]],
+    sounds: Mapping[str, Mapping[int, str]] | None = None,
+    why_no_sounds: str | None = None,
+) -> dict[str, Shared]:
+    """Find what each evaluation set shares with the training clips.
 
     Each index is read once. Only the columns of the evaluation sets are in memory.
+
+    Args:
+        training: the training clips.
+        evaluation: the evaluation sets by name.
+        sounds: for each set, the indices of clips that sound like training clips, and the training set of each; None if
+            sound was not compared.
+        why_no_sounds: why it was not, if that is to be stated.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}
-    for rows in keys.values():
+    for name, rows in keys.items():
+        for index, training_set in (sounds or {}).get(name, {}).items():
+            rows[index]["sound"] = f"{name} {index}"
+            found.training_sets["sound", rows[index]["sound"]].add(training_set)
         for row in rows:
             for by, value in row.items():
                 found.wanted[by].add(value)
     for name, row in _keys(training):
+        found.known.update(row)
         for by, value in row.items():
             if value in found.wanted[by]:
                 found.training_sets[by, value].add(name)
-    return {name: list(_overlaps(evaluation[name], rows, found)) for name, rows in keys.items()}
+    if sounds is not None:
+        found.known.add("sound")
+    return {name: _shared(evaluation[name], rows, found, why_no_sounds) for name, rows in keys.items()}
 
 
-def _overlaps(clips: Clips, rows: Sequence[Mapping[By, str]], found: _Found) -> Iterator[Overlap]:
-    shared: dict[By, list[int]] = {"clip": [], "recording": [], "speaker": []}
+def _shared(
+    clips: Sequence[Clip], rows: Sequence[Mapping[By, str]], found: _Found, why_no_sounds: str | None
+) -> Shared:
+    shared: dict[By, list[int]] = {by: [] for by in (*_EXCLUSIVE, "text")}
+    present: set[By] = {"sound"}
     for index, row in enumerate(rows):
-        by = next((by for by in shared if by in row and (by, row[by]) in found.training_sets), None)
+        present.update(row)
+        by = next((by for by in _EXCLUSIVE if by in row and (by, row[by]) in found.training_sets), None)
         if by is not None:
             shared[by].append(index)
-    for by, indices in shared.items():
-        if not indices:
-            continue
-        values = dict.fromkeys(rows[index][by] for index in indices)
-        names = [clips[index].id for index in indices[:_NUM_EXAMPLES]] if by == "clip" else list(values)
-        sets = sorted(set().union(*(found.training_sets[by, value] for value in values)))
-        yield Overlap(by, len(indices), len(clips), tuple(sets), tuple(names[:_NUM_EXAMPLES]))
+        if by not in ("clip", "sound") and ("text", row.get("text")) in found.training_sets:
+            shared["text"].append(index)
+    overlaps = tuple(_overlap(by, clips, rows, indices, found) for by, indices in shared.items() if indices)
+    compared = tuple(by for by in shared if by in present & found.known)
+    return Shared(Comparison(overlaps, compared, why_no_sounds), shared)
 
 
-def _keys(clips: Clips) -> Iterator[tuple[str, dict[By, str]]]:
-    """Name of the set and comparable values of every clip."""
+def _overlap(
+    by: By, clips: Sequence[Clip], rows: Sequence[Mapping[By, str]], indices: Sequence[int], found: _Found
+) -> Overlap:
+    values = dict.fromkeys(rows[index][by] for index in indices)
+    names = list(values) if by in COLUMNS else [clips[index].id for index in indices[:_NUM_EXAMPLES]]
+    sets = sorted(set().union(*(found.training_sets[by, value] for value in values)))
+    return Overlap(by, len(indices), len(clips), tuple(sets), tuple(names[:_NUM_EXAMPLES]))
+
+
+def _keys(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[By, str]]]:
+    """Name of the set and comparable values of every clip. Only the needed columns of :class:`Clips` are read."""
+    if not isinstance(clips, Clips):
+        for clip in clips:
+            utterance = clip.utterance
+            yield clip.id.partition("/")[0], _keys_of(Origin(utterance.audio, utterance.metadata), utterance.text)
+        return
     for run in runs(clips.members):
         name, _, utterances = clips.sets[clips.members[run.start]]
         rows: np.ndarray = clips.rows[run]
-        for origin in origins_of(utterances, rows):
-            yield name, _keys_of(origin)
+        for origin, text in zip(origins_of(utterances, rows), texts_of(utterances, rows), strict=True):
+            yield name, _keys_of(origin, text)
 
 
-def _keys_of(origin: Origin) -> dict[By, str]:
-    keys: dict[By, str] = {}
+def _keys_of(origin: Origin, text: str) -> dict[By, str]:
+    words = " ".join(text.casefold().split())
+    keys: dict[By, str] = {"text": words} if words else {}  # clips without speech all have the same text
     if origin.audio is not None:
         keys["clip"] = _place(origin.audio)
     for by, columns in COLUMNS.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tiny_audio.analysis import rescore
 from tiny_audio.analysis.comparison import SetComparison, compare_sets
 from tiny_audio.analysis.scoring import Normalizer, score_set
 from tiny_audio.analysis.tables import scores_table, verdicts, warning_lines
+from tiny_audio.analysis.warnings import Comparison, state_overlap
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
@@ -33,7 +34,9 @@ _SHOWN_FAILURES = 3
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Scores = dict[str, dict[str, Any]]
-"""Values by name of the set."""
+"""By name of the set."""
+Compared = Mapping[str, Comparison | None]
+"""What each set shares with a target's training data; None where that cannot be read. Empty where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,15 @@ def evaluate_targets(
     *,
     group_by: str | None,
     num_bootstrap: int = 1000,
+    compare: Callable[[Target], Compared] = lambda target: {},
     note: Callable[[str], None],
     failed: Callable[[str, Exception], None],
 ) -> Evaluated:
     """Evaluate each target on each set.
 
     Args:
-        group_by: see :func:`tiny_audio.evaluation.evaluate_clips`.
+        group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
+        compare: what a target's training data shares with the sets.
         note: receives progress messages.
         failed: called with a target that could not be evaluated and the reason, if there are several targets. The other
             targets continue.
@@ -112,8 +117,9 @@ def evaluate_targets(
             failed(target.label, error)
         else:
             done[target.label] = items
+            compared = compare(target)
             results[target.label] = {
-                work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s) for work in items
+                work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s, compared) for work in items
             }
     return Evaluated(results, _compare(done, normalizer, group_by))
 
@@ -208,7 +214,12 @@ class _Work:
         return {name: row for name, row in joined.items() if row["error"] is None}
 
     def score(
-        self, normalizer: Normalizer, group_by: str | None, num_bootstrap: int, load_s: float | None
+        self,
+        normalizer: Normalizer,
+        group_by: str | None,
+        num_bootstrap: int,
+        load_s: float | None,
+        compared: Compared,
     ) -> dict[str, Any]:
         """Score the transcribed clips, and write ``scores.json``."""
         rows = list(self.scored.values())
@@ -240,6 +251,8 @@ class _Work:
             "price": None if price is None else {"usd_per_hour": price.usd_per_hour, "source": price.source},
             "dropped": [{"id": drop.id, "reason": drop.reason, "detail": drop.detail} for drop in self.data.dropped],
         }
+        if self.data.name in compared:
+            state_overlap(scores, compared[self.data.name])
         write_atomically(self.folder / SCORES, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
         return scores
 

@@ -115,19 +115,25 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
         cache: gets the manifest.
 
     Raises:
-        UserError: a recording has no reference.
+        UserError: a data set cannot be had, or a recording has no reference.
     """
+    import httpx2
     from datasets import load_dataset
+    from huggingface_hub import snapshot_download
 
-    if Path(repo).is_dir():
-        folder = Path(repo)
-    else:
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=["audio/*"]))
-    references = {str(row["id"]): _text(row) for row in load_dataset(parent, split=split)}
+    try:
+        references = {str(row["id"]): _text(row) for row in load_dataset(parent, split=split)}
+        chunks = load_dataset(repo, split=split)
+        local = Path(repo).is_dir()
+        folder = Path(repo if local else snapshot_download(repo, repo_type="dataset", allow_patterns=["audio/*"]))
+    except (OSError, ValueError, httpx2.HTTPError) as error:  # also no network, no such repository, no access
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{repo} and {parent} are needed, and cannot be downloaded: {reason}; check the network, and that you may "
+            "read them (hf auth login)"
+        ) from error
     lines = []
-    for row in load_dataset(repo, split=split):
+    for row in chunks:
         if str(row["parent_id"]) not in references:
             raise UserError(
                 f"{repo}: the recording {row['parent_id']!r} has no reference in {parent}; they do not match"

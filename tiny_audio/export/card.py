@@ -9,7 +9,7 @@ from typing import Any
 from tiny_audio import __version__
 from tiny_audio.analysis.ledger import ledger_rows
 from tiny_audio.analysis.scoring.metrics import metric_columns
-from tiny_audio.analysis.warnings import warnings_of
+from tiny_audio.analysis.warnings import comparison_of, warnings_of
 from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
 
 _USE = """\
@@ -151,6 +151,8 @@ def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, scores in evaluation.items():
         for warning in warnings_of(scores):
             yield from ("", f"**Warning:** {_text(name)}: {_text(warning)}.")
+        if compared := comparison_of(scores):
+            yield from ("", f"{_text(name)}: {compared}.")
 
 
 def _interval(ends: Sequence[float]) -> str:

@@ -113,6 +113,12 @@ class EvaluationConfig(Config):
     group_by: str | None = None
     """Metadata column, such as ``speaker``, whose groups are resampled as a whole. None resamples utterances.
     Comparisons of systems use it too; with None, they use ``speaker`` if every clip has one."""
+    exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
+    """Leave out clips that share one of these with the training data. What is shared is stated next to the error rate
+    in any case. ``sound`` finds copies of training clips under other names, in other formats, or cut."""
+    max_compared_h: NonNegativeFloat = 20.0
+    """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. It
+    decodes all of it once. Otherwise the report states that sound was not compared."""
 
 
 class ExecutionConfig(Config):

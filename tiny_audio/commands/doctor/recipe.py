@@ -116,7 +116,8 @@ def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
     except UserError:  # a source cannot be read, which another finding reports
         return
     for name, found in overlaps.items():
-        yield from (Finding(f"data.evaluation.{name}", str(overlap), is_warning=True) for overlap in found)
+        for overlap in found.comparison.overlaps:
+            yield Finding(f"data.evaluation.{name}", str(overlap), is_warning=True)
 
 
 def _targets(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from tiny_audio.analysis.warnings import Overlap
 from tiny_audio.commands.run.state import RunState
-from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S, check_group_by, evaluation_clips
-from tiny_audio.data.overlap import find_overlaps
+from tiny_audio.data.overlap import Shared, find_overlaps
+from tiny_audio.data.sound_overlap import find_sounds
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
@@ -90,14 +90,32 @@ class RunClips:
         return self._training
 
     @cached_property
-    def overlaps(self) -> Mapping[str, list[Overlap]]:
-        """The overlaps of each evaluation set with the training clips.
+    def overlaps(self) -> Mapping[str, Shared]:
+        """For each evaluation set, what it shares with the training clips according to the indexes.
 
         Raises:
             UserError: a source cannot be read.
         """
         evaluation = {name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation}
         return find_overlaps(self.training().clips, evaluation) if evaluation else {}
+
+    @cached_property
+    def shared(self) -> Mapping[str, Shared]:
+        """:meth:`compare` of the recipe's evaluation sets."""
+        return self.compare({name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation})
+
+    def compare(self, evaluation: Mapping[str, Sequence[Clip]]) -> Mapping[str, Shared]:
+        """What sets share with the training clips, also by sound if there is not too much training audio.
+
+        Raises:
+            UserError: a training source cannot be read.
+        """
+        training, limit_h = self.training(), self._recipe.evaluation.max_compared_h
+        hours = training.duration_s / 3600
+        if hours > limit_h:
+            reason = f"{hours:,.0f} h of training audio are more than evaluation.max_compared_h ({limit_h:g})"
+            return find_overlaps(training.clips, evaluation, why_no_sounds=reason)
+        return find_overlaps(training.clips, evaluation, find_sounds(training.clips, evaluation))
 
     def evaluation(self, name: str) -> ClipSet:
         """All clips of one evaluation set that the model takes.

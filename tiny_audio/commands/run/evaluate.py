@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from tiny_audio.analysis.warnings import Overlap, state_overlap
+from tiny_audio.analysis.warnings import Comparison, state_overlap
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import EvaluationState
 from tiny_audio.config import UserError
@@ -82,15 +82,27 @@ class EvaluateStage:
         overhead = self._model.overhead
         model, tokenizer = self._model.loaded
         clips = run.clips.evaluation(name)
-        left_out = f", {len(clips.dropped)} left out" if clips.dropped else ""
-        run.callback.note(f"scoring {name}: {len(clips.clips)} utterances{left_out}")
+        run.callback.note(f"comparing {name} with the training data")
+        comparison, excluded = self._compare()
+        kept = [clip for index, clip in enumerate(clips.clips) if index not in excluded]
+        if not kept:
+            raise UserError(
+                f"data.evaluation.{name}: all {len(clips.clips)} clips share something with the training data that "
+                "evaluation.exclude_shared lists, so none is left to score; name another set, or exclude less"
+            )
+        left_out = len(clips.dropped) + len(excluded)
+        run.callback.note(f"scoring {name}: {len(kept)} utterances{f', {left_out} left out' if left_out else ''}")
         with autocast(run.recipe.training.precision, model.device):
-            scores, hypotheses, dropped = score(run.recipe, model, tokenizer, clips.clips)
+            scores, hypotheses, dropped = score(run.recipe, model, tokenizer, kept)
+        dropped += [
+            Dropped(clips.clips[index].id, "shared_with_training", "see evaluation.exclude_shared")
+            for index in sorted(excluded)
+        ]
         DroppedLog(run.folder / "dropped.jsonl").add([*clips.dropped, *dropped])
         (run.folder / "evaluation").mkdir(exist_ok=True)
         write_rows(run.folder / "evaluation" / f"{name}.jsonl", hypotheses)
         scores["dropped"] = len(clips.dropped) + len(dropped)
-        state_overlap(scores, self._overlaps())
+        state_overlap(scores, comparison)
         run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()
         if scores["wer"] is None:
@@ -99,11 +111,17 @@ class EvaluateStage:
             low, high = scores["wer_interval"]
             run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
-    def _overlaps(self) -> list[Overlap] | None:
+    def _compare(self) -> tuple[Comparison | None, set[int]]:
+        """What the set shares with the training data (None: it cannot be read), and the clips not to score."""
+        excluded = self._run.recipe.evaluation.exclude_shared
         try:
-            return self._run.clips.overlaps[self._name]
-        except UserError:  # the training data cannot be read any more
-            return None
+            return self._run.clips.shared[self._name].without(excluded)
+        except UserError as error:
+            if excluded:
+                raise UserError(
+                    f"data.evaluation.{self._name}: evaluation.exclude_shared needs the training data: {error}"
+                ) from error
+            return None, set()
 
 
 def score(

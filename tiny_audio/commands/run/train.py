@@ -143,8 +143,8 @@ class TrainStage:
             return None
 
     def _note_overlaps(self) -> None:
-        for name, overlaps in self._run.clips.overlaps.items():
-            for overlap in overlaps:
+        for name, shared in self._run.clips.overlaps.items():
+            for overlap in shared.comparison.overlaps:
                 self._run.callback.note(f"warning: data.evaluation.{name}: {overlap}")
 
     def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:

@@ -1,0 +1,68 @@
+"""Fingerprints of sound: pairs of spectral peaks, which survive compression, noise and changes of level.
+
+A. Wang, "An industrial-strength audio search algorithm", ISMIR 2003. A landmark is a pair of peaks that follow each
+other: both frequencies and the time between them. Two clips with many landmarks at one and the same offset hold the
+same recording; the same words spoken again do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+_WINDOW, _HOP = 1024, 256
+_LOWEST, _HIGHEST = 16, 240
+"""Bins of 15.6 Hz: 250 to 3,750 Hz, which telephones and low bit rates keep."""
+_NEAR_FRAMES, _NEAR_BINS = 4, 8
+"""A peak is the largest value this far around."""
+_FLOOR_DB = 45.0
+"""Peaks further below the clip's highest are ignored, since noise and compression change them."""
+_FAN_OUT = 6
+_MAX_FRAMES, _MAX_BINS = 63, 127
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Landmarks of one clip, in order of time."""
+
+    hashes: NDArray[np.uint32]
+    """``[L]``: frequencies and distance of each pair."""
+    frames: NDArray[np.int32]
+    """``[L]``: time of the first peak of each, in hops of 16 ms."""
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def landmarks(waveform: Tensor) -> Landmarks:
+    """The landmarks of a clip: mono float32 ``[S]`` at 16 kHz. Silence has none."""
+    frames, bins = _peaks(waveform)
+    hashes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    times: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    for step in range(1, _FAN_OUT + 1):
+        apart, change = frames[step:] - frames[:-step], bins[step:] - bins[:-step]
+        kept = (apart > 0) & (apart <= _MAX_FRAMES) & (np.abs(change) <= _MAX_BINS)
+        hashes.append(((bins[:-step] << 14) | ((change + _MAX_BINS) << 6) | apart)[kept])
+        times.append(frames[:-step][kept])
+    found, when = np.concatenate(hashes), np.concatenate(times)
+    return Landmarks(found.astype(np.uint32), when.astype(np.int32))
+
+
+def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Frame and bin of each peak, ordered by frame, then bin."""
+    if len(waveform) < _WINDOW:
+        waveform = F.pad(waveform, (0, _WINDOW - len(waveform)))
+    window = torch.hann_window(_WINDOW, device=waveform.device)
+    spectrum = torch.stft(waveform, _WINDOW, _HOP, window=window, center=False, return_complex=True).abs()
+    levels = spectrum[_LOWEST:_HIGHEST].T  # [T, bins]
+    # One axis after the other: the same result with a fraction of the work.
+    largest = F.max_pool1d(levels, 2 * _NEAR_BINS + 1, stride=1, padding=_NEAR_BINS)
+    largest = F.max_pool1d(largest.T, 2 * _NEAR_FRAMES + 1, stride=1, padding=_NEAR_FRAMES).T
+    floor = levels.max() * 10 ** (-_FLOOR_DB / 20)
+    found = torch.nonzero((levels == largest) & (levels > floor)).cpu().numpy()
+    return found[:, 0], found[:, 1]

@@ -1,0 +1,84 @@
+"""Find evaluation clips whose sound is also in training clips, by their fingerprints.
+
+The landmarks of the evaluation clips are held in memory, sorted. Training clips are compared one after the other and
+are not kept. So memory depends on the evaluation sets only (1.5 kB per second of their audio), and time grows with the
+training audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.fingerprint import Landmarks, landmarks
+from tiny_audio.data.clips import Clip
+
+_MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
+"""Landmarks at one offset that make two clips copies: at least 8, and 4 more than this share of those of the shorter.
+``benchmarks/overlap.py`` measures it on AN4 and LibriSpeech."""
+_LONGEST_S = 86_400.0
+_OFFSETS = 1 << 24
+"""More than the number of hops in two of the longest clips."""
+
+
+class SoundIndex:
+    """The fingerprints of evaluation clips.
+
+    Args:
+        fingerprints: of each clip.
+    """
+
+    def __init__(self, fingerprints: Sequence[Landmarks]) -> None:
+        self._sizes = np.array([len(each) for each in fingerprints], dtype=np.int64)
+        hashes = np.concatenate([np.empty(0, np.uint32), *(each.hashes for each in fingerprints)])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[order]
+        self._frames = np.concatenate([np.empty(0, np.int32), *(each.frames for each in fingerprints)])[order]
+        self._clips = np.repeat(np.arange(len(fingerprints), dtype=np.int32), self._sizes)[order]
+
+    def copies(self, found: Landmarks) -> list[int]:
+        """Indices of the clips that share the sound of another clip, whole or in part."""
+        starts = np.searchsorted(self._hashes, found.hashes, "left")
+        counts = np.searchsorted(self._hashes, found.hashes, "right") - starts
+        if not counts.any():
+            return []
+        # The rows of the index that have each hash: starts[i], starts[i] + 1, ...
+        ends = np.cumsum(counts)
+        rows = np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])
+        offsets = self._frames[rows].astype(np.int64) - np.repeat(found.frames, counts) + _OFFSETS // 2
+        keys, shared = np.unique(self._clips[rows].astype(np.int64) * _OFFSETS + offsets, return_counts=True)
+        # The true offset is rarely a whole number of hops, so the landmarks are spread over two.
+        shared[:-1] += np.where(np.diff(keys) == 1, shared[1:], 0)
+        clips = keys // _OFFSETS
+        enough = np.maximum(_MIN_SHARED, _CHANCE + _MIN_SHARE * np.minimum(self._sizes[clips], len(found)))
+        copies: list[int] = np.unique(clips[shared >= enough]).tolist()
+        return copies
+
+
+def find_sounds(training: Sequence[Clip], evaluation: Mapping[str, Sequence[Clip]]) -> dict[str, dict[int, str]]:
+    """For each evaluation set, the clips that sound like training clips: their index and the training set.
+
+    Clips that cannot be decoded are not compared; training and scoring leave them out as well. A clip with fewer than
+    eight landmarks, such as one of half a second, is not found.
+    """
+    places = [(name, index) for name, clips in evaluation.items() for index in range(len(clips))]
+    fingerprints = [found for clips in evaluation.values() for _, found in _fingerprints(clips)]
+    index = SoundIndex(fingerprints)
+    copies: dict[str, dict[int, str]] = {name: {} for name in evaluation}
+    for training_set, found in _fingerprints(training):
+        for copy in index.copies(found):
+            name, row = places[copy]
+            copies[name].setdefault(row, training_set)
+    return copies
+
+
+def _fingerprints(clips: Sequence[Clip]) -> Iterator[tuple[str, Landmarks]]:
+    """Name of the set and landmarks of every clip; none for a clip that cannot be used."""
+    for clip in clips:
+        name = clip.id.partition("/")[0]
+        try:
+            yield name, landmarks(clip.load(_LONGEST_S))
+        except AudioError:
+            yield name, Landmarks(np.empty(0, np.uint32), np.empty(0, np.int32))
