@@ -209,14 +209,17 @@ def export(
     output_format: arg.ExportFormat = "huggingface",
     merge_lora: arg.MergeLora = False,
     weights: arg.Weights = None,
+    step: arg.Step = None,
 ) -> None:
     """Write a model as a Hugging Face folder or in another format. A Hugging Face folder loads without this package.
+
+    MODEL may also be a checkpoint, such as runs/mine/checkpoints/step-000000500.
 
     Example: tiny-audio export runs/mine my-model --merge-lora
     """
     from tiny_audio.commands.export import export
 
-    export(model, folder, output_format, merge_lora=merge_lora, weights=weights)
+    export(model, folder, output_format, merge_lora=merge_lora, weights=weights, step=step)
 
 
 @app.command()

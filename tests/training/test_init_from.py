@@ -90,10 +90,6 @@ def test_a_damaged_model(document: Document, earlier: Path, tmp_path: Path) -> N
     ("changes", "problem"),
     [
         ({"projector__hidden_dim": 48}, r"projector\.down\.weight is \[32, 64\] there and \[32, 48\] here"),
-        (
-            {"encoder__lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}, "encoder__freeze": True},
-            r"is not in that model",
-        ),
         ({"ctc": None}, r"ctc_head\.bias is not in this recipe's model"),
     ],
 )
@@ -106,9 +102,9 @@ def test_parts_that_do_not_fit(document: Document, earlier: Path, changes: Docum
 
 
 def test_many_problems_are_cut_short(document: Document, earlier: Path) -> None:
-    lora = {"rank": 2, "alpha": 2.0, "targets": ["q_proj", "k_proj", "v_proj"]}
+    overrides = document["encoder"]["overrides"] | {"encoder_layers": 3}
     with pytest.raises(UserError, match=r"\n  … and \d+ more\n"):
-        starting(document, earlier, encoder__lora=lora, encoder__freeze=True)
+        starting(document, earlier, encoder__overrides=overrides)
 
 
 def test_a_start_without_a_ctc_head(document: Document, data: Path, tmp_path: Path) -> None:

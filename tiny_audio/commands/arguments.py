@@ -109,6 +109,10 @@ Weights = Annotated[
         "models, which are downloaded on loading. Default: all."
     ),
 ]
+Step = Annotated[
+    int | None,
+    Option(help="Export the checkpoint of this step of a run, finished or not. Default: the trained model.", min=1),
+]
 Repo = Annotated[str, Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")]
 
 # transcribe

@@ -15,15 +15,18 @@ from tiny_audio.runtime.spec import parse_part, split_spec
 _CARD = "README.md"
 
 
-def export(run: Path, folder: Path, output_format: str, *, merge_lora: bool, weights: str | None) -> None:
-    """Write the model of a run, or of an exported folder, to another folder, and print its size.
+def export(
+    run: Path, folder: Path, output_format: str, *, merge_lora: bool, weights: str | None, step: int | None = None
+) -> None:
+    """Write the model of a run, of a checkpoint or of an exported folder to another folder, and print its size.
 
     Args:
-        run: folder of a run or of an exported model.
+        run: folder of a run, of one of its checkpoints, or of an exported model.
         folder: where to write; an earlier export there is replaced.
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge adapters into the base weights.
         weights: the option ``weights`` of the format; None is its default.
+        step: the step of a run whose checkpoint is exported. None exports the trained model.
 
     Raises:
         UserError: the format or an option is unknown, there is no model, it is damaged, or the folder must not be
@@ -35,13 +38,22 @@ def export(run: Path, folder: Path, output_format: str, *, merge_lora: bool, wei
         options["weights"] = weights
         given += f" --weights {weights}"
     config = parse_part(EXPORTS, {"name": name} | options, given)
-    source = model_folder(run)
+    from tiny_audio.commands.run.checkpoint import SavedStep
+
+    saved = SavedStep.find(run, step)
+    source = model_folder(run) if saved is None else saved.folder
     if folder.exists() and folder.resolve() == source.resolve():
         raise UserError(f"{folder} is the folder of the model itself; give another folder")
     check_replaceable(folder, type(config))
-    model, tokenizer = load_model(source, types_as_saved=True)
+    card: str | None
+    if saved is None:
+        model, tokenizer = load_model(source, types_as_saved=True)
+        card = _card(run, source)
+    else:
+        model, tokenizer, report = saved.load()
+        card = model_card(report, base_licenses(report["recipe"]))
     merged = merge_adapters(model) if merge_lora else 0
-    EXPORTS.build(config)(model, tokenizer, folder, _card(run, source))
+    EXPORTS.build(config)(model, tokenizer, folder, card)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     adapters = f"; adapters of {merged} layers merged" if merge_lora else ""
     print(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB{adapters}")

@@ -74,14 +74,20 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
         f"A speech recognizer, trained with Tiny Audio in run `{report['run_id']}`. This page was generated from that "
         "run."
     )
+    if "step" in report:
+        yield from ("", f"The weights are those of step {report['step']:,} of {recipe['training']['steps']:,}.")
     yield from ("", "## Word error rate", "")
     yield from _scores(report["evaluation"])
+    for row in report.get("monitored", ()):
+        measured = f"{row['wer']:.1%} on {row['utterances']:,} clips of {_text(row['set'])}"
+        yield from ("", f"While training, at this step: word error rate {measured}.")
     yield from ("", "## Parts", "")
     yield from _parts(report)
     yield from ("", "## Data", "")
     yield from _data(report)
-    yield from ("", "## Resources for training", "")
-    yield from _table(("resource", "value", "source"), ledger_rows(report["ledger"]))
+    if report["ledger"] is not None:
+        yield from ("", "## Resources for training", "")
+        yield from _table(("resource", "value", "source"), ledger_rows(report["ledger"]))
     yield from ("", "## Use", "", _USE)
     yield from ("", "## Limits", "")
     yield from (f"- {limit}" for limit in _limits(report))

@@ -108,7 +108,9 @@ def model_folder(folder: Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if (folder / "state.json").is_file():
-        raise UserError(f"{folder}: this run has no model yet; finish it with the command that started it")
+        saved = sorted(int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("step-*"))
+        steps = f", or export a checkpoint with --step (saved steps: {', '.join(map(str, saved))})" if saved else ""
+        raise UserError(f"{folder}: this run has no model yet; finish it with the command that started it{steps}")
     raise UserError(f"{folder}: there is no config.json; give the folder of a run or of an exported model")
 
 

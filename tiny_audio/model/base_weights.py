@@ -53,7 +53,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
         names = [
             name
             for name, tensor in own.items()
-            if (there := base.get(_published_name(name))) is not None and _is_same(tensor, there, dtype)
+            if (there := base.get(without_adapters(name))) is not None and _is_same(tensor, there, dtype)
         ]
         if names:
             found[kind] = {
@@ -98,7 +98,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
             )
         base = _base_tensors(kind, part)
         for name in sorted(names):
-            there = base.get(_published_name(name))
+            there = base.get(without_adapters(name))
             if there is None or there.shape != own[name].shape:
                 raise UserError(
                     f"{name} is missing from the export, and {part.pretrained!r} has no tensor of that name and shape; "
@@ -137,7 +137,7 @@ def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, T
     return {f"{kind}.{name}": tensor for name, tensor in built.state_dict().items()}
 
 
-def _published_name(name: str) -> str:
+def without_adapters(name: str) -> str:
     """The name of a tensor in a model without adapters."""
     return ".".join(step for step in name.split(".") if step != "base_layer")
 

@@ -17,22 +17,24 @@ from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 
 def assemble(
-    recipe: Recipe, clips: ClipSet, start: StartingPoint | None, learned: TranscriptVocabulary | None = None
+    recipe: Recipe, clips: ClipSet | None, start: StartingPoint | None, learned: TranscriptVocabulary | None = None
 ) -> tuple[TinyAudioModel, Any, TargetEncoder]:
     """Build the model that training starts from, its tokenizer, and the encoder of its targets.
 
     Args:
         recipe: the recipe with the parts.
-        clips: the training clips.
+        clips: the training clips. None if nothing is learned from them, because ``learned`` is given.
         start: the model of ``training.init_from``.
         learned: the vocabulary of the clips' transcripts. None reads the transcripts.
 
     Raises:
         UserError: a part cannot be built, or ``start`` does not fit.
     """
-    clips.check_any("data.train")
+    if clips is not None:
+        clips.check_any("data.train")
     recipe = with_limits(recipe)
     if learned is None:
+        assert clips is not None
         learned = TranscriptVocabulary.learn(recipe, clips, start)
     # Trained decoders and CTC heads need the vocabulary that they were trained with.
     if start is not None and start.takes("decoder"):

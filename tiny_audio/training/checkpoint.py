@@ -160,6 +160,34 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
     return None
 
 
+def steps_in(folder: Path) -> dict[int, Path]:
+    """The committed checkpoints by their steps, in order."""
+    return {int(path.name.removeprefix(_PREFIX)): path for path in sorted(folder.glob(f"{_PREFIX}*"))}
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The state of the training at a checkpoint.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return Progress(**json.loads((checkpoint / "progress.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{checkpoint} is damaged: {error}; use another step") from error
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Check a checkpoint by its checksums.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    problem = _damage(checkpoint)
+    if problem is not None:
+        raise UserError(f"{checkpoint} is damaged ({problem}); use another step")
+
+
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint into a model of one process.
 
@@ -189,7 +217,7 @@ def _read(checkpoint: Path) -> Saved:
         moments,
         optimizer["param_groups"],
         torch.load(checkpoint / "rng.pt", weights_only=True),
-        Progress(**json.loads((checkpoint / "progress.json").read_text())),
+        read_progress(checkpoint),
     )
 
 

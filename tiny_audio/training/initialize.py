@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.encoders import EncoderConfig
-from tiny_audio.export.load import load_exported_tokenizer
+from tiny_audio.export.load import load_exported_tokenizer, load_model
+from tiny_audio.model.base_weights import without_adapters
+from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.identity import folder_identity
 from tiny_audio.recipe import InitFrom
 
 ALL_PARTS = ("encoder", "projector", "decoder", "ctc_head")
+_ADAPTED = ("encoder", "decoder")
+"""Parts that may have adapters."""
 
 
 class StartingPoint:
@@ -72,19 +77,62 @@ class StartingPoint:
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
-        """Copy the wanted parts' weights.
+        """Copy the weights of the wanted parts.
+
+        New adapters go on top of the weights of a part that has none, be they merged or trained as a whole.
 
         Raises:
-            UserError: a key is missing, unexpected, or of another shape.
+            UserError: the adapters differ, or a key is missing, unexpected, or of another shape.
         """
+        problems = list(self._adapter_problems(model.config))
+        if problems:
+            raise UserError("\n".join([f"training.init_from: {self.folder} does not fit this recipe:", *problems]))
+        prefixes = tuple(f"{part}." for part in self.wanted or ALL_PARTS)
+        saved = {name: tensor for name, tensor in self._tensors().items() if name.startswith(prefixes)}
+        fresh = tuple(f"{kind}." for kind in _ADAPTED if not (self.config.get(kind) or {}).get("lora"))
+        own = {}
+        for name in model.state_dict().keys() - model.all_tied_weights_keys.keys():
+            if name.startswith(fresh):
+                if ".lora_" not in name:
+                    own[without_adapters(name)] = name
+            elif name.startswith(prefixes):
+                own[name] = name
+        own = {name: target for name, target in own.items() if name.startswith(prefixes)}
+        self._check_fits(saved, {name: model.get_parameter_or_buffer(target) for name, target in own.items()})
+        for name, target in own.items():
+            there, here = saved[name], model.get_parameter_or_buffer(target)
+            # Merged weights are in full precision: in half precision, the adapters' change would be rounded away.
+            here.data = there.to(here.device, torch.promote_types(there.dtype, here.dtype))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors of the model, by name. Tied ones occur once."""
+        referring = {kind for kind in self.config.get("base_weights") or {} if self.takes(kind)}
         try:
-            saved = {name: tensor for file in self._files for name, tensor in load_file(file).items()}
+            if referring:
+                whole, _ = load_model(self.folder, types_as_saved=True)
+                tied = whole.all_tied_weights_keys
+                return {name: tensor for name, tensor in whole.state_dict().items() if name not in tied}
+            return {name: tensor for file in self._files for name, tensor in load_file(file).items()}
+        except UserError as error:
+            raise UserError(f"training.init_from: {error}") from error
         except (SafetensorError, OSError) as error:
             raise UserError(f"training.init_from: cannot read the weights in {self.folder}: {error}") from error
-        own = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
-        prefixes = tuple(f"{part}." for part in self.wanted or ALL_PARTS)
-        saved = {name: tensor for name, tensor in saved.items() if name.startswith(prefixes)}
-        own = {name: tensor for name, tensor in own.items() if name.startswith(prefixes)}
+
+    def _adapter_problems(self, own: TinyAudioConfig) -> Iterator[str]:
+        for kind in _ADAPTED:
+            if not self.takes(kind):
+                continue
+            there, here = ((section or {}).get("lora") for section in (self.config.get(kind), getattr(own, kind)))
+            if there is None or (here is not None and _adapters(there) == _adapters(here)):
+                continue
+            settings = ", ".join(f"{key}: {value}" for key, value in _adapters(there).items())
+            yield (
+                f"  {kind}.lora: that model has adapters ({settings}), and this recipe has "
+                f"{'others' if here else 'none'}. Set {kind}.lora to the same values to train them further. Or merge "
+                f"them with `tiny-audio export {self.folder} DIR --merge-lora`, and start from DIR"
+            )
+
+    def _check_fits(self, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         problems = [f"{name} is not in that model" for name in sorted(own.keys() - saved.keys())]
         problems += [f"{name} is not in this recipe's model" for name in sorted(saved.keys() - own.keys())]
         problems += [
@@ -98,11 +146,13 @@ class StartingPoint:
                 f"training.init_from: {self.folder} does not fit this recipe:\n  "
                 + "\n  ".join(problems[:8])
                 + more
-                + "\nUse the same parts as that run, or list the parts to take in training.init_from.parts."
+                + "\nUse the same parts as that run, or name the ones to take in training.init_from.parts."
             )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(saved[name])
+
+
+def _adapters(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what adapters compute."""
+    return {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,14 @@ class TrainStage:
         run, world = self._run, self._world
         recorded = run.state.training
         # A branch on the hub may have a newer commit than at the start of the run. The run keeps its commit.
-        recipe = _pinned(run.recipe, recorded.inputs) if recorded else run.recipe
+        recipe = pinned(run.recipe, recorded.inputs) if recorded else run.recipe
         run.callback.note("reading the training data")
         clips = world.main_first(run.clips.training)
         start = world.collective(
             lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         )
         inputs, work = world.broadcast_from_main(lambda: self._record(recipe, training_inputs(recipe, clips, start)))
-        recipe = _pinned(recipe, inputs)
+        recipe = pinned(recipe, inputs)
         world.collective(
             lambda: None if world.is_main else _check_same(inputs, training_inputs(recipe, clips, start), world)
         )
@@ -200,7 +200,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
             )
 
 
-def _pinned(recipe: Recipe, inputs: TrainingInputs) -> Recipe:
+def pinned(recipe: Recipe, inputs: TrainingInputs) -> Recipe:
     """The recipe with its hub checkpoints pinned to the commits in ``inputs``."""
     parts: Mapping[str, Any] = {
         kind: part.model_copy(update={"revision": commit})

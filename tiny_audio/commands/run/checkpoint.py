@@ -1,0 +1,128 @@
+"""The model of a checkpoint: of any saved step, whether its run is finished or not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.commands.run.state import RunState, TrainingState
+from tiny_audio.commands.run.train import pinned
+from tiny_audio.config import UserError
+from tiny_audio.data.dropped import read_dropped
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.parts_table import describe_parts
+from tiny_audio.pretrained.identity import checkpoint_identity
+from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.runtime.device import device_of
+from tiny_audio.training.assembly import assemble
+from tiny_audio.training.checkpoint import check_whole, load_weights, read_progress, steps_in
+from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.metrics import read_metrics
+from tiny_audio.training.precision import set_types
+from tiny_audio.training.trainer import summary
+
+_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """A checkpoint in a run folder."""
+
+    run: Path
+    step: int
+    folder: Path
+    """Folder of the checkpoint."""
+
+    @classmethod
+    def find(cls, source: Path, step: int | None) -> SavedStep | None:
+        """Find the checkpoint of a run's step, or the one that is the folder ``source``.
+
+        Returns:
+            None if ``source`` is no checkpoint, and no step is given.
+
+        Raises:
+            UserError: there is no such step; the message lists the saved ones.
+        """
+        if source.parent.name == _FOLDER and (source / "progress.json").is_file():
+            run, given = source.parent.parent, read_progress(source).step
+            if step not in (None, given):
+                raise UserError(f"--step {step}: {source} is the checkpoint of step {given}; leave --step out")
+            return cls(run, given, source)
+        if step is None:
+            return None
+        steps = steps_in(source / _FOLDER)
+        if not (source / "state.json").is_file():
+            raise UserError(f"--step {step}: {source} is not the folder of a run; give one, or leave --step out")
+        if step not in steps:
+            raise UserError(f"--step {step}: {source} has no checkpoint of that step; {available(source)}")
+        return cls(source, step, steps[step])
+
+    def load(self) -> tuple[TinyAudioModel, Any, dict[str, Any]]:
+        """Build the model, and load the checkpoint's weights.
+
+        Returns:
+            the model, its tokenizer, and a report as in ``report.json``. Without scores, because those of a finished
+            run are those of its last step.
+
+        Raises:
+            UserError: the checkpoint is damaged, or what training started from is gone or has changed.
+        """
+        state = RunState.read(self.run)
+        if state is None or state.training is None or state.training.spelling is None:
+            raise UserError(f"{self.run} has no state.json of a training; give the folder of a run")
+        check_whole(self.folder)
+        recipe, training, learned = load_recipe(self.run / "recipe.yaml"), state.training, state.training.spelling
+        start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
+        self._check_inputs(recipe, start, training)
+        recipe = pinned(recipe, training.inputs)
+        model, tokenizer, _ = assemble(recipe, None, start, learned.vocabulary)
+        try:
+            device = device_of(recipe.execution.device)
+        except UserError:  # the recipe's device is on another machine
+            device = device_of("cpu")
+        set_types(model, recipe.training.precision, device)
+        load_weights(self.folder, model)
+        report = self._report(recipe, model, training)
+        return model.eval().requires_grad_(False), tokenizer, report
+
+    def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
+        """Frozen weights are not in the checkpoint, so their origin must be the same."""
+        recorded = training.inputs
+        recipe = pinned(recipe, recorded)
+        for name, before, found in (
+            ("encoder checkpoint", recorded.encoder, checkpoint_identity(recipe.encoder)),
+            ("decoder checkpoint", recorded.decoder, checkpoint_identity(recipe.decoder)),
+            ("init_from", recorded.init_from, start.fingerprint() if start else None),
+        ):
+            if found != before:
+                raise UserError(f"{self.run} was trained with another {name} ({before}); restore that")
+
+    def _report(self, recipe: Recipe, model: TinyAudioModel, training: TrainingState) -> dict[str, Any]:
+        written = self.run / "report.json"
+        if training.finished and self.step == training.summary.get("steps") and written.is_file():
+            report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
+            return report | {"step": self.step}
+        rows = read_metrics(self.run / "metrics.jsonl")
+        monitored = [row for row in rows if row.get("kind") == "evaluation" and row.get("step") == self.step]
+        return {
+            "run_id": recipe.run_id(),
+            "name": self.run.resolve().name,
+            "step": self.step,
+            "monitored": monitored,
+            "parts": describe_parts(model),
+            "training": summary(read_progress(self.folder)),
+            "evaluation": {},
+            "ledger": None,
+            "dropped": dict(Counter(drop.reason for drop in read_dropped(self.run / "dropped.jsonl"))),
+            "provenance": {},
+            "recipe": recipe.model_dump(mode="json"),
+        }
+
+
+def available(run: Path) -> str:
+    """A hint: the steps of a run that are saved."""
+    steps = steps_in(run / _FOLDER)
+    return f"saved steps: {', '.join(map(str, steps))}" if steps else "no step is saved"
