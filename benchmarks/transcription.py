@@ -39,7 +39,7 @@ from tiny_audio.analysis.scoring import align, normalizer
 from tiny_audio.audio.load import load_audio
 from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.filters import boost_quiet
+from tiny_audio.inference.filters import boost_quiet, non_speech_reason
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.runtime.files import cache_dir
@@ -51,6 +51,7 @@ ROOM_DBFS = -75.0
 """Of the noise under the shorter recording; the long one's pauses are digital silence."""
 NUM_TIMED, NUM_SPOKEN = 200, 400
 ATTENUATION_DB = 40.0
+TELEPHONE_HZ = (300, 3400)
 SILENCES_MS, MAX_WER_OF_SILENCE = (40, 150, 300), 0.01
 PEAK_OF = """
 import resource, subprocess, sys
@@ -270,7 +271,8 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
     rows = [["as it is, raw model", f"{wer(references, plain):.2%}", *lost(references, plain), ""]]
     rows.append(["as it is", f"{wer(references, kept):.2%}", *lost(references, kept), fired])
     results = {}
-    for name, waveforms in (("40 dB softer", softer), ("40 dB softer, in 16 bits", coarse)):
+    narrow = [in_band(wave, *TELEPHONE_HZ) for wave in waves]
+    for name, waveforms in (("40 dB softer", softer), ("40 dB softer, in 16 bits", coarse), ("telephone", narrow)):
         results[name] = filtered.transcribe([torch.from_numpy(wave) for wave in waveforms])
         found = [one.text for one in results[name]]
         count = sum(bool(reasons(one)) for one in results[name])
@@ -281,6 +283,8 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
     record.say(f"## Speech: {len(clips)} sentences, {num_words} words\n")
     record.table(["", "WER", "words deleted", "sentences without text", "filters fired"], rows)
     record.bar("filters change no text of speech", kept == plain and not fired)
+    classified = [non_speech_reason(torch.from_numpy(wave)) for wave in narrow]
+    record.bar("speech within the band of telephones is not taken for noise or tones", not any(classified))
     soft_texts = [one.text for one in results["40 dB softer"]]
     gone = {name: words_gone(references, kept, [one.text for one in result]) for name, result in results.items()}
     record.say(
@@ -293,6 +297,13 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
     record.bar("every word that is right at its own level is right 40 dB softer", gone["40 dB softer"] == 0)
     alone = [texts(filtered, [wave])[0] for wave in waves[:100]]
     record.bar("100 sentences have the same text alone as among 400", alone == kept[:100])
+
+
+def in_band(wave: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
+    """The sound with an empty spectrum outside a band."""
+    spectrum, frequencies = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    spectrum[(frequencies < low_hz) | (frequencies > high_hz)] = 0
+    return np.fft.irfft(spectrum, len(wave)).astype(np.float32)
 
 
 def silence_before(record: Record, filtered: Transcriber, clips: Clips) -> None:
