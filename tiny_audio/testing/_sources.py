@@ -22,11 +22,12 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
     expect(bool(index.utterances), config, "the index has no utterance")
     ids = [utterance.id for utterance in index.utterances]
     expect(len(set(ids)) == len(ids), config, "two utterances have the same id")
-    for utterance in index.utterances:
+    for utterance, is_empty in zip(index.utterances, index.without_text(), strict=True):
         seconds = utterance.duration_s
         expect(bool(utterance.id), config, "an utterance has an empty id")
         expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} has a duration of {seconds} s")
-        expect(bool(utterance.text.strip()), config, f"{utterance.id} has no text; it must be listed as dropped")
+        told = "it must be listed as dropped, or Index.empty must say that nobody speaks"
+        expect(bool(utterance.text.strip()) != is_empty, config, f"{utterance.id} has no text; {told}")
         expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has whitespace around its text")
         plain = all(isinstance(item, str) for pair in utterance.metadata.items() for item in pair)
         expect(plain, config, f"{utterance.id} has metadata that are not strings")
