@@ -78,6 +78,7 @@ IDENTITY = {
     "data.train.clips.text_column": "transcript",
     "data.min_duration_s": 0.4,
     "data.max_duration_s": 9.0,
+    "data.keep_empty": True,
     "augmentation.speed": [0.9, 1.0],
     "augmentation.silence": {},
     "augmentation.spec_augment": {},
