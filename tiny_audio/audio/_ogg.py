@@ -58,8 +58,10 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
         return None
     parts: list[Part] = []
     cut_off = damage = None
+    rest = b""
     if pages[-1].end < end and not pages[-1].flags & _LAST:
         cut_off = f"cut off: its last {end - pages[-1].end:,} bytes are not a whole page"
+        rest = _whole_packets(data, pages[-1], end) if careful else b""
     links = list(_links(pages))
     num_streams, origin = 0, 0.0
     for link in links:
@@ -80,7 +82,9 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
             seconds = (max(page.position for page in run) - base - codec.skipped) / codec.rate
             numbered = run[0].number == headers[-1].number + 1
             front = _ranges(headers) if numbered else [_renumbered(data, headers, run[0].number)]
-            parts.append(Part((*front, *_ranges(run)), end_s=None if whole else origin + seconds))
+            back = [rest] if rest and run[-1] is pages[-1] else []
+            end_s = None if whole or back else origin + seconds
+            parts.append(Part((*front, *_ranges(run), *back), end_s=end_s))
         origin += max(0.0, seconds)
     joined = sum(page.end - page.start for page in pages)
     if not parts and not cut_off:
@@ -108,6 +112,29 @@ def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
         position = data.find(b"OggS", position + 1, end)
         if position < 0:
             return
+
+
+def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
+    """The page that is cut off, as a page of the packets that are whole; empty if there are none."""
+    head = data.read(last.end, _HEAD_BYTES + 255)
+    if head[:5] != b"OggS\0" or len(head) < _HEAD_BYTES or head[14:18] != last.serial.to_bytes(4, "little"):
+        return b""
+    lacing = head[_HEAD_BYTES : _HEAD_BYTES + head[26]]
+    start = last.end + _HEAD_BYTES + len(lacing)
+    kept = size = total = 0
+    for index, length in enumerate(lacing):
+        total += length
+        if length < 255 and start + total <= end:
+            kept, size = index + 1, total
+    if kept == 0 or last.position < 0:
+        return b""
+    # The position is that of the last packet of the whole page.
+    packets, position = len(lacing) - lacing.count(255), int.from_bytes(head[6:14], "little", signed=True)
+    share = (kept - lacing[:kept].count(255)) / packets
+    position = last.position + round(max(0, position - last.position) * share)
+    page = head[:6] + position.to_bytes(8, "little") + head[14:22] + bytes(4) + bytes([kept]) + lacing[:kept]
+    page += data.read(start, size)
+    return page[:22] + _checksum(page).to_bytes(4, "little") + page[26:]
 
 
 def _is_intact(page: bytes) -> bool:
