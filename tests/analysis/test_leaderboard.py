@@ -15,7 +15,7 @@ from tiny_audio.analysis.rescore import read_targets, rescore
 from tiny_audio.analysis.scoring import align, normalizer, score
 from tiny_audio.config import UserError
 
-pytest.importorskip("kaldialign", reason="there is no wheel for this platform")
+pytest.importorskip("kaldialign", reason="kaldialign is not installed")
 
 CONTENT: dict[str, Any] = json.loads(gzip.decompress(GOLDEN.read_bytes()))
 LANGUAGES = ("de", "es", "fr", "it", "pt")
