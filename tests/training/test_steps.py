@@ -62,6 +62,14 @@ def test_a_learning_rate_beyond_reason_ends_the_run(document: Document, tmp_path
     assert rows[-1]["loss"] is None
 
 
+def test_a_run_without_a_good_step_fails(document: Document, tmp_path: Path) -> None:
+    trainer = make_trainer(changed(document, training__steps=3), tmp_path)
+    trainer.bare_model.get_parameter("projector.down.weight").register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(RunFailed, match=r"^none of the 3 steps "):
+        trainer.run()
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
 def test_one_bad_step_is_skipped_and_counted(document: Document, tmp_path: Path) -> None:
     callback = RecordingCallback()
     trainer = make_trainer(changed(document, execution__log_every=3), tmp_path, callback=callback)

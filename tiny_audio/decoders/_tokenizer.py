@@ -92,6 +92,8 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises the base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "tiktoken" in reason:  # transformers tries it on every file that sentencepiece cannot read
+            reason = "its tokenizer.model is damaged, or the sentencepiece package is not installed"
         raise _no_tokenizer(folder_or_id, reason) from error
     # Without any file, transformers makes a tokenizer that has only special tokens.
     if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:

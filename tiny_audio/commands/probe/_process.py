@@ -260,7 +260,7 @@ class _Bench:
         targets = [torch.zeros(text_tokens_of(recipe, duration_s), dtype=torch.long, device=self.device)] * clips
         spell: Sequence[int] = ()
         if recipe.ctc is not None:
-            letters = min(round(duration_s * 15), recipe.encoder.num_frames(int(lengths.min())))
+            letters = min(round(duration_s * 15), int(self.model.encoder.num_frames(lengths.min())))
             spell = [1 + index % 2 for index in range(letters)]
         return {
             "waveforms": 0.1 * torch.randn(clips, num_samples, device=self.device),
