@@ -76,6 +76,7 @@ def test_inference_of_a_trained_model(tmp_path: Path) -> None:
     assert printed.strip() in page.read_text()
 
 
+@pytest.mark.slow
 def test_inference_of_random_weights() -> None:
     printed = run("benchmarks/inference.py", "--tiny", "--clips", "2", "--rounds", "1")
     for line in printed.splitlines():

@@ -104,6 +104,7 @@ def test_it_keeps_the_contract(site: Path) -> None:
     assert done.stdout == "kept\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="needs espeak-ng: pip install 'tiny-audio[synthetic]'")
 def test_it_trains_in_the_quickstart_and_travels_with_the_model(site: Path, tmp_path: Path) -> None:
     changes = [

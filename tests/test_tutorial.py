@@ -90,6 +90,7 @@ def test_it_is_swept(site: Path, recipe: str, tmp_path: Path) -> None:
     assert runs == {(projector, seed) for projector in ("swiglu", "attentive") for seed in (0, 1, 2)}
 
 
+@pytest.mark.slow
 def test_it_is_benched(site: Path, recipe: str) -> None:
     """Between the parts of a tiny recipe, on one short clip."""
     kind, *options = command_of("bench")[2:]

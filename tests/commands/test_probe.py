@@ -128,6 +128,7 @@ def process(recipe: Recipe) -> Iterator[Process]:
         yield started
 
 
+@pytest.mark.slow  # trains for half a minute to find the limits
 def test_what_is_found_fits_and_a_quarter_more_does_not(process: Process, probed: Probe) -> None:
     allowed = 0.9 * MEMORY_GB * GIB
     assert [found.duration_s for found in probed.buckets] == [4.0, 2.0]
@@ -142,6 +143,7 @@ def test_what_is_found_fits_and_a_quarter_more_does_not(process: Process, probed
     assert 0.8 < probed.buckets[0].padded_s / probed.buckets[1].padded_s < 1.25
 
 
+@pytest.mark.slow
 def test_predictions_stand_beside_measurements(probed: Probe) -> None:
     for found in probed.buckets:
         assert found.predicted_bytes == pytest.approx(found.measured.peak_bytes, rel=0.2)

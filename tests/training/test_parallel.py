@@ -41,6 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 PARALLEL = ("ddp", "fsdp")
+FSDP_SLOW = ("ddp", pytest.param("fsdp", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_every_part_trains_in_several_processes(document: Document, tmp_path: Pa
 LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, parallel: str) -> None:
     """Under frozen weights, with layers computed twice, in bf16; the export is whole, too."""
     for kind in ("encoder", "decoder"):
@@ -234,7 +235,7 @@ def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]
     return prepare
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: Path, parallel: str) -> None:
     """Two processes, of which the second is signaled; then one alone; then three: all see the clips of one alone."""
     document = changed(document, execution__log_clips=True, training__steps=9, execution__parallel=parallel)
@@ -279,7 +280,7 @@ def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path:
 # --- agreed on
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all(
     document: Document, tmp_path: Path, parallel: str
 ) -> None:
