@@ -26,7 +26,6 @@ Write = Callable[..., Path]
     [
         (b"\x89PNG\r\n\x1a\n\x00\x00", r"recipe.yaml .*UTF-8 .*byte 0"),
         (b"a: caf\xe9", r"recipe.yaml .*UTF-8 .*byte 6"),
-        ("a: 1".encode("utf-16"), r"UTF-8|unacceptable character"),
         (bytes(range(256)), "recipe.yaml is "),
         (b"a: 1\x00", "unacceptable character #x0000"),
         (b"a: 1\n" * (MAX_BYTES // 5 + 1), "recipe.yaml .*256 KiB"),
@@ -159,7 +158,7 @@ def test_a_circle(write_recipe: Write) -> None:
     ],
 )
 def test_a_base_that_is_none(write_recipe: Write, extends: str, message: str) -> None:
-    write_recipe(b"\xff\xfe", "binary.bin")
+    write_recipe(b"\x89PNG\r\n", "binary.bin")
     write_recipe("- a", "list.yaml")
     with pytest.raises(UserError, match=message):
         read_yaml(write_recipe(f"extends: {extends}\na: 1"))
