@@ -93,7 +93,7 @@ UNUSABLE = {
     "empty.wav": "empty",
     "one_sample.wav": "too_short",
     "nan.wav": "non_finite",
-    "cut_off.flac": "undecodable",
+    "cut_off.flac": "truncated",
     "text.wav": "undecodable",
     "forged.wav": "truncated",
 }

@@ -70,7 +70,7 @@ KINDS = {
     "silent": "text_missing",
     "latin-1": "bad_unicode",
     "crowded": "text_too_long",
-    "cut_off": "undecodable",
+    "cut_off": "truncated",
     "forged": "truncated",
     "no_duration": "bad_duration",
     "special": "special_token",
