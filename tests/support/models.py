@@ -38,6 +38,7 @@ def assemble(
     ctc: bool = True,
     generation: GenerationConfig = GREEDY,
     hidden_size: int | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> tuple[TinyAudioModel, Any]:
     """A model and its tokenizer.
 
@@ -50,15 +51,16 @@ def assemble(
         ctc: whether there is a CTC head.
         generation: the model's settings.
         hidden_size: of the encoder, instead of that of its tiny config.
+        overrides: further fields of the encoder's architecture.
     """
     torch.manual_seed(0)
     encoder_config: Any = ENCODERS.entry(encoder).config.tiny()  # type: ignore[attr-defined]
     decoder_config: Any = (
         DECODERS.entry(decoder).config.tiny() if isinstance(decoder, str) else DECODERS.parse(decoder)  # type: ignore[attr-defined]
     )
-    if hidden_size is not None:
-        overrides = {**encoder_config.overrides, "hidden_size": hidden_size}
-        encoder_config = encoder_config.model_copy(update={"overrides": overrides})
+    changes = ({} if hidden_size is None else {"hidden_size": hidden_size}) | (overrides or {})
+    if changes:
+        encoder_config = encoder_config.model_copy(update={"overrides": encoder_config.overrides | changes})
     tokenizer = build_tokenizer(decoder_config, transcripts)
     if lora:
         encoder_config = with_lora(encoder_config, ENCODERS.build(encoder_config, EncoderContext()))

@@ -199,6 +199,8 @@ def test_a_stopped_run(stage: tuple[Document, Path], tmp_path: Path, capsys: pyt
         run(document, folder, ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert main(["export", str(folder), str(tmp_path / "out")]) == 2
     assert "saved steps: 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="tiny-audio export "):
+        load_model(folder / "checkpoints" / "step-000000001")
     early = export(folder, tmp_path / "out", "--step", 1)
     assert exported_bytes(early) == exported_bytes(export(finished, tmp_path / "same", "--step", 1))
     (folder / "checkpoints" / "step-000000001" / "model.safetensors").write_bytes(b"")

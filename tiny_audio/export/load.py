@@ -107,6 +107,8 @@ def model_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    if (folder / "progress.json").is_file():
+        raise UserError(f"{folder}: a checkpoint; make a model of it with `tiny-audio export {folder} DIR`")
     if (folder / "state.json").is_file():
         saved = sorted(int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("step-*"))
         steps = f", or export a checkpoint with --step (saved steps: {', '.join(map(str, saved))})" if saved else ""
