@@ -2,7 +2,7 @@
 # make test         set up .venv and run the tests
 # make slow         run the tests that take minutes
 # make check        what CI runs: format, lint, types, tests
-# make docs         regenerate the reference pages in docs/ and the golden texts in tests/commands/
+# make docs         regenerate the reference pages in docs/ and the golden texts in tests/
 # make benchmarks   measure start-up, memory, loading and training, each against a baseline (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,7 @@ check: setup
 docs: setup
 	$(BIN)/tiny-audio reference --output-dir docs
 	$(BIN)/python -m tests.commands.golden
+	REGENERATE=1 $(PYTEST) tests/*/test_messages.py tests/test_registry_messages.py tests/recipe/test_errors.py
 
 benchmarks: setup
 	$(BIN)/python benchmarks/startup.py

@@ -188,7 +188,7 @@ def reference(
     kind: arg.PageKind = None,
     output_dir: Annotated[Path | None, Option(help="Write <kind>.md files there.", file_okay=False)] = None,
 ) -> None:
-    """Print the reference pages as Markdown. Every field of every part, and every option of every command."""
+    """Print the reference pages as Markdown. Every field of recipes and parts, and every option of every command."""
     from tiny_audio.commands.reference import reference
 
     reference(kind, output_dir, app)

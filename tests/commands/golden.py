@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from tests.support.golden import without_part_names
 from tests.support.paths import ROOT
 from tiny_audio.cli import app, main
 
@@ -68,7 +69,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
 
 def mistakes() -> str:
     """What wrong arguments print, and the exit code."""
-    return "\n".join(f"$ tiny-audio {command}\n{_run(command)}" for command in COMMANDS)
+    return without_part_names("\n".join(f"$ tiny-audio {command}\n{_run(command)}" for command in COMMANDS))
 
 
 def _run(command: str) -> str:

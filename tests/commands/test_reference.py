@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from tests.support.paths import ROOT
 from tiny_audio.cli import app, main
 from tiny_audio.commands.command_reference import commands_page
-from tiny_audio.commands.reference import reference_page
+from tiny_audio.commands.reference import fields_page, reference_page
 from tiny_audio.commands.show import REGISTRIES
+from tiny_audio.recipe import Recipe
 
 DOCS = ROOT / "docs"
 
@@ -20,6 +21,20 @@ DOCS = ROOT / "docs"
 def test_the_page_is_current(kind: str) -> None:
     page = (DOCS / f"{kind}.md").read_text()
     assert page == reference_page(kind, REGISTRIES[kind]), "run `make docs`"
+
+
+def test_the_page_of_fields_is_current() -> None:
+    assert (DOCS / "fields.md").read_text() == fields_page(), "run `make docs`"
+
+
+def test_every_section_of_a_recipe_is_there_and_every_field_has_a_meaning() -> None:
+    headings, *sections = fields_page().split("\n## ")
+    assert "encoders.md" in headings
+    parts = {"encoder", "projector", "decoder"}
+    assert {text.split("\n", 1)[0] for text in sections} == Recipe.model_fields.keys() - parts
+    rows = [line for text in sections for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert not [row for row in rows if row.endswith("|  |")], "fields without a docstring"
 
 
 def test_the_page_of_commands_is_current() -> None:

@@ -1,17 +1,16 @@
-"""SpecAugment: masks over the encoder's features."""
+"""Sections that change the encoder's features: SpecAugment, and their order."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tiny_audio.data.augmentation import (
-    SpecAugment,
-    SpecAugmentConfig,
-    clip_seed,
-)
+from tiny_audio.data.augmentation import AugmentationConfig, FeatureAugmentation, SpecAugmentConfig, clip_seed
 from tiny_audio.frames import Frames
 
 CHANNELS = 20
@@ -28,7 +27,7 @@ def batch(lengths: list[int], size: int | None = None, rate: float = 100.0) -> F
 
 def test_no_masks_are_the_identity() -> None:
     features = batch([30, 20])
-    masked = SpecAugment(SpecAugmentConfig(num_time_masks=0, num_channel_masks=0), [1, 2])(features)
+    masked = SpecAugmentConfig(num_time_masks=0, num_channel_masks=0).apply(features, [1, 2])
     assert torch.equal(masked.values, features.values)
     assert torch.equal(masked.lengths, features.lengths)
     assert masked.rate == features.rate
@@ -53,18 +52,18 @@ def test_a_clip_is_masked_alike_alone_and_in_a_padded_batch(
     lengths: list[int], seed: int, extra: int, config: SpecAugmentConfig
 ) -> None:
     seeds = [clip_seed(seed, 0, str(clip)) for clip in range(len(lengths))]
-    together = SpecAugment(config, seeds)(batch(lengths, max(lengths) + extra))
-    again = SpecAugment(config, seeds)(batch(lengths, max(lengths) + extra))
+    together = config.apply(batch(lengths, max(lengths) + extra), seeds)
+    again = config.apply(batch(lengths, max(lengths) + extra), seeds)
     assert torch.equal(together.values, again.values)
     for clip, length in enumerate(lengths):
-        alone = SpecAugment(config, [seeds[clip]])(batch([length]))
+        alone = config.apply(batch([length]), [seeds[clip]])
         torch.testing.assert_close(together.values[clip, :length], alone.values[0], rtol=0, atol=1e-5)
 
 
 def masks(config: SpecAugmentConfig, length: int, seed: int) -> tuple[Tensor, Tensor]:
     """Which frames and which channels of one clip are masked."""
     features = batch([length], length + 10)
-    changed = (SpecAugment(config, [seed])(features).values != features.values)[0, :length]
+    changed = (config.apply(features, [seed]).values != features.values)[0, :length]
     return changed.all(dim=1), changed.all(dim=0)
 
 
@@ -91,7 +90,7 @@ def test_masks_by_the_second_take_the_same_share_of_short_and_long_clips() -> No
 
 def test_masked_spots_become_the_clips_mean() -> None:
     features = batch([40, 25])
-    masked = SpecAugment(SpecAugmentConfig(), [3, 4])(features)
+    masked = SpecAugmentConfig().apply(features, [3, 4])
     changed = masked.values != features.values
     for clip, length in enumerate([40, 25]):
         new = masked.values[clip, :length][changed[clip, :length]]
@@ -102,7 +101,7 @@ def test_masked_spots_become_the_clips_mean() -> None:
 def test_gradients_flow_where_nothing_is_masked() -> None:
     features = batch([40])
     features.values.requires_grad_(True)
-    masked = SpecAugment(SpecAugmentConfig(), [3])(features)
+    masked = SpecAugmentConfig().apply(features, [3])
     masked.values[0, :40].sum().backward()
     assert features.values.grad is not None
     assert features.values.grad.isfinite().all()
@@ -111,4 +110,29 @@ def test_gradients_flow_where_nothing_is_masked() -> None:
 def test_features_in_half_precision_stay_so() -> None:
     features = batch([40])
     half = Frames(features.values.bfloat16(), features.lengths, features.rate)
-    assert SpecAugment(SpecAugmentConfig(), [3])(half).values.dtype == torch.bfloat16
+    assert SpecAugmentConfig().apply(half, [3]).values.dtype == torch.bfloat16
+
+
+class Scale(FeatureAugmentation):
+    def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
+        factors = torch.tensor(seeds, dtype=features.values.dtype)
+        return replace(features, values=features.values * factors[:, None, None])
+
+
+class Shift(FeatureAugmentation):
+    def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
+        return replace(features, values=features.values + 1)
+
+
+class MoreAugmentation(AugmentationConfig):
+    scale: Scale | None = None
+    shift: Shift | None = None
+
+
+def test_sections_of_features_apply_in_the_order_of_their_fields() -> None:
+    assert MoreAugmentation().of_features([2, 3]) is None
+    features = batch([30, 20])
+    transform = MoreAugmentation(shift=Shift(), scale=Scale()).of_features([2, 3])
+    assert transform is not None
+    factors = torch.tensor([2.0, 3.0])[:, None, None]
+    assert torch.equal(transform(features).values, features.values * factors + 1)

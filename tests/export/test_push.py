@@ -45,6 +45,7 @@ def test_the_command_uploads_all_of_an_export_and_nothing_else(exported: Path, t
     """In a process of its own, which reads HF_ENDPOINT and HF_TOKEN as a user sets them."""
     with upload_hub() as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
+        env["HF_HUB_OFFLINE"] = "0"  # whoever runs the tests may have set it
         command = [sys.executable, "-m", "tiny_audio.cli", "push", str(exported), "me/my-model", "--private"]
         done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

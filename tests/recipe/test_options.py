@@ -13,10 +13,10 @@ import tiny_audio
 from tests.recipe.configs import FIELDS, configs
 from tests.support.attribute_reads import AttributeReads
 from tiny_audio.ctc import CtcConfig
-from tiny_audio.data.augmentation import AugmentationConfig, WaveformAugmentation
+from tiny_audio.data.augmentation import AugmentationConfig, FeatureAugmentation, WaveformAugmentation
 from tiny_audio.recipe import EvaluationConfig, ExecutionConfig, TrainingConfig
 
-SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "num_channel_masks", "num_time_masks", "pretrained", "rank"}
+SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "pretrained", "rank"}
 """Leaf fields with a self-explanatory name, or whose default alone differs in a part."""
 
 
@@ -64,11 +64,11 @@ def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
         for other in classes
         if (issubclass(other, config) or issubclass(config, other)) and name in other.model_fields
     }
-    if config is AugmentationConfig and any(
-        isinstance(kind, type) and issubclass(kind, WaveformAugmentation)
-        for kind in get_args(config.model_fields[name].annotation)
-    ):
-        return reads.is_read({config.__name__}, "sections")  # goes through all fields of this type
+    for base, reader in ((WaveformAugmentation, "sections"), (FeatureAugmentation, "of_features")):
+        if config is AugmentationConfig and any(
+            isinstance(kind, type) and issubclass(kind, base) for kind in get_args(config.model_fields[name].annotation)
+        ):
+            return reads.is_read({config.__name__}, reader)  # goes through all fields of this type
     return reads.is_read({*family, SENT_AS.get(config.__name__, config.__name__)}, name)
 
 

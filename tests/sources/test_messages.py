@@ -2,13 +2,12 @@
 
 After a change of wording, write the golden file again and read the difference:
 
-    TINY_AUDIO_WRITE_GOLDEN=1 pytest tests/sources/test_messages.py
+    REGENERATE=1 pytest tests/sources/test_messages.py
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.sources.clip_files import write, write_clip
+from tests.support.golden import check_golden
 from tests.support.hub_server import Hub, Repo
 from tests.support.parquet_shards import encoded_clip, write_parquet
 from tiny_audio.config import UserError
@@ -116,6 +116,4 @@ def test_messages(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
     text = "\n\n".join(lines(tmp_path, hub)) + "\n"
     for value, name in ((str(tmp_path), "FOLDER"), (hub.endpoint, "HUB")):
         text = text.replace(value, name)
-    if os.environ.get("TINY_AUDIO_WRITE_GOLDEN"):
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+    check_golden(GOLDEN, text)

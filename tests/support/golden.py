@@ -10,13 +10,27 @@ from typing import Any
 from pydantic import ValidationError
 
 from tiny_audio.config import problems
+from tiny_audio.decoders import DECODERS
+from tiny_audio.encoders import ENCODERS
+from tiny_audio.export import EXPORTS
+from tiny_audio.projectors import PROJECTORS
+from tiny_audio.providers import PROVIDERS
+from tiny_audio.sources import SOURCES
 
 
 def check_golden(path: Path, text: str) -> None:
     """The file holds this text; with ``REGENERATE=1`` in the environment it is written instead."""
+    text = without_part_names(text)
     if os.environ.get("REGENERATE"):
         path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"{path}: run the test again with REGENERATE=1, and read the diff"
+    assert text == path.read_text(encoding="utf-8"), f"{path}: run `make docs` and read the difference"
+
+
+def without_part_names(text: str) -> str:
+    """The text without lists of all registered parts, because a new part should not change a golden file."""
+    for registry in (ENCODERS, PROJECTORS, DECODERS, SOURCES, PROVIDERS, EXPORTS):
+        text = text.replace(f"Allowed: {', '.join(registry.names())}", f"Allowed: (every {registry.kind})")
+    return text
 
 
 def raised(title: str, function: Callable[..., object], *args: Any, **kwargs: Any) -> str:

@@ -34,7 +34,7 @@ from tests.training.throughput_models import (
     with_fields,
 )
 from tiny_audio.config import UserError
-from tiny_audio.data.augmentation import SpecAugment, SpecAugmentConfig
+from tiny_audio.data.augmentation import AugmentationConfig, SpecAugmentConfig
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.model.model import TinyAudioModel
@@ -84,7 +84,8 @@ def test_a_frozen_encoder_keeps_no_activation(name: str) -> None:
     """In training mode, under SpecAugment, and with gradient checkpointing switched on by a plugin or not."""
     encoder = build_encoder(name, freeze=True)
     with saved_for_backward() as kept:
-        frames = encoder(waveforms(), LENGTHS, SpecAugment(SpecAugmentConfig(), range(len(LENGTHS))))
+        masks = AugmentationConfig(spec_augment=SpecAugmentConfig()).of_features(range(len(LENGTHS)))
+        frames = encoder(waveforms(), LENGTHS, masks)
     assert kept == []
     assert not frames.values.requires_grad
 

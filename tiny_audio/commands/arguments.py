@@ -93,7 +93,10 @@ PartKind = Annotated[
 ]
 PageKind = Annotated[
     str | None,
-    Argument(metavar="KIND", help="encoders, projectors, decoders, sources, providers or commands. Default: all."),
+    Argument(
+        metavar="KIND",
+        help="encoders, projectors, decoders, sources, providers, fields or commands. Default: all.",
+    ),
 ]
 
 # export and push

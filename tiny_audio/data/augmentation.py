@@ -1,8 +1,7 @@
 """Augmentation of training clips. It is seeded by clip and epoch, so workers and restarts do not affect it.
 
-To add an augmentation, write a subclass of :class:`WaveformAugmentation` here and add a field to
-:class:`AugmentationConfig`. The fields are applied in their order. An augmentation of the encoder's features is a field
-too, and :meth:`AugmentationConfig.of_features` applies it.
+To add an augmentation, write a subclass of :class:`WaveformAugmentation` or :class:`FeatureAugmentation` here, and add
+a field to :class:`AugmentationConfig`. The fields of each kind are applied in their order.
 """
 
 from __future__ import annotations
@@ -23,22 +22,6 @@ from tiny_audio.config import NO_IDENTITY, Config, LocalPath, UserError
 from tiny_audio.data.sounds import sounds_in
 from tiny_audio.encoders import FeatureTransform
 from tiny_audio.frames import SAMPLE_RATE, Frames
-
-
-class SpecAugmentConfig(Config):
-    """Masks over time and over channels of the encoder's features (Park et al. 2019, arXiv 1904.08779)."""
-
-    num_time_masks: NonNegativeInt = 2
-    time_masks_per_s: NonNegativeFloat = 0.0
-    """Additional time masks per second of a clip, rounded up or down at random. They mask the same share of long and
-    short clips."""
-    max_time_mask_s: PositiveFloat = 0.4
-    """Longest time mask."""
-    max_time_share: float = Field(default=0.2, gt=0, le=1)
-    """Longest time mask as a share of the clip, to protect short clips."""
-    num_channel_masks: NonNegativeInt = 2
-    max_channel_share: float = Field(default=0.2, gt=0, le=1)
-    """Widest channel mask, as a share of the channels."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +163,66 @@ class WhiteNoiseConfig(AddedNoise):
         return torch.randn(length, generator=torch.Generator().manual_seed(draw.seed % 2**63))
 
 
+class FeatureAugmentation(Config, ABC):
+    """Base of the sections that change the encoder's features, between its front end and its layers."""
+
+    @abstractmethod
+    def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
+        """Change the features ``[B, F, C]`` of a batch. Lengths stay the same.
+
+        Each clip's features depend only on the clip and its seed, not on the batch or its padding.
+
+        Args:
+            seeds: one for each clip; see :func:`clip_seed`.
+        """
+
+
+class SpecAugmentConfig(FeatureAugmentation):
+    """Masks over time and over channels of the encoder's features (Park et al. 2019, arXiv 1904.08779)."""
+
+    num_time_masks: NonNegativeInt = 2
+    """Time masks of each clip."""
+    time_masks_per_s: NonNegativeFloat = 0.0
+    """Additional time masks per second of a clip, rounded up or down at random. They mask the same share of long and
+    short clips."""
+    max_time_mask_s: PositiveFloat = 0.4
+    """Longest time mask."""
+    max_time_share: float = Field(default=0.2, gt=0, le=1)
+    """Longest time mask as a share of the clip, to protect short clips."""
+    num_channel_masks: NonNegativeInt = 2
+    """Channel masks of each clip."""
+    max_channel_share: float = Field(default=0.2, gt=0, le=1)
+    """Widest channel mask, as a share of the channels."""
+
+    def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
+        """See :meth:`FeatureAugmentation.apply`. Masked features become the mean of their clip."""
+        mask = features.mask()
+        channels = features.values.shape[2]
+        kept = torch.ones(features.values.shape, dtype=torch.bool)
+        for clip, (seed, length) in enumerate(zip(seeds, features.lengths.tolist(), strict=True)):
+            rng = random.Random(seed + 1)
+            widest = int(min(self.max_time_mask_s * features.rate, self.max_time_share * length))
+            num_time_masks = self.num_time_masks
+            if self.time_masks_per_s:
+                num_time_masks += int(self.time_masks_per_s * length / features.rate + rng.random())
+            for _ in range(num_time_masks):
+                width = rng.randint(0, widest)
+                start = rng.randint(0, length - width)
+                kept[clip, start : start + width] = False
+            for _ in range(self.num_channel_masks):
+                width = rng.randint(0, int(self.max_channel_share * channels))
+                start = rng.randint(0, channels - width)
+                kept[clip, :, start : start + width] = False
+        count = (features.lengths * channels)[:, None, None]
+        mean = features.zeroed().values.sum(dim=(1, 2), keepdim=True) / count
+        return replace(features, values=torch.where(kept.to(mask.device), features.values, mean))
+
+
 class AugmentationConfig(Config):
     """Off by default: heavy augmentation under a frozen encoder makes most test sets worse.
 
-    A clip is changed in the order speed, silence, reverberation, noise, white noise, SpecAugment.
+    Speed is changed first, then the other sections of waveforms apply in the order of the fields. SpecAugment and other
+    sections of features come last.
     """
 
     spec_augment: SpecAugmentConfig | None = None
@@ -221,7 +260,14 @@ class AugmentationConfig(Config):
         Args:
             seeds: one for each clip, see :func:`clip_seed`.
         """
-        return SpecAugment(self.spec_augment, seeds) if self.spec_augment else None
+        sections = [section for _, section in self if isinstance(section, FeatureAugmentation)]
+
+        def transform(features: Frames) -> Frames:
+            for section in sections:
+                features = section.apply(features, seeds)
+            return features
+
+        return transform if sections else None
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:
@@ -282,35 +328,3 @@ def _drawn(folder: str, rng: random.Random) -> Tensor | None:
 
 def _loudness(waveform: Tensor) -> Tensor:
     return waveform.pow(2).mean().sqrt()
-
-
-@dataclass(frozen=True)
-class SpecAugment:
-    """Masks for one batch, applied between the encoder's front end and its layers."""
-
-    config: SpecAugmentConfig
-    seeds: Sequence[int]
-    """One for each clip."""
-
-    def __call__(self, features: Frames) -> Frames:
-        """Replace masked features of ``[B, F, C]`` by the mean of the clip."""
-        config, mask = self.config, features.mask()
-        channels = features.values.shape[2]
-        kept = torch.ones(features.values.shape, dtype=torch.bool)
-        for clip, (seed, length) in enumerate(zip(self.seeds, features.lengths.tolist(), strict=True)):
-            rng = random.Random(seed + 1)
-            widest = int(min(config.max_time_mask_s * features.rate, config.max_time_share * length))
-            num_time_masks = config.num_time_masks
-            if config.time_masks_per_s:
-                num_time_masks += int(config.time_masks_per_s * length / features.rate + rng.random())
-            for _ in range(num_time_masks):
-                width = rng.randint(0, widest)
-                start = rng.randint(0, length - width)
-                kept[clip, start : start + width] = False
-            for _ in range(config.num_channel_masks):
-                width = rng.randint(0, int(config.max_channel_share * channels))
-                start = rng.randint(0, channels - width)
-                kept[clip, :, start : start + width] = False
-        count = (features.lengths * channels)[:, None, None]
-        mean = features.zeroed().values.sum(dim=(1, 2), keepdim=True) / count
-        return replace(features, values=torch.where(kept.to(mask.device), features.values, mean))
