@@ -36,7 +36,7 @@ def test_placeholders_for_the_size_of_a_wav(size: int, riff: int | None) -> None
     np.testing.assert_array_equal(loaded(wav_with(size, riff)), load_audio(clip("wav"), max_duration_s=9))
 
 
-@pytest.mark.parametrize("excess", [8, 36, 44, -2, -1_000, -BYTES // 2 + 1, -BYTES + 2])
+@pytest.mark.parametrize("excess", [8, 36, 44, -20, -1_000, -BYTES // 2 + 1, -BYTES + 2])
 def test_sizes_of_a_wav_that_are_wrong(excess: int, caplog: pytest.LogCaptureFixture) -> None:
     name = f"size {excess}"
     np.testing.assert_array_equal(loaded(wav_with(BYTES + excess), name), load_audio(clip("wav"), max_duration_s=9))

@@ -59,7 +59,7 @@ def container_layout(data: Data) -> Layout | None:
     parse = _PARSERS.get(data.read(0, 4))
     parts, notes, cut_off = [], [], None
     position, wrong = 0, False
-    while parse is not None:
+    while parse is not None and len(parts) < _MAX_CHUNKS:
         found = parse(data, position)
         if found is None:
             break
@@ -111,7 +111,7 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
         head = data.read(position, 12)
         if head[:4] in _PARSERS:
             return position
-        if not any(head) and left < 12:
+        if left < 12:  # padding
             return data.size
         tag = tag_at(data, position, data.size)
         found = chunk(position)

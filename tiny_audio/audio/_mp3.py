@@ -33,6 +33,8 @@ _VBRI_AT = 36
 """Where the other kind of tag is in the first frame."""
 _MAX_LOST_BYTES = 1 << 24
 """After so many bytes without frames, the rest of a file is no audio."""
+_MAX_RUNS = 100_000
+"""Limits the memory for a hostile file."""
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
 
 
@@ -261,7 +263,7 @@ def _runs(window: _Window, start: int, end: int) -> list[_Run]:
     runs: list[_Run] = []
     position, lost, total = start, 0, 0
     current: _Run | None = None
-    while position + 4 <= end and total <= _MAX_LOST_BYTES:
+    while position + 4 <= end and total <= _MAX_LOST_BYTES and len(runs) < _MAX_RUNS:
         found = _parse(window(position))
         expected = found is not None and current is not None and found[0] == current.kind
         if found is not None and position + found[1] <= end and (expected or _confirmed(window, position, end)):

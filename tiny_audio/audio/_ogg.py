@@ -60,7 +60,7 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
     cut_off = damage = None
     rest = b""
     if pages[-1].end < end and not pages[-1].flags & _LAST:
-        cut_off = f"cut off: its last {end - pages[-1].end:,} bytes are not a whole page"
+        cut_off = f"cut off or damaged: its last {end - pages[-1].end:,} bytes are not a whole page"
         rest = _whole_packets(data, pages[-1], end) if careful else b""
     links = list(_links(pages))
     num_streams, origin = 0, 0.0
