@@ -99,13 +99,15 @@ def _messages() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def check_decoded(decoded: np.ndarray, messages: list[str], name: str) -> None:
+def check_decoded(
+    decoded: np.ndarray, messages: list[str], name: str, *, length: bool = True, positions: bool = True
+) -> None:
     """Whatever is missing is told, and the rest is where it was."""
     told = any(name in message for message in messages)
     reference = speech(SECONDS)
-    if len(decoded) / SAMPLE_RATE < SECONDS - 0.2:
+    if length and len(decoded) / SAMPLE_RATE < SECONDS - 0.2:
         assert told, f"{len(decoded) / SAMPLE_RATE:.2f} s of {SECONDS} s, and no warning"
-    for start_s in STRETCHES:
+    for start_s in STRETCHES if positions else ():
         late_s, alike = located(decoded, reference, start_s)
         if alike > 0.7:
             assert abs(late_s) <= 0.2, f"the stretch at {start_s} s is {late_s:.2f} s late"
@@ -126,7 +128,8 @@ def check_both_ways(kind: str, faults: list[Fault]) -> None:
         except AudioError:
             return
     if not removed_pcm:  # samples without marks: nothing tells where some were removed
-        check_decoded(decoded, messages, name)
+        # The frames of an MP3 have no positions. Their number tells how many are missing, but only at one place.
+        check_decoded(decoded, messages, name, positions=kind != "mp3" or len(faults) == 1)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -162,7 +165,8 @@ def check_container(kind: str, faults: list[Fault]) -> None:
             blocks = [block.numpy() for block in recording_blocks(path, name)]
         except AudioError:
             return
-    check_decoded(np.concatenate(blocks), messages, name)
+    # MPEG-TS has no length. It may end anywhere.
+    check_decoded(np.concatenate(blocks), messages, name, length=kind != "aac.ts")
 
 
 _CONTAINER_FAULTS = st.one_of(
