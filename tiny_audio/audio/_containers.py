@@ -57,7 +57,8 @@ class _Container:
 def container_layout(data: Data) -> Layout | None:
     """How to read a file whose header is wrong; None if it is right or not of these formats."""
     parse = _PARSERS.get(data.read(0, 4))
-    parts, notes, cut_off = [], [], None
+    parts: list[Part] = []
+    notes, cut_off = [], None
     position, wrong = 0, False
     while parse is not None and len(parts) < _MAX_CHUNKS:
         found = parse(data, position)

@@ -33,6 +33,8 @@ _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$"
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
 """A recording of a running stream may begin at any time, too."""
+_DURATION = re.compile(r"^ *Duration: (\d+):(\d+):([0-9.]+),", re.MULTILINE)
+_LEAST_CUT_S = 0.2
 _PROBLEM = re.compile(r"(?:\[error\]|\[fatal\]|(?=Packet corrupt)) ?(.*)")
 _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
@@ -78,9 +80,9 @@ def ffmpeg_blocks(
     Raises:
         AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
     """
-    log = _headers(path)
-    chosen = _choose(_tracks(log), track, name)
-    absolute = ("-copyts",) if _begins_late(log) else ()
+    headers = _headers(path)
+    chosen = _choose(_tracks(headers), track, name)
+    absolute = ("-copyts",) if _begins_late(headers) else ()
     # More than two channels are mixed to two by FFmpeg, which knows what each of them is.
     layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
     # The first timestamp of a clean file is often the delay of its encoder, which is left out of the samples already.
@@ -110,7 +112,7 @@ def ffmpeg_blocks(
             process.stdout.close()
         errors.seek(0)
         log = errors.read(_MAX_LOG_BYTES).decode(errors="replace")
-    problems = _PROBLEM.findall(log)
+    problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
     cause = " ".join(" ".join(problems or [f"status {code}"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
@@ -150,6 +152,20 @@ def _begins_late(log: str) -> bool:
     """
     start = _START.search(log)
     return start is not None and _LEAST_GAP_S <= float(start[1]) <= _MAX_START_S
+
+
+def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
+    """What the headers state, if there is less. A film may have less sound than pictures."""
+    stated = _DURATION.search(log)
+    if stated and "Estimating duration" not in log and ": Video: " not in log:
+        stated_s = int(stated[1]) * 3600 + int(stated[2]) * 60 + float(stated[3])
+        if stated_s - found_s > _LEAST_CUT_S:
+            yield f"the header says {stated_s:.2f} s, but there are {found_s:.2f} s"
+    with path.open("rb") as file:
+        head = file.read(12)
+    size = int.from_bytes(head[4:8], "little")
+    if head[:4] == b"RIFF" and head[8:] == b"AVI " and path.stat().st_size < size + 8 < 0x7FFF0000:
+        yield f"the header says {size + 8:,} bytes, but there are {path.stat().st_size:,}"
 
 
 def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
