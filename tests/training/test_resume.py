@@ -229,7 +229,7 @@ def again(recipe: Path, folder: Path, *overrides: str) -> tuple[int, set[str]]:
 def test_nothing_is_left_to_do(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again(recipe, finished) == (0, set())
     out = capsys.readouterr().out
-    assert "training clips" not in out
+    assert "reading the training data" not in out
     assert f"report: {finished / 'report.html'}" in out
     assert "held_out" in out
 
@@ -380,7 +380,7 @@ def test_a_folder_of_something_else_is_left_alone(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'run'} ")
     assert "state.json" in error
-    assert "holds model," in error
+    assert " model," in error
     assert (tmp_path / "run" / "model" / "mine.txt").read_text() == "precious"
 
 
