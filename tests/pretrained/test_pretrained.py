@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def test_a_checkpoint_of_another_family(tmp_path: Path, capfd: pytest.CaptureFix
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no/such/folder", "~/no/such/folder"])
 def test_no_such_folder(path: str) -> None:
-    with pytest.raises(UserError, match=f"^hubert: .*{re.escape(repr(path))}"):
+    with pytest.raises(UserError, match=f"^hubert: .*{re.escape(repr(os.path.expanduser(path)))}"):
         encoder("hubert", path)
 
 
