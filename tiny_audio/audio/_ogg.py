@@ -79,12 +79,12 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
         if not whole:
             damage = "damaged: pages are missing or changed"
         for run in runs:
-            seconds = (max(page.position for page in run) - base - codec.skipped) / codec.rate
+            back = [rest] if rest and run[-1] is pages[-1] else []
+            last = max(page.position for page in run) if not back else _position(rest)
+            seconds = (last - base - codec.skipped) / codec.rate
             numbered = run[0].number == headers[-1].number + 1
             front = _ranges(headers) if numbered else [_renumbered(data, headers, run[0].number)]
-            back = [rest] if rest and run[-1] is pages[-1] else []
-            end_s = None if whole or back else origin + seconds
-            parts.append(Part((*front, *_ranges(run), *back), end_s=end_s))
+            parts.append(Part((*front, *_ranges(run), *back), end_s=None if whole else origin + seconds))
         origin += max(0.0, seconds)
     joined = sum(page.end - page.start for page in pages)
     if not parts and not cut_off:
@@ -129,12 +129,16 @@ def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
     if kept == 0 or last.position < 0:
         return b""
     # The position is that of the last packet of the whole page.
-    packets, position = len(lacing) - lacing.count(255), int.from_bytes(head[6:14], "little", signed=True)
+    packets, position = len(lacing) - lacing.count(255), _position(head)
     share = (kept - lacing[:kept].count(255)) / packets
     position = last.position + round(max(0, position - last.position) * share)
     page = head[:6] + position.to_bytes(8, "little") + head[14:22] + bytes(4) + bytes([kept]) + lacing[:kept]
     page += data.read(start, size)
     return page[:22] + _checksum(page).to_bytes(4, "little") + page[26:]
+
+
+def _position(page: bytes) -> int:
+    return int.from_bytes(page[6:14], "little", signed=True)
 
 
 def _is_intact(page: bytes) -> bool:

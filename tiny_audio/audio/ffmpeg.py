@@ -35,6 +35,11 @@ _MAX_START_S = 3600.0
 """A recording of a running stream may begin at any time, too."""
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):([0-9.]+),", re.MULTILINE)
 _LEAST_CUT_S = 0.2
+_HEAD_BYTES = 8_192
+_ASF_SIZES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+"""Before the size of the file in an ASF header."""
+_PLACEHOLDER = 0x7FFF0000
+"""Larger sizes may only mean: not known yet."""
 _PROBLEM = re.compile(r"(?:\[error\]|\[fatal\]|(?=Packet corrupt)) ?(.*)")
 _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
@@ -162,10 +167,14 @@ def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
         if stated_s - found_s > _LEAST_CUT_S:
             yield f"the header says {stated_s:.2f} s, but there are {found_s:.2f} s"
     with path.open("rb") as file:
-        head = file.read(12)
-    size = int.from_bytes(head[4:8], "little")
-    if head[:4] == b"RIFF" and head[8:] == b"AVI " and path.stat().st_size < size + 8 < 0x7FFF0000:
-        yield f"the header says {size + 8:,} bytes, but there are {path.stat().st_size:,}"
+        head = file.read(_HEAD_BYTES)
+    size, there, at = 0, path.stat().st_size, head.find(_ASF_SIZES)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        size = int.from_bytes(head[4:8], "little") + 8
+    elif at >= 0:  # wma and wmv
+        size = int.from_bytes(head[at + 40 : at + 48], "little")
+    if there < size < _PLACEHOLDER:
+        yield f"the header says {size:,} bytes, but there are {there:,}"
 
 
 def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
