@@ -19,10 +19,15 @@ from tests.support.processes import in_a_process
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def without_empty(err: str) -> str:
+    """The messages, without those about transcripts that are empty: the clips are tones."""
+    return "".join(line for line in err.splitlines(keepends=True) if ": no text: " not in line)
+
+
 def test_transcribe(call: Output, trained: Path) -> None:
     clips = [trained / f"clip00{number}.{'flac' if number else 'wav'}" for number in range(3)]
     code, out, err = call("transcribe", trained / "run" / "model", *clips)
-    assert (code, err) == (0, "")
+    assert (code, without_empty(err)) == (0, "")
     assert [line.split("\t")[0] for line in out.splitlines()] == list(map(str, clips))
 
 
@@ -31,7 +36,7 @@ def test_transcribe_names_what_it_cannot_read_and_does_the_rest(call: Output, tr
     code, out, err = call("transcribe", trained / "run" / "model", *files)
     assert code == 2
     assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == [*UNUSUAL, "clip000.wav"]
-    messages = err.removeprefix("error: ").splitlines()
+    messages = without_empty(err).removeprefix("error: ").splitlines()
     bad = [*UNUSABLE, "nowhere.wav"]
     assert len(messages) == len(bad)
     for name, message in zip(bad, messages, strict=True):
@@ -111,5 +116,6 @@ def test_transcribe_in_a_process_of_its_own(trained: Path) -> None:
     process = in_a_process("transcribe", trained / "run" / "model", trained / "clip000.wav", trained / "text.wav")
     assert process.returncode == 2
     assert process.stdout.startswith(f"{trained / 'clip000.wav'}\t")
-    assert process.stderr.startswith(f"error: {trained / 'text.wav'}: not an audio file that can be decoded")
-    assert process.stderr.count("\n") == 1
+    error = without_empty(process.stderr)
+    assert error.startswith(f"error: {trained / 'text.wav'}: not an audio file that can be decoded")
+    assert error.count("\n") == 1
