@@ -30,6 +30,7 @@ MODULES = {
     "pocketsphinx": "pocketsphinx",
     "liger": "liger_kernel",
     "energy": "pynvml",
+    "multilingual": "num2words",
     "bench": "pytest_benchmark",
     "dev": "hypothesis",
 }

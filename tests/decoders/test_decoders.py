@@ -241,8 +241,8 @@ def refused(config: DecoderConfig) -> UserError:
 @pytest.mark.parametrize(
     ("fields", "values"),
     [
-        ({"name": "causal_lm"}, "pretrained:"),
-        ({"name": "causal_lm", "init": "random"}, "pretrained:"),
+        ({"name": "causal_lm"}, "pretrained"),
+        ({"name": "causal_lm", "init": "random"}, "pretrained"),
         (
             {"name": "causal_lm", "init": "random", "tokenizer": {}},
             "model_type: granite",
