@@ -27,6 +27,7 @@ def test_the_contract_holds(site: Path) -> None:
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_one_is_found(site: Path, tmp_path: Path) -> None:
     wrong = broken(site, tmp_path, "program.py", "done.stdout.strip()", 'done.stdout + " "')
     done = contract(wrong, "test_program.py")

@@ -346,7 +346,8 @@ def test_a_name_in_another_unicode_form(
 
 
 STOPPING = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background jobs ignore it
 import tiny_audio.commands.transcribe as command
 from tiny_audio.cli import main
 
@@ -360,7 +361,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interruption_keeps_the_rows_that_are_done(place: Path, number: signal.Signals) -> None:
     clips = [str(place / "audio" / name) for name in ("a.wav", "b.flac")]
     command = [sys.executable, "-c", STOPPING, str(int(number)), "transcribe", str(place / "model"), *clips]

@@ -196,6 +196,7 @@ def sphinx() -> Iterator[Provider]:
     provider.close()
 
 
+@pytest.mark.slow
 def test_pocketsphinx_hears_real_speech(sphinx: Provider) -> None:
     if not SPEECH.exists():
         pytest.skip("no recorded speech on this machine")

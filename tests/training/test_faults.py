@@ -226,7 +226,7 @@ def streaming(document: Document) -> Document:
     return changed(document, **settings, data__target_text="lower")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("fault", ["error", "stall"])
 def test_a_hub_that_goes_away(
     hub: Hub, streaming: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, fault: Any
