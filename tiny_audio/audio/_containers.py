@@ -62,7 +62,7 @@ def container_layout(data: Data) -> Layout | None:
     position, wrong = 0, False
     while parse is not None and len(parts) < _MAX_CHUNKS:
         found = parse(data, position)
-        if found is None:
+        if found is None or found.start > data.size:  # cut off inside of the header
             break
         end, after = _end_of_samples(data, found)
         size = end - found.start
@@ -85,6 +85,8 @@ def container_layout(data: Data) -> Layout | None:
         position = after
     if not wrong and len(parts) < 2:
         return None
+    if len(parts) == _MAX_CHUNKS and parse is not None:
+        cut_off = f"only the first {len(parts):,} of the files in it are used"
     if len(parts) > 1:
         notes.append(f"{len(parts)} files one after the other; all of them are used")
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off)
@@ -127,9 +129,13 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
 
 def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
     """Where known chunks begin that end at ``end``; ``end`` if there are none."""
+    visited = set[int]()  # a walk that joins an earlier one fails as that did
     for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()
         while after < end and (found := chunk(after)) is not None and found[0] in _KNOWN_CHUNKS:
+            if after in visited:
+                break
+            visited.add(after)
             after += found[1]
         if end <= after <= end + 1:
             return start + match.start()
@@ -289,6 +295,8 @@ def _aiff(data: Data, begin: int) -> _Container | None:
     if not common or start - begin > _MAX_FORMAT_BYTES:
         return None
     whole = data.read(begin, start - begin)
+    if len(whole) < common - begin + 24:
+        return None
     channels, frames, bits, rate = struct.unpack(">HIHQ", whole[common - begin + 8 : common - begin + 24])
     kind = whole[common - begin + 26 : common - begin + 30] if head[8:12] == b"AIFC" else b"NONE"
     width = {b"ulaw": 1, b"alaw": 1, b"ULAW": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}.get(

@@ -71,6 +71,7 @@ class Decoder:
                 raise AudioError("truncated", f"{name}: {self._layout.cut_off}")
         self._now_s = 0.0
         self._gaps: list[tuple[float, float]] = []
+        self._silent_s = 0.0
         self._failed: AudioError | None = None
 
     @property
@@ -192,10 +193,10 @@ class Decoder:
 
     def _silence(self, rate: int, end_s: float) -> Iterator[Block]:
         """Silence until a position in time."""
-        allowed_s = _MAX_SILENCE_S - sum(end - start for start, end in self._gaps)
-        frames = round(min(end_s - self._now_s, allowed_s) * rate)
+        frames = round(min(end_s - self._now_s, _MAX_SILENCE_S - self._silent_s) * rate)
         if frames <= 1:
             return
+        self._silent_s += frames / rate
         if frames > _TOLERANCE_S * rate:
             self._gaps.append((self._now_s, self._now_s + frames / rate))
         while frames > 0:

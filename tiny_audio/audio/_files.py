@@ -20,6 +20,15 @@ _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 """Errors that are caused by the path itself, so retrying does not help."""
 
 
+class _Memory(io.BytesIO):
+    """The bytes of a clip. In some files that are cut off, libsndfile seeks to a position before the start."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET and offset < 0:
+            return self.tell()
+        return super().seek(offset, whence)
+
+
 @contextmanager
 def opened(source: Path | bytes, name: str) -> Iterator[Data]:
     """Open a file, or the bytes of one.
@@ -32,7 +41,7 @@ def opened(source: Path | bytes, name: str) -> Iterator[Data]:
     if isinstance(source, bytes):
         if not source:
             raise AudioError("empty", f"{name}: a file of 0 bytes")
-        yield Data(io.BytesIO(source))
+        yield Data(_Memory(source))
         return
     descriptor = _descriptor(source, name)
     try:

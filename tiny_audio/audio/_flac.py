@@ -137,7 +137,7 @@ def _parts(run: Sequence[PartFrame], stream: _Stream, origin: float) -> Iterator
 
 
 def _part(frames: Sequence[PartFrame], header: bytes, origin: float) -> Part:
-    rate = int.from_bytes(header[18:21], "big") >> 4
+    rate = max(1, int.from_bytes(header[18:21], "big") >> 4)
     samples = sum(frame.samples for frame in frames)
     total = int.from_bytes(header[18:26], "big") >> 36 << 36 | samples
     header = header[:18] + total.to_bytes(8, "big") + header[26:]
@@ -151,7 +151,7 @@ def halves(part: Part) -> tuple[Part, Part]:
     header = part.pieces[0]
     assert isinstance(header, bytes)
     assert part.start_s is not None
-    rate = int.from_bytes(header[18:21], "big") >> 4
+    rate = max(1, int.from_bytes(header[18:21], "big") >> 4)
     origin, middle = part.start_s - part.frames[0].start / rate, len(part.frames) // 2
     return _part(part.frames[:middle], header, origin), _part(part.frames[middle:], header, origin)
 
@@ -175,7 +175,7 @@ def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
     position = stream.audio
     while position < end:
         block = data.read(position, min(_BLOCK_BYTES, end - position))
-        last = position + len(block) >= end or not block
+        last = position + len(block) >= end or len(block) <= _MAX_HEADER  # shorter if the file shrinks meanwhile
         for match in _SYNC.finditer(block):
             if match.start() >= len(block) - _MAX_HEADER and not last:
                 break

@@ -97,7 +97,7 @@ class _Run:
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
-            if bytes(tag[at + 120 : at + 124]) in (b"LAME", b"Lavf", b"Lavc"):
+            if len(tag) >= at + 144 and bytes(tag[at + 120 : at + 124]) in (b"LAME", b"Lavf", b"Lavc"):
                 tag[at + 142 : at + 144] = bytes([tag[at + 142] & 0xF0, 0])
         else:
             tag = bytearray(_new_tag(self.kind, count))
@@ -218,7 +218,9 @@ def _parse(head: bytes) -> tuple[_Kind, int] | None:
 def _tag(window: _Window, position: int, kind: _Kind, size: int) -> bytes:
     """The frame at this position if it is a tag with the length."""
     if window(position + kind.tag_at) in (b"Xing", b"Info") or window(position + _VBRI_AT) == b"VBRI":
-        return window(position, size)
+        tag = window(position, size)
+        if len(tag) >= max(kind.tag_at + 16, _VBRI_AT + 18):
+            return tag
     return b""
 
 

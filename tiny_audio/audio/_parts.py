@@ -25,7 +25,8 @@ class Data:
         self.size = os.fstat(stream).st_size if isinstance(stream, int) else len(stream.getbuffer())
 
     def read(self, start: int, count: int) -> bytes:
-        """At most ``count`` bytes, fewer at the end."""
+        """At most ``count`` bytes, fewer at the end, and none if ``count`` is negative."""
+        count = max(0, count)
         if isinstance(self.stream, int):
             os.lseek(self.stream, start, os.SEEK_SET)
             return os.read(self.stream, count)

@@ -17,7 +17,7 @@ class AudioError(UserError):
     Attributes:
         reason: a code for counting: ``not_a_file``, ``unreadable``, ``undecodable``, ``truncated``, ``empty``,
             ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``, ``channels``,
-            ``no_such_channel``, ``unknown_length``.
+            ``no_such_channel``, ``no_such_track``, ``unknown_length``, ``duration_differs``.
     """
 
     def __init__(self, reason: str, message: str) -> None:

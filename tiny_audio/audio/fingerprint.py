@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _WINDOW, _HOP = 1024, 256
+_BLOCK_FRAMES = 4096
 _LOWEST, _HIGHEST = 16, 240
 """Bins of 15.6 Hz: 250 to 3,750 Hz, which telephones and low bit rates keep."""
 _NEAR_FRAMES, _NEAR_BINS = 4, 8
@@ -58,8 +59,18 @@ def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if len(waveform) < _WINDOW:
         waveform = F.pad(waveform, (0, _WINDOW - len(waveform)))
     window = torch.hann_window(_WINDOW, device=waveform.device)
-    spectrum = torch.stft(waveform, _WINDOW, _HOP, window=window, center=False, return_complex=True).abs()
-    levels = spectrum[_LOWEST:_HIGHEST].T  # [T, bins]
+    num_frames = 1 + (len(waveform) - _WINDOW) // _HOP
+    blocks = [  # in blocks, because only a part of the bins is kept
+        torch.stft(
+            waveform[first * _HOP : (min(first + _BLOCK_FRAMES, num_frames) - 1) * _HOP + _WINDOW],
+            *(_WINDOW, _HOP),
+            window=window,
+            center=False,
+            return_complex=True,
+        )[_LOWEST:_HIGHEST].abs()
+        for first in range(0, num_frames, _BLOCK_FRAMES)
+    ]
+    levels = torch.cat(blocks, dim=1).T  # [T, bins]
     # One axis after the other: the same result with a fraction of the work.
     largest = F.max_pool1d(levels, 2 * _NEAR_BINS + 1, stride=1, padding=_NEAR_BINS)
     largest = F.max_pool1d(largest.T, 2 * _NEAR_FRAMES + 1, stride=1, padding=_NEAR_FRAMES).T

@@ -88,7 +88,7 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
 
 
 def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
-    """Down-mix and resample decoded samples. The result equals that of :func:`load_audio`.
+    """Down-mix and resample decoded samples, as :func:`load_audio` does with a file of one block.
 
     Args:
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.

@@ -10,7 +10,7 @@ from pathlib import Path
 from tiny_audio.analysis.scoring import normalizer as normalizer_called
 from tiny_audio.commands._output import print_json
 from tiny_audio.commands.run.context import RunClips
-from tiny_audio.config import RunFailed, UserError
+from tiny_audio.config import RegistryError, RunFailed, UserError
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.evaluation.data import DataSet, read_data
 from tiny_audio.evaluation.harness import Compared, comparison_commands, evaluate_targets, evaluation_table
@@ -76,7 +76,7 @@ def _shared_with_training(target: Target, sets: Sequence[DataSet]) -> Compared:
         found = RunClips(load_recipe(recipe), {}, UNBOUNDED_DURATION_S).compare(
             {data.name: data.clips for data in sets}
         )
-    except UserError:  # the training data is gone
+    except (UserError, RegistryError):  # the training data, or the plugin that reads it, is gone
         return dict.fromkeys(data.name for data in sets)
     return {name: shared.comparison for name, shared in found.items()}
 

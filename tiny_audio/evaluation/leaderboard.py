@@ -119,6 +119,7 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     """
     import httpx2
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
     from huggingface_hub import snapshot_download
 
     try:
@@ -126,12 +127,20 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
         chunks = load_dataset(repo, split=split)
         local = Path(repo).is_dir()
         folder = Path(repo if local else snapshot_download(repo, repo_type="dataset", allow_patterns=["audio/*"]))
-    except (OSError, ValueError, httpx2.HTTPError) as error:  # also no network, no such repository, no access
+    # No network, no such repository, or no access.
+    except (OSError, ValueError, httpx2.HTTPError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{repo} and {parent} are needed, and cannot be downloaded: {reason}; check the network, and that you may "
             "read them (hf auth login)"
         ) from error
+    except KeyError as error:
+        raise UserError(f"{parent} has no column {error.args[0]}, so its references cannot be read") from error
+    lacking = {"file_name", "parent_id", "chunk_index"} - set(chunks.column_names)
+    if lacking:
+        raise UserError(
+            f"{repo} has no column {', '.join(sorted(lacking))}; it has {', '.join(sorted(chunks.column_names))}"
+        )
     lines = []
     for row in chunks:
         if str(row["parent_id"]) not in references:
@@ -153,7 +162,10 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
 
 def _text(row: Mapping[str, Any]) -> str:
     names = ("text", "sentence", "normalized_text", "transcript", "transcription")
-    return str(next(row[name] for name in names if name in row))
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        raise KeyError(" or ".join(names))
+    return str(row[name])
 
 
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:

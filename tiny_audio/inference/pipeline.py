@@ -1,7 +1,7 @@
 """``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` of an exported model.
 
 transformers' own pipeline treats an unknown model class as a CTC model, and reads files with the ffmpeg program. This
-pipeline reads and transcribes audio in the same way as ``tiny-audio transcribe``.
+pipeline reads and transcribes audio as ``tiny-audio transcribe`` does, but without FFmpeg.
 """
 
 from __future__ import annotations
@@ -177,11 +177,11 @@ def _waveform(recording: Any) -> torch.Tensor:
             return _from_samples(samples, int(rate))
         recording = next((recording[key] for key in ("bytes", "path") if recording.get(key) is not None), recording)
     if isinstance(recording, bytes | bytearray):
-        return load_audio(bytes(recording), max_duration_s=MAX_DURATION_S)
+        return load_audio(bytes(recording), max_duration_s=MAX_DURATION_S, keep_damaged=True)
     if isinstance(recording, str) and recording.startswith(("http://", "https://")):
-        return load_audio(_fetched(recording), max_duration_s=MAX_DURATION_S, name=recording)
+        return load_audio(_fetched(recording), max_duration_s=MAX_DURATION_S, name=recording, keep_damaged=True)
     if isinstance(recording, str | Path):
-        return load_audio(Path(recording), max_duration_s=MAX_DURATION_S)
+        return load_audio(Path(recording), max_duration_s=MAX_DURATION_S, keep_damaged=True)
     if isinstance(recording, np.ndarray | torch.Tensor):
         return _from_samples(recording, SAMPLE_RATE)
     # torchcodec is not a dependency, so its decoder is recognized by its method.

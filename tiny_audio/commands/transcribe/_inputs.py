@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -88,8 +89,12 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
-    times = Counter(stems)
-    recordings = [replace(one, stem=stem) if times[stem] == 1 else one for one, stem in zip(found, stems, strict=True)]
+    # Some file systems ignore case, or differences between Unicode forms.
+    keys = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
+    times = Counter(keys)
+    recordings = [
+        replace(one, stem=stem) if times[key] == 1 else one for one, stem, key in zip(found, stems, keys, strict=True)
+    ]
     return Inputs(recordings, left_out)
 
 
