@@ -1,4 +1,4 @@
-"""The version of this code in a checkout."""
+"""Find the commit of this code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """Commit of this code, if it runs from a checkout. An environment inside another project's checkout is none."""
+    """Return the commit of this code if it runs from its own checkout, otherwise None.
+
+    A virtual environment inside the checkout of another project does not count.
+    """
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Print JSON, and check the paths of pages."""
+"""Print JSON, and check the paths of HTML pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.config import UserError
 
 
 def json_text(value: Any) -> str:
-    """A value as indented JSON, with escapes for what the encoding of standard output may lack."""
+    """Return a value as indented JSON. Non-ASCII characters are escaped unless standard output uses UTF."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     return json.dumps(value, indent=1, ensure_ascii=not encoding.startswith("utf"))
 
@@ -22,10 +22,10 @@ def print_json(value: Any) -> None:
 
 
 def check_page(html: Path | None) -> None:
-    """Check that a page can be written, before the work begins.
+    """Check before the work begins that the HTML page can be written.
 
     Raises:
-        UserError: its folder does not exist.
+        UserError: the folder of the page does not exist.
     """
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"--html {html}: the folder {html.absolute().parent} does not exist; create it first")

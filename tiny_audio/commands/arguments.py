@@ -1,7 +1,7 @@
 """Arguments and options of the commands, in the order of the command line's help.
 
-Short ones that belong to one command are declared in ``cli.py``. This file imports nothing heavy, because ``--help``
-reads it.
+Short declarations that only one command uses are in ``cli.py``. This file has no slow imports, because ``--help``
+imports it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def say_which(recipe: Path | None) -> Path | None:
     return recipe
 
 
-# Of several commands.
+# used by several commands
 RecipePath = Annotated[
     Path,
     Argument(
@@ -192,6 +192,6 @@ Cost = Annotated[
 
 
 def expanded(word: str) -> str:
-    """Replace ``~`` and variables in a word of the command line that is a path or ``--option=path``."""
+    """Replace ``~`` and variables in a command-line argument of the form ``path`` or ``--option=path``."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{expand_path(value)}" if value.startswith(("~", "$")) else word

@@ -1,4 +1,4 @@
-"""The reference page of the commands, generated from the command line itself."""
+"""Generate the reference page of the commands from their definitions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Every command that reads a recipe also reads changes to it, as `KEY=VALUE`; see 
 
 
 def commands_page(app: typer.Typer) -> str:
-    """Markdown: a table of the commands, then a section with the arguments and options of each."""
+    """Return Markdown: a table of the commands, then a section for each command with its arguments and options."""
     commands = list(_leaves(typer.main.get_command(app), "tiny-audio"))
     lines = [_HEAD, "| command | what it does |", "| --- | --- |"]
     for name, command in commands:

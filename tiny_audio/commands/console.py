@@ -27,7 +27,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
         folder: the run folder. None uses ``runs/<recipe>-<run id>``.
     """
     recipe = load_recipe(path, overrides)
-    from tiny_audio.commands.run import Run  # imports training; a wrong recipe fails before that
+    from tiny_audio.commands.run import Run  # a slow import, so the recipe is checked first
     from tiny_audio.training.launch import Launch
 
     folder = folder or Path("runs") / f"{path.stem}-{recipe.run_id()}"
@@ -40,7 +40,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
 
 
 class ConsoleCallback:
-    """Shows the progress of a run with ``steps`` steps. A :class:`tiny_audio.training.trainer.Callback`."""
+    """A :class:`tiny_audio.training.trainer.Callback` that shows the progress of a run with ``steps`` steps."""
 
     def __init__(self, steps: int) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -74,7 +74,7 @@ class ConsoleCallback:
         self.console.print(message, markup=False)
 
     def step(self, step: int, values: dict[str, Any]) -> None:
-        """Move the bar. Without a terminal, print a line every 100 steps."""
+        """Update the progress bar. Without a terminal, print a line every 100 steps."""
         losses = f"loss {values['decoder_loss']:.3f}"
         if values["ctc_loss"] is not None:
             losses += f", CTC {values['ctc_loss']:.3f}"
@@ -101,7 +101,7 @@ class ConsoleCallback:
 
 
 def sets_table(sets: dict[str, dict[str, Any]]) -> str:
-    """Format the metrics of each set, with more rows for unnormalized text and the CTC head."""
+    """Format the metrics of each set, with extra rows for unnormalized text and the CTC head."""
     rows = []
     for name, scores in sets.items():
         rows.append(((name,), scores))

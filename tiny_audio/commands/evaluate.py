@@ -35,7 +35,7 @@ def evaluate(
 
     Raises:
         UserError: a target or the data cannot be used.
-        RunFailed: a target failed for another reason. The other targets are evaluated first.
+        RunFailed: a target failed for another reason. The error is raised after all other targets are evaluated.
     """
     rule = normalizer_called(normalizer)
     found = resolve_targets(targets)
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _shared_with_training(target: Target, sets: Sequence[DataSet]) -> Compared:
-    """What the sets share with the training data of a run; empty for other targets."""
+    """Return the overlap of each set with the training data of a run, or nothing if the target is not a run."""
     recipe = _recipe_of(target)
     if recipe is None:
         return {}
@@ -76,13 +76,13 @@ def _shared_with_training(target: Target, sets: Sequence[DataSet]) -> Compared:
         found = RunClips(load_recipe(recipe), {}, UNBOUNDED_DURATION_S).compare(
             {data.name: data.clips for data in sets}
         )
-    except (UserError, RegistryError):  # the training data, or the plugin that reads it, is gone
+    except (UserError, RegistryError):  # The training data, or the plugin that reads it, is gone.
         return dict.fromkeys(data.name for data in sets)
     return {name: shared.comparison for name, shared in found.items()}
 
 
 def _recipe_of(target: Target) -> Path | None:
-    """The recipe of a run; None for other targets."""
+    """Return the path of a run's recipe, or None if the target is not a run."""
     if "path" not in target.identity:
         return None
     recipe = Path(target.identity["path"]).parent / "recipe.yaml"

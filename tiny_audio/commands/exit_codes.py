@@ -1,4 +1,4 @@
-"""Turn errors into messages and exit codes: 0 done, 1 our failure, 2 a user error, 3 stopped with the state saved."""
+"""Turn errors into messages and exit codes: 0 success, 1 failure, 2 user error, 3 stopped with the state saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_audio.runtime.streams import discard_unwritable_output
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 _INTERRUPTED = 130
-"""What typer returns after Ctrl-C."""
+"""Exit code that typer returns after Ctrl-C."""
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
@@ -25,7 +25,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         with _terminable():
             result = command()
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # Click exits if it sees the former
+    except (BrokenPipeError, SystemExit):  # Click turns a BrokenPipeError into SystemExit
         discard_unwritable_output()
         return _fail("stopped: the reader of standard output went away", STOPPED)
     except UserError as error:
@@ -41,7 +41,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         if show_usage := getattr(error, "show", None):
             show_usage()
             return int(getattr(error, "exit_code", USER_ERROR))
-        # Such as a full disk or a read-only folder. A library that cannot be loaded is an OSError without a number.
+        # Handle errors such as a full disk. If a library cannot be loaded, the OSError has neither errno nor filename.
         if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
             discard_unwritable_output()
             return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
@@ -55,7 +55,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """End at SIGTERM as at Ctrl-C, so that files are completed. Commands with state to save have their own handlers."""
+    """Handle SIGTERM like Ctrl-C, so that files are completed. Commands that save state set their own handlers."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -68,7 +68,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:
-    """Print the error, unless another process of this run prints it."""
+    """Print the error, unless another process of this run prints it. Return ``code``."""
     if not (isinstance(error, TinyAudioError) and error.origin):
         print(f"{prefix}{error}" or "stopped", file=sys.stderr)
     return code

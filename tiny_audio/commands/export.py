@@ -25,11 +25,11 @@ def export(
         folder: where to write; an earlier export there is replaced.
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge adapters into the base weights.
-        weights: the option ``weights`` of the format; None is its default.
-        step: the step of a run whose checkpoint is exported. None exports the trained model.
+        weights: the option ``weights`` of the format. None uses the format's default.
+        step: export the checkpoint of this step of the run. None exports the trained model.
 
     Raises:
-        UserError: the format or an option is unknown, there is no model, it is damaged, or the folder must not be
+        UserError: the format or an option is unknown, the model is missing or damaged, or the folder must not be
             replaced.
     """
     name, options = split_spec(output_format)

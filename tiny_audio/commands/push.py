@@ -59,7 +59,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
         raise UserError(
             f"the hub at {api.endpoint} cannot be reached: {_first_line(error)}; check the network and HF_ENDPOINT"
         ) from error
-    # huggingface_hub raises these for a failed upload, and for a card that the hub rejects.
+    # huggingface_hub raises these errors if an upload fails or the hub rejects the model card.
     except (RuntimeError, ValueError) as error:
         cause = error.__cause__
         raise UserError(f"the upload to {repo} failed: {_first_line(error)} {_first_line(cause)}".rstrip()) from error
@@ -67,7 +67,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def _format_of(folder: Path) -> tuple[Path, type[ExportConfig]]:
-    """Find the exported folder and its format. The export may be in a run's folder."""
+    """Find the exported model and its format. If ``folder`` is a run folder, the export is inside it."""
     for entry in EXPORTS.entries():
         if entry.config.is_export(folder):
             return folder, entry.config

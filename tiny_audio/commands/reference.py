@@ -67,7 +67,7 @@ def reference(kind: str | None, output_dir: Path | None, app: typer.Typer) -> No
 
 
 def reference_page(kind: str, registry: Registry[Any, Any]) -> str:
-    """Markdown for one kind of part: a table of names, the common fields, and a section for each part."""
+    """Return Markdown for one kind of part: a table of names, the common fields, and a section for each part."""
     entries = registry.entries()
     shared = registry.config.model_fields
     lines = [_NOTICE, "", f"# {kind.capitalize()}", "", _INTRODUCTION[kind], ""]
@@ -81,7 +81,7 @@ def reference_page(kind: str, registry: Registry[Any, Any]) -> str:
 
 
 def fields_page() -> str:
-    """Markdown for the sections of a recipe. Parts have pages of their own."""
+    """Return Markdown for the sections of a recipe, except parts, which have their own pages."""
     lines = [_NOTICE, "", "# Fields of a recipe", "", _FIELDS_INTRODUCTION]
     for name, field in Recipe.model_fields.items():
         for section in _sections(field.annotation) if _registry(field.metadata) is None else ():
@@ -141,7 +141,7 @@ def _registry(metadata: Any) -> Registry[Any, Any] | None:
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if _registry(getattr(annotation, "__metadata__", ())) is not None:
-        return  # parts have pages of their own
+        return  # parts have their own pages
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
@@ -149,7 +149,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _shown(annotation: Any) -> str:
-    """Describe a type in the words of a recipe's author."""
+    """Describe a type in words for authors of recipes."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return " ".join([_shown(arguments[0]), *_bounds(arguments[1:])])

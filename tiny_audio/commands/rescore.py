@@ -20,7 +20,10 @@ def rescore(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the scores, and write them as a page; see :func:`tiny_audio.analysis.rescore.rescore`."""
+    """Print the scores, and write them to the page ``html`` if one is given.
+
+    See :func:`tiny_audio.analysis.rescore.rescore`.
+    """
     check_page(html)
     found = rescore_files(hypotheses, normalizer_name=normalizer, cost=cost, group_by=group_by)
     if html is not None:

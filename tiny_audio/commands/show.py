@@ -39,7 +39,7 @@ def show(path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
 
 
 def list_parts(kind: str | None, *, as_json: bool) -> None:
-    """Print the registered parts of one kind, or of all."""
+    """Print the registered parts of one kind, or of all kinds."""
     registered = list_registered(kind)
     if as_json:
         print_json(registered)
@@ -50,7 +50,7 @@ def list_parts(kind: str | None, *, as_json: bool) -> None:
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe with all defaults, its run id, and a row for each part.
 
-    Models are built on the meta device. This reads no weights, and parts with random weights need no network.
+    Models are built on the meta device, so no weights are read. Parts with random weights need no network.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.

@@ -1,4 +1,4 @@
-"""The benchmarks that :mod:`tiny_audio.commands.bench.timing` runs with pytest, one for each case."""
+"""The benchmarks that :mod:`tiny_audio.commands.bench.timing` runs with pytest. There is one for each case."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
     backward = case["which"] == "forward_backward"
 
     def step() -> Tensor:
-        """Run one pass and return the embeddings of each clip. Gradients are freed, so that all steps are equal."""
+        """Run one pass and return each clip's number of embeddings. Freeing the gradients makes all steps equal."""
         with torch.set_grad_enabled(backward), autocast(case["precision"], device):
             embeddings: Tensor
             lengths: Tensor
@@ -52,7 +52,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
         return lengths
 
     lengths = step()
-    # The counter does not see fused attention on a CPU, so attention is computed as plain matrix products here.
+    # FlopCounterMode does not count fused attention on a CPU, so attention uses plain matrix products here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     peak = peak_bytes(step, device)

@@ -1,4 +1,4 @@
-"""Rates, differences and verdicts from the hypotheses of all variants and seeds."""
+"""Compute rates, differences and verdicts from the hypotheses of all variants and seeds."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Outcome:
     control: Control | None
     """None if the variant is not a control."""
     results: Sequence[Mapping[str, Any]]
-    """One for each seed: ``seed, parameters, embeddings_per_s, steps, train_s, skipped_steps, curve``."""
+    """For each seed: ``seed, parameters, embeddings_per_s, steps, train_s, skipped_steps, curve``."""
     hypotheses: Sequence[Mapping[str, Sequence[Hypothesis]]]
-    """For each seed, the rows of each set. All have the same utterances in the same order."""
+    """For each seed, the hypotheses of each set. All seeds have the same utterances in the same order."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Settings of the scoring."""
+    """Settings for scoring."""
 
     normalizer: Normalizer
     num_draws: int
@@ -52,12 +52,12 @@ class Analysis:
     rates: Mapping[tuple[str, str], Rates]
     """Rates by label and set."""
     differences: Mapping[tuple[str, str], Difference]
-    """Differences by label and set. The baseline has none."""
+    """Differences by label and set, without the baseline."""
     columns: Mapping[str, str | None]
-    """The column of each set whose groups are resampled as a whole."""
+    """For each set, the metadata column whose groups are resampled as a whole. None resamples utterances."""
 
     def to_json(self) -> dict[str, Any]:
-        """``group_by``, ``variants``, ``comparisons`` and ``controls``, as in ``results.json``."""
+        """Return ``group_by``, ``variants``, ``comparisons`` and ``controls``, as in ``results.json``."""
         columns = set(self.columns.values())
         controls = [outcome for outcome in self.outcomes if outcome.control is not None]
         return {
@@ -98,7 +98,7 @@ class Analysis:
         }
 
     def _set(self, outcome: Outcome, name: str) -> dict[str, Any]:
-        """Rates are averaged over seeds. Counts are totals."""
+        """Return the scores of a set. Rates are means over seeds, and counts are totals."""
         rates, rows = self.rates[outcome.label, name], [row for seed in outcome.hypotheses for row in seed[name]]
         return {
             **mean_over_seeds(rates.metrics, total_counts=True),
@@ -120,7 +120,7 @@ class Analysis:
 def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Analysis:
     """Compare every variant with the baseline on every set, by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-    The variants are one family of comparisons, and the controls are another family.
+    Holm's correction treats the variants as one family of comparisons, and the controls as another family.
     """
     systems = {outcome.label: _systems(outcome, scoring.normalizer) for outcome in outcomes}
     families = [
@@ -147,7 +147,7 @@ def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Ana
 
 
 def _systems(outcome: Outcome, normalizer: Normalizer) -> dict[str, System]:
-    """By set."""
+    """Return a system for each set."""
     systems = {}
     for name, rows in outcome.hypotheses[0].items():
         references = [row["text"] for row in rows]

@@ -1,4 +1,4 @@
-"""Arguments of ``tiny-audio bench``. This file imports nothing heavy, because ``--help`` reads it."""
+"""Arguments of ``tiny-audio bench``. This file has no slow imports, because ``--help`` imports it."""
 
 from __future__ import annotations
 

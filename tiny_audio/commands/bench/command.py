@@ -69,7 +69,7 @@ def benchmark_projectors(
         the content of ``timings.json`` or ``results.json``.
 
     Raises:
-        UserError: an option belongs to the other kind of benchmark, or the benchmark raised the error.
+        UserError: an option does not apply to this kind of benchmark, or the benchmark raises this error.
     """
     for name in _OF_TIMING if train else _OF_TRAINING:
         if getattr(options, name):
@@ -127,7 +127,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
 
 
 def _numbers(option: str, text: str, *, whole: bool = False, least: float | None = None) -> list[float]:
-    """Parse comma-separated numbers. They must be at least ``least``, or above 0 if it is None."""
+    """Parse comma-separated numbers. Each must be at least ``least``, or above 0 if ``least`` is None."""
     found = []
     for item in text.split(","):
         try:

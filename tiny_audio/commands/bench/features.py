@@ -1,7 +1,7 @@
-"""Feature cache: the frames of a frozen encoder. They are computed once and shared by all variants and seeds.
+"""Feature cache: the frames of a frozen encoder, computed once and shared by all variants and seeds.
 
-Each pair of encoder and set of clips has a folder. Its name is a hash over everything that affects the frames.
-``values.bin`` and ``ctc_logits.bin`` contain the concatenated frames of all clips. They are memory-mapped.
+Each pair of an encoder and a set of clips has a folder, named by a hash over everything that affects the frames. The
+files ``values.bin`` and ``ctc_logits.bin`` contain the concatenated frames of all clips, and are memory-mapped.
 
 B clips · T frames · D channels · V CTC labels
 """
@@ -38,7 +38,7 @@ def check_cacheable(recipe: Recipe) -> None:
     """Reject a recipe if the frames of a clip change during training.
 
     Raises:
-        UserError: they do. The message has the cause and what to do.
+        UserError: the frames would change. The message states the cause and the fix.
     """
     encoder = recipe.encoder
     wrong = None
@@ -83,7 +83,7 @@ class Features:
     num_samples: tuple[int, ...]
     """Number of samples of each clip."""
     spans: tuple[tuple[int, int], ...]
-    """First frame of each clip in the tensors, and the number of frames."""
+    """For each clip, the index of its first frame in the tensors, and its number of frames."""
     rate: float
     values: Tensor
     """``[all frames, D]``."""
@@ -91,7 +91,7 @@ class Features:
     """``[all frames, V]``."""
 
     def frames(self, indices: Sequence[int], device: torch.device) -> Frames:
-        """A padded batch of clips."""
+        """Return the frames of the clips at ``indices`` as a padded batch."""
         spans = [self.spans[index] for index in indices]
         lengths = torch.tensor([length for _, length in spans], device=device)
 
@@ -124,7 +124,7 @@ class FeatureCache:
         """Load the features of ``clips``. Compute them first if they are not on disk.
 
         Raises:
-            UserError: they do not fit on the disk.
+            UserError: the features do not fit on the disk.
         """
         folder = self.folder / self._key(clips)
         if not folder.exists():
@@ -132,7 +132,7 @@ class FeatureCache:
         return self._open(clips, folder)
 
     def _key(self, clips: ClipSet) -> str:
-        """Hash over everything that affects the frames: weights, front end, precision, code and clips."""
+        """Return a hash over everything that affects the frames: weights, front end, precision, code and clips."""
         return content_hash(
             {
                 "encoder": self._encoder,
@@ -180,7 +180,10 @@ class FeatureCache:
         commit_folder(aside, folder)
 
     def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
-        """Encode the readable clips in batches. Add the others to ``dropped``."""
+        """Yield batches of readable clips, each with its number of samples, and their frames.
+
+        Clips that cannot be read are added to ``dropped``.
+        """
         device, max_padded_s = self.model.device, self.recipe.execution.evaluate_max_padded_s
         for batch in loaded_batches(clips.clips, max_duration_s=clips.max_duration_s, max_padded_s=max_padded_s):
             dropped += [Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread]
@@ -232,7 +235,7 @@ class FeatureCache:
 
 
 def _fingerprint(model: TinyAudioModel) -> str:
-    """SHA-256 over the weights of encoder and CTC head."""
+    """Return the SHA-256 hash of the weights of the encoder and the CTC head."""
     digest = hashlib.sha256()
     heads = {} if model.ctc_head is None else model.ctc_head.state_dict(prefix="ctc_head.")
     for name, tensor in sorted({**model.encoder.state_dict(), **heads}.items()):
@@ -242,5 +245,5 @@ def _fingerprint(model: TinyAudioModel) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """Raw bytes of a tensor, read as uint8 because NumPy has no bfloat16."""
+    """Return the raw bytes of a tensor. They are read as uint8, because NumPy has no bfloat16."""
     return tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -12,10 +12,10 @@ from tiny_audio.runtime.columns import in_columns
 
 
 def timings_table(measured: Mapping[str, Any]) -> str:
-    """Format a row for each variant, clip duration and batch size.
+    """Format a table with a row for each variant, clip duration and batch size.
 
     Args:
-        measured: result of :func:`tiny_audio.commands.bench.timing.time_projectors`.
+        measured: the result of :func:`tiny_audio.commands.bench.timing.time_projectors`.
     """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in measured["cases"]:

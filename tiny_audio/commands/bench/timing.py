@@ -1,6 +1,7 @@
 """Measure the cost of projectors (time, memory, parameters, FLOPs, embedding rate) for clip durations and batch sizes.
 
-pytest-benchmark runs the cases of ``_cases.py`` in its own process. It calibrates, warms up and chooses the rounds.
+pytest-benchmark runs the cases of ``_cases.py`` in a separate process. It calibrates, warms up, and chooses the number
+of rounds.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class Neighbors:
 
 @dataclass(frozen=True)
 class Effort:
-    """The measured cases and the time for each."""
+    """The durations and batch sizes to measure, and the time for each case."""
 
     durations_s: tuple[float, ...] = (5.0, 20.0)
     batch_sizes: tuple[int, ...] = (1, 4)
     max_time_s: float = 1.0
-    """Seconds for each case, after calibration. At least ``min_rounds`` are run, even if they take longer."""
+    """Seconds for each case, after calibration. At least ``min_rounds`` rounds run, even if they take longer."""
     min_rounds: int = 3
 
 
@@ -74,10 +75,11 @@ def time_projectors(
 
     Returns:
         the machine, the versions and ``cases``. Each case is a row with times in seconds, ``flops`` (a multiply-add
-        counts as two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s`` (of audio).
+        counts as two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s``
+        (embeddings per second of audio).
 
     Raises:
-        UserError: pytest-benchmark is missing, a variant is not valid, or a duration is too short for it.
+        UserError: pytest-benchmark is missing, a variant is not valid, or a duration is too short for a variant.
         RunFailed: a projector failed. Its traceback is printed.
     """
     missing = [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]

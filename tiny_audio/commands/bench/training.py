@@ -1,8 +1,7 @@
 """Trained benchmark: train projector variants with one recipe, one budget, one order of the data, and several seeds.
 
-A unit is one variant with one seed. Its result has its own folder. The folder's name is a hash over everything that
-affects the result. So the same command continues where it stopped, and new variants or seeds are added to the finished
-units.
+A unit is one variant with one seed. Each unit has a result folder, named by a hash over everything that affects the
+result. The same command therefore continues where it stopped, and new variants or seeds reuse the finished units.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from tiny_audio.training.real_checkpoints import with_limits
 from tiny_audio.training.signals import StopSignal
 
 MIN_SEEDS = 2
-"""One seed cannot separate a better projector from chance."""
+"""Minimum number of seeds. With one seed, a better projector cannot be told from chance."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Plan:
     controls: bool = False
     """Also train the baseline with other seeds, and the degraded controls."""
     cached: bool = True
-    """Compute the encoder's frames once."""
+    """Compute the encoder's frames once, for all units."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class TrainedBenchmark:
         note: receives progress messages.
 
     Raises:
-        UserError: settings exclude each other, or variants do not fit the recipe. The message lists all problems.
+        UserError: settings contradict each other, or variants do not fit the recipe. The message lists all problems.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -124,14 +123,14 @@ class TrainedBenchmark:
             )
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
-        """Load the recipe with changes, the budget's steps, and without evaluation during training."""
+        """Load the recipe with ``changes`` and the budget's steps. Evaluation during training is turned off."""
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
-        """All units, seed by seed, so that partial results can be compared."""
+        """Return all units, ordered by seed, so that partial results can be compared."""
         plan, compared = self.plan, self.plan.variants.compared
         chosen: list[tuple[Variant, Control | None, Sequence[int]]] = [
             (variant, None, plan.seeds) for variant in compared
@@ -159,7 +158,7 @@ class TrainedBenchmark:
         return self.plan.budget or Budget(steps=self.recipe.training.steps)
 
     def complete(self) -> dict[str, Any]:
-        """Train the unfinished units, compare all, and write the results and their page.
+        """Train the unfinished units, compare all units, and write ``results.json`` and ``results.html``.
 
         Returns:
             the content of ``results.json``.
@@ -210,13 +209,13 @@ class TrainedBenchmark:
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
-        """Everything that affects a unit, except its recipe."""
+        """Everything that affects the result of a unit, except its recipe."""
         inputs = asdict(training_inputs(self.recipe, self._train_clips, self._start))
         return {
             "train": inputs.pop("data"),
             **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
-            # Older versions applied the bounds of training clips to these clips. Their folders are not used.
+            # Older versions applied the bounds of training clips to evaluation clips. Do not reuse their results.
             "max_duration_s": dict.fromkeys(self._evaluation_clips, self._longest_evaluation_s),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
@@ -241,7 +240,7 @@ class TrainedBenchmark:
         return CachedMaterial(cache.get(self._train_clips), evaluation)
 
     def _train(self, unit: _Unit) -> str:
-        """Train and decode a unit, store it, and format its word error rates."""
+        """Train and decode a unit, store its result, and return its word error rates as text."""
         recipe, material = unit.recipe, self._material
         model, tokenizer, target_encoder = assemble(recipe, self._train_clips, self._start)
         material.prepare(model)

@@ -36,7 +36,7 @@ class TrainingBatch:
     """B training clips."""
 
     frames: Callable[[], Frames]
-    """Runs the encoder or reads cached frames. It is called inside the step."""
+    """A function that runs the encoder or reads cached frames. It is called inside the training step."""
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
@@ -57,15 +57,15 @@ class Material(Protocol):
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Batches of one epoch, in the order that the recipe's seed plans."""
+        """Yield the batches of one epoch, in the order given by the recipe's seed."""
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """Hypotheses of the evaluation set ``name``, in the order of its clips."""
+        """Return the hypotheses of the evaluation set ``name``, in the order of its clips."""
 
 
 @dataclass(frozen=True)
 class CachedMaterial:
-    """Cached frames."""
+    """Clips as cached frames."""
 
     train: Features
     evaluation: Mapping[str, Features]
@@ -78,7 +78,7 @@ class CachedMaterial:
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Batches of cached frames. There is no CTC loss, because nothing below the projector trains."""
+        """Yield batches of cached frames. They have no CTC targets, because the encoder and CTC head do not train."""
         features, dropped = self.train, list(self.train.dropped)
         ids: dict[int, list[int]] = {}
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
@@ -100,7 +100,7 @@ class CachedMaterial:
             yield TrainingBatch(frames, targets, None)
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """Decode in batches of similar length."""
+        """Transcribe a set in batches of clips of similar duration."""
         features = self.evaluation[name]
         indices = {clip.id: index for index, clip in enumerate(features.clips)}
         rows: dict[str, Hypothesis] = {}
@@ -113,18 +113,18 @@ class CachedMaterial:
 
 @dataclass(frozen=True)
 class WaveformMaterial:
-    """Waveforms that are encoded at every step, as in ``tiny-audio run``."""
+    """Clips as waveforms, which are encoded at every step, as in ``tiny-audio run``."""
 
     train: ClipSet
     evaluation: Mapping[str, ClipSet]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Do nothing. Everything that the recipe trains can train on waveforms."""
+        """Do nothing, because all weights can train on waveforms."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Batches of waveforms, augmented and encoded at every step."""
+        """Yield batches of waveforms, augmented and encoded at every step."""
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
         batches = PlannedBatches(
@@ -140,7 +140,7 @@ class WaveformMaterial:
             yield TrainingBatch(frames, batch.targets, batch.ctc_targets)
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """Decode as an evaluation does. Unreadable clips are left out."""
+        """Transcribe a set in the same way as an evaluation. Clips that cannot be read are left out."""
         evaluated, max_padded_s = self.evaluation[name], recipe.execution.evaluate_max_padded_s
         return transcribe_clips(
             model, tokenizer, evaluated.clips, max_duration_s=evaluated.max_duration_s, max_padded_s=max_padded_s
@@ -149,7 +149,7 @@ class WaveformMaterial:
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of a training."""
+    """Result of training one unit."""
 
     steps: int
     wall_s: float
@@ -199,7 +199,7 @@ def _score(model: TinyAudioModel, recipe: Recipe, batch: TrainingBatch) -> Targe
 def decode(
     model: TinyAudioModel, recipe: Recipe, tokenizer: Any, material: Material, names: Sequence[str]
 ) -> tuple[dict[str, list[Hypothesis]], float]:
-    """Hypotheses of every set, and the number of embeddings per second of audio."""
+    """Return the hypotheses of every set, and the number of embeddings per second of audio."""
     model.eval()
     counted = 0
 

@@ -1,4 +1,4 @@
-"""The variants of a benchmark: projector sections by a label of the user's choice."""
+"""The variants of a benchmark: projector sections with labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Variant:
         """Validate the section.
 
         Raises:
-            UserError: an unknown projector, or fields that do not fit it.
+            UserError: the projector is unknown, or its fields are not valid.
         """
         try:
             return _adapter().validate_json(json.dumps(self.section))
@@ -49,7 +49,7 @@ class Variants:
 
     compared: tuple[Variant, ...]
     controls: tuple[Variant, ...] = ()
-    """Projectors that are degraded on purpose. If a benchmark does not find them worse, it cannot be trusted."""
+    """Projectors that are degraded on purpose. A benchmark that does not find them worse cannot be trusted."""
 
 
 def read_variants(text: str | None) -> Variants:
@@ -57,7 +57,7 @@ def read_variants(text: str | None) -> Variants:
 
     Args:
         text: None selects every registered projector with its defaults. The path of a YAML file selects the projectors
-            in its section ``variants``, and controls in the optional section ``controls``. Both map labels to
+            in its section ``variants``, and controls in the optional section ``controls``. Both sections map labels to
             projectors. Any other text is a list of projectors with optional labels and fields: ``swiglu,conv``,
             ``conv:hidden_dim=512``, ``wide=swiglu:stack=4+hidden_dim=16384``.
 

@@ -1,4 +1,4 @@
-"""``tiny-audio doctor``: the checkpoints of a recipe, their tokenizer and the prompt."""
+"""Check the checkpoints of a recipe, the tokenizer and the prompt for ``tiny-audio doctor``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 
 
 def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
-    """Check the parts, and return the recipe's limits with those checkpoints that can be read."""
+    """Yield findings about the encoder, decoder and prompt. Return the limits from the checkpoints that can be read."""
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
     known = recipe.model_copy(update={"encoder": encoder, "decoder": decoder})
@@ -37,7 +37,7 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
     try:
         known = read_part(part)
         detail = f"{part.pretrained} can be read"
-        if Path(part.pretrained).is_dir():  # otherwise, gigabytes would have to be downloaded
+        if Path(part.pretrained).is_dir():  # a checkpoint on the hub may have gigabytes to download
             detail += f", and its {_num_parameters(part) / 1e6:,.1f} million parameters are whole"
     except UserError as error:
         yield Finding(kind, str(error), True)
@@ -47,12 +47,12 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
 
 
 def _num_parameters(part: TransformersPartConfig) -> int:
-    """Build the part with its weights, which checks them.
+    """Build the part with its weights, which checks them, and return its number of parameters.
 
     Raises:
-        UserError: they are damaged or do not fit the config.
+        UserError: the weights are damaged or do not fit the config.
     """
-    # As small as possible: in the types of the files. The attention is checked apart.
+    # A frozen part takes little memory, because it keeps the data types of the files. Another finding checks attention.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())

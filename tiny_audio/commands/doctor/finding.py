@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """What was examined, and what was found."""
+    """The result of one check: its subject, the details, and whether there is a problem or a warning."""
 
     what: str
     detail: str

@@ -1,4 +1,4 @@
-"""What ``tiny-audio doctor`` says about this machine: all that the report of an error needs, and no secrets."""
+"""Describe this machine for ``tiny-audio doctor``: everything that a bug report needs, without secrets."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _hub_cache() -> str:
 
 
 def _environment() -> Iterator[str]:
-    """Variables that change how this package behaves. Values that may be secrets are not shown."""
+    """Yield the variables that change how this package behaves. Values that may be secrets are not shown."""
     for name, value in sorted(os.environ.items()):
         if _VARIABLES.fullmatch(name):
             yield f"{name} is set" if _SECRET.search(name) or "@" in value else f"{name}={value}"

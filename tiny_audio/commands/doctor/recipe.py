@@ -1,4 +1,4 @@
-"""What ``tiny-audio doctor`` checks with a recipe: its checkpoints and its data."""
+"""Check the checkpoints and the data of a recipe for ``tiny-audio doctor``."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tiny_audio.training.initialize import PretrainedHead
 _T = TypeVar("_T")
 _SAMPLES = 3
 _TRANSCRIPTS = 2_000
-"""Number of transcripts that are checked per source."""
+"""Maximum number of transcripts that are checked per source."""
 _SHOWN = 200
-"""Characters of a target text that are shown."""
+"""Maximum number of characters of a target text that are shown."""
 
 
 def examine(recipe: Recipe) -> Iterator[Finding]:
@@ -144,7 +144,7 @@ def _targets(
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """Take at most ``count`` items, spread evenly, because corpora are often sorted."""
+    """Return at most ``count`` items at even distances, because corpora are often sorted."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 

@@ -17,13 +17,13 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Share of the memory to leave free, because batches of different lengths fragment it."""
+"""Default share of the memory to leave free, because batches of different lengths fragment memory."""
 MOST_CLIPS = 512
 _RESOLUTION = 0.05
-"""Relative precision of the number of clips, finer than the margin."""
+"""Relative precision of the number of clips. It is finer than the default margin."""
 
 Trial = Callable[[int], Measured | None]
-"""Trains on this number of clips. Returns None if they do not fit into memory."""
+"""A function that trains on this number of clips. It returns None if they do not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Probe:
     memory_bytes: int
     margin: float
     buckets: tuple[Bucket, ...]
-    """Longest first."""
+    """Buckets, from the longest to the shortest duration."""
     num_processes: int = 1
     """Number of processes that will train together, each on a device like this one."""
 
@@ -62,9 +62,9 @@ class Probe:
 
     @property
     def max_padded_s(self) -> float:
-        """The budget of a global batch, which is divided among all processes.
+        """Padded seconds of a global batch, which is divided among all processes.
 
-        If n processes share c clips, one process gets ⌈c/n⌉ of them. This can exceed its equal share by up to (n - 1)/n
+        If n processes share c clips, one process may get ⌈c/n⌉ clips. This can exceed an equal share by up to (n - 1)/n
         of the longest clip.
         """
         others = self.num_processes - 1
@@ -73,11 +73,11 @@ class Probe:
 
     @property
     def max_clips(self) -> int:
-        """Number of clips of the shortest duration that fit, in all processes together."""
+        """Total number of clips of the shortest duration that fit into all processes."""
         return self.num_processes * self.buckets[-1].clips
 
     def as_json(self) -> dict[str, Any]:
-        """Bytes and seconds."""
+        """Return the result for JSON, with memory in bytes and durations in seconds."""
         return {
             "device": self.device,
             "memory_bytes": self.memory_bytes,
@@ -111,7 +111,7 @@ def probe(
     """Probe a recipe and print the result; see :func:`probe_recipe`.
 
     Args:
-        durations: seconds, with commas between them.
+        durations: durations in seconds, separated by commas.
     """
     try:
         seconds = None if durations is None else [float(duration) for duration in durations.split(",")]
@@ -146,9 +146,11 @@ def probe_recipe(
         recipe: the recipe to train.
         memory_gb: memory limit in GiB. None uses all memory of the GPU.
         margin: share of the memory to leave free.
-        durations_s: durations of the clips, one for each bucket. None uses the longest duration and three halvings.
+        durations_s: durations of the clips, one for each bucket. None uses the longest duration and 1/2, 1/4 and 1/8 of
+            it.
         random_weights: build the architectures of checkpoints without reading their weights. The memory is the same.
-        num_processes: number of processes that will train together. One is measured, and the budget is for all.
+        num_processes: number of processes that will train together. Only one process is measured. The result is the
+            budget of all processes together.
 
     Raises:
         UserError: an argument is out of range, a part cannot be built, or not even one clip fits.
@@ -188,7 +190,10 @@ def probe_recipe(
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
-    """The largest number of clips that fits, within 5 %, and its measurement. 0 and None if no clip fits."""
+    """Return the largest number of clips that fits, to within 5 %, and its measurement.
+
+    If not even one clip fits, return 0 and None.
+    """
     fits, too_many = 0, most + 1
     best: Measured | None = None
     clips = min(max(1, guess), most)
@@ -205,7 +210,7 @@ def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | 
 
 
 def _guess(predict: Callable[[int], int], allowed_bytes: int) -> int:
-    """The number of clips that fits according to a plan, extrapolated linearly."""
+    """Estimate the number of clips that fits by linear extrapolation from the predicted memory of 1 and 3 clips."""
     one, three = predict(1), predict(3)
     each = max(1, (three - one) // 2)
     return 1 + int((allowed_bytes - one) // each)

@@ -36,7 +36,7 @@ class Measured:
     """Measurements of a batch size that fits."""
 
     peak_bytes: int
-    """Peak memory of the process, libraries included."""
+    """Peak memory of the process, including libraries."""
     step_s: float
     """Seconds per optimizer step."""
     batches: int
@@ -44,11 +44,11 @@ class Measured:
 
 
 class Process:
-    """The measured process. It is restarted if it runs out of memory.
+    """A separate process whose memory is measured. It is restarted if it runs out of memory.
 
     Args:
         recipe: the recipe to train.
-        memory_gb: memory to fit into, in GiB; None means all of the GPU's memory.
+        memory_gb: memory limit in GiB. None uses all memory of the GPU.
         margin: share of the memory to leave free.
         random_weights: do not read the weights of checkpoints.
     """
@@ -79,7 +79,7 @@ class Process:
             self._leave()
 
     def train(self, clips: int, duration_s: float) -> Measured | None:
-        """Take two steps on batches of ``clips`` clips. Returns None if they need more memory than allowed.
+        """Take two steps on batches of ``clips`` clips. Return None if they need more memory than allowed.
 
         Raises:
             RunFailed: the process ended for a reason other than memory.
@@ -111,7 +111,7 @@ class Process:
         self.memory_bytes, self.allowed_bytes = answer["memory_bytes"], answer["allowed_bytes"]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
-        """Ask the process. Returns None if the kernel killed it because memory ran out."""
+        """Send a question to the process, and return its answer, or None if the process ran out of memory."""
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -126,12 +126,12 @@ class Process:
             answer: dict[str, Any] = json.loads(line)
             return answer
         code = self._leave()
-        if code == -9:  # SIGKILL, by the kernel when memory runs out
+        if code == -9:  # SIGKILL, which the kernel sends when memory runs out
             return None
         raise RunFailed(f"probe: its process ended with exit code {code}; see its output above")
 
     def _leave(self) -> int:
-        """Wait for the end of the process, and return its exit code."""
+        """Wait until the process ends, and return its exit code."""
         child, self._child = self._child, None
         assert child is not None
         for pipe in (child.stdin, child.stdout):
@@ -181,7 +181,7 @@ class _Bench:
         outside = 0
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info()
-            outside = total - free  # CUDA's context, and other processes
+            outside = total - free  # memory of the CUDA context and of other processes
             self.memory_bytes = int(order["memory_gb"] * GIB) if order["memory_gb"] else total
             self.device_name = torch.cuda.get_device_name()
         else:
@@ -204,7 +204,7 @@ class _Bench:
             compile_layers(self.model, self.device)
 
     def train(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Measure the peak bytes of two steps (None: out of memory) and the seconds of the second one."""
+        """Return the peak memory of two steps in bytes (None if it ran out) and the seconds of the second step."""
         import torch
 
         from tiny_audio.training.step import OutOfMemory
@@ -247,7 +247,7 @@ class _Bench:
         return scores
 
     def _batch(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Noise as audio, with some padding, and alternating letters as CTC targets."""
+        """Return a batch of noise with some padding. Its CTC targets alternate between two labels."""
         import torch
 
         from tiny_audio.frames import SAMPLE_RATE

@@ -1,8 +1,8 @@
 """``tiny-audio run``: prepare, train, export, evaluate, report. Idempotent and resumable.
 
-Each stage has its own file and its own identity. ``state.json`` in the run folder records the finished stages and their
-identities. The same command continues unfinished work, redoes only stages whose identity changed, and otherwise does
-nothing.
+Each stage has its own module and its own identity. ``state.json`` in the run folder records the finished stages and
+their identities. The same command continues unfinished work, redoes only stages whose identity changed, and otherwise
+does nothing.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class Run:
         self.recipe, self.name, self.folder, self.callback = recipe, name, folder, callback
 
     def complete(self) -> dict[str, Any] | None:
-        """Run all stages that are not done yet. All processes train. Only the first one runs the other stages.
+        """Run all stages that are not done yet. All processes train. Only the main process runs the other stages.
 
         Returns:
-            the report, as in ``report.json``. None in all processes except the first.
+            the report, as in ``report.json``. None in all processes except the main process.
 
         Raises:
-            UserError: the folder has another recipe's run or is in use, or a checkpoint or the data cannot be used.
+            UserError: the folder contains a run of another recipe or is in use, or a checkpoint or the data cannot be
+                used.
             Stopped: a signal arrived. Finished work is saved.
             RunFailed: training diverged.
         """
@@ -58,13 +59,13 @@ class Run:
             state = world.broadcast_from_main(lambda: open_folder(self.recipe, self.folder, held))
             run = RunContext(self.recipe, self.name, self.folder, callback, state)
             is_trained = world.broadcast_from_main(TrainStage(run, stop, world).is_done)
-            # Of a trained model, the export has the limits; its checkpoints may be gone.
+            # After training, read the limits from the export, because the pretrained checkpoints may be gone.
             limits = world.main_first(
                 lambda: exported_limits(self.recipe, run.model_folder) if is_trained else check_recipe(self.recipe)
             )
             run = replace(run, recipe=limits.recipe, longest_evaluation_s=limits.longest_evaluation_s)
             if not is_trained:
-                # The first process looks up the commits of data sets, and the others use the same ones.
+                # The main process looks up the commits of data sets, and all processes use the same commits.
                 state.datasets.update(world.broadcast_from_main(lambda: self._index_evaluation(run)))
                 TrainStage(run, stop, world).run()
             if not world.is_main:
@@ -89,7 +90,7 @@ class Run:
 
 
 class _SilentCallback:
-    """Discards progress. It is used in all processes but the first."""
+    """A callback that discards progress. All processes except the main process use it."""
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Ignore the step."""

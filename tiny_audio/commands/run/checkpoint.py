@@ -1,4 +1,4 @@
-"""The model of a checkpoint: of any saved step, whether its run is finished or not."""
+"""Load the model of any saved step of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class SavedStep:
 
     @classmethod
     def find(cls, source: Path, step: int | None) -> SavedStep | None:
-        """Find the checkpoint of a run's step, or the one that is the folder ``source``.
+        """Find the checkpoint of ``step`` in the run folder ``source``, or read the checkpoint folder ``source``.
 
         Returns:
-            None if ``source`` is no checkpoint, and no step is given.
+            the checkpoint. None if ``source`` is not a checkpoint folder and no step is given.
 
         Raises:
-            UserError: there is no such step; the message lists the saved ones.
+            UserError: ``source`` has no checkpoint of this step. The message lists the saved steps.
         """
         if source.parent.name == _FOLDER and (source / "progress.json").is_file():
             run, given = source.parent.parent, read_progress(source).step
@@ -64,11 +64,11 @@ class SavedStep:
         """Build the model, and load the checkpoint's weights.
 
         Returns:
-            the model, its tokenizer, and a report as in ``report.json``. Without scores, because those of a finished
-            run are those of its last step.
+            the model, its tokenizer, and a report as in ``report.json``. Only the report of the last step has scores,
+            because a run is scored after its last step.
 
         Raises:
-            UserError: the checkpoint is damaged, or what training started from is gone or has changed.
+            UserError: the checkpoint is damaged, or the weights that training started from are missing or have changed.
         """
         state = RunState.read(self.run)
         if state is None or state.training is None or state.training.spelling is None:
@@ -81,7 +81,7 @@ class SavedStep:
         model, tokenizer, _ = assemble(recipe, None, start, learned.vocabulary)
         try:
             device = device_of(recipe.execution.device)
-        except UserError:  # the recipe's device is on another machine
+        except UserError:  # this machine does not have the recipe's device
             device = device_of("cpu")
         set_types(model, recipe.training.precision, device)
         load_weights(self.folder, model)
@@ -89,7 +89,7 @@ class SavedStep:
         return model.eval().requires_grad_(False), tokenizer, report
 
     def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
-        """Frozen weights are not in the checkpoint, so their origin must be the same."""
+        """Check that the origin of the frozen weights is the same, because they are not in the checkpoint."""
         recorded = training.inputs
         recipe = pinned(recipe, recorded)
         for name, before, found in (
@@ -123,6 +123,6 @@ class SavedStep:
 
 
 def available(run: Path) -> str:
-    """A hint: the steps of a run that are saved."""
+    """Return a hint that lists the saved steps of a run."""
     steps = steps_in(run / _FOLDER)
     return f"saved steps: {', '.join(map(str, steps))}" if steps else "no step is saved"

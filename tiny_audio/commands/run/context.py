@@ -43,7 +43,7 @@ class RunContext:
     callback: Callback
     state: RunState
     longest_evaluation_s: float = UNBOUNDED_DURATION_S
-    """Duration of the longest clip that is scored."""
+    """Maximum duration of a clip that is scored."""
 
     @cached_property
     def clips(self) -> RunClips:
@@ -70,8 +70,8 @@ class RunClips:
 
     Args:
         recipe: the recipe whose sources are read.
-        commits: commit of each data set on the hub. Known commits are kept, and new ones are added.
-        longest_evaluation_s: duration of the longest clip that is scored.
+        commits: commit of each data set on the hub. Existing entries are kept, and missing entries are added.
+        longest_evaluation_s: maximum duration of a clip that is scored.
     """
 
     def __init__(self, recipe: Recipe, commits: dict[str, str], longest_evaluation_s: float) -> None:
@@ -91,7 +91,7 @@ class RunClips:
 
     @cached_property
     def overlaps(self) -> Mapping[str, Shared]:
-        """For each evaluation set, what it shares with the training clips according to the indexes.
+        """Overlaps between each evaluation set and the training clips, according to the indexes.
 
         Raises:
             UserError: a source cannot be read.
@@ -101,11 +101,13 @@ class RunClips:
 
     @cached_property
     def shared(self) -> Mapping[str, Shared]:
-        """:meth:`compare` of the recipe's evaluation sets."""
+        """The result of :meth:`compare` for the recipe's evaluation sets."""
         return self.compare({name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation})
 
     def compare(self, evaluation: Mapping[str, Sequence[Clip]]) -> Mapping[str, Shared]:
-        """What sets share with the training clips, also by sound if there is not too much training audio.
+        """Find overlaps between each set and the training clips.
+
+        Sounds are compared only if there are at most ``evaluation.max_compared_h`` hours of training audio.
 
         Raises:
             UserError: a training source cannot be read.
@@ -118,7 +120,7 @@ class RunClips:
         return find_overlaps(training.clips, evaluation, find_sounds(training.clips, evaluation))
 
     def evaluation(self, name: str) -> ClipSet:
-        """All clips of one evaluation set that the model takes.
+        """Return all clips of one evaluation set that the model can process.
 
         Raises:
             UserError: the set has no usable clip, or no clip has the column of ``evaluation.group_by``.
@@ -140,7 +142,7 @@ class RunClips:
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:
-        """Index all evaluation sets before training starts, so that sets that cannot be scored are rejected early.
+        """Index all evaluation sets before training starts, to reject a set early if it cannot be scored.
 
         Raises:
             UserError: see :meth:`evaluation`.

@@ -61,13 +61,13 @@ class EvaluateStage:
         self._run, self._name, self._model = run, name, model
 
     def identity(self) -> str:
-        """Hash of the settings. It includes the set's paths, because another file has other clips."""
+        """Return a hash of the settings. It includes the paths of the set, because another file has other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Whether the set was scored under this identity. If its data is readable, the clips must also be the same."""
+        """Whether the set was scored with this identity and, if its data is still readable, with the same clips."""
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
@@ -112,7 +112,10 @@ class EvaluateStage:
             run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
     def _compare(self) -> tuple[Comparison | None, set[int]]:
-        """What the set shares with the training data (None: it cannot be read), and the clips not to score."""
+        """Return the comparison with the training data, and the indices of the clips that are not scored.
+
+        The comparison is None if the training data cannot be read.
+        """
         excluded = self._run.recipe.evaluation.exclude_shared
         try:
             return self._run.clips.shared[self._name].without(excluded)
@@ -127,7 +130,7 @@ class EvaluateStage:
 def score(
     recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]
 ) -> tuple[dict[str, Any], list[Hypothesis], list[Dropped]]:
-    """Scores, hypotheses and unreadable clips under the recipe's settings."""
+    """Return scores, hypotheses and unreadable clips, with the recipe's evaluation settings."""
     return evaluate_clips(
         model,
         tokenizer,

@@ -37,7 +37,7 @@ class ExportStage:
         self.export(*load_model(self._run.model_folder, types_as_saved=True), overhead)
 
     def export(self, model: TinyAudioModel, tokenizer: Any, overhead: Overhead) -> None:
-        """Export a model that is in memory, and record the export in the state."""
+        """Export a loaded model, and record the export in the state."""
         model.config.generation = self.identity()
         export_model(model, tokenizer, self._run.model_folder)
         self._run.state.export = ExportState(self.identity(), overhead.usage())

@@ -1,4 +1,4 @@
-"""Before the first stage: lock the run folder and open its state."""
+"""Lock the run folder and open its state before the first stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     """Lock the folder until ``held`` closes, read or create its state, and write the resolved recipe.
 
     Raises:
-        UserError: another process uses the folder, or the folder has another recipe's run or other files.
+        UserError: another process uses the folder, or it contains a run of another recipe or unrelated files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder, held)

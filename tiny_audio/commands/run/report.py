@@ -48,14 +48,14 @@ class ReportStage:
         self._clips: dict[str, dict[str, AudioAddress | None]] = {}
 
     def identity(self) -> str:
-        """Hash of the current scores' identities and of the settings that the report shows."""
+        """Return a hash of the identities of the scores and of the settings that the report shows."""
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 
     def is_done(self) -> bool:
-        """Whether all files exist and were written under this identity."""
+        """Whether all files exist and were written with this identity."""
         return self._run.state.report == self.identity() and all(path.exists() for path in self._paths.values())
 
     def run(self) -> None:
@@ -71,7 +71,7 @@ class ReportStage:
         run.save()
 
     def read(self) -> dict[str, Any]:
-        """The report as JSON."""
+        """Return the content of ``report.json``."""
         report: dict[str, Any] = json.loads(self._paths["json"].read_text(encoding="utf-8"))
         return report
 
@@ -96,13 +96,16 @@ class ReportStage:
         }
 
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
-        """The clip of a row whose ``audio_filepath`` is not an address. Older versions wrote the source's own name."""
+        """Return the audio address of a row's clip, found by its id.
+
+        Older versions did not write an address into ``audio_filepath``, but the source's own name of the clip.
+        """
         name = row["id"].split("/")[0]
         try:
             if name not in self._clips:
                 found = self._run.clips.unchecked_evaluation(name).clips
                 self._clips[name] = {clip.id: clip.utterance.audio for clip in found}
-        except UserError:  # the data cannot be read any more
+        except UserError:  # the data can no longer be read
             self._clips[name] = {}
         return self._clips[name].get(row["id"])
 

@@ -63,7 +63,7 @@ class ExportState:
     generation: dict[str, Any]
     """Identity of the export: its generation settings."""
     took: dict[str, Any] | None = None
-    """Resources that the stage used. Runs of older versions do not have them."""
+    """Resources that the stage used. None in runs of older versions."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class EvaluationState:
 
 @dataclass
 class RunState:
-    """Everything that a run saves for the next start."""
+    """The state that a run saves, so that the next start can continue it."""
 
     recipe: dict[str, Any]
-    """The identity of the training."""
+    """The training identity of the recipe."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
-    """Commits of data sets by repository. A run does not follow new commits."""
+    """Commit of each data set by repository. A run keeps these commits, even if there are newer commits."""
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class RunState:
 
     @classmethod
     def read(cls, folder: Path) -> RunState | None:
-        """The state of a run folder. None if it has no ``state.json``."""
+        """Return the state of a run folder, or None if the folder has no ``state.json``."""
         path = folder / FILE_NAME
         if not path.exists():
             return None
@@ -102,7 +102,7 @@ class RunState:
         return state
 
     def write(self, folder: Path) -> None:
-        """Replace ``state.json`` if it has another state."""
+        """Write ``state.json``, unless it already has this content."""
         content = {key: value for key, value in asdict(self).items() if value is not None}
         write_if_changed(folder / FILE_NAME, json.dumps(content, indent=1))
 
@@ -117,5 +117,5 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

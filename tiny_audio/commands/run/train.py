@@ -39,10 +39,10 @@ _INPUT_NAMES = {
 
 
 class TrainStage:
-    """Trains in all processes. The first process also records the state and exports.
+    """Trains in all processes. The main process also records the state and exports the model.
 
     The stage's identity is the recipe's training identity and :class:`TrainingInputs`. The training identity must match
-    that of the folder (see :mod:`tiny_audio.commands.run.prepare`).
+    the one in the run folder's state (see :mod:`tiny_audio.commands.run.prepare`).
     """
 
     def __init__(self, run: RunContext, stop: StopSignal, world: World) -> None:
@@ -66,7 +66,7 @@ class TrainStage:
         """
         run, world = self._run, self._world
         recorded = run.state.training
-        # A branch on the hub may have a newer commit than at the start of the run. The run keeps its commit.
+        # Keep the commits from the start of the run, even if a branch on the hub has a newer commit.
         recipe = pinned(run.recipe, recorded.inputs) if recorded else run.recipe
         run.callback.note("reading the training data")
         clips = world.main_first(run.clips.training)
@@ -102,7 +102,7 @@ class TrainStage:
     def _whole_model(
         self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None, vocabulary: TranscriptVocabulary
     ) -> TinyAudioModel:
-        """The unsharded trained model, from the checkpoint of the last step."""
+        """Load the trained model, unsharded, from the checkpoint of the last step."""
         last = latest(self._run.folder / "checkpoints")
         assert last is not None
         model = assemble(recipe, clips, start, vocabulary)[0]
@@ -111,13 +111,13 @@ class TrainStage:
         return model
 
     def _record(self, recipe: Recipe, inputs: TrainingInputs) -> tuple[TrainingInputs, Work | None]:
-        """Record the inputs, or check that they equal the recorded ones. Also record the FLOPs of a clip."""
+        """Record the inputs, or check that they equal the recorded inputs. Also record the FLOPs of a clip."""
         run = self._run
         recorded = run.state.training
         if recorded is None:
             recorded = run.state.training = TrainingState(inputs)
         if latest(run.folder / "checkpoints") is None:
-            recorded.inputs = inputs  # nothing is trained yet, so the data may be corrected
+            recorded.inputs = inputs  # no step is saved yet, so the inputs may change
         for key, name in _INPUT_NAMES.items():
             before, after = getattr(recorded.inputs, key), getattr(inputs, key)
             if before != after:
@@ -133,7 +133,7 @@ class TrainStage:
         return inputs, recorded.work
 
     def _work(self, recipe: Recipe) -> Work | None:
-        """FLOPs of a clip, from a dry run before anything is seeded."""
+        """Return the FLOPs of a clip from a dry run, which comes before random seeds are set."""
         on_gpu = device_of(recipe.execution.device).type == "cuda"
         try:
             return work_of(recipe, "cuda" if on_gpu else "cpu")
@@ -148,7 +148,10 @@ class TrainStage:
                 self._run.callback.note(f"warning: data.evaluation.{name}: {overlap}")
 
     def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """The vocabulary learned from the transcripts. There may be millions of them, so a run reads them once."""
+        """Return the vocabulary learned from the transcripts.
+
+        There may be millions of transcripts, so the state keeps the vocabulary, and a run reads them only once.
+        """
         training = self._run.state.training
         assert training is not None
         if training.spelling is None or training.spelling.data != clips.fingerprint:
@@ -158,7 +161,10 @@ class TrainStage:
         return training.spelling.vocabulary
 
     def _monitor(self, tokenizer: Any) -> Callable[[TinyAudioModel], dict[str, Any]] | None:
-        """A function that scores the model on part of one set during training."""
+        """Return a function that scores the model on part of an evaluation set during training.
+
+        Return None if the recipe does not set ``execution.evaluate_set``.
+        """
         execution = self._run.recipe.execution
         if execution.evaluate_set is None:
             return None
@@ -175,7 +181,7 @@ class TrainStage:
 
 
 def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
-    """The inputs of training, except the recipe."""
+    """Return the inputs of training, except the recipe."""
     return TrainingInputs(
         clips.fingerprint,
         sounds_fingerprint(recipe.augmentation),
@@ -186,7 +192,7 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
 
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
-    """Check that this process has the same inputs as the first one.
+    """Check that this process has the same inputs as the main process.
 
     Raises:
         UserError: an input differs. The message names the first such input.
@@ -201,7 +207,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
 
 
 def pinned(recipe: Recipe, inputs: TrainingInputs) -> Recipe:
-    """The recipe with its hub checkpoints pinned to the commits in ``inputs``."""
+    """Return the recipe with its hub checkpoints pinned to the commits in ``inputs``."""
     parts: Mapping[str, Any] = {
         kind: part.model_copy(update={"revision": commit})
         for kind, part, commit in (

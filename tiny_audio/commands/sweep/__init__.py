@@ -37,7 +37,8 @@ class Sweep:
 
     Args:
         path: the recipe.
-        overrides: ``training.steps=100`` applies to all runs. ``projector=swiglu,conv`` gives a run for each value.
+        overrides: an override with one value, such as ``training.steps=100``, applies to all runs. An override with
+            several values, such as ``projector=swiglu,conv``, gives a run for each value.
         folder: the sweep's folder. None uses ``sweeps/<recipe>-<hash of the grid>``.
 
     Raises:
@@ -52,7 +53,7 @@ class Sweep:
         self._status: dict[str, dict[str, Any]] = {}
 
     def listing(self) -> str:
-        """The runs as a table: run id, status, name and folder."""
+        """Return a table of the runs: run id, status, name and folder."""
         rows = [["run id", "status", "run", "folder"]]
         for run in self.combinations:
             folder = self.folder / run.folder
@@ -66,9 +67,9 @@ class Sweep:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: this is one of several processes, the folder belongs to a run, or all failed runs raised a
-                UserError.
-            RunFailed: runs failed. The others were completed.
+            UserError: the sweep was started in several processes, the folder belongs to a run, or all failed runs
+                raised a UserError.
+            RunFailed: at least one run failed. The other runs were completed.
             Stopped: a signal arrived. Finished work is saved.
         """
         check_alone("sweep")
@@ -89,7 +90,7 @@ class Sweep:
         return comparison
 
     def _run(self, index: int, run: Combination) -> Exception | None:
-        """Complete one run. Returns its error, or None."""
+        """Complete one run. Return its error, or None if it succeeded."""
         from tiny_audio.commands.run import (
             Run,  # imports transformers, which a dry run does not need
         )
@@ -107,7 +108,7 @@ class Sweep:
                 # Catch RuntimeErrors, because one variant may not fit into the GPU's memory while others do.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
-                # Our own messages are complete. For other errors, record the traceback.
+                # The messages of our own errors are complete. For other errors, record the traceback.
                 known = isinstance(error, RunFailed | UserError)
                 self._record(run, "failed", message if known else traceback.format_exc())
                 return error
@@ -132,7 +133,7 @@ class Sweep:
         for run in finished:
             runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
         variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
-        # The sweep may change limits on durations. Then the runs have different clips.
+        # If the sweep changes limits on durations, the runs have different clips.
         compared = compare_variants(variants, common=True)
         comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))
@@ -163,7 +164,7 @@ class Sweep:
 
 
 def _status_of(folder: Path) -> str:
-    """The status of a run according to its folder: ``new``, ``begun`` or ``finished``."""
+    """Return the status of a run according to its folder: ``new``, ``begun`` or ``finished``."""
     if not (folder / "state.json").exists():
         return "new"
     return "finished" if (folder / "report.json").exists() else "begun"

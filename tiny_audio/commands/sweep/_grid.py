@@ -49,7 +49,7 @@ def split_values(text: str) -> list[str]:
         UserError: a bracket or quote is not closed, or one of several values is empty.
     """
     values: list[str] = []
-    expected: list[str] = []  # closing brackets
+    expected: list[str] = []  # closing brackets that must still follow
     start, closed, quote = 0, -1, ""
     for index, character in enumerate(text):
         before = text[start:index].rstrip()
@@ -81,7 +81,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Separate the overrides with one value, which apply to all runs, from the keys with several.
+    """Separate the overrides with one value, which apply to all runs, from the keys with several values.
 
     Raises:
         UserError: an override has no ``=``, a key or value is given twice, or no key has several values.
@@ -116,7 +116,7 @@ def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]
 
 
 def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
-    """All runs of a sweep. Later keys vary faster than earlier ones, and seeds vary fastest.
+    """Return all runs of a sweep. Later keys vary faster than earlier keys, and seeds vary fastest.
 
     Raises:
         UserError: the grid is too large, combinations are not valid or not distinct, or the runs cannot be compared.
@@ -159,7 +159,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
 
 
 def _invalid_combinations(invalid: dict[str, list[str]], size: int) -> Iterator[str]:
-    """One entry per distinct message, because most errors are the same for every seed."""
+    """Yield one entry per distinct message, because most errors are the same for every seed."""
     count = sum(map(len, invalid.values()))
     yield f"{count} of {size} combinations {'is' if count == 1 else 'are'} not valid; nothing was started:"
     for message, names in invalid.items():
@@ -203,7 +203,10 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _folder(values: dict[str, str], short: dict[str, str], recipe: Recipe) -> str:
-    """Name of a run folder. If a value cannot be part of a file name, a hash of all values keeps names distinct."""
+    """Return the name of a run folder.
+
+    If a value cannot be used as part of a file name, a hash of all values is added to keep names distinct.
+    """
     words, exact = [], True
     for key, value in values.items():
         slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.")[:_MAX_VALUE]

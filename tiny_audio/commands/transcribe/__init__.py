@@ -37,7 +37,7 @@ class Outcome:
     truncated: list[str] = field(default_factory=list)
     """Recordings with a text that was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
-    """For each recording without any text, why."""
+    """A message with the reason for each recording without any text."""
     left_out: list[str] = field(default_factory=list)
     """A message for each folder with files that are not audio."""
     errors: list[str] = field(default_factory=list)
@@ -130,7 +130,7 @@ class _Job:
         if to_stdout and options.format == "tsv":
             self._write(TSV_HEAD)
         if to_stdout and options.format == "json":
-            stack.callback(self._rows.close)  # also after an interruption
+            stack.callback(self._rows.close)  # also closes the array after an interruption
         blocks = (self._blocks(index) for index in range(len(self._recordings)))
         events = self._transcriber.stream(
             blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
@@ -171,7 +171,7 @@ class _Job:
             self._errors[index] = str(error)
 
     def _print(self, recording: Recording, transcription: Transcription, error: str | None, live: bool) -> None:
-        """Write a recording to standard output, unless its segments are there already."""
+        """Write a recording to standard output, unless its segments were already written."""
         options = self._options
         if options.format == "json":
             self._rows.add(row(recording.name, transcription, error))

@@ -15,7 +15,7 @@ from tiny_audio.runtime.columns import on_one_line
 
 
 def rendered(name: str, transcription: Transcription, options: Options) -> str:
-    """The content of one recording's output file."""
+    """Return the content of one recording's output file."""
     match options.format:
         case "json":
             return json.dumps(row(name, transcription, None), indent=1, ensure_ascii=False) + "\n"
@@ -30,7 +30,7 @@ def rendered(name: str, transcription: Transcription, options: Options) -> str:
 
 
 class JsonArray:
-    """A JSON array that is written row by row, so that an interruption loses no row that is done.
+    """A JSON array that is written row by row, so that finished rows are kept after an interruption.
 
     Args:
         write: receives the text in parts.
@@ -61,7 +61,7 @@ def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator
 
 
 def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:
-    """A recording as a JSON object."""
+    """Return a recording as a JSON object."""
     if error is not None:
         nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
         return {"audio_filepath": name, **nothing, "error": error, "segments": None}

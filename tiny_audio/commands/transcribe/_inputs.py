@@ -23,31 +23,31 @@ from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
 _NUM_SHOWN = 5
-"""Names of left-out files in a message."""
+"""Maximum number of left-out files that a message names."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One input."""
+    """One recording to transcribe."""
 
     path: Path
     """The file to read."""
     name: str
-    """Its name in outputs and messages."""
+    """Name of the recording in outputs and messages."""
     stem: str
-    """Path of its output below ``--output-dir``, without the format's suffix."""
+    """Path of the transcript below ``--output-dir``, without the format's suffix."""
     is_stream: bool = False
-    """Whether it was read from standard input or a pipe, which may hold something else next time."""
+    """Whether the recording comes from standard input or a pipe, which may have other content next time."""
 
     @property
     def title(self) -> str:
-        """Its name, on one line."""
+        """The name of the recording, on one line."""
         return on_one_line(self.name)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the arguments of the command contain."""
+    """The recordings that the command's arguments name, and the files that are left out."""
 
     recordings: list[Recording]
     left_out: list[str]
@@ -85,7 +85,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
                 found.append(Recording(_spooled(pipe, index, stack), str(given), given.name, is_stream=True))
         else:
             found.append(Recording(given, str(given), given.name))
-    # File names that are not valid text cannot be printed, so messages use a printable form. Paths keep the bytes.
+    # A file name that is not valid text cannot be printed, so ``name`` has a printable form. ``path`` keeps the bytes.
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
@@ -99,7 +99,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
 
 
 def _contents(folder: Path) -> tuple[list[str], str]:
-    """The audio files below a folder, and a message about the other files, if there are any."""
+    """Return the audio files below a folder, and a message about the other files, which is empty if there are none."""
     everything = files_below(folder, lambda name: True)
     audio = [name for name in everything if is_audio_name(name)]
     others = [on_one_line(name) for name in everything if not is_audio_name(name)]
@@ -121,7 +121,7 @@ def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
 
 
 def duration(recording: Recording) -> float:
-    """Duration in seconds. 0 if the header does not state it."""
+    """Return the duration in seconds, or 0 if the header does not state it."""
     try:
         return audio_duration(recording.path, name=recording.title)
     except (AudioError, FileError):

@@ -14,24 +14,24 @@ SUFFIXES: dict[str, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt
 
 @dataclass(frozen=True)
 class Options:
-    """How to write transcriptions."""
+    """Options for transcribing and for writing transcripts."""
 
     format: str = "text"
     output_dir: Path | None = None
     """Folder for the files, one for each recording. None writes to standard output."""
     words: bool = False
-    """Include the time of each word: in JSON in the segments, in other formats as one row or cue per word."""
+    """Include the time of each word. JSON lists the words of each segment. Other formats have a row or cue per word."""
     filter_hallucinations: bool = True
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
-    """Transcribe recordings again that already have their file in ``output_dir``."""
+    """Transcribe a recording even if its file already exists in ``output_dir``."""
     track: int | None = None
     """The audio track, from 1. None uses the default track of each file, or else its first."""
     channel: int | None = None
     """The channel, from 1. None averages the channels, or uses the stronger one if they cancel each other."""
 
     def identity(self) -> dict[str, Any]:
-        """The options that affect a transcript."""
+        """Return the options that affect a transcript."""
         return {key: value for key, value in asdict(self).items() if key not in ("format", "output_dir", "overwrite")}
 
     def __post_init__(self) -> None:

@@ -18,14 +18,14 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 LOG = ".tiny-audio.jsonl"
-"""A file that records the model and options for each format, and the recording of each transcript. No transcript has
-its suffix."""
+"""Name of the file that records the model and options for each format, and the recording of each transcript. No format
+uses its suffix."""
 _MAX_NAME_BYTES = 255
-"""Length of the longest file name on usual file systems."""
+"""Maximum length of a file name on most file systems."""
 
 
 class OutputFolder:
-    """A file for each recording, written atomically.
+    """The output folder, with one file per recording. Files are written atomically.
 
     Args:
         folder: the output folder. It is created when the first transcript is written.
@@ -33,8 +33,8 @@ class OutputFolder:
         recordings: all recordings that will be written.
 
     Raises:
-        UserError: two recordings would have the same file, or a file exists that another model or other options
-            produced.
+        UserError: two recordings would have the same file, or an existing file was written by another model or with
+            other options.
     """
 
     def __init__(self, folder: Path, model: Path, recordings: Sequence[Recording], options: Options) -> None:
@@ -49,7 +49,7 @@ class OutputFolder:
             self._check_identity(recordings)
 
     def is_done(self, recording: Recording) -> bool:
-        """Whether its file exists and was made from the recording as it is now."""
+        """Whether the transcript exists and the recording has not changed since."""
         if self._options.overwrite or recording.is_stream:
             return False
         facts, path = self._facts[recording.stem], self._path(recording)
@@ -65,7 +65,7 @@ class OutputFolder:
         """Write the file of one recording.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         path = self._path(recording)
         if path.exists() and path.samefile(recording.path):
@@ -82,7 +82,10 @@ class OutputFolder:
         return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
 
     def _read_log(self) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-        """What made the transcripts of this format, and the recording of each file, by its size and time."""
+        """Return the identity of the model and options that produced the transcripts of this format.
+
+        Also return, for each transcript, the size and modification time of its recording.
+        """
         identity, made = None, dict[str, list[int]]()
         try:
             lines = (self.folder / LOG).read_bytes().splitlines()
@@ -96,12 +99,12 @@ class OutputFolder:
                 elif entry["format"] == self._options.format:
                     made[entry["file"]] = entry["recording"]
             except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill cut off
+                continue  # the process was killed while it wrote this line
         return identity, made
 
     def _log(self, entry: dict[str, Any]) -> None:
         with (self.folder / LOG).open("ab") as file:
-            # A kill may have left a line without its end.
+            # Start a new line, because a killed process may have left an incomplete line.
             file.write(b"\n" + json.dumps(entry).encode())
 
     def _check_identity(self, recordings: Sequence[Recording]) -> None:
@@ -115,7 +118,7 @@ class OutputFolder:
 
 
 def _facts(recording: Recording) -> list[int] | None:
-    """Size and modification time of a recording, by which one that was replaced is recognized."""
+    """Return the size and modification time of a recording. They differ if the recording was replaced."""
     try:
         status = recording.path.stat()
     except OSError:
@@ -124,7 +127,7 @@ def _facts(recording: Recording) -> list[int] | None:
 
 
 def _fitting(stem: str, suffix: str) -> str:
-    """A file name. If it would be too long, the end of the stem is replaced by a hash of it."""
+    """Return a file name. If it would be too long, a hash of the stem replaces the end of the stem."""
     encoded = os.fsencode(stem)
     if len(encoded) + len(suffix) <= _MAX_NAME_BYTES:
         return stem + suffix

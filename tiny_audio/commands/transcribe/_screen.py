@@ -25,7 +25,7 @@ class Screen:
         self.batch_done(0.0)
 
     def text(self, index: int, start_s: float, text: str) -> None:
-        """Receive a chunk's text so far."""
+        """Show the partial text of a chunk, unless an earlier chunk is shown."""
         if not text or (self._earliest is not None and (index, start_s) > self._earliest):
             return
         from rich.console import Console
@@ -54,7 +54,7 @@ def _clock(seconds: float) -> str:
 
 
 def progress(stack: ExitStack, recordings: Sequence[Recording]) -> Callable[[float], None] | None:
-    """A callback that moves a bar on standard error. None if standard error is not a terminal."""
+    """Return a callback that advances a progress bar on standard error. None if standard error is not a terminal."""
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
