@@ -2,19 +2,19 @@
 
 1. **Pairing.** All systems are scored on the same utterances, against the same references, under one normalizer. The
    first system is the baseline. The others are compared with it, not with each other.
-2. **Difference.** The pooled WER of the other system minus that of the baseline. If it is below 0, the other system is
-   better. With several training seeds, each WER is the mean over seeds.
-3. **Units.** :func:`units_column` decides what is resampled: whole groups, such as speakers, or utterances. Several
-   seeds add the variation that Welch's t test estimates.
-4. **Interval.** A 95 % interval from the paired bootstrap over the units. It belongs to this one comparison and is not
-   corrected.
+2. **Difference.** The pooled WER of the other system minus the baseline's pooled WER. If it is below 0, the other
+   system is better. With several training seeds, each WER is the mean over seeds.
+3. **Units.** :func:`units_column` decides what is resampled: whole groups, such as speakers, or utterances. With
+   several seeds, random variation between seeds is added, as estimated by Welch's t test.
+4. **Interval.** A 95 % interval from the paired bootstrap over the units. It is not corrected for the number of
+   comparisons.
 5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
 6. **Correction.** Holm's correction over all comparisons of one command (systems × sets) gives ``p_adjusted``.
-7. **Verdict.** "better" or "worse", by the sign of the difference, if ``p_adjusted`` is below 0.05. Otherwise "no
-   difference shown". That does not mean that there is none.
+7. **Verdict.** If ``p_adjusted`` is below 0.05, the verdict is "better" or "worse", depending on the sign of the
+   difference. Otherwise, it is "no difference shown", which does not mean that the systems are equal.
 
-MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported for systems with one seed. It does not affect the
-verdict, because it assumes many independent segments and ignores speakers and seeds. Slices have intervals but no
+If both systems have one seed, MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported. It does not affect
+the verdict, because it assumes many independent segments and ignores speakers and seeds. Slices have intervals but no
 verdict.
 
 ``docs/comparing.md`` explains the rule to users.
@@ -50,7 +50,7 @@ from tiny_audio.analysis.slices import slices
 from tiny_audio.config import UserError
 
 SIGNIFICANCE = 0.05
-"""Adjusted p-values below this count as a difference."""
+"""A difference is shown if the adjusted p-value is below this threshold."""
 TIE: Final = "no difference shown"
 Verdict = Literal["better", "worse", "no difference shown"]
 Row = Mapping[str, Any]
@@ -60,15 +60,16 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Draws per comparison: twice the number that Holm's correction needs to detect the clearest difference."""
+"""Draws of a randomization test, per comparison in the family. This is twice the number of draws that is needed to
+detect the clearest difference after Holm's correction."""
 _MIN_SLICE_UNITS = 5
-"""Slices with fewer units get no interval."""
+"""Minimum number of units for an interval of a slice."""
 SPEAKER = "speaker"
 
 
 @dataclass(frozen=True)
 class System:
-    """Transcripts of one set, for each training seed. Usually there is one seed."""
+    """A system's transcripts of one set, for each training seed. Usually, there is only one seed."""
 
     name: str
     seeds: Sequence[Transcripts]
@@ -77,28 +78,28 @@ class System:
 
     @cached_property
     def errors(self) -> Errors:
-        """Word errors, ``[S, U]``."""
+        """Number of word errors for each seed and utterance, ``[S, U]``."""
         return np.stack([transcripts.errors for transcripts in self.seeds])
 
     @cached_property
     def ctc_errors(self) -> Errors | None:
-        """Word errors of the CTC head, ``[S, U]``."""
+        """Number of word errors of the CTC head for each seed and utterance, ``[S, U]``."""
         return None if self.ctc is None else np.stack([transcripts.errors for transcripts in self.ctc])
 
     @property
     def alignments(self) -> list[Alignment]:
-        """Alignments of the first seed."""
+        """Word alignments of the first seed."""
         return self.seeds[0].alignments
 
 
 @dataclass(frozen=True)
 class AlignedSet:
-    """Systems on the same utterances in one order, the baseline first. At least one reference has a word.
+    """Transcripts of several systems for the same utterances, in the same order. At least one reference has a word.
 
     Args:
-        systems: the baseline first. Each has one utterance per row.
+        systems: the systems. The baseline is the first one. Each has one transcript per row.
         rows: ``duration`` and ``metadata`` of each utterance.
-        column: the metadata column whose groups are the units. None makes each utterance a unit.
+        column: the metadata column whose groups are resampled. If it is None, utterances are resampled.
     """
 
     systems: Sequence[System]
@@ -107,12 +108,12 @@ class AlignedSet:
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """Reference words of each utterance, ``[U]``."""
+        """Number of reference words in each utterance, ``[U]``."""
         return self.systems[0].seeds[0].words
 
     @cached_property
     def groups(self) -> list[str | None] | None:
-        """The group of each utterance."""
+        """The group of each utterance. None if utterances are resampled."""
         return None if self.column is None else [row["metadata"].get(self.column) for row in self.rows]
 
     @property
@@ -136,7 +137,7 @@ class Rates:
     ctc_interval: Interval | None
 
     def row(self) -> dict[str, Any]:
-        """All metrics by key, averaged over seeds, for a row of a table."""
+        """Return all metrics by key, averaged over seeds, for a row of a table."""
         means = mean_over_seeds(self.metrics)
         return {**means, "wer": self.wer, "wer_interval": list(self.interval), "ctc_wer": self.ctc_wer}
 
@@ -154,13 +155,13 @@ class Difference:
     probability_better: float | None = None
     """Share of the resamples in which this system has the lower rate. Ties count half."""
     mapsswe: MatchedPairs | None = None
-    """None if a system has several seeds."""
+    """Result of MAPSSWE. None if either system has several seeds."""
     ctc_difference: float | None = None
-    """Difference of the CTC heads, if both have one. It has an interval but no verdict."""
+    """Difference between the CTC heads. None unless both systems have a CTC head. There is no verdict about it."""
     ctc_interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, with lists instead of tuples."""
+        """Return the fields, with lists instead of tuples."""
         lists = {"interval": list(self.interval), "ctc_interval": self.ctc_interval and list(self.ctc_interval)}
         return asdict(self) | lists
 
@@ -181,12 +182,12 @@ class Slice:
     num_reference_words: int
     wer: dict[str, float]
     intervals: dict[str, Interval | None]
-    """Interval of each rate; None if there are too few units."""
+    """Interval of each system's rate. None if there are too few units."""
     difference_intervals: dict[str, Interval | None]
-    """Interval of each difference from the baseline."""
+    """Interval of each system's difference from the baseline. None if there are too few units."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, with lists instead of tuples."""
+        """Return the fields, with lists instead of tuples."""
         return asdict(self) | {
             key: {name: bounds and list(bounds) for name, bounds in intervals.items()}
             for key, intervals in (
@@ -196,7 +197,7 @@ class Slice:
         }
 
     def stands_out(self, name: str) -> bool:
-        """Whether the interval of that system's difference excludes zero: a hint, not a test."""
+        """Whether the interval of this system's difference excludes zero. This is a hint, not a test."""
         bounds = self.difference_intervals.get(name)
         return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
 
@@ -208,24 +209,28 @@ class SetComparison:
     aligned: AlignedSet
     rates: tuple[Rates, ...]
     differences: tuple[Difference, ...]
-    """Differences of all systems but the baseline."""
+    """Differences of all other systems from the baseline."""
 
     @cached_property
     def slices(self) -> list[Slice]:
-        """Slices by duration, and by each metadata column with few values."""
+        """Slices by duration and by each metadata column with few values."""
         return list(_slices(self.aligned))
 
 
 def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[str | None] = ()) -> str | None:
-    """Choose the metadata column whose groups are resampled as a whole. None resamples utterances.
+    """Choose the metadata column whose groups are resampled as a whole. If it is None, utterances are resampled.
 
-    The first rule that applies decides: the column that the user named; ``evaluation.group_by`` of the recipes;
-    ``speaker``, if every utterance has one and there are several; None.
+    The first of these that exists is chosen:
+
+    1. the column that the user named
+    2. the column in ``evaluation.group_by`` of the recipes
+    3. ``speaker``, if every utterance has a speaker and there are several speakers
+    4. None
 
     Args:
         rows: the compared utterances, with ``metadata``.
-        named: ``--group-by``.
-        of_recipes: ``evaluation.group_by`` of each recipe.
+        named: the value of ``--group-by``.
+        of_recipes: the value of ``evaluation.group_by`` in each recipe.
 
     Raises:
         UserError: the recipes name different columns.
@@ -245,7 +250,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 
 
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
-    """Compare every system with the first one of its set. All comparisons form one family.
+    """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
     Args:
         sets: the sets by name.
@@ -269,7 +274,7 @@ def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS)
 
 
 def num_tosses(num_comparisons: int) -> int:
-    """Draws of each randomization test: enough to detect the clearest difference after Holm's correction."""
+    """Return the draws per randomization test, enough to detect the clearest difference after Holm's correction."""
     return max(_MIN_TOSSES, _TOSSES_PER_COMPARISON * num_comparisons)
 
 

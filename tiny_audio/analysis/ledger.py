@@ -16,12 +16,12 @@ _UNKNOWN = "not known"
 
 
 def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_per_kwh: float) -> dict[str, Any]:
-    """Compute the resource usage of a run for its report. None means not known.
+    """Compute the resource usage of a run for its report. Unknown values are None.
 
     Args:
-        totals: :meth:`tiny_audio.training.ledger.Ledger.totals`.
-        price_per_hour: US dollars for all devices of the run. None uses the estimate in ``totals``.
-        grid_gco2_per_kwh: CO2 per kWh of electricity, in grams.
+        totals: the result of :meth:`tiny_audio.training.ledger.Ledger.totals`.
+        price_per_hour: US dollars per hour for all devices of the run. None uses the estimate in ``totals``.
+        grid_gco2_per_kwh: grams of CO2 per kWh of electricity.
     """
     occupied_h = (totals["wall_s"] + totals["beside_s"]) / 3600
     given = price_per_hour is not None
@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # An average, because the peak is measured at each start and a run may move to another machine.
+        # The average over the run: the peak is measured at each start, and a run may move to another machine.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,
@@ -49,7 +49,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
 
 
 def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
-    """Rates of training steps: throughput, padding, waiting for data, and FLOPs as a share of the peak."""
+    """Compute rates of training steps: throughput, padding, waiting for data, and FLOPs as a share of the peak."""
     step_s = max(1e-9, sums["wall_s"])
     return {
         "audio_hours_per_hour": sums["audio_s"] / step_s,
@@ -61,10 +61,10 @@ def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
-    """Rows of a table: quantity, value, and how the value was obtained.
+    """Return the rows of a table: quantity, value, and how the value was obtained.
 
     Args:
-        ledger: result of :func:`account`.
+        ledger: the result of :func:`account`.
     """
     return [
         ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio/h", "of training steps"),

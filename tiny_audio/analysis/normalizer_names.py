@@ -1,4 +1,4 @@
-"""Names of the text normalizers. Recipes, scoring and the command line's help read them here; nothing is imported."""
+"""Names of the text normalizers, for recipes, scoring and command-line help. Only the standard library is imported."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ NormalizerName = Literal[
     "open_asr_leaderboard_it",
     "open_asr_leaderboard_pt",
 ]
-"""See :func:`tiny_audio.analysis.scoring.normalizer`."""
+"""The name of a normalizer. :func:`tiny_audio.analysis.scoring.normalizer` describes them."""
 NORMALIZER_NAMES: tuple[NormalizerName, ...] = get_args(NormalizerName)

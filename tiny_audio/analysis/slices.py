@@ -10,14 +10,14 @@ import numpy as np
 
 _MAX_VALUES = 12
 _MIN_UTTERANCES = 40
-"""Smaller sets are not sliced by duration, because their quarters would be too small."""
+"""Minimum size of a set that is sliced by duration. The quarters of a smaller set would be too small."""
 
 
 def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield (column, value, indices into ``rows``) of every slice. The slices of a column cover all rows.
+    """Yield (column, value, indices into ``rows``) for every slice. The slices of a column cover all rows.
 
-    Rows have a ``duration`` in seconds, and columns by name in ``metadata``. If a duration is unknown, there are no
-    slices by duration. A column with only one slice is omitted.
+    Each row has a ``duration`` in seconds and a dictionary of columns in ``metadata``. If any duration is unknown,
+    there are no slices by duration. A column with only one slice is omitted.
     """
     if len(rows) >= _MIN_UTTERANCES and all(row["duration"] is not None for row in rows):
         yield from _by_duration([row["duration"] for row in rows])
@@ -31,7 +31,10 @@ def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[i
 
 
 def _by_duration(seconds: Sequence[float]) -> Iterator[tuple[str, str, list[int]]]:
-    """Quarters of the set, with limits in tenths of a second. There are fewer if many clips have the same duration."""
+    """Yield quarters of the set by duration. Limits are rounded to 0.1 s.
+
+    If many clips have the same duration, there are fewer than four slices.
+    """
     quartiles = np.round(np.percentile(seconds, [25, 50, 75]), 1)
     borders = sorted({float(border) for border in quartiles if border < max(seconds)})
     names = [f"to {border:g} s" for border in borders[:1]]

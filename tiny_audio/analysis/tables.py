@@ -33,10 +33,10 @@ def scores_table(
     """Format a table with every known metric of each row. Failures, such as empty hypotheses, are listed below it.
 
     Args:
-        head: heads of the columns before the metrics.
-        rows: for each row, the cells of those columns and the scores by key.
+        head: heads of the columns on the left of the metrics.
+        rows: for each row, the cells on the left of the metrics, and the scores by key.
         grouped_by: the column whose groups were resampled for a second interval.
-        after: column heads of further counts, by key.
+        after: heads of further columns, which contain counts, by the key of the count in the scores.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, with_failures=False)
@@ -59,7 +59,7 @@ def scores_table(
 
 
 def warning_lines(rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> Iterator[str]:
-    """Yield the warnings about the scores of each row, wrapped for a terminal. For rows, see :func:`scores_table`."""
+    """Yield the warnings about each row's scores, wrapped for a terminal. :func:`scores_table` describes the rows."""
     for cells, scores in rows:
         for text in warnings_of(scores):
             warning = f"warning: {' '.join(cells).strip()}: {text}"
@@ -72,7 +72,7 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     """Format a table of verdicts, one comparison per row. Holm's correction treats all rows as one family.
 
     Args:
-        baseline: the system that the others are compared with.
+        baseline: the system with which the other systems are compared.
         differences: pairs of set name and difference.
         units: the resampled units, such as ``utterances``.
     """
@@ -106,7 +106,7 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
 
 
 def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
-    """The table of verdicts, and warnings for sets with too few units."""
+    """Yield the table of verdicts, with warnings about sets that have too few units."""
     rows = [(name, entry) for name, compared in sets.items() for entry in compared.differences]
     if rows:
         warnings = (f"warning: {text}" for text in too_few_units(sets))
@@ -115,13 +115,13 @@ def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
 
 
 def units_text(columns: Iterable[str | None]) -> str:
-    """The resampled units in words, from results of :func:`tiny_audio.analysis.comparison.units_column`."""
+    """Describe the resampled units, given results of :func:`tiny_audio.analysis.comparison.units_column`."""
     units = ("utterances" if column is None else f"whole groups by {column}" for column in columns)
     return " and ".join(dict.fromkeys(units))
 
 
 def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
-    """WER of each slice. Marks differences whose interval excludes zero."""
+    """Format the WER of each slice. Mark differences whose interval excludes zero."""
     rows = [["WER by slice", "", "clips", *names]]
     for part in slices:
         rates = (f"{part.wer[name]:.2%}{'*' if part.stands_out(name) else ' '}" for name in names)
@@ -132,7 +132,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Comparison of runs. Long lists are shortened."""
+    """Format a comparison of runs. Long lists are shortened."""
     return "\n\n".join(_comparison_blocks(comparison))
 
 
@@ -168,7 +168,7 @@ _SAME_RECIPES = "The recipes are the same."
 
 
 def with_seeds(name: str, num_seeds: int) -> str:
-    """The name of a system, followed by its number of seeds if there are several."""
+    """Return the name of a system, followed by its number of seeds if there are several."""
     return name if num_seeds == 1 else f"{name} ({num_seeds} seeds)"
 
 
@@ -230,7 +230,7 @@ def _rescored_scores(rescored: Rescored) -> str:
 
 
 def marked(alignment: Alignment) -> str:
-    """The alignment on one line, marked up like ``git diff --word-diff``."""
+    """Format an alignment on one line, with marks like those of ``git diff --word-diff``."""
     words = []
     for reference, hypothesis in alignment.pairs[:_MAX_WORDS]:
         if reference == hypothesis:

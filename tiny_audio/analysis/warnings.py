@@ -1,4 +1,4 @@
-"""Warnings about the scores of a set: reasons why the error rate does not describe the recognizer."""
+"""Warnings about the scores of a set: reasons why the error rate may be misleading."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _NUM_EXAMPLES = 3
 
 
 By = Literal["clip", "sound", "recording", "speaker", "text"]
-"""What clips of an evaluation set can share with training clips:
+"""A property that clips of an evaluation set can share with training clips:
 
-- ``clip``: the address of the audio;
-- ``sound``: the same recording under another address, also with other compression, level or ends;
-- ``recording``, ``speaker``: the value of a column that names one;
-- ``text``: the transcript, apart from case and spaces.
+- ``clip``: the address of the audio
+- ``sound``: the audio under another address, even if its compression, level or ends differ
+- ``recording``, ``speaker``: the value of a column that names a recording or a speaker
+- ``text``: the transcript, apart from case and spaces
 """
 SHARED = {
     "clip": "are also training clips",
@@ -33,14 +33,16 @@ class Overlap:
     """Clips of an evaluation set that overlap with training clips."""
 
     by: By
-    """What they share. A clip counts under the first of these only; unless it is a copy, under ``text`` as well."""
+    """The shared property. A clip counts only under the first property that it shares, in this order: ``clip``,
+    ``sound``, ``recording``, ``speaker``. It also counts under ``text`` if it shares its transcript, but neither its
+    address nor its sound."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""
     training_sets: tuple[str, ...]
-    """The training sets with the same clip, recording or speaker."""
+    """The training sets that share the property with these clips."""
     examples: tuple[str, ...]
-    """The first few: ids of clips, or names of recordings or speakers."""
+    """Ids of the first few clips, or names of the first few recordings or speakers."""
     excluded: bool = False
     """Whether these clips were left out of the score."""
 
@@ -53,24 +55,24 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What an evaluation set shares with the training data."""
+    """Result of comparing an evaluation set with the training data."""
 
     overlaps: tuple[Overlap, ...]
     compared: tuple[By, ...]
-    """What was compared. A column is compared if both sides have it."""
+    """The compared properties. A column is compared if the evaluation set and the training data both have it."""
     not_compared: str | None = None
-    """Why sound was not compared."""
+    """The reason why sound was not compared."""
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
-    """Add what a set shares with training to its scores. None: it is not known, since the training data is gone."""
+    """Add the overlap of a set with the training data to its scores. ``found`` is None if the data cannot be read."""
     scores[_KEY] = None if found is None else [asdict(overlap) for overlap in found.overlaps]
     scores[_COMPARED] = None if found is None else list(found.compared)
     scores[_NOT_COMPARED] = "the training data cannot be read" if found is None else found.not_compared
 
 
 def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the warnings about the scores of a set. They are shown next to its error rate."""
+    """Yield the warnings about the scores of a set, to be shown next to its error rate."""
     for entry in scores.get(_KEY) or ():
         yield str(Overlap(**{**entry, "training_sets": tuple(entry["training_sets"])}))
     if scores.get(_NOT_COMPARED):
@@ -85,7 +87,10 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_of(scores: Mapping[str, Any]) -> str | None:
-    """What a set was compared by with the training data, given its scores. None: it was not, or a warning says so."""
+    """State how a set was compared with the training data, given its scores.
+
+    Return None if it was not compared, or if :func:`warnings_of` already states it.
+    """
     if not scores.get(_COMPARED) or scores.get(_NOT_COMPARED):
         return None
     shared = "" if scores[_KEY] else "; nothing is shared"

@@ -39,22 +39,22 @@ class Comparison:
 
     @property
     def baseline(self) -> str:
-        """Name of the variant that the others are compared with."""
+        """Name of the variant with which the other variants are compared."""
         return self.variants[0].name
 
     @property
     def num_comparisons(self) -> int:
-        """Number of comparisons in the family of Holm's correction: all variants but the baseline, on all sets."""
+        """Number of comparisons in the family of Holm's correction: each variant except the baseline, on each set."""
         return sum(len(entry.comparison.differences) for entry in self.sets.values())
 
     @property
     def files(self) -> list[Path]:
-        """All files of hypotheses that were compared."""
+        """The paths of all files of hypotheses that were compared."""
         folders = [Path(run.folder) for variant in self.variants for run in variant.runs]
         return [folder / "evaluation" / f"{name}.jsonl" for folder in folders for name in self.sets]
 
     def to_json(self) -> dict[str, Any]:
-        """``comparison.json``; rates and differences are fractions."""
+        """Return the content of ``comparison.json``. Rates and differences are fractions."""
         return {
             "baseline": self.baseline,
             "significance": SIGNIFICANCE,
@@ -73,7 +73,10 @@ def compare_folders(
     normalizer_name: str | None = None,
     group_by: str | None = None,
 ) -> Comparison:
-    """Compare run folders, each as its own variant. Arguments and errors are those of :func:`compare_variants`."""
+    """Compare run folders, each as its own variant.
+
+    For the other arguments and the exceptions, see :func:`compare_variants`.
+    """
     if len(folders) < 2:
         raise UserError("give at least two runs: the first is the baseline that the others are compared with")
     variants = [Variant(run.name, (run,)) for run in read_runs(folders)]
@@ -93,16 +96,16 @@ def compare_variants(
     """Compare the first variant with each of the others, on the same utterances.
 
     Args:
-        variants: at least one. A single one gets rates only.
+        variants: at least one variant. The rates of a single variant are computed, but it is not compared.
         set_name: the evaluation set. None uses all sets that every run was scored on.
-        common: if the utterances of a set differ between runs, use those that all runs have.
-        normalizer_name: None uses the normalizer that the runs were scored with.
-        group_by: metadata column whose groups are resampled as a whole, see
-            :func:`tiny_audio.analysis.comparison.units_column` for the default.
+        common: if the utterances of a set differ between runs, use only the utterances that all runs have.
+        normalizer_name: the normalizer. None uses the normalizer that the runs were scored with.
+        group_by: the metadata column whose groups are resampled as a whole. For the default, see
+            :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
-        UserError: the runs share no set; their utterances, references or normalizers differ; or the column does not
-            exist.
+        UserError: no set was scored by all runs; utterances, references or normalizers differ between runs; or the
+            column does not exist.
     """
     runs = [run for variant in variants for run in variant.runs]
     paired = {

@@ -10,7 +10,7 @@ from typing import Any
 from tiny_audio.analysis.compare._runs import Variant
 
 _NOT_COMPARED = ("command", "started", "finished", "seed", "evaluation_data")
-"""Fields of the provenance that always differ between two runs, or that are compared elsewhere."""
+"""Fields of the provenance that always differ between runs or are compared elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """Size and training of a variant. ``wall_s`` is the mean over its runs. Everything else is from its first run."""
+    """Size and training of a variant. ``wall_s`` is the mean over its runs. Other values are from its first run."""
 
     name: str
     runs: list[RunFacts]
     parameters: dict[str, int]
-    """``total`` and ``trainable``."""
+    """The numbers of ``total`` and ``trainable`` parameters."""
     steps: int
     audio_hours: float
     wall_s: float
@@ -43,11 +43,11 @@ class RecipeField:
 
     field: str
     values: dict[str, str | None]
-    """Values by the variant's name. None if its recipe has no such field."""
+    """The field's value in each variant, by the variant's name. None if the variant's recipe has no such field."""
 
 
 def describe(variant: Variant) -> VariantFacts:
-    """The facts of a variant, from the reports of its runs."""
+    """Collect the facts of a variant from the reports of its runs."""
     first = variant.runs[0].report
     training = [run.report["training"] for run in variant.runs]
     return VariantFacts(
@@ -65,9 +65,9 @@ def describe(variant: Variant) -> VariantFacts:
 
 
 def recipe_differences(variants: Sequence[Variant]) -> Iterator[RecipeField]:
-    """Fields of the recipes, and of the provenance, that differ between variants.
+    """Yield the fields of recipes and provenance that differ between variants.
 
-    Fields that differ only between the seeds of one variant are left out.
+    Fields that differ only between the seeds of one variant are omitted.
     """
     described = [[dict(_flat(_settings(run.report))) for run in variant.runs] for variant in variants]
     everywhere = dict.fromkeys(key for runs in described for fields in runs for key in fields)

@@ -1,4 +1,4 @@
-"""Finished runs read back from their folders, and their hypotheses paired by utterance."""
+"""Read finished runs from their folders, and pair their hypotheses by utterance."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tiny_audio.runtime.text_files import decoded
 from tiny_audio.sources import AudioAddress, HubFile
 
 Row = dict[str, Any]
-"""A row of hypotheses: the keys below of :data:`tiny_audio.evaluation.Hypothesis`."""
+"""A row of hypotheses: the keys of :data:`tiny_audio.evaluation.Hypothesis` that are listed in ``_KEYS``."""
 
 _KEYS = ("id", "audio_filepath", "duration", "text", "pred_text", "ctc_text", "metadata")
 _SAME_DURATION_S = 0.01
-"""Durations may differ by this much, because some lists round them to hundredths of a second."""
+"""Durations count as equal if they differ by at most this, because some lists round them to hundredths of a second."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FinishedRun:
     """A run folder in which all stages are done.
 
     Args:
-        name: name in tables.
+        name: the name of the run in tables.
         folder: the run folder.
         report: content of ``report.json``.
     """
@@ -38,7 +38,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> FinishedRun:
-        """Read a run folder. Raises :class:`UserError` if it does not contain a finished run."""
+        """Read a run folder. Raise :class:`UserError` if it does not contain a finished run."""
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {found}; give the folder that `tiny-audio run` wrote")
@@ -66,12 +66,12 @@ class FinishedRun:
         return column
 
     def fingerprint(self, set_name: str) -> str:
-        """Fingerprint of the data that a set was read from."""
+        """Return the fingerprint of the data that a set was read from."""
         found: str = self.report["provenance"]["evaluation_data"][set_name]
         return found
 
     def rows(self, set_name: str) -> dict[str, Row]:
-        """The raw hypotheses of a set, by utterance id."""
+        """Read the raw hypotheses of a set, by utterance id."""
         path = self.folder / "evaluation" / f"{set_name}.jsonl"
         if not path.exists():
             raise UserError(f"{path} is missing, although {self.folder} is finished; run its command again")
@@ -92,14 +92,17 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs of one recipe that differ only in their seeds; usually a single run."""
+    """Runs of one recipe that differ only in their seeds. Usually, there is only one run."""
 
     name: str
     runs: tuple[FinishedRun, ...]
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read the runs. Each name is the shortest unique end of the path. A number is added if a run is given twice."""
+    """Read the runs. Each run is named by the shortest end of its path that is unique.
+
+    If a folder is given more than once, a number is added to the name.
+    """
     paths = [Path(os.path.abspath(folder)) for folder in folders]
     distinct = len(set(paths))
     names = next(
@@ -113,10 +116,10 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
-    """Sets that all runs were scored on, or only the wanted one.
+    """Return the names of the sets that all runs were scored on, or only the wanted name.
 
     Raises:
-        UserError: no set was scored by all runs.
+        UserError: no set was scored by all runs, or the wanted set was not.
     """
     shared = [name for name in runs[0].scores if all(name in run.scores for run in runs)]
     if not shared:
@@ -136,10 +139,10 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     """Pair the rows of all runs. Paired rows have the same id, reference and duration.
 
     Args:
-        common: use only the utterances that all runs have. Otherwise differing utterances are an error.
+        common: use only the utterances that all runs have. If this is not set, different utterances are an error.
 
     Returns:
-        the rows of each run in the same order, and the number of utterances that were left out.
+        the rows of each run, in the same order, and the number of utterances that were left out.
 
     Raises:
         UserError: utterances, references or lengths differ, or the runs have no utterance in common.
@@ -166,11 +169,11 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
 
 
 def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
-    """Yield warnings if the runs may have been scored on different audio, although the utterances agree.
+    """Yield warnings if the runs may have been scored on different audio, even though their utterances agree.
 
     Args:
-        set_name: the set.
-        runs: all runs. The first is compared with the others.
+        set_name: the name of the set.
+        runs: all runs. Each is compared with the first.
         rows: the rows of each run, from :func:`paired_rows`.
     """
     for run, theirs in zip(runs[1:], rows[1:], strict=True):
@@ -194,7 +197,7 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
 
 
 def _portable(audio_filepath: str | None) -> str:
-    """The part of an address that is the same on every machine and at every revision."""
+    """Return the part of an address that is the same on every machine and at every revision."""
     if not audio_filepath:
         return ""
     address = AudioAddress.parse(audio_filepath, Path())

@@ -1,4 +1,4 @@
-"""One evaluation set of several runs: the comparison, and the sentences that changed."""
+"""Compare several runs on one evaluation set, and find the sentences that changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PairedSet:
 
     aligned: AlignedSet
     rows: Sequence[Sequence[Row]]
-    """Rows of each variant's first run."""
+    """The rows of each variant's first run."""
     normalizer: Normalizer
     left_out: int
     warnings: Sequence[str]
@@ -34,14 +34,14 @@ class Sentence:
     """An utterance on which a variant and the baseline differ."""
 
     row: Row
-    """The baseline's."""
+    """The row of the baseline."""
     other: str
-    """Raw hypothesis of the other variant."""
+    """The raw hypothesis of the other variant."""
     sides: tuple[Alignment, Alignment]
-    """Alignments of the baseline and of the other variant."""
+    """The word alignments of the baseline and of the other variant."""
 
     def to_json(self) -> dict[str, Any]:
-        """The form in ``comparison.json``."""
+        """Return the sentence as it is written to ``comparison.json``."""
         before, after = (side.errors for side in self.sides)
         row = {key: self.row[key] for key in ("id", "duration", "metadata", "text")}
         texts = {"baseline": self.row["pred_text"], "other": self.other}
@@ -50,7 +50,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """Sentences on which the first runs of a variant and of the baseline differ. The largest changes come first."""
+    """Sentences on which the first run of a variant differs from that of the baseline. Large changes come first."""
 
     name: str
     num_improved: int
@@ -62,7 +62,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class ComparedSet:
-    """Comparison on one set."""
+    """A comparison on one set."""
 
     paired: PairedSet
     comparison: SetComparison
@@ -73,7 +73,7 @@ class ComparedSet:
         return [_changed(self.paired, index) for index in range(1, len(self.paired.rows))]
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of ``sets`` in ``comparison.json``."""
+        """Return the entry of this set in ``comparison.json``."""
         paired, aligned = self.paired, self.paired.aligned
         return {
             "num_utterances": len(aligned.rows),
@@ -176,7 +176,7 @@ def _changed(paired: PairedSet, index: int) -> Changed:
     words = paired.aligned.words
 
     def most(sign: int) -> list[Sentence]:
-        # If gains are equal, short sentences come first, because the gain is a larger share of them.
+        # Among sentences with equal gains, short ones come first: the gain is a larger share of their words.
         chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
         chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
         return [

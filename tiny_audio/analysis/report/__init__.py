@@ -1,7 +1,9 @@
 """Self-contained HTML pages, without network access or scripts.
 
-:func:`render_report` renders a run, :func:`render_comparison` several runs, :func:`render_targets` hypotheses of any
-systems, and :func:`render_benchmark` a benchmark.
+- :func:`render_report`: the report of one run
+- :func:`render_comparison`: a comparison of several runs
+- :func:`render_targets`: scored hypotheses of any systems
+- :func:`render_benchmark`: the results of a benchmark
 """
 
 from __future__ import annotations
@@ -48,11 +50,11 @@ def render_report(
 
     Args:
         report: ``report.json``.
-        metrics: the rows of ``metrics.jsonl``. If a resume wrote a step twice, the later row counts.
+        metrics: the rows of ``metrics.jsonl``. If a resumed run wrote a step twice, the later row is used.
         hypotheses: the rows of each set, with ``id``, ``text`` and ``pred_text``. They may also have ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
-        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of such a row, or the reason why there is none.
-            It is called for a few rows of each set. The clips become part of the page.
+        read_audio: a function that returns the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or the reason why there
+            is none. It is called for a few rows of each set. The clips are embedded in the page.
 
     Raises:
         UserError: a set's ``normalizer`` is unknown.
@@ -121,7 +123,7 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
     losses = {"loss": "loss", "decoder_loss": "decoder", "ctc_loss": "CTC"}
     loss = [Series(name, _points(train, key)) for key, name in losses.items()]
     if not loss[2].points:
-        loss = loss[:1]  # without a CTC head, the loss is the decoder's
+        loss = loss[:1]  # without a CTC head, the loss equals the decoder's loss
     wer = [Series(name, _points([row for row in scores if str(row.get("set")) == name], "wer")) for name in sets]
     charts = [
         line_chart("Training loss", loss, may_be_log=True),
@@ -212,7 +214,7 @@ def _resampled(values: Mapping[str, Any]) -> str:
 
 
 def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per part. Parts that are only in ``parameters``, such as a CTC head, come last."""
+    """Return one row per part. Parts that are only in ``parameters``, such as a CTC head, come last."""
     rows = [dict(part) for part in report.get("parts") or ()]
     known = {row.get("part") for row in rows}
     for name, sizes in (report.get("parameters") or {}).items():

@@ -1,4 +1,4 @@
-"""The HTML page of a trained benchmark: which variant is better, by how much, and at what cost."""
+"""The HTML page of a trained benchmark: verdicts, and the quality and cost of each variant."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
 
 
 def _scores(variants: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    """Table of scores. Rates are means over seeds, and counts are totals."""
+    """Create a table of scores. Rates are means over seeds, and counts are totals."""
     rows = []
     for variant in variants:
         found = variant["sets"][name]
@@ -158,7 +158,8 @@ def _controls(results: Mapping[str, Any]) -> list[Markup]:
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    # A reader can distinguish about four lines per chart. A chart with one line would have no legend.
+    # A reader can distinguish about four lines per chart. Variants are spread evenly over the charts, because a chart
+    # with only one line would have no legend.
     total, num_charts = len(variants), math.ceil(len(variants) / 4)
     for index in range(num_charts):
         chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]
@@ -169,7 +170,7 @@ def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
 
 
 def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Mean of the curves of all seeds, at the steps that all seeds reached."""
+    """Average the curves of all seeds, at the steps that all seeds reached."""
     losses: list[dict[float, float]] = [dict(curve) for curve in curves]
     steps = [step for step in losses[0] if all(step in other for other in losses)]
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in steps]

@@ -1,4 +1,4 @@
-"""The HTML page of a comparison of runs: which is better, by how much, where, and on which sentences."""
+"""The HTML page of a comparison of runs: verdicts, scores, slices, and the sentences that changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
 
     Args:
         comparison: the comparison of the runs.
-        read_audio: returns the encoded clip of a row, see :data:`ReadAudio`. The clips become part of the page.
+        read_audio: a function that returns the encoded clip of a row. The clips are embedded in the page.
     """
     title = page_title([variant.name for variant in comparison.variants])
     compared = {name: entry.comparison for name, entry in comparison.sets.items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 DASH = "–"
 
-# A page must not load anything from elsewhere. All content is escaped, and this policy blocks requests as well.
+# A page must not load external content. All content is escaped, and in addition, this policy blocks requests.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
@@ -26,7 +26,8 @@ def join(children: Iterable[object]) -> Markup:
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """Create an HTML element.
 
-    The attribute ``class_`` becomes ``class``, and ``stroke_width`` becomes ``stroke-width``. ``None`` omits it.
+    The attribute ``class_`` becomes ``class``, and ``stroke_width`` becomes ``stroke-width``. Attributes that are
+    ``None`` are omitted.
     """
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     written = "".join(f' {key}="{html.escape(_attribute(value))}"' for key, value in pairs if value is not None)
@@ -38,7 +39,7 @@ def _attribute(value: object) -> str:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()) -> Markup:
-    """A table that scrolls sideways if needed. The columns in ``numbers`` are right-aligned."""
+    """Create a table that scrolls sideways if needed. The columns in ``numbers`` are right-aligned."""
     right = set(numbers)
 
     def cells(kind: str, row: Sequence[object]) -> Markup:
@@ -49,12 +50,12 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: 
 
 
 def label(text: object) -> Markup:
-    """The label of a row or column. Long labels, such as the names of a sweep's variants, are wrapped."""
+    """Create the label of a row or column. Long labels, such as the names of a sweep's variants, are wrapped."""
     return tag("b", text, class_="label")
 
 
 def page(title: str, *body: object) -> str:
-    """A complete page, without external resources or scripts."""
+    """Create a complete page, without external resources or scripts."""
     head = tag(
         "head",
         Markup('<meta charset="utf-8">'),
@@ -67,7 +68,7 @@ def page(title: str, *body: object) -> str:
 
 
 def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) -> Iterator[Markup]:
-    """Links to all sections that have content, then ``between``, then the sections."""
+    """Yield links to all sections that have content, then ``between``, then these sections."""
     present = [(title, content) for title, content in parts if content]
     yield tag("nav", *(tag("a", title, href=f"#section-{index}") for index, (title, _) in enumerate(present)))
     yield join(between)
@@ -76,26 +77,26 @@ def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) ->
 
 
 def number(value: object) -> float | None:
-    """The value as a float, or None if it is not a finite number."""
+    """Return the value as a float, or None if it is not a finite number."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
 
 
 def count(value: object) -> str:
-    """1234567 -> 1,234,567."""
+    """Format a count: 1234567 -> 1,234,567."""
     finite = number(value)
     return DASH if finite is None else f"{finite:,.0f}"
 
 
 def percent(value: object, *, sign: str = "") -> str:
-    """0.05214 -> 5.21 %."""
+    """Format a fraction: 0.05214 -> 5.21 %."""
     finite = number(value)
     return DASH if finite is None else f"{100 * finite:{sign}.2f}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
 def interval(value: object, *, sign: str = "") -> str:
-    """[0.048, 0.056] -> 4.80–5.60 %; with a sign, +4.80 % to +5.60 %."""
+    """Format an interval: [0.048, 0.056] -> 4.80–5.60 %, or with a sign, +4.80 % to +5.60 %."""
     if not isinstance(value, Sequence) or len(value) != 2:
         return DASH
     low, high = (percent(end, sign=sign) for end in value)
@@ -103,7 +104,7 @@ def interval(value: object, *, sign: str = "") -> str:
 
 
 def compact(value: object) -> str:
-    """1234567 -> 1.23 M, 25000 -> 25 k, 0.00012 -> 1.2e-4."""
+    """Format a number with three digits: 1234567 -> 1.23 M, 25000 -> 25 k, 0.00012 -> 1.2e-4."""
     finite = number(value)
     if finite is None:
         return DASH
@@ -117,7 +118,7 @@ def compact(value: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """33480 -> 9 h 18 min."""
+    """Format a time: 33480 -> 9 h 18 min."""
     finite = number(seconds)
     if finite is None:
         return DASH

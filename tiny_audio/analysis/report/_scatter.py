@@ -1,4 +1,4 @@
-"""Points with intervals, such as quality against cost, as inline SVG."""
+"""Scatter plots with intervals, such as quality against cost, as inline SVG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiny_audio.analysis.report._html import Markup, compact, percent, tag
 from tiny_audio.analysis.report._svg import linear_ticks
 
 _LEAST_SPAN = 0.1
-"""The cost axis spans at least this share of the largest cost, so that nearly equal costs look equal."""
+"""Minimum span of the cost axis, as a share of the largest cost. It makes nearly equal costs look equal."""
 _MARGIN_SHARE = 0.08
 _NAME_HEIGHT, _NAME_WIDTH = 14.0, 120.0
 
@@ -79,10 +79,10 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
 
 
 def name_heights(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
-    """Heights for the names of points ``(x, y)``, in the order of the points, so that names do not overlap.
+    """Return a height for the name of each point ``(x, y)``, so that names do not overlap.
 
-    A name that would overlap a name above it moves down. If it would then leave the plot, it moves up again, and so do
-    the names above it.
+    A name that would overlap a name above it moves down. If it would then leave the plot, it moves up again, together
+    with the names above it.
     """
     order = sorted(range(len(places)), key=lambda index: places[index][1])
     heights = [max(y, top + _NAME_HEIGHT / 2) for _, y in places]

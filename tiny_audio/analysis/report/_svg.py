@@ -15,7 +15,7 @@ _MAX_POINTS = 300  # more points would overlap and make the page large
 _MAX_HITS = 100
 _MAX_MARKED = 40
 _MAX_NAME = 36
-_LOG_RATIO = 30.0  # above this ratio, small values look like a flat line on a linear axis
+_LOG_RATIO = 30.0  # maximum ratio of values on a linear axis; above it, small values would look like a flat line
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class IntervalRow:
 def line_chart(
     title: str, series: Sequence[Series], show: Callable[[object], str] = compact, *, may_be_log: bool = False
 ) -> Markup | None:
-    """Draw curves over steps. Returns ``None`` if there is nothing to draw.
+    """Draw curves over steps. Return ``None`` if there is nothing to draw.
 
-    Long curves are drawn as the mean of neighboring points, with a band from minimum to maximum. The axis starts at 0,
-    or is logarithmic if ``may_be_log`` and the values span more than a factor of 30.
+    A long curve shows the mean of neighboring points, with a band from their minimum to their maximum. The value axis
+    is logarithmic if ``may_be_log`` is set, all values are positive, and their ratio exceeds 30. Otherwise, the axis
+    includes 0.
     """
     series = [curve for curve in series if curve.points]
     if not series:
@@ -97,7 +98,8 @@ def line_chart(
 def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signed: bool = False) -> Markup:
     """Draw one row per system, with the estimate and its interval as marks and as text.
 
-    ``second`` is the meaning of the hollow marks. If ``signed`` is set, the rows are differences, and the axis marks 0.
+    ``second`` is the legend of the hollow marks. If ``signed`` is set, the rows are differences: numbers have a sign,
+    and a line marks 0.
     """
     sign = "+" if signed else ""
     width, right, row_height, above = 1000.0, 235.0, 34.0, 8.0
@@ -121,7 +123,7 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signe
         low, high = row.interval or (row.value, row.value)
         ends_text = f" [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]".replace("-", "−") if row.interval else ""
         marks: list[object] = [tag("title", f"{row.name}: {percent(row.value, sign=sign)}{ends_text}")]
-        # Keep the ends of long names, because similar names differ there.
+        # Shorten long names in the middle, because similar names differ at their ends.
         half = _MAX_NAME // 2
         name = row.name if len(row.name) <= _MAX_NAME else f"{row.name[:half]}…{row.name[1 - half :]}"
         marks.append(tag("text", name, x=left - 16, y=y + 4.5, text_anchor="end", class_="l"))
@@ -156,7 +158,7 @@ def _hits(
     top: float,
     bottom: float,
 ) -> list[Markup]:
-    """Invisible columns whose tooltips show the value of every curve."""
+    """Create invisible columns whose tooltips show the value of every curve."""
     steps = sorted({x for bins in binned for x, *_ in bins})
     steps = steps[:: math.ceil(len(steps) / _MAX_HITS)]
     edges = [x_at(steps[0]) - 5, *(x_at((a + b) / 2) for a, b in pairwise(steps)), x_at(steps[-1]) + 5]
@@ -173,7 +175,7 @@ def _hits(
 
 
 def _bins(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
-    """(step, mean, minimum, maximum) of each bin of neighboring points. There are at most ``_MAX_POINTS`` bins."""
+    """Return (step, mean, minimum, maximum) of each bin of neighboring points, for at most ``_MAX_POINTS`` bins."""
     size = math.ceil(len(points) / _MAX_POINTS)
     bins = []
     for start in range(0, len(points), size):
@@ -187,7 +189,7 @@ def _path(points: Sequence[tuple[float, float]], x_at: Callable[[float], float],
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
-    """About five round numbers, the outer ones at or beyond ``low`` and ``high``."""
+    """Return about five round numbers. The first is at most ``low``, and the last is at least ``high``."""
     span = high - low or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(span / 4))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if span / (size * factor) <= 5)

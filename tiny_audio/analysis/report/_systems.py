@@ -12,13 +12,13 @@ from tiny_audio.analysis.report._svg import IntervalRow, interval_plot
 from tiny_audio.analysis.scoring import Alignment
 from tiny_audio.analysis.scoring.metrics import Metric, metric_columns
 
-_MAX_COLUMNS = 300  # a looping hypothesis can have thousands of words
+_MAX_COLUMNS = 300  # maximum number of word columns shown; a looping hypothesis can have thousands of words
 _MAX_TITLE = 80
 Columns = Sequence[tuple[str, Sequence[object]]]
 
 
 def page_title(names: Sequence[str]) -> str:
-    """All names, or the first one and the number of others if the title would be too long."""
+    """Join all names. If the title would be too long, return the first name and the number of other names."""
     title = ", ".join(names)
     if len(title) <= _MAX_TITLE or len(names) == 1:
         return title
@@ -32,13 +32,13 @@ def scores_table(
     grouped_by: str | None = None,
     after: Columns = (),
 ) -> Markup:
-    """Table of every known metric of each row.
+    """Create a table with every known metric of each row.
 
     Args:
-        head: heads of the columns before the metrics.
-        rows: for each row, the cells of those columns and the scores by key.
+        head: heads of the columns on the left of the metrics.
+        rows: for each row, the cells on the left of the metrics, and the scores by key.
         grouped_by: the column whose groups were resampled for a second interval.
-        after: heads and cells of further columns.
+        after: heads and cells of the columns on the right of the metrics.
     """
     columns: list[tuple[object, Sequence[object]]] = []
     entries = [scores for _, scores in rows]
@@ -57,12 +57,12 @@ def metric_text(metric: Metric, value: float | None) -> str:
 
 
 def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings: Iterable[str] = ()) -> list[Markup]:
-    """A table of verdicts with an explanation. Holm's correction treats all rows as one family.
+    """Create a table of verdicts with an explanation. Holm's correction treats all rows as one family.
 
     Args:
         differences: pairs of set name and difference.
         units: the resampled units, such as ``utterances``.
-        warnings: limits of these verdicts.
+        warnings: warnings about these verdicts.
     """
     if not differences:
         return []
@@ -115,7 +115,7 @@ def _share(value: float | None) -> str:
 
 
 def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differences: Sequence[Difference]) -> Markup:
-    """Plots of the rates and of the differences, each with intervals."""
+    """Plot the rates, and the differences from the baseline, with their intervals."""
     plots = [interval_plot(title, rates, "CTC head alone, greedy")]
     if differences:
         rows = [IntervalRow(entry.name, entry.difference, entry.interval) for entry in differences]
@@ -124,7 +124,7 @@ def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differen
 
 
 def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
-    """WER of each slice. For a single system, the interval is included."""
+    """Create a table with the WER of each slice. A table of a single system also has intervals."""
     if not slices:
         return []
     several = len(names) > 1
@@ -157,11 +157,11 @@ def side_by_side(
     """Show one utterance word by word: the reference, and below it the hypotheses of several systems.
 
     Args:
-        row: ``id``, ``duration`` and ``metadata``.
+        row: a row with ``id``, ``duration`` and ``metadata``.
         facts: texts shown after the duration.
         names: names of the systems.
         sides: alignments of the systems' hypotheses.
-        audio: a player, or the reason why there is none.
+        audio: an audio player, or a text with the reason why there is none.
     """
     seconds = number(row["duration"])
     shown = [*([] if seconds is None else [f"{seconds:.1f} s"]), *facts]
@@ -179,7 +179,7 @@ def side_by_side(
 
 
 def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
-    """Columns of words: the reference, then each system. Insertions at the same position share columns."""
+    """Yield columns: the reference word, then a word of each system. Insertions at the same position share columns."""
     for spot in zip(*map(_by_word, sides), strict=True):
         yield from ((None, *inserted) for inserted in zip_longest(*(inserted for _, _, inserted in spot)))
         if (reference := spot[0][0]) is not None:
@@ -187,7 +187,10 @@ def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
 
 
 def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, list[str]]]:
-    """Yield each reference word, its hypothesis, and the words inserted before it. ``None`` marks the end."""
+    """Yield each reference word, its hypothesis word, and the words inserted before it.
+
+    The last item has no reference word. It contains the words inserted at the end.
+    """
     inserted: list[str] = []
     for reference, hypothesis in alignment.pairs:
         if reference is None:
@@ -199,7 +202,7 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _word(reference: str | None, word: str | None) -> Markup:
-    """One word. The kind of error is visible without color, by an underline, a dash or a plus."""
+    """Show one word. An underline, a dash or a plus marks errors without color."""
     if reference == word:
         return tag("i", word or "")
     if reference is None:
@@ -210,7 +213,7 @@ def _word(reference: str | None, word: str | None) -> Markup:
 
 
 def side_by_side_legend(what: str = "Reference above") -> Markup:
-    """The legend of :func:`side_by_side`."""
+    """Return the legend of :func:`side_by_side`."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (dash)", "inserted (+)")
     keys = (

@@ -32,11 +32,11 @@ _NUM_APART = 15
 
 
 def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
-    """Render the scores of one target, or of several compared with the first one, as one HTML page.
+    """Render the scores of the targets as one HTML page. If there are several, each is compared with the first.
 
     Args:
         rescored: the result of :func:`tiny_audio.analysis.rescore.rescore`.
-        read_audio: returns the encoded clip of a row, see :data:`ReadAudio`. The clips become part of the page.
+        read_audio: a function that returns the encoded clip of a row. The clips are embedded in the page.
     """
     compared = rescored.comparison
     names = [target.name for target in rescored.targets]
@@ -49,7 +49,7 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     ]
     for name, rows, system in zip(names, rescored.rows, compared.aligned.systems, strict=True):
         scored = Scored.of_aligned(rows, system.alignments)
-        # With several targets, a clip that is hard for all of them would be embedded several times.
+        # With several targets, a clip that is hard for all targets would be embedded once per target.
         worst = utterances(scored, None if several else read_audio)
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))
@@ -103,7 +103,7 @@ def _apart(rescored: Rescored, read_audio: ReadAudio) -> Iterator[Markup]:
     names = [system.name for system in aligned.systems]
     errors = [[system.alignments[index].errors for system in aligned.systems] for index in range(len(aligned.rows))]
     spread = [max(each) - min(each) for each in errors]
-    # If differences are equal, short sentences come first, because each word weighs more in them.
+    # Among utterances with equal differences, short ones come first: an error is a larger share of their words.
     order = sorted(range(len(errors)), key=lambda index: (-spread[index], aligned.words[index], index))
     chosen = [index for index in order[:_NUM_APART] if spread[index]]
     if not chosen:

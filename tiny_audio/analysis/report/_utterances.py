@@ -1,4 +1,4 @@
-"""Utterances one by one: reference, hypothesis and audio."""
+"""HTML elements for single utterances (reference, hypothesis and audio), and tables of confusions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tiny_audio.analysis.scoring import Alignment, Normalizer, align, confusions
 
 _NUM_WORST = 10
 _NUM_RANDOM = 3
-_NUM_AUDIBLE = 5  # the worst utterances with audio; each clip adds a few hundred kilobytes to the page
+_NUM_AUDIBLE = 5  # how many of the worst utterances have audio; each clip adds a few hundred kilobytes to the page
 _NUM_CONFUSIONS = 12
-_MAX_PAIRS = 300  # a looping hypothesis can have thousands of words
+_MAX_PAIRS = 300  # maximum number of word pairs shown; a looping hypothesis can have thousands of words
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,20 @@ class Scored:
 
     @classmethod
     def of(cls, rows: Sequence[Row], normalizer: Normalizer) -> Scored:
-        """Align the rows. The worst utterances are those with the most errors."""
+        """Align the rows, and sort them so that the utterances with the most errors come first."""
         return cls.of_aligned(
             rows, align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
         )
 
     @classmethod
     def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
-        """Like :meth:`of`, for rows that are already aligned."""
+        """Sort rows that are already aligned, in the order of :meth:`of`."""
         pairs = zip(rows, alignments, strict=True)
         return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
 
 
 def confusion_tables(scored: Scored) -> Markup:
-    """The most common substitutions, deletions and insertions, side by side."""
+    """Show the most common substitutions, deletions and insertions side by side."""
     common = confusions([alignment for _, alignment in scored.rows], limit=_NUM_CONFUSIONS)
     swapped = [(reference, f"→ {hypothesis}", count(times)) for reference, hypothesis, times in common.substitutions]
     kinds: list[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = [
@@ -55,7 +55,7 @@ def confusion_tables(scored: Scored) -> Markup:
 
 
 def legend() -> Markup:
-    """The legend of an alignment."""
+    """Return the legend of an alignment."""
     samples = (("word", "word"), ("word", "other"), ("word", None), (None, "word"))
     names = ("right", "substituted (underlined)", "deleted (struck through)", "inserted (+)")
     keys = (tag("span", _pair(*pair), name) for pair, name in zip(samples, names, strict=True))
@@ -105,7 +105,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(reference: str | None, hypothesis: str | None) -> Markup:
-    """One word above the other. The kind of error is visible without color, by an underline, a strike or a plus."""
+    """Show a reference word above its hypothesis word. An underline, a strike or a plus marks errors without color."""
     if reference == hypothesis:
         kind, title = "", None
     elif reference is None:
@@ -118,7 +118,7 @@ def _pair(reference: str | None, hypothesis: str | None) -> Markup:
 
 
 def audio_player(data: bytes | str | None) -> Markup:
-    """A player for an encoded clip, or the reason why there is none."""
+    """Return a player for an encoded clip, or a text with the reason why there is none."""
     if data is None or isinstance(data, str):
         return tag("small", data or "no audio available", class_="muted")
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}

@@ -11,9 +11,9 @@ from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 
 MAX_CLIP_BYTES = 2 << 20
-"""About a minute of FLAC at 16 kHz. Larger clips are not embedded in a page."""
+"""Maximum size of a clip that is embedded in a page: about one minute of FLAC at 16 kHz."""
 MAX_PAGE_BYTES = 24 << 20
-"""Limit for all clips of a page. Base64 encoding adds a third to it."""
+"""Maximum size of all clips of a page together. Base64 encoding then makes them a third larger."""
 
 FULL = "no audio: the page is full"
 NOT_CACHED = "no audio: the clip is not in the cache of its data set"
@@ -21,17 +21,18 @@ TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
 
 Row = Mapping[str, Any]
 ReadAudio = Callable[[Row], bytes | str | None]
-"""Returns the encoded clip of a row, a sentence that explains why it is omitted, or None if it cannot be read."""
+"""A function that returns the encoded clip of a row, the reason why it is omitted, or None if it cannot be read."""
 
 
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
-    """Return a function that reads the encoded clips of one page, until the page is full.
+    """Return a function that reads the encoded clips for one page until the page is full.
 
     Clips on the hub are read only if their row group is in the cache.
 
     Args:
-        paths: the files of hypotheses. Relative paths in rows are tried from their folders and from the current folder.
-        locate: finds the clip of a row if its ``audio_filepath`` is not a file.
+        paths: the files of hypotheses. A relative path in a row may start at the folder of any of these files, or at
+            the current folder.
+        locate: finds the clip of a row whose ``audio_filepath`` is not a file.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}
@@ -47,7 +48,7 @@ def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | N
                 return FULL
             clip = _read(address, room)
             if clip == FULL:
-                room = 0  # do not read more clips that would not fit
+                room = 0  # the page is full: do not read any further clips
             elif isinstance(clip, bytes):
                 room -= len(clip)
             clips[address] = clip

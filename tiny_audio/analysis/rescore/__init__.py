@@ -1,11 +1,12 @@
 """Raw hypotheses -> scores and verdicts, without a model, audio or torch.
 
-A target is scored on the clips for which it has a hypothesis. A failed clip (see :data:`Row`) counts only in the
-failure rate, so read WER and failure rate together. If there are several targets, the first is the baseline, and all
-are scored on the clips for which every target has a hypothesis. Verdicts follow :mod:`tiny_audio.analysis.comparison`.
+A target, which is one system's file of hypotheses, is scored on the clips for which it has a hypothesis. A failed clip
+(see :data:`Row`) affects only the failure rate, so read WER and failure rate together. If there are several targets,
+the first is the baseline, and each is scored only on the clips for which every target has a hypothesis. Verdicts follow
+the rule of :mod:`tiny_audio.analysis.comparison`.
 
     ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. 100 means a hundred
-    times faster than real time. Programs differ in what they include in a row's ``time``.
+    times faster than real time. Programs differ in the steps that are included in a row's ``time``.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Rescored:
 
     @cached_property
     def glued_references(self) -> int:
-        """Number of references in which the normalizer joins digits, see :mod:`tiny_audio.analysis.scoring`."""
+        """Number of references in which the normalizer joins digits."""
         first = self.transcripts[0]
         return sum(glues_words(text, first.normalizer) for text in first.references)
 
@@ -78,11 +79,13 @@ class Rescored:
         """Metrics and facts of each target, by key.
 
         - ``name``, ``path``, and the keys of :class:`tiny_audio.analysis.scoring.Score`
-        - ``wer_interval_by_group``: None without groups
-        - ``ctc_wer``: None unless all rows have a text of the CTC head
-        - ``rtfx`` and ``num_timed``, the number of clips with a time
-        - ``failures``, ``num_clips`` and ``failure_rate``: over all clips of the target
-        - ``empty_rate``, ``looping_rate`` and ``truncated_rate``: over the scored clips. The last one may be None.
+        - ``wer_interval_by_group``: None if utterances are resampled
+        - ``ctc_wer``: None unless all rows have ``ctc_text``
+        - ``rtfx``
+        - ``num_timed``: number of clips whose duration and processing time are known
+        - ``failures``, ``num_clips`` and ``failure_rate``: computed from all clips of the target
+        - ``empty_rate``, ``looping_rate`` and ``truncated_rate``: computed from the scored clips. ``truncated_rate`` is
+          None if no row has ``truncated``.
         """
         return [self._scores(index) for index in range(len(self.targets))]
 
@@ -112,12 +115,12 @@ class Rescored:
     def summary(self) -> dict[str, Any]:
         """The result as JSON. Rates are fractions.
 
-        - the normalizer, the cost and the scorer, with versions
+        - the normalizer and the scorer, each with its version, and the cost
         - ``group_by`` and ``num_groups``: None if utterances are resampled
-        - ``num_utterances`` and ``num_reference_words``: the scored ones
+        - ``num_utterances`` and ``num_reference_words``: counts of the scored utterances
         - ``left_out``, ``glued_references``, ``baseline``, ``significance``
         - ``targets``: see :attr:`scores`
-        - ``differences``: a :class:`tiny_audio.analysis.comparison.Difference` for each target but the first
+        - ``differences``: a :class:`tiny_audio.analysis.comparison.Difference` for each target except the first
         - ``slices``: the fields of each :class:`tiny_audio.analysis.comparison.Slice`
         """
         aligned, first = self.comparison.aligned, self.scores[0]
@@ -144,17 +147,18 @@ def rescore(
     cost: str | None = None,
     group_by: str | None = None,
 ) -> Rescored:
-    """Score files of hypotheses; :data:`Row` describes their lines.
+    """Score files of hypotheses. :data:`Row` describes the lines of a file.
 
     Args:
         paths: the files. If there are several, each is compared with the first one.
         normalizer_name: the normalizer of references and hypotheses.
-        cost: the cost of edits, see :data:`tiny_audio.analysis.scoring.Cost`; None: that of the normalizer.
-        group_by: metadata column whose groups are resampled as a whole, see
-            :func:`tiny_audio.analysis.comparison.units_column` for the default.
+        cost: the costs of edits, see :data:`tiny_audio.analysis.scoring.Cost`. None uses the normalizer's costs.
+        group_by: the metadata column whose groups are resampled as a whole. For the default, see
+            :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
-        UserError: a file cannot be read, references differ, the files share no clip, or a name is unknown.
+        UserError: a file cannot be read, the references of a clip differ, there is no clip for which every target has a
+            hypothesis, no reference has a word, or the normalizer, cost or column is unknown.
     """
     weights = None if cost is None else check_cost(cost)
     rule = normalizer(normalizer_name)
@@ -177,10 +181,10 @@ def rescore(
 def align_targets(
     targets: Sequence[Target], rule: Normalizer, *, cost: Cost | None = None, group_by: str | None = None
 ) -> tuple[AlignedSet, list[list[Row]]]:
-    """Align the clips for which every target has a hypothesis. Also return each target's rows, in the same order.
+    """Align the clips for which every target has a hypothesis. Return them with each target's rows, in the same order.
 
     Raises:
-        UserError: references differ, or there is no such clip.
+        UserError: the references of a clip differ, or there is no clip for which every target has a hypothesis.
     """
     ids = common_ids(targets)
     rows = [[target.rows[name] for name in ids] for target in targets]

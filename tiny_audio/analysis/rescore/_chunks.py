@@ -1,7 +1,7 @@
-"""Recordings that were transcribed in chunks, and have one reference: joined before they are scored.
+"""Join the chunks of recordings that were transcribed in chunks, but have one reference per recording.
 
-The Open ASR Leaderboard has such a set, Earnings22-Cleaned-AA-chunked. Its rows name the recording in ``parent_id`` and
-have a ``chunk_index``; each has the reference of the whole recording.
+The set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard is an example. Each row has the id of the recording in
+``parent_id``, a ``chunk_index``, and the reference of the whole recording.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ PARENT, INDEX = "parent_id", "chunk_index"
 
 
 def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
-    """One row for each recording, if every row is a chunk; otherwise the rows as they are.
+    """Return one row for each recording if every row is a chunk. Otherwise, return the rows unchanged.
 
-    Hypotheses are joined in the order of ``chunk_index``; durations and times are summed. A recording with a failed
-    chunk has its error. The id of a joined row is its ``parent_id``.
+    Hypotheses are joined in the order of ``chunk_index``. Durations and times are summed. If any chunk failed, the
+    joined row has the error of the first failed chunk. The id of a joined row is the ``parent_id`` of its chunks.
 
     Args:
-        rows: by id, with the metadata ``parent_id`` and ``chunk_index``.
-        place: what error messages call the rows.
+        rows: the rows by id. A chunk has ``parent_id`` and ``chunk_index`` in its metadata.
+        place: how error messages refer to the rows.
 
     Raises:
-        UserError: chunks of a recording are missing, or their references differ.
+        UserError: a ``chunk_index`` is not a whole number, chunks of a recording are missing, or references of its
+            chunks differ.
     """
     if not rows or not all({PARENT, INDEX} <= row["metadata"].keys() for row in rows.values()):
         return dict(rows)

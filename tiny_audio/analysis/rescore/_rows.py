@@ -1,4 +1,4 @@
-"""Read files of hypotheses, from this project or in the format of the Open ASR Leaderboard."""
+"""Read files of hypotheses in the format of this project or of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tiny_audio.config import UserError
 from tiny_audio.runtime.text_files import decoded
 
 Row = dict[str, Any]
-"""A clip and a system's hypothesis for it, as a line of JSON.
+"""A system's hypothesis for a clip, from one line of JSON.
 
 Fields of the leaderboard: ``audio_filepath``; ``duration``, seconds of audio; ``time``, seconds of processing
 (optional); ``text``, the reference; ``pred_text``, the raw hypothesis. Fields of this project, all optional: ``id``
 (default: ``audio_filepath``), ``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field
-that holds a string becomes a metadata column, and so does ``chunk_index``.
+whose value is a string becomes a metadata column. An integer ``chunk_index`` also becomes one.
 
-A row with an ``error`` (a sentence) is a failure. It has no hypothesis, which is not the same as an empty one.
+A row with an ``error``, which is a sentence, is a failure. It has no hypothesis. An empty hypothesis is not a failure.
 """
 
 _FIELDS = (
@@ -41,12 +41,12 @@ _FIELDS = (
 _NEEDED = ("text", "pred_text")
 
 _MAX_DIGITS = 300
-"""Number of digits of the largest integer that a float can represent."""
+"""Integers with at least this many digits are read as infinity, so that all other integers fit into a float."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A system under test: its name in tables, its file, and the rows by id, in the order of the file."""
+    """A scored system: its name in tables, its file of hypotheses, and the rows by id, in the order of the file."""
 
     name: str
     path: Path
@@ -54,15 +54,15 @@ class Target:
 
     @property
     def answered(self) -> dict[str, Row]:
-        """The rows that have a hypothesis: those without an error."""
+        """The rows that have a hypothesis, because they have no error."""
         return {name: row for name, row in self.rows.items() if not row["error"]}
 
 
 def read_targets(paths: Sequence[Path]) -> list[Target]:
-    """Read the files. Each name is the shortest end of the path that is unique among them.
+    """Read the files. Each target is named by the shortest end of its path that is unique.
 
     Raises:
-        UserError: a file is missing, is not in the JSON lines format, or has a missing or wrong field; or a clip or a
+        UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; or a clip or a
             file occurs twice.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
@@ -123,12 +123,12 @@ def _row(line: str, location: str) -> Row:
         raise UserError(
             f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add it"
         )
-    # Systems on different computers may write the name of one file in different Unicode forms.
+    # The same file name may be in different Unicode forms on different computers.
     row["id"] = unicodedata.normalize("NFC", str(row["id"] if row["id"] is not None else row["audio_filepath"]))
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
         if isinstance(row[key], str):
-            # Programs that cut texts by length can leave half a surrogate pair. No encoding can write it.
+            # Programs that shorten texts can leave half of a surrogate pair, which cannot be encoded.
             row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if key == "text":
                 row[key] = unicodedata.normalize("NFC", row[key])
@@ -162,10 +162,10 @@ def _seconds(value: object, location: str) -> float | None:
 
 
 def common_ids(targets: Sequence[Target]) -> list[str]:
-    """Ids of the clips for which every target has a hypothesis, in the order of the first target.
+    """Return the ids of the clips for which every target has a hypothesis, in the order of the first target.
 
     Raises:
-        UserError: there is no such clip, or two targets have different references for one clip.
+        UserError: there is no such clip, or targets have different references for the same clip.
     """
     first = targets[0]
     for other in targets[1:]:

@@ -1,14 +1,15 @@
 """References and hypotheses -> error rates: normalization, WER, CER and other metrics, with intervals.
 
-A rate means little without its normalizer and its scorer, so every :class:`Score` has both, with their versions. All
+Error rates depend on the normalizer and the scorer, so every :class:`Score` contains both, with their versions. All
 rates and shares are fractions: 0.05 is 5 %.
 
     ``WER = (S + D + I) / N``, where N is the number of words in all references, and S, D and I are the numbers of
     substituted, deleted and inserted words in the alignment with the lowest cost. Errors are summed over all utterances
     (pooled). WER is not a mean of per-utterance rates.
-    ``CER`` is the same for characters. A space counts as a character, and every edit costs 1.
+    ``CER`` is the character error rate, computed in the same way from characters instead of words. A space counts as a
+    character, and every edit costs 1.
 
-The cost of an edit decides which alignment is the cheapest, see :data:`Cost`. The metrics are in
+The costs of edits determine which alignment has the lowest cost; see :data:`Cost`. The metrics are defined in
 :mod:`tiny_audio.analysis.scoring.metrics`.
 """
 
@@ -72,13 +73,13 @@ class Score(Config):
     """Pooled error rates of one set: the errors of all utterances divided by the words of all references.
 
     Every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts is an attribute. The
-    fields below are those that code reads by name.
+    fields below are declared because code reads them by name.
     """
 
     model_config = ConfigDict(extra="allow")
 
     wer: float | None
-    """Word error rate. It can exceed 1, because of insertions. None if all references are empty."""
+    """Word error rate. Insertions can make it larger than 1. None if all references are empty."""
     cer: float | None
     """Character error rate of the normalized text. A space is a character."""
     wer_interval: tuple[float, float] | None
@@ -93,9 +94,10 @@ class Score(Config):
     normalizer: NormalizerName
     normalizer_version: str
     cost: Cost = "unit"
-    """Cost of edits in the alignment of words."""
+    """Costs of edits in the word alignment."""
     scorer: str = "jiwer"
-    """Program that aligned the words: ``jiwer`` at unit cost, ``tiny-audio`` at sclite cost, else ``kaldialign``."""
+    """Program that aligned the words: ``jiwer`` for the cost ``unit``, ``tiny-audio`` for ``sclite``, otherwise
+    ``kaldialign``."""
     scorer_version: str
     empty_hypotheses: int
     """Utterances whose normalized hypothesis has no word, although the reference has one."""
@@ -133,18 +135,20 @@ def score(
     """Score one set.
 
     Args:
-        references: raw text of each utterance. Empty if nobody speaks.
-        hypotheses: raw text of each utterance, in the same order.
+        references: raw reference of each utterance. It is empty if nobody speaks.
+        hypotheses: raw hypothesis of each utterance, in the same order.
         normalizer: the normalizer of references and hypotheses.
         num_bootstrap: number of resamples for the interval.
         seed: seed of the resampling.
         groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, because
-            their errors are correlated. Without groups, the interval is too narrow. Each ``None`` is its own group.
-        cost: the cost of edits; None: that of the normalizer.
-        durations_s: seconds of each utterance, where they are known, for rates per hour.
+            their errors are correlated. Without groups, the interval is too narrow. An utterance whose label is
+            ``None`` is a group of its own.
+        cost: the costs of edits. None uses the normalizer's costs.
+        durations_s: duration of each utterance in seconds, or None if it is unknown. Rates per hour need it.
 
     Raises:
-        UserError: no utterance, texts without a word, lengths that differ, an unknown cost, or too few resamples.
+        UserError: there is no utterance, the references have no word, the numbers of texts differ, the cost is unknown,
+            or there are too few resamples.
     """
     transcripts = Transcripts(references, hypotheses, normalizer, cost, durations_s)
     return score_transcripts(transcripts, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
@@ -187,10 +191,10 @@ def paired_difference(
     groups: Groups = None,
     cost: Cost | None = None,
 ) -> PairedDifference:
-    """Compute the WER of the other system minus the WER of the baseline. Below 0, the other system is better.
+    """Compute the WER of the other system minus the WER of the baseline.
 
-    ``baseline`` and ``other`` are raw hypotheses of the same utterances. The other arguments and the errors are those
-    of :func:`score`.
+    ``baseline`` and ``other`` are raw hypotheses of the same utterances. For the other arguments and the exceptions,
+    see :func:`score`.
     """
     before, after = (Transcripts(references, texts, normalizer, cost) for texts in (baseline, other))
     for name, transcripts in (("baseline", before), ("other", after)):
@@ -222,12 +226,12 @@ def score_set(
 ) -> dict[str, Any]:
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
-    - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins the digits of a reference
+    - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins the digits of any reference
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
-    - ``difference``: the :class:`PairedDifference` of ``hypotheses`` from ``ctc_hypotheses``. It is negative if the
-      decoder is better than the CTC head.
+    - ``difference``: the :class:`PairedDifference` between ``hypotheses`` and ``ctc_hypotheses``, the baseline. It is
+      negative if the decoder is better than the CTC head.
 
-    Arguments and errors are those of :func:`score`.
+    For the other arguments and the exceptions, see :func:`score`.
     """
     rate = partial(score, num_bootstrap=num_bootstrap, seed=seed, groups=groups, cost=cost, durations_s=durations_s)
     entry = rate(references, hypotheses, normalizer).model_dump(mode="json")
@@ -257,7 +261,7 @@ _normalizer = normalizer  # for functions that have an argument with this name
 def _check(
     transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups, *, needs_words: bool = True
 ) -> None:
-    """Check the input of a score. ``name`` is the name of the hypotheses in messages."""
+    """Check the input of a score. ``name`` is how messages refer to the hypotheses."""
     references, hypotheses = transcripts.references, transcripts.hypotheses
     if num_bootstrap < MIN_BOOTSTRAP:
         raise UserError(f"num_bootstrap is {num_bootstrap}; an interval needs at least {MIN_BOOTSTRAP} resamples")

@@ -21,7 +21,7 @@ from tiny_audio.analysis.scoring._normalizers import Normalizer
 from tiny_audio.config import Config, UserError
 
 _LOOP_REPEATS = 4
-"""A text loops if an n-gram of words occurs this many times in a row."""
+"""A text counts as looping if an n-gram of words occurs at least this many times in a row."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +30,36 @@ class Alignment:
 
     pairs: tuple[Pair, ...]
     num_joined: int = 0
-    """Reference words that do not count, since they were joined to others (cost ``joined``)."""
+    """Number of reference words that do not count, because they were joined to another word (cost ``joined``)."""
 
     @property
     def hits(self) -> int:
-        """Correct words."""
+        """Number of correct words."""
         return sum(reference == hypothesis for reference, hypothesis in self.pairs)
 
     @property
     def deletions(self) -> int:
-        """Reference words missing from the hypothesis."""
+        """Number of reference words without a hypothesis word."""
         return sum(hypothesis is None for _, hypothesis in self.pairs)
 
     @property
     def insertions(self) -> int:
-        """Hypothesis words missing from the reference."""
+        """Number of hypothesis words without a reference word."""
         return sum(reference is None for reference, _ in self.pairs)
 
     @property
     def errors(self) -> int:
-        """Substitutions, deletions and insertions."""
+        """Number of substitutions, deletions and insertions."""
         return len(self.pairs) - self.hits
 
     @property
     def substitutions(self) -> int:
-        """Reference words for which the hypothesis has another word."""
+        """Number of reference words for which the hypothesis has another word."""
         return self.errors - self.deletions - self.insertions
 
     @property
     def num_reference_words(self) -> int:
-        """Hits, substitutions and deletions, without the joined ones."""
+        """Number of hits, substitutions and deletions, minus ``num_joined``."""
         return len(self.pairs) - self.insertions - self.num_joined
 
     @property
@@ -76,13 +76,13 @@ def align(
 ) -> list[Alignment]:
     """Normalize the texts, then align their words at the lowest cost.
 
-    A reference may be empty; its hypothesis is then all insertions.
+    If a reference is empty, all words of its hypothesis are insertions.
 
     Args:
         references: raw texts.
         hypotheses: raw texts, in the order of ``references``.
-        normalizer: applied to both.
-        cost: of the edits; None: that of the normalizer.
+        normalizer: the normalizer of references and hypotheses.
+        cost: the costs of edits. None uses the normalizer's costs.
 
     Raises:
         UserError: the numbers of references and hypotheses differ, the cost is unknown, or its package is missing.
@@ -103,16 +103,16 @@ def align(
 
 
 def check_cost(cost: str) -> Cost:
-    """Return ``cost`` if it is the name of one. Raises :class:`UserError` otherwise."""
+    """Return ``cost`` if it is a known name. Otherwise, raise :class:`UserError`."""
     if cost not in get_args(Cost):
         raise UserError(f"unknown cost {cost!r}; allowed: {', '.join(get_args(Cost))}; choose one of these")
-    return cost  # type: ignore[return-value]  # just looked up
+    return cost  # type: ignore[return-value]  # checked above
 
 
 def loops(text: str) -> bool:
-    """Whether some n-gram of words, of any length, occurs ``_LOOP_REPEATS`` times or more in a row.
+    """Whether any n-gram of words, of any length, occurs at least ``_LOOP_REPEATS`` times in a row.
 
-    Case and punctuation are ignored. Pass raw text, because a normalizer hides loops of digits by joining them.
+    Case and punctuation are ignored. Pass raw text, because a normalizer may join digits and thereby hide a loop.
     """
     words = re.findall(r"[\w']+", text.lower())
     for n in range(1, len(words) // _LOOP_REPEATS + 1):
@@ -136,7 +136,7 @@ class Confusions(Config):
 
 
 def confusions(alignments: Sequence[Alignment], *, limit: int = 20) -> Confusions:
-    """The most common errors among ``alignments``, at most ``limit`` of each kind."""
+    """Return the most common errors in ``alignments``, at most ``limit`` of each kind."""
     pairs = Counter(pair for alignment in alignments for pair in alignment.pairs if pair[0] != pair[1])
     ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
     return Confusions(

@@ -1,4 +1,4 @@
-"""Align words at the lowest cost. Edits cost 1 each, with or without compounds, or have the weights of sclite."""
+"""Align words at the lowest cost. :data:`Cost` lists the costs of edits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tiny_audio import __version__
 from tiny_audio.config import UserError
 
 Cost = Literal["unit", "sclite", "compounds", "joined"]
-"""What an alignment minimizes:
+"""The quantity that an alignment minimizes:
 
 - ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest possible
   WER. jiwer computes the alignment.
-- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. It prefers an insertion and a
-  deletion to substitutions if more words are then correct. Its WER is the same or higher.
-- ``compounds``: as ``unit``, but several words match one word for which they are written without spaces: ``white
-  paper`` and ``whitepaper``. The Open ASR Leaderboard uses it. kaldialign computes the alignment.
-- ``joined``: as ``compounds``, after words that differ only in their spaces are joined in both texts. Each group counts
-  as one reference word. The Open ASR Leaderboard uses it for languages other than English.
+- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. If an insertion and a deletion
+  make more words correct than substitutions do, this cost prefers them. Its WER is at least as high as with ``unit``.
+- ``compounds``: like ``unit``, but several words match one word that is equal to them without their spaces, such as
+  ``white paper`` and ``whitepaper``. The Open ASR Leaderboard uses it. kaldialign computes the alignment.
+- ``joined``: like ``compounds``. Before the alignment, words that differ only in spaces are joined in both texts. Each
+  joined group counts as one reference word. The Open ASR Leaderboard uses it for languages other than English.
 
 S, D, I and WER depend on the cost. ``a b c d e`` and ``d e x y z`` have 5 errors with ``unit`` and 6 with ``sclite``.
 """
@@ -36,11 +36,11 @@ DESCRIPTIONS: Mapping[Cost, str] = {
     "compounds": "each edit costs 1, and words match a compound of them",
     "joined": "each edit costs 1, and words that differ only in spaces match",
 }
-"""Each cost in a few words."""
+"""A short description of each cost."""
 
 
 def scorer(cost: Cost) -> tuple[str, str]:
-    """Program that aligns words at this cost, and its version."""
+    """Return the program that aligns words at this cost, and its version."""
     if cost == "sclite":
         return "tiny-audio", __version__
     name = "jiwer" if cost == "unit" else "kaldialign"
@@ -86,8 +86,8 @@ def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[lis
 def compound_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
     """Align one utterance with kaldialign, which matches compounds.
 
-    The words of a compound are paired with themselves, so that each reference word has a pair. Memory is 20 bytes times
-    the product of the lengths: 180 MB for two texts of 3,000 words.
+    Each reference word of a matched compound is paired with itself, so every reference word has a pair. The memory in
+    bytes is 20 times the product of the numbers of words: 180 MB for two texts of 3,000 words.
     """
     from kaldialign import align
 
@@ -103,10 +103,10 @@ def compound_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[
 
 
 def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[Pair], int]:
-    """Join words wherever the two texts differ only in spaces, then align as :func:`compound_pairs`.
+    """Join words where the two texts differ only in spaces, then align them with :func:`compound_pairs`.
 
-    Returns pairs with all reference words, so that systems can be compared word by word, and the number of reference
-    words that were joined to another and do not count.
+    Return the pairs, and the number of reference words that do not count because they were joined to another word. The
+    pairs contain all reference words, so that systems can be compared word by word.
     """
     groups: list[list[str]] = []
     words: list[str] = []
@@ -127,21 +127,21 @@ def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[l
 
 
 def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    """Align one utterance like sclite 2.10 (SCTK 2.4.10). S, D, I and the pairs are the same, even if there are ties.
+    """Align one utterance like sclite 2.10 (SCTK 2.4.10). S, D, I and the pairs are the same, even for equal costs.
 
     ``d[i, j]`` is the lowest cost of aligning the first i of R reference words with the first j of H hypothesis words:
 
         ``d[i, j] = min(d[i-1, j-1] + 4·[reference[i] ≠ hypothesis[j]], d[i-1, j] + 3, d[i, j-1] + 3)``
 
-    The path is followed back from ``d[R, H]``. If steps have equal costs, a diagonal step (a hit or substitution) is
-    preferred to an insertion, and an insertion to a deletion.
+    The best path is followed backward from ``d[R, H]``. Among steps with equal costs, a diagonal step (a hit or
+    substitution) is preferred to an insertion, and an insertion is preferred to a deletion.
 
-    The normalized texts are used unchanged. sclite's own text conventions are not implemented: it folds the case of
-    ASCII letters (without ``-s``), reads ``{ a / b }`` as alternatives, ``(word)`` as optional and ``@`` as no word,
-    and drops a ``*`` at the end of a word.
+    The normalized texts are used unchanged. sclite's text conventions are not implemented: unless ``-s`` is given,
+    sclite ignores the case of ASCII letters. It reads ``{ a / b }`` as alternatives, ``(word)`` as optional and ``@``
+    as no word, and removes a ``*`` at the end of a word.
 
-    Memory is R·H / 4 bytes, and time is proportional to R·H. Two texts of 20,000 words (two hours of speech) take
-    100 MB.
+    The alignment needs R·H / 4 bytes of memory, such as 100 MB for two texts of 20,000 words (two hours of speech). The
+    time is proportional to R·H.
     """
     if list(reference) == list(hypothesis):
         return list(zip(reference, hypothesis, strict=True))
@@ -170,10 +170,10 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
 def _choices(
     reference: NDArray[np.int64], hypothesis: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Two tables of packed bits, eight cells per byte: where the path steps diagonally, and where it inserts.
+    """Return two tables of bits, packed eight per byte: cells that are reached diagonally, or by an insertion.
 
-    In a row, each cell depends on the one before it. Subtracting the cost of insertions up to each cell removes this
-    dependency. A running minimum then gives the row in a few vector operations.
+    In a row, each cell depends on the previous cell. Subtracting the total cost of insertions up to each cell removes
+    this dependency, so that a running minimum computes the row in a few vector operations.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

@@ -1,17 +1,18 @@
 """Rules of the Open ASR Leaderboard, as of August 2026, based on the package with Whisper's normalizers.
 
 Source: ``normalizer/`` of github.com/huggingface/open_asr_leaderboard (Apache-2.0) at commit d1e99b2 of 2026-08-21. The
-rules for English are in force since 2026-04-22, those of the alignment (cost ``compounds``) since 2026-06-11. They
-differ from Whisper's English normalizer:
+rules for English have been used since 2026-04-22, and the rules for the alignment (cost ``compounds``) since
+2026-06-11. The rules for English differ from Whisper's English normalizer:
 
 - More fillers are removed: ah, eh, huh, hum and their variants.
-- "'s" becomes "is" only after pronouns and question words; elsewhere it becomes a word of its own.
+- "'s" becomes "is" only after pronouns and question words. Elsewhere, it becomes a separate word.
 - kinda, sorta, dunno and cause are unchanged.
-- "e mail", "wi fi", "all right" and 13 more become one word.
-- Spellings follow the leaderboard's list, and variants of 116 given names become one.
-- Runs of single letters and digits become one word: "b b c" -> "bbc". A run with "a" or "i" must have three of them.
+- "e mail", "wi fi", "all right" and 13 other phrases become one word.
+- Spellings follow the leaderboard's list. Variants of 116 given names are replaced by one spelling.
+- Runs of single letters and digits become one word: "b b c" -> "bbc". A run that contains "a" or "i" is joined only if
+  it has at least three letters or digits.
 
-For other languages, the rules are Whisper's multilingual ones, and numbers in digits are written out.
+For other languages, the rules are Whisper's multilingual rules, and numbers in digits are written out as words.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _JOINED = {
         )
     },
 }
-"""Words that are joined, and what they become."""
+"""Words, each with the phrases that it replaces."""
 
 _SPELLING = {**SPELLING, "etcetera": "etc", "flyer": "flier", "kay": "okay", "ok": "okay"}
 
@@ -67,11 +68,11 @@ sherry: cheri sheri sherrie; simon: symon; stacy: stacey stacie; steven: stephen
 teresa: theresa; terry: terri; thomas: tomas; toby: tobey; tony: toni; tracy: tracey tracie; veronica: veronika;
 victor: viktor; victoria: viktoria; walter: walther; yousef: yusef yusuf; zach: zak; zachary: zachery zackary
 """
-"""Given names, each with the variants that become it."""
+"""Given names, each with the variants that it replaces."""
 
 
 def leaderboard_rule() -> Callable[[str], str]:
-    """The rule for English: raw text -> text to score."""
+    """Return the rule for English: raw text -> text to score."""
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
@@ -84,7 +85,8 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls these two one after the other, so the other steps can run before the first and in the second.
+    # The package calls the next two functions one after the other. Words are joined before the first function. Names
+    # are replaced and letters are joined in the second function.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(
         [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]
@@ -93,10 +95,10 @@ def leaderboard_rule() -> Callable[[str], str]:
 
 
 def leaderboard_multilingual_rule(language: str) -> Callable[[str], str]:
-    """The rule for a language other than English, such as ``de``.
+    """Return the rule for a language other than English, such as ``de``.
 
     Raises:
-        UserError: the package that writes numbers out is missing.
+        UserError: the package num2words is missing.
     """
     from whisper_normalizer.basic import BasicTextNormalizer
 
@@ -112,7 +114,7 @@ def leaderboard_multilingual_rule(language: str) -> Callable[[str], str]:
     def in_words(number: re.Match[str]) -> str:
         try:
             return str(num2words(int(number.group()), lang=language))
-        except (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError):  # too large for words
+        except (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError):  # the number is too large
             return number.group()
 
     def rule(text: str) -> str:

@@ -1,15 +1,16 @@
 """English rules of the Open ASR Leaderboard from April 2025 until April 2026.
 
 Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf of 2025-04-17.
-It uses the package ``whisper-normalizer``. These are the differences from Whisper's English normalizer:
+It uses the package ``whisper-normalizer``. The rules differ from Whisper's English normalizer:
 
-- An ellipsis (three or more dots) is removed at the end of the text, and replaced by a space elsewhere.
+- An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard's rules for letters with spaces between them and for a following "'s" are included but seldom apply.
+  leaderboard also has rules for letters separated by spaces and for letters followed by "'s". These rules are included
+  but seldom apply.
 - kinda, sorta, dunno and cause are unchanged, as in OpenAI's rules. The package expands them.
-- Spellings follow the list in transformers, which corrects OpenAI's list: see :data:`SPELLING`.
+- Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 
-The present rules are in :mod:`._leaderboard`. Rates under one and the other are not comparable.
+The present rules are in :mod:`._leaderboard`. Rates are not comparable between the two sets of rules.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable
 VERSION = "open_asr_leaderboard 0c261bf"
 
 NOT_WRITTEN_OUT = ("kinda", "sorta", "dunno", "cause")
-"""Contractions that OpenAI's rules leave, and the package writes out."""
+"""Contractions that OpenAI's rules keep. The package expands them."""
 
 SPELLING = {
     "archaeological": "archeological",
@@ -36,7 +37,7 @@ SPELLING = {
 }
 """Spellings in which the list in transformers differs from OpenAI's list."""
 NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "travelogs")
-"""American spellings that the package would replace by British ones."""
+"""American spellings that the package would replace with British spellings."""
 
 _FIRST = (
     (r"\.{3,}\s*$", ""),
@@ -51,7 +52,7 @@ _LETTER = r"([a-z])\."
 
 
 def _dotted(num_letters: int, between: str, end: str) -> tuple[str, str]:
-    """Pattern and replacement that join ``num_letters`` letters with dots into one word."""
+    """Return a pattern and a replacement that join ``num_letters`` letters with dots into one word."""
     letters = between.join([_LETTER] * num_letters).removesuffix(r"\.")
     return rf"\b{letters}{end}", "".join(rf"\{index}" for index in range(1, num_letters + 1))
 
@@ -68,11 +69,11 @@ def _letters() -> list[tuple[str, str]]:
 
 
 def leaderboard_2025_rule() -> Callable[[str], str]:
-    """The normalizer: raw text -> text to score."""
+    """Return the rule: raw text -> text to score."""
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
-    whisper.ignore_patterns = r"(?!)"  # fillers are removed above; "um" from "u.m." is not one
+    whisper.ignore_patterns = r"(?!)"  # matches nothing: _FIRST removes fillers, and "um" from "u.m." is no filler
     for word in NOT_WRITTEN_OUT:
         del whisper.replacers[rf"\b{word}\b"]
     mapping = {word: other for word, other in whisper.standardize_spellings.mapping.items() if word not in NOT_RESPELT}

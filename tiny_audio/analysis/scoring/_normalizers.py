@@ -26,43 +26,44 @@ class Normalizer:
 
     name: NormalizerName
     version: str
-    """The package and its version, or the version of a rule of this package."""
+    """The package that defines the rule, with its version, or the version of a rule of this project."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
     cost: Cost = "unit"
-    """Cost of the edits, unless another is asked for."""
+    """Default costs of edits."""
 
     def __call__(self, text: str) -> str:
         """Normalize raw text."""
-        # An accented letter may be one character, or a letter and an accent. Both are the same word.
+        # An accented letter can be one character, or a letter and a combining accent. NFC makes both forms equal.
         return " ".join(self.rule(unicodedata.normalize("NFC", text)).split())
 
 
-# A cache, because a set is normalized several times (words, characters, report) at up to 0.3 ms per text.
+# Normalized texts are cached, because each text is normalized several times (words, characters, report), which takes up
+# to 0.3 ms each time.
 _memoized = lru_cache(maxsize=1 << 17)
 
 
 @cache
 def normalizer(name: NormalizerName) -> Normalizer:
-    """The normalizer called ``name``.
+    """Return the normalizer called ``name``.
 
-    Every normalizer first writes accented letters as one character (Unicode's form NFC). It replaces each run of
-    whitespace by one space and strips the ends.
+    Every normalizer first converts accented letters to one character (Unicode's form NFC). Finally, it replaces each
+    run of whitespace with one space and strips the ends. The normalizers differ in the other steps:
 
-    - ``none``: nothing else.
-    - ``lower``: lower case, nothing else.
-    - ``basic``: Whisper's multilingual rules: lower case, no remarks in brackets, symbols and punctuation as spaces.
-      It also replaces combining marks, which are vowels in many scripts.
+    - ``none``: no other step.
+    - ``lower``: lower case.
+    - ``basic``: Whisper's multilingual rules: lower case, remarks in brackets removed, symbols and punctuation replaced
+      by spaces. Combining marks, which are vowels in many scripts, are also replaced by spaces.
     - ``whisper_english``: Whisper's English rules (arXiv 2212.04356, appendix C): contractions written out, fillers
       removed, American spelling, numbers in digits. It joins spoken digits ("one two three" -> "123"; see
       :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
-      The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause. As published,
-      the rules know only the straight apostrophe: "it's" -> "it is", and a curly one becomes a space: "it’s" -> "it s".
-    - ``open_asr_leaderboard``: the present English rules of the Open ASR Leaderboard; see :mod:`._leaderboard`. Its
+      The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause. The rules
+      recognize only straight apostrophes: "it's" -> "it is". A curly apostrophe becomes a space: "it’s" -> "it s".
+    - ``open_asr_leaderboard``: the present English rules of the Open ASR Leaderboard; see :mod:`._leaderboard`. The
       alignment matches compounds (cost ``compounds``).
-    - ``open_asr_leaderboard_2025_04``: its English rules from April 2025 until April 2026; see
+    - ``open_asr_leaderboard_2025_04``: the leaderboard's English rules from April 2025 until April 2026; see
       :mod:`._leaderboard_2025`.
-    - ``open_asr_leaderboard_de``, ``_es``, ``_fr``, ``_it``, ``_pt``: its rules for German, Spanish, French, Italian
-      and Portuguese (cost ``joined``). They need the package num2words.
+    - ``open_asr_leaderboard_de``, ``_es``, ``_fr``, ``_it``, ``_pt``: the leaderboard's rules for German, Spanish,
+      French, Italian and Portuguese (cost ``joined``). They need the package num2words.
 
     Raises:
         UserError: there is no such normalizer, or its package is missing.
@@ -92,7 +93,7 @@ def _leaderboard(name: NormalizerName, package: str) -> Normalizer:
 
     if name == "open_asr_leaderboard_2025_04":
         return Normalizer(name, f"{former.VERSION}, {package}", _memoized(_bounded(former.leaderboard_2025_rule())))
-    check_scorer("compounds")  # here, so that it is missed before a model runs
+    check_scorer("compounds")  # report a missing package now, before a model runs
     version = f"{present.VERSION}, {package}"
     if name == "open_asr_leaderboard":
         return Normalizer(name, version, _memoized(_bounded(present.leaderboard_rule())), "compounds")
@@ -102,8 +103,8 @@ def _leaderboard(name: NormalizerName, package: str) -> Normalizer:
 
 
 def _bounded(rule: Callable[[str], str]) -> Callable[[str], str]:
-    """Break up long numbers. The rules parse numbers, and Python parses at most 4,300 digits. A looping hypothesis can
-    have more."""
+    """Insert spaces into long numbers. The rules parse numbers, and Python parses at most 4,300 digits. A number in a
+    looping hypothesis can have more."""
     return lambda text: rule(re.sub(r"(\d{1000})(?=\d)", r"\1 ", text))
 
 
@@ -111,13 +112,14 @@ def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """Whether ``normalizer`` joins several number words of this reference into one.
 
     One wrong digit then makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
-    were spoken. The same rules cannot join words if they are applied to each word alone. So if the normalized text has
-    fewer words, some were joined. Fillers and contractions do not count.
+    were spoken. A rule that is applied to each word alone cannot join words. So if the normalized text has fewer words
+    than the same words normalized one by one, some words were joined. Differences that do not affect numbers, such as
+    fillers and contractions, do not count.
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):
-        return False  # this holds for most texts and saves normalizing each word
-    # Remarks in brackets are removed, not joined. The rules cannot recognize them in single words.
+        return False  # most texts have no digit, so this saves normalizing each word
+    # The rules remove remarks in brackets, but cannot recognize them in single words.
     apart = [word for text in _BRACKETED.sub(" ", reference).split() for word in normalizer(text).split()]
     return len(glued) < len(apart) and _numbers(glued) != _numbers(apart)
 

@@ -26,13 +26,13 @@ class Transcripts:
     hypotheses: Sequence[str]
     normalizer: Normalizer
     cost: Cost | None = None
-    """Of the edits; None: that of the normalizer."""
+    """The costs of edits. None uses the normalizer's costs."""
     durations_s: Sequence[float | None] | None = None
-    """Seconds of each utterance, where they are known."""
+    """Duration of each utterance in seconds. None if it is unknown."""
 
     @property
     def applied_cost(self) -> Cost:
-        """The cost of the edits."""
+        """The costs of edits that the alignment uses."""
         return self.cost or self.normalizer.cost
 
     @cached_property
@@ -47,12 +47,12 @@ class Transcripts:
 
     @cached_property
     def errors(self) -> NDArray[np.int64]:
-        """Word errors of each utterance, ``[U]``."""
+        """Number of word errors in each utterance, ``[U]``."""
         return np.array([alignment.errors for alignment in self.alignments])
 
     @cached_property
     def words(self) -> NDArray[np.int64]:
-        """Reference words of each utterance, ``[U]``."""
+        """Number of reference words in each utterance, ``[U]``."""
         return np.array([alignment.num_reference_words for alignment in self.alignments])
 
     @property
@@ -61,13 +61,13 @@ class Transcripts:
         return scorer(self.applied_cost)
 
     def total(self, kind: Literal["substitutions", "deletions", "insertions"]) -> int:
-        """Errors of one kind in the whole set."""
+        """Return the number of errors of one kind in the whole set."""
         return sum(getattr(alignment, kind) for alignment in self.alignments)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a system on a set."""
+    """The definition of a metric."""
 
     key: str
     """Name in JSON."""
@@ -81,11 +81,11 @@ class Metric:
     format: str
     """Format specification of the value."""
     compute: Callable[[Transcripts], float | int | None] | None = None
-    """Computes the metric from the texts. None if a command measures it, such as speed, and adds it to the scores."""
+    """Computes the metric from the texts. None for metrics such as speed, which a command adds to the scores."""
     interval: str | None = None
     """Key of the metric's 95 % interval, if it has one."""
     is_failure: bool = False
-    """Whether the metric counts failures. The terminal lists it below the table, and only if it is not 0."""
+    """Whether the metric counts failures. The terminal lists failures below the table, unless their value is 0."""
 
     def text(self, value: float | None) -> str:
         """Format a value. None becomes an empty string."""
@@ -117,7 +117,10 @@ def _empty(transcripts: Transcripts) -> int:
 
 
 def _non_speech_insertions(transcripts: Transcripts) -> float | None:
-    """Words per hour of the utterances with an empty reference. None without such utterances or their durations."""
+    """Return the words inserted per hour of utterances with an empty reference.
+
+    Return None if there are no such utterances or if any of their durations is unknown.
+    """
     silent = np.array([not reference.strip() for reference in transcripts.references])
     if not silent.any() or transcripts.durations_s is None:
         return None
@@ -152,11 +155,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("rtfx", "seconds of audio per second of processing", "RTFx", "ratio", "higher", ",.4g"),
     Metric("cost_usd", "cost in US dollars", "USD", "USD", "lower", ",.2f"),
 )
-"""The metrics, in the order of columns."""
+"""All metrics, in the order of the columns of tables."""
 
 
 def measure(transcripts: Transcripts) -> dict[str, float | int | None]:
-    """Compute every metric that needs only the texts, by key. None: the metric does not apply to this set."""
+    """Compute every metric that is based on the texts, by key. The value is None if it does not apply to the set."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 
@@ -178,10 +181,10 @@ def metric_columns(
     grouped_by: str | None = None,
     with_failures: bool = True,
 ) -> Iterator[Column]:
-    """Create the columns for every known metric of the ``entries`` and for its intervals.
+    """Yield the columns of every metric for which any of the ``entries`` has a value, and of its intervals.
 
     Args:
-        entries: scores by key, one for each row.
+        entries: the scores of each row, by key.
         text: formats a value.
         interval: formats both ends of an interval.
         grouped_by: the column whose groups were resampled for ``<interval>_by_group``.
@@ -199,10 +202,10 @@ def metric_columns(
 
 
 def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_failures: bool = True) -> list[Metric]:
-    """The metrics for which at least one of the ``entries`` (scores by key) has a value.
+    """Return the metrics for which at least one of the ``entries`` has a value.
 
     Args:
-        entries: one for each row of a table.
+        entries: the scores of each row, by key.
         with_failures: include the metrics that count failures.
     """
     entries = list(entries)

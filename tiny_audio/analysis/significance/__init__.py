@@ -1,12 +1,12 @@
 """The statistics of a comparison: intervals and p-values over utterances and over seeds.
 
-A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the seed of the
-training. Utterances, or groups of them such as speakers, are resampled, with the same draws for all variants. Seeds are
-too few to be resampled: with three seeds, two variants with equal distributions would be called different in one of ten
-cases. So the variation of seeds is drawn from the t distribution of Welch's test.
+A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the training seed.
+Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. There are too
+few seeds for resampling: with three seeds, two variants with equal distributions would be called different in one of
+ten cases. So the variation between seeds is drawn from the t distribution of Welch's test.
 
-A difference is the other variant's rate minus the baseline's. If it is below 0, the other variant is better. The module
-:mod:`tiny_audio.analysis.comparison` turns these statistics into a verdict.
+A difference is the other variant's rate minus the baseline's rate. If it is below 0, the other variant is better. The
+module :mod:`tiny_audio.analysis.comparison` turns these statistics into a verdict.
 
 S seeds · U utterances · R draws
 """
@@ -39,25 +39,25 @@ __all__ = [
 ]
 
 Errors = NDArray[np.int64]
-"""Word errors of one variant: ``[S, U]``."""
+"""Number of word errors of one variant, for each seed and utterance: ``[S, U]``."""
 
-_CHUNK = 1 << 22  # random signs in memory at a time
+_CHUNK = 1 << 22  # maximum number of random signs in memory at a time
 
 
 def num_groups(groups: Groups) -> int | None:
-    """Number of groups that are resampled. None if utterances are resampled."""
+    """Return the number of groups that are resampled, or None if utterances are resampled."""
     return None if groups is None else int(group_indices(groups).max()) + 1
 
 
 def mean_wer(errors: Errors, words: NDArray[np.int64]) -> float:
-    """Pooled word error rate, averaged over seeds. ``words`` ``[U]`` are the numbers of reference words."""
+    """Return the pooled word error rate, averaged over seeds. ``words`` ``[U]`` are the numbers of reference words."""
     return float(errors.sum() / (len(errors) * words.sum()))
 
 
 def wer_interval(
     errors: Errors, words: NDArray[np.int64], *, groups: Groups = None, num_draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of :func:`mean_wer` over utterances and, if there are several, seeds."""
+    """Return the 95 % interval of :func:`mean_wer` over utterances, and also over seeds if there are several."""
     draws = _rates([errors], words, groups, num_draws, seed)[0]
     low, high = percentile_interval(draws + _seed_noise([errors], words, len(draws), seed))
     return max(0.0, low), max(0.0, high)
@@ -72,10 +72,11 @@ def difference_draws(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``, R at most ``num_draws``.
+    """Return resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``, R ≤ ``num_draws``.
 
     Utterances are resampled by the paired bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same
-    utterances for both variants, so shared difficulty cancels. If both have one seed, no variation of seeds is added.
+    utterances for both variants, so effects of difficult utterances on both variants cancel. If both variants have only
+    one seed, no variation between seeds is added.
     """
     first, second = _rates([baseline, other], words, groups, num_draws, seed)
     noise = _seed_noise([baseline, other], words, len(first), seed)
@@ -83,7 +84,7 @@ def difference_draws(
 
 
 def share_below_zero(draws: NDArray[np.float64]) -> float:
-    """Share of the draws in which the other variant is better. Ties count half."""
+    """Return the share of draws in which the other variant is better. Ties count half."""
     return float((draws < 0).mean() + (draws == 0).mean() / 2)
 
 
@@ -96,7 +97,7 @@ def difference_interval(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of the difference: the middle 95 % of :func:`difference_draws`."""
+    """Return the 95 % interval of the difference: the middle 95 % of :func:`difference_draws`."""
     return percentile_interval(difference_draws(baseline, other, words, groups=groups, num_draws=num_draws, seed=seed))
 
 
@@ -109,17 +110,17 @@ def difference_p_value(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Probability of a difference at least this large, in either direction, between two equally good variants.
+    """Return the probability that two equally good variants differ by at least this much, in either direction.
 
     The test is approximate randomization (Noreen, 1989). If both variants are equally good, their errors on an
-    utterance or group could be exchanged, so a coin toss decides whether to exchange them. Unlike a p-value from the
-    bootstrap, the result is valid for few utterances and few groups. For example, if 4 of 1000 sentences differ, all in
-    favor of one variant, p is 0.125.
+    utterance or group are exchangeable. So each draw exchanges them or not, as decided by a coin toss. Unlike a p-value
+    from the bootstrap, the result is valid even for few utterances or groups. For example, if 4 of 1000 sentences
+    differ, all in favor of the same variant, p is 0.125.
 
-    p is never below ``1 / (num_draws + 1)``. With a correction for m comparisons, more than ``20 * m`` draws are needed
-    to show any difference at 0.05.
+    p is never below ``1 / (num_draws + 1)``. If p is corrected for m comparisons, more than ``20 * m`` draws are needed
+    to show any difference at the level of 0.05.
     """
-    # Sums over seeds, scaled to be comparable. They stay integers, so that equal sums compare as equal.
+    # Sums over seeds, scaled to the same number of seeds. Integers are used, so that equal sums compare as equal.
     gains = other.sum(axis=0) * len(baseline) - baseline.sum(axis=0) * len(other)
     per_unit = pool(gains[None], groups)[0]
     per_unit = per_unit[per_unit != 0]  # a coin toss cannot change a gain of 0
@@ -136,11 +137,12 @@ def difference_p_value(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of a family of comparisons for their number. The order stays the same.
+    """Adjust the p-values of a family of comparisons for the number of comparisons. Return them in the same order.
 
     This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). If adjusted values below 0.05 are
-    called differences, at most 5 % of families have a false one. For the smallest p-value, the correction equals
-    Bonferroni's. For the others, it is less strict. The comparisons may depend on each other in any way.
+    called differences, at most 5 % of families contain a false difference. For the smallest p-value, the correction is
+    the same as Bonferroni's. For other p-values, it is less strict. It remains valid if the comparisons depend on each
+    other.
     """
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -152,14 +154,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _rates(
     variants: Sequence[Errors], words: NDArray[np.int64], groups: Groups, num_draws: int, seed: int
 ) -> NDArray[np.float64]:
-    """:func:`mean_wer` of each variant on the same resamples: ``[V, R]``."""
+    """Return :func:`mean_wer` of each of V variants on the same resamples: ``[V, R]``."""
     samples = resample(np.stack([*(errors.sum(axis=0) for errors in variants), words]), groups, num_draws, seed)
     seeds = np.array([[len(errors)] for errors in variants])
     return np.asarray(samples[:-1] / (seeds * samples[-1]), dtype=np.float64)
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """Random deviations ``[R]`` of the mean that other seeds would cause. 0 if every variant has one seed."""
+    """Draw deviations ``[R]`` that other seeds would cause. They are 0 if every variant has only one seed."""
     error, freedom = _seed_error(variants, words)
     if error == 0:
         return np.zeros(num_draws)
@@ -168,12 +170,12 @@ def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws:
 
 
 def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[float, float]:
-    """Standard error over seeds of a rate, or of a difference, and its degrees of freedom (Welch and Satterthwaite).
+    """Return the standard error of a rate or difference over seeds, and its degrees of freedom (Welch, Satterthwaite).
 
-    A variant with one seed has no measurable spread. The pooled spread of the other variants is used for it.
+    The spread of a variant with one seed cannot be measured. The pooled spread of the other variants is used instead.
 
-    The spread of seeds on one set also contains random variation of utterances, which resampling already covers. It is
-    counted twice. This makes the test slightly too strict.
+    The spread between seeds also contains random variation of utterances, which resampling already covers. This part is
+    counted twice, which makes the test slightly too strict.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
         (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)

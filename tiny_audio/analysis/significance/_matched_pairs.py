@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _MIN_GOOD = 2
-"""Number of consecutive words that separate two segments if both systems have them right, as in sc_stats."""
+"""Number of consecutive words that both systems must have right to end a segment, as in sc_stats."""
 
 
 @dataclass(frozen=True)
@@ -17,28 +17,30 @@ class MatchedPairs:
     num_segments: int
     """Number of segments in which at least one system has an error."""
     mean: float
-    """Mean over segments of the baseline's errors minus the other system's. Above 0, the other system is better."""
+    """Mean over segments of the baseline's errors minus the other system's errors. Positive if the other system is
+    better."""
     standard_deviation: float
     """Standard deviation of this difference over segments."""
     z: float
     """``mean / (standard_deviation / √num_segments)``. 0 if the standard deviation is 0, as in sc_stats."""
     p_value: float
-    """Two-sided p-value, from the normal distribution. sc_stats looks up ``z``, truncated to two decimals, in a table.
-    Its p is larger by at most 0.008, and by less than 0.001 if p is below 0.05."""
+    """Two-sided p-value, from the normal distribution. sc_stats instead looks up ``z``, truncated to two decimals, in a
+    table. The p-value of sc_stats is larger by at most 0.008, and by less than 0.001 if p is below 0.05."""
 
 
 def matched_pairs(baseline: Sequence[str], other: Sequence[str]) -> MatchedPairs:
-    """Matched-Pairs Sentence-Segment Word Error test (MAPSSWE), as NIST's sc_stats calculates it.
+    """Calculate the Matched-Pairs Sentence-Segment Word Error test (MAPSSWE) like NIST's sc_stats.
 
     L. Gillick and S. Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989.
     The test assumes that errors are correlated within a segment and independent between segments. So each utterance is
-    cut where both systems have two words in a row right. Each segment is a sample ``errors of the baseline - errors of
-    the other``. ``z`` is the mean divided by its standard error (with n - 1 in the variance). The test needs about 50
-    segments and ignores speakers.
+    cut wherever both systems have two consecutive words right. The sample of a segment is the number of the baseline's
+    errors minus the number of the other system's errors. ``z`` is the mean of the samples divided by its standard error
+    (with n - 1 in the variance). The test needs about 50 segments and ignores speakers.
 
     Args:
-        baseline: the edits of each utterance, one letter per word: C right, S substituted, I inserted, D deleted.
-        other: the edits of the other system, for the same utterances in the same order.
+        baseline: the baseline's edits in each utterance, one letter per word: C right, S substituted, I inserted, D
+            deleted.
+        other: the other system's edits, for the same utterances in the same order.
     """
     assert len(baseline) == len(other), "both systems have the same utterances"
     differences = [
@@ -53,10 +55,10 @@ def matched_pairs(baseline: Sequence[str], other: Sequence[str]) -> MatchedPairs
 
 
 def matched_segments(baseline: str, other: str) -> Iterator[tuple[int, int]]:
-    """Yield the errors of the baseline and of the other in each segment with errors. See :func:`matched_pairs`."""
+    """Yield the numbers of errors of both systems in each segment with errors. See :func:`matched_pairs`."""
     errors, good = [0, 0], 0
     for first, second, right in _spots(baseline, other):
-        # An error in a word, or an insertion before it, restarts the count of right words.
+        # A wrong word sets the count of right words to 0. An insertion before a right word sets it to 1.
         good = 0 if not right else good + 1 if not (first or second) else 1
         errors[0] += first
         errors[1] += second
@@ -69,9 +71,9 @@ def matched_segments(baseline: str, other: str) -> Iterator[tuple[int, int]]:
 
 
 def _spots(baseline: str, other: str) -> Iterator[tuple[int, int, bool]]:
-    """Yield for each reference word the errors of both systems and whether both have the word right.
+    """Yield each reference word's number of errors for both systems, and whether both have the word right.
 
-    Errors include insertions just before the word. The last item is the end of the utterance.
+    The errors include insertions just before the word. The last item contains insertions at the end of the utterance.
     """
     for (inserted, edit), (also, theirs) in zip(_by_word(baseline), _by_word(other), strict=True):
         wrong, also_wrong = edit in ("S", "D"), theirs in ("S", "D")
@@ -79,7 +81,8 @@ def _spots(baseline: str, other: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def _by_word(edits: str) -> Iterator[tuple[int, str]]:
-    """Yield (insertions before it, edit) for each reference word and for the end. The edit of the end is empty."""
+    """Yield (number of insertions before the word, edit) for each reference word. The last item, whose edit is empty,
+    is the end of the utterance."""
     inserted = 0
     for edit in edits:
         if edit == "I":

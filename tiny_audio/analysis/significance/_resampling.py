@@ -1,4 +1,4 @@
-"""Resampling of utterances, or of groups of them."""
+"""Resampling of utterances, or of groups of utterances."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Groups = Sequence[str | None] | None
-"""One label per utterance, such as its speaker. Each label ``None`` is a separate group. ``None`` instead of labels
-makes each utterance a separate group."""
+"""One label per utterance, such as its speaker. An utterance whose label is ``None`` is a group of its own. If there is
+``None`` instead of a sequence, utterances are resampled."""
 
-_CHUNK = 1 << 22  # resampled indices in memory at a time, about 32 MB
+_CHUNK = 1 << 22  # maximum number of resampled indices in memory at a time, about 32 MB
 
 
 def group_indices(groups: Sequence[str | None]) -> NDArray[np.int64]:
-    """Indices of the groups from 0, in order of appearance. Each ``None`` has its own index."""
+    """Return the index of each utterance's group, from 0 in order of appearance. Each ``None`` has its own index."""
     seen: dict[str | int, int] = {}
     return np.array([seen.setdefault(i if group is None else group, len(seen)) for i, group in enumerate(groups)])
 
@@ -34,8 +34,8 @@ def pool(counts: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
 def resample(counts: NDArray[np.int64], groups: Groups, num_draws: int, seed: int) -> NDArray[np.int64]:
     """Sum ``counts`` [C, U] over resampled utterances or groups. All rows use the same draws.
 
-    The last row contains the numbers of reference words. Resamples without a reference word have no rate and are left
-    out. This affects at most about 37 % of them (1/e).
+    The last row contains the numbers of reference words. Resamples without a reference word have no error rate and are
+    omitted. These are at most about 37 % (1/e) of the resamples.
 
     Returns:
         ``[C, R]``, R ≤ ``num_draws``.
@@ -53,6 +53,6 @@ def resample(counts: NDArray[np.int64], groups: Groups, num_draws: int, seed: in
 
 
 def percentile_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of ``values`` ``[R]``."""
+    """Return the ends of the middle 95 % of ``values`` ``[R]``."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
