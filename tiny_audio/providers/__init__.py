@@ -24,7 +24,7 @@ class ProviderWord:
     start_s: float
     end_s: float
     confidence: float | None = None
-    """From 0 to 1; None if the provider does not give it."""
+    """From 0 to 1. None if the provider does not return it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ProviderTranscript:
     text: str
     """Empty only if the provider itself returned an empty transcript."""
     words: tuple[ProviderWord, ...] | None = None
-    """None if the provider gives no word times."""
+    """None if the provider returns no word times."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ class ProviderConfig(Config, ABC):
     concurrency: PositiveInt = Field(default=4, json_schema_extra=NO_IDENTITY)
     """Number of requests at a time. Your plan with the provider may limit it."""
     usd_per_hour: float | None = Field(default=None, ge=0, json_schema_extra=NO_IDENTITY)
-    """US dollars for an hour of audio under your plan. None takes the list price, if it is known."""
+    """US dollars for an hour of audio under your plan. None uses the list price, if it is known."""
 
     def price(self) -> Price | None:
-        """The price that reports use; None if it is unknown."""
+        """Return the price to use in reports. Return None if it is unknown."""
         return self.list_price() if self.usd_per_hour is None else Price(self.usd_per_hour, "usd_per_hour")
 
     @abstractmethod
     def list_price(self) -> Price | None:
-        """Pay-as-you-go price of the configured model, with its source; None if it is unknown."""
+        """Return the pay-as-you-go price of the configured model. Return None if it is unknown."""
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """For tests."""
+        """Return a config for tests."""
 
 
 class Provider(ABC):
@@ -81,7 +81,7 @@ class Provider(ABC):
 
     @abstractmethod
     def transcribe(self, audio: bytes) -> ProviderTranscript:
-        """Transcribe one clip, encoded by :func:`encode`. Called from up to ``concurrency`` threads at a time.
+        """Transcribe one clip, encoded by :func:`encode`. Up to ``concurrency`` threads call this at a time.
 
         Raises:
             ProviderError: this clip was not transcribed, after all useful retries.
@@ -90,13 +90,13 @@ class Provider(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release connections and memory. Nothing is called afterward."""
+        """Release connections and memory. No method is called afterward."""
 
 
 PROVIDERS: Registry[ProviderConfig, Provider] = Registry(
     "provider", ProviderConfig, package=__name__, entry_points="tiny_audio.providers"
 )
-"""Registered providers; builders take ``(config)``, and raise UserError if a key or a package is missing."""
+"""Registered providers. Builders take ``(config)`` and raise UserError if a key or a package is missing."""
 
 
 def encode(waveform: Tensor) -> bytes:

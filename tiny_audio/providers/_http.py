@@ -25,7 +25,7 @@ _LONGEST_BACKOFF_S = 60.0
 
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
 _EMPTY_ACCOUNT = "insufficient_quota"
-"""OpenAI answers 429 with this code if an account has no money left. Waiting does not help then."""
+"""Error code of OpenAI's responses with status 429 if an account has no money left. Waiting does not help then."""
 _MAX_SHOWN = 300
 
 
@@ -33,11 +33,11 @@ class HttpConfig(ProviderConfig):
     """Base of the configs of providers behind an HTTP API."""
 
     sends_key: ClassVar[bool] = True
-    """Whether requests always carry a key. They must then be encrypted, or stay on this machine."""
+    """Whether requests always contain a key. If so, they must be encrypted or stay on this machine."""
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {}
     """List price of an hour of audio, by model."""
     price_source: ClassVar[str] = ""
-    """Where the list prices were read, and when."""
+    """Web page of the list prices, and the month in which the prices were read."""
 
     base_url: str
     """Address of the API."""
@@ -46,14 +46,14 @@ class HttpConfig(ProviderConfig):
     language: str | None = "en"
     """Spoken language, as a code such as `en`; None lets the provider detect it."""
     timeout_s: PositiveFloat = Field(default=300.0, json_schema_extra=NO_IDENTITY)
-    """Longest wait for an answer, or for a transcript that the provider makes in the background."""
+    """Maximum seconds to wait for a response, or for a transcript that the provider creates in the background."""
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
     """Retries after a temporary failure: rate limits, server errors, broken connections."""
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
-    """Pause before the first retry. Each further pause is twice as long, up to a minute. A random part is
-    subtracted."""
+    """Seconds before the first retry. Each further pause is twice as long, up to a minute. Each pause is shortened by a
+    random part."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
-    """Longest pause that a server may ask for; a clip fails if the server asks for more."""
+    """Longest pause, in seconds, that a server may ask for. A clip fails if the server asks for a longer pause."""
 
     @field_validator("base_url")
     @classmethod
@@ -80,7 +80,7 @@ class HttpConfig(ProviderConfig):
 
 
 def read_key(variable: str, provider: str) -> str:
-    """The API key in an environment variable.
+    """Return the API key in an environment variable.
 
     Raises:
         UserError: the variable is not set, or contains characters that no key has.
@@ -97,7 +97,7 @@ def read_key(variable: str, provider: str) -> str:
 
 
 class Api:
-    """One provider's API. Threads may share it. If the server asks one thread to wait, all threads wait."""
+    """One provider's API. Threads may share an instance. If the server asks one thread to wait, all threads wait."""
 
     def __init__(self, config: HttpConfig, headers: Mapping[str, str], secret: str | None) -> None:
         self.config = config
@@ -157,7 +157,7 @@ class Api:
         raise TransientError(failure, asked_s)
 
     def problem(self, words: str) -> ProviderError:
-        """An error in this provider's name."""
+        """Return an error whose message begins with the provider's name."""
         return ProviderError(f"{self.config.name}: {self._shown(words)}")
 
     def _wait_until_open(self) -> None:
@@ -205,8 +205,8 @@ class HttpProvider(Provider, ABC):
     """A provider behind an HTTP API.
 
     Args:
-        headers: sent with every request.
-        key: hidden in error messages. None if there is none.
+        headers: HTTP headers of every request.
+        key: the key to hide in error messages. None if requests contain no key.
     """
 
     def __init__(self, config: HttpConfig, headers: Mapping[str, str], key: str | None) -> None:

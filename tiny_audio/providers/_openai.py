@@ -9,10 +9,10 @@ from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider
 
 
 class TranscriptionsConfig(HttpConfig):
-    """Base of the configs of this endpoint."""
+    """Base of the configs of providers with this endpoint."""
 
     prompt: str | None = None
-    """Text that shows the model a style or names that may occur."""
+    """Text that shows the model the style of the transcript, or names that may occur in it."""
     temperature: float | None = None
     """Sampling temperature. None uses the server's default."""
     word_timestamps: bool = False
@@ -34,7 +34,7 @@ class _VerboseAnswer(_Answer):
 
 
 class Transcriptions(HttpProvider):
-    """``POST /audio/transcriptions``, a form with the file in it."""
+    """Sends each clip in a form to ``POST /audio/transcriptions``."""
 
     def __init__(self, config: TranscriptionsConfig, key: str | None) -> None:
         self._config = config

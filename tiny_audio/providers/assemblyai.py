@@ -28,15 +28,15 @@ class AssemblyAIConfig(HttpConfig):
 
     name: Literal["assemblyai"] = "assemblyai"
     base_url: str = "https://api.assemblyai.com"
-    """Address of the API. In the EU it is https://api.eu.assemblyai.com."""
+    """Address of the API. The address in the EU is https://api.eu.assemblyai.com."""
     model: str = "universal-2"
-    """One name for the API's `speech_models`, such as `universal-2` or `universal-3-5-pro`."""
+    """Name of the model, such as `universal-2` or `universal-3-5-pro`. It is sent as the API's `speech_models`."""
     poll_every_s: PositiveFloat = Field(default=1.0, json_schema_extra=NO_IDENTITY)
     """Pause between two requests for the transcript."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests."""
+        """Return a config for tests."""
         return cls(poll_every_s=0.01)
 
 
@@ -47,7 +47,7 @@ class _Uploaded(BaseModel):
 class _Word(BaseModel):
     text: str
     start: int
-    """Milliseconds, like the end."""
+    """In milliseconds, like ``end``."""
     end: int
     confidence: float
 
@@ -61,7 +61,7 @@ class _Transcript(BaseModel):
 
 
 class AssemblyAI(HttpProvider):
-    """``POST /v2/upload``, ``POST /v2/transcript``, then ``GET /v2/transcript/<id>`` until it is done."""
+    """Sends ``POST /v2/upload``, ``POST /v2/transcript``, then ``GET /v2/transcript/<id>`` until the text is ready."""
 
     def __init__(self, config: AssemblyAIConfig, key: str) -> None:
         self._config = config

@@ -30,7 +30,7 @@ class DeepgramConfig(HttpConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests."""
+        """Return a config for tests."""
         return cls()
 
 
@@ -60,7 +60,7 @@ class _Answer(BaseModel):
 
 
 class Deepgram(HttpProvider):
-    """``POST /v1/listen``. The audio is the body. Everything else is in the query."""
+    """Sends each clip as the body of ``POST /v1/listen``. All settings are in the query."""
 
     def __init__(self, config: DeepgramConfig, key: str) -> None:
         super().__init__(config, {"Authorization": f"Token {key}"}, key)

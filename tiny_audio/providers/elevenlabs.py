@@ -31,7 +31,7 @@ class ElevenLabsConfig(HttpConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests."""
+        """Return a config for tests."""
         return cls()
 
 
@@ -48,7 +48,7 @@ class _Answer(BaseModel):
 
 
 class ElevenLabs(HttpProvider):
-    """``POST /v1/speech-to-text``, a form with the file in it."""
+    """Sends each clip in a form to ``POST /v1/speech-to-text``."""
 
     def __init__(self, config: ElevenLabsConfig, key: str) -> None:
         super().__init__(config, {"xi-api-key": key}, key)

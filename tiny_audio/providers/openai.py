@@ -32,7 +32,7 @@ class OpenAIConfig(TranscriptionsConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests."""
+        """Return a config for tests."""
         return cls()
 
 

@@ -12,7 +12,7 @@ from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
 
 
 class OpenAICompatibleConfig(TranscriptionsConfig):
-    """Any server with OpenAI's `/audio/transcriptions`: vLLM, speaches, LocalAI, a proxy, another vendor's."""
+    """Any server with OpenAI's `/audio/transcriptions`, such as vLLM, speaches, LocalAI, a proxy or another vendor."""
 
     sends_key: ClassVar[bool] = False
 
@@ -20,7 +20,7 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
     base_url: str
     """Address of the API with its version, such as `http://localhost:8000/v1`."""
     key_variable: str | None = None
-    """The environment variable with the server's key. None sends no key."""
+    """The environment variable that contains the server's key. None sends no key."""
 
     @model_validator(mode="after")
     def _check_key(self) -> Self:
@@ -33,11 +33,11 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which start a server of their own."""
+        """Return a config for tests, which start their own server."""
         return cls(base_url="http://localhost:8000/v1", model="tiny")
 
 
 @PROVIDERS.register
 def build_openai_compatible(config: OpenAICompatibleConfig) -> Provider:
-    """Build the provider. It sends a key if the config names one."""
+    """Build the provider. It sends a key if ``key_variable`` is set."""
     return Transcriptions(config, None if config.key_variable is None else read_key(config.key_variable, config.name))

@@ -1,4 +1,4 @@
-"""Provider ``pocketsphinx``: CMU PocketSphinx on this machine, with hidden Markov models and a trigram."""
+"""Provider ``pocketsphinx``: CMU PocketSphinx on this machine, with hidden Markov models and a trigram model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
-"""The dictionary's marker of a word's second pronunciation."""
+"""The dictionary's marker of a further pronunciation of a word, such as ``(2)``."""
 _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
-"""Entries for silence, breath and noise."""
+"""Dictionary entries for silence, breath and noise."""
 
 
 class PocketSphinxConfig(ProviderConfig):
@@ -28,7 +28,7 @@ class PocketSphinxConfig(ProviderConfig):
 
     name: Literal["pocketsphinx"] = "pocketsphinx"
     concurrency: PositiveInt = Field(default=1, json_schema_extra=NO_IDENTITY)
-    """Number of threads, each with its own decoder. Only one runs at a time in Python, so more threads help little."""
+    """Number of threads, each with its own decoder. Python runs only one at a time, so more threads help little."""
 
     def list_price(self) -> Price | None:
         """See :meth:`ProviderConfig.list_price`."""
@@ -36,7 +36,7 @@ class PocketSphinxConfig(ProviderConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests."""
+        """Return a config for tests."""
         return cls()
 
 
@@ -51,7 +51,7 @@ class PocketSphinx(Provider):
 
     def __init__(self) -> None:
         self._decoders = _Decoders()
-        self._decoder()  # report a model that cannot be loaded at once
+        self._decoder()  # load the model now, so that a failure is reported early
 
     def transcribe(self, audio: bytes) -> ProviderTranscript:
         """See :meth:`Provider.transcribe`."""

@@ -1,4 +1,4 @@
-"""The recipe: read YAML, and validate its settings. All errors of a file are reported at once."""
+"""The recipe: reading YAML and validating its settings. All errors of a file are reported at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_y
 from tiny_audio.sources import SOURCES, SourceConfig
 
 _MAX_DURATION_S = 86_400
-"""A day. Longer clips are not realistic, and with this limit frame arithmetic stays within 64 bits."""
+"""Upper bound of the limits on clip duration: a day. Longer clips are not realistic, and frame counts stay within 64
+bits."""
 _Source = Annotated[SourceConfig, SOURCES]
 _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -51,19 +52,19 @@ class DataConfig(Config):
     contractions and removes fillers and remarks in brackets. References of the evaluation are not rewritten."""
     keep_empty: bool = False
     """Train on clips with an empty transcript, in which nobody speaks. Their target is the end token alone. A few
-    percent of such clips teach a model to write nothing for silence, noise and music. Clips of which ``target_text``
-    leaves nothing are kept, too. Evaluation sets always keep clips with an empty reference."""
+    percent of such clips teach a model to write nothing for silence, noise and music. Clips whose transcript becomes
+    empty through ``target_text`` are kept, too. Evaluation sets always keep clips with an empty reference."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
-    """Stop if a larger share of the training clips is unusable. Clips outside the bounds do not count."""
+    """Stop if a larger share of the training clips is unusable. Clips that are too short or too long do not count."""
 
 
 class InitFrom(Config):
-    """Initial weights from another run, instead of those of the parts."""
+    """Initial weights from another run, instead of the initial weights of the parts."""
 
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """A run folder or an exported model. The decoder's tokenizer and the CTC head's characters are taken as well."""
+    """A run folder or an exported model. It also provides the decoder's tokenizer and the CTC head's characters."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
-    """The parts to take. None takes all."""
+    """The parts to take. None takes all parts."""
 
 
 class TrainingConfig(Config):
@@ -84,7 +85,7 @@ class TrainingConfig(Config):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the running averages of the gradient and of its square."""
     adam_epsilon: PositiveFloat = 1e-8
-    """Added to the root of the second average to avoid division by 0."""
+    """Added to the square root of the average squared gradient to avoid division by 0."""
     max_gradient_norm: PositiveFloat = 1.0
     """Gradients with a larger norm are scaled down to this norm."""
     accumulation: PositiveInt = 1
@@ -109,16 +110,19 @@ class EvaluationConfig(Config):
     normalizer: NormalizerName = "whisper_english"
     """The normalizer of references and hypotheses."""
     num_bootstrap: int = Field(default=1000, ge=100)
-    """Number of resamples for each interval."""
+    """Number of bootstrap resamples for each interval."""
     group_by: str | None = None
-    """Metadata column, such as ``speaker``, whose groups are resampled as a whole. None resamples utterances.
-    Comparisons of systems use it too; with None, they use ``speaker`` if every clip has one."""
+    """Metadata column, such as ``speaker``. Clips with the same value are resampled together. None resamples single
+    utterances. Comparisons of systems group by the same column. If it is None, they group by ``speaker``, provided that
+    every clip has a speaker."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
-    """Leave out clips that share one of these with the training data. What is shared is stated next to the error rate
-    in any case. ``sound`` finds copies of training clips under other names, in other formats, or cut."""
+    """Leave out evaluation clips that share one of these with the training data. Even without this field, the overlap
+    is stated next to the error rate. ``sound`` finds copies of training clips under other names, in other formats, or
+    cut."""
     max_compared_h: NonNegativeFloat = 20.0
-    """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. It
-    decodes all of it once. Otherwise the report states that sound was not compared."""
+    """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. The
+    comparison decodes all training audio once. If there are more hours, the report states that sound was not
+    compared."""
 
 
 class ExecutionConfig(Config):
@@ -134,10 +138,10 @@ class ExecutionConfig(Config):
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
     log_clips: bool = False
-    """Write ``clips.jsonl``, with the ids of the planned clips of every step. Unusable ones are included; they are
-    listed in ``dropped.jsonl``."""
+    """Write ``clips.jsonl``, with the ids of the planned clips of every step. It includes unusable clips, which are
+    also listed in ``dropped.jsonl``."""
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints. One is always written at the end."""
+    """Steps between checkpoints. A checkpoint is always written at the end."""
     keep_checkpoints: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     evaluate_every: PositiveInt | None = None
@@ -145,9 +149,9 @@ class ExecutionConfig(Config):
     evaluate_set: str | None = None
     """The set of ``data.evaluation`` that is scored while training."""
     evaluate_utterances: PositiveInt = 100
-    """Maximum number of clips of that set. They are spread over the set."""
+    """Maximum number of clips of ``evaluate_set`` that are scored while training. They are spread over the set."""
     evaluate_max_padded_s: PositiveFloat = 120.0
-    """Seconds of audio, padding included, in a batch of the evaluation."""
+    """Maximum seconds of audio, including padding, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None
     """Peak TFLOP/s of each process's device at the run's precision. The ledger's utilization is relative to it. None
     uses the table of ``tiny-audio plan``, or measures a matrix product."""
@@ -184,9 +188,10 @@ class Recipe(Config):
     execution: ExecutionConfig = ExecutionConfig()
 
     def run_id(self) -> str:
-        """Eight hex digits of a hash of everything that affects the weights. Paths and execution are not part of it.
+        """Return eight hex digits of a hash of everything that affects the weights.
 
-        The content of local checkpoints is part of it, if they are on this machine.
+        Paths and the section ``execution`` are not part of the hash. The content of local checkpoints is part of it if
+        the checkpoints are on this machine.
 
         Raises:
             UserError: a local checkpoint cannot be read.
@@ -200,7 +205,7 @@ class Recipe(Config):
         return content_hash(self.training_identity() | ({"checkpoints": local} if local else {}))[:8]
 
     def training_identity(self) -> dict[str, Any]:
-        """Everything that affects the weights, except the content of local checkpoints."""
+        """Return everything that affects the weights, except the content of local checkpoints."""
         identity = identity_of(self)
         for kind in ("encoder", "decoder"):
             identity[kind] = without_path(identity[kind])
@@ -208,11 +213,11 @@ class Recipe(Config):
             identity.pop(section)
         identity["data"].pop("evaluation")
         if not self.data.keep_empty:
-            identity["data"].pop("keep_empty")  # the identity of a run is older than this field
+            identity["data"].pop("keep_empty")  # runs from before this field existed keep their identity
         return identity
 
     def evaluation_identity(self) -> dict[str, Any]:
-        """Everything that affects the scores, except the weights."""
+        """Return everything that affects the scores, except the weights."""
         identity = identity_of(self)
         return {key: identity[key] for key in ("generation", "evaluation")} | {"data": identity["data"]["evaluation"]}
 
@@ -221,10 +226,10 @@ class Recipe(Config):
 
         Args:
             changes: dotted path -> value, applied in order: ``{"training.seed": 1, "projector": ConvConfig()}``.
-                Values are configs or plain YAML values. A part's name replaces the section, as in an override.
+                Values are configs or plain YAML values. The name of a part replaces the section, as in an override.
 
         Raises:
-            UserError: the result is not valid. The message has every error with its location and the allowed values.
+            UserError: the result is not valid. The message lists each error with its location and the allowed values.
         """
         document = _with_changes(self.model_dump(mode="json"), changes)
         return _validated(document, f"the recipe with {', '.join(changes)} changed", list(changes.items()))
@@ -239,7 +244,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mappin
         changes: changes as in :meth:`Recipe.with_`, applied after the overrides and before validation.
 
     Raises:
-        UserError: the recipe is not valid. The message has every error with its location and the allowed values.
+        UserError: the recipe is not valid. The message lists each error with its location and the allowed values.
     """
     changes = changes or {}
     document = _with_changes(apply_overrides(read_yaml(Path(path)), overrides), changes)
@@ -254,7 +259,7 @@ def _with_changes(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str, Any]]) -> Recipe:
-    """Validate plain YAML values. Errors state ``name`` and the changes that caused them."""
+    """Validate plain YAML values. Error messages contain ``name`` and the changes that caused the errors."""
     try:
         # Validate JSON, because strict validation of JSON accepts lists as tuples and converts nothing else.
         recipe = Recipe.model_validate_json(json.dumps(document))
@@ -267,12 +272,12 @@ def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str,
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema with the fields of every registered part, for editors."""
+    """Return a JSON schema with the fields of every registered part, for editors."""
     schema = Recipe.model_json_schema()
     schema["properties"]["extends"] = {"type": "string", "description": "Path of a recipe that this one starts from."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def content_hash(content: object) -> str:
-    """SHA-256 of the canonical JSON."""
+    """Return the SHA-256 of the canonical JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Rules across the sections of a recipe. They find fields that together fail later or silently disable work.
+"""Rules across the sections of a recipe. They find combinations of fields that fail later or silently have no effect.
 
 Each rule yields (location in the recipe, message). A message says what was given, what is allowed, and what to do.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def cross_field_errors(recipe: Recipe) -> Errors:
-    """The errors of all rules."""
+    """Yield the errors of all rules."""
     for rule in _RULES:
         yield from rule(recipe)
 
@@ -62,7 +62,8 @@ def _parts(recipe: Recipe) -> Errors:
                 "flash_attention_2 needs a GPU and half precision; set training.precision: bf16, or use sdpa",
             )
         for field in ("learning_rate", "weight_decay"):
-            # A frozen encoder can still train the weights of a sum of layers. They have one dimension.
+            # With layer: weighted, the weights of the layers are trained even if the encoder is frozen. Weight decay
+            # does not apply to them, because they have one dimension.
             weighted = field == "learning_rate" and kind == "encoder" and recipe.encoder.layer == "weighted"
             if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
                 yield f"{place}.{field}", "has no effect, because the part is frozen; remove it, or add lora"
@@ -80,14 +81,14 @@ def _parts(recipe: Recipe) -> Errors:
 
 
 def _has_gradients(recipe: Recipe, kind: str) -> bool:
-    """Whether a backward pass goes through a part: the part or something below it trains."""
+    """Whether gradients pass through a part: the part itself or a part below it is trained."""
     if kind == "decoder":
-        return True  # the projector is below it and always trains
+        return True  # the projector is below the decoder and always trained
     return not recipe.encoder.freeze or recipe.encoder.lora is not None
 
 
 def _ctc(recipe: Recipe) -> Errors:
-    """Check that there is a CTC head if something uses it, and that its weights come from one place."""
+    """Check that there is a CTC head if another field uses it, and that its weights have a single source."""
     taken = recipe.training.init_from
     if recipe.ctc is None:
         if recipe.projector.needs_ctc:
@@ -115,7 +116,7 @@ def _ctc(recipe: Recipe) -> Errors:
 
 
 def _optimization(recipe: Recipe) -> Errors:
-    """Check that the fields of the training section fit each other and the device."""
+    """Check that the fields of the training section are compatible with each other and with the device."""
     training, device = recipe.training, recipe.execution.device
     if training.warmup_steps >= training.steps:
         yield (

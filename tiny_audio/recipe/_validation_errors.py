@@ -1,4 +1,4 @@
-"""Messages for recipes that are not valid. They say the location, what was given, what is allowed, and what to do."""
+"""Messages for invalid recipes. They state the location, the given value, the allowed values, and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_MESSAGE = 1000
 
 
 def invalid_recipe(name: str, errors: Sequence[str], changes: Sequence[tuple[str, Any]]) -> UserError:
-    """The error that lists every error of a recipe.
+    """Return one error that lists the errors of a recipe.
 
     Args:
         name: the name of the recipe in the message, such as its path.
@@ -38,7 +38,8 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
-    # Steps in brackets are not in the file: pydantic marks keys, and the registry marks the two spellings of a part.
+    # Steps in brackets are not in the file: pydantic adds them for keys, and the registry for the two spellings of a
+    # part.
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
@@ -67,10 +68,10 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
-    """A hint for errors after ``projector.name=conv``, which keeps the fields of the earlier part."""
+    """Return a hint for errors after a change like ``projector.name=conv``, which keeps the previous part's fields."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
-        if field == "name" and error.startswith(f"{section}."):  # with `section: `, the name itself is wrong
+        if field == "name" and error.startswith(f"{section}."):  # `section: ` means the name itself is wrong
             return f"; {path}={value} keeps the other fields: to replace the whole section write {section}={value}"
     return ""
 
@@ -80,7 +81,7 @@ def _shown_step(step: int | str) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the fields at a location. After the field of a registry, the location contains the part's name."""
+    """Return the names of the fields at a location. In a location, the part's name follows the field of a registry."""
     annotations: list[Any] = [model]
     metadata: Sequence[Any] = ()
     for step in location:

@@ -1,4 +1,4 @@
-"""How long clips, prompt and transcripts may be for the parts of a recipe.
+"""Limits that the parts of a recipe set on the length of clips, prompt and transcripts.
 
 The limits follow from the configs of the parts, see
 :meth:`tiny_audio.pretrained.config.TransformersPartConfig.known_fields`.
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     from tiny_audio.recipe import Recipe
 
 Errors = Iterator[tuple[str, str]]
-"""(location in the recipe, message)"""
+"""Pairs of (location in the recipe, message)."""
 
 _WIDTH = 64
-"""Any value: the number of embeddings does not depend on the widths of encoder and decoder."""
+"""An arbitrary width, because the number of embeddings does not depend on the widths of encoder and decoder."""
 
 
 class ContextLimits:
-    """Numbers of positions, and what follows from them. Building one builds the projector without weights.
+    """Numbers of positions in the decoder's context, and the limits that follow from them.
+
+    Creating an instance builds the projector without weights.
 
     Args:
-        recipe: a valid one.
-        num_prompt_ids: tokens of the prompt; 0 if the tokenizer is not known yet.
+        recipe: a valid recipe.
+        num_prompt_ids: number of tokens of the prompt. 0 if the tokenizer is not known yet.
     """
 
     def __init__(self, recipe: Recipe, num_prompt_ids: int = 0) -> None:
@@ -40,35 +42,38 @@ class ContextLimits:
         with torch.device("meta"):
             self._projector = PROJECTORS.build(recipe.projector, ProjectorContext(_WIDTH, _WIDTH, rate, 1.0))
         self.max_positions = recipe.decoder.max_positions()
-        """Of the decoder; None has no limit."""
+        """Number of positions of the decoder. None if it has no limit."""
         self.longest_training_s = recipe.data.max_duration_s / min(*(recipe.augmentation.speed or (1.0,)), 1.0)
-        """Duration of the longest training clip, slowed down by ``augmentation.speed``."""
+        """Maximum duration of a training clip after it is slowed down by ``augmentation.speed``."""
         self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
-        """Positions of the longest training clip."""
+        """Number of positions of the longest training clip."""
         self.prompt = num_prompt_ids
-        """Positions of the prompt."""
+        """Number of positions of the prompt."""
 
     @property
     def needed(self) -> int:
-        """Positions of the longest training clip, the prompt, and a transcript of ``generation.max_new_tokens``."""
+        """Number of positions for the longest training clip, the prompt, and ``generation.max_new_tokens`` tokens."""
         return self.audio + self.prompt + self.recipe.generation.max_new_tokens
 
     @property
     def max_target_ids(self) -> int | None:
-        """Tokens, the end token included, that fit next to the prompt and the longest training clip; None: any."""
+        """Number of tokens, including the end token, that fit in addition to the prompt and the longest training clip.
+
+        None if there is no limit.
+        """
         return None if self.max_positions is None else self.max_positions - self.audio - self.prompt
 
     @property
     def longest_evaluation_s(self) -> float:
-        """Duration of the longest clip that is scored."""
+        """Maximum duration of a clip that is scored."""
         text = self.prompt + self.recipe.generation.max_new_tokens
         return longest_clip_s(self.recipe.encoder, self._projector, self.max_positions, text, UNBOUNDED_DURATION_S)
 
 
 def limit_errors(recipe: Recipe) -> Errors:
-    """Location and message for each limit of the parts that the shortest or the longest clip breaks.
+    """Yield the location and a message for each limit that the shortest or the longest clip violates.
 
-    The limits are as real as what is known of the checkpoints.
+    The limits are only as accurate as the information about the checkpoints.
     """
     data = recipe.data
     if data.min_duration_s >= data.max_duration_s:

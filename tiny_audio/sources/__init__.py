@@ -39,68 +39,68 @@ class Utterance:
     """One clip and its transcript, as listed in the index."""
 
     id: str
-    """Unique within its source, and the same on every machine. Seeds the augmentation of the clip."""
+    """Unique within its source, and the same on every machine. It seeds the augmentation of the clip."""
     duration_s: float
     text: str
     """The transcript. Empty if nobody speaks."""
     audio: AudioAddress | None = field(compare=False)
-    """Where the clip is stored. None if only the source itself can read it."""
+    """Location of the clip. None if only the source can read the clip."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further columns, such as ``speaker`` and ``sex``."""
 
     def audio_file(self) -> Path:
-        """The clip's file, for sources whose clips are files on disk."""
+        """Return the clip's file. This works only for sources whose clips are files on disk."""
         assert self.audio is not None
         assert isinstance(self.audio.file, Path)
         return self.audio.file
 
 
 class Origin(NamedTuple):
-    """Where a clip comes from; fields as in :class:`Utterance`."""
+    """The origin of a clip. The fields are those of :class:`Utterance`."""
 
     audio: AudioAddress | None
     metadata: Mapping[str, str]
 
 
 class ColumnarUtterances(Sequence[Utterance]):
-    """Utterances stored as columns. Some columns can be read without the others."""
+    """Utterances stored as columns. Single columns can be read without the other columns."""
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """Transcripts of the rows ``[m]``, in that order."""
+        """Yield the transcripts of the rows ``[m]``, in the order of ``rows``."""
 
     @abstractmethod
     def origins(self, rows: np.ndarray) -> Iterator[Origin]:
-        """Addresses and metadata of the rows ``[m]``, in that order."""
+        """Yield the addresses and metadata of the rows ``[m]``, in the order of ``rows``."""
 
 
 def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
-    """Transcripts of the rows ``[m]``, in that order, read in the fastest way available."""
+    """Yield the transcripts of the rows ``[m]``, in the order of ``rows``. Columnar utterances are read by column."""
     if isinstance(utterances, ColumnarUtterances):
         return utterances.texts(rows)
     return (utterances[row].text for row in rows.tolist())
 
 
 def origins_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[Origin]:
-    """Addresses and metadata of the rows ``[m]``, in that order, read in the fastest way available."""
+    """Yield the origins of the rows ``[m]``, in the order of ``rows``. Columnar utterances are read by column."""
     if isinstance(utterances, ColumnarUtterances):
         return utterances.origins(rows)
     return (Origin(utterance.audio, utterance.metadata) for utterance in (utterances[row] for row in rows.tolist()))
 
 
 def runs(members: np.ndarray) -> Iterator[slice]:
-    """Slices of ``[m]`` in which consecutive values are equal."""
+    """Yield a slice for each run of equal consecutive values in ``[m]``."""
     ends = [*(np.flatnonzero(np.diff(members)) + 1).tolist(), len(members)]
     return (slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if end > start)
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A clip that is not used, with the reason. All of them are listed in ``dropped.jsonl``."""
+    """A clip that is not used, and the reason. All dropped clips are listed in ``dropped.jsonl``."""
 
     id: str
     reason: str
-    """A short code to count by, such as ``undecodable`` or ``text_missing``."""
+    """A short code for counting, such as ``undecodable`` or ``text_missing``."""
     detail: str
 
 
@@ -109,22 +109,25 @@ class Index:
     """The n utterances of a source, and the clips that it dropped."""
 
     utterances: Sequence[Utterance]
-    """May create utterances on access, because a corpus has millions of them."""
+    """The sequence may create utterances on access, because a corpus can have millions of utterances."""
     dropped: Sequence[Dropped]
     fingerprint: str
     """Hash of ids, durations and texts. Equal fingerprints mean equal training data."""
     durations_s: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` float64. None: use the durations of the utterances."""
+    """``[n]`` float64. If None, the durations of the utterances are used."""
     groups: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` int64. Clips with the same value are fetched together, such as a row group. None: each clip is fetched
-    alone."""
+    """``[n]`` int64. Clips with the same value, such as those of one row group, are fetched together. If None, each
+    clip is fetched alone."""
     weights: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` float64: how often each clip occurs in an epoch, on average. None: once."""
+    """``[n]`` float64: average number of times that each clip occurs in an epoch. If None, each clip occurs once."""
     empty: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` bool: whether the transcript is empty. None: look at the utterances, if they are a list."""
+    """``[n]`` bool: whether the transcript is empty. If None, :meth:`without_text` checks the utterances."""
 
     def without_text(self) -> np.ndarray:
-        """``[n]`` bool: whether the transcript is empty."""
+        """Return ``[n]`` bool: whether the transcript is empty.
+
+        If ``empty`` is None, only utterances in a tuple or list are checked. Otherwise, all values are False.
+        """
         if self.empty is not None:
             return self.empty
         if isinstance(self.utterances, tuple | list):
@@ -145,8 +148,8 @@ class SourceContext:
     cache_dir: Path
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of branches on the hub. A source uses the given ones and adds those that it looks up. A run stores them,
-    so it sees the same data even if the cache folder is deleted and the branch has moved on."""
+    """Commits of branches on the hub. A source uses the given commits and adds each commit that it looks up. A run
+    stores the commits. It then sees the same data even if the cache folder is deleted and a branch has moved on."""
 
 
 class Source(ABC):
@@ -162,10 +165,13 @@ class Source(ABC):
 
     @abstractmethod
     def encoded(self, utterance: Utterance) -> Path | bytes:
-        """The clip's encoded audio: a file or its bytes. Called in loader processes, so sources must pickle."""
+        """Return the clip's encoded audio, as a file or as bytes.
+
+        This is called in processes that load clips, so a source must be picklable.
+        """
 
 
 SOURCES: Registry[SourceConfig, Source] = Registry(
     "source", SourceConfig, package=__name__, entry_points="tiny_audio.sources"
 )
-"""Registered sources; builders take ``(config, context: SourceContext)``."""
+"""Registered sources. Builders take ``(config, context: SourceContext)``."""

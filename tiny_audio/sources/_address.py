@@ -18,7 +18,7 @@ _TEXT = re.compile(
 
 
 class NotCachedError(UserError):
-    """Audio on the hub that is not in the cache."""
+    """Audio on the hub is not in the cache, and the network must not be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,11 @@ class HubFile:
     """A file of a dataset on the hub."""
 
     repo: str
-    """As ``owner/name``."""
+    """Name of the dataset, as ``owner/name``."""
     revision: str
     """A commit, so that the same file is found later."""
     path: str
-    """Within the repository."""
+    """Path within the repository."""
 
     def __str__(self) -> str:
         return f"hf://datasets/{self.repo}@{quote(self.revision, safe='')}/{self.path}"
@@ -42,7 +42,7 @@ class ParquetCell:
 
     row_group: int
     row: int
-    """Within the row group."""
+    """Index within the row group."""
     column: str
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class ParquetCell:
 
 @dataclass(frozen=True, slots=True)
 class AudioAddress:
-    """Where a clip's encoded audio is stored. Hypotheses contain its text form as ``audio_filepath``.
+    """The location of a clip's encoded audio. Hypotheses contain its text form as ``audio_filepath``.
 
     Examples:
         ``/data/a.flac``, ``/data/clips.parquet#row_group=0&row=3&column=audio`` and
@@ -60,14 +60,14 @@ class AudioAddress:
 
     file: Path | HubFile
     cell: ParquetCell | None = None
-    """None: the file is the clip."""
+    """If None, the whole file is the clip."""
 
     def __str__(self) -> str:
         return f"{self.file}#{self.cell}" if self.cell else str(self.file)
 
     @classmethod
     def parse(cls, text: str, base_folder: Path) -> Self:
-        """Read the text form.
+        """Create an address from its text form.
 
         Args:
             base_folder: the folder that relative paths start from.
@@ -80,11 +80,11 @@ class AudioAddress:
         return cls(base_folder / local if local else HubFile(repo, unquote(revision), path), cell)
 
     def read(self, cache_dir: Path, *, offline: bool = False) -> bytes:
-        """The encoded audio.
+        """Return the encoded audio.
 
         Args:
-            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. Row groups that a source has cached there are
-                used. Others are cached in a folder with its own size limit.
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. If a source has cached the row group there, it
+                is used. Otherwise, the row group is cached in a separate folder with its own size limit.
             offline: do not use the network.
 
         Raises:
@@ -104,5 +104,5 @@ class AudioAddress:
             return RangeFile(self.file).read()
         try:
             return self.file.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        except (OSError, ValueError) as error:  # a null byte in the name raises ValueError
             raise UserError(f"{self.file} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""Arrow files in the cache folder. They are written atomically, and damaged ones count as missing."""
+"""Arrow files in the cache folder. Files are written atomically. A damaged file counts as missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_arrow(path: Path) -> pa.Table | None:
-    """The table, memory-mapped. None if the file does not exist, or if a full disk or a crash cut it short."""
+    """Return the table, memory-mapped. Return None if the file does not exist or was cut short, such as by a crash."""
     import pyarrow as pa
 
     try:

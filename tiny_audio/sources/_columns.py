@@ -27,14 +27,14 @@ class ColumnsConfig(SourceConfig):
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None
-    """Seconds. None uses the column `duration`. If that is missing, the header of every clip is read. This reads all
-    the audio once."""
+    """The duration in seconds. None uses the column `duration`. If the table has no such column, durations are read
+    from the headers of the clips, which reads all the audio once."""
     id_column: NonEmpty | None = None
     """A name for each clip, preferably unique. None names clips by file and row."""
     speaker_column: NonEmpty | None = None
-    """The speaker; becomes the metadata column `speaker`."""
+    """The speaker. Stored as the metadata column `speaker`."""
     metadata_columns: Annotated[tuple[NonEmpty, ...], Field(strict=False)] | None = None
-    """Further columns to keep. None keeps all with single values: texts, numbers, booleans, dates."""
+    """Further columns to keep. None keeps all columns with single values: texts, numbers, booleans, dates."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -50,7 +50,7 @@ class ColumnsConfig(SourceConfig):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a table of clips; fields as in :class:`ColumnsConfig`."""
+    """The columns of a table of clips. The fields correspond to those of :class:`ColumnsConfig`."""
 
     audio: str
     text: str
@@ -59,13 +59,13 @@ class Columns:
     speaker: str | None
     metadata: tuple[str, ...] | None
     begin: str | None = None
-    """Column with the start of a clip, for corpora whose column of durations contains its end."""
+    """Column with the start time of a clip. If it is set, ``duration`` is the column with the end time."""
     silence: tuple[str, ...] = ()
-    """Texts of clips without speech."""
+    """Texts that mark a clip without speech."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:
-        """The columns that a config names."""
+        """Return the columns that a config names."""
         return cls(
             config.audio_column,
             config.text_column,
@@ -79,7 +79,7 @@ class Columns:
         """Check that a table has all the columns, with the right types.
 
         Args:
-            table: its name in messages.
+            table: name of the table in messages.
 
         Raises:
             UserError: a column is missing or has the wrong type.
@@ -131,13 +131,13 @@ class Columns:
                 )
 
     def stated_duration(self, schema: pa.Schema) -> str | None:
-        """The column of durations. None if a table with this schema has none."""
+        """Return the column of durations. Return None if a table with this schema has no such column."""
         if self.duration is not None:
             return self.duration
         return _DURATION if _DURATION in schema.names else None
 
     def kept(self, schema: pa.Schema) -> dict[str, str]:
-        """The metadata columns of a table with this schema: name in the metadata -> column of the table."""
+        """Return the metadata columns of a table with this schema, as name in the metadata -> column of the table."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
         names: Sequence[str] = (
             [field.name for field in schema if field.name not in used and _is_scalar(field.type)]
@@ -184,5 +184,5 @@ def _is_scalar(kind: pa.DataType) -> bool:
 
 
 def _listed(schema: pa.Schema) -> str:
-    """Names and types of columns."""
+    """Return the names and types of the columns for a message."""
     return ", ".join(f"{field.name} ({'audio' if _is_audio(field.type) else field.type})" for field in schema)

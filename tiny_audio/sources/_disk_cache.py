@@ -1,4 +1,4 @@
-"""A size-bounded cache of row groups on disk. The least recently used ones are deleted first."""
+"""A size-bounded cache of row groups on disk. The least recently used row groups are deleted first."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _FULL = 0.95
-"""Share of the bound that stays in use after a deletion. The free rest makes scans of the folder infrequent."""
+"""Old files are deleted until this share of the size limit is in use, so that scans of the folder are infrequent."""
 _POLL_S = 0.005
-"""Pause before a lock is tried again. The lock of the folder is held only for a moment."""
+"""Seconds between attempts to acquire a lock. The value is small, because the folder's lock is held only briefly."""
 _SCANNED: set[Path] = set()
 """Folders that this process or its parent has scanned. A forked process inherits the set."""
 
@@ -38,12 +38,12 @@ class CachedClips:
 
 
 def read_mapped(path: Path) -> pa.ChunkedArray | None:
-    """The row group in a file of a cache. None if the file is missing or damaged."""
+    """Return the row group in a file of a cache. Return None if the file is missing or damaged."""
 
     table = read_arrow(path)
     if table is None:
         return None
-    with contextlib.suppress(OSError):  # read-only, or just deleted
+    with contextlib.suppress(OSError):  # the file is read-only or was just deleted
         os.utime(path)
     return table.column(0)
 
@@ -52,9 +52,9 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. All its files together never exceed the bound, including files that are being
-    written, because a writer first adds the size to a count. The folder's lock protects the count. If a file is deleted
-    while another process has it mapped, that process can still read it.
+    Several processes may share a folder. The total size of all files, including files that are being written, never
+    exceeds ``max_bytes``, because a process adds the size of a file to a count before it writes the file. The folder's
+    lock protects the count. If a file is deleted while another process has it mapped, that process can still read it.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class DiskCache:
         """Return the row group with this name.
 
         Args:
-            fetch: called if the row group is not cached. If the result does not fit on the disk, it stays in memory.
+            fetch: called if the row group is not cached. If the result does not fit into the cache, it stays in memory.
 
         Raises:
             UserError: the folder cannot be written.
@@ -86,11 +86,11 @@ class DiskCache:
         return CachedClips(clips, 0)
 
     def _writer_lock(self, name: str) -> FileLock:
-        """The lock of the process that fetches and writes the row group. It is released if that process is killed."""
+        """Return the lock to hold while fetching and writing a row group. It is released if its process is killed."""
         return FileLock(self.folder / f".lock-{_bucket(name):02x}", poll_interval=10 * _POLL_S)
 
     def _lock(self) -> FileLock:
-        """The lock that protects the count and the names in the folder."""
+        """Return the lock that protects the count and the file names in the folder."""
         return FileLock(self.folder / ".lock", poll_interval=_POLL_S)
 
     @contextlib.contextmanager
@@ -117,14 +117,14 @@ class DiskCache:
                     with pa.ipc.new_file(file, table.schema) as writer:
                         writer.write_table(table)
                     file.flush()
-                # Rename under the lock. A scan at the same time could miss the file.
+                # Hold the lock while renaming. Otherwise, a scan at the same time could miss the file.
                 with self._lock():
                     os.replace(temporary, self.folder / f"{name}.arrow")
             finally:
                 temporary.unlink(missing_ok=True)
 
     def _reserve(self, name: str, temporary: Path, size: int) -> bool:
-        """Create a temporary file and count its size. False if there is no room."""
+        """Create a temporary file and add its size to the count. Return False if there is no room."""
         with self._lock():
             count = self.folder / ".size"
             used = _read_count(count)
@@ -143,7 +143,7 @@ class DiskCache:
             return fits
 
     def _make_room(self, name: str, size: int) -> int:
-        """Delete files of killed writers, and old files until ``size`` more bytes fit. Return the bytes that remain.
+        """Delete files of killed writers, then old files until ``size`` more bytes fit. Return the bytes in use.
 
         Args:
             name: the row group whose writer lock this process holds.
@@ -161,7 +161,7 @@ class DiskCache:
                 if not is_temporary:
                     files.append((status.st_mtime_ns, status.st_size, path))
         if used - sum(file[1] for file in files) + size > self.max_bytes:
-            return used  # deleting all of them would not make enough room
+            return used  # even deleting all cached files would not make enough room
         for _, file_size, path in sorted(files):
             if used + size <= _FULL * self.max_bytes:
                 break
@@ -177,12 +177,12 @@ class DiskCache:
 
 
 def _bucket(name: str) -> int:
-    """The number of a name's lock file. There are 256 of them."""
+    """Return the number of the lock file for a name. There are 256 lock files."""
     return hashlib.sha256(name.encode()).digest()[0]
 
 
 def _read_count(path: Path) -> int | None:
-    """The stored count. None if the file is missing or damaged."""
+    """Return the stored count. Return None if the file is missing or damaged."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Durations of audio files from their headers. Each header is read once and kept in the cache folder."""
+"""Durations of audio files from their headers. Each header is read once. Its duration is kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tiny_audio.sources._shared import cache_key
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Number of threads. Reading headers from a network disk is mostly waiting."""
+"""Number of threads that read headers. With a network disk, they spend most of the time waiting."""
 _SAVED_EVERY = 50_000
-"""Headers are saved after this number of files. After an interruption, reading continues from the last save."""
+"""The results are saved each time this number of files has been read. An interrupted run continues from the last
+save."""
 
 
 NOT_OF_THE_FILE = ("unreadable", "missing")

@@ -58,8 +58,9 @@ def write_index(
 ) -> None:
     """Write the tables of all shards, in order, to a folder. The folder is created atomically.
 
-    Only one shard is in memory at a time. If several processes call this, one writes and the others wait. If ids
-    repeat, the index of the row is appended to them. The fingerprint is a hash of ``identity`` and of all usable rows.
+    Only one shard is in memory at a time. If several processes call this, one process writes and the others wait. If an
+    id repeats, the shard, row group and row of the clip are appended to every occurrence except the first. The
+    fingerprint is a hash of ``identity`` and of all usable rows.
 
     Args:
         anew: replace the folder if it exists.
@@ -78,7 +79,7 @@ def write_index(
 
 
 def parts_of(folder: Path) -> Path:
-    """The folder for parts of an unfinished index. Only the process that writes the index uses it."""
+    """Return the folder for parts of an unfinished index. Only the process that writes the index uses it."""
     return folder.with_name(f"{folder.name}{_PARTS}")
 
 
@@ -99,9 +100,9 @@ def _lock(key: str, folder: Path) -> FileLock:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the parts of this index, and leftovers of killed writers of other indexes in the same folder.
+    """Delete the parts of this index, and leftovers of killed processes in the same folder.
 
-    Parts of other indexes are kept for some time, because an interrupted index continues from them.
+    Recent parts of other indexes are kept, because interrupted indexing continues from them.
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
@@ -132,13 +133,13 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class FileAddresses:
-    """Addresses of clips that are files. A metadata column contains their names."""
+    """Addresses of clips that are single files. A metadata column contains the names of the files."""
 
     folder: Path
     column: str
 
     def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
-        """The address of a row of the index table."""
+        """Return the address of the clip in a row of the index table."""
         return AudioAddress(self.folder / row[f"{METADATA}{self.column}"])
 
 
@@ -151,7 +152,7 @@ class CellAddresses:
     column: str
 
     def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
-        """The address of a row of the index table."""
+        """Return the address of the clip in a row of the index table."""
         return AudioAddress(self.file_of(shard), ParquetCell(row["row_group"], row["row"], self.column))
 
 
@@ -184,7 +185,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"the cached index {folder} is damaged ({error}); delete the folder to index again") from error
-    # Rows of a row group are adjacent, so a group ends where one of the two columns changes.
+    # Rows of a row group are adjacent, so a new group begins where one of the two columns changes.
     ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
     return Index(
         utterances,
@@ -198,12 +199,15 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
 
 @dataclass(frozen=True, eq=False)
 class TableUtterances(ColumnarUtterances):
-    """The usable rows of an index table. Utterances are created on access. Pickling stores the path of the table."""
+    """The usable rows of an index table. Utterances are created on access.
+
+    A pickle contains only the path of the table, not its rows.
+    """
 
     path: Path
     shards: tuple[str, ...]
     rows: np.ndarray
-    """``[n]`` int64, indices of rows of the table."""
+    """``[n]`` int64, row indices in the table."""
     addresses: Addresses
 
     def __len__(self) -> int:
@@ -245,7 +249,10 @@ class TableUtterances(ColumnarUtterances):
         return Origin(self.addresses(self.shards[row["shard"]], row), metadata)
 
     def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of the rows ``[m]``, in that order. Read in parts, because a large corpus exceeds one array."""
+        """Yield the given columns of the rows ``[m]``, in the order of ``rows``.
+
+        There are several batches, because a large corpus exceeds one Arrow array.
+        """
         import numpy as np
 
         batches, wanted = _mapped(self.path).select(columns).to_batches(), self.rows[rows]
@@ -259,7 +266,7 @@ class TableUtterances(ColumnarUtterances):
 
 
 def _table(path: Path) -> pa.Table:
-    """The whole table, memory-mapped."""
+    """Return the whole table, memory-mapped."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -281,7 +288,7 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
-    """Write the tables with the schema of the first one. Returns the hashes of repeated ids."""
+    """Write the tables with the schema of the first table. Return the hashes of repeated ids."""
     import numpy as np
     import pyarrow as pa
 
@@ -304,7 +311,10 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with the columns of the first shard. Shards may differ in their metadata columns."""
+    """Return the table with the columns in ``schema``. Missing columns become null, and other columns are removed.
+
+    Shards may differ in their metadata columns.
+    """
     import pyarrow as pa
 
     for field in schema:

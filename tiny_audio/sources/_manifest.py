@@ -20,7 +20,7 @@ from tiny_audio.sources._shared import shown
 
 _MAX_LINE = 1_000_000
 _MAX_BAD_LINES = 100
-"""If this many lines at the start are not JSON objects, the file is not a manifest."""
+"""Number of lines after which a file without any JSON object is rejected."""
 
 _EXPECTED = 'expected one JSON object per line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
 
@@ -46,7 +46,7 @@ class ManifestSource(Source):
         return read_manifest(self.path, self.columns)
 
     def encoded(self, utterance: Utterance) -> Path:
-        """The clip's file."""
+        """Return the clip's file."""
         return utterance.audio_file()
 
 
@@ -59,7 +59,7 @@ class _BadRowError(Exception):
 
 
 def read_manifest(path: Path, columns: Columns) -> Index:
-    """The index of a manifest. Relative audio paths are relative to its folder.
+    """Return the index of a manifest. Relative audio paths start from the manifest's folder.
 
     Raises:
         UserError: the manifest cannot be read or has no usable row.
@@ -98,7 +98,7 @@ def read_manifest(path: Path, columns: Columns) -> Index:
 
 
 def fingerprint(utterances: Iterable[Utterance]) -> str:
-    """SHA-256 of ids, durations and texts, in order, because plans identify utterances by position."""
+    """Return the SHA-256 of ids, durations and texts. The order matters, because plans use positions of utterances."""
     digest = hashlib.sha256()
     for utterance in utterances:
         row = json.dumps([utterance.id, utterance.duration_s, utterance.text])
@@ -107,9 +107,9 @@ def fingerprint(utterances: Iterable[Utterance]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers. A very long line is read in bounded chunks.
+    """Yield the lines that are not blank, with their numbers. A very long line is read in several parts.
 
-    Bytes that are not text become lone surrogates.
+    Bytes that are not UTF-8 become lone surrogates.
     """
     try:
         if not path.is_file():
@@ -131,7 +131,7 @@ def _object(line: str) -> Mapping[str, object]:
     if len(line) >= _MAX_LINE:
         raise _BadRowError("not_json", f"a line of {_MAX_LINE:,} characters or more")
     try:
-        line.encode()  # fails if bytes of the line are not text
+        line.encode()  # fails if the line has bytes that are not UTF-8
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _BadRowError(
@@ -157,7 +157,7 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files:
         ) from error
     offset = row.get("offset")
     if offset:
-        # The text belongs to a part of the file. As the reference of the whole file, it would be wrong.
+        # The text is the transcript of only a part of the file.
         raise _BadRowError(
             "offset", f"parts of files are not supported (offset {shown(offset)}): cut the audio into files"
         )
@@ -199,7 +199,7 @@ def _duration(given: object, column: str, audio: Path) -> float:
 
 
 def _renamed(utterance: Utterance, line_number: int, ids: set[str]) -> Utterance:
-    """Make the id unique: if the file was listed before, append the line number."""
+    """Return the utterance with a unique id. The line number is appended, because the file was listed before."""
     name = f"{utterance.id}:{line_number}"
     while name in ids:
         name += "'"

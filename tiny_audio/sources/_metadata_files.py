@@ -54,7 +54,7 @@ class ClipRow:
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Read the rows of a table with their line numbers. Empty cells are None.
 
-    The suffix decides the format: ``.jsonl``, ``.tsv``, otherwise CSV.
+    The suffix determines the format: JSON lines for ``.jsonl``, TSV for ``.tsv``, and CSV otherwise.
 
     Raises:
         UserError: the file cannot be read or does not have this format.
@@ -63,7 +63,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def read_columns(path: Path) -> list[str]:
-    """Names of a table's columns, in order. For JSON lines, the whole file is read.
+    """Return the names of a table's columns, in order. For JSON lines, the whole file is read.
 
     Raises:
         UserError: see :func:`read_rows`.
@@ -83,11 +83,11 @@ def file_index(
 ) -> Index:
     """Return the index of clips that are single files.
 
-    It is written to ``folder`` if it does not exist there. It is written again if some files could not be read.
+    The index is written to ``folder`` unless it exists. If some files could not be read, it is written again.
 
     Args:
         make: returns the rows and the columns of their metadata.
-        tables: names of the tables, for repeated ids.
+        tables: names of the tables. They become part of repeated ids.
         identity: part of the fingerprint.
         addresses: returns the addresses of the clips.
     """
@@ -95,7 +95,7 @@ def file_index(
     if index is None or any(dropped.reason in NOT_OF_THE_FILE for dropped in index.dropped):
         write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
         index = read_index(folder, addresses)
-    # Clips of one table are adjacent in the index, but are not fetched together.
+    # The clips are single files, which are not fetched together.
     return replace(index, groups=None)
 
 
@@ -142,7 +142,7 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The header, then the rows, with line numbers. Bytes that are not UTF-8 become lone surrogates."""
+    """Yield the header and then the rows, with line numbers. Bytes that are not UTF-8 become lone surrogates."""
     tabs = path.suffix == ".tsv"
     reader = None
     try:
@@ -173,7 +173,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _tables(rows: Iterable[ClipRow], columns: Sequence[str]) -> Iterator[pa.Table]:
     iterator = iter(rows)
-    # Even a table without rows needs its columns.
+    # Yield one table even if there are no rows, because the index needs the columns.
     yield _table(list(islice(iterator, _CHUNK)), columns)
     while chunk := list(islice(iterator, _CHUNK)):
         yield _table(chunk, columns)

@@ -25,7 +25,7 @@ METADATA = "metadata."
 
 
 class BrokenShardError(UserError):
-    """A file that is not readable parquet."""
+    """A shard is not a readable parquet file."""
 
 
 def index_shard(
@@ -37,9 +37,9 @@ def index_shard(
     group); ``reason`` and ``detail`` (null if the row can be used); and ``metadata.…`` as texts.
 
     Args:
-        shard: its name, for ids and messages.
-        shard_index: its index among the shards.
-        audio: reads the encoded clips of a row group; called only if there is no column of durations.
+        shard: name of the shard, for ids and messages.
+        shard_index: index of the shard among all shards.
+        audio: reads the encoded clips of a row group. Called only if there is no column of durations.
 
     Raises:
         UserError: columns are missing, or the shard is broken.
@@ -86,7 +86,7 @@ def index_shard(
 
 
 def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedArray:
-    """The encoded clips of a row group. Rows without a clip are null.
+    """Return the encoded clips of a row group. Rows without a clip are null.
 
     Raises:
         pyarrow.ArrowException, OSError: the bytes are damaged.
@@ -101,7 +101,7 @@ def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedA
 
 
 def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
-    """One clip of a row group.
+    """Return one encoded clip of a row group.
 
     Raises:
         AudioError: the row has no audio.
@@ -119,11 +119,11 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
 
 
 def read_error(error: Exception, where: str) -> UserError:
-    """The error for a clip whose row group could not be read.
+    """Return the error for a clip whose row group could not be read.
 
     Args:
         error: the error that Arrow raised. Disk errors have an ``errno``. Errors about damaged bytes have none.
-        where: the clip, or the file.
+        where: name of the clip or of the file, for the message.
 
     Returns:
         an :class:`AudioError` if the bytes are damaged.
@@ -136,17 +136,17 @@ def read_error(error: Exception, where: str) -> UserError:
 
 
 def one_line(error: Exception) -> str:
-    """An error message of Arrow, on one line."""
+    """Return an error message of Arrow on one line."""
     return " ".join(str(error).split())
 
 
 def row_name(shard: str, row_group: int, row: int) -> str:
-    """The name of a row in messages."""
+    """Return the name of a row for messages."""
     return f"{shard}, row group {row_group}, row {row}"
 
 
 class _Problems:
-    """The problems of rows. If a row has several, the first one found is kept."""
+    """The problems of rows. If a row has several problems, only the first problem found is kept."""
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
@@ -217,7 +217,7 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
 
 
 def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: str, problems: _Problems) -> np.ndarray:
-    """Durations from the headers of the clips."""
+    """Read the durations from the headers of the clips."""
     import numpy as np
     import pyarrow as pa
 
@@ -244,7 +244,10 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
 
 
 def _strings(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """The column as texts, and the rows that are not UTF-8. Parquet does not check this. Those rows become null."""
+    """Return the column as texts, and the rows that are not UTF-8. The texts of these rows are null.
+
+    Reading parquet does not check the encoding.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.types as types

@@ -1,6 +1,7 @@
-"""Read encoded clips of parquet files, on disk or on the hub, by row group. There is a cache on disk and one in memory.
+"""Read encoded clips of parquet files, on disk or on the hub, by row group.
 
-Parquet can read a column of a row group only as a whole, so neighboring clips are read together.
+Row groups are cached on disk and in memory. Parquet can read a column of a row group only as a whole, so neighboring
+clips are read together.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 2**20
 """Size limit of the cache in memory, in each process that loads clips."""
 MAX_COUNT = 32
-"""Maximum number of row groups in that cache. Mapped files take no memory, but a deleted file still takes disk space
-while it is mapped."""
+"""Maximum number of row groups in the cache in memory. Mapped files take no memory, but a deleted file takes up disk
+space as long as it is mapped."""
 _OPEN = 32
 """Number of shards on the hub that a process keeps open."""
 _ANYWHERE_BYTES = 2 * 10**9
-"""Size limit of the disk cache for row groups that are read by their addresses alone."""
+"""Size limit of the disk cache that :func:`read_cell_anywhere` adds row groups to."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """The column of clips of a row group."""
+    """The column of clips in a row group."""
 
     file: Path | HubFile
     index: int
     column: str
 
     def cache_name(self) -> str:
-        """Its name in a :class:`DiskCache`. The name changes if a local file changes.
+        """Return the name in a :class:`DiskCache`. The name changes if a local file changes.
 
         Raises:
             OSError: the local file does not exist any more.
@@ -58,7 +59,7 @@ class RowGroup:
         return f"{cache_key(identity)}-{self.index}"
 
     def read(self) -> pa.ChunkedArray:
-        """The encoded clips, from the file itself."""
+        """Read the encoded clips from the file, without a cache."""
         import pyarrow.parquet as pq
 
         if isinstance(self.file, HubFile):
@@ -71,7 +72,8 @@ def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, Disk
     """Return a thread-safe function that reads row groups and keeps the most recently used ones in memory."""
 
     def size(cached_clips: CachedClips) -> int:
-        # The upper bound lets the newest row group stay whatever its size. The lower bound limits their number.
+        # With the upper bound, a row group of any size fits into the cache. The lower bound limits the number of row
+        # groups.
         return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
 
     @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())
@@ -82,11 +84,11 @@ def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, Disk
 
 
 read_row_group = row_group_reader(MAX_BYTES, MAX_COUNT)
-"""Returns the clips of a row group, from the memory of this process, the cache on disk, or the file itself."""
+"""Return the clips of a row group, from the memory of this process, the cache on disk, or the file."""
 
 
 def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
-    """The encoded clip in a cell of a parquet file.
+    """Return the encoded clip in a cell of a parquet file.
 
     Raises:
         AudioError: the cell contains no audio, or the file is damaged.
@@ -129,7 +131,7 @@ def read_cell_anywhere(address: AudioAddress, cache_dir: Path, *, offline: bool)
 
 
 def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
-    """A parquet file on the hub.
+    """Open a parquet file on the hub.
 
     Args:
         pre_buffer: fetch neighboring columns in one request.
@@ -151,5 +153,5 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_OPEN)
 def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
-    """Open a shard and keep it open. Finding it and reading its footer would take two more requests per row group."""
+    """Open a shard and keep it open. Opening it again for each row group would take two more requests each time."""
     return open_on_hub(file, pre_buffer=False)

@@ -15,13 +15,13 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 def cache_key(identity: object) -> str:
-    """A short hash of a JSON value, for the name of a cache folder."""
+    """Return a short hash of a JSON value, for the name of a cache folder."""
     text = identity if isinstance(identity, str) else json.dumps(identity)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def shown(value: object) -> str:
-    """A value for a message: quoted and shortened."""
+    """Return a value as text for a message, quoted and shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -33,7 +33,7 @@ def check_any_usable(index: Index, name: str) -> Index:
         name: the name of the data in messages.
 
     Raises:
-        UserError: it has none.
+        UserError: the index has no utterances.
     """
     if index.utterances:
         return index

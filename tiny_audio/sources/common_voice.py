@@ -28,8 +28,8 @@ class CommonVoiceConfig(SourceConfig):
     """Mozilla Common Voice in any language, from the unpacked archive of its website.
 
     The copies on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3 files. Releases
-    since 2023 list durations in `clip_durations.tsv`. For older releases, headers are read at the first start.
-    Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
+    since 2023 list durations in `clip_durations.tsv`. For older releases, durations are read from the headers of the
+    clips at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
     """
 
     name: Literal["common_voice"] = "common_voice"
@@ -42,7 +42,7 @@ class CommonVoiceConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which put a `common_voice` into the current folder."""
+        """Return a config for tests, which put a `common_voice` into the current folder."""
         return cls(path="common_voice", split="dev")
 
 
@@ -74,11 +74,11 @@ class CommonVoiceSource(Source):
         return check_any_usable(index, str(table))
 
     def encoded(self, utterance: Utterance) -> Path:
-        """The clip's file."""
+        """Return the clip's file."""
         return utterance.audio_file()
 
     def _hint(self) -> str:
-        """How to correct the path."""
+        """Return a hint on how to correct the path."""
         languages = sorted(path.parent.name for path in self.path.glob("*/train.tsv"))
         if languages:
             return f"path must be the folder of one language: {', '.join(str(self.path / name) for name in languages)}"
@@ -107,7 +107,7 @@ class CommonVoiceSource(Source):
             yield _clip(row, table.name, line, there, stated, headers)
 
     def _stated(self) -> dict[str, float]:
-        """Seconds of each clip that the corpus lists."""
+        """Return the durations that the corpus lists, as file name -> seconds."""
         path = self.path / _DURATIONS
         if not path.is_file():
             return {}
@@ -121,7 +121,7 @@ class CommonVoiceSource(Source):
         stated = {}
         for _, row in read_rows(path):
             if isinstance(row, BadRow):
-                continue  # the header of its clip is read
+                continue  # the duration is read from the header of the clip
             number = str(row[milliseconds])
             if number.isdecimal() and int(number):
                 stated[str(row["clip"])] = int(number) / 1000
@@ -130,13 +130,13 @@ class CommonVoiceSource(Source):
 
 @SOURCES.register
 def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Source:
-    """The source of a split. It reads nothing before it is indexed."""
+    """Return the source of a split. Nothing is read before the source is indexed."""
     path = Path(config.path).absolute()
     return CommonVoiceSource(path, config.split, context.cache_dir.absolute())
 
 
 def _facts(status: os.stat_result) -> tuple[int, int]:
-    """Size and modification time, to recognize a changed file."""
+    """Return size and modification time, which change if the file changes."""
     return status.st_size, status.st_mtime_ns
 
 
@@ -164,7 +164,7 @@ def _clip(
 
 
 def _unquoted(sentence: str) -> str:
-    """Remove the quotes of CSV. Some releases put sentences in quotes and double the quotes inside."""
+    """Undo CSV quoting. Some releases put sentences in quotes and double the quotes inside the sentences."""
     sentence = sentence.strip()
     inside = sentence[1:-1]
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):

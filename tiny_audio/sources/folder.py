@@ -37,7 +37,7 @@ class FolderConfig(SourceConfig):
     The layout is that of `audiofolder` in Hugging Face's `datasets`: the column `file_name` holds a path relative to
     the folder of the table, and subfolders may have tables, too. Further columns become metadata. Durations are read
     from the files' headers, at the first start. Files without a row and rows without a file are listed as dropped. If
-    the data has several splits, give the folder of one, such as `data/train`.
+    the data has several splits, give the folder of one split, such as `data/train`.
     """
 
     name: Literal["folder"] = "folder"
@@ -48,7 +48,7 @@ class FolderConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which put a `folder` with a `metadata.csv` into the current folder."""
+        """Return a config for tests, which put a `folder` with a `metadata.csv` into the current folder."""
         return cls(path="folder")
 
 
@@ -81,7 +81,7 @@ class FolderSource(Source):
         return check_any_usable(index, str(self.path))
 
     def encoded(self, utterance: Utterance) -> Path:
-        """The clip's file."""
+        """Return the clip's file."""
         return utterance.audio_file()
 
     def _made(
@@ -116,10 +116,10 @@ class FolderSource(Source):
         return texts[0]
 
     def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:
-        """Rows of all tables, then the files that no row names."""
+        """Yield the rows of all tables, then the files that no row names."""
         audio = {name: status for name, status in files.items() if name not in tables}
         headers = read_headers(self.path, audio, self.cache_dir)
-        # Programs write an accented letter as one character or as two. Names of files and rows may differ in this.
+        # Unicode has two forms of an accented letter: one character or two. A row and its file may use different forms.
         names = {unicodedata.normalize("NFC", name): name for name in audio} | {name: name for name in audio}
         named = set()
         for table_index, table in enumerate(tables):
@@ -135,7 +135,7 @@ class FolderSource(Source):
 
 @SOURCES.register
 def build_folder(config: FolderConfig, context: SourceContext) -> Source:
-    """The source of a folder. It reads nothing before it is indexed."""
+    """Return the source of a folder. Nothing is read before the source is indexed."""
     path = Path(config.path).absolute()
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
 
@@ -166,7 +166,7 @@ def _clip(
         suffix = "" if is_audio_name(file) else "; by its suffix, that is not an audio file"
         return bad("audio_missing", f"there is no audio file {file}; {_FILE!r} is {name!r}{suffix}")
     if reference is None and table.endswith(".csv"):
-        reference = ""  # an empty cell
+        reference = ""  # an empty cell is read as None
     if not isinstance(reference, str):
         return bad("text_missing", f"{text!r} must be a text, not {reference!r}", file)
     if header.duration_s is None:

@@ -18,17 +18,17 @@ COLUMNS = Columns(
     metadata=("audio_id",),
     silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
 )
-"""Columns of the corpus. Few speakers are known, so the recording is kept instead."""
+"""Columns of the corpus. The metadata contains the recording instead of the speaker, because few speakers are known."""
 
 
 class GigaSpeechConfig(HubSourceConfig):
     """GigaSpeech on the Hugging Face hub: audiobooks, podcasts and YouTube.
 
     The corpus is gated: accept its terms at https://huggingface.co/datasets/speechcolab/gigaspeech and log in with
-    `hf auth login`, or set HF_TOKEN. Texts come as they are in the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
-    `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`, which `data.target_text` converts to punctuation or removes. Segments
-    that are only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. Metadata: `audio_id`, the
-    recording. Group by it, since speakers are unknown.
+    `hf auth login`, or set HF_TOKEN. Texts are those of the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
+    `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`. `data.target_text` converts these markers to punctuation or removes them.
+    Segments whose text is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. Metadata: `audio_id`,
+    the recording. Set `evaluation.group_by` to it, because speakers are unknown.
     """
 
     name: Literal["gigaspeech"] = "gigaspeech"
@@ -40,14 +40,14 @@ class GigaSpeechConfig(HubSourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which have a hub of their own."""
+        """Return a config for tests, which start their own hub."""
         return cls(config="xs", split="dev")
 
 
 @SOURCES.register
 def build_gigaspeech(config: GigaSpeechConfig, context: SourceContext) -> Source:
-    """The source of a split of the corpus."""
-    # The hub has dev and test as configs of their own, and calls the split in dev "validation".
+    """Return the source of a split of the corpus."""
+    # On the hub, dev and test are separate configs, and the split of the config dev is called "validation".
     subset = config.config if config.split == "train" else config.split
     split = "validation" if config.split == "dev" else config.split
     return hub_source(config, "speechcolab/gigaspeech", subset, split, COLUMNS, context)

@@ -23,11 +23,11 @@ class HubConfig(HubSourceConfig, ColumnsConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which have a hub of their own."""
+        """Return a config for tests, which start their own hub."""
         return cls(repo="tiny/clips", split="test")
 
 
 @SOURCES.register
 def build_hub(config: HubConfig, context: SourceContext) -> Source:
-    """The source of a dataset on the hub."""
+    """Return the source of a dataset on the hub."""
     return hub_source(config, config.repo, config.config, config.split, Columns.of(config), context)

@@ -14,9 +14,9 @@ COLUMNS = Columns(audio="audio", text="text", duration=None, id="id", speaker="s
 class LibriSpeechConfig(HubSourceConfig):
     """LibriSpeech on the Hugging Face hub: audiobooks read by volunteers.
 
-    Texts come as they are in the corpus: upper case, A to Z, spaces and apostrophes only. The corpus does not list
-    durations, so indexing a split fetches all of its audio once (train.clean.100 is 6.6 GB). Set `cache_gb` to hold it.
-    Metadata: `speaker` and `chapter_id`.
+    Texts are those of the corpus: upper case, A to Z, spaces and apostrophes only. The corpus does not list durations,
+    so indexing a split fetches all of its audio once (train.clean.100 is 6.6 GB). Set `cache_gb` to at least the size
+    of the split. Metadata: `speaker` and `chapter_id`.
     """
 
     name: Literal["librispeech"] = "librispeech"
@@ -33,11 +33,11 @@ class LibriSpeechConfig(HubSourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which have a hub of their own."""
+        """Return a config for tests, which start their own hub."""
         return cls(split="validation.clean")
 
 
 @SOURCES.register
 def build_librispeech(config: LibriSpeechConfig, context: SourceContext) -> Source:
-    """The source of a split of the corpus."""
+    """Return the source of a split of the corpus."""
     return hub_source(config, "openslr/librispeech_asr", "all", config.split, COLUMNS, context)

@@ -9,30 +9,30 @@ from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
-"""Columns of the corpus. Unknown speakers and sexes are null there and left out here."""
+"""Columns of the corpus. Unknown speakers and sexes are null in the corpus and left out of the metadata."""
 
 
 class LoquaciousConfig(HubSourceConfig):
     """The Loquacious Set on the Hugging Face hub: read, spontaneous, clean and noisy English.
 
-    Texts come as they are in the corpus: upper case, A to Z, spaces and apostrophes only, numbers as words. Set
+    Texts are those of the corpus: upper case, A to Z, spaces and apostrophes only, numbers as words. Set
     `data.target_text` to train on another form. Metadata: `speaker` and `sex`. Some clips last 100 s.
     """
 
     name: Literal["loquacious"] = "loquacious"
     config: Literal["small", "medium", "large", "clean"] = "large"
-    """The size of the training split: 250, 2,500 or 25,000 hours, or the clean part of these. The dev and test splits
-    are the same for all sizes."""
+    """The training split: 250 (`small`), 2,500 (`medium`) or 25,000 hours (`large`), or only the clean part of the
+    corpus (`clean`). The dev and test splits are the same for all of them."""
     split: Literal["train", "dev", "test"] = "train"
     """One of the splits. Use `dev` to compare models, and `test` once at the end."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which have a hub of their own."""
+        """Return a config for tests, which start their own hub."""
         return cls(config="small", split="dev", max_shards=1)
 
 
 @SOURCES.register
 def build_loquacious(config: LoquaciousConfig, context: SourceContext) -> Source:
-    """The source of a split of the corpus."""
+    """Return the source of a split of the corpus."""
     return hub_source(config, "speechbrain/LoquaciousSet", config.config, config.split, COLUMNS, context)

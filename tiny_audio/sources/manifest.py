@@ -1,4 +1,4 @@
-"""Source ``manifest``: audio files listed in a JSON-lines file, as NeMo and others write it."""
+"""Source ``manifest``: audio files listed in a JSON-lines file, as in the manifests of NeMo."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ManifestConfig(SourceConfig):
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """The manifest: one JSON object per line. `~` is your home folder."""
     audio_column: NonEmpty = "audio_filepath"
-    """The audio file; a relative path is relative to the manifest's folder."""
+    """The path of the audio file. A relative path starts from the manifest's folder."""
     duration_column: NonEmpty = "duration"
-    """Seconds. If it is missing, the header of the file is read."""
+    """The duration in seconds. If it is missing, it is read from the header of the audio file."""
     text_column: NonEmpty = "text"
     """The transcript."""
 
@@ -37,12 +37,12 @@ class ManifestConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which put a `manifest.jsonl` into the current folder."""
+        """Return a config for tests, which put a `manifest.jsonl` into the current folder."""
         return cls(path="manifest.jsonl")
 
 
 @SOURCES.register
 def build_manifest(config: ManifestConfig, context: SourceContext) -> Source:
-    """The source of a manifest. It reads nothing before it is indexed."""
+    """Return the source of a manifest. Nothing is read before the source is indexed."""
     columns = Columns(config.audio_column, config.duration_column, config.text_column)
     return ManifestSource(Path(config.path).absolute(), columns)

@@ -34,28 +34,29 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class MixedConfig(Config):
     """A source in a mix."""
 
-    # The registry is complete only after all sources, including this one, are imported.
+    # Defer the schema, because the registry is complete only after all sources, including this one, are imported.
     model_config = ConfigDict(defer_build=True)
 
     source: Annotated[SourceConfig, SOURCES]
     """Any source, with its own fields."""
     weight: PositiveFloat = 1.0
-    """How often each of its clips occurs in an epoch of training, on average. 2 means twice per epoch, 0.5 means in
-    every other epoch."""
+    """Average number of times that each clip of the source occurs in an epoch of training. 2 means twice per epoch, and
+    0.5 means once in two epochs."""
     max_hours: PositiveFloat | None = None
-    """Maximum number of hours to use from it."""
+    """Maximum number of hours to use from the source."""
     max_clips: PositiveInt | None = None
-    """Maximum number of clips to use from it."""
+    """Maximum number of clips to use from the source."""
 
 
 class MixConfig(SourceConfig):
     """Several sources as one, each with a weight and an optional cap.
 
     A cap keeps a random part of a source. The part is the same in every epoch and on every machine. A larger cap keeps
-    everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are drawn.
-    Then only used audio is fetched. A cap counts clips before `data.min_duration_s` and `data.max_duration_s` are
-    applied. If a capped source drops clips, the same share of them is listed. The name of the source is the prefix of
-    its clips' ids. It is also their metadata column `source`, unless they have one.
+    everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are drawn,
+    so that only audio of used row groups is fetched. A cap counts clips before `data.min_duration_s` and
+    `data.max_duration_s` are applied. If a capped source drops clips, only the same share of the dropped clips is
+    listed. The ids of a source's clips begin with the name of the source. The name is also the clips' metadata column
+    `source`, unless they already have a column of that name.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -65,11 +66,11 @@ class MixConfig(SourceConfig):
     """Sources by a name of your choice, such as
     `{read: {source: {name: librispeech}, weight: 2}, wild: {source: {name: gigaspeech}, max_hours: 500}}`."""
     seed: NonNegativeInt = 0
-    """Seed for the part that a cap keeps."""
+    """Seed for the random part of a source that a cap keeps."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which put a `manifest.jsonl` and a `clips.parquet` into the current folder."""
+        """Return a config for tests, which put a `manifest.jsonl` and a `clips.parquet` into the current folder."""
         read = SOURCES.parse({"name": "manifest", "path": "manifest.jsonl"})
         wild = SOURCES.parse({"name": "parquet", "path": "clips.parquet"})
         mixed = {"read": MixedConfig(source=read), "wild": MixedConfig(source=wild, weight=0.5, max_clips=2)}
@@ -78,7 +79,7 @@ class MixConfig(SourceConfig):
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """A source in a mix; fields as in :class:`MixedConfig`."""
+    """A source in a mix. The fields are those of :class:`MixedConfig`."""
 
     name: str
     source: Source
@@ -87,7 +88,7 @@ class Mixed:
     max_clips: int | None
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
-        """The sorted rows ``[k]`` that the caps keep. They are the first ones in a random order of groups.
+        """Return the sorted rows ``[k]`` that the caps keep. They are the first rows in a random order of groups.
 
         Raises:
             UserError: ``max_hours`` is shorter than the first clip.
@@ -125,7 +126,7 @@ class MixSource(Source):
     seed: int
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. Utterances are made on access."""
+        """See :meth:`Source.index`. Utterances are created on access."""
         parts: list[_Part] = []
         durations, groups, weights, empty = [], [], [], []
         dropped: list[Dropped] = []
@@ -153,7 +154,7 @@ class MixSource(Source):
             dropped=tuple(dropped),
             fingerprint=digest.hexdigest(),
             durations_s=np.concatenate(durations),
-            groups=np.concatenate(groups) if grouped else None,  # single files are not fetched ahead
+            groups=np.concatenate(groups) if grouped else None,  # None if all clips are single files
             weights=np.concatenate(weights),
             empty=np.concatenate(empty),
         )
@@ -181,7 +182,7 @@ class _Part:
 
 
 class _Utterances(ColumnarUtterances):
-    """The utterances of all parts, made on access."""
+    """The utterances of all parts, created on access."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
@@ -201,7 +202,7 @@ class _Utterances(ColumnarUtterances):
             return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]
         part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]  # negative: counted from the end of the part
+        return self._parts[part][row - int(self._ends[part])]  # a negative index, from the end of the part
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[row] for part in self._parts for row in range(len(part.rows)))
@@ -218,7 +219,7 @@ class _Utterances(ColumnarUtterances):
                 yield Origin(audio, {"source": part.name, **metadata})
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[_Part, np.ndarray]]:
-        """Split rows by part. Yields each part with its own rows."""
+        """Split ``rows`` into runs of the same part. Yield the part of each run, with the rows in the part's source."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             index = int(members[run.start])
@@ -229,7 +230,7 @@ class _Utterances(ColumnarUtterances):
 
 @SOURCES.register
 def build_mix(config: MixConfig, context: SourceContext) -> Source:
-    """The source of a mix. It reads nothing before it is indexed."""
+    """Return the source of a mix. Nothing is read before the source is indexed."""
     mixed = tuple(
         Mixed(name, SOURCES.build(part.source, context), part.weight, part.max_hours, part.max_clips)
         for name, part in config.sources.items()
@@ -244,7 +245,7 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """List a random part of the dropped clips, with the same share as of the clips that are used."""
+    """Yield a random share of the dropped clips. ``share`` is that of the clips that the caps keep."""
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < share * 2**64:

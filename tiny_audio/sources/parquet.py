@@ -39,13 +39,13 @@ class ParquetConfig(ColumnsConfig):
     """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Gigabytes on disk for row groups of this path. Parquet can only be read by whole row groups, but the cache can
-    read single clips. If it is smaller than the clips that are shuffled together, row groups are read many times. A mix
-    may use the sum over its paths."""
+    """Maximum gigabytes on disk for cached row groups of this path. Parquet files can be read only by whole row groups,
+    but single clips can be read from the cache. If the cache is smaller than the clips that are shuffled together, row
+    groups are read many times. In a mix, the limits of all paths add up."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """For tests, which put a `clips.parquet` into the current folder."""
+        """Return a config for tests, which put a `clips.parquet` into the current folder."""
         return cls(path="clips.parquet")
 
 
@@ -59,20 +59,20 @@ class ParquetSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads the files' metadata columns, later calls a cached table."""
+        """See :meth:`Source.index`. The first call reads the files. Later calls read footers and a cached table."""
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
         identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])
         folder = self.cache_dir / "parquet" / cache_key(identity)
         if not folder.exists():
             _LOG.info("indexing %d parquet files in %s", len(shards), root)
-            # Column names decide the content of the index but are not part of the data's fingerprint.
+            # Column names determine the content of the index, but are not part of the data's fingerprint.
             write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
         index = read_index(folder, CellAddresses(root.joinpath, self.columns.audio))
         return check_any_usable(index, str(self.path))
 
     def encoded(self, utterance: Utterance) -> bytes:
-        """The clip's bytes, out of its row group."""
+        """Return the clip's bytes, from its row group."""
         return read_cell(utterance.audio, self._cache())
 
     def _cache(self) -> DiskCache:
@@ -99,7 +99,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _root(self) -> Path:
-        """The folder that shard names are relative to. Relative names keep ids independent of the machine."""
+        """The folder that shard names are relative to. With relative names, ids are the same on every machine."""
         parts = self.path.parts
         special = next((index for index, part in enumerate(parts) if glob.has_magic(part)), None)
         if special is not None and not self.path.exists():
@@ -126,7 +126,7 @@ class ParquetSource(Source):
 
 @SOURCES.register
 def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
-    """The source of local parquet files. It reads nothing before it is indexed."""
+    """Return the source of local parquet files. Nothing is read before the source is indexed."""
     return ParquetSource(
         Path(config.path).absolute(),
         Columns.of(config),
@@ -136,7 +136,7 @@ def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
 
 
 def _footer(path: Path) -> str:
-    """Hash of the file's footer, which contains the position, size and range of values of each column."""
+    """Return a hash of the file's footer, which contains the position, size and range of values of each column."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

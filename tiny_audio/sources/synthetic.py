@@ -1,7 +1,7 @@
 """Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that is hard to record.
 
-Voices and sentences have a fixed split into training and held-out ones. A recipe can train on one side and evaluate on
-the other.
+Voices and sentences have a fixed split into a training side and a held-out side. A recipe can train on one side and
+evaluate on the other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SyntheticConfig(SourceConfig):
 
     name: Literal["synthetic"] = "synthetic"
     num_utterances: PositiveInt = 10_000
-    """Number of utterances. A larger number keeps the first ones unchanged."""
+    """Number of utterances. If it is increased, the existing utterances stay the same."""
     seed: NonNegativeInt = 0
     """Seed for sentences, voices and deliveries."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
@@ -112,7 +112,7 @@ class SyntheticConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """A few short utterances, for tests."""
+        """Return a config with a few short utterances, for tests."""
         return cls(num_utterances=6, grammars=("digits",), accents=("en-us",))
 
 
@@ -135,7 +135,7 @@ class SyntheticSource(Source):
     num_workers: int
 
     def index(self) -> Index:
-        """See :meth:`Source.index`; the first call synthesizes."""
+        """See :meth:`Source.index`. The first call synthesizes the utterances."""
         folder = self.cache_dir / "synthetic" / _cache_key(self.config)
         if not folder.exists():
             _synthesize(self.config, folder, self.num_workers)
@@ -148,13 +148,13 @@ class SyntheticSource(Source):
         return index
 
     def encoded(self, utterance: Utterance) -> Path:
-        """The clip's FLAC file."""
+        """Return the clip's FLAC file."""
         return utterance.audio_file()
 
 
 @SOURCES.register
 def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
-    """The source. It synthesizes nothing before it is indexed."""
+    """Return the source. Nothing is synthesized before the source is indexed."""
     return SyntheticSource(config, context.cache_dir.absolute(), os.cpu_count() or 1)
 
 
@@ -173,7 +173,7 @@ def _espeak_version() -> str:
 
 
 def _synthesize(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
-    """Make ``folder``. It appears by a rename, so a killed run leaves no incomplete folder."""
+    """Synthesize into a temporary folder and rename it to ``folder``, so that ``folder`` is never incomplete."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
@@ -245,7 +245,7 @@ def _stdin(worker: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _merge_rows(folder: Path) -> float:
-    """Join the rows of the workers, in the order of utterances. Returns the total seconds of audio."""
+    """Join the rows of the workers, in the order of utterances. Return the total seconds of audio."""
     rows = []
     for share in folder.glob("rows-*.jsonl"):
         rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
@@ -261,7 +261,7 @@ def _merge_rows(folder: Path) -> float:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete old leftovers of killed runs. Another process may still write to newer folders."""
+    """Delete old temporary folders of killed runs. Another process may still be writing to newer folders."""
     for leftover in folder.parent.glob("*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process may finish or delete it first
             if time.time() - leftover.stat().st_mtime > _STALE_S:

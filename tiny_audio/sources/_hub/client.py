@@ -13,16 +13,17 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""The waits add up to more than half a minute, or to what the hub asks for. So each wait is logged as a warning."""
+"""Retries of requests to the hub. Each wait is logged as a warning, because all waits together can exceed half a
+minute, or take longer if the hub asks for it."""
 _MAX_CONNECT_RETRIES = 2
-"""A small number, so that the error message comes soon if there is no network."""
+"""Maximum number of retries if the hub cannot be reached. It is small, so that a missing network is reported soon."""
 
 
 def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_RETRIES) -> ResultT:
     """Call a function that sends requests to the hub. Repeat it after transient failures.
 
     Args:
-        connect_retries: retries if the hub cannot be reached.
+        connect_retries: maximum number of retries if the hub cannot be reached.
 
     Raises:
         OSError, httpx2.HTTPError: the error of the last attempt.
@@ -51,7 +52,7 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 def explained(error: Exception, repo: str, revision: str) -> UserError:
     """Translate an error of huggingface_hub into a message that says what to do.
 
-    Raise the error again if it is neither an answer of the hub nor a failure to reach it.
+    Raise ``error`` again if it is neither an error response of the hub nor a failure to reach the hub.
     """
     import httpx2
     from huggingface_hub import constants, get_token

@@ -30,7 +30,7 @@ class Split:
 
     repo: str
     config: str | None
-    """None: the default config."""
+    """None means the default config."""
     split: str
     revision: str
     """A branch, a tag or a commit."""
@@ -49,13 +49,13 @@ class Shards:
 
 
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
-    """Get the shards of a split. The commit of a branch is looked up once and kept in the cache folder.
+    """Return the shards of a split. The commit of a branch is looked up once and kept in the cache folder.
 
     Later runs on the same machine then see the same data and need no network.
 
     Args:
         split: the split.
-        cache_dir: the folder for its commit and the list of its shards.
+        cache_dir: the folder in which the commit and the list of shards are kept.
         commit: the commit to use. None looks up the newest commit of the branch.
 
     Raises:
@@ -70,7 +70,7 @@ def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     pin = pin_of(asdict(split))
     shards = _kept(pin)
     if commit is not None and (shards is None or shards.commit != commit):
-        pin = pin_of(asdict(split), commit)  # a separate file, because the branch may have another commit by now
+        pin = pin_of(asdict(split), commit)  # a separate file, because the other file may hold another commit
         shards = _kept(pin)
     if shards is not None:
         return shards
@@ -108,7 +108,7 @@ def _asked(split: Split, revision: str) -> Shards:
 
 
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
-    """Find the split's parquet files by the rules of ``datasets``: from the card's configs, else from file names."""
+    """Find the split's parquet files as ``datasets`` does: by the dataset card, or else by the names of the files."""
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 
     if split.revision == _CONVERTED:
@@ -160,7 +160,7 @@ def _converted_paths(split: Split, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
-    """The config in the dataset's card; empty if the dataset has no configs."""
+    """Return the config in the dataset card. It is empty if the dataset has no configs."""
     from datasets.utils.metadata import MetadataConfigs
 
     card = info.card_data

@@ -1,7 +1,8 @@
 """A file on the hub, read by range requests.
 
-The hub limits how often files are resolved (a few thousand times in five minutes), but not how often the resolved
-location is read. So this module resolves a file once. The file system of huggingface_hub resolves it for every range.
+The hub limits how often the location of a file is looked up (a few thousand times in five minutes), but not how often
+the location is read. The file system of huggingface_hub looks up the location for every range. This module looks it up
+once, and again if the location expires.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _EXPIRED = (401, 403)
-"""Status codes of a location whose signature has expired."""
+"""Status codes that are returned for a location whose signature has expired."""
 _TIMEOUT_S = 60.0
 
 
@@ -61,15 +62,15 @@ class RangeFile(io.RawIOBase):
         self._headers = headers if same_host else {}
 
     def readable(self) -> bool:
-        """Always true."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always true."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """The position, in bytes."""
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -79,7 +80,7 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Read ``size`` bytes; fewer only at the end of the file."""
+        """Read ``size`` bytes, or fewer at the end of the file. A negative size reads the whole rest of the file."""
         end = self._size if size < 0 else min(self._size, self._position + size)
         if end <= self._position:
             return b""
@@ -117,5 +118,5 @@ class RangeFile(io.RawIOBase):
         return response
 
     def _retried(self, call: Callable[[], ResultT]) -> ResultT:
-        """Retry for longer, so that a run survives a short loss of the network."""
+        """Call with more retries than the default, so that a run survives a short loss of the network."""
         return retried(call, connect_retries=POLICY.max_retries)

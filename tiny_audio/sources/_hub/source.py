@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Number of shards that are indexed at a time. Indexing is mostly waiting for the network."""
+"""Number of shards that are indexed at a time. Most of the time, indexing waits for the network."""
 _LOG_EVERY = 100
 
 
@@ -38,18 +38,19 @@ class HubSourceConfig(SourceConfig):
 
     revision: NonEmpty = "main"
     """A branch, a tag or a commit. The commit of a branch is looked up once and kept in the cache folder, so that all
-    runs on a machine see the same data. To use the same data elsewhere, write the commit."""
+    runs on a machine see the same data. To use the same data on another machine, set the commit here."""
     max_shards: PositiveInt | None = None
-    """Use at most this many files of the split, evenly spread, since corpora are often sorted. None uses all."""
+    """Maximum number of files of the split to use. None uses all files. The used files are spread evenly over the
+    split, because corpora are often sorted."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Gigabytes of fetched audio to keep on disk for this split of this dataset. A mix may use the sum over its splits.
-    With at least two windows of `batching.shuffle_clips` (20,000 clips of 10 s are 6 GB), audio is fetched once per
-    epoch. If the cache holds the whole split, audio is fetched only once."""
+    """Gigabytes of fetched audio to keep on disk for this split of this dataset. In a mix, the limits of all splits add
+    up. If the cache holds at least two windows of `batching.shuffle_clips` clips (20,000 clips of 10 s are 6 GB), audio
+    is fetched once per epoch. If it holds the whole split, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource(Source):
-    """The clips of a split. Indexing reads only the metadata columns; audio is fetched by row group."""
+    """The clips of a split. Indexing reads the columns other than audio. Audio is fetched by row group."""
 
     split: Split
     columns: Columns
@@ -71,7 +72,7 @@ class HubSource(Source):
         return check_any_usable(index, f"the split {self.split.split!r} of {self.split.repo}")
 
     def encoded(self, utterance: Utterance) -> bytes:
-        """The clip's bytes. Its row group is fetched if it is not cached."""
+        """Return the clip's bytes. The row group of the clip is fetched if it is not cached."""
         return read_cell(utterance.audio, self._cache())
 
     def _cache(self) -> DiskCache:
@@ -80,7 +81,7 @@ class HubSource(Source):
         return DiskCache(self.cache_dir / "row_groups" / key, self.cache_bytes)
 
     def _shards(self) -> Shards:
-        """The shards to use: all shards of the split, or ``max_shards`` evenly spread ones."""
+        """Return the shards to use: all shards of the split, or ``max_shards`` evenly spread shards."""
         shards = _pinned(self.split, self.cache_dir, self.commits.get(str(self.split)))
         self.commits[str(self.split)] = shards.commit
         count = len(shards.paths)
@@ -91,7 +92,10 @@ class HubSource(Source):
         )
 
     def _tables(self, shards: Shards, parts: Path) -> Iterator[pa.Table]:
-        """Index tables of the shards, in order. They are stored in ``parts``, so an interrupted index continues."""
+        """Yield the index tables of the shards, in order.
+
+        Finished tables are stored in ``parts``. If indexing is interrupted, it continues from there.
+        """
         with ThreadPoolExecutor(_THREADS, "index") as pool:
             indices = range(len(shards.paths))
             tables = pool.map(lambda index: self._table(shards, index, parts / f"{index:06d}.arrow"), indices)
@@ -122,7 +126,7 @@ class HubSource(Source):
 def hub_source(
     settings: HubSourceConfig, repo: str, config: str | None, split: str, columns: Columns, context: SourceContext
 ) -> HubSource:
-    """The source of a dataset. It sends no request before it is indexed."""
+    """Return the source of a dataset. No request is sent before the source is indexed."""
     return HubSource(
         Split(repo, config, split, settings.revision),
         columns,

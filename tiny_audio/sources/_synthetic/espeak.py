@@ -1,8 +1,8 @@
 """espeak-ng through ctypes. Only the synthesis worker uses it, because the library is GPL-3.
 
-espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. So
-the audio of a sentence depends on the sentences before it. Only a freshly loaded library with a fixed random seed gives
-the same audio for the same sentences. ``espeak_Initialize`` takes the seed from the clock.
+espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. The
+audio of a sentence therefore depends on the sentences before it. To get the same audio for the same sentences, the
+library must be freshly loaded and its random seed fixed, because ``espeak_Initialize`` takes the seed from the clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _UTF8, _PHONEMES_IN_BRACKETS = 1, 0x100
 _RATE, _VOLUME, _PITCH, _RANGE, _WORDGAP = 1, 2, 3, 4, 7
-# The maximum is 200. At the default of 100, the louder variants clip inside espeak-ng. At this volume, the quietest
+# The maximum volume is 200. At the default of 100, the louder variants clip inside espeak-ng. At 20, the quietest
 # variant still uses 11 bits.
 _SAFE_VOLUME = 20
 
@@ -33,15 +33,15 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The voice of an utterance and its settings."""
+    """The voice of an utterance and the settings of the voice."""
 
     voice: str
     """espeak-ng's identifier with its variant, such as ``gmw/en-US+f3``."""
     rate_wpm: int
     pitch: int
-    """0 to 99; 50 is the variant's own."""
+    """0 to 99. 50 is the variant's own pitch."""
     pitch_range: int
-    """0 (monotone) to 99; 50 is the variant's own."""
+    """0 (monotone) to 99. 50 is the variant's own range."""
     word_gap_ms: int
 
 
@@ -53,7 +53,7 @@ class Espeak:
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
-        self._callback = _Callback(self._collect)  # kept here, because ctypes does not keep it alive
+        self._callback = _Callback(self._collect)  # this reference keeps the callback alive; ctypes does not
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         rate = self._library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), _INITIALIZE_DONT_EXIT

@@ -1,7 +1,7 @@
 """The sentences of the synthetic source: small grammars of English, each a function from a random generator to a line.
 
 A line is a sequence of words separated by spaces. Spelled letters are upper case. :func:`written` returns the label.
-:func:`spoken` returns the text for espeak-ng, with other spellings of words that it would mispronounce.
+:func:`spoken` returns the text for espeak-ng, in which words that it would mispronounce are spelled differently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from tiny_audio.sources._synthetic.words import (
 )
 
 VERSION = 5
-"""Increase it if the same seed gives other sentences or other audio. Earlier caches are then not used."""
+"""Increase this after a change that gives other sentences or audio for the same seed, so that old caches are not
+used."""
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -58,22 +59,23 @@ _SPOKEN = {"A": "[['eI]]", "rubout": "rub out"}
 
 
 def written(line: str) -> str:
-    """The label of a line: a-z, apostrophe and space only."""
+    """Return the label of a line. It contains only a-z, apostrophes and spaces."""
     return line.lower()
 
 
 def spoken(line: str) -> str:
-    """The text of a line for espeak-ng."""
+    """Return the text of a line for espeak-ng."""
     return " ".join(_SPOKEN.get(word, word.lower()) for word in line.split(" "))
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a label is on the held-out side of the split, which training never contains.
+    """Whether a label is on the held-out side of the split. Held-out sentences never occur in training.
 
-    A hash selects half of the sentences. Three kinds of them still stay in training: single words, sentences that a
-    grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent in the training
-    half. So every word and every short phrase of a held-out sentence occurs in training. Only the whole sentence is
-    new. If the hash selected a tenth instead of half, single held-out sentences would be drawn many times.
+    A hash selects half of the sentences. Of this half, three kinds of sentences still stay in training: single words,
+    sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent
+    in the other half. Every word and every pair of words in a held-out sentence therefore occurs in training, and only
+    the whole sentence is new. The hash selects half of the sentences, because with a tenth, for example, the same few
+    held-out sentences would be drawn many times.
     """
     if " " not in text or not _is_in_half(text):
         return False
@@ -91,9 +93,10 @@ class _Sample:
     """Frequent sentences and phrases in a sample of lines of one grammar."""
 
     frequent: frozenset[str]
-    """Sentences that make up more than ``_MAX_SENTENCE_SHARE`` of all lines."""
+    """Sentences that each make up more than ``_MAX_SENTENCE_SHARE`` of the sample."""
     phrases: frozenset[str]
-    """Words and pairs of words in more than ``_MIN_PHRASE_SHARE`` of the lines that the hash leaves in training."""
+    """Words and pairs of words that occur often in lines that the hash leaves in training. The number of these lines is
+    at least ``_MIN_PHRASE_SHARE`` of the sample."""
 
 
 @cache
@@ -109,7 +112,7 @@ def _sample(name: str) -> _Sample:
 
 
 def _phrases(text: str) -> set[str]:
-    """The words of a sentence and its pairs of neighboring words."""
+    """Return the words and the pairs of neighboring words of a sentence."""
     words = text.split()
     return {*words, *(f"{first} {second}" for first, second in pairwise(words))}
 
@@ -119,7 +122,7 @@ def _is_in_half(text: str) -> bool:
 
 
 def cardinal(number: int, *, hundred_and: bool = False) -> str:
-    """0 to 999,999 in words; ``hundred_and`` for "three hundred and two"."""
+    """Return a number from 0 to 999,999 in words. ``hundred_and`` adds the "and" in "three hundred and two"."""
     if number < 20:
         return _UNITS[number]
     if number < 100:
@@ -136,7 +139,7 @@ def cardinal(number: int, *, hundred_and: bool = False) -> str:
 
 
 def year(rng: random.Random) -> str:
-    """A year in spoken form, such as "nineteen ninety nine"."""
+    """Return a year in spoken form, such as "nineteen ninety nine"."""
     low, high = rng.choice(((1900, 1999), (1900, 1999), (1700, 1899), (2000, 2039)))
     number = rng.randint(low, high)
     century, rest = divmod(number, 100)
@@ -148,13 +151,13 @@ def year(rng: random.Random) -> str:
 
 
 def digit_string(rng: random.Random, length: int) -> str:
-    """``length`` digits. Each 0 of one string has the same name, zero or oh."""
+    """Return ``length`` digits. Every 0 in the string is read in the same way, as zero or as oh."""
     nought = rng.choice(("oh", "zero"))
     return " ".join(_UNITS[digit] if digit else nought for digit in (rng.randrange(10) for _ in range(length)))
 
 
 def pairs(rng: random.Random) -> str:
-    """A number read in groups, such as "nine twenty three" or "thirty one sixty three"."""
+    """Return a number read in groups, such as "nine twenty three" or "thirty one sixty three"."""
     groups = [cardinal(rng.randint(1, 99))]
     for _ in range(rng.choice((1, 1, 2))):
         rest = rng.randint(1, 99)
@@ -163,28 +166,28 @@ def pairs(rng: random.Random) -> str:
 
 
 def spelled(name: str) -> str:
-    """The letters of a name."""
+    """Return the letters of a name, separated by spaces."""
     return " ".join(letter for letter in name.upper() if letter in _LETTERS)
 
 
 def random_letters(rng: random.Random, low: int, high: int) -> str:
-    """Random letters that spell no word."""
+    """Return random letters, separated by spaces."""
     return " ".join(rng.choices(_LETTERS, k=rng.randint(low, high)))
 
 
 def digits(rng: random.Random) -> str:
-    """Strings of one to eight digits."""
+    """Return a string of one to eight digits."""
     return digit_string(rng, rng.randint(1, 8))
 
 
 def numbers(rng: random.Random) -> str:
-    """Cardinal numbers below a hundred thousand, alone or with a noun. Small numbers are more frequent."""
+    """Return a cardinal number below a hundred thousand, alone or with a noun. Small numbers are more frequent."""
     number = cardinal(rng.randint(0, rng.choice((99, 999, 9_999, 99_999))), hundred_and=rng.random() < 0.6)
     return f"{number} {rng.choice(('percent', 'degrees', 'miles', 'minutes'))}" if rng.random() < 0.25 else number
 
 
 def time_of_day(rng: random.Random) -> str:
-    """Such as "half past ten", "seven thirty", "eight a m"."""
+    """Return a time of day, such as "half past ten", "seven thirty" or "eight A M"."""
     hour = _UNITS[rng.randint(1, 12)]
     kind = rng.randrange(6)
     if kind == 0:
@@ -209,7 +212,7 @@ def _span(rng: random.Random) -> str:
 
 
 def home(rng: random.Random) -> str:
-    """Smart home commands: lights, heating, music, timers, alarms."""
+    """Return a smart home command, such as for lights, heating, music, timers or alarms."""
     room, device, song = rng.choice(ROOMS), rng.choice(DEVICES), rng.choice(SONGS)
     on = rng.choice(("on", "off"))
     level = cardinal(rng.randrange(5, 101, 5))
@@ -237,7 +240,7 @@ def _person(rng: random.Random) -> str:
 
 
 def phone(rng: random.Random) -> str:
-    """Calls, messages, dialling."""
+    """Return a telephone command, such as for a call or a message."""
     person = _person(rng)
     where = rng.choice(("at home", "at work", "on the mobile"))
     return rng.choice(
@@ -261,7 +264,7 @@ def _phone_number(rng: random.Random) -> str:
 
 
 def spelling(rng: random.Random) -> str:
-    """Names and random strings, letter by letter."""
+    """Return a name or a random string, letter by letter."""
     kind = rng.randrange(12)
     if kind < 3:
         return spelled(rng.choice(FIRST_NAMES))
@@ -277,7 +280,7 @@ def spelling(rng: random.Random) -> str:
 
 
 def dates(rng: random.Random) -> str:
-    """Days of the year, with or without the year and the day of the week."""
+    """Return a date, with or without the year and the day of the week."""
     day, month = rng.choice(_ORDINALS), rng.choice(_MONTHS)
     return rng.choice(
         (
@@ -295,7 +298,7 @@ def dates(rng: random.Random) -> str:
 
 
 def census(rng: random.Random) -> str:
-    """Answers to a census form, after CMU AN4: control words, codes, names, addresses, dates, telephone numbers."""
+    """Return an answer to a census form, as in CMU AN4: a control word, code, name, address, date or phone number."""
     number = cardinal(rng.choice((rng.randint(0, 99), rng.randint(100, 999), rng.randint(1_000, 9_999))))
     number = rng.choice((number, pairs(rng), digit_string(rng, rng.randint(1, 5))))
     return rng.choice(

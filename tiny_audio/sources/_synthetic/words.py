@@ -94,7 +94,7 @@ CITIES: tuple[str, ...] = _words("""
     virginia-beach visalia waco warren washington waterbury wheeling wichita wilmington winston-salem worcester
     yonkers york youngstown yuma
 """)
-"""A hyphen stands between the words of a name."""
+"""Names of cities. Names of several words are written with hyphens."""
 
 STREETS: tuple[str, ...] = _words("""
     acorn alder amberson aspen atwood bayard beacon beech beechwood bellefield bigelow birch boulevard bouquet
@@ -112,7 +112,7 @@ STREETS: tuple[str, ...] = _words("""
 
 STREET_KINDS: tuple[str, ...] = ("street", "avenue", "road", "drive", "lane", "court", "place", "boulevard")
 
-# The words of one household, such as contacts and rooms. They are few enough to be learned from some hours of speech.
+# The words of one household, such as contacts and rooms. They are few enough to be learned from a few hours of speech.
 CONTACTS: tuple[str, ...] = ("anna", "carlos", "daniel", "emma", "george", "helen", "julia", "kevin", "maria", "peter")
 
 RELATIVES: tuple[str, ...] = ("mom", "dad", "my sister", "my brother", "the office", "the doctor")

@@ -2,8 +2,8 @@
 files.
 
 It is a separate process because espeak-ng is GPL-3. It is not a multiprocessing worker, so that the caller's script
-needs no guarded ``__main__`` and neither torch nor the caller's modules are loaded. It ends with its parent, which
-closes stdin.
+needs no guarded ``__main__`` and neither torch nor the caller's modules are loaded. When the parent process ends, stdin
+is closed and this process ends, too.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from tiny_audio.sources._synthetic.voices import ACCENTS
 
 SAMPLE_RATE = 16_000
 GROUP = 20
-"""Utterances per freshly loaded espeak-ng. Loading it for every utterance would take twice the time."""
+"""Number of utterances after which espeak-ng is loaded again. Loading it for every utterance would double the time."""
 _FILES_PER_FOLDER = 1_000
 _KEEP_SILENCE_S = 0.1
 _SILENCE = 10 ** (-45 / 20)
-"""Relative to the peak."""
+"""Maximum level of silence, relative to the peak."""
 _ROLL_OFF_HZ = 7_200
-"""Where the anti-aliasing filter starts to fall. It reaches zero at 8 kHz."""
+"""Frequency at which the response of the anti-aliasing filter starts to fall. It reaches zero at 8 kHz."""
 _FAST_SIZES = sorted(2**a * 3**b * 5**c for a in range(20) for b in range(3) for c in range(3))
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The share of one worker: every ``num_workers``-th group of utterances, starting with group ``worker``."""
+    """The work of one worker process: every ``num_workers``-th group of utterances, starting with group ``worker``."""
 
     folder: str
     worker: int
@@ -59,7 +59,10 @@ class Job:
 
 
 def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
-    """Utterance ``index``: audio at 16 kHz and its manifest row. Text and delivery depend only on seed and index."""
+    """Return the audio at 16 kHz and the manifest row of utterance ``index``.
+
+    With the same settings, text and delivery depend only on the seed and the index.
+    """
     rng = random.Random(f"{job.seed}:{index}")
     line = _line(job, rng)
     accent, voice = rng.choice(job.accents), rng.choice(job.voices)
@@ -88,7 +91,7 @@ def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32],
 
 def _line(job: Job, rng: random.Random) -> str:
     make_line = grammar.GRAMMARS[rng.choice(job.grammars)]
-    # Several percent of a grammar's lines are held out. So many draws without such a line mean that there is none.
+    # Several percent of a grammar's lines are held out, so 10,000 draws find a line of either side if there is one.
     for _ in range(10_000):
         line = make_line(rng)
         if grammar.is_held_out(grammar.written(line)) == job.sentences_held_out:
@@ -97,8 +100,12 @@ def _line(job: Job, rng: random.Random) -> str:
 
 
 def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """22,050 -> 16,000 Hz in the frequency domain: exact, and without importing torch, which takes seconds."""
-    # 441 samples become 320. The transform is fast if the number of blocks has no large prime factors.
+    """Resample from 22,050 to 16,000 Hz in the frequency domain.
+
+    The result is exact, and torch, which takes seconds to import, is not needed.
+    """
+    # A block of 441 samples becomes 320 samples. The transform is fast if the number of blocks has no large prime
+    # factors.
     blocks = next(size for size in _FAST_SIZES if size * 441 > len(audio))
     spectrum = np.fft.rfft(audio, n=blocks * 441)[: blocks * 160 + 1]
     frequencies = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
@@ -117,7 +124,7 @@ def _trimmed(audio: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _noise(
     audio: npt.NDArray[np.float64], snr_db: float, slope: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Stationary noise between white (``slope`` 0) and pink (1), ``snr_db`` below the speech's mean power."""
+    """Return stationary noise from white (``slope`` 0) to pink (1), ``snr_db`` below the mean power of the speech."""
     spectrum = np.fft.rfft(rng.standard_normal(len(audio)))
     spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-slope / 2)
     noise = np.fft.irfft(spectrum, n=len(audio))
@@ -140,7 +147,7 @@ def run(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # sys.stdin has a lock, which would still be held when the interpreter ends
+    os.read(0, 1)  # a read from sys.stdin would hold its lock when the interpreter ends
     os._exit(1)
 
 
