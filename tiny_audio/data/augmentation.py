@@ -1,7 +1,7 @@
-"""Augmentation of training clips. It is seeded by clip and epoch, so workers and restarts do not affect it.
+"""Augment training clips. Seeds depend on the clip and the epoch, so workers and restarts do not affect the result.
 
 To add an augmentation, write a subclass of :class:`WaveformAugmentation` or :class:`FeatureAugmentation` here, and add
-a field to :class:`AugmentationConfig`. The fields of each kind are applied in their order.
+a field to :class:`AugmentationConfig`. Fields of the same kind are applied in the order in which they are defined.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ class Draw:
 
 
 class WaveformAugmentation(Config, ABC):
-    """Base of the sections that change the waveform of a share of the clips."""
+    """Base class of the sections that change the waveforms of a random share of the clips."""
 
     probability: float
-    """Share of the clips that get it."""
+    """Share of the clips that are changed."""
 
     @abstractmethod
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """Change a clip ``[S]``. All random numbers come from ``draw``."""
+        """Return the changed waveform of a clip ``[S]``. All random numbers come from ``draw``."""
 
 
 class SilenceConfig(WaveformAugmentation):
-    """Silence of random length around the clip. If all training clips start with speech, a model fails on recordings
-    that start with silence. This section prevents that."""
+    """Silence of random length before and after the clip. If all training clips start with speech, a model fails on
+    recordings that start with silence. This section prevents that."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
-    """Longest silence before the clip."""
+    """Maximum silence before the clip."""
     max_after_s: float = Field(default=0.3, ge=0, le=10)
-    """Longest silence after the clip."""
+    """Maximum silence after the clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Share of the clips that get silence. The others keep their start, so that the model learns both."""
+    """Share of the clips that get silence. The other clips stay unchanged, so that the model learns both cases."""
 
     @model_validator(mode="after")
     def _check_any(self) -> SilenceConfig:
@@ -67,14 +67,14 @@ class SilenceConfig(WaveformAugmentation):
 
     @property
     def longest_s(self) -> float:
-        """Maximum silence that a clip gets."""
+        """Maximum silence before and after a clip, added up."""
         return self.max_before_s + self.max_after_s
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """See :meth:`WaveformAugmentation.apply`. The result is at most ``max_duration_s`` long."""
+        """See :meth:`WaveformAugmentation.apply`. Silence does not make a clip longer than ``max_duration_s``."""
         before_s, after_s = draw.rng.uniform(0, self.max_before_s), draw.rng.uniform(0, self.max_after_s)
         share = min(1.0, max(0.0, draw.max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
-        # Zeros; noise is added by later sections.
+        # The silence consists of zeros. Later sections may add noise.
         padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
         return torch.nn.functional.pad(waveform, padding)
 
@@ -83,13 +83,13 @@ class ReverberationConfig(WaveformAugmentation):
     """Reverberation: convolution with recorded or simulated impulse responses of rooms (Ko et al., ICASSP 2017)."""
 
     folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """Folder of audio files with one impulse response each, at any depth. Channels are averaged. A run records names
-    and sizes, because they affect the weights."""
+    """Folder of audio files, at any depth. Each file has one impulse response. Channels are averaged. A run records the
+    names and sizes of the files, because the files affect the weights."""
     probability: float = Field(default=0.3, gt=0, le=1)
-    """Share of the clips that get it."""
+    """Share of the clips that get reverberation."""
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """See :meth:`WaveformAugmentation.apply`. Keeps length, loudness and the time of the direct sound."""
+        """See :meth:`WaveformAugmentation.apply`. Length, loudness and the time of the direct sound stay the same."""
         import torchaudio
 
         response = _drawn(self.folder, draw.rng)
@@ -101,10 +101,10 @@ class ReverberationConfig(WaveformAugmentation):
 
 
 class AddedNoise(WaveformAugmentation, ABC):
-    """Base of the sections that add noise at a random ratio."""
+    """Base class of the sections that add noise at a random signal-to-noise ratio."""
 
     snr_db: tuple[float, float]
-    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+    """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
 
     @field_validator("snr_db")
     @classmethod
@@ -115,7 +115,7 @@ class AddedNoise(WaveformAugmentation, ABC):
 
     @abstractmethod
     def noise(self, length: int, draw: Draw) -> Tensor | None:
-        """Noise ``[length]`` of any loudness. None if there is none."""
+        """Return noise ``[length]`` of any loudness, or None to add no noise."""
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """See :meth:`WaveformAugmentation.apply`. Silent noise is not amplified."""
@@ -131,14 +131,15 @@ class NoiseConfig(AddedNoise):
     """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random part of a random file."""
 
     folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """Folder of audio files, at any depth. A run records names and sizes, because they affect the weights."""
+    """Folder of audio files, at any depth. A run records the names and sizes of the files, because the files affect the
+    weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
-    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+    """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Share of the clips that get it."""
+    """Share of the clips that get noise."""
 
     def noise(self, length: int, draw: Draw) -> Tensor | None:
-        """See :meth:`AddedNoise.noise`. A shorter sound is looped."""
+        """See :meth:`AddedNoise.noise`. A sound that is shorter than the clip is looped."""
         start = draw.rng.random()
         sound = _drawn(self.folder, draw.rng)
         if sound is None:
@@ -154,9 +155,9 @@ class WhiteNoiseConfig(AddedNoise):
     """White noise: all frequencies have equal power."""
 
     snr_db: tuple[float, float] = (15.0, 40.0)
-    """How much louder than the noise the clip is, from and to; drawn for each clip."""
+    """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
-    """Share of the clips that get it."""
+    """Share of the clips that get white noise."""
 
     def noise(self, length: int, draw: Draw) -> Tensor:
         """See :meth:`AddedNoise.noise`."""
@@ -164,16 +165,16 @@ class WhiteNoiseConfig(AddedNoise):
 
 
 class FeatureAugmentation(Config, ABC):
-    """Base of the sections that change the encoder's features, between its front end and its layers."""
+    """Base class of the sections that change the encoder's features, between its front end and its layers."""
 
     @abstractmethod
     def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
-        """Change the features ``[B, F, C]`` of a batch. Lengths stay the same.
+        """Return the changed features ``[B, F, C]`` of a batch. Lengths stay the same.
 
-        Each clip's features depend only on the clip and its seed, not on the batch or its padding.
+        The result for a clip depends only on the clip and its seed, not on the batch or its padding.
 
         Args:
-            seeds: one for each clip; see :func:`clip_seed`.
+            seeds: the seed of each clip, see :func:`clip_seed`.
         """
 
 
@@ -181,21 +182,21 @@ class SpecAugmentConfig(FeatureAugmentation):
     """Masks over time and over channels of the encoder's features (Park et al. 2019, arXiv 1904.08779)."""
 
     num_time_masks: NonNegativeInt = 2
-    """Time masks of each clip."""
+    """Number of time masks for each clip."""
     time_masks_per_s: NonNegativeFloat = 0.0
-    """Additional time masks per second of a clip, rounded up or down at random. They mask the same share of long and
-    short clips."""
+    """Number of additional time masks per second of a clip. The number for a clip is rounded up or down at random.
+    These masks cover the same share of long and short clips."""
     max_time_mask_s: PositiveFloat = 0.4
-    """Longest time mask."""
+    """Maximum length of a time mask."""
     max_time_share: float = Field(default=0.2, gt=0, le=1)
-    """Longest time mask as a share of the clip, to protect short clips."""
+    """Maximum length of a time mask, as a share of the clip. This limit protects short clips."""
     num_channel_masks: NonNegativeInt = 2
-    """Channel masks of each clip."""
+    """Number of channel masks for each clip."""
     max_channel_share: float = Field(default=0.2, gt=0, le=1)
-    """Widest channel mask, as a share of the channels."""
+    """Maximum width of a channel mask, as a share of the channels."""
 
     def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
-        """See :meth:`FeatureAugmentation.apply`. Masked features become the mean of their clip."""
+        """See :meth:`FeatureAugmentation.apply`. Masked features are replaced by the mean of their clip."""
         mask = features.mask()
         channels = features.values.shape[2]
         kept = torch.ones(features.values.shape, dtype=torch.bool)
@@ -219,15 +220,16 @@ class SpecAugmentConfig(FeatureAugmentation):
 
 
 class AugmentationConfig(Config):
-    """Off by default: heavy augmentation under a frozen encoder makes most test sets worse.
+    """Off by default, because heavy augmentation with a frozen encoder makes the results on most test sets worse.
 
-    Speed is changed first, then the other sections of waveforms apply in the order of the fields. SpecAugment and other
-    sections of features come last.
+    Speed is changed first. Then the other sections that change waveforms are applied, in the order of the fields.
+    Sections that change features, such as SpecAugment, are applied last.
     """
 
     spec_augment: SpecAugmentConfig | None = None
     speed: tuple[PositiveFloat, ...] | None = None
-    """Factors to choose from for each clip, such as ``[0.9, 1.0, 1.1]``. Pitch changes with speed (Ko et al. 2015)."""
+    """Speed factors, such as ``[0.9, 1.0, 1.1]``. One of them is drawn for each clip. Pitch changes with speed (Ko et
+    al. 2015)."""
     silence: SilenceConfig | None = None
     reverberation: ReverberationConfig | None = None
     noise: NoiseConfig | None = None
@@ -241,24 +243,27 @@ class AugmentationConfig(Config):
         return speed
 
     def longest_s(self, duration_s: float, max_duration_s: float) -> float:
-        """Maximum duration of a clip after augmentation. Only speed makes a clip longer than ``max_duration_s``."""
+        """Return the maximum duration of a clip after augmentation.
+
+        Only a change of speed can make a clip longer than ``max_duration_s``.
+        """
         slowed = duration_s / min(*(self.speed or (1.0,)), 1.0)
         added = self.silence.longest_s if self.silence else 0.0
         return max(slowed, min(slowed + added, max_duration_s))
 
     def folders(self) -> dict[str, str]:
-        """Folders of sounds, by the section that names them."""
+        """Return the folders of sounds, by the name of their section."""
         return {name: part.folder for name, part in self if isinstance(part, ReverberationConfig | NoiseConfig)}
 
     def sections(self) -> list[WaveformAugmentation]:
-        """Sections that change waveforms after speed, in the order of application."""
+        """Return the sections that change waveforms after the change of speed, in the order of application."""
         return [section for _, section in self if isinstance(section, WaveformAugmentation)]
 
     def of_features(self, seeds: Sequence[int]) -> FeatureTransform | None:
-        """Return the masks for the features of a batch of clips. None if SpecAugment is off.
+        """Return a function that changes the features of a batch of clips, or None if no section does this.
 
         Args:
-            seeds: one for each clip, see :func:`clip_seed`.
+            seeds: the seed of each clip, see :func:`clip_seed`.
         """
         sections = [section for _, section in self if isinstance(section, FeatureAugmentation)]
 
@@ -271,10 +276,10 @@ class AugmentationConfig(Config):
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:
-    """Hash of all sounds that clips are mixed with; None if there are none.
+    """Return a hash of all sounds that are mixed into clips, or None if there are none.
 
     Raises:
-        UserError: a folder or a file in it cannot be used; names the section.
+        UserError: a folder or a file in it cannot be used. The message names the section.
     """
     fingerprints = {}
     for section, folder in config.folders().items():
@@ -288,7 +293,7 @@ def sounds_fingerprint(config: AugmentationConfig) -> str | None:
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
-    """Seed of a clip in an epoch. It is the same on every machine, unlike Python's salted hash.
+    """Return the seed of a clip in an epoch. It is the same on every machine, unlike Python's salted hash.
 
     Args:
         repeat: number of earlier occurrences of the clip in this epoch.
@@ -305,14 +310,14 @@ def augment_waveform(
     The result depends only on the clip, its seed, and the names and content of the sounds.
 
     Args:
-        max_duration_s: limit for added silence.
+        max_duration_s: maximum duration of a clip with added silence.
     """
     rng = random.Random(seed)
     factor = rng.choice(config.speed) if config.speed else 1.0
     if factor != 1.0:
         import torchaudio
 
-        # Resample as if the clip had another rate. Steps of 1 % keep the resampler's kernel small.
+        # Resample as if the clip had another sample rate. Factors are rounded to 1 %, to keep the kernel small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
     draw = Draw(rng, seed, _loudness(waveform), max_duration_s)
     for section in config.sections():

@@ -30,20 +30,20 @@ class Batch:
     """
 
     waveforms: Tensor
-    """``[B, S]`` float32 at 16 kHz, zero beyond each length."""
+    """``[B, S]`` float32 at 16 kHz, padded with zeros."""
     lengths: Tensor
     """``[B]`` int64, samples."""
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
-    """B rows of CTC labels; None if there is no CTC head."""
+    """B rows of CTC labels. None if there is no CTC head."""
     seeds: list[int]
     """For each clip, the seed of its augmentation."""
     dropped: list[Dropped] = field(default_factory=list)
     """Planned clips that could not be used."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each tensor that is sent between processes gets its own shared memory. That is expensive for a few numbers.
+        # Each tensor that is sent between processes gets its own shared memory, which is slow for a few numbers.
         targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
         return {**self.__dict__, "targets": targets, "lengths": lengths}
 
@@ -62,7 +62,7 @@ class Batch:
         return self.waveforms.numel() / SAMPLE_RATE
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory. Transfers from it overlap with computation. The DataLoader calls this."""
+        """Return a copy in page-locked memory. Transfers from it overlap with computation. Called by the DataLoader."""
         return replace(
             self,
             waveforms=self.waveforms.pin_memory(),
@@ -71,7 +71,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """A copy on another device."""
+        """Return a copy on another device."""
         return replace(
             self,
             waveforms=self.waveforms.to(device, non_blocking=True),
@@ -141,7 +141,7 @@ class PlannedBatches(Dataset[Batch]):
         )
 
     def _example(self, clip: Clip, seed: int) -> tuple[Tensor, Target]:
-        """An augmented waveform ``[S]`` and its target.
+        """Return an augmented waveform ``[S]`` and its target.
 
         Raises:
             AudioError, TargetError: the clip cannot be used.
@@ -161,7 +161,7 @@ class PlannedBatches(Dataset[Batch]):
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which arrives as that tensor."""
+    """Pad to ``[B, S]``. A loader process returns a :class:`SharedBatches`, which is unpickled as this tensor."""
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:
@@ -171,7 +171,7 @@ def _padded(waveforms: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, like loader processes. The last bits of resampled audio depend on the number of threads."""
+    """Use one thread, as loader processes do. The last bits of resampled audio depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

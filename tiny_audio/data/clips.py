@@ -1,4 +1,4 @@
-"""Clips of sources: filtered by duration, stored as columns, loaded one by one."""
+"""The clips of sources. They are filtered by duration, stored as columns, and loaded one by one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Clip:
             waveform = load_audio(audio, max_duration_s=max_duration_s, name=utterance.id)
         except AudioError as error:
             if error.reason == "too_long" or (error.reason == "too_short" and utterance.duration_s >= MIN_DURATION_S):
-                # According to the index, the clip is inside the bounds. So this counts as an error in the data.
+                # According to the index, the clip is within the bounds. So this counts as an error in the data.
                 indexed = f"the index lists {utterance.duration_s:.2f} s; correct the index"
                 raise AudioError("duration_differs", f"{error}; {indexed}") from error
             raise
@@ -72,11 +72,11 @@ class Clips(Sequence[Clip]):
     durations_s: np.ndarray
     """``[n]`` float64."""
     groups: np.ndarray | None
-    """``[n]`` int64. Clips of one group are fetched together. None: each clip is fetched alone."""
+    """``[n]`` int64. Clips of one group are fetched together. If None, each clip is fetched alone."""
     weights: np.ndarray | None
-    """``[n]`` float64. How often each clip occurs in an epoch, on average. None: once."""
+    """``[n]`` float64. Average number of occurrences of each clip in an epoch. If None, each clip occurs once."""
     target_text: TargetText
-    """How transcripts are rewritten."""
+    """Rewrites the transcripts."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,13 +114,13 @@ class Clips(Sequence[Clip]):
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Usable clips of several sources, the dropped clips, and a hash over all."""
+    """The usable clips of several sources, the dropped clips, and a hash of all sources."""
 
     clips: Clips
     dropped: tuple[Dropped, ...]
     fingerprint: str
     max_duration_s: float
-    """Upper bound of the duration, when clips are indexed and when they are loaded."""
+    """Maximum duration of a clip. It is checked when clips are indexed and when they are loaded."""
 
     @classmethod
     def gather(
@@ -132,13 +132,13 @@ class ClipSet:
         *,
         keep_empty: bool = False,
     ) -> ClipSet:
-        """Index every source and keep the clips inside the bounds. Reads no audio.
+        """Index every source, and keep the clips within the duration bounds. No audio is read.
 
         Args:
             sources: the sources, by the name of the set.
-            min_duration_s, max_duration_s: bounds, both inclusive.
-            text: how transcripts are rewritten. A clip with an empty result is dropped when it is loaded.
-            keep_empty: keep clips with an empty transcript, in which nobody speaks.
+            min_duration_s, max_duration_s: the duration bounds, both inclusive.
+            text: how transcripts are rewritten. A clip whose text becomes empty is dropped when it is loaded.
+            keep_empty: whether to keep clips with an empty transcript, in which nobody speaks.
         """
         dropped, digest = [], hashlib.sha256()
         sets, rows, durations, groups, weights = [], [], [], [], []
@@ -181,7 +181,7 @@ class ClipSet:
             place: field of the recipe, such as ``data.train``.
 
         Raises:
-            UserError: there is none. The message has the number of dropped clips and the first reason.
+            UserError: there is no usable clip. The message has the number of dropped clips and the first reason.
         """
         if self.clips:
             return
@@ -192,7 +192,7 @@ class ClipSet:
 
     @property
     def num_inside(self) -> int:
-        """Number of clips inside the bounds, including unusable ones."""
+        """Number of clips within the duration bounds, including unusable clips."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
     @property

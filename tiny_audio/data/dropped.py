@@ -1,4 +1,4 @@
-"""``dropped.jsonl``: each clip that is not used, with the reason."""
+"""Read and write ``dropped.jsonl``, which lists each clip that is not used, with the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.sources import Dropped
 
 
 class DroppedLog:
-    """Appends to a new or existing ``dropped.jsonl``. Removes an incomplete last line of a killed process."""
+    """Appends to a new or existing ``dropped.jsonl``. An incomplete last line from a killed process is removed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class DroppedLog:
                     file.truncate(len(whole[0]) + len(whole[1]))
 
     def add(self, dropped: Iterable[Dropped]) -> None:
-        """Append the clips that are not listed yet. Creates the file only if there are any."""
+        """Append the clips that are not listed yet. The file is only created if there are such clips."""
         fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
@@ -58,8 +58,8 @@ class DroppedClips:
     """The unusable training clips found so far, and the limit on their number.
 
     Args:
-        num_clips: training clips inside the bounds of duration, including unusable ones.
-        max_share: see ``data.max_dropped_share``.
+        num_clips: number of training clips within the duration bounds, including unusable clips.
+        max_share: maximum share of unusable clips, see ``data.max_dropped_share``.
     """
 
     def __init__(self, num_clips: int, max_share: float) -> None:
@@ -78,7 +78,7 @@ class DroppedClips:
         return fresh
 
     def over_ceiling(self) -> list[str]:
-        """Ids of the clips that count toward the limit, if they exceed it; otherwise an empty list."""
+        """Return the ids of the clips that count toward the limit, or an empty list if the limit is not exceeded."""
         return sorted(self._counted) if len(self._counted) > self._max_share * self._num_clips else []
 
     def forget(self, ids: Iterable[str]) -> None:
@@ -98,13 +98,13 @@ class DroppedClips:
 
 
 def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) -> None:
-    """Check that few enough clips are unusable. Clips outside the recipe's bounds of duration do not count.
+    """Check that not too many clips are unusable. Clips outside the recipe's duration bounds do not count.
 
     Args:
-        num_clips: clips inside the bounds, including unusable ones.
+        num_clips: number of clips within the bounds, including unusable clips.
 
     Raises:
-        UserError: too many are unusable. The message has the count and an example for each reason.
+        UserError: too many clips are unusable. The message has the count and an example for each reason.
     """
     dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
     if num_clips and len(dropped) <= max_share * num_clips:
@@ -141,7 +141,7 @@ def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEnc
 
 
 def _once(dropped: Iterable[Dropped], known: Container[str]) -> list[Dropped]:
-    """The clips whose ids are not in ``known``, without duplicates."""
+    """Return the clips whose ids are not in ``known``, without duplicates."""
     fresh: dict[str, Dropped] = {}
     for drop in dropped:
         if drop.id not in known:

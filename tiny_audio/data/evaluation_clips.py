@@ -1,4 +1,4 @@
-"""The rule which clips of an evaluation set are scored, for ``run``, ``bench`` and ``evaluate``."""
+"""Select the clips of an evaluation set that are scored by ``run``, ``bench`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.sources import Source
 
 UNBOUNDED_DURATION_S = 120.0
-"""Longest clip that is scored with an encoder that has no limit of its own."""
+"""Maximum duration of a scored clip if the encoder has no limit."""
 
 
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
@@ -20,16 +20,16 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
     ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out
     clips that are longer than :mod:`tiny_audio.model.limits` allows. ``evaluate`` compares recognizers with different
     limits on the same clips, so it leaves out no clip. If a clip is too long for one recognizer, it counts as a failure
-    of that recognizer. ``data.target_text`` does not rewrite these transcripts. In a clip with an empty reference
-    nobody speaks, and whatever a recognizer writes for it is wrong.
+    of that recognizer. ``data.target_text`` does not rewrite these transcripts. In a clip with an empty reference,
+    nobody speaks, so every word of its hypothesis is an error.
 
     Args:
         name: name of the set. The ids of its clips start with it.
         source: yields the utterances.
-        max_duration_s: duration of the longest clip that the evaluated model takes.
+        max_duration_s: maximum duration of a clip for the evaluated model.
 
     Returns:
-        the set, which may have no usable clip; see :meth:`ClipSet.check_any` and :func:`check_group_by`.
+        the set. It may have no usable clip, see :meth:`ClipSet.check_any` and :func:`check_group_by`.
 
     Raises:
         UserError: the source cannot be read.
@@ -38,10 +38,10 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
-    """Check that a clip has the metadata column of ``evaluation.group_by``. None is always allowed.
+    """Check that at least one clip has the metadata column of ``evaluation.group_by``. None is always allowed.
 
     Raises:
-        UserError: no clip has it. The message names the columns of these clips.
+        UserError: no clip has the column. The message names the columns that the clips have.
     """
     if column is None or any(clip.utterance.metadata.get(column) for clip in clips):
         return

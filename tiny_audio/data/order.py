@@ -1,7 +1,7 @@
 """Plan the batches of an epoch, as a pure function of the clips' columns, the settings, the seed and the epoch.
 
-Planning is arithmetic on columns, so ten million clips take seconds. The data state of a training run has three
-values: the hash of the plan, the epoch and the index of the batch.
+Planning is arithmetic on columns, so ten million clips take seconds. Three values are the whole state of a training
+run's data: the hash of the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Seed of the random stream for weights. The stream for the order uses the seed and the epoch instead."""
+"""Last number in the seed of the random phases for weights. It makes them independent of the random order."""
 
 
 class BatchingConfig(Config):
@@ -29,7 +29,7 @@ class BatchingConfig(Config):
     """Maximum seconds in a batch, padding included: number of clips × longest clip. None sets no limit."""
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
-    shuffling. With 1, batches are random and only sorted inside."""
+    shuffling. With 1, batches are random, and clips are only sorted within each batch."""
     shuffle_clips: PositiveInt = 20_000
     """Parquet files are read by row group, in random order. Consecutive row groups with at least this many clips form
     a window, and clips are shuffled within it. A larger window shuffles better and needs more disk space."""
@@ -62,7 +62,7 @@ class EpochPlan(Sequence[np.ndarray]):
 
     @cached_property
     def hash(self) -> str:
-        """Hash of the plan. It is equal for the same batches in the same order."""
+        """Hash of the plan. Plans with the same batches in the same order have the same hash."""
         digest = hashlib.sha256(self.starts.tobytes())
         digest.update(self.order.tobytes())
         return digest.hexdigest()[:16]
@@ -80,13 +80,13 @@ def plan_epoch(
     """Plan the batches of one epoch. Each clip occurs once, or according to its weight.
 
     The groups are shuffled and split into windows of ``shuffle_clips``. In each window, the clips are shuffled and cut
-    into pools, each pool is sorted by duration and cut into batches under both limits, and the batches are shuffled.
-    The result does not depend on the number of workers or processes.
+    into pools. Each pool is sorted by duration and cut into batches within both limits. Then the batches of the window
+    are shuffled. The result does not depend on the number of workers or processes.
 
     Args:
         durations_s: ``[n]``.
-        groups: ``[n]``; clips of one group are fetched together. None: each clip is fetched alone.
-        weights: ``[n]``; average number of occurrences of each clip per epoch. 0.5 means every other epoch.
+        groups: ``[n]``. Clips of one group are fetched together. If None, each clip is fetched alone.
+        weights: ``[n]``. Average number of occurrences of each clip per epoch. 0.5 means every other epoch.
     """
     durations = np.asarray(durations_s, dtype=np.float64)
     rng = np.random.default_rng([seed, epoch])
@@ -105,14 +105,17 @@ def plan_epoch(
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Indices of the clips in this epoch. The count is the increase of ``floor(weight × epochs + random phase)``."""
+    """Return the indices of the clips in this epoch.
+
+    The number of occurrences is the increase of ``floor(weight × epochs + random phase)`` in this epoch.
+    """
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
     return np.repeat(np.arange(len(weights)), counts.astype(np.int64))
 
 
 def _repeats(order: np.ndarray) -> np.ndarray:
-    """For each position, the number of earlier occurrences of its value."""
+    """Return, for each position, the number of earlier occurrences of its value."""
     sorting = np.argsort(order, kind="stable")
     ordered = order[sorting]
     first = np.searchsorted(ordered, ordered)
@@ -124,7 +127,7 @@ def _repeats(order: np.ndarray) -> np.ndarray:
 def _windows(
     clips: np.ndarray, groups: np.ndarray | None, shuffle_clips: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield shuffled clips by window. A group is never split."""
+    """Yield the shuffled clips of each window. A group is never split."""
     if groups is None:
         shuffled = clips[rng.permutation(len(clips))]
         for start in range(0, len(clips), shuffle_clips):
@@ -151,7 +154,7 @@ def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: n
 
 
 def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Arrange the clips of a window in batches. Returns the clips and the end of each batch."""
+    """Arrange the clips of a window in batches. Return the clips and the end of each batch."""
     if config.pool_batches == 1:
         ends = _cut(durations[window], config, None)
         batches = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
@@ -163,7 +166,7 @@ def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) 
 
 
 def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -> np.ndarray:
-    """Cut clips into batches in the given order. Returns the end of each batch."""
+    """Cut clips into batches in the given order. Return the end of each batch."""
     if config.max_padded_s is not None:
         return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
     # Pools consist of whole batches, so only the last batch of the window can be smaller.
@@ -172,7 +175,7 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
 
 
 def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
-    """Yield the end of each batch. Batches are filled up to the limits. A clip over the limit gets its own batch."""
+    """Yield the end of each batch. Batches are filled up to the limits. A clip over a limit is a batch by itself."""
     start, longest = 0, 0.0
     for index, duration in enumerate(durations):
         longest = max(longest, duration)

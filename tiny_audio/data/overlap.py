@@ -1,7 +1,7 @@
-"""Find what clips of evaluation sets share with the training data: addresses, recordings, speakers, texts and sounds.
+"""Find overlaps of evaluation sets and training data: the same address, recording, speaker, text or sound.
 
-Only the indexes are read, not the audio; :mod:`tiny_audio.data.sound_overlap` compares that. Columns are compared by
-their values. A speaker with two names is not found, and two speakers with the same name count as one.
+Only the indexes are read here. :mod:`tiny_audio.data.sound_overlap` compares the audio. Columns are compared by their
+values. So a speaker with two names is not found, and two speakers with the same name count as one.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""A clip counts under the first of these that applies."""
+"""Kinds of overlap in order of priority. A clip only counts under the first kind that applies."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What an evaluation set shares with the training data."""
+    """Overlaps of an evaluation set with the training data."""
 
     comparison: Comparison
     clips: Mapping[By, Sequence[int]]
-    """Indices of the clips that count under each."""
+    """Indices of the clips that count under each kind of overlap."""
 
     def without(self, kinds: Collection[By]) -> tuple[Comparison, set[int]]:
-        """The comparison if clips of these kinds are left out of the score, and the indices of these clips."""
+        """Return the comparison with these kinds marked as excluded from the score, and the indices of their clips."""
         overlaps = (replace(overlap, excluded=overlap.by in kinds) for overlap in self.comparison.overlaps)
         rows = {row for by in kinds for row in self.clips.get(by, ())}
         return replace(self.comparison, overlaps=tuple(overlaps)), rows
@@ -49,11 +49,11 @@ class _Found:
     """Values that the training data has in common with evaluation sets."""
 
     wanted: dict[By, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Values of the evaluation sets."""
+    """Values that occur in the evaluation sets."""
     training_sets: dict[tuple[By, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """For each shared value, the training sets that have it."""
     known: set[By] = field(default_factory=set)
-    """What training clips have."""
+    """Kinds of values that occur in the training clips."""
 
 
 def find_overlaps(
@@ -62,16 +62,16 @@ def find_overlaps(
     sounds: Mapping[str, Mapping[int, str]] | None = None,
     why_no_sounds: str | None = None,
 ) -> dict[str, Shared]:
-    """Find what each evaluation set shares with the training clips.
+    """Find the overlaps of each evaluation set with the training clips.
 
     Each index is read once. Only the columns of the evaluation sets are in memory.
 
     Args:
         training: the training clips.
         evaluation: the evaluation sets by name.
-        sounds: for each set, the indices of clips that sound like training clips, and the training set of each; None if
+        sounds: for each set, the indices of clips that sound like training clips, and the training set of each. None if
             sound was not compared.
-        why_no_sounds: why it was not, if that is to be stated.
+        why_no_sounds: the reason why sound was not compared. None if reports need not state it.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}
@@ -119,7 +119,10 @@ def _overlap(
 
 
 def _keys(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[By, str]]]:
-    """Name of the set and comparable values of every clip. Only the needed columns of :class:`Clips` are read."""
+    """Yield the name of the set and the comparable values of every clip.
+
+    If ``clips`` is a :class:`Clips`, only its needed columns are read.
+    """
     if not isinstance(clips, Clips):
         for clip in clips:
             utterance = clip.utterance
@@ -145,7 +148,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """The address without what may vary: other paths to the same folder, and the commit on the hub."""
+    """Return a form of the address that is the same for all paths to a folder, and for all commits on the hub."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

@@ -26,9 +26,9 @@ class Prefetcher:
     The training process calls :meth:`reached` for each batch. Fetching runs ``ahead_clips`` clips ahead, because a
     batch takes its clips from a whole shuffle window.
 
-    Enter this context after the loader processes have started, and exit it before the next ones start. A process that
-    is forked while a thread holds a lock would deadlock, so exiting waits for running fetches. It does not wait if the
-    process is about to end. A stalled hub may take minutes, and daemon threads end with the process.
+    Enter this context after the loader processes have started, and exit it before the next loader processes start. A
+    process that is forked while a thread holds a lock could deadlock, so exiting waits for running fetches. It does not
+    wait if the process is about to end, because a stalled hub may take minutes. Daemon threads end with the process.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.
@@ -77,7 +77,7 @@ class Prefetcher:
                 thread.join(_POLL_S)
 
     def reached(self, batch: int) -> None:
-        """Start fetching the row groups needed between this batch and ``ahead_clips`` clips later."""
+        """Start to fetch the row groups that are needed from this batch to ``ahead_clips`` clips later."""
         if not self._threads:
             return
         here = int(self._plan.starts[batch])

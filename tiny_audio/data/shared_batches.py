@@ -1,13 +1,13 @@
 """Send padded waveforms from loader processes to the training process through shared memory that is reused.
 
 torch allocates new shared memory for every batch. Each page causes a page fault in both processes, which takes longer
-than the copy. Each batch also needs a connection. Here, every loader process has a few blocks of memory. The receiver
-maps each block once, and marks it as free when no tensor uses it any more.
+than the copy. Each batch also needs a connection between the processes. Here, every loader process has a few blocks of
+memory. The receiver maps each block once, and marks it as free when no tensor uses it anymore.
 
-A block begins with one page. Its first byte is 1 while the receiver uses a batch in the block.
+A block begins with a header of one page. Its first byte is 1 while the receiver uses a batch in the block.
 
-With torch's own way, loading and decoding an epoch takes 1.13 times the CPU time (median of 10 pairs, from 0.89 to
-1.32). This was measured with ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores.
+With torch's shared memory, loading and decoding an epoch takes 1.13 times the CPU time (median of 10 pairs, from 0.89
+to 1.32). This was measured with ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 SUPPORTED = hasattr(os, "memfd_create")
-"""Linux."""
+"""Whether the system has anonymous memory files. Linux has them."""
 
 _HEADER_BYTES = mmap.PAGESIZE
 _LEAST_BYTES = 1 << 26
-"""Smallest size of a block. Pages that were never written take no memory."""
+"""Minimum size of a block. Pages that were never written take no memory."""
 
 
 class SharedBatches:
-    """Waveforms that pickle to an address in shared memory and unpickle to ``[B, S]``, zero beyond each length.
+    """Waveforms that are pickled as an address in shared memory, and unpickled as a zero-padded tensor ``[B, S]``.
 
     A loader process pickles them once. The receiver may keep the tensor and write to it.
 
@@ -55,7 +55,7 @@ class SharedBatches:
 
 
 class _Block:
-    """Shared memory that this process writes."""
+    """A block of shared memory to which this process writes."""
 
     def __init__(self, number: int, size: int) -> None:
         self.number, self.size = number, size
@@ -71,7 +71,10 @@ class _Block:
         return self._header[0] == 0
 
     def write(self, row: Tensor, offset: int) -> int:
-        """Write through a file descriptor, because a mapping would fault on each page. Returns the next offset."""
+        """Write a row at an offset. Return the offset after it.
+
+        The file descriptor is used, because writing to a mapping would cause a page fault for each page.
+        """
         data = memoryview(row.numpy()).cast("B")  # type: ignore[arg-type]  # NumPy's arrays are buffers
         while data:
             written = os.pwrite(self._descriptor, data, offset)
@@ -80,13 +83,13 @@ class _Block:
         return offset
 
     def clear(self, start: int, stop: int) -> None:
-        """Write zeros where something was written before. All other bytes are zero already."""
+        """Write zeros over bytes that were written before. All other bytes are zero already."""
         stop = min(stop, self._written)
         if start < stop:
             os.pwrite(self._descriptor, bytes(stop - start), start)
 
     def announced(self) -> Any:
-        """Mark the block as used. Returns its file handle for the receiver, or None if the receiver has mapped it."""
+        """Mark the block as used. Return its descriptor and size, or None if the receiver already has them."""
         self._header[0] = 1
         sent = None if self._known else (DupFd(self._descriptor), self.size)
         self._known = True
@@ -121,7 +124,7 @@ class _Mapped:
         return torch.frombuffer(held, dtype=torch.float32).view(shape)
 
     def _release(self, process: int) -> None:
-        if os.getpid() == process:  # skip loaders that were forked from the receiver
+        if os.getpid() == process:  # not in loader processes that were forked from the receiver
             self.memory[0] = 0
 
 
@@ -144,5 +147,5 @@ def _received(process: int, number: int, sent: Any, shape: tuple[int, int]) -> T
 
 
 def _alive() -> set[int]:
-    """Running loader processes with mapped blocks."""
+    """Return the loader processes with mapped blocks that are still running."""
     return {process for process, _ in _MAPPED if os.path.exists(f"/proc/{process}")}

@@ -1,6 +1,6 @@
-"""Find evaluation clips whose sound is also in training clips, by their fingerprints.
+"""Find evaluation clips that sound like training clips, by their audio fingerprints.
 
-The landmarks of the evaluation clips are held in memory, sorted. Training clips are compared one after the other and
+The landmarks of the evaluation clips are kept in memory, sorted. Training clips are compared one after the other and
 are not kept. So memory depends on the evaluation sets only (1.5 kB per second of their audio), and time grows with the
 training audio.
 """
@@ -16,18 +16,19 @@ from tiny_audio.audio.fingerprint import Landmarks, landmarks
 from tiny_audio.data.clips import Clip
 
 _MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
-"""Landmarks at one offset that make two clips copies: at least 8, and 4 more than this share of those of the shorter.
-``benchmarks/overlap.py`` measures it on AN4 and LibriSpeech."""
+"""Thresholds for copies. Two clips are copies if they share at least ``_MIN_SHARED`` landmarks at one offset, and also
+at least ``_CHANCE`` landmarks plus the share ``_MIN_SHARE`` of the landmarks of the clip that has fewer.
+``benchmarks/overlap.py`` measures this on AN4 and LibriSpeech."""
 _LONGEST_S = 86_400.0
 _OFFSETS = 1 << 24
-"""More than the number of hops in two of the longest clips."""
+"""Upper bound of the number of offsets between two clips: more than twice the hops in the longest clip."""
 
 
 class SoundIndex:
     """The fingerprints of evaluation clips.
 
     Args:
-        fingerprints: of each clip.
+        fingerprints: the landmarks of each clip.
     """
 
     def __init__(self, fingerprints: Sequence[Landmarks]) -> None:
@@ -39,17 +40,21 @@ class SoundIndex:
         self._clips = np.repeat(np.arange(len(fingerprints), dtype=np.int32), self._sizes)[order]
 
     def copies(self, found: Landmarks) -> list[int]:
-        """Indices of the clips that share the sound of another clip, whole or in part."""
+        """Return the indices of the clips that sound like another clip, as a whole or in part.
+
+        Args:
+            found: the landmarks of the other clip.
+        """
         starts = np.searchsorted(self._hashes, found.hashes, "left")
         counts = np.searchsorted(self._hashes, found.hashes, "right") - starts
         if not counts.any():
             return []
-        # The rows of the index that have each hash: starts[i], starts[i] + 1, ...
+        # The rows of the index with hash i of ``found`` are starts[i], starts[i] + 1, ...
         ends = np.cumsum(counts)
         rows = np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])
         offsets = self._frames[rows].astype(np.int64) - np.repeat(found.frames, counts) + _OFFSETS // 2
         keys, shared = np.unique(self._clips[rows].astype(np.int64) * _OFFSETS + offsets, return_counts=True)
-        # The true offset is rarely a whole number of hops, so the landmarks are spread over two.
+        # The true offset is rarely a whole number of hops, so the landmarks are spread over two adjacent offsets.
         shared[:-1] += np.where(np.diff(keys) == 1, shared[1:], 0)
         clips = keys // _OFFSETS
         enough = np.maximum(_MIN_SHARED, _CHANCE + _MIN_SHARE * np.minimum(self._sizes[clips], len(found)))
@@ -58,10 +63,13 @@ class SoundIndex:
 
 
 def find_sounds(training: Sequence[Clip], evaluation: Mapping[str, Sequence[Clip]]) -> dict[str, dict[int, str]]:
-    """For each evaluation set, the clips that sound like training clips: their index and the training set.
+    """Find evaluation clips that sound like training clips.
 
-    Clips that cannot be decoded are not compared; training and scoring leave them out as well. A clip with fewer than
-    eight landmarks, such as one of half a second, is not found.
+    Clips that cannot be decoded are not compared. Training and scoring leave them out as well. Clips with fewer than
+    eight landmarks, such as a clip of half a second, are not found.
+
+    Returns:
+        for each evaluation set, the indices of these clips, and the training set of each.
     """
     places = [(name, index) for name, clips in evaluation.items() for index in range(len(clips))]
     fingerprints = [found for clips in evaluation.values() for _, found in _fingerprints(clips)]
@@ -75,7 +83,7 @@ def find_sounds(training: Sequence[Clip], evaluation: Mapping[str, Sequence[Clip
 
 
 def _fingerprints(clips: Sequence[Clip]) -> Iterator[tuple[str, Landmarks]]:
-    """Name of the set and landmarks of every clip; none for a clip that cannot be used."""
+    """Yield the name of the set and the landmarks of every clip. A clip that cannot be decoded has no landmarks."""
     for clip in clips:
         name = clip.id.partition("/")[0]
         try:

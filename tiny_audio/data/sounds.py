@@ -20,9 +20,9 @@ from tiny_audio.config import UserError
 from tiny_audio.runtime.files import files_below
 
 MAX_SOUND_S = 600.0
-"""Longest sound. Decoded sounds are kept in memory, and ten minutes take 38 MB."""
+"""Maximum duration of a sound. Decoded sounds are kept in memory, and ten minutes take 38 MB."""
 _MAX_KEPT_BYTES = 256 * 2**20
-"""Size limit of the sounds in memory, for each loader process. The newest sound is always kept."""
+"""Maximum size of the sounds that each loader process keeps in memory. The newest sound is always kept."""
 _THREADS = 8
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Sounds:
     names: tuple[str, ...]
     """Sorted paths below the folder. Sounds are drawn by their index in this list."""
     fingerprint: str
-    """Hash of names and sizes. It shows whether the same draws still give the same sounds."""
+    """Hash of names and sizes. If it changes, the same draws may give other sounds."""
 
     def check(self) -> float:
         """Read the header of every file, to find unusable ones before training.
@@ -68,7 +68,7 @@ class Sounds:
         return seconds
 
     def load(self, index: int) -> Tensor | None:
-        """Decode a sound ``[S]``. None if it is damaged after a valid header; this is logged once."""
+        """Decode a sound ``[S]``. If it is damaged behind a valid header, log this once and return None."""
         path = self.folder / self.names[index]
         if path in _KEPT:
             _KEPT.move_to_end(path)
@@ -76,7 +76,7 @@ class Sounds:
         try:
             sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
         except AudioError as error:
-            # Only a warning. An error would drop the clip, and one sound must not end a run after hours.
+            # Only warn. An error would drop the clip, and a single sound must not end a run after hours.
             _LOG.warning("this sound cannot be decoded, so no sound is mixed into its clips: %s", error)
             sound = None
         _KEPT[path] = sound
@@ -87,10 +87,10 @@ class Sounds:
 
 @cache
 def sounds_in(folder: str) -> Sounds:
-    """The sounds of a folder.
+    """List the sounds in a folder.
 
     Raises:
-        UserError: there is no such folder, or no audio file in it.
+        UserError: the folder cannot be read, or has no audio file.
     """
     path = Path(folder).absolute()
     try:

@@ -12,10 +12,11 @@ from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
 
 MAX_CHARACTERS_PER_S = 200.0
-"""More in a second of audio are not its transcript: auctioneers speak about 50. Checked before anything is tokenized,
-because a decoder with a large context takes gigabytes for a text of thousands of words."""
+"""Maximum number of characters per second of audio. A longer text cannot be the transcript, since auctioneers speak
+about 50. This is checked before tokenization, because a decoder with a large context takes gigabytes for a text of
+thousands of words."""
 _ANY_CLIP_S = 5.0
-"""The bound of shorter clips is that of a clip of this duration, since durations in metadata are rounded."""
+"""Shorter clips may have as many characters as a clip of this duration, because durations in metadata are rounded."""
 
 
 class TargetError(ValueError):
@@ -24,11 +25,11 @@ class TargetError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """A short code to count by, see :class:`tiny_audio.sources.Dropped`."""
+        """A short code by which dropped clips are counted, see :class:`tiny_audio.sources.Dropped`."""
 
 
 def too_many_characters(text: str, duration_s: float) -> str | None:
-    """A message if a text cannot be the transcript of so short a clip; None if it can."""
+    """Return a message if a text is too long to be the transcript of a clip of this duration, otherwise None."""
     if len(text) <= MAX_CHARACTERS_PER_S * max(duration_s, _ANY_CLIP_S):
         return None
     return f"{len(text):,} characters in {duration_s:.1f} s are more than {MAX_CHARACTERS_PER_S:g} per second"
@@ -53,11 +54,12 @@ class TargetEncoder:
     ctc: CtcVocabulary | None
     encoder: EncoderConfig
     max_ids: int | None = None
-    """Most tokens of a target, the end token included, that fit the decoder's context; None: any number."""
+    """Maximum number of tokens of a target, end token included, so that it fits the decoder's context. None sets no
+    limit."""
     num_embeddings: int | None = None
-    """Ids that the decoder has an embedding for; None: all of the tokenizer's."""
+    """Number of token ids for which the decoder has embeddings. If None, every token has an embedding."""
     keep_empty: bool = False
-    """Whether the target of an empty text is the end token alone. If not, it is an error."""
+    """Whether empty texts are allowed. Their target is the end token alone."""
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -65,19 +67,19 @@ class TargetEncoder:
 
     @cached_property
     def unknown(self) -> int | None:
-        """The id of what the tokenizer has no token for, if it has one."""
+        """Id of the unknown token, if the tokenizer has one."""
         return unknown_id(self.tokenizer)
 
     def encode(self, text: str, num_samples: int) -> Target:
-        """The target of a transcript.
+        """Return the target of a transcript.
 
         Args:
             text: the transcript after :class:`tiny_audio.data.text.TargetText`.
             num_samples: length of the clip. CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text is empty and must not be, contains a special token, is too long for the clip or the
-                decoder, or has a character that the tokenizer or the CTC head does not know.
+            TargetError: the text is empty but ``keep_empty`` is false, contains a special token, is too long for the
+                clip or the decoder, or has a character that the tokenizer, the decoder or the CTC head does not know.
         """
         if not text and not self.keep_empty:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")

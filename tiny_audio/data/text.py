@@ -1,7 +1,7 @@
-"""Normalize transcripts for training: the text that the model learns to write (``data.target_text``).
+"""Rewrite transcripts as target text, which is the text that the model learns to write (``data.target_text``).
 
 :mod:`tiny_audio.analysis.scoring` normalizes references and hypotheses for scoring (``evaluation.normalizer``). It
-never changes targets. Both use the same named normalizers.
+never changes target text. Both use the same normalizers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REMARKS = (
     "applause breath breathing cough coughing coughs crosstalk foreign inaudible indiscernible laugh laughing laughs "
     "laughter music noise pause sigh sighs silence unclear unintelligible unk"
 )
-"""Remarks in round brackets that count as markers. Other text in round brackets may be spoken words."""
+"""Remarks that count as markers in round brackets. Other text in round brackets may be spoken words."""
 _MARKER = re.compile(
     rf"\s*(?:<[^<>\s][^<>]{{0,40}}>|\[[^\[\]\s][^\[\]]{{0,40}}\]|\((?:{'|'.join(_REMARKS.split())})\))", re.IGNORECASE
 )
@@ -35,7 +35,7 @@ _FILLER = re.compile(
 )
 
 _PRONOUN = re.compile(r"(?<![\w'’.])i(?!\.\w)(?=['’](?:m|d|ll|ve)\b|[^\w'’]|$)")
-# No sentence ends after "e.g." in "e.g. this", or after the question in "'Who is it?' she asked".
+# The pattern finds no new sentence after "e.g." in "e.g. this", or after the question in "'Who is it?' she asked".
 _SENTENCE = re.compile(r"((?:^|(?<!\b\w)\.[\"”’')\]]*\s|[!?]\s)\s*[\"“‘'(\[]*)(\w)")
 _NAMED_DAYS = re.compile(
     r"\b(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|january|february|april|june|july|september|october"
@@ -45,23 +45,24 @@ _NAMED_DAYS = re.compile(
 
 
 class TargetTextConfig(Config):
-    """How training transcripts are rewritten. The steps are applied in this order."""
+    """Steps that rewrite training transcripts. They are applied in this order."""
 
     write_punctuation: bool = False
     """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as punctuation. If
     false, they are treated like other markers."""
     remove_markers: bool = False
     """Remove text in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
-    brackets, such as ``(inaudible)``. If a marker stands for audible words, the model learns to omit words. Keep such
-    clips out of the data."""
+    brackets, such as ``(inaudible)``. If a marker stands for audible words, the model learns to omit words. Remove such
+    clips from the data."""
     remove_fillers: bool = False
-    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, also with repeated letters. Keeps uh-huh."""
+    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, also with repeated letters. The answer uh-huh is kept."""
     name: NormalizerName = "none"
-    """One of the normalizers of the evaluation. A name instead of the section means a section with only this name."""
+    """One of the normalizers of the evaluation. If ``data.target_text`` is a name instead of a section, it sets this
+    field only."""
     true_case: bool = False
     """Add capitals to English text that is all upper or all lower case: at the start of each sentence, in I, and in the
-    names of days and months. All other letters become lower case, also in other names. If a text has both cases, only
-    those words change."""
+    names of days and months. All other letters become lower case, even in other names. If a text has both upper and
+    lower case, the same capitals are added, and nothing else changes."""
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
@@ -107,7 +108,7 @@ class TargetText:
         return f"data.target_text {self.config.name}" if alone else "data.target_text"
 
     def __call__(self, text: str) -> str:
-        """The target of a transcript."""
+        """Return the target text of a transcript."""
         config = self.config
         if self.changes_nothing:
             return text
@@ -124,12 +125,12 @@ class TargetText:
 
 
 def markers(text: str) -> list[str]:
-    """Markers that ``remove_markers`` would remove."""
+    """Return the markers that ``remove_markers`` would remove."""
     return [marker.strip() for marker in _MARKER.findall(text)]
 
 
 def _is_end(found: re.Match[str]) -> bool:
-    """Whether punctuation or the end of the text follows. Then no space is needed."""
+    """Whether the match is followed by punctuation or the end of the text. Then no space is needed."""
     return found.string[found.end() : found.end() + 1] in (",", ".", "?", "!", "")
 
 

@@ -1,11 +1,11 @@
 """Estimate the costs of a recipe before it runs: memory, FLOPs, time and money.
 
-The model is built on the meta device, without weights and without a network. A **dry run** (``_dry_run``) executes one
-training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
+The model is built on the meta device, without weights and without network access. A **dry run** (``_dry_run``) executes
+one training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
 **Autocast emulation** (``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``)
-cover memory outside tensors: the CUDA context and fragmentation. Time is FLOPs divided by the machine's peak and the
-utilization, plus the padding of the planned order (``_order``). If the recipe does not fit, ``_changes`` tries changes,
-each in a separate dry run.
+cover memory that tensors do not use: the CUDA context and fragmentation. Time is FLOPs divided by the machine's peak
+and the utilization, plus the time for padding in the planned order (``_order``). If the recipe does not fit,
+``_changes`` tries changes, each in a separate dry run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tiny_audio.recipe import Recipe
 __all__ = ["UTILIZATION", "Plan", "Row", "gpu_reported_as", "plan_recipe", "this_cpu"]
 
 UTILIZATION = 0.4
-"""Typical MFU of training that does not wait for data. 0.2 is common, and 0.5 is unusual."""
+"""Typical model FLOPs utilization (MFU) of training that does not wait for data. 0.2 is common, and 0.5 is rare."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Plan:
 
     run_id: str
     worst: DryRunResult
-    """The batch that needs the most memory."""
+    """The dry run of the batch that needs the most memory."""
     mean: DryRunResult
-    """A clip of mean length. It determines the time."""
+    """The dry run of a clip of mean length. The time is computed from its FLOPs."""
     training_audio_hours: float
     """Hours of audio of all steps, with repetitions and without padding."""
     padding_share: float
-    """Share of padding in the seconds of audio that are computed."""
+    """Share of padding in the audio that is computed."""
     utilization: float
     rows: tuple[Row, ...]
 
     def flops_per_audio_s(self) -> dict[str, dict[str, float]]:
-        """Part -> ``forward`` and ``backward``, for a second of a clip of mean length."""
+        """Return part -> ``forward`` and ``backward``: FLOPs per second of a clip of mean length."""
         audio_s = self.mean.shape.padded_s
         return {
             part: {direction: count / audio_s for direction, count in counts.items()}
@@ -64,11 +64,11 @@ class Plan:
         }
 
     def total_parameters(self) -> dict[str, int]:
-        """``total`` and ``trainable``."""
+        """Return ``total`` and ``trainable``: the number of parameters of all parts."""
         return {key: sum(part[key] for part in self.worst.parameters.values()) for key in ("total", "trainable")}
 
     def as_json(self) -> dict[str, Any]:
-        """Bytes, FLOPs, hours and US dollars."""
+        """Return the plan for JSON, in bytes, FLOPs, hours and US dollars."""
         flops = self.flops_per_audio_s()
         return {
             "run_id": self.run_id,
@@ -97,15 +97,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe on a machine."""
+    """The costs of a recipe on one machine."""
 
     machine: Machine
     needed_bytes: int
-    """Bytes of the worst batch, with the allowances."""
+    """Bytes that the worst batch needs, including the allowances."""
     room_for_clips: int
-    """Estimated number of clips that fit, if they are like those of the worst batch."""
+    """Estimated number of clips that fit, if they are like the clips of the worst batch."""
     audio_hours_per_hour: float
-    """Seconds of audio per second of training, without padding."""
+    """Hours of audio per hour of training, without padding."""
     wall_hours: float
     price_per_hour: float | None
     changes: tuple[Change, ...] | None
@@ -122,7 +122,7 @@ class Row:
         return None if self.price_per_hour is None else self.price_per_hour * self.wall_hours
 
     def as_json(self) -> dict[str, Any]:
-        """Bytes, hours and US dollars."""
+        """Return the row for JSON, in bytes, hours and US dollars."""
         return {
             "name": self.machine.name,
             "memory_bytes": self.machine.memory_bytes,
@@ -151,13 +151,13 @@ def plan_recipe(
 
     Args:
         recipe: the recipe.
-        gpu: a name in the table, or ``cpu`` for this machine. None compares all GPUs.
-        price_per_hour: US dollars. None uses the price in the table.
+        gpu: a name in the table, or ``cpu`` for this machine. If None, all GPUs are compared.
+        price_per_hour: US dollars. If None, the price in the table is used.
         utilization: share of the peak speed that training reaches.
-        mean_clip_s: mean duration of the clips. None uses half of the longest duration.
+        mean_clip_s: mean duration of the clips. If None, it is half of the maximum duration.
 
     Raises:
-        UserError: an argument is out of range, or a part cannot be built without a network.
+        UserError: an argument is out of range, or a part cannot be built without network access.
     """
     data = recipe.data
     mean_s = max(data.max_duration_s / 2, data.min_duration_s) if mean_clip_s is None else mean_clip_s
@@ -193,10 +193,10 @@ def plan_recipe(
 
 
 def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Literal["cuda", "cpu"]) -> int:
-    """Predict the bytes that a training step on one batch needs, with the allowances of a plan.
+    """Predict the bytes that a training step on one batch needs, including the allowances of a plan.
 
     Raises:
-        UserError: a part cannot be built without a network.
+        UserError: a part cannot be built without network access.
     """
     allowances = machine("cpu") if device == "cpu" else next(iter(GPUS.values()))
     return allowances.needed_bytes(dry_run(recipe, Shape(num_clips, duration_s), device).peak_bytes)

@@ -1,6 +1,6 @@
-"""Emulate how PyTorch changes a model's calls on a device, by autocast and by the choice of fused kernels.
+"""Emulate two ways in which PyTorch changes a model's calls on a device: autocast, and the choice of fused kernels.
 
-Both depend on the device of the tensors. In a dry run, tensors are on the meta device, so both are emulated.
+Both depend on the device of the tensors. In a dry run, tensors are on the meta device, so both must be emulated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tiny_audio.pretrained.packing import attend_by_kernel
 
-# The lists of ATen/autocast_mode.h, limited to what models call.
+# The lists of ATen/autocast_mode.h, limited to functions that models call.
 # fmt: off
 _LOWERED = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "prelu", "addmm", "addmv", "matmul",
@@ -39,7 +39,7 @@ class AutocastEmulation(TorchFunctionMode):
 
     Args:
         device: the device to emulate.
-        autocast: the type of matrix products. None runs without autocast.
+        autocast: the data type of matrix products under autocast. If None, autocast is off.
     """
 
     def __init__(self, device: Literal["cuda", "cpu"], autocast: torch.dtype | None) -> None:
@@ -54,7 +54,7 @@ class AutocastEmulation(TorchFunctionMode):
 
     def __enter__(self) -> AutocastEmulation:
         super().__enter__()  # type: ignore[no-untyped-call]
-        # Parts that disable autocast for some layers would fail, because torch.autocast rejects the meta device.
+        # Replace torch.autocast, because it rejects the meta device. Parts use it to disable autocast for some layers.
         self._autocast = torch.autocast
         torch.autocast = lambda *_, enabled=True, **__: _Region(self, enabled)  # type: ignore[assignment, misc]
         return self
@@ -64,12 +64,15 @@ class AutocastEmulation(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def leave_autocast(self) -> None:
-        """Drop the cast copies of weights, like the end of autocast. Graphs keep the copies that they need."""
+        """Release the cast copies of weights, as at the end of autocast. Graphs keep the copies that they need."""
         self._weights.clear()
 
     def backward(self, loss: Tensor) -> None:
-        """Run the backward pass. Function modes do not see recomputation inside ``loss.backward()``."""
-        self._keeps_weights = False  # a layer that is recomputed enters its own autocast
+        """Run the backward pass.
+
+        ``loss.backward()`` is not used, because function modes would not see the recomputation of layers inside it.
+        """
+        self._keeps_weights = False  # each recomputed layer enters its own autocast
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
 
@@ -95,7 +98,7 @@ class AutocastEmulation(TorchFunctionMode):
             return tensor
         if not (tensor.is_leaf and tensor.requires_grad and self._keeps_weights):
             return tensor.to(self._type)
-        # One copy of a weight serves all calls until autocast ends.
+        # As in autocast, all calls share one copy of a weight.
         if id(tensor) not in self._weights:
             self._weights[id(tensor)] = tensor.to(self._type)
         return self._weights[id(tensor)]
@@ -111,7 +114,7 @@ class AutocastEmulation(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Fused attention, which saves queries, keys, values, the result and one number per query, but no scores."""
+        """Run fused attention. It saves queries, keys, values, the result and one number per query, but no scores."""
         trains_bias = attn_mask is not None and attn_mask.requires_grad
         if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel supports these on a CPU
             return F.scaled_dot_product_attention(
@@ -143,11 +146,11 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Let a part's transformers models use a stand-in for Flash Attention 2. The package need not be installed.
+    """Make a part's transformers models use a stand-in for Flash Attention 2. The package need not be installed.
 
     Attention runs only on real positions, so no layer creates or keeps a mask. ``varlen`` is emulated in the same way.
     """
-    name = "dry_run"  # with "flash" in it, transformers would look for the package
+    name = "dry_run"  # if the name had "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
     for module in part.modules():
@@ -169,7 +172,7 @@ def _flash_attention(
     if cu_seq_lens_q is None:  # transformers removes the padding in each layer
         # [B, H, T, D] -> [B, T, H, D]
         return _fused(query, key, value).transpose(1, 2), None
-    # [1, H, T, D] -> [T, H, D]; windows change no size
+    # [1, H, T, D] -> [T, H, D]. The window is left out, because it does not affect sizes.
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     attended = attend_by_kernel(query, key, value, cu_seq_lens_q, max_length_q, module.is_causal, scaling, None)
     return attended[None], None
@@ -198,5 +201,5 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout. On a GPU, it saves a mask of bytes; on a CPU, one of floats."""
+    """Run dropout as on a GPU, where it saves a mask of bytes. On a CPU, the mask has floats."""
     return torch.native_dropout(input, p, training)[0] if p and training else input

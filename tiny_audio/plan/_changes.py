@@ -1,4 +1,4 @@
-"""Find changes that make a recipe fit a machine. Each one is tried in a dry run before it is suggested."""
+"""Find changes that make a recipe fit a machine. Each change is tried in a dry run before it is suggested."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """Changes of fields that make the recipe fit."""
+    """Changes to fields that together make the recipe fit."""
 
     fields: Mapping[str, Any]
     needed_bytes: int
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Overrides to append to the command."""
+        """Overrides for the command line."""
         return tuple(
             f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in self.fields.items()
         )
 
 
 def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Find single changes, first those that do not affect the result. If none is enough, combine several."""
+    """Find changes that are enough by themselves, beginning with changes that do not affect the batch.
+
+    If no single change is enough, combine several changes.
+    """
     found: list[Change] = []
     for fields in _single(recipe, worst, machine):
         if any(change.fields.items() < fields.items() for change in found):
@@ -50,14 +53,14 @@ def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> l
 
 
 def room_for_clips(worst: DryRunResult, machine: Machine) -> int:
-    """Estimate, by proportion, how many clips like those of the worst batch fit."""
+    """Estimate how many clips fit, if each clip needs as much memory as the clips of the worst batch on average."""
     fixed = sum(worst.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     each = max(1, worst.peak_bytes - fixed) / worst.shape.num_clips
     return max(0, int((machine.peak_that_fits() - fixed) / each))
 
 
 def _dry_run(recipe: Recipe, fields: Fields, machine: Machine) -> DryRunResult | None:
-    """Dry run of the changed recipe's worst batch. None if that recipe is not valid."""
+    """Return the dry run of the changed recipe's worst batch, or None if the changed recipe is not valid."""
     try:
         changed = recipe.with_(fields)
     except UserError:
@@ -88,15 +91,15 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         lora = getattr(recipe, part).lora
         if lora is None or lora.rank <= _LOW_RANK:
             continue
-        # A parameter takes 16 bytes: itself, its gradient and two moments. 8 more are an estimate of activations. An
-        # estimate that is too low costs only one dry run.
+        # A parameter takes 16 bytes: its value, its gradient and two moments. 8 more bytes are an estimate for
+        # activations. If it is too high, this only costs one dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
 
 
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:
-    """Fields that save memory without changing the batch. Checkpointing of the larger part comes first."""
+    """Return fields that save memory without changing the batch. Checkpointing of the larger part comes first."""
     savers: Fields = {}
     for part in _PRETRAINED:
         config = getattr(recipe, part)
@@ -114,7 +117,7 @@ def _could_checkpoint(recipe: Recipe, worst: DryRunResult, part: str) -> bool:
 
 
 def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
-    """Fields for a smaller batch and more batches per step."""
+    """Return fields for a smaller batch, with more batches per step."""
     batching, steps = recipe.batching, recipe.training.accumulation
     fields: Fields
     if batching.max_padded_s is not None and worst.shape.num_clips < batching.max_clips:
@@ -126,7 +129,7 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
 
 
 def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Combine everything that saves memory, then fewer clips, then shorter clips."""
+    """Combine all changes that save memory. If they are not enough, add fewer clips, then shorter clips."""
     savers = _savers(recipe, worst, machine)
     data = recipe.data
     for duration in (data.max_duration_s, data.max_duration_s / 2, data.max_duration_s / 4):

@@ -1,9 +1,9 @@
 """The dry run: count the bytes and FLOPs of a model that runs without storage.
 
-The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no storage.
-Its bytes count from its creation until its last reference ends. So no formulas are needed for saved activations,
-recomputation, gradients and temporaries. Lengths, ids and masks are real tensors on the CPU, because control flow
-depends on them.
+The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no data. Its
+bytes are counted from its creation until its last reference is released. So no formulas are needed for saved
+activations, recomputation, gradients and temporary tensors. Lengths, ids and masks are real tensors on the CPU, because
+control flow depends on them.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 
 BACKWARD = "backward"
-"""Label of temporaries of the backward pass: gradients of activations, and recomputed activations."""
+"""Label of the backward pass's temporary tensors: gradients of activations, and recomputed activations."""
 OTHER = "other"
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """FLOPs of two matrix products of queries ``[B, H, T, D]`` and keys. Heads may share keys."""
+    """Return the FLOPs of attention's two matrix products, for queries ``[B, H, T, D]``. Heads may share keys."""
     return 4 * query.numel() * key.shape[2]
 
 
 def _attention_backward_flops(_gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """FLOPs of five matrix products, because the scores are computed again."""
+    """Return the FLOPs of five matrix products, one of which computes the scores again."""
     return 10 * query.numel() * key.shape[2]
 
 
 def _packed_flops(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, *_: Any, **__: Any) -> int:
-    """FLOPs of the same products for queries ``[T, H, D]``, packed in rows that start at ``offsets``."""
+    """Return the FLOPs of attention for packed queries ``[T, H, D]``. Each sequence starts at one of ``offsets``."""
     return 4 * query[0].numel() * int((offsets.diff() ** 2).sum())
 
 
@@ -52,7 +52,7 @@ def _packed_backward_flops(
 
 
 _FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
-    # torch only counts the attention kernels of GPUs.
+    # torch itself only counts the attention kernels of GPUs.
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     torch.ops.torch_attn._varlen_attn: _packed_flops,
@@ -69,7 +69,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         granularity: allocations are rounded up to a multiple of this number of bytes.
-        copies_convolutions: whether a convolution has a second copy of its inputs and outputs while it runs.
+        copies_convolutions: whether a convolution needs a second copy of its inputs and outputs while it runs.
     """
 
     def __init__(self, granularity: int = 1, copies_convolutions: bool = False) -> None:
@@ -78,7 +78,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies_convolutions = copies_convolutions
         self._part = self._label = OTHER
         self._direction = "forward"
-        # By address of the storage: a weak reference that reports its end, the size, and the label.
+        # For each address of a storage: a weak reference with a callback at its end, the size, and the label.
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._bytes: Counter[str] = Counter()
         self._total = 0
@@ -89,7 +89,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """``(part, "forward" or "backward")`` -> FLOPs. A multiplication and an addition count as two."""
 
     def account(self, tensor: Tensor, label: str) -> None:
-        """Count a tensor that was created elsewhere, or change its label."""
+        """Count a tensor that was created outside the dry run, or change the label of a counted tensor."""
         key = tensor.untyped_storage()._cdata
         if key not in self._alive:
             self._track(tensor, label)
@@ -103,7 +103,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def inside(self, part: str) -> Iterator[None]:
         """Count tensors and FLOPs inside this context for ``part``."""
         before = self._label, self._part
-        # Tensors that a part recomputes for the backward pass are temporary.
+        # Tensors that are recomputed in the backward pass are temporary.
         self._label, self._part = (part if self._direction == "forward" else BACKWARD), part
         try:
             yield
@@ -121,7 +121,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._label, self._direction = before
 
     def follow(self, module: nn.Module, part: str, output: str | None = None) -> None:
-        """Count the tensors of a module for ``part``, and its outputs under the label ``output`` if that is given."""
+        """Count the tensors of a module for ``part``, and its outputs under the label ``output`` if it is not None."""
         entered: list[Any] = []
 
         def arrive(gradient: Tensor) -> None:
@@ -163,10 +163,10 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _workspace(self, packet: Any, tensors: list[Tensor], made: list[Tensor]) -> int:
-        """Bytes that a kernel allocates while it runs, for kernels that allocate much."""
+        """Return the bytes that a kernel allocates while it runs. Kernels that allocate little count as 0."""
         if packet not in _CONVOLUTIONS and packet not in _NORMS:
             return 0
-        # These kernels read contiguous tensors and copy others.
+        # These kernels need contiguous tensors, so they copy all other tensors.
         copied = [tensor for tensor in tensors if not tensor.is_contiguous()]
         if self._copies_convolutions and packet in _CONVOLUTIONS:
             copied += [*tensors, *made]
@@ -196,9 +196,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
-    """Run on shapes only. Real tensors among the arguments lose their values."""
+    """Run an operator on shapes only. Real tensors among the arguments are replaced by meta tensors."""
     if packet is aten._ctc_loss:
-        # torch has no meta kernel for this loss. Its table of partial sums has an entry for each label and each gap.
+        # torch has no meta kernel for this loss. Its second result has an entry for each label and each gap.
         log_probs, sizes = args[0], args[3]
         num_frames, num_clips = log_probs.shape[:2]
         longest = max(int(size) for size in sizes)
@@ -217,7 +217,7 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
 
 
 def _resolve_masks(args: Any) -> Any:
-    """Replace real masks by the positions that they select, so that the result has the right size."""
+    """Replace real masks with the positions that they select, so that the result has the right size."""
 
     def positions(index: Tensor | None) -> list[Tensor | None]:
         if index is None or index.is_meta or index.dtype != torch.bool:
@@ -229,7 +229,7 @@ def _resolve_masks(args: Any) -> Any:
 
 
 def _makes_integers(packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
-    """Whether a call computes lengths, positions or masks. They keep their content."""
+    """Whether a call creates integers or booleans, which are lengths, positions or masks and must keep their values."""
     dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else None)
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)
@@ -246,5 +246,5 @@ def _leaves(values: Any) -> Iterator[Tensor]:
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """Tensors of a part's output, which is a tensor, a tuple of tensors, or a dataclass."""
+    """Yield the tensors of a part's output, which is a tensor, a tuple of tensors, or a dataclass."""
     return _leaves(vars(outputs).values() if is_dataclass(outputs) else (outputs,))

@@ -19,9 +19,9 @@ PRICES = "rough, of one GPU rented by the hour without a commitment; providers d
 CONTEXT_BYTES = int(0.6 * GIB)
 """Allowance for CUDA's context and the permanent workspaces of cuBLAS and cuDNN."""
 PROCESS_BYTES = int(0.7 * GIB)
-"""Allowance on a CPU: the interpreter and its libraries."""
+"""Allowance on a CPU for the Python interpreter and its libraries."""
 FRAGMENTATION = 0.06
-"""Allowance as a share of the peak: free blocks of one batch rarely fit the next batch."""
+"""Allowance for fragmentation, as a share of the peak. Free blocks of one batch rarely fit the next batch."""
 
 
 @dataclass(frozen=True)
@@ -30,33 +30,33 @@ class Machine:
 
     name: str
     memory_bytes: int
-    """Memory reported by PyTorch. It is less than the nominal size, because error correction and the driver use some
-    of it."""
+    """Memory reported by PyTorch. It is less than the nominal size, because error correction and the driver use
+    memory."""
     bf16_tflops: float
     """Peak of dense matrix products, accumulated in fp32. The larger numbers in datasheets are for sparse matrices."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None
-    """US dollars. None for this machine."""
+    """US dollars. None for a CPU."""
     rated_watts: float
     """Maximum sustained power of the chip or card."""
     reported_as: tuple[str, ...] = ()
-    """Its names in PyTorch. Variants with another peak have other names."""
+    """Names of the GPU in PyTorch. Variants with another peak have other names."""
     device: Literal["cuda", "cpu"] = "cuda"
 
     def peak_flops(self, training: TrainingConfig) -> float:
-        """FLOPs a second at the recipe's precision."""
+        """Return the peak FLOPs per second at the recipe's precision."""
         if self.device == "cuda" and training.precision == "bf16":
             return self.bf16_tflops * 1e12
         return (self.tf32_tflops if training.tf32 else self.fp32_tflops) * 1e12
 
     def needed_bytes(self, peak_bytes: int) -> int:
-        """Bytes that a step needs in total, with the allowances."""
+        """Return the bytes that a step with this peak needs in total, including the allowances."""
         share, constant = self._allowances()
         return int(peak_bytes * (1 + share)) + constant
 
     def peak_that_fits(self) -> int:
-        """The highest peak of a step that fits into the memory."""
+        """Return the highest peak of a step that fits into the memory, in bytes."""
         share, constant = self._allowances()
         return max(0, int((self.memory_bytes - constant) / (1 + share)))
 
@@ -86,29 +86,29 @@ GPUS = {
         _gpu("h200", 139.7, 989, 494, 67, 3.99, 700, "H200"),
     )
 }
-"""GPUs sorted by memory. The numbers are from NVIDIA's datasheets: SXM for H100 and H200, fp32 accumulation for the RTX
-cards."""
+"""GPUs, sorted by memory. The numbers are from NVIDIA's datasheets: the SXM variants of H100 and H200, and fp32
+accumulation for the RTX cards."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
 """Peak of one core: fp32 with AVX2 at 3 GHz."""
 CPU_WATTS_PER_CORE = 8.0
-"""Assumed power per core. Processors of servers are rated at 3 to 6 W per core, those of desktops at 6 to 16."""
+"""Assumed power per core. Server CPUs are rated at 3 to 6 W per core, and desktop CPUs at 6 to 16 W."""
 
 
 def this_cpu() -> Machine:
-    """This machine."""
+    """Return this machine, with its CPU and memory."""
     tflops = _CPU_TFLOPS_PER_CORE * torch.get_num_threads()
     watts = CPU_WATTS_PER_CORE * torch.get_num_threads()
     return Machine("cpu", machine_bytes(), tflops, tflops, tflops, None, watts, device="cpu")
 
 
 def gpu_reported_as(name: str) -> Machine | None:
-    """The GPU in the table that has this name in PyTorch. None if there is none."""
+    """Return the GPU in the table that has this name in PyTorch, or None if there is none."""
     return next((gpu for gpu in GPUS.values() if name in gpu.reported_as), None)
 
 
 def machine(name: str) -> Machine:
-    """The machine with this name.
+    """Return the machine with this name in the table. ``cpu`` is this machine.
 
     Raises:
         UserError: the table has no such name.

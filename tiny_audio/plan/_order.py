@@ -1,4 +1,4 @@
-"""Compute the share of padding in the batches of a recipe from its planned order."""
+"""Compute the share of padding in a recipe's batches from its planned order."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tiny_audio.data.order import plan_epoch
 from tiny_audio.recipe import Recipe
 
 SPREAD = 0.6
-"""Standard deviation of the logarithms of durations. With it, two thirds of the clips are within a factor of 1.8 of the
-median."""
+"""Standard deviation of the logarithm of the duration. With this value, two thirds of the clips are within a factor of
+1.8 of the median."""
 _NUM_CLIPS = 20_000
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Averages over an epoch."""
+    """Averages over the batches of an epoch."""
 
     audio_s: float
     """Seconds of audio in a batch."""
     padding_share: float
-    """Share of padding in the computed seconds."""
+    """Share of padding in the audio that is computed."""
 
 
 def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
@@ -39,7 +39,10 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
 
 
 def _durations(shortest_s: float, longest_s: float, mean_s: float) -> NDArray[np.float64]:
-    """Evenly spaced quantiles. The median is found by bisection, because clipping changes the mean."""
+    """Return evenly spaced quantiles of the durations.
+
+    Clipping changes the mean, so the median is found by bisection.
+    """
     normal = NormalDist(sigma=SPREAD)
     offsets = np.array([normal.inv_cdf((rank + 0.5) / _NUM_CLIPS) for rank in range(_NUM_CLIPS)])
     low, high = np.log(shortest_s) + offsets[0], np.log(longest_s) + offsets[-1]

@@ -1,4 +1,4 @@
-"""The dry run of one training step: the memory at its peak, and the FLOPs of each part."""
+"""Dry run of one training step, which gives its peak memory and the FLOPs of each part."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Device = Literal["cuda", "cpu"]
 PARTS = ("encoder", "projector", "decoder", "ctc_head")
 
 CHARACTERS_PER_S = 15
-"""Characters of text per second of speech, an average of English."""
+"""Average number of characters per second of English speech."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
-"""Characters per token, for the tokenizer of a large language model, trained BPE, and characters."""
+"""Characters per token: for the tokenizer of a large language model, for trained BPE, and for single characters."""
 _MAX_CLIPS = 10_000
-"""Maximum number of clips in a batch, because the dry run creates a length and a transcript for each."""
+"""Maximum number of clips in a batch. The dry run creates a length and a transcript for each clip."""
 TEMPLATE_TOKENS = 30
-"""Number of tokens of a chat template around the messages."""
+"""Assumed number of tokens that a chat template adds to the messages."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch."""
+    """The shape of a batch."""
 
     num_clips: int
     duration_s: float
@@ -56,31 +56,31 @@ class DryRunResult:
 
     shape: Shape
     memory: dict[str, int]
-    """Bytes at the peak of ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``, ``backward``
-    and ``workspace``."""
+    """Bytes at the time of the peak, for ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``,
+    ``backward`` and ``workspace``."""
     flops: dict[str, dict[str, int]]
-    """Part -> ``forward`` and ``backward``."""
+    """Part -> FLOPs, ``forward`` and ``backward``."""
     parts: list[dict[str, Any]]
     """Rows of :func:`tiny_audio.model.parts_table.describe_parts`."""
     approximate: bool
-    """Whether sizes depend on a vocabulary that follows from the transcripts."""
+    """Whether sizes are estimates, because they depend on a vocabulary that is learned from the transcripts."""
     num_tokens: int
-    """Tokens of the longest clip's transcript, including the end token."""
+    """Number of tokens of the longest clip's transcript, including the end token."""
     prompt_tokens: int
 
     @property
     def peak_bytes(self) -> int:
-        """Maximum number of bytes at one time."""
+        """Peak memory in bytes."""
         return sum(self.memory.values())
 
     @property
     def parameters(self) -> dict[str, dict[str, int]]:
-        """Part -> ``total`` and ``trainable``."""
+        """Part -> number of parameters, ``total`` and ``trainable``."""
         return {row["part"]: {key: row[key] for key in ("total", "trainable")} for row in self.parts}
 
 
 def worst_shapes(recipe: Recipe) -> list[Shape]:
-    """The batches that may need the most memory: the one with the longest clips, and the one with the most clips.
+    """Return the batches that may need the most memory: a batch of the longest clips, and a batch of the most clips.
 
     Raises:
         UserError: a batch has too many clips.
@@ -99,23 +99,23 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
 
     if budget is None or most * longest <= budget:
         return [Shape(most, lasting(longest))]
-    # A batch of many short clips has more prompts and more text.
+    # A batch of many short clips may need more, because it has more prompts and more text.
     return [Shape(int(budget // longest), lasting(longest)), Shape(most, lasting(budget / most))]
 
 
 def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
-    """The dry run of the batch that needs the most memory."""
+    """Return the dry run of the batch that needs the most memory."""
     return max((dry_run(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
 
 
 def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> DryRunResult:
-    """Run a batch of a training step without storage, in the state after the first step.
+    """Run a training step on a batch without storage. The optimizer has its moments, as after the first step.
 
     Args:
         recipe: the recipe.
         shape: the shape of the batch.
-        device: determines the emulated kernels and allocator.
-        text_share: factor on the usual amount of text for the longest clip's duration.
+        device: the device whose kernels and allocator are emulated.
+        text_share: factor for the amount of text. 1 is the usual amount for the duration of the longest clip.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.
@@ -126,7 +126,7 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()
     autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
-    # The same as in the trainer.
+    # Set the same types as the trainer.
     in_half = autocast if device == "cuda" else None
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
@@ -139,7 +139,7 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
     for tensor in moments:
         dry.account(tensor, "optimizer")
     for tensor in trained:
-        if recipe.training.accumulation > 1:  # the first batch's gradients wait for the others
+        if recipe.training.accumulation > 1:  # gradients of earlier batches are in memory
             tensor.grad = torch.empty_like(tensor)
             dry.account(tensor.grad, "gradients")
         tensor.register_post_accumulate_grad_hook(
@@ -189,7 +189,10 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
 
 
 def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Losses in chunks, like liger-kernel. The logits of a chunk take about as much memory as all hidden states."""
+    """Compute the losses in chunks, like liger-kernel.
+
+    The chunk size is chosen so that the logits of a chunk take about as much memory as all hidden states.
+    """
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = F.linear(hidden, weight).float()
@@ -205,7 +208,7 @@ def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing:
 def _by_kind(at_peak: Counter[str]) -> dict[str, int]:
     kinds = {kind: at_peak[kind] for kind in ("weights", "gradients", "optimizer")}
     kinds |= {f"activations_{part}": at_peak[part] for part in PARTS}
-    # Tensors outside of all parts are the spliced embeddings, the losses, and the probabilities of the logits.
+    # Tensors outside the parts are the spliced embeddings, the losses, and the probabilities computed from logits.
     kinds["logits"] = at_peak["logits"] + at_peak[OTHER]
     return kinds | {kind: at_peak[kind] for kind in (BACKWARD, "workspace")}
 
@@ -220,12 +223,12 @@ def _characters_per_token(recipe: Recipe) -> float:
 
 
 def text_tokens_of(recipe: Recipe, duration_s: float) -> int:
-    """Estimated tokens of a clip's transcript, with its end token."""
+    """Estimate the number of tokens of a clip's transcript, including the end token."""
     return max(2, round(duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
 
 
 def prompt_tokens_of(recipe: Recipe) -> int:
-    """Estimated tokens of the prompt."""
+    """Estimate the number of tokens of the prompt."""
     text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
     template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS
     return template + round(len(text) / _characters_per_token(recipe))

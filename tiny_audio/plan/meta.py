@@ -1,4 +1,4 @@
-"""Build a recipe's model without its data, with the real shapes and names. On the meta device, it has no weights."""
+"""Build a recipe's model with the real shapes and names, but without data. On the meta device, it has no weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tiny_audio.model.model import TinyAudioModel
 
 LETTERS = 28
-"""The assumed alphabet of transcripts that are not read: a to z, space and apostrophe."""
+"""Assumed number of characters in the transcripts, which are not read: a to z, space and apostrophe."""
 
 _PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
 
@@ -28,12 +28,12 @@ class MetaModel:
 
     model: TinyAudioModel
     approximate: bool
-    """Whether sizes depend on a vocabulary that follows from the transcripts."""
+    """Whether sizes are estimates, because they depend on a vocabulary that is learned from the transcripts."""
 
 
 @dataclass(frozen=True)
 class _StandInTokenizer:
-    """Replaces a tokenizer that is not trained yet."""
+    """Stands in for a tokenizer that is not trained yet."""
 
     size: int
     pad_token_id: int = 0
@@ -49,10 +49,10 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
 
     Args:
         recipe: a valid recipe.
-        prompt_tokens: length of the prompt. Its tokens are not known without the tokenizer.
+        prompt_tokens: number of tokens of the prompt.
 
     Raises:
-        UserError: a part cannot be built, or its checkpoint is not in the shipped table and cannot be read.
+        UserError: a part cannot be built, or its checkpoint cannot be read and is not in the shipped table.
     """
     approximate = recipe.ctc is not None or recipe.decoder.tokenizer is not None
     parts = {"encoder": _portable(recipe.encoder), "decoder": _portable(recipe.decoder)}
@@ -62,13 +62,13 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
 def build_stand_in(
     recipe: Recipe, device: torch.device, prompt_tokens: int = 0, *, random_weights: bool = True
 ) -> TinyAudioModel:
-    """Build a model with the recipe's shapes. A vocabulary that depends on the transcripts gets a typical size.
+    """Build a model with the recipe's shapes. A vocabulary that is learned from the transcripts gets a typical size.
 
     Args:
         recipe: a valid recipe.
         device: device of the model's tensors.
-        prompt_tokens: length of the prompt.
-        random_weights: build the architectures of checkpoints without reading their weights.
+        prompt_tokens: number of tokens of the prompt.
+        random_weights: whether to build the architectures of checkpoints without reading their weights.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read.
@@ -101,7 +101,7 @@ def build_stand_in(
 
 
 def _portable(part: _PartConfig) -> _PartConfig:
-    """The part with an attention that needs no extra package. The parameters do not depend on it."""
+    """Return the part with an attention that needs no extra package. The parameters do not depend on the attention."""
     if part.attention != "flash_attention_2":
         return part
     return part.model_copy(update={"attention": VARLEN if VARLEN in part.attentions else "auto"})
@@ -112,7 +112,7 @@ def _stand_in_tokenizer(recipe: Recipe) -> Any:
     if trained is not None:
         return _StandInTokenizer(trained.vocab_size if trained.kind == "bpe" else LETTERS + len(SPECIAL_TOKENS))
     if recipe.decoder.init == "pretrained":
-        return None  # the architecture states the size of the vocabulary
+        return None  # the size of the vocabulary is in the architecture
     from tiny_audio.decoders import load_tokenizer
 
     return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -27,7 +27,7 @@ _KINDS = {
 def print_plan(plan: Plan) -> None:
     """Print tables of parts, memory and machines.
 
-    For a single machine, also print whether the recipe fits and what to change.
+    For a single machine, also print whether the recipe fits, and which changes would make it fit.
     """
     print("\n".join(_lines(plan)))
 

@@ -1,4 +1,4 @@
-"""Compute the FLOPs of a training step from its clips, with curves that are fitted to dry runs."""
+"""Compute the FLOPs of a training step from its clips. The formulas are fitted to dry runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Work:
     """
 
     audio: tuple[float, float, float]
-    """Coefficients of the parts that run at the rate of the audio: FLOPs per clip, second, and second²."""
+    """Coefficients of the encoder, the projector and the CTC head: FLOPs per clip, per second, and per second²."""
     decoder: tuple[float, float, float]
-    """Coefficients of the decoder: FLOPs per position, position², and target token (with logits)."""
+    """Coefficients of the decoder: FLOPs per position, per position², and per target token, which has logits."""
     prompt_tokens: int
     embeddings_per_s: float
 
     def flops(self, durations_s: Sequence[float], num_tokens: Sequence[int]) -> float:
-        """FLOPs of several clips.
+        """Return the total FLOPs of several clips.
 
         Args:
             durations_s: duration of each clip, without padding.
@@ -39,9 +39,9 @@ class Work:
 
 
 def work_of(recipe: Recipe, device: Device) -> Work:
-    """Fit curves to dry runs of three clips, from a short one to the longest that the recipe allows.
+    """Fit curves to dry runs of three clips: a short one, one of middle length, and the longest allowed clip.
 
-    The curves are quadratic, because attention is quadratic. Everything else is linear.
+    The curves are quadratic, because the FLOPs of attention are quadratic. All other FLOPs are linear.
 
     Raises:
         UserError: the dry run of the model failed.
@@ -83,7 +83,8 @@ def _fit(recipe: Recipe, device: Device) -> Work:
 
 
 def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Number of positions that the decoder reads for each clip. The end token is predicted but never read."""
+    """Return the number of positions that the decoder reads for each clip. It predicts the end token, but does not
+    read it."""
     positions: np.ndarray = prompt_tokens + embeddings_per_s * seconds + tokens - 1
     return positions
 

@@ -23,12 +23,12 @@ def assemble(
 
     Args:
         recipe: the recipe with the parts.
-        clips: the training clips. None if nothing is learned from them, because ``learned`` is given.
-        start: the model of ``training.init_from``.
-        learned: the vocabulary of the clips' transcripts. None reads the transcripts.
+        clips: the training clips. May be None only if ``learned`` is given.
+        start: the model of ``training.init_from``, if the recipe has one.
+        learned: the vocabulary of the clips' transcripts. If None, it is learned from the transcripts.
 
     Raises:
-        UserError: a part cannot be built, or ``start`` does not fit.
+        UserError: a part cannot be built, or ``start`` does not fit the recipe.
     """
     if clips is not None:
         clips.check_any("data.train")
@@ -54,7 +54,7 @@ def assemble(
             assert start is not None
             vocabulary = start.ctc_vocabulary()
     prompt, limits = fitting_prompt(recipe, tokenizer)
-    # Random initial weights depend only on the seed. Parts may draw from any generator.
+    # Random initial weights must depend only on the seed. Parts may draw them from any generator, so seed all.
     seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,

@@ -1,4 +1,4 @@
-"""Planned batches for training: loaded in advance, and counted over all processes."""
+"""Load planned batches for training in advance, and count their clips and tokens over all processes."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from tiny_audio.training.signals import StopAsked, StopSignal
 from tiny_audio.training.world import World
 
 _MOST_EMPTY_EPOCHS = 1000
-"""Maximum number of consecutive epochs without a clip. If weights are small, some epochs may have none."""
+"""Maximum number of consecutive epochs without a clip. With small weights, an epoch may have no clip."""
 
 
 class LoadingFailed(UserError):  # noqa: N818
-    """A batch cannot be loaded although its clips may be good, for example because the hub cannot be reached."""
+    """A batch cannot be loaded, for example because the hub cannot be reached. Its clips may still be usable."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """This process's part of a global batch. The global batch has usable clips."""
+    """This process's part of a global batch that has at least one usable clip."""
 
     batch: Batch
-    """The clips. If this process has none, it is a stand-in, because all processes must run the same passes."""
+    """The clips of this process. If it has none, a stand-in clip, because all processes must run the same passes."""
     weight: float
-    """Weight of its losses: 1, or 0 for a stand-in."""
+    """Weight of the batch's losses: 1, or 0 for a stand-in."""
     counts: Counts
     plan: EpochPlan
     epoch: int
@@ -55,8 +55,8 @@ class Batches:
         recipe: the settings.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
-        world: the processes. Each gets its rows of every batch. Batches without a usable clip are skipped.
-        note_dropped: receives the unusable clips of all processes, in every process.
+        world: the processes. Each process gets a slice of every batch. Batches without a usable clip are skipped.
+        note_dropped: called in every process with the unusable clips of all processes.
         stop: the stop signal, which ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """
@@ -77,20 +77,21 @@ class Batches:
         self._pin_memory = pin_memory
 
     def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch | None]:
-        """Yield batches from batch ``index`` of ``epoch`` on.
+        """Yield batches, beginning with batch ``index`` of ``epoch``.
 
-        If one process was asked to stop while it waited, the batches end with None in all processes.
+        If a stop was requested in any process, yield None in all processes and end.
 
         Args:
-            plan_hash: hash of the epoch's plan in the checkpoint. It is empty at the start.
+            plan_hash: hash of the epoch's plan, from the checkpoint. Empty at the start of training.
 
         Raises:
-            RunFailed: the plan has changed, a whole epoch has no usable clip, or many epochs have no clip.
-            LoadingFailed: clips cannot be loaded in one of the processes.
+            RunFailed: the plan has changed, a whole epoch has no usable clip, or too many consecutive epochs have no
+                clip.
+            LoadingFailed: a process cannot load its clips.
         """
         num_empty = 0
         while True:
-            # Check before loader processes are forked. After a stop, remaining threads may hold locks.
+            # Check this before loader processes are forked: after a stop, prefetcher threads may still hold locks.
             if self.world.any(self._stop.requested):
                 yield None
                 return
@@ -164,12 +165,12 @@ class Batches:
             num_workers=recipe.execution.num_workers,
             worker_init_fn=_outlive_the_first_signal,
             pin_memory=self._pin_memory,
-            # Without this, each loader would draw a seed from the global generator, so restarts would change its state.
+            # By default, each DataLoader draws a seed from the global generator, so restarts would change its state.
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
     def _agree(self, batch: Batch | Failure | None) -> tuple[Counts, list[Dropped]] | None:
-        """Counts and unusable clips of a batch over all processes. None if a process was asked to stop."""
+        """Return a batch's counts and unusable clips over all processes, or None if a stop was requested in any."""
         values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
         flags = [float(isinstance(batch, Failure)), float(batch is None)]
         clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
@@ -186,7 +187,7 @@ class Batches:
         return Counts(clips, tokens, labels), dropped
 
     def _stand_in(self) -> Batch:
-        """One clip of faint noise, of the shortest allowed duration."""
+        """Return a batch of one clip: faint noise of the shortest allowed duration."""
         samples = int(self.recipe.data.min_duration_s * SAMPLE_RATE)
         noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
         return Batch(
@@ -204,7 +205,7 @@ def _values(batch: Batch) -> list[float]:
 
 
 class _Loader:
-    """The batches of a DataLoader. Its processes end when the context is left."""
+    """Reads batches from a DataLoader. The loader processes end when the context exits."""
 
     def __init__(self, loader: DataLoader[Batch | Failure]) -> None:
         before = set(active_children())
@@ -217,10 +218,10 @@ class _Loader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._batches = None  # ends its processes
+        self._batches = None  # ends the loader processes
 
     def next(self, stop: StopSignal) -> Batch | Failure | None:
-        """The next batch. None if a stop was requested."""
+        """Return the next batch, or None if a stop was requested."""
         assert self._batches is not None
         try:
             with stop.waiting():
@@ -240,7 +241,10 @@ _STOP = StopSignal()
 
 
 class _FailuresAsValues(Dataset[Batch | Failure]):
-    """Batches, or a :class:`Failure` if a batch cannot be loaded. The DataLoader would change the type of an error."""
+    """A dataset that returns a :class:`Failure` if a batch cannot be loaded.
+
+    It does not raise the error, because the DataLoader would change its type.
+    """
 
     def __init__(self, batches: PlannedBatches) -> None:
         self._batches = batches
@@ -261,7 +265,7 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Let a loader process stop waiting at the first signal, but not exit.
+    """Handle signals in a loader process. At the first signal, it stops waiting, but does not exit.
 
     Ctrl-C and many schedulers signal every process. The training process must still save. After that, it ends the
     loader processes, with SIGTERM if needed.

@@ -1,4 +1,4 @@
-"""Checkpoints. They are written to a temporary folder, synced to disk and committed by a rename."""
+"""Save and load checkpoints. Each is written to a temporary folder, synced to disk and committed by a rename."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Saved:
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    """The optimizer's tensors, by ``parameter.name``."""
+    """The optimizer's tensors. A key is the parameter's index and the tensor's name, such as ``0.exp_avg``."""
     groups: list[dict[str, Any]]
     rng: dict[str, Any]
     progress: Progress
@@ -53,7 +53,9 @@ def latest(folder: Path) -> Path | None:
 def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int, world: World
 ) -> None:
-    """Commit a checkpoint, then remove all but the newest ``keep``. This is a collective. The main process writes.
+    """Commit a checkpoint, then remove all checkpoints except the newest ``keep``.
+
+    This is a collective. Only the main process writes.
 
     Raises:
         UserError: the disk is full or not writable. Earlier checkpoints are unchanged.
@@ -96,9 +98,9 @@ def save(
 def load_newest(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, note: Callable[[str], None], world: World
 ) -> Progress | None:
-    """Restore the newest undamaged checkpoint. Returns None if there is none.
+    """Restore the newest undamaged checkpoint. Return its progress, or None if there is no checkpoint.
 
-    This is a collective. The main process reads. Damaged checkpoints are reported, renamed and skipped.
+    This is a collective. Only the main process reads. Damaged checkpoints are reported, renamed and skipped.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -137,7 +139,7 @@ def load_newest(
 
 
 def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
-    """Find the newest undamaged checkpoint. Rename and skip damaged ones.
+    """Find the newest undamaged checkpoint. Damaged checkpoints are renamed and skipped.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -161,15 +163,15 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
-    """The committed checkpoints by their steps, in order."""
+    """Return the folder of each committed checkpoint by its step, in ascending order."""
     return {int(path.name.removeprefix(_PREFIX)): path for path in sorted(folder.glob(f"{_PREFIX}*"))}
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """The state of the training at a checkpoint.
+    """Read the progress of a training run from a checkpoint.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the checkpoint is damaged.
     """
     try:
         return Progress(**json.loads((checkpoint / "progress.json").read_text()))
@@ -178,10 +180,10 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Check a checkpoint by its checksums.
+    """Check a checkpoint's files against their checksums.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the checkpoint is damaged.
     """
     problem = _damage(checkpoint)
     if problem is not None:
@@ -189,7 +191,7 @@ def check_whole(checkpoint: Path) -> None:
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint into a model of one process.
+    """Load the weights of a checkpoint into a model that is used in a single process.
 
     Raises:
         RunFailed: the checkpoint does not hold exactly the tensors that this model trains.
@@ -202,7 +204,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Store ``saved`` in ``found``. Return the part that is broadcast as one message; the tensors follow one by one."""
+    """Store ``saved`` in ``found``, and return its values for one message. The tensors are broadcast one by one."""
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
 
@@ -233,7 +235,7 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """Describe the damage to a checkpoint's files, by their sizes and checksums."""
+    """Compare a checkpoint's files with their sizes and checksums. Return the first damage, or None if intact."""
     if not (checkpoint / _SUMS).exists():
         return f"{_SUMS} is missing"
     try:
@@ -252,7 +254,7 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def _sum_of(path: Path) -> tuple[int, int]:
-    """Size and CRC-32 of a file."""
+    """Return the size and CRC-32 of a file."""
     total = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -261,7 +263,7 @@ def _sum_of(path: Path) -> tuple[int, int]:
 
 
 def _torch_save(value: object, path: Path) -> None:
-    """Save through a Python file, which raises OSErrors. torch's own writer aborts the process if the disk is full."""
+    """Save through a Python file, which raises OSError if the disk is full. torch's writer would abort the process."""
     with path.open("wb") as file:
         torch.save(value, file)
 
@@ -277,7 +279,10 @@ def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training changes: trainable parameters and buffers of the state dict. Tied ones occur once."""
+    """Return the tensors that training changes: trainable parameters, and buffers of the state dict.
+
+    Tied tensors occur once.
+    """
     persistent = model.state_dict()
     trainable = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}

@@ -1,4 +1,4 @@
-"""Write ``clips.jsonl``, the clips of each step. A restart continues the file."""
+"""Write ``clips.jsonl``, which lists the clips of each step. A restarted run continues the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tiny_audio.training.metrics import read_metrics
 
 
 class ClipsLog:
-    """Appends one line per batch. The file helps to find the clips that cause a jump of the loss.
+    """Appends one line per batch. The file helps to find clips that make the loss jump.
 
     Args:
         path: the file.
-        step: the step that training continues from. Lines of later steps are removed, because they are repeated.
+        step: the step that training continues from. Lines of later steps are removed, because these steps run again.
     """
 
     def __init__(self, path: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Apply torch.compile to the layers of encoder and decoder. Keys and exports do not change."""
+"""Apply torch.compile to the layers of encoder and decoder. Keys of the state dict and exports do not change."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tiny_audio.config import UserError
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> int:
-    """Compile each layer in place and return their number. Equal layers share one compilation.
+    """Compile each layer in place, and return the number of layers. Equal layers share one compilation.
 
-    The whole model is not compiled, because control flow between the layers depends on lengths. Sizes are dynamic,
+    The model is not compiled as a whole, because control flow between the layers depends on lengths. Sizes are dynamic,
     because they differ between batches.
 
     Raises:
@@ -35,7 +35,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     layers = [
         module
         for module in model.modules()
-        # Front ends use this class for convolutions, and each has another shape.
+        # Skip the convolutions of front ends. They are also of this class, but each has a different shape.
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]
@@ -45,6 +45,9 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Run compiled layers in eager mode. In generation, the growing cache would recompile them at each step."""
+    """Return a context in which compiled layers run in eager mode.
+
+    Generation needs it, because its growing cache would cause a recompilation at each step.
+    """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

@@ -32,7 +32,7 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
 
 
 def by_liger(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Losses ``[K]`` of hidden states ``[K, H]`` under a head ``[V, H]``."""
+    """Return the losses ``[K]`` of hidden states ``[K, H]``, with the weights ``[V, H]`` of the head."""
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
     nothing_ignored, no_z_loss = -100, 0.0

@@ -32,17 +32,20 @@ class Host:
     rated_watts: float
     power_source: str
     price_per_hour: float | None
-    """US dollars, from the table."""
+    """US dollars for all processes, from the table. None if unknown."""
     joules: Callable[[], float] | None
-    """Reads the energy meter of this process's device. Only differences of its values matter. None without a meter."""
+    """Reads the energy meter of this process's device. Only differences between its values have a meaning.
+
+    None if the device has no meter.
+    """
 
     @classmethod
     def of(
         cls, device: torch.device, execution: ExecutionConfig, training: TrainingConfig, num_processes: int = 1
     ) -> Host:
-        """Take each figure from the settings, else from the table of GPUs, else from a measurement.
+        """Take each figure from the settings if it is set there, otherwise from the table of GPUs.
 
-        The peak of a CPU, or of a GPU that is not in the table, is measured. This takes a fraction of a second.
+        If neither has the peak, it is measured, which takes a fraction of a second.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)
@@ -78,7 +81,7 @@ class Host:
         )
 
     def peak_memory_bytes(self) -> int:
-        """Peak memory so far: of the GPU, by PyTorch's allocator, or of this process."""
+        """Return the peak memory so far: on a GPU, of PyTorch's allocator, and otherwise of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return peak_resident_bytes()
@@ -106,10 +109,12 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
 
 
 def nvml_meter(uuid: str) -> Callable[[], float] | None:
-    """Return the energy meter of a GPU, in joules. None without ``nvidia-ml-py``, or if the GPU has no meter.
+    """Return a function that reads the energy meter of a GPU, in joules.
+
+    Returns None if ``nvidia-ml-py`` is not installed, or if the GPU has no meter.
 
     Args:
-        uuid: identifies the GPU. An index would not, because NVML also lists GPUs that are hidden from this process.
+        uuid: identifies the GPU. An index is not enough, because NVML also counts GPUs that this process cannot use.
     """
     try:
         import pynvml
@@ -119,6 +124,6 @@ def nvml_meter(uuid: str) -> Callable[[], float] | None:
         pynvml.nvmlInit()
         handle: Any = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError:  # no driver, a GPU before Volta, or a slice of one
+    except pynvml.NVMLError:  # no driver, a GPU older than Volta, or a slice of a GPU
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000

@@ -56,11 +56,11 @@ class StartingPoint:
         return self.wanted is None or part in self.wanted
 
     def tokenizer(self) -> Any:
-        """The tokenizer that the decoder was trained with."""
+        """Load the tokenizer that the decoder was trained with."""
         return load_exported_tokenizer(self.folder)
 
     def ctc_vocabulary(self) -> CtcVocabulary:
-        """Characters of the CTC head.
+        """Return the characters of the CTC head.
 
         Raises:
             UserError: the model has no CTC head.
@@ -73,16 +73,17 @@ class StartingPoint:
         return CtcVocabulary(tuple(characters))
 
     def fingerprint(self) -> str:
-        """SHA-256 of weights, config and tokenizer; part of the training identity."""
+        """Return the SHA-256 of weights, config and tokenizer, which is part of the training identity."""
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
         """Copy the weights of the wanted parts.
 
-        New adapters go on top of the weights of a part that has none, be they merged or trained as a whole.
+        If a part has no adapters in this model, the recipe may add new ones. The part may have merged adapters or
+        fully trained weights.
 
         Raises:
-            UserError: the adapters differ, or a key is missing, unexpected, or of another shape.
+            UserError: the adapters differ, or a tensor is missing, unexpected, or has another shape.
         """
         problems = list(self._adapter_problems(model.config))
         if problems:
@@ -101,11 +102,11 @@ class StartingPoint:
         self._check_fits(saved, {name: model.get_parameter_or_buffer(target) for name, target in own.items()})
         for name, target in own.items():
             there, here = saved[name], model.get_parameter_or_buffer(target)
-            # Merged weights are in full precision: in half precision, the adapters' change would be rounded away.
+            # Keep the higher precision: rounding to half precision could remove the small changes of merged adapters.
             here.data = there.to(here.device, torch.promote_types(there.dtype, here.dtype))
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of the model, by name. Tied ones occur once."""
+        """Read all tensors of the model, by name. Tied tensors occur once."""
         referring = {kind for kind in self.config.get("base_weights") or {} if self.takes(kind)}
         try:
             if referring:
@@ -151,7 +152,7 @@ class StartingPoint:
 
 
 def _adapters(lora: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what adapters compute."""
+    """Return the settings that affect the output of adapters."""
     return {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
 
 
@@ -159,7 +160,7 @@ def _adapters(lora: Mapping[str, Any]) -> dict[str, Any]:
 class PretrainedHead:
     """A CTC head that was released with an encoder, and its characters.
 
-    V labels · D encoder channels
+    V: number of labels. D: number of encoder channels.
     """
 
     vocabulary: CtcVocabulary
@@ -170,7 +171,7 @@ class PretrainedHead:
 
     @classmethod
     def read(cls, encoder: EncoderConfig) -> PretrainedHead:
-        """Read only the head from the encoder's checkpoint.
+        """Read the head from the encoder's checkpoint, without the other tensors.
 
         Raises:
             UserError: the checkpoint has no head, or no vocabulary of characters.
@@ -206,7 +207,7 @@ class PretrainedHead:
         return cls(vocabulary, weight[rows], bias[rows])
 
     def load_into(self, head: nn.Linear) -> None:
-        """Copy both tensors."""
+        """Copy weight and bias into ``head``."""
         with torch.no_grad():
             head.weight.copy_(self.weight)
             head.bias.copy_(self.bias)
@@ -215,7 +216,7 @@ class PretrainedHead:
 def _read_tokenizer(part: EncoderConfig) -> Any:
     """Load the tokenizer of a checkpoint's head.
 
-    The class is named because ``AutoTokenizer`` does not find it for most families.
+    The class is fixed, because ``AutoTokenizer`` does not find it for most families.
     """
     from transformers import Wav2Vec2CTCTokenizer
 
@@ -229,7 +230,7 @@ def _read_tokenizer(part: EncoderConfig) -> Any:
 
 
 def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
-    """Read only the named tensors of a checkpoint. The others may take gigabytes."""
+    """Read only the named tensors of a checkpoint, because the whole checkpoint may take gigabytes."""
     from transformers.utils import cached_file
 
     def fetch(file: str) -> Path | None:
@@ -256,7 +257,7 @@ def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
                 continue
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
-                    if name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+                    if name in file.keys():  # noqa: SIM118  # safe_open is not a mapping
                         tensors[name] = file.get_tensor(name)
             else:
                 # Only zip archives, the format since torch 1.6, can be memory-mapped.

@@ -1,7 +1,7 @@
 """Read the environment variables of torchrun and `accelerate launch`, which define the rank of this process.
 
-Notebooks, clusters and earlier commands leave some of these variables behind. If ``WORLD_SIZE`` is not set or is 1,
-this is a single process, and the other variables do not matter.
+Notebooks, clusters and earlier commands may leave some of these variables behind. If ``WORLD_SIZE`` is not set or is 1,
+this is a single process, and the other variables are ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 }
-"""The variables of other launchers for the number of processes and the rank. Training does not use them."""
+"""The variables in which other launchers set the number of processes and the rank. Training does not use them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Launch:
     """Rank among the processes of this machine."""
     size: int = 1
     note: str | None = None
-    """A message for the user about ignored variables. None if there are none."""
+    """A message for the user about ignored variables. None if no variables are ignored."""
     port: int = 0
     """Port of the main process, to which the processes connect. 0 for a single process."""
 
@@ -54,10 +54,10 @@ class Launch:
 
 
 def check_alone(command: str) -> None:
-    """Reject a launch of several processes.
+    """Check that no launcher started several processes.
 
     Raises:
-        UserError: this is one of several.
+        UserError: ``WORLD_SIZE`` is larger than 1.
     """
     size = _number("WORLD_SIZE", 1, None) if _is_set("WORLD_SIZE") else 1
     if size > 1:
@@ -84,7 +84,7 @@ def _number(name: str, least: int, most: int | None) -> int:
 
 
 def _ignored() -> str | None:
-    """A message about variables that describe several processes or were left behind. None if there are none."""
+    """Return a message about launcher variables that are set but not used, or None if there are none."""
     left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
     if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):
         world = "WORLD_SIZE is 1" if _is_set("WORLD_SIZE") else "WORLD_SIZE is not set"

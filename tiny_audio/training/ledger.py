@@ -1,7 +1,7 @@
 """Resource usage of a run: audio, FLOPs, waiting, memory, energy.
 
-The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run continues them. They do not
-include steps that were lost when the process was killed, and the time to start.
+The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They include
+neither the startup time nor steps that were lost when the process was killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OVERHEAD = ("beside_s", "measured_j", "rated_j")
 
 @dataclass
 class Amounts:
-    """The audio and usage of one step in one process. Those of several processes add up."""
+    """The audio and resource usage of one step in one process. Amounts of several processes can be added."""
 
     audio_s: float = 0.0
     padded_s: float = 0.0
@@ -36,20 +36,20 @@ class Amounts:
     flops: float = 0.0
     """FLOPs that the clips need, without padding."""
     joules: float = 0.0
-    """Joules measured since the previous step. 0 without a meter."""
+    """Joules measured since the previous step. 0 if there is no meter."""
 
     def __add__(self, other: Amounts) -> Amounts:
         return Amounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 class Ledger:
-    """Adds up the resource usage of a training.
+    """Adds up the resource usage of a training run.
 
     Args:
         progress: stores the sums.
         host: the machine.
-        work: computes the FLOPs of clips. None does not count FLOPs.
-        clock: monotonic seconds.
+        work: computes the FLOPs of clips. If None, FLOPs are not counted.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Ledger:
         self.progress, self._host, self._work, self._clock = progress, host, work, clock
         self._joules = host.joules() if host.joules else 0.0
         self._ended = clock()
-        # Checkpoints of older versions do not have the sums at the last line.
+        # Checkpoints of older versions do not have the sums at the last line of the log.
         if not progress.logged:
             progress.logged = self._sums()
 
     def amounts(self, batches: Sequence[Batch]) -> Amounts:
-        """Measure this process's batches of a step."""
+        """Return the amounts of this process's batches in a step."""
         seconds = [length / SAMPLE_RATE for batch in batches for length in batch.lengths.tolist()]
         tokens = [len(row) for batch in batches for row in batch.targets]
         return Amounts(
@@ -75,14 +75,14 @@ class Ledger:
         )
 
     def joules(self) -> float:
-        """Joules that this process's device has used since the last call. 0 without a meter."""
+        """Return the joules that this process's device has used since the last call, or 0 if it has no meter."""
         if self._host.joules is None:
             return 0.0
         before, self._joules = self._joules, self._host.joules()
         return self._joules - before
 
     def add_step(self, amounts: Amounts, wall_s: float) -> None:
-        """Add a finished step. Other time since the previous step is overhead.
+        """Add a finished step. The rest of the time since the previous step counts as overhead.
 
         Args:
             amounts: the amounts of all processes.
@@ -98,7 +98,7 @@ class Ledger:
         self._add_time(wall_s, amounts.joules)
 
     def add_overhead(self, joules: float) -> None:
-        """Add the time since the last step.
+        """Add the time since the last step as overhead.
 
         Args:
             joules: energy of all processes, see :meth:`joules`.
@@ -115,7 +115,10 @@ class Ledger:
             self.progress.rated_j += self._host.rated_watts * elapsed_s
 
     def row(self) -> dict[str, Any]:
-        """Values of the steps since the last row. Hours, memory and energy cover the whole training so far."""
+        """Return the values of the next line of the log.
+
+        Rates cover the steps since the last line. Hours, memory and energy cover the whole run so far.
+        """
         progress, before = self.progress, self.progress.logged
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._host.peak_memory_bytes())
         progress.logged = self._sums()
@@ -132,9 +135,9 @@ class Ledger:
         return {name: getattr(self.progress, name) for name in _SUMS}
 
     def totals(self) -> dict[str, Any]:
-        """Sums of the whole training and the origin of the machine's figures.
+        """Return the sums of the whole training run, and the origin of the machine's figures.
 
-        They are the input of :func:`tiny_audio.analysis.ledger.account`.
+        The result is the input of :func:`tiny_audio.analysis.ledger.account`.
         """
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {
@@ -152,20 +155,20 @@ class Overhead:
 
     Args:
         host: the machine, with only this process's device.
-        clock: monotonic seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = Ledger(Progress(), host, None, clock)
 
     def usage(self) -> dict[str, float]:
-        """Usage since the beginning or the last call, with the names of :meth:`Ledger.totals`."""
+        """Return the usage since the last call, or since the start. The keys are those of :meth:`Ledger.totals`."""
         before = replace(self._ledger.progress)
         self._ledger.add_overhead(self._ledger.joules())
         return {name: getattr(self._ledger.progress, name) - getattr(before, name) for name in _OVERHEAD}
 
 
 def with_overhead(totals: Mapping[str, Any], overheads: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """The totals of a training plus the given overheads."""
+    """Add overheads to the totals of a training run."""
     overheads = list(overheads)
     return {**totals, **{name: totals[name] + sum(one[name] for one in overheads) for name in _OVERHEAD}}

@@ -32,11 +32,11 @@ class Counts:
 
 
 class CountedBatch(Protocol):
-    """A batch, as the loop sees it."""
+    """The attributes of a batch that the loop uses."""
 
     @property
     def counts(self) -> Counts:
-        """The divisors of the losses."""
+        """The sizes by which the losses are divided."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -44,7 +44,7 @@ BatchT = TypeVar("BatchT", bound=CountedBatch)
 
 @dataclass(frozen=True)
 class Budget:
-    """The length of a training: in steps, or in seconds of steps."""
+    """The length of a training run, in steps or in seconds. Seconds only count the time of steps."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -57,7 +57,10 @@ class Budget:
         return progress.step >= self.steps
 
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
-        """The current step of the learning rate's schedule. With seconds, it is proportional to the spent seconds."""
+        """Return the current step of the learning rate schedule.
+
+        With a budget in seconds, it is proportional to the time of the steps so far.
+        """
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)
         return progress.step
@@ -74,7 +77,7 @@ class Step(Generic[BatchT]):
 
 
 class Diverged(RunFailed):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Too many consecutive steps had a loss or gradient that is not finite."""
 
 
 class TrainingLoop(Generic[BatchT]):
@@ -85,7 +88,7 @@ class TrainingLoop(Generic[BatchT]):
         optimizer: the optimizer of the model.
         recipe: the settings.
         score: computes the losses of one batch. It is called once per batch of a step.
-        budget: when training ends.
+        budget: the length of the training run.
         progress: the state to continue from.
         note: receives a message for each skipped step.
         world: the processes.
@@ -107,13 +110,14 @@ class TrainingLoop(Generic[BatchT]):
         self.budget, self.progress, self.note, self.world = budget, progress, note, world
 
     def steps(self, batches: Iterator[BatchT | None]) -> Iterator[Step[BatchT]]:
-        """Train, yielding after each step.
+        """Train, and yield each finished step.
 
-        Ends when the budget is spent or a batch is None. The batches of a step are freed when the next step begins.
+        Training ends when the budget is spent or a batch is None. The batches of a step are freed when the next step
+        begins.
 
         Raises:
-            Diverged: too many steps in a row were skipped.
-            OutOfMemory: a GPU has no room for a step.
+            Diverged: too many consecutive steps were skipped.
+            OutOfMemory: a step does not fit into the memory of a GPU.
         """
         while not self.budget.is_spent(self.progress):
             started = time.monotonic()
@@ -130,7 +134,7 @@ class TrainingLoop(Generic[BatchT]):
             group.clear()  # frees the batches, so that the loader can reuse their memory
 
     def _next_group(self, batches: Iterator[BatchT | None]) -> list[BatchT]:
-        """The batches of a step. There are fewer if one of them is None."""
+        """Return the batches of a step. If a batch is None, return only the batches before it."""
         group: list[BatchT] = []
         while len(group) < self.config.accumulation and (batch := next(batches)) is not None:
             group.append(batch)
@@ -144,7 +148,7 @@ class TrainingLoop(Generic[BatchT]):
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate(config, scheduled_step, settings["peak"])
         if self.world.size > 1:
-            # Random streams restart at every step, because a checkpoint may continue in any number of processes.
+            # Seed every step anew, because a checkpoint may be continued with another number of processes.
             seed_all(_step_seed(config.seed, progress.step, self.world.rank))
         before = rng_state()
         try:

@@ -1,4 +1,4 @@
-"""Write ``metrics.jsonl``, one line per event. A restart continues the file."""
+"""Write ``metrics.jsonl``, with one line per event. A restarted run continues the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MetricsLog:
 
     Args:
         run_dir: folder of the file. TensorBoard's files are in its subfolder ``tensorboard/``.
-        step: the step that training continues from. Rows of later steps are removed, because they are repeated.
+        step: the step that training continues from. Rows of later steps are removed, because these steps run again.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
@@ -28,7 +28,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a row, and write numbers to TensorBoard as ``kind/name``. Values that are not finite become null."""
+        """Append a row, and write its numbers to TensorBoard as ``kind/name``. Non-finite numbers become null."""
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 values[name] = None
@@ -39,13 +39,13 @@ class MetricsLog:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close the files."""
         self._file.close()
         self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics file. A truncated last line is left out."""
+    """Read all complete rows of a metrics file. A truncated last line is ignored."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is incomplete

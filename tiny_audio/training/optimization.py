@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a pure function of the step."""
+"""Build the optimizer, and compute the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 
 
 def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
-    """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights. Matrices have weight decay, vectors do not.
+    """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights. Weight decay applies to matrices only.
 
-    Each group has a ``peak`` learning rate: the part's own, or the recipe's.
+    Each group has a ``peak`` learning rate: that of the part if it is set, otherwise that of the recipe.
     """
     config = recipe.training
     return torch.optim.AdamW(
@@ -43,7 +43,7 @@ def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
-    """The learning rate of step 0, 1, …: a linear warmup to ``peak``, then the decay to the final ratio.
+    """Return the learning rate of a step, counted from 0: a linear warmup to ``peak``, then the scheduled decay.
 
     ``peak`` is ``config.learning_rate`` by default.
     """

@@ -16,9 +16,9 @@ from tiny_audio.training.world import World
 
 
 def shard(model: nn.Module, device: torch.device, world: World) -> None:
-    """Keep a shard of every parameter in each process (FSDP2). Passes gather one layer at a time.
+    """Split every parameter into shards, one for each process (FSDP2). Passes gather one layer at a time.
 
-    Parameters keep their types and autocast stays the same, so the arithmetic is that of one process.
+    Parameters keep their types, and autocast does not change, so the arithmetic is the same as in a single process.
 
     Args:
         model: the model, on the CPU, the same in every process.
@@ -31,7 +31,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost module lists. They are gathered and freed one at a time."""
+    """Yield the members of the outermost module lists, which are gathered and freed one at a time."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -41,7 +41,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
-    """Context of a forward and a backward pass. Processes add up their gradients after the ``last`` pass of a step."""
+    """Run a forward and a backward pass in this context. Gradients are synchronized in the ``last`` one of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
@@ -54,7 +54,7 @@ def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather all parameters of a sharded model in every process, so that each can use it. This is a collective."""
+    """Gather all parameters of a sharded model in every process while the context is active. This is a collective."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -64,17 +64,18 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-            # As in PyTorch, the outermost module is not resharded, because the backward pass needs it right away.
+            # Restore PyTorch's default: after a forward pass, the outermost module is not resharded, because the
+            # backward pass needs it right away.
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Gather a tensor that may be sharded. If it is, this is a collective."""
+    """Return the whole tensor. If it is sharded, it is gathered, and this is a collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, whole: Tensor) -> Tensor:
-    """Shard ``whole`` in the same way as ``tensor``. Every process has all of ``whole``."""
+    """Shard ``whole`` in the same way as ``tensor``. Every process must have all of ``whole``."""
     if not isinstance(tensor, DTensor):
         return whole
     on_device = whole.to(tensor.device)

@@ -40,5 +40,5 @@ def place(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Compute in bf16 if ``precision`` is ``bf16``. Code that mixes fp32 and bf16 weights must run in this context."""
+    """Return a context that computes in bf16 if ``precision`` is ``bf16``. Mixed fp32 and bf16 weights need it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

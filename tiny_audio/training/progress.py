@@ -1,4 +1,4 @@
-"""The state of a training, as stored in a checkpoint."""
+"""The state of a training run, as stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Progress:
-    """Position and sums of a training. With the planned order, this is the whole state of the data."""
+    """Position and sums of a training run. The order of clips is planned, so the data has no other state."""
 
     step: int = 0
-    """Optimizer steps done, skipped ones included."""
+    """Number of finished optimizer steps, including skipped steps."""
     epoch: int = 0
     batch: int = 0
     """Number of batches of this epoch's plan that have been used."""
@@ -28,16 +28,17 @@ class Progress:
     flops: float = 0.0
     """FLOPs that the clips need, see :class:`tiny_audio.plan.work.Work`."""
     possible_flops: float = 0.0
-    """FLOPs of the machine at its peak during ``wall_s``."""
+    """FLOPs that the machine could compute in ``wall_s`` at its peak speed."""
     measured_j: float = 0.0
     """Joules measured by a meter."""
     rated_j: float = 0.0
-    """Joules without a meter, on the assumption that the devices always use their rated power."""
+    """Estimate of the joules if there is no meter: the devices are assumed to always use their rated power."""
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     window_decoder_loss: float = 0.0
-    """Sum since the last line of the log, over all processes, without skipped steps. The next three are also sums."""
+    """Sum over all processes since the last line of the log, without skipped steps. The next three fields are similar
+    sums."""
     window_ctc_loss: float = 0.0
     window_tokens: int = 0
     window_labels: int = 0
@@ -45,6 +46,6 @@ class Progress:
     """The ledger's sums at the last line of the log. Empty before the first line."""
 
     def start_window(self) -> None:
-        """Begin the sums of the next line of the log."""
+        """Reset the sums for the next line of the log."""
         self.window_decoder_loss = self.window_ctc_loss = 0.0
         self.window_tokens = self.window_labels = 0

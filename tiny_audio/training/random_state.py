@@ -10,10 +10,10 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed all generators, those of every GPU included."""
+    """Seed all generators, including the generator of every GPU."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)  # every GPU too
+    torch.manual_seed(seed)  # also seeds every GPU
 
 
 def rng_state() -> dict[str, Any]:

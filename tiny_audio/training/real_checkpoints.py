@@ -1,4 +1,4 @@
-"""A recipe's fit with its real checkpoints, found from their small files before any data or weights are read."""
+"""Check that a recipe fits its real checkpoints. Reads only their small files, before any data or weights are read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 def check_recipe(recipe: Recipe) -> ContextLimits:
     """Check a recipe against its checkpoints, and return their limits.
 
-    Reads configs, tokenizers and the headers of local weight files. Of checkpoints on the hub, no weights are fetched.
+    Reads configs, tokenizers and the headers of local weight files. Does not fetch weights from the hub.
 
     Raises:
         UserError: a checkpoint cannot be used, or does not fit the recipe.
     """
     recipe = with_limits(recipe)
     taken = recipe.training.init_from
-    # That decoder comes with its tokenizer.
+    # The decoder of ``init_from`` comes with its tokenizer.
     is_taken = taken is not None and "decoder" in (taken.parts or ("decoder",))
     if recipe.decoder.tokenizer is not None or is_taken:
         return ContextLimits(recipe)
@@ -40,7 +40,7 @@ def check_recipe(recipe: Recipe) -> ContextLimits:
 
 
 def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
-    """The limits of a trained model, from the ``config.json`` of its export.
+    """Return the limits of a trained model, from the ``config.json`` of its export.
 
     Raises:
         UserError: the export is damaged.
@@ -53,10 +53,10 @@ def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
 
 
 def with_limits(recipe: Recipe) -> Recipe:
-    """The recipe with the limits of its checkpoints: frames, clip durations and positions follow from their configs.
+    """Return the recipe with the configs of its checkpoints, which limit frames, clip durations and positions.
 
     Raises:
-        UserError: see :func:`read_part`, or the recipe does not fit these limits.
+        UserError: a checkpoint cannot be used, see :func:`read_part`, or the recipe does not fit these limits.
     """
     if recipe.encoder.init == "random" and recipe.decoder.init == "random":
         return recipe
@@ -69,10 +69,10 @@ def with_limits(recipe: Recipe) -> Recipe:
 
 
 def read_part(part: _Part) -> _Part:
-    """The part with the config of its checkpoint.
+    """Return the part with the config of its checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged, of another family, or has another front end than the part.
+        UserError: the checkpoint is damaged, is of another family, or has a different front end than the part.
     """
     fields = check_config(part)
     if fields is None:
@@ -85,8 +85,8 @@ def read_part(part: _Part) -> _Part:
 
 
 def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """The config of a build without weights, which rejects wrong fields and has the defaults of missing ones."""
-    plain = part.model_copy(update={"attention": "auto"})  # the recipe's may need a GPU
+    """Build the part without weights, and return its config. This rejects wrong fields and adds missing defaults."""
+    plain = part.model_copy(update={"attention": "auto"})  # the recipe's attention may need a GPU
     with torch.device("meta"):
         if isinstance(plain, EncoderConfig):
             return ENCODERS.build(plain, EncoderContext(fields)).architecture()
@@ -95,14 +95,14 @@ def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> 
 
 
 def check_front_end(encoder: EncoderConfig) -> None:
-    """Check that the encoder computes features as its checkpoint's ``preprocessor_config.json`` says, if it has one.
+    """Check the encoder's front end against the ``preprocessor_config.json`` of its checkpoint, if there is one.
 
     Raises:
-        UserError: names the first setting that differs.
+        UserError: a setting differs. The message names the first such setting.
     """
     found = read_json(encoder, "preprocessor_config.json")
     if found is None:
-        # Processors that are saved as a whole have this file.
+        # A processor that was saved as a whole has this file instead.
         processor = read_json(encoder, "processor_config.json") or {}
         found = processor.get("feature_extractor")
     for name, used in encoder.front_end().items():
@@ -120,14 +120,15 @@ def check_front_end(encoder: EncoderConfig) -> None:
 
 
 def fitting_prompt(recipe: Recipe, tokenizer: Any) -> tuple[Prompt, ContextLimits]:
-    """The recipe's prompt, and the room that it leaves in the decoder's context.
+    """Build the recipe's prompt, and compute the limits of the decoder's context with this prompt.
 
     Args:
-        recipe: from :func:`with_limits`.
-        tokenizer: the decoder's.
+        recipe: a result of :func:`with_limits`.
+        tokenizer: the tokenizer of the decoder.
 
     Raises:
-        UserError: see :func:`tiny_audio.model.prompt.build_prompt`; a token has no embedding; the context is too small.
+        UserError: the prompt cannot be built, see :func:`tiny_audio.model.prompt.build_prompt`; one of its tokens has
+            no embedding; or the context is too small.
     """
     prompt = build_prompt(recipe.prompt, tokenizer)
     ids = (*prompt.prefix_ids, *prompt.suffix_ids, prompt.end_id)

@@ -13,21 +13,23 @@ from tiny_audio.config import Stopped
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CONTINUE = "all work so far is saved; the same command continues"
 _SAME_STOP_S = 3.0
-"""Signals within this time count as one. Terminals and schedulers signal all processes, and torchrun repeats that."""
+"""Signals within this time count as one signal. Terminals and schedulers signal all processes, and torchrun repeats
+the signal."""
 
 
 class StopAsked(BaseException):
-    """Ends a wait. It is not an Exception, so ``except Exception`` does not catch it."""
+    """Raised to end a wait. It is not an Exception, so ``except Exception`` does not catch it."""
 
 
 class StopSignal:
     """Handles the signals inside its context.
 
-    Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside, the first signal sets :attr:`requested`
-    and ends a wait. A later signal raises. If a request was not handled, :meth:`deferred` raises at its end.
+    Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside :meth:`deferred`, the first signal sets
+    :attr:`requested` and ends a wait, and a later signal raises :class:`Stopped`. If the caller does not handle the
+    request, :meth:`deferred` raises :class:`Stopped` at its end.
 
     Args:
-        clock: monotonic seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +65,7 @@ class StopSignal:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a requested stop raise at once. Ending this wait loses nothing.
+        """Let a requested stop end the wait at once. Use this only if no work is lost by ending the wait.
 
         Raises:
             StopAsked: a stop was requested, before or during the wait.

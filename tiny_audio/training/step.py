@@ -31,7 +31,7 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the weights were updated."""
+        """Whether losses and gradient norm are finite. Only then were the weights updated."""
         return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
 
 
@@ -70,12 +70,12 @@ def take_step(
     max_gradient_norm: float,
     world: World,
 ) -> StepResult:
-    """Update the weights by the gradient of the mean over all tokens of the step's batches and processes.
+    """Update the weights with the gradient of the mean loss over all tokens, in all batches and processes.
 
     If a loss or gradient is not finite in any process, no process updates its weights.
 
     Args:
-        model: the model, wrapped for several processes.
+        model: the model. With several processes, it is wrapped or sharded.
         forwards: for each batch, a function that scores this process's part.
         num_tokens, num_labels: totals over the step's batches and all processes.
         ctc_weight: weight of the CTC loss, if there is one.

@@ -41,7 +41,7 @@ from tiny_audio.training.world import World
 
 
 class Callback(Protocol):
-    """Receives the progress of a run, such as a progress bar."""
+    """Receives the progress of a run, for example to show a progress bar."""
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Called after every logged step, with the values of its line in the log."""
@@ -57,15 +57,15 @@ class Trainer:
 
     Args:
         recipe: the settings.
-        model: a newly assembled model, the same in every process. A checkpoint's weights replace its own.
+        model: a newly assembled model, the same in every process. If there is a checkpoint, its weights are loaded.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
         run_dir: the main process's folder for ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl``.
         stop: the stop signal, which is checked between steps.
         callback: receives the progress.
-        evaluate: scores the model while training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
+        evaluate: scores the model during training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
             process, or in all processes if the model is sharded.
-        work: computes the FLOPs of clips for the ledger. None if unknown.
+        work: computes the FLOPs of clips for the ledger. If None, FLOPs are not counted.
         world: the processes.
     """
 
@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe)
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
-            # No buffer changes in training, because norms over batches are frozen.
+            # Buffers do not change in training, because batch norms are frozen.
             self.model = DistributedDataParallel(model, forward_sync_buffers=False)
         if recipe.execution.compile:
             compile_layers(model, self.device)
@@ -112,9 +112,9 @@ class Trainer:
         """Train to the last step.
 
         Raises:
-            Stopped: a process received a signal. A checkpoint is written.
+            Stopped: a process received a signal. A checkpoint has been written.
             RunFailed: training diverged, or a GPU ran out of memory in the middle of an update.
-            UserError: too many clips are unusable, or clips cannot be loaded. A checkpoint is written.
+            UserError: too many clips are unusable, or clips cannot be loaded. A checkpoint has been written.
         """
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or Progress()
@@ -135,13 +135,13 @@ class Trainer:
                 self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
-                # The disk is full. An earlier write failed and was reported.
+                # Closing fails if the disk is full. Then an earlier write has already failed and was reported.
                 with suppress(OSError):
                     self._metrics.close()
         return self.progress
 
     def _train(self) -> None:
-        """Train to the end, or until a process is asked to stop, and save."""
+        """Train to the last step, or until a stop is requested in any process. Then save."""
         progress = self.progress
         self.model.train()
         planned = Batches(
@@ -186,13 +186,13 @@ class Trainer:
         except OutOfMemory as error:
             raise self._out_of_memory(error) from error
         except UserError as error:
-            # All processes raise it, between steps.
+            # All processes raise this error, between steps.
             self._save()
             if isinstance(error, LoadingFailed):
                 raise self.world.printed_by_main(LoadingFailed(f"{error}\n{self._kept()}")) from error
             raise
         finally:
-            batches.close()  # ends the loader's processes
+            batches.close()  # ends the loader processes
 
     def _score(self, micro_batch: MicroBatch) -> TargetScores:
         batch = micro_batch.batch.to(self.device)
@@ -212,7 +212,7 @@ class Trainer:
         return replace(scores, decoder_loss=scores.decoder_loss * micro_batch.weight, ctc_loss=ctc_loss)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
-        """Count, log and evaluate."""
+        """Update the counts, then log and evaluate if this step requires it."""
         execution, progress = self.recipe.execution, self.progress
         last = step.batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
@@ -231,7 +231,7 @@ class Trainer:
     # --- dropped clips
 
     def _open_dropped(self) -> list[Dropped]:
-        """Read the clips that this run has dropped. The list of another attempt is removed."""
+        """Read the clips that this run has dropped. At step 0, first remove the list of an earlier attempt."""
         path, own = self.run_dir / "dropped.jsonl", self.recipe.data.train
         if self.progress.step == 0:
             path.unlink(missing_ok=True)
@@ -239,7 +239,7 @@ class Trainer:
         return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
 
     def _usable_again(self) -> list[str]:
-        """If an earlier start had too many dropped clips, read these again. Returns the ids of the usable ones."""
+        """Read dropped clips again if there were too many of them. Return the ids of the clips that are usable now."""
         ids = self._dropped.over_ceiling()
         if not ids:
             return []
@@ -264,7 +264,7 @@ class Trainer:
         self._clips_log = ClipsLog(self.run_dir / "clips.jsonl", self.progress.step) if log_clips else None
 
     def _write(self, work: Callable[[], None]) -> None:
-        """Call ``work``, which writes to the run's folder, in the main process."""
+        """Call ``work`` in the main process. ``work`` writes to the run folder."""
 
         def write() -> None:
             try:
@@ -306,7 +306,7 @@ class Trainer:
     def _evaluate(self) -> None:
         self.bare_model.eval()
         if self.is_sharded:
-            # A sharded model counts its passes to know what to gather. So all processes run the same passes.
+            # All processes must run the same passes, because a sharded model counts them to know what to gather.
             with gathered(self.bare_model):
                 scores = self.world.collective(self._scores)
         else:
@@ -317,7 +317,7 @@ class Trainer:
 
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None
-        # Frozen parts in bf16 and trained ones in fp32 work together only under autocast.
+        # Frozen parts in bf16 and trainable parts in fp32 work together only under autocast.
         compiled = self.recipe.execution.compile
         with autocast(self.config.precision, self.device), uncompiled() if compiled else nullcontext():
             return self.evaluate(self.bare_model)
@@ -325,25 +325,25 @@ class Trainer:
     # --- checkpoints
 
     def _save(self) -> None:
-        """Write a checkpoint, unless this step has one."""
+        """Write a checkpoint, unless this step already has one."""
         if self.progress.step > self._saved_step:
             keep = self.recipe.execution.keep_checkpoints
             checkpoint.save(self.checkpoints, self.bare_model, self.optimizer, self.progress, keep, self.world)
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
-        """Text for messages about the work that a stop between steps keeps."""
+        """Return the part of a message that states which work is kept by a stop between steps."""
         step = self.progress.step
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Text for messages about the work that an exit within a step or while saving loses."""
+        """Return the part of a message that states which work is lost by an exit within a step or while saving."""
         if self._saved_step:
             return f"everything after step {self._saved_step} is lost; the same command continues from there"
         return "no step is saved; the same command starts from the beginning"
 
     def _out_of_memory(self, error: OutOfMemory) -> Exception:
-        """Save if the weights are not partly updated and there is one process. Returns the error to raise."""
+        """Save, unless the weights may be partly updated or there are several processes. Return the error to raise."""
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()
@@ -360,7 +360,7 @@ class Trainer:
 
 
 def summary(progress: Progress) -> dict[str, Any]:
-    """The training section of a report."""
+    """Return the training section of a report."""
     return {
         "steps": progress.step,
         "epochs": progress.epoch,

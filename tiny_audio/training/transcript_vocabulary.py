@@ -1,4 +1,4 @@
-"""The tokenizer and the CTC characters that are learned from the transcripts before training."""
+"""Learn the tokenizer and the CTC characters from the transcripts, before training."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tiny_audio.training.initialize import StartingPoint
 
 @dataclass(frozen=True)
 class TranscriptVocabulary:
-    """The vocabulary of a run. It is learned once and stored, because reading millions of transcripts takes long."""
+    """The vocabulary of a run. It is learned once and stored, because reading millions of transcripts is slow."""
 
     tokenizer: str | None
-    """JSON of the tokenizers library. None if the tokenizer comes with the decoder's weights."""
+    """The tokenizer as JSON of the tokenizers library. None if the tokenizer comes with the decoder's weights."""
     characters: str | None
-    """Characters of a randomly initialized CTC head, in the order of its labels. None without such a head."""
+    """Characters of a randomly initialized CTC head, in the order of its labels. None if there is no such head."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """Read the transcripts, if something has to be learned from them.
+        """Learn a tokenizer and CTC characters from the transcripts, each only if the run needs it.
 
         Raises:
             UserError: no clip is usable.

@@ -1,4 +1,4 @@
-"""The processes that train one model, and their collectives."""
+"""The processes that train a model together, and their collectives."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 
 _TIMEOUT = timedelta(hours=2)
-"""Timeout of a collective. The main process may index a corpus or score a set while the others wait. A dead process
-is detected at once, without this timeout."""
+"""Timeout of a collective. It is long, because the main process may index a corpus or score a set while the other
+processes wait. The end of a process is detected at once, without this timeout."""
 _JOIN_TIMEOUT = timedelta(minutes=2)
-"""Launchers start all processes at about the same time."""
+"""Time in which all processes must connect. Launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
 _PRESENT = "tiny_audio/present"
-"""Key of the number of processes that have reached the store."""
+"""Key of the number of processes that have connected to the store."""
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
 }
-"""Engines that `accelerate launch` can switch on; a run has its own."""
+"""Variables that `accelerate launch` sets to turn on an engine, and the engine's name. They are rejected, because
+training has its own ``execution.parallel``."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes, and the rank of this one. In a single process, all methods return its own values at once.
+    """The processes of a run, and the rank of this process. A single process gets its own values back at once.
 
     Methods are collectives unless they say otherwise. All processes must call collectives in the same order.
     """
@@ -67,7 +68,7 @@ class World:
         return found
 
     def any(self, happened: bool) -> bool:
-        """Whether it happened in any process."""
+        """Whether ``happened`` is true in any process."""
         return self.sum([float(happened)])[0] > 0
 
     def gather(self, value: ValueT) -> list[ValueT]:
@@ -82,7 +83,8 @@ class World:
         """Call ``work`` in the main process only, and return its result in all processes.
 
         Raises:
-            Exception: the error of ``work``. The other processes raise its translation by :class:`Failure`.
+            Exception: the error that ``work`` raised. The other processes raise an error that :class:`Failure` makes
+                from it.
         """
         if self.size == 1:
             return work()
@@ -103,11 +105,11 @@ class World:
         return result
 
     def collective(self, work: Callable[[], ValueT]) -> ValueT:
-        """Call ``work`` in every process. If it fails in one, all raise.
+        """Call ``work`` in every process. If it fails in any process, all processes raise an error.
 
         Raises:
-            Exception: the error of ``work`` in the failed process with the lowest rank. The other processes raise its
-                translation by :class:`Failure`.
+            Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
+                raise an error that :class:`Failure` makes from it.
         """
         if self.size == 1:
             return work()
@@ -126,12 +128,15 @@ class World:
         raise first.to_error()
 
     def main_first(self, work: Callable[[], ValueT]) -> ValueT:
-        """Call ``work`` like :meth:`collective`, but first in the main process of each machine. It fills the cache."""
+        """Call ``work`` in the first process of each machine, which fills the cache, then in the other processes.
+
+        Errors are raised as in :meth:`collective`.
+        """
         done = self.collective(lambda: [work()] if self.local_rank == 0 else [])
         return self.collective(lambda: done[0] if done else work())
 
     def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the main process's tensors one by one, on the CPU. The other processes' argument is not read."""
+        """Yield the main process's tensors one by one, on the CPU. In other processes, the argument is ignored."""
         if self.size == 1:
             yield from tensors.items()
             return
@@ -144,7 +149,10 @@ class World:
             yield name, tensor
 
     def printed_by_main(self, error: ErrorT) -> ErrorT:
-        """Mark an error that every process raises, so that only the main process prints it. Not a collective."""
+        """Mark an error that every process raises, so that only the main process prints it.
+
+        This is not a collective.
+        """
         if not self.is_main:
             error.origin = _name(0)
         return error
@@ -162,8 +170,8 @@ def joined(device: torch.device, note: Callable[[str], None] = lambda text: None
     """Join the processes that torchrun or `accelerate launch` started.
 
     Args:
-        device: where this process trains.
-        note: receives what to tell the user.
+        device: the device on which this process trains.
+        note: receives messages for the user.
 
     Raises:
         UserError: a variable of the launcher is missing, there are more processes than GPUs, or not all processes
@@ -192,7 +200,7 @@ def joined(device: torch.device, note: Callable[[str], None] = lambda text: None
                 "one process per GPU"
             )
         torch.cuda.set_device(launch.local_rank)
-    # Collectives of this class use the CPU, so that they do not wait for a GPU.
+    # The collectives of World use the CPU, so that they do not wait for a GPU.
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = _meeting_point(launch, note)
     dist.init_process_group(backends, store=store, rank=launch.rank, world_size=launch.size, timeout=_TIMEOUT)
@@ -203,13 +211,13 @@ def joined(device: torch.device, note: Callable[[str], None] = lambda text: None
 
 
 def _meeting_point(launch: Launch, note: Callable[[str], None]) -> Any:
-    """Return the store of all processes, after all of them have connected to it.
+    """Return the store, after all processes have connected to it.
 
     Raises:
         UserError: some processes do not connect in time, because they were not started or cannot be reached.
     """
     address = os.environ["MASTER_ADDR"]
-    # torchrun runs the store in its own process.
+    # With torchrun, the store runs in torchrun's own process.
     serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     present, started, was_noted = 0, time.monotonic(), False
     try:
