@@ -1,4 +1,4 @@
-"""The Decoder contract: embeddings in, text tokens out."""
+"""The Decoder contract. A decoder generates text tokens from embeddings."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""Replaces the logits, which are the product of hidden states ``[K, H]`` and the head's weights ``[V, H]``."""
+"""A function of the hidden states ``[K, H]`` and the head's weights ``[V, H]``, which is called instead of computing
+logits."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""Names of the number of positions, in the configs of different architectures."""
+"""Names of the config field for the number of positions, in different architectures."""
 
 
 class DecoderConfig(TransformersPartConfig, ABC):
-    """Base of every decoder's config."""
+    """Base class of all decoders' configs."""
 
     plain_head: ClassVar[bool] = False
-    """Whether logits are just the product of hidden states and the head's weights. If so, a :data:`Head` can replace
-    the product."""
+    """Whether logits are only the product of hidden states and the head's weights. If so, a :data:`Head` can replace
+    this product."""
 
     tokenizer: TrainedTokenizerConfig | None = None
     """A small tokenizer that is trained on the transcripts. None uses the tokenizer of ``pretrained``."""
@@ -49,36 +50,39 @@ class DecoderConfig(TransformersPartConfig, ABC):
 
     @final
     def max_positions(self) -> int | None:
-        """Positions of the context, of prompt, audio and text together; None if it is unknown or has no limit."""
+        """Return the maximum number of positions for prompt, audio and text, or None if it is unknown or unlimited."""
         found = (self.known_fields().get(name) for name in _CONTEXT_FIELDS)
         return next((positions for positions in found if isinstance(positions, int)), None)
 
     @final
     def num_embeddings(self) -> int | None:
-        """Rows of the embedding table of a pretrained decoder, that is, ids that it accepts; None if unknown."""
+        """Return the number of rows in a pretrained decoder's embedding table, or None if it is unknown.
+
+        This is the number of token ids that the decoder accepts.
+        """
         rows = self.known_fields().get("vocab_size")
         return rows if isinstance(rows, int) else None
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """A config with about 10,000 random parameters and a character tokenizer, for tests."""
+        """Return a config with about 10,000 random parameters and a character tokenizer, for tests."""
 
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What a builder receives in addition to the config."""
+    """Information for a builder, in addition to the config."""
 
     tokenizer: Any
-    """The decoder's tokenizer, which also decides the vocabulary size of a random decoder. None if ``architecture`` is
-    given."""
+    """The decoder's tokenizer, which also determines the vocabulary size of a decoder with random weights. None if
+    ``architecture`` is given."""
     architecture: dict[str, Any] | None = None
-    """:meth:`Decoder.architecture` of an earlier build. If given, it decides the architecture, and no weights are
+    """:meth:`Decoder.architecture` of an earlier build. If given, it determines the architecture, and no weights are
     read."""
 
 
 def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
-    """The decoder's tokenizer: the checkpoint's own, or one trained on ``transcripts``.
+    """Load the checkpoint's own tokenizer, or train a tokenizer on ``transcripts``.
 
     Raises:
         UserError: the checkpoint's tokenizer cannot be read.
@@ -91,82 +95,87 @@ def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
 class DecoderCache(ABC):
     """A decoder's key-value cache, or an equivalent state. Rows can be cropped at their ends.
 
-    B rows · P positions in the cache · L new positions · H channels · V token ids
+    Dimensions: B rows · P positions in the cache · L new positions · H channels · V token ids
     """
 
     @abstractmethod
     def extend(self, embeddings: Tensor, mask: Tensor, num_kept: int) -> Tensor:
-        """Append positions to the cache in one forward pass, and return logits of the last ones.
+        """Append positions to the cache in one forward pass, and return the logits of the last positions.
 
         Args:
             embeddings: ``[B, L, H]``.
             mask: ``[B, L]`` bool, True on real positions, which are contiguous in each row. In the first call, both
-                sides may be padded, and in later calls only the right side.
-            num_kept: the number of last positions whose logits are returned.
+                sides may be padded. In later calls, only the right side may be padded.
+            num_kept: number of positions, counted from the end, whose logits are returned.
 
         Returns:
-            ``[B, num_kept, V]``. Logits of padding are undefined. Ids that ``generate`` never returns have ``-inf``.
+            Logits ``[B, num_kept, V]``. Logits of padding are undefined. The logits of ids that ``generate`` never
+            returns are ``-inf``.
         """
 
     @abstractmethod
     def keep(self, rows: Tensor, lengths: Tensor) -> None:
-        """Select rows, and crop each to its first real positions.
+        """Select rows, and crop each row to its first real positions.
 
         Args:
-            rows: ``[K]`` int64, indices of rows in their new order.
-            lengths: ``[K]`` int64, the number of real positions to keep of each, at least 1.
+            rows: ``[K]`` int64, the indices of the rows to keep, in their new order.
+            lengths: ``[K]`` int64, the number of real positions to keep in each of these rows, at least 1.
         """
 
 
 class Decoder(nn.Module, ABC):
     """A causal language model with embeddings as input.
 
-    B rows · L positions · H channels · V token ids
+    Dimensions: B rows · L positions · H channels · V token ids
     """
 
     dim: int
-    """H."""
+    """Number of channels, H."""
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids ``[...]`` -> embeddings ``[..., H]``, scaled as in the model."""
+        """Return the embeddings ``[..., H]`` of token ids ``[...]``, scaled as in the model."""
 
     @abstractmethod
     def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
-        """Compute logits at chosen positions only, in row-major order.
+        """Compute logits only at the positions in ``keep``, in row-major order.
 
         Args:
             embeddings: ``[B, L, H]``, right-padded.
             mask: ``[B, L]`` bool, True on real positions.
-            keep: ``[B, L]`` bool, True where logits are needed. Logits of all positions would cost gigabytes.
-            head: replaces the computation of logits. Supported if the config has a ``plain_head``.
+            keep: ``[B, L]`` bool, True on positions whose logits are needed. Logits of all positions would take
+                gigabytes of memory.
+            head: function that is called instead of computing logits. It is supported if ``plain_head`` of the config
+                is True.
 
         Returns:
-            ``[keep.sum(), V]``, or the result of ``head``.
+            Logits ``[keep.sum(), V]``, or the result of ``head``.
         """
 
     @abstractmethod
     def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
-        """Generate token ids after left-padded ``embeddings [B, L, H]``. ``settings`` are transformers' own.
+        """Generate token ids that follow left-padded ``embeddings [B, L, H]``.
+
+        ``settings`` are those of transformers' ``generate``.
 
         Returns:
-            ids ``[B, new tokens]``, or transformers' output object if ``return_dict_in_generate`` is set.
+            Token ids ``[B, new tokens]``, or transformers' output object if ``return_dict_in_generate`` is set.
         """
 
     @abstractmethod
     def cache(self) -> DecoderCache | None:
-        """An empty cache. None if the model's state cannot be cropped, such as a recurrent state."""
+        """Return an empty cache, or None if the model's state cannot be cropped, such as a recurrent state."""
 
     @abstractmethod
     def embedding_rms(self) -> float:
-        """Root mean square of the token embeddings."""
+        """Return the root mean square of the token embeddings."""
 
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
-        """A JSON object from which the builder can rebuild this decoder without its checkpoint."""
+        """Return a JSON object from which the builder can rebuild this decoder without its checkpoint."""
 
 
 DECODERS: Registry[DecoderConfig, Decoder] = Registry(
     "decoder", DecoderConfig, package=__name__, entry_points="tiny_audio.decoders"
 )
-"""Registered decoders; builders take ``(config, context: DecoderContext)``."""
+"""Registered decoders. Builders have the arguments ``(config, context: DecoderContext)``."""

@@ -1,4 +1,4 @@
-"""The key-value cache of a transformers causal LM. It can be cropped row by row."""
+"""The key-value cache of a transformers causal LM, in which each row can be cropped."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from tiny_audio.decoders import DecoderCache
 
 _KINDS = {"full_attention", "sliding_attention"}
-"""Types of layers whose state is only a key and a value for each position."""
+"""Types of layers whose state consists only of a key and a value for each position."""
 
 
 def can_crop(model: Any) -> bool:
-    """Whether the state of a transformers ``…ForCausalLM`` is only keys and values by position."""
+    """Whether the state of a transformers ``…ForCausalLM`` consists only of a key and a value for each position."""
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     return _cache_argument(model) is not None and not model._is_stateful and kinds <= _KINDS
 
 
 def _cache_argument(model: Any) -> str | None:
-    """The name of the cache argument of ``forward``. transformers 5.24 renamed it."""
+    """Return the name of the cache argument of ``forward``, which transformers 5.24 renamed, or None."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 
@@ -29,14 +29,14 @@ def _cache_argument(model: Any) -> str | None:
 class CausalLMCache(DecoderCache):
     """A transformers cache whose rows are contiguous and right-aligned.
 
-    After draft tokens are verified, rows end at different positions. Masking the rejected positions would be cheaper
-    than moving rows. But layers with sliding windows or linear biases measure distances in the cache, so the masked
-    positions would count.
+    After draft tokens are verified, rows end at different positions, so they are moved. Masking the rejected positions
+    would be faster. But layers with sliding windows or linear biases compute distances from positions in the cache, so
+    masked positions would increase the distances.
 
     Args:
         model: a ``…ForCausalLM``.
         undecodable: ranges ``[start, stop)`` of ids that must never be generated.
-        takes_positions: whether the model accepts position ids. Other models derive them from the mask.
+        takes_positions: whether the model accepts position ids. Other models derive positions from the mask.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, takes_positions: bool) -> None:
@@ -48,7 +48,8 @@ class CausalLMCache(DecoderCache):
         argument = _cache_argument(model)
         assert argument is not None, "can_crop is False for such a model"
         self._argument = argument
-        # Without the model's config: sliding-window layers would discard old positions, and could not be cropped.
+        # The model's config is not passed. With it, sliding-window layers would discard old positions, and the cache
+        # could not be cropped.
         self._states = DynamicCache()
         self._mask: Tensor | None = None  # [B, P]
 
@@ -81,7 +82,7 @@ class CausalLMCache(DecoderCache):
             for layer in self._layers():
                 layer.keys, layer.values = (states[:, :, start : start + size] for states in (layer.keys, layer.values))
         else:
-            # [K, W]: the source column of each position; those before a row's start are masked
+            # [K, W]: the source column of each position. Positions before the start of a row are masked.
             columns = (torch.arange(size, device=rows.device) + shifts[:, None]).clamp(min=0)
             for layer in self._layers():
                 # [B, G, P, D] -> [K, W, G, D] -> [K, G, W, D]
@@ -92,5 +93,5 @@ class CausalLMCache(DecoderCache):
         self._mask = torch.arange(size, device=rows.device) >= (size - lengths)[:, None]
 
     def _layers(self) -> list[Any]:
-        """Layers with a state of their own. Some models share states between layers."""
+        """Return the layers that have their own state, because some models share states between layers."""
         return [layer for layer in self._states.layers if layer.is_initialized]

@@ -1,4 +1,4 @@
-"""The decoder that wraps a transformers causal LM, and its builder."""
+"""A decoder that wraps a transformers causal LM, and its builder."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ TINY_LLAMA: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-"""Two layers of 32 channels."""
+"""Fields of a Llama config with two layers of 32 channels."""
 
-# A key in addition to the fields of the transformers config, which has no field for these ids.
+# Key of an architecture, in addition to the fields of the transformers config, which has no field for these ids.
 _UNDECODABLE = "undecodable_ids"
 
 
@@ -43,13 +43,13 @@ def build_causal_lm(
     """Build a transformers ``…ForCausalLM`` from a checkpoint, or with random weights for the tokenizer's vocabulary.
 
     Args:
-        model_class: of ``transformers``.
+        model_class: a model class of ``transformers``.
         config: the decoder's config.
         context: see :class:`DecoderContext`.
-        config_class: of ``transformers``; None uses the model's own.
+        config_class: a config class of ``transformers``. None uses the model's own config class.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained.building`.
+        UserError: the decoder cannot be built (see :mod:`tiny_audio.pretrained.building`).
     """
     from transformers import GenerationConfig
 
@@ -71,20 +71,20 @@ def build_causal_lm(
     attention = _attention(model_class, architecture, config)
     model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
     if known is None:
-        # Follow the checkpoint's weights. If its config disagreed with them, a rebuilt model would differ.
+        # Set the config to match the loaded weights. Otherwise, a rebuilt model could differ from this model.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
             undecodable = undecodable_ids(tokenizer, model.config.vocab_size)
     _check_head_not_adapted(model, config)
-    # A checkpoint's sampling settings (temperature, penalties) are not used; the recipe has its own.
+    # A checkpoint's sampling settings (temperature, penalties) are not used, because the recipe has its own settings.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
     return CausalLMDecoder(model, undecodable, packs=config.attention in PACKED and _can_pack(model_class))
 
 
 def configure_dropout(architecture: Any, probability: float) -> None:
-    """Set every dropout of a transformers config, for any family, and switch other randomness off."""
+    """Set every dropout of a transformers config of any family, and switch other random operations off."""
     from transformers import PreTrainedConfig
 
     for name, value in vars(architecture).items():
@@ -93,15 +93,15 @@ def configure_dropout(architecture: Any, probability: float) -> None:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             off = "layerdrop" in name or "drop_path" in name or "jitter_noise" in name
             wanted = 0.0 if off else probability if "drop" in name else value
-            if value != wanted:  # an integer 0 stays an integer
+            if value != wanted:  # if both are zero, keep the integer 0
                 setattr(architecture, name, wanted)
 
 
 def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> str:
-    """The attention implementation under transformers' name. ``auto`` is SDPA if the architecture supports it.
+    """Return transformers' name of the attention implementation. ``auto`` is SDPA if the architecture supports it.
 
     Raises:
-        UserError: the architecture does not support the requested one.
+        UserError: the architecture does not support the requested implementation.
     """
     has: dict[Attention, bool] = {
         "sdpa": model_class._supports_sdpa,
@@ -122,16 +122,16 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> st
 
 
 def _can_pack(model_class: Any) -> bool:
-    """Whether a model supports packed rows. It must accept position ids and pass the lengths on to the attention."""
+    """Whether a model supports packed rows. It must accept position ids and pass the rows' lengths to its attention."""
     takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
     return takes_positions and bool(model_class._supports_attention_backend)
 
 
 def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
-    """Check that no LoRA target is the head. It often shares its weights with the embeddings.
+    """Check that no LoRA target is the head, which often shares its weights with the embeddings.
 
     Raises:
-        UserError: a target is.
+        UserError: a target is the head.
     """
     head = next(path for path, module in model.named_modules() if module is model.get_output_embeddings())
     for target in config.lora.targets if config.lora else ():
@@ -142,9 +142,9 @@ def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
 
 
 def undecodable_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
-    """Ids that the model can generate but the tokenizer does not know, as ranges ``[start, stop)``.
+    """Return the ids that the model can generate but the tokenizer does not know, as ranges ``[start, stop)``.
 
-    Vocabularies are padded to round sizes. The extra rows are untrained, so their logits mean nothing.
+    Vocabularies are often padded to round sizes. The extra rows are not trained, so their logits are meaningless.
     """
     spare = sorted(set(range(vocab_size)) - set(tokenizer.get_vocab().values()))
     ranges = []
@@ -160,28 +160,28 @@ class CausalLMDecoder(Decoder):
     Args:
         model: the model.
         undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never returns.
-        packs: whether :meth:`forward` packs rows. :meth:`generate` has a cache and never packs.
+        packs: whether :meth:`forward` packs rows. :meth:`generate` uses a cache and never packs rows.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False) -> None:
         super().__init__()
         self.model = model
         self.packs = packs
-        # Not `hidden_size`: OPT, for example, has a projection after its embeddings.
+        # `hidden_size` may differ from the embeddings' width. For example, OPT has a projection after its embeddings.
         self.dim: int = model.get_input_embeddings().weight.shape[1]
         self._undecodable = undecodable
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The embeddings that the model's own forward would use; for Gemma they include the scale."""
+        """Return the embeddings that the model's own forward would use. For Gemma, they are already scaled."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
     def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
-        """The model's own forward, including caps and scales of logits, with its head applied only at ``keep``.
+        """Run the model's own forward, which may scale or cap logits. The head is applied only at ``keep``.
 
         Raises:
-            UserError: a ``head`` is given, and the model's own head has a bias or caps logits.
+            UserError: a ``head`` is given, but the model's own head has a bias or caps logits.
         """
         settings: dict[str, Any] = {}
         if self.packs:
@@ -205,28 +205,28 @@ class CausalLMDecoder(Decoder):
         return logits
 
     def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
-        """transformers' generate, which counts positions from each row's own start."""
+        """Run transformers' ``generate``, which counts positions from the start of each row."""
         spare = [index for start, stop in self._undecodable for index in range(start, stop)]
         if spare:
             settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
-        # A process that has all weights decodes alone. It must not wait for the others.
+        # A process that has all weights decodes alone, and must not wait for other processes.
         settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 
     def cache(self) -> DecoderCache | None:
-        """A key-value cache; None if the model has other states."""
+        """Return an empty key-value cache, or None if the model has other states."""
         if not can_crop(self.model):
             return None
         return CausalLMCache(self.model, self._undecodable, takes_positions=self._takes_positions)
 
     @torch.no_grad()
     def embedding_rms(self) -> float:
-        """Over the whole table, in the scale of :meth:`embed`."""
+        """Return the root mean square over the whole embedding table, with the scale of :meth:`embed`."""
         table = self.model.get_input_embeddings()
         embeddings = table(torch.arange(len(table.weight), device=table.weight.device))
         return float(embeddings.float().pow(2).mean().sqrt())
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config, and the ids that must never be generated."""
+        """Return the transformers config, and the ids that must never be generated."""
         architecture = architecture_of(self.model.config)
         return architecture | {_UNDECODABLE: self._undecodable} if self._undecodable else architecture

@@ -16,10 +16,10 @@ _PADDING = 10.0
 
 @torch.no_grad()
 def probe(decoder: CausalLMDecoder, name: str) -> None:
-    """Reject a model that is not causal, or whose output depends on padding. On the meta device, do nothing.
+    """Reject a model that is not causal, or whose output depends on padding. Do nothing on the meta device.
 
-    Every causal LM of transformers accepts an attention mask. But some use it only in part of their layers, or let a
-    recurrent state run through the padding. The check takes five passes over two rows of six positions.
+    Every causal LM of transformers accepts an attention mask. But some models ignore it in some of their layers, or
+    have a recurrent state that padding changes. The check needs five forward passes over two rows of six positions.
 
     Raises:
         UserError: the model does not meet a requirement.
@@ -31,7 +31,7 @@ def probe(decoder: CausalLMDecoder, name: str) -> None:
     decoder.eval()
     try:
         problem = _problem(decoder, weight.device)
-    except Exception as error:  # families raise many types
+    except Exception as error:  # the type of the error depends on the family
         problem = (
             f"fails on embeddings in a padded batch: {type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
         )
@@ -47,7 +47,7 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     embeddings = decoder.embed(ids)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, _SHORT:] = False
-    # In half precision, the rounding errors of many layers are large, but leaks from padding are larger.
+    # In half precision, rounding errors add up over many layers, but changes caused by padding are still larger.
     allowed = 1e-3 if embeddings.dtype == torch.float32 else 0.3
     garbage = _PADDING * embeddings.float().pow(2).mean().sqrt().to(embeddings.dtype)
 
@@ -71,7 +71,7 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     alone = wanted.view(2, _LONG, -1)[1, :_SHORT]
     if differ(logits(padded, mask)[_LONG:], alone):
         return "depends on the padding of a batch"
-    # Rolling the short row moves its padding to the left.
+    # Roll the short row, so that its padding is on the left.
     rolled, left = padded.clone(), mask.clone()
     rolled[1], left[1] = padded[1].roll(_LONG - _SHORT, 0), mask[1].roll(_LONG - _SHORT)
     settings: dict[str, Any] = {

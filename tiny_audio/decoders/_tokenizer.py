@@ -1,4 +1,4 @@
-"""A small tokenizer that is trained on the transcripts, for decoders with random weights."""
+"""Tokenizers: a checkpoint's own, or a small tokenizer trained on the transcripts for decoders with random weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_audio.config import Config, UserError
 PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
 
-# Similar to the templates of large models, so that one prompt builder works for both.
+# This template is similar to those of large models, so that the same prompt builder works for both.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -26,15 +26,15 @@ class TrainedTokenizerConfig(Config):
     kind: Literal["characters", "bpe"] = "bpe"
     """``characters``: one token per character. ``bpe``: byte-pair encoding."""
     vocab_size: PositiveInt = 256
-    """Vocabulary size of ``bpe``, including special tokens. All characters are always included, even if there are more.
-    Not used by ``characters``."""
+    """Vocabulary size of ``bpe``, including special tokens. All characters are included, even if there are more than
+    this number. Not used by ``characters``."""
 
 
 def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) -> Any:
-    """Train a tokenizer on ``transcripts``. Their order does not change the result.
+    """Train a tokenizer on ``transcripts``. The order of the transcripts does not change the result.
 
     Returns:
-        a ``transformers.PreTrainedTokenizerFast`` with different pad and end tokens and a chat template.
+        A ``transformers.PreTrainedTokenizerFast`` with different pad and end tokens, and with a chat template.
 
     Raises:
         UserError: there are no transcripts.
@@ -46,7 +46,7 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
     if not any(texts):
         raise UserError("decoder.tokenizer: there is no transcript to train a tokenizer on; check data.train")
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-    # The space before a word belongs to its first token, so that decoding restores the text exactly.
+    # The space before a word is part of the word's first token, so that decoding restores the text exactly.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
     trainer = trainers.BpeTrainer(
@@ -60,7 +60,7 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
 
 
 def restore_tokenizer(trained: str) -> Any:
-    """Restore a tokenizer of :func:`train_tokenizer` from its ``backend_tokenizer.to_str()``."""
+    """Restore a tokenizer that :func:`train_tokenizer` returned, from its ``backend_tokenizer.to_str()``."""
     from tokenizers import Tokenizer
 
     return _wrapped(Tokenizer.from_str(trained))
@@ -84,18 +84,18 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
     """Load a checkpoint's tokenizer.
 
     Raises:
-        UserError: it cannot be read, or the checkpoint has none.
+        UserError: the tokenizer cannot be read, or the checkpoint has no tokenizer.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id, revision=revision, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises the base class
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "tiktoken" in reason:  # transformers tries it on every file that sentencepiece cannot read
+        if "tiktoken" in reason:  # transformers tries tiktoken if sentencepiece cannot read the file
             reason = "its tokenizer.model is damaged, or the sentencepiece package is not installed"
         raise _no_tokenizer(folder_or_id, reason) from error
-    # Without any file, transformers makes a tokenizer that has only special tokens.
+    # If there are no files, transformers creates a tokenizer that has only special tokens.
     if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
         raise _no_tokenizer(folder_or_id, "it has no tokenizer.json, tokenizer.model or vocab.json")
     return tokenizer
@@ -109,10 +109,10 @@ def _no_tokenizer(folder_or_id: str, reason: str) -> UserError:
 
 
 def unknown_id(tokenizer: Any) -> int | None:
-    """The id of the token that stands for what a tokenizer has no token for; None if it has one for everything.
+    """Return the id of the token for unknown text, or None if the tokenizer can encode every text.
 
-    GPT-2, Pythia and their relatives name their only special token, which starts and ends texts, as the unknown token
-    too. They write every text in bytes.
+    GPT-2, Pythia and similar models can encode every text as bytes. Their only special token starts and ends texts, and
+    is also given as the unknown token.
     """
     unknown: int | None = tokenizer.unk_token_id
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown

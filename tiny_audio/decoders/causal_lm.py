@@ -1,4 +1,4 @@
-"""Any other causal language model of transformers. Code from the hub is not run."""
+"""A decoder for any other causal language model of transformers. Code from the hub is not run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CausalLMConfig(DecoderConfig):
     pretrained: str = ""
     """Hub id or local folder of the checkpoint with its tokenizer. There is no default."""
     model_type: str | None = None
-    """Architecture for ``init: random``, by its name in transformers, such as ``granite``. A checkpoint names its own
-    architecture."""
+    """Architecture for ``init: random``, by its name in transformers, such as ``granite``. With ``init: pretrained``,
+    the checkpoint determines the architecture."""
 
     @model_validator(mode="after")
     def _check_model_type(self) -> CausalLMConfig:
@@ -41,7 +41,7 @@ class CausalLMConfig(DecoderConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Granite with two layers of 32 channels. It scales embeddings, residuals and logits."""
+        """Return a config of Granite, which scales embeddings, residuals and logits, with two layers of 32 channels."""
         scales = {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "logits_scaling": 4.0}
         return cls(
             init="random",
@@ -54,9 +54,9 @@ class CausalLMConfig(DecoderConfig):
 
 @DECODERS.register
 def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Decoder:
-    """Build the transformers causal LM of the checkpoint's architecture, or of ``model_type``.
+    """Build a transformers causal LM with the architecture of the checkpoint or of ``model_type``.
 
-    A new model is probed, because families differ in how they treat embeddings, masks and positions.
+    A new model is checked by :func:`probe`, because families treat embeddings, masks and positions differently.
 
     Raises:
         UserError: transformers has no causal LM of that architecture, or it does not support embeddings in padded
@@ -71,7 +71,7 @@ def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Deco
 
 
 def _classes(config: CausalLMConfig, architecture: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and config classes of transformers."""
+    """Return the model class and the config class of transformers."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -91,7 +91,7 @@ def _classes(config: CausalLMConfig, architecture: dict[str, Any]) -> tuple[Any,
         )
     config_class = CONFIG_MAPPING[model_type]
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    # Models of images and sound contain a language model, and its config inside theirs.
+    # The config of a model for images or sound contains the config of its language model.
     if "text_config" in config_class.sub_configs or config_class().is_encoder_decoder:
         raise UserError(
             f"causal_lm: {model_type} is not a text-only decoder; choose a checkpoint without an encoder and without "

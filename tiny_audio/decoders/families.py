@@ -1,7 +1,7 @@
-"""Decoder families with their own name, default checkpoint and known linear layers.
+"""Decoder families that have their own names, default checkpoints and known linear layers.
 
-To add a family, add its config below and its name in :func:`build_family`. A family whose model must be built
-differently gets a file of its own, like ``causal_lm``.
+To add a family, add its config below, and add the name of the config to :func:`build_family`. If the model must be
+built differently, add a file for it, like ``causal_lm``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 class FamilyConfig(DecoderConfig):
-    """Base of the families' configs, with the common properties of architectures derived from Llama."""
+    """Base class of the families' configs, with the common properties of architectures derived from Llama."""
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
     linear_layers: ClassVar[tuple[str, ...] | None] = LLAMA_LAYERS
@@ -27,11 +27,11 @@ class FamilyConfig(DecoderConfig):
     model_class: ClassVar[str]
     """Name of the model class in ``transformers``."""
     tiny_overrides: ClassVar[dict[str, Any]] = {}
-    """Fields of the transformers config in which :meth:`tiny` differs from a small Llama."""
+    """Fields of the transformers config that :meth:`tiny` adds to those of a small Llama, or changes."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         tokenizer = TrainedTokenizerConfig(kind="characters")
         overrides = TINY_LLAMA | cls.tiny_overrides
         # Every family has defaults for name and pretrained.
@@ -43,7 +43,7 @@ class Gemma3Config(FamilyConfig):
 
     # Kamath et al. 2025, arXiv 2503.19786: sliding windows in five of six layers, scaled embeddings.
     model_class: ClassVar[str] = "Gemma3ForCausalLM"
-    # The window of one of the two layers is shorter than a sentence.
+    # One of the two layers has a sliding window, which is shorter than a sentence.
     tiny_overrides: ClassVar[dict[str, Any]] = {
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
@@ -71,7 +71,7 @@ class LlamaConfig(FamilyConfig):
 class Qwen3Config(FamilyConfig):
     """Qwen3, dense: 0.6 to 32 billion parameters."""
 
-    # Yang et al. 2025, arXiv 2505.09388: normalized queries and keys; the prompt switches reasoning off.
+    # Yang et al. 2025, arXiv 2505.09388: normalized queries and keys. The prompt switches reasoning off.
     model_class: ClassVar[str] = "Qwen3ForCausalLM"
     tiny_overrides: ClassVar[dict[str, Any]] = {"head_dim": 8}
 

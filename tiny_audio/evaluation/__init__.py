@@ -1,4 +1,4 @@
-"""A model and clips -> raw hypotheses and scores."""
+"""Transcribe clips with a model, and compute raw hypotheses and scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
     """The result of one model on one set."""
 
     scores: dict[str, Any]
-    """Scores as JSON, see :func:`tiny_audio.analysis.scoring.score_set`."""
+    """Scores as JSON (see :func:`tiny_audio.analysis.scoring.score_set`)."""
     hypotheses: list[Hypothesis]
     """Hypotheses in the order of the clips."""
     dropped: list[Dropped]
@@ -35,12 +35,12 @@ def transcribe_clips(
     max_duration_s: float,
     max_padded_s: float,
 ) -> tuple[list[Hypothesis], list[Dropped]]:
-    """Decode clips in batches of similar length, longest first.
+    """Transcribe clips in batches of similar length, longest first.
 
-    The hallucination filters are off. A clip that is longer than the model takes at once is split at pauses.
+    The hallucination filters are off. A clip that is longer than the model accepts is split at pauses.
 
     Returns:
-        the hypotheses, in the order of the clips, and the clips that cannot be read. Those never get an empty
+        The hypotheses, in the order of the clips, and the clips that cannot be read. Clips that cannot be read have no
         hypothesis.
     """
     transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, filter_hallucinations=False)
@@ -63,13 +63,14 @@ def evaluate_clips(
     max_duration_s: float,
     max_padded_s: float,
 ) -> Evaluation:
-    """Decode and score clips.
+    """Transcribe and score clips.
 
     Args:
-        group_by: metadata column whose groups the bootstrap resamples as a whole. None resamples utterances.
+        group_by: metadata column. The bootstrap resamples whole groups of utterances with the same value in this
+            column. If None, it resamples utterances.
 
     Raises:
-        UserError: nothing could be scored, or no clip has the column ``group_by``.
+        UserError: nothing can be scored, or no clip has the column ``group_by``.
     """
     check_group_by(clips, group_by)
     hypotheses, dropped = transcribe_clips(

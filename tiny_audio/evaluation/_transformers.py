@@ -1,4 +1,4 @@
-"""Evaluate any speech recognizer that transformers supports, through transformers' own pipeline."""
+"""Evaluate any speech recognizer that transformers supports, with transformers' own pipeline."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
-"""Whisper's window. Whisper transcribes longer clips with the help of timestamps, so they are switched on."""
+"""Duration of Whisper's window. Whisper needs timestamps to transcribe longer clips, so they are switched on for these
+clips."""
 
 
 class TransformersOptions(Config):
-    """Options after a model's name, as in ``openai/whisper-small:language=en``."""
+    """Options that follow a model's name, as in ``openai/whisper-small:language=en``."""
 
     revision: str | None = None
     """A branch, a tag or a commit on the hub."""
@@ -51,7 +52,7 @@ class TransformersTarget(ModelTarget):
             MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
         )
 
-        # The pipeline treats unknown kinds as CTC models and would return empty texts without an error.
+        # The pipeline treats unknown types as CTC models. It would return empty texts without an error.
         if self._kind not in MODEL_FOR_CTC_MAPPING_NAMES | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
             raise UserError(
                 f"{self._place}: its config.json has model_type {self._kind!r}, and transformers has no speech "
@@ -73,7 +74,7 @@ class TransformersTarget(ModelTarget):
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-            # The type of the error depends on the cause, such as a missing file or package or wrong weights.
+            # The type of the error depends on the cause, such as a missing file, a missing package or wrong weights.
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"{self._place}: transformers cannot load it: {words[0]}") from error
 
@@ -103,9 +104,9 @@ class TransformersTarget(ModelTarget):
         return [result["text"].strip() for result in results]
 
     def _takes_batches(self) -> bool:
-        """Whether clips may be padded: the pipeline needs a padding token, and the model an attention mask.
+        """Whether clips may be padded. The pipeline needs a padding token, and a CTC model needs an attention mask.
 
-        wav2vec 2.0's base models use no mask, so they would treat padding as recorded silence.
+        wav2vec 2.0's base models use no mask, so they would treat padding as silence in the recording.
         """
         masks = self._pipeline.feature_extractor.return_attention_mask or not self._pipeline.type.startswith("ctc")
         return masks and self._pipeline.tokenizer.pad_token_id is not None

@@ -11,23 +11,23 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.clips import Clip
 
 _SHORTEST_S = 0.1
-"""Minimum duration with which a clip counts when batches are filled."""
+"""Shorter clips count as clips of this duration when batches are filled, which limits the number of clips."""
 
 
 @dataclass
 class LoadedBatch:
-    """Loaded clips of a batch, and those that could not be loaded."""
+    """The loaded clips of a batch, and the clips that could not be loaded."""
 
     clips: list[Clip] = field(default_factory=list)
     waveforms: list[Tensor] = field(default_factory=list)
-    """``[S]`` of each clip, on the CPU."""
+    """Waveform ``[S]`` of each clip, on the CPU."""
     unread: list[tuple[Clip, AudioError]] = field(default_factory=list)
 
 
 def batched(clips: Sequence[Clip], max_padded_s: float) -> Iterator[list[Clip]]:
-    """Make batches of at most ``max_padded_s`` seconds, padding included. A longer clip gets its own batch.
+    """Yield batches of at most ``max_padded_s`` seconds, including padding. A longer clip gets its own batch.
 
-    The longest clips come first, so that a batch that does not fit into memory fails at once.
+    The longest clips come first, so that a lack of memory is noticed immediately.
     """
     waiting = sorted(clips, key=lambda clip: (-clip.utterance.duration_s, clip.id))
     while waiting:
@@ -37,7 +37,7 @@ def batched(clips: Sequence[Clip], max_padded_s: float) -> Iterator[list[Clip]]:
 
 
 def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s: float) -> Iterator[LoadedBatch]:
-    """Load clips in the batches of :func:`batched`. A clip longer than ``max_duration_s`` is not loaded."""
+    """Load clips in the batches that :func:`batched` yields. A clip longer than ``max_duration_s`` is not loaded."""
     for batch in batched(clips, max_padded_s):
         loaded = LoadedBatch()
         for clip in batch:

@@ -21,17 +21,17 @@ from tiny_audio.runtime.yaml_file import read_yaml
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 
 _UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in scoring"})
-"""References of segments that are not scored."""
+"""Clips with these references are not scored."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named set of clips to score on."""
+    """A named set of clips for an evaluation."""
 
     name: str
     clips: tuple[Clip, ...]
     dropped: tuple[Dropped, ...]
-    """Utterances that the source could not list."""
+    """Utterances that the source left out of its index."""
     fingerprint: str
 
 
@@ -39,10 +39,10 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
     """Index all sets that ``--data`` names.
 
     Args:
-        texts: each the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
-        max_samples: at most this many clips of each set, or recordings of a set in chunks. The choice is fixed, and a
-            smaller number chooses a subset of a larger one.
-        cache: where sources keep downloads; None takes the user's cache folder.
+        texts: each text is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
+        max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
+            random but fixed. A smaller number chooses a subset of the clips that a larger number chooses.
+        cache: folder for the sources' downloads. None uses the user's cache folder.
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.
@@ -57,7 +57,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
 
 
 def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
-    """Name of the set -> fields of its source."""
+    """Return the fields of each set's source, by name of the set."""
     path = Path(expand_path(text))
     named = text.partition(":")[0] in {*SOURCES.names(), *SETS} and not path.exists()
     if path.suffix in (".yaml", ".yml") and not named:
@@ -84,7 +84,7 @@ def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    """One source, or several by name, as in ``data.evaluation`` of a recipe."""
+    """Read a file with one source, or with several sources by name as in ``data.evaluation`` of a recipe."""
     document = read_yaml(path)
     if isinstance(document.get("name"), str):
         return {folder_name(path.stem): document}
@@ -102,7 +102,8 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
     gathered = evaluation_clips(name, source)
     gathered.check_any(f"--data {text}")
     clips = [clip for clip in gathered.clips if clip.utterance.text.strip().lower() not in _UNSCORED]
-    if name.startswith("leaderboard-"):  # its scorer leaves out clips whose reference has no word by its rules
+    # The leaderboard's scorer leaves out clips whose normalized reference is empty.
+    if name.startswith("leaderboard-"):
         rule = normalizer(NORMALIZER)
         clips = [clip for clip in clips if rule(clip.utterance.text)]
     names = [clip.utterance.metadata.get(PARENT, clip.id) for clip in clips]
@@ -113,5 +114,5 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
 
 
 def _lot(clip_id: str) -> bytes:
-    """A random but fixed rank. The first clips are no fair sample, because sets are often sorted."""
+    """Return a random but fixed rank. The first clips of a set are not a fair sample, because sets are often sorted."""
     return hashlib.sha256(clip_id.encode()).digest()

@@ -1,8 +1,8 @@
-"""Evaluate targets on data sets: hypotheses, scores, times and costs, in a folder for each pair.
+"""Evaluate targets on data sets. Hypotheses, scores, times and costs are written to a folder for each target and set.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
-manifests. Rows are appended one by one. An interrupted evaluation continues there and retries only the failed clips.
-``scores.json`` is computed from these rows.
+manifests. Rows are appended one by one, so an interrupted evaluation can continue. It then transcribes only the missing
+and failed clips. ``scores.json`` is computed from these rows.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _SHOWN_FAILURES = 3
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Scores = dict[str, dict[str, Any]]
-"""By name of the set."""
+"""Scores by name of the set."""
 Compared = Mapping[str, Comparison | None]
-"""What each set shares with a target's training data; None where that cannot be read. Empty where it is not known."""
+"""Comparison of each set with a target's training data, by name of the set. None if the training data cannot be read.
+The mapping is empty if the training data is not known."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Evaluated:
 
     Args:
         scores: scores by label of the target and name of the set.
-        comparisons: comparisons by set, if several targets transcribed some of the same clips; see
-            :mod:`tiny_audio.analysis.comparison`. The first target is the baseline.
+        comparisons: comparisons of the targets by name of the set (see :mod:`tiny_audio.analysis.comparison`), if
+            there are clips that all targets transcribed. The first target is the baseline.
     """
 
     scores: dict[str, Scores]
@@ -54,11 +55,11 @@ class Evaluated:
 
     @property
     def baseline(self) -> str:
-        """Label of the target that the others are compared with."""
+        """Label of the target that all other targets are compared with."""
         return next(iter(self.scores))
 
     def to_json(self) -> dict[str, Any]:
-        """The scores. For all targets except the baseline, ``comparison`` is the difference from the baseline."""
+        """Return the scores. ``comparison`` is the difference from the baseline, for all other targets."""
         found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
         for name, compared in self.comparisons.items():
             for entry in compared.differences:
@@ -84,21 +85,21 @@ def evaluate_targets(
 
     Args:
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
-        compare: what a target's training data shares with the sets.
-        note: receives progress messages.
-        failed: called with a target that could not be evaluated and the reason, if there are several targets. The other
-            targets continue.
+        compare: callback that compares a target's training data with the sets.
+        note: callback for progress messages.
+        failed: callback for a target that could not be evaluated, with its label and the error. It is used if there
+            are several targets, and the evaluation continues with the next target.
 
     Returns:
-        the scores. They have the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
+        The scores, with the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
         ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages), ``truncated_hypotheses``,
-        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None if nothing was left to do), ``cost_usd``, ``price`` and
+        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None if no clip was missing), ``cost_usd``, ``price`` and
         ``dropped``.
 
     Raises:
-        UserError: a folder has other results, nothing can be scored, a key or package is missing, or the only target
-            cannot be loaded.
-        RunFailed: the only target transcribes nothing.
+        UserError: a folder has results of another target or other data, nothing can be scored, a key or package is
+            missing, or the only target cannot be loaded.
+        RunFailed: there is only one target, and it transcribed no clip.
     """
     for data in sets:
         check_group_by(data.clips, group_by)
@@ -139,7 +140,7 @@ def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str
 
 
 def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None]) -> float | None:
-    """Transcribe all missing clips. Returns the loading time in seconds, or None if no clip was missing."""
+    """Transcribe all missing clips, and return the loading time in seconds, or None if no clip was missing."""
     if not any(work.missing for work in items):
         return None
     began = time.perf_counter()
@@ -155,7 +156,7 @@ def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None
 
 
 class _Work:
-    """One target on one set, with its folder."""
+    """The evaluation of one target on one set, with its folder."""
 
     def __init__(self, target: Target, data: DataSet, output_dir: Path) -> None:
         self.target, self.data = target, data
@@ -173,7 +174,7 @@ class _Work:
 
     @property
     def missing(self) -> list[Clip]:
-        """Clips without a transcript."""
+        """Clips that have not been transcribed, or failed."""
         return [clip for clip in self.data.clips if clip.id not in self.rows]
 
     def complete(self, note: Callable[[str], None]) -> None:
@@ -184,7 +185,7 @@ class _Work:
         path = self.folder / HYPOTHESES
         if self.rows:
             note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are done")
-        # This removes failures, and an incomplete last line of a killed process.
+        # Rewrite the file without failures and without the incomplete last line of a killed process.
         write_rows(path, [*self.rows.values(), *self._others])
         failed: dict[str, Hypothesis] = {}
         with path.open("a", encoding="utf-8") as file:
@@ -207,7 +208,7 @@ class _Work:
 
     @property
     def scored(self) -> dict[str, Hypothesis]:
-        """What is scored, by id: the transcribed clips, or the recordings of which every chunk was transcribed."""
+        """Hypotheses to score, by id: the transcribed clips, or the recordings whose chunks were all transcribed."""
         rows = self.rows | {row["id"]: row for row in self.failures}
         ordered = {clip.id: rows[clip.id] for clip in self.data.clips if clip.id in rows}
         joined = rescore.join_chunks(ordered, str(self.folder / HYPOTHESES))
@@ -280,15 +281,15 @@ class _Work:
 
 
 def _given(value: Any) -> Any:
-    """Treat options that are None like options that an older version did not have."""
+    """Return the options that are not None, because an older version may not have had the other options."""
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 def _read(path: Path) -> Iterator[Hypothesis]:
-    """Yield the complete rows of a file. Its last line may be incomplete.
+    """Yield the complete rows of a file. An incomplete last line is skipped.
 
     Raises:
-        UserError: another line is not a hypothesis.
+        UserError: a line before the last line is not a hypothesis.
     """
     if not path.exists():
         return
@@ -310,7 +311,7 @@ def _read(path: Path) -> Iterator[Hypothesis]:
 def comparison_commands(
     evaluated: Evaluated, output_dir: Path, normalizer: Normalizer, group_by: str | None
 ) -> list[str]:
-    """The command for each comparison that writes a page of the clips on which the targets differ."""
+    """Return a command for each comparison. The command writes a page of the clips on which the targets differ."""
     options = ["--normalizer", normalizer.name, *([] if group_by is None else ["--group-by", group_by])]
     commands = []
     for name in evaluated.comparisons:
@@ -321,7 +322,7 @@ def comparison_commands(
 
 
 def evaluation_table(evaluated: Evaluated) -> str:
-    """Scores by set, verdicts, and the clips that were not scored."""
+    """Return the scores by set, the verdicts and the clips that were not scored, as text."""
     results = evaluated.scores
     sets = dict.fromkeys(name for scores in results.values() for name in scores)
     entries = [scores[name] for name in sets for scores in results.values() if name in scores]

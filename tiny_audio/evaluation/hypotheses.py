@@ -1,4 +1,4 @@
-"""Raw hypotheses as rows, and their files of JSON lines."""
+"""Raw hypotheses as rows, and files of hypotheses as JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ metadata``. Texts are not normalized, so any scorer can be applied later."""
 
 
 def hypothesis(clip: Clip, transcript: Transcript | None) -> Hypothesis:
-    """The row of a clip and its transcript. None stands for a failed clip."""
+    """Return the row of a clip and its transcript. If the clip failed, the transcript is None."""
     utterance = clip.utterance
     return {
         "id": clip.id,
@@ -32,13 +32,13 @@ def hypothesis(clip: Clip, transcript: Transcript | None) -> Hypothesis:
 
 
 def with_outcome(row: Hypothesis, time_s: float | None, error: str | None) -> Hypothesis:
-    """The row with processing time and error, in the order of the Open ASR Leaderboard's manifests."""
+    """Return the row with processing time and error, in the order of the Open ASR Leaderboard's manifests."""
     items = list(row.items())
     return dict([*items[:3], ("time", time_s), *items[3:7], ("error", error), *items[7:]])
 
 
 def to_lines(rows: Iterable[Hypothesis]) -> str:
-    """The rows as JSON lines."""
+    """Return the rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -48,6 +48,6 @@ def write_rows(path: Path, rows: Iterable[Hypothesis]) -> None:
 
 
 def read_rows(path: Path) -> list[Hypothesis]:
-    """Read a file of :func:`write_rows`."""
-    # `splitlines` would also split at Unicode separators that a text may contain.
+    """Read a file that :func:`write_rows` wrote."""
+    # `splitlines` would also split at Unicode line separators within a text.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

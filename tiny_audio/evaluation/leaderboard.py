@@ -1,7 +1,7 @@
-"""Sets of the Open ASR Leaderboard, and the file in which its model repositories state their results.
+"""Sets of the Open ASR Leaderboard, and the file of results in a model's repository.
 
-Source: github.com/huggingface/open_asr_leaderboard at commit d1e99b2 of 2026-08-21. The repositories have not been read
-from here; names of repositories, configs and columns are those of the leaderboard's scripts.
+Source: github.com/huggingface/open_asr_leaderboard at commit d1e99b2 of 2026-08-21. The names of repositories, configs
+and columns are those in the leaderboard's scripts. The repositories themselves were not read to check them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tiny_audio.runtime.spec import folder_name
 
 NORMALIZER = "open_asr_leaderboard"
 RESULTS = Path(".eval_results") / "open_asr_leaderboard.yaml"
-"""Where a model's repository has its results."""
+"""Path of the results in a model's repository."""
 
 _MAIN = "hf-audio/open-asr-leaderboard"
 _FORMER = "hf-audio/esb-datasets-test-only-sorted"
@@ -44,12 +44,12 @@ class LeaderboardSet:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Names of columns that differ from the source's defaults."""
     task: str | None = None
-    """Its task id in files of results. None where the hub's registry of tasks is not known to have one."""
+    """The set's task id in files of results. None if the hub's registry of tasks is not known to have an id for it."""
     parent: str | None = None
-    """The repository with the references, for a set whose recordings are in chunks."""
+    """The repository with the references, if the recordings of the set are split into chunks."""
 
     def source(self, cache: Path) -> dict[str, Any]:
-        """The fields of its source. A set in chunks is downloaded to the cache folder."""
+        """Return the fields of the set's source. If its recordings are split into chunks, the set is downloaded now."""
         if self.parent is not None:
             return {"name": "manifest", "path": str(chunked_manifest(self.repo, self.parent, self.split, cache))}
         return {"name": "hub", "repo": self.repo, "config": self.config, "split": self.split, **self.columns}
@@ -95,27 +95,29 @@ GROUPS: dict[str, dict[str, LeaderboardSet]] = {
     "leaderboard_long": _RECORDINGS,
     "leaderboard_multilingual": _OTHER_LANGUAGES,
 }
-"""The present sets of each track, by the name that selects all of them. A set of a track is called ``TRACK/SET``."""
+"""The current sets of each track, by name of the track. The name selects all sets, and ``TRACK/SET`` selects one."""
 SETS: dict[str, LeaderboardSet] = {
     f"{group}/{name}": each
     for group, sets in (GROUPS | {"leaderboard": _ENGLISH | _FORMERLY}).items()
     for name, each in sets.items()
 }
-"""All sets, with those that the leaderboard used before July 2026."""
+"""All sets, including the sets that the leaderboard used only before July 2026."""
 
 
 def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
-    """A manifest of a set whose recordings are in chunks; each chunk has the reference of its whole recording.
+    """Write a manifest of a set whose recordings are split into chunks, and return its path.
+
+    Each chunk has the reference of its whole recording.
 
     Args:
-        repo: the data set with ``file_name``, ``parent_id`` and ``chunk_index``, and a folder ``audio``; a repository
-            on the hub, which is downloaded, or a folder.
-        parent: the data set with ``id`` and the text of each recording.
-        split: of both.
-        cache: gets the manifest.
+        repo: the data set of chunks, with the columns ``file_name``, ``parent_id`` and ``chunk_index`` and a folder
+            ``audio``. It is a folder or a repository on the hub, which is downloaded.
+        parent: the data set of recordings, with ``id`` and the text of each recording.
+        split: the split of both data sets.
+        cache: folder for the manifest.
 
     Raises:
-        UserError: a data set cannot be had, or a recording has no reference.
+        UserError: a data set cannot be read, or a recording has no reference.
     """
     import httpx2
     from datasets import load_dataset
@@ -169,15 +171,15 @@ def _text(row: Mapping[str, Any]) -> str:
 
 
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
-    """Write a target's results in the format of ``.eval_results`` on the hub. None if it has none for the leaderboard.
+    """Write a target's results in the format of ``.eval_results`` on the hub, and return the path of the file.
 
-    The mean is stated if all present sets of the English track are scored. RTFx is not, since the leaderboard measures
-    it on its own machine.
+    Nothing is written and None is returned if there is no result with a task id. The mean is included if all current
+    sets of the English track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
 
     Args:
-        scores: of whole sets, by name of the set.
-        folder: gets the file, at :data:`RESULTS`.
-        date: of the evaluation, ISO 8601.
+        scores: scores of whole sets, by name of the set.
+        folder: folder for the file, which is written to :data:`RESULTS` in it.
+        date: date of the evaluation in ISO 8601 format.
     """
     from huggingface_hub import EvalResultEntry
     from huggingface_hub import eval_result_entries_to_yaml as to_entries

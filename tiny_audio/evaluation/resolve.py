@@ -1,4 +1,4 @@
-"""Find the targets that are named on the command line."""
+"""Find the targets that the command line names."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def resolve_targets(texts: Sequence[str]) -> list[Target]:
     """Find all targets without loading them.
 
     Args:
-        texts: each is the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
+        texts: each text is the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
 
     Raises:
-        UserError: a target does not exist, or two have the same name.
+        UserError: a target does not exist, or two targets have the same name.
     """
     targets: dict[str, Target] = {}
     for text in texts:
@@ -44,7 +44,7 @@ def resolve_targets(texts: Sequence[str]) -> list[Target]:
 
 
 def resolve_target(text: str) -> Target:
-    """Find one target, see :func:`resolve_targets`."""
+    """Find one target (see :func:`resolve_targets`)."""
     if text.startswith(_PROVIDER):
         name, fields = split_spec(text.removeprefix(_PROVIDER))
         config = parse_part(PROVIDERS, {"name": name} | fields, text)
@@ -54,7 +54,7 @@ def resolve_target(text: str) -> Target:
         return _in_folder(text, folder, {})
     if folder.exists():
         raise UserError(f"{text} is a file; give the folder of a run or of a model")
-    # A commit may consist of digits only, which YAML would read as a number.
+    # A commit may consist only of digits, which YAML would read as a number.
     name, fields = split_spec(text, ["revision", "language"])
     folder = Path(expand_path(name))
     if fields and folder.is_dir():

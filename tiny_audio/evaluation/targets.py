@@ -26,7 +26,7 @@ from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
-"""The evaluation of a provider stops after this number of failed clips in a row. Each was already retried."""
+"""The evaluation of a provider stops after this number of failed clips in a row. Each clip was already retried."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,28 @@ class Outcome:
     transcript: Transcript | None
     time_s: float | None
     """Processing time in seconds, without loading the audio. The time of a batch is divided equally among its clips.
-    For a provider, it is the time from the request to the text, including retries and pauses."""
+    For a provider, this is the time from the first request to the text, including retries and waiting times."""
     error: str | None
     is_audio: bool = False
-    """Whether the clip itself is unusable, for every target."""
+    """Whether the clip's audio cannot be loaded, so that every target fails."""
 
     @classmethod
     def unreadable(cls, clip: Clip, error: AudioError) -> Outcome:
-        """The outcome of a clip whose audio cannot be loaded."""
+        """Return the outcome of a clip whose audio cannot be loaded."""
         return cls(clip, None, None, f"{error.reason}: {error}", is_audio=True)
 
 
 class Target(ABC):
-    """Something that transcribes clips."""
+    """A model or provider that transcribes clips."""
 
     label: str
-    """Its name in tables and the name of its folder."""
+    """The target's name in tables and the name of its folder."""
     identity: dict[str, Any]
-    """Everything that affects its hypotheses, as JSON. An evaluation continues only if it is unchanged."""
+    """All settings that affect the hypotheses, as JSON. An evaluation can continue only if they are unchanged."""
 
     @abstractmethod
     def check(self) -> None:
-        """Fail early if :meth:`load` would fail. All targets are checked before the first one is evaluated.
+        """Raise an error if :meth:`load` would fail. All targets are checked before the first target is evaluated.
 
         Raises:
             UserError: a key or a package is missing, or the kind of model is not supported.
@@ -66,10 +66,10 @@ class Target(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Load weights or open connections. Called once; its time is reported separately.
+        """Load weights or open connections. This is called once, and its time is reported separately.
 
         Raises:
-            UserError: it cannot be loaded.
+            UserError: the target cannot be loaded.
         """
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Target(ABC):
 
     @abstractmethod
     def price(self) -> Price | None:
-        """The price of an hour of audio. None if it is unknown."""
+        """Return the price of an hour of audio, or None if the price is unknown."""
 
     @abstractmethod
     def close(self) -> None:
@@ -96,7 +96,7 @@ class ModelTarget(Target, ABC):
 
     @abstractmethod
     def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """Transcribe waveforms ``[S]`` on the CPU. Splits the batch if it does not fit into memory."""
+        """Transcribe waveforms ``[S]``, which are on the CPU. Split the batch if it does not fit into memory."""
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. The longest clips come first."""
@@ -124,7 +124,7 @@ class ModelTarget(Target, ABC):
 
 
 class OwnTarget(ModelTarget):
-    """A model that this package exported. Long clips are split at pauses. The hallucination filters are off."""
+    """A model that this package exported. Long clips are split at pauses, and the hallucination filters are off."""
 
     max_duration_s = float("inf")
 
@@ -149,7 +149,7 @@ class OwnTarget(ModelTarget):
 
 
 class ProviderTarget(Target):
-    """A provider, with several requests at a time."""
+    """A provider, which receives several requests at a time."""
 
     def __init__(self, label: str, config: ProviderConfig) -> None:
         self.label, self._config = label, config
@@ -164,10 +164,10 @@ class ProviderTarget(Target):
         self._provider = PROVIDERS.build(self._config)
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.transcribe`. Outcomes come in the order of the answers.
+        """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the answers.
 
-        After an error or Ctrl-C, answers to pending requests are still yielded, because they may be paid for. A second
-        Ctrl-C stops at once.
+        After an error or Ctrl-C, answers to pending requests are still yielded, because the provider may charge for
+        them. A second Ctrl-C stops immediately.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
         end: BaseException | None = None
@@ -175,7 +175,7 @@ class ProviderTarget(Target):
         try:
             while True:
                 try:
-                    # Submit only as many requests as run at a time, so that waiting clips are not in memory.
+                    # Submit only as many requests as can run at the same time, so that waiting clips are not in memory.
                     room = 0 if end else self._config.concurrency - len(asked)
                     for clip in islice(waiting, room):
                         asked.add(pool.submit(self._ask, clip))

@@ -1,4 +1,4 @@
-"""The ExportConfig contract: write a model to a folder in some format. Each format is one file here, or a plugin."""
+"""The ExportConfig contract: write a model to a folder in a format. Each format is one file here, or a plugin."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tiny_audio.registry import Registry
 
 
 class ExportConfig(Config, ABC):
-    """Base of every format's options. All options have defaults."""
+    """Base class of all formats' options. All options have defaults."""
 
     name: str
     files: ClassVar[tuple[str, ...]]
-    """Patterns of the names of all files and folders of an export. An export replaces only these, and ``push`` uploads
-    only these."""
+    """Patterns of the names of all files and folders of an export. Only these are replaced by a new export and uploaded
+    by ``push``."""
 
     @classmethod
     @abstractmethod
     def is_export(cls, folder: Path) -> bool:
-        """Whether an existing folder contains an export in this format. It may be damaged."""
+        """Whether an existing folder contains an export in this format. The export may be damaged."""
 
     @classmethod
     @abstractmethod
     def check_pushable(cls, folder: Path) -> None:
-        """Check that others can load this export from the hub.
+        """Check that other users could load this export from the hub.
 
         Raises:
             UserError: the export is damaged, or the hub does not support this format.
@@ -36,20 +36,21 @@ class ExportConfig(Config, ABC):
 
 
 Exporter = Callable[[Any, Any, Path, str | None], None]
-"""Writes a TinyAudioModel and its tokenizer to a folder, with the text of a model card or None. The folder has passed
-:func:`check_replaceable`. If the export is interrupted, an earlier export in the folder stays unchanged."""
+"""A function that writes a model to a folder. Its arguments are the TinyAudioModel, its tokenizer, the folder, and the
+text of a model card or None. The caller has checked the folder with :func:`check_replaceable`. If the export is
+interrupted, an earlier export in the folder must stay unchanged."""
 
 EXPORTS: Registry[ExportConfig, Exporter] = Registry(
     "export format", ExportConfig, package=__name__, entry_points="tiny_audio.exports"
 )
-"""Registered formats; builders take ``(config)``."""
+"""Registered formats. Builders have the argument ``(config)``."""
 
 
 def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
     """Check that an export to this folder would overwrite only another export in the same format.
 
     Raises:
-        UserError: ``folder`` is a file, or contains something that is not part of an exported model.
+        UserError: ``folder`` is a file, or contains a file or folder that is not part of an exported model.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -57,7 +58,7 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
         raise UserError(
             f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove it"
         )
-    known = (*export.files, "__pycache__")  # written when the export is used
+    known = (*export.files, "__pycache__")  # Python writes __pycache__ when the export is used
     foreign = sorted(
         entry.name for entry in folder.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in known)
     )

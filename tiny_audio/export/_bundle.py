@@ -1,8 +1,8 @@
-"""The flat bundle: all modules that a model needs, in one folder, for Hugging Face's remote code.
+"""Build the flat bundle: all modules that a model needs in one folder, as Hugging Face's remote code.
 
-transformers copies the main file, and the files that it finds with a regular expression for ``from .name import``. It
-does not support packages. So ``tiny_audio.encoders.whisper`` becomes ``encoders_whisper.py``, and imports are
-rewritten.
+transformers copies the main file and the files that it imports, which it finds with a regular expression for
+``from .name import``. Packages are not supported. So ``tiny_audio.encoders.whisper`` becomes ``encoders_whisper.py``,
+and imports are rewritten.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAIN_FILES = {
     PROCESSOR: "processing_tiny_audio",
     PIPELINE: "pipeline_tiny_audio",
 }
-"""File names that Hugging Face users expect."""
+"""File names that Hugging Face users expect, without suffixes."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
     """Return the source texts of a bundle by file name.
 
     Args:
-        parts: modules of the model's parts. Modules that they import from their own top-level package are bundled too.
-            Other packages must be installed on the machine that loads the model.
+        parts: modules of the model's parts. Modules that they import from their own top-level packages are also
+            bundled. Other packages must be installed on the machine that loads the model.
 
     Raises:
-        UserError: a part's module has no source, or has an import that cannot be flattened.
+        UserError: a module has no source, or has an import that cannot be flattened.
     """
     for part in parts:
         if part == "__main__":
@@ -75,7 +75,7 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
 
 
 def flat_name(module: str) -> str:
-    """File name without its suffix.
+    """Return the file name of a module in the bundle, without its suffix.
 
     >>> flat_name("tiny_audio.encoders.whisper"), flat_name("tiny_audio.model.model"), flat_name("plugin.conv")
     ('encoders_whisper', 'modeling_tiny_audio', 'plugin_conv')
@@ -84,7 +84,7 @@ def flat_name(module: str) -> str:
 
 
 def _flattened(module: str, owned: Collection[str]) -> tuple[str, list[str]]:
-    """A module's text with flat imports, and the modules that it imports."""
+    """Return a module's text with flat imports, and the names of the bundled modules that it imports."""
     spec = importlib.util.find_spec(module)
     loader = spec.loader if spec else None
     source = loader.get_source(module) if isinstance(loader, importlib.abc.InspectLoader) else None
@@ -113,7 +113,7 @@ def _flattened(module: str, owned: Collection[str]) -> tuple[str, list[str]]:
 
 
 def _flat_import(node: ast.Import | ast.ImportFrom, package: str, path: str, owned: Collection[str]) -> _Import | None:
-    """The flat form of an import; None if it imports an installed package."""
+    """Return the flat form of an import, or None if it imports an installed package."""
     if isinstance(node, ast.Import):
         own = [alias for alias in node.names if alias.name.partition(".")[0] in owned]
         if not own:
@@ -154,18 +154,20 @@ def _is_module(package: str, name: str) -> bool:
 
 
 def _module_import(module: str, name: str) -> list[str]:
-    """Statements that bind ``name`` to the module. transformers does not find ``from . import``, so the first statement
-    names the file."""
+    """Return statements that bind ``name`` to the module.
+
+    transformers does not find files that are imported with ``from . import``, so the first statement names the file.
+    """
     flat = flat_name(module)
     renamed = "" if flat == name else f" as {name}"
     return [f"from .{flat} import __name__ as _{flat}", f"from . import {flat}{renamed}"]
 
 
 def _with_parts(text: str, parts: Iterable[str]) -> str:
-    """Add imports of the model's parts to the model's module, because a flat folder has no discovery of parts.
+    """Add imports of the model's parts to the model's module, because parts cannot be discovered in a flat folder.
 
-    Also add an import of the pipeline that never runs. When a loaded model is saved again, transformers copies the
-    files that the model's module names.
+    Also add an import of the pipeline, which is never run. When a loaded model is saved again, transformers copies only
+    the files that the model's module names.
     """
     own = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
     last = own[-1].end_lineno

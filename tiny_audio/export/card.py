@@ -1,4 +1,4 @@
-"""The card of an exported model, ``README.md``, generated from the report of its run."""
+"""Generate the model card (``README.md``) of an exported model from the report of its run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it too."
 
 
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Licenses of a recipe's base checkpoints, from their cards.
+    """Return the licenses of a recipe's base checkpoints, from the checkpoints' model cards.
 
-    Each checkpoint on the hub takes one request. If the request fails, the license is omitted. So a card can be written
-    without a network.
+    There is one request for each checkpoint on the hub. If a request fails, the license is omitted, so a card can be
+    written without a network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -44,7 +44,7 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
             else:
                 card: Any = HfApi().model_info(base, timeout=5).card_data
                 metadata = card.to_dict() if card else {}
-        # No such file, no network, no such repository, invalid YAML.
+        # There is no such file, network or repository, or the YAML is invalid.
         except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
             continue
         license = metadata.get("license_name" if metadata.get("license") == "other" else "license")
@@ -54,7 +54,7 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_card(report: Mapping[str, Any], licenses: Mapping[str, str] | None = None) -> str:
-    """Return Markdown with the front matter that Hugging Face's hub reads.
+    """Return the card as Markdown, with the front matter that Hugging Face's hub reads.
 
     Args:
         report: ``report.json`` of the run.
@@ -98,7 +98,7 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
 
 
 def _front_matter(report: Mapping[str, Any]) -> str:
-    """YAML front matter, with the results as a ``model-index``."""
+    """Return the YAML front matter, with the results as a ``model-index``."""
     from huggingface_hub import EvalResult, ModelCardData
 
     hub = [base for base in _bases(report["recipe"]) if not Path(base).exists()]
@@ -123,7 +123,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         tags=["tiny-audio", "automatic-speech-recognition"],
-        # The model's name is part of the model-index. Without results, there is none.
+        # The model's name is part of the model-index, which is omitted if there are no results.
         model_name=str(report["name"]) if results else None,
         eval_results=results or None,
     )
@@ -131,7 +131,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
 
 
 def _how(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """The conditions of a rate: normalizer, number of utterances, interval."""
+    """Return the conditions of a rate: normalizer, number of utterances and, for the WER, the 95% interval."""
     arguments: dict[str, Any] = {
         "normalizer": f"{scores['normalizer']} ({scores['normalizer_version']})",
         "num_utterances": scores["num_utterances"],
@@ -198,7 +198,7 @@ def _data(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _origin(source: Mapping[str, Any]) -> str:
-    """The repository on the hub, or the name of a local file without its folders, which may be private."""
+    """Return the repository on the hub, or the name of a local file without its path, which may be private."""
     if source.get("repo"):
         return str(source["repo"])
     return Path(source["path"]).name if source.get("path") else ""
@@ -224,7 +224,7 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _licenses(recipe: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[str]:
-    """The licenses of the base models. For a local folder, only the last part of its path is shown."""
+    """Yield the licenses of the base models. For a local folder, only the last part of its path is shown."""
     rows = []
     for base in dict.fromkeys(_bases(recipe)):
         name = Path(base).name if Path(base).exists() else base
@@ -259,7 +259,7 @@ def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator
 
 
 def _text(value: object) -> str:
-    """The value on one line, with markup escaped."""
+    """Return the value on one line, with Markdown characters escaped."""
     text = " ".join(str(value).split())
     for special in "\\|<>*_`[]#":
         text = text.replace(special, f"\\{special}")

@@ -1,4 +1,4 @@
-"""Write a model as a Hugging Face folder that loads without this package."""
+"""Write a model as a Hugging Face folder, which can be loaded without this package."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Weights = Literal["all", "trained"]
 
 
 class HuggingFaceConfig(ExportConfig):
-    """A Hugging Face folder. ``pipeline`` and the auto classes load it without this package."""
+    """A Hugging Face folder, which ``pipeline`` and the auto classes can load without this package."""
 
     name: Literal["huggingface"] = "huggingface"
     weights: Weights = "all"
-    """``all``: the folder needs nothing else. ``trained``: only the trained weights, and references to the base
-    models, which are downloaded on loading."""
+    """``all`` writes all weights, so the folder needs no other files. ``trained`` writes only the trained weights, and
+    references to the base models, which are downloaded when the model is loaded."""
     files: ClassVar[tuple[str, ...]] = (*NEEDED_FILES, "*.py", "README.md")
 
     @classmethod
@@ -85,25 +85,27 @@ def export_model(
 ) -> None:
     """Write a flat folder with the weights, the tokenizer, and the code that runs them.
 
-    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``. That
-    requires torch, torchaudio, transformers, pydantic and soundfile, and peft for a model with adapters or on the hub.
-    The file keeps each tensor's type. Loading uses the widest type for all tensors, unless ``dtype`` is given.
+    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``. This
+    requires torch, torchaudio, transformers, pydantic and soundfile. Models with adapters and models on the hub also
+    require peft. Tensors are saved in their own types. By default, all tensors are loaded in the widest of these types.
 
     Args:
         model: the model. It is not changed.
         tokenizer: the tokenizer of its decoder.
-        folder: where to write. An earlier export there is replaced.
-        weights: ``all`` makes the folder self-contained. ``trained`` writes only the trained weights, and references to
-            the base checkpoints, which must be readable on every machine that loads the export.
-        card: the text of ``README.md``.
+        folder: the folder to write. An earlier export in it is replaced.
+        weights: ``all`` writes all weights, so the folder needs no other files. ``trained`` writes only the trained
+            weights, and references to the base checkpoints. Machines that load the export must be able to read these
+            checkpoints.
+        card: the text of ``README.md``. If None, there is no such file.
 
     Raises:
-        UserError: ``folder`` contains something else than an exported model, a part cannot be bundled, or a base
+        UserError: ``folder`` contains files that are not part of an exported model, a part cannot be bundled, or a base
             checkpoint cannot be read.
     """
     check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
-    folder = folder.resolve()  # a link may lead to another disk, but the temporary folder must be on the same disk
+    # The folder may be a link to another disk. The temporary folder must be on the disk of its target.
+    folder = folder.resolve()
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -128,13 +130,13 @@ def export_model(
 
 
 def _parts(config: TinyAudioConfig) -> list[Any]:
-    """Registry entries of the model's parts."""
+    """Return the registry entries of the model's parts."""
     registries = (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS))
     return [registry.entry(getattr(config, kind)["name"]) for kind, registry in registries]
 
 
 def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
-    """Write weights and ``config.json``. The model's own config is not changed."""
+    """Write the weights and ``config.json``. The model's own config is not changed."""
     own = model.config
     config = copy.deepcopy(own)
     kept = None if weights == "all" else _trained(model, config)
@@ -143,12 +145,12 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
         model.save_pretrained(folder, state_dict=kept)
     finally:
         model.config = own
-    # Parts of different types run together only under autocast, so an export loads with one type.
+    # Parts of different types can run together only under autocast, so an export is loaded in one type.
     config.dtype = functools.reduce(
         torch.promote_types, {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
     )
     for kind in ("encoder", "decoder"):
-        # The fastest attention kernel depends on the machine, but `auto` works everywhere.
+        # The run's attention kernel may not be available on other machines, but `auto` works on all machines.
         setattr(config, kind, {**getattr(config, kind), "attention": "auto"})
     main = flat_name(MODEL)
     config.auto_map = {
@@ -167,7 +169,7 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
 
 
 def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
-    """The tensors that are in no checkpoint. References to the others are added to the config."""
+    """Return the tensors that are not in a checkpoint, and add references to all other tensors to the config."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     found = base_weights.references({kind: getattr(config, kind) for kind in base_weights.KINDS}, tensors)
     config.base_weights = found
@@ -181,7 +183,7 @@ def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
 
 
 def _check_imports(folder: Path, files: dict[str, str]) -> None:
-    """Check that the imports that transformers finds (with a regular expression) are files of the bundle."""
+    """Check that all imports that transformers finds, with a regular expression, are files of the bundle."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     for name in files:

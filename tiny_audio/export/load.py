@@ -19,7 +19,7 @@ from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.registry import UnknownPartError
 from tiny_audio.runtime.quiet import quiet_transformers
 
-# After an import of this package, transformers loads exports with its code and needs no trust_remote_code.
+# Register this package's classes, so that transformers uses them for exports and does not need trust_remote_code.
 AutoConfig.register(TinyAudioConfig.model_type, TinyAudioConfig, exist_ok=True)
 for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
     auto.register(TinyAudioConfig, TinyAudioModel, exist_ok=True)
@@ -34,12 +34,13 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
     """Load the model of a run or of an export for evaluation, with its tokenizer. The folder's own code is not used.
 
-    No parameter is trainable. To train from an export, see ``training.init_from``.
+    No parameter of the loaded model is trainable. To train from an export, see ``training.init_from``.
 
     Args:
         folder: folder of a run or of an exported model.
-        types_as_saved: keep each tensor's type in the file. The model then takes no more memory than in training. A
-            model of several types runs only under autocast. By default, all tensors get the widest type.
+        types_as_saved: load each tensor in the type in which it was saved, so that the model needs no more memory than
+            in training. A model with several types runs only under autocast. By default, all tensors are loaded in the
+            widest type.
 
     Raises:
         UserError: the folder is not an exported model, is damaged or incomplete, or needs parts that are not installed.
@@ -75,18 +76,18 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
         raise UserError(f"{folder}: the weights do not match config.json: {found}; copy or export the model again")
     if types_as_saved:
         _restore_types(model, folder, saved.get("base_weights") or {})
-    # transformers does not store which weights were frozen.
+    # All parameters are frozen, because transformers does not save which weights were frozen in training.
     return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
 
 
 def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, Any]) -> None:
-    """Give parameters their types in the folder's files, or those that the base weights had in training."""
+    """Convert each parameter to its type in the folder's files or, for base weights, to its type in training."""
     types = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  # not a mapping
+            for name in file.keys():  # noqa: SIM118  # file is not a mapping
                 values = file.get_slice(name)
-                # A single number, such as a counter of batches, has no slices.
+                # A tensor of a single number, such as a counter of batches, cannot be sliced.
                 types[name] = (values[:0] if values.get_shape() else file.get_tensor(name)).dtype
     for name, tensor in model.named_parameters():
         if name in types:
@@ -96,7 +97,7 @@ def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, An
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder of the model: a run's ``model``, or an exported folder itself.
+    """Return the folder of the model, which is ``model`` in a run's folder, or the folder of an export itself.
 
     Raises:
         UserError: the folder does not exist or has no model.
@@ -117,10 +118,10 @@ def model_folder(folder: Path) -> Path:
 
 
 def check_exported(folder: Path) -> dict[str, Any]:
-    """The config.json of a :func:`model_folder`.
+    """Return the ``config.json`` in a :func:`model_folder`.
 
     Raises:
-        UserError: it does not belong to an exported model.
+        UserError: the file does not belong to an exported model.
     """
     path = folder / "config.json"
     try:
@@ -137,10 +138,10 @@ def check_exported(folder: Path) -> dict[str, Any]:
 
 
 def load_exported_tokenizer(folder: Path) -> Any:
-    """The tokenizer of an exported model, without running the folder's code.
+    """Load the tokenizer of an exported model, without running the folder's code.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the tokenizer is missing or damaged.
     """
     from transformers import AutoTokenizer
 
@@ -151,7 +152,7 @@ def load_exported_tokenizer(folder: Path) -> Any:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library has no exception types
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(
             f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}; copy or export the model "
             "again"

@@ -9,14 +9,14 @@ import torch
 from tiny_audio.model.model import TinyAudioModel
 
 _ADAPTER = "default"
-"""peft's name of the only adapter."""
+"""Name that peft gives to the only adapter."""
 
 
 @torch.no_grad()
 def merge_adapters(model: TinyAudioModel) -> int:
-    """Replace every adapted layer by an equivalent plain one, and return their number.
+    """Replace every layer that has an adapter by an equivalent plain layer, and return the number of these layers.
 
-    Merged weights have full precision. In half precision, the adapter's small change would be rounded away.
+    Merged weights have at least single precision. In half precision, rounding would remove the adapter's small changes.
     """
     from peft.tuners.lora import LoraLayer
 

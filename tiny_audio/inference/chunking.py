@@ -1,4 +1,4 @@
-"""Cut long recordings into chunks at pauses. Pauses are found by loudness, in bounded memory."""
+"""Cut long recordings into chunks at pauses. Pauses are found by loudness. The memory needed is bounded."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ FRAME = SAMPLE_RATE // 100
 """Samples in an analysis frame of 10 ms."""
 
 PAUSE_S = 0.5
-"""Shortest pause that ends a chunk. Pauses between sentences are longer, and pauses between words are shorter."""
+"""Minimum duration of a pause that ends a chunk. Pauses between sentences are longer, and pauses between words are
+shorter."""
 MARGIN_S = 0.1
-"""How much of a pause stays in the chunk on either side. It may contain soft consonants."""
+"""Duration of the part of a pause that is kept at each end of a chunk, because it may contain soft consonants."""
 _SHORTEST_S = 0.03
-"""A sound between two pauses that is shorter than this is treated as a click, not as speech."""
+"""A sound between two pauses is treated as a click, not as speech, if it is shorter than this."""
 _STRETCH = 3000
-"""Number of frames that share one threshold. It is computed from them and the same number of frames on each side."""
+"""Number of frames in a stretch, which has one threshold. The threshold is computed from the stretch and from the same
+number of frames before and after it."""
+# Number of frames in the moving average that smooths powers (50 ms).
 _SMOOTHED = 5
 _PAUSE, _MARGIN, _SHORTEST = (round(s * SAMPLE_RATE / FRAME) for s in (PAUSE_S, MARGIN_S, _SHORTEST_S))
 
 _QUIETEST_DB = -110.0
-"""Below the noise of 16-bit samples."""
+"""Minimum level of a frame, so that digital silence has a finite level. It is below the noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
-"""Speech is this far above the noise floor, or at most this far below the loudest frames. If the floor and the loudest
-frames are closer than ``_RANGE_DB``, speech and pauses cannot be separated. Then every frame counts as speech."""
+"""A frame is speech if it is at least ``_ABOVE_FLOOR_DB`` above the noise floor and at most ``_BELOW_SPEECH_DB`` below
+the loudest frames. If the difference between the noise floor and the loudest frames is small, any frame that is at most
+``_RANGE_DB`` below the loudest frames is speech."""
 
 Levels = NDArray[np.float64]
 
@@ -47,11 +51,11 @@ class Chunk:
 
 
 def chunk_recording(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator[Chunk]:
-    """Return a recording of at most ``max_duration_s`` as one chunk, and split a longer one at its pauses.
+    """Yield a recording of at most ``max_duration_s`` as one chunk, or the chunks of a longer recording.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
-        max_duration_s: of a chunk.
+        max_duration_s: maximum duration of a chunk.
     """
     iterator, begun, samples = iter(blocks), list[Tensor](), 0
     for block in iterator:
@@ -67,16 +71,17 @@ def chunk_recording(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator
 def split_at_pauses(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator[Chunk]:
     """Cut a recording at its pauses, and leave the pauses out.
 
-    If there is no pause for ``max_duration_s``, the cut is at the softest moment. The chunks do not depend on how the
-    recording is divided into blocks. At most some minutes of audio are in memory.
+    If there is no pause for ``max_duration_s``, the recording is cut at the softest moment of the second half of that
+    time. The chunks do not depend on how the recording is divided into blocks. Only a few minutes of audio are in
+    memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
-        max_duration_s: of a chunk.
+        max_duration_s: maximum duration of a chunk.
     """
     chunker = _Chunker(int(max_duration_s * SAMPLE_RATE / FRAME))
     held, first = torch.zeros(0), 0  # audio that may still be needed, and the index of its first sample
-    powers, first_power = np.zeros(0), 0  # the same for the frames' powers
+    powers, first_power = np.zeros(0), 0  # powers that may still be needed, and the index of their first frame
     measured = judged = 0
     endings: list[Tensor | None] = [None]
     for block in chain(blocks, endings):
@@ -108,12 +113,12 @@ def _cut_out(held: Tensor, first: int, start: int, end: int) -> Chunk:
 
 
 def _powers(audio: Tensor, *, has_previous: bool, ended: bool) -> Levels:
-    """Mean square of each frame, after a pre-emphasis that attenuates rumble.
+    """Return the mean square of each frame, after a pre-emphasis that attenuates rumble.
 
     Args:
-        audio: begins with the sample before the first frame if ``has_previous``.
-        has_previous: whether that sample exists.
-        ended: pad the last frame with zeros.
+        audio: samples of the frames. If ``has_previous`` is True, the sample before the first frame comes first.
+        has_previous: whether ``audio`` begins with the sample before the first frame.
+        ended: whether the recording has ended, so that an incomplete last frame is padded with zeros.
     """
     samples = audio.double().numpy()
     sharpened = samples[1:] - 0.97 * samples[:-1]
@@ -126,20 +131,20 @@ def _powers(audio: Tensor, *, has_previous: bool, ended: bool) -> Levels:
 
 
 def _levels(powers: Levels) -> Levels:
-    """Decibels relative to full scale, smoothed over 50 ms."""
+    """Return the levels in decibels relative to full scale, smoothed over 50 ms."""
     smooth = np.convolve(powers, np.ones(_SMOOTHED) / _SMOOTHED, "same")
     return np.asarray(10 * np.log10(np.maximum(smooth, 10 ** (_QUIETEST_DB / 10))))
 
 
 def _threshold(levels: Levels) -> float:
-    """The level above which a frame is speech."""
+    """Return the level above which a frame is speech."""
     floor, loud = np.percentile(levels, [10, 99])
     return float(min(max(floor + _ABOVE_FLOOR_DB, loud - _BELOW_SPEECH_DB), loud - _RANGE_DB))
 
 
 @dataclass
 class _Chunker:
-    """Turns frames, one by one, into chunks given as (first frame, end)."""
+    """Receives frames one by one, and yields chunks as (first frame, end)."""
 
     longest: int
     start: int | None = None
@@ -148,14 +153,14 @@ class _Chunker:
     free_from: int = 0
     """The end of the previous chunk."""
     history: list[tuple[float, bool]] = field(default_factory=list)
-    """Level and activity of each frame since ``start``."""
+    """Level of each frame since ``start``, and whether the frame is speech."""
 
     def first_needed(self, judged: int) -> int:
-        """The first frame that may still become part of a chunk."""
+        """Return the first frame that may still become part of a chunk."""
         return max(self.free_from, judged - _MARGIN) if self.start is None else self.start
 
     def add_frame(self, index: int, level: float, active: bool) -> Iterator[tuple[int, int]]:
-        """Take the next frame, and yield the chunk that it closes, if any."""
+        """Add the next frame, and yield a chunk if this frame closes it."""
         if self.start is None:
             if not active:
                 return
@@ -170,7 +175,7 @@ class _Chunker:
             yield from self._cut()
 
     def end(self) -> Iterator[tuple[int, int]]:
-        """Yield the chunk that the end of the recording closes, if any."""
+        """Yield the last chunk if it is still open at the end of the recording."""
         if self.start is not None:
             yield from self._close(min(self.last + 1 + _MARGIN, self.start + len(self.history)))
 
@@ -182,7 +187,7 @@ class _Chunker:
         self.start = None
 
     def _cut(self) -> Iterator[tuple[int, int]]:
-        """Cut at the softest moment of the second half."""
+        """Cut the chunk at the softest moment of its second half."""
         assert self.start is not None
         levels = np.array([level for level, _ in self.history[self.longest // 2 :]])
         smooth = np.convolve(levels, np.ones(11) / 11, "valid") if len(levels) >= 11 else levels

@@ -1,9 +1,9 @@
 """Hallucination filters: sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
-Each threshold lies between the values of speech and the values of noises and tones. The speech is synthetic, read or
-spelled, with and without white noise of the same loudness. It was also measured within the bands of telephones and
-other narrow channels, and after codecs of low bit rates. ``benchmarks/transcription.py`` measures these values. A sound
-that may be speech passes.
+Each threshold lies between the values that were measured on speech and the values that were measured on noises and
+tones. The speech is synthetic, read or spelled, with and without white noise of the same loudness. It was also limited
+to the bands of telephones and other narrow channels, and encoded with codecs of low bit rates.
+``benchmarks/transcription.py`` measures these values. If a sound may be speech, it is not filtered.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tiny_audio.model.decoding import Transcript
 Reason = Literal["silence", "noise", "tones", "ctc_silent", "ctc_disagrees", "loop"]
 """Why a text differs from the decoder's output:
 
-- ``silence``, ``noise``, ``tones``: the sound is not speech, so nothing was decoded
+- ``silence``, ``noise``, ``tones``: the sound is not speech, so it was not decoded
 - ``ctc_silent``: the CTC head's own text is empty
-- ``ctc_disagrees``: the text has a much lower likelihood under the CTC head than the head's own text
+- ``ctc_disagrees``: the CTC head gives the text a much lower likelihood than the head's own text
 - ``loop``: words that were repeated many times are written once
 """
 
@@ -41,46 +41,51 @@ EMPTY_BECAUSE: dict[Reason, str] = {
 """The reasons as phrases for messages."""
 
 _SILENT_PEAK = 1e-4
-"""Three steps of 16-bit audio. Speech is louder than this."""
+"""A sound with a lower peak is silence. This value is about three steps of 16-bit audio, and speech is louder."""
+# Audio with a peak below the first value is amplified to a peak of at least the second value.
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
 
 _STRETCH = 4 * SAMPLE_RATE
-"""Samples in a window that is classified as a whole."""
+"""Number of samples in a stretch of audio, which is classified as a whole."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
-"""Bounds on the lower limit and on the upper limit of the measured band."""
+"""Minimum and maximum of the measured band's lower limit, and minimum and maximum of its upper limit."""
 _EMPTY_DB = 60.0
 """A part of the spectrum counts as empty if it is this far below the rest."""
+# The fine structure of the spectrum is measured up to this frequency.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
-"""The spectrum of noise keeps its shape. Measured changes of a band are at most 4.2 dB. In speech with noise of the
-same loudness, at least one band changes by 6.1 dB or more."""
+"""A sound is noise if no band changes by this much, because the spectrum of noise keeps its shape. In noise, a band
+changes by at most 4.2 dB. In speech with noise of the same loudness, at least one band changes by 6.1 dB or more."""
 _TONAL_FLATNESS_DB = -40.0
-"""Bound on the 90th percentile of the flatness over frames. Pure tones have -45 dB or less. Speech has -23 dB or more.
-Speech in an MP3 with 8 kbit/s has -33 dB, because the format omits most of the spectrum of every frame."""
+"""A sound consists of tones if the 90th percentile of its frames' flatness is below this value. Pure tones have -45 dB
+or less. Speech has -23 dB or more. Speech in an MP3 with 8 kbit/s has -33 dB, because the format omits most of the
+spectrum of every frame."""
+# Number of frames between two frames that are compared (80 ms).
 _STEADY_LAG = 8
 _HALF = 12
 """Half the width, in bins, of the moving average that is subtracted to get the fine structure of the spectrum."""
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
-"""A frame is steady if its fine structure correlates this much with that of the frame 80 ms before. The other two
-values bound the share of steady frames and the mean correlation. Tones have at least 0.31 and 0.60, and speech has at
-most 0.18 and 0.57."""
+"""A frame is steady if the correlation between its fine structure and that of the frame 80 ms before is above the first
+value. A sound consists of tones if its share of steady frames is above the second value, and its mean correlation is
+above the third value. Tones have at least 0.31 and 0.60, and speech has at most 0.18 and 0.57."""
 
+# Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
 MAX_CHARACTERS_PER_S = 30.0
-"""Fastest possible speech."""
+"""Maximum rate of speech. A text with more characters per second cannot have been spoken."""
 _MAX_DISAGREEMENT = 8.0
-"""Bound in nats per character of the text. The largest value measured on speech is 5.9, on an accent that was not in
-the training data."""
+"""A text is rejected if its log-likelihood is more than this many nats per character below that of the CTC head's own
+text. The largest difference measured on speech is 5.9, on an accent that was not in the training data."""
 _MAX_OF_LONGER = 3.0
-"""The same bound for a text that is much longer than the CTC head's own."""
+"""The same bound for a text that is much longer than the CTC head's own text."""
 
 Array = NDArray[np.float64]
 
 
 def boost_quiet(waveform: Tensor) -> Tensor:
-    """Amplify very soft audio (peak below 2 % of full scale) by a power of two. Return other audio unchanged.
+    """Amplify very soft audio (peak below 2% of full scale) by a power of two. Return other audio unchanged.
 
     Training data does not contain such soft audio, and front ends that measure loudness would treat it as silence.
     """
@@ -92,10 +97,10 @@ def boost_quiet(waveform: Tensor) -> Tensor:
 
 
 def non_speech_reason(waveform: Tensor) -> Literal["silence", "noise", "tones"] | None:
-    """Classify a sound that is certainly not speech. Returns None if it may be speech.
+    """Return the class of a sound that is certainly not speech, or None if the sound may be speech.
 
     Even in loud noise, the spectrum of speech changes its shape and does not consist of steady tones. A single word in
-    a long noise hardly changes the average, so each window of four seconds is classified separately.
+    a long noise hardly changes the average, so each stretch of four seconds is classified separately.
 
     Args:
         waveform: ``[S]``.
@@ -129,14 +134,14 @@ def _non_speech_reason(samples: Array) -> Literal["silence", "noise", "tones"] |
 
 
 def _spectra(samples: Array, window: int) -> Array:
-    """Power ``[frames, bins]``."""
+    """Return power spectra ``[frames, bins]``."""
     samples = np.pad(samples, (0, max(0, window + _STEADY_LAG * _HOP - len(samples))))
     framed = np.lib.stride_tricks.sliding_window_view(samples, window)[::_HOP]
     return np.asarray(np.abs(np.fft.rfft(framed * np.hanning(window))) ** 2 + 1e-14)
 
 
 def _loud(spectra: Array, range_db: float) -> NDArray[np.bool_]:
-    """Mask of the frames that are at most ``range_db`` below the loudest ones."""
+    """Return a mask of the frames that are at most ``range_db`` below the loudest frames."""
     levels = 10 * np.log10(spectra.mean(1))
     return np.asarray(levels > np.percentile(levels, 95) - range_db)
 
@@ -146,9 +151,9 @@ def _bins(window: int, low_hz: float, high_hz: float) -> slice:
 
 
 def _occupied_band(loud: Array) -> tuple[float, float]:
-    """Limits in Hz of the part of the spectrum that is in use, at least from 500 to 2,500 Hz.
+    """Return the limits in Hz of the part of the spectrum that is not empty. This is at least 500 to 2,500 Hz.
 
-    Telephones, codecs and low sampling rates leave the rest of the spectrum empty. Empty parts must not be measured,
+    Telephones, codecs and low sampling rates leave parts of the spectrum empty. Empty parts must not be measured,
     because they would look like the valleys between tones.
 
     Args:
@@ -160,7 +165,10 @@ def _occupied_band(loud: Array) -> tuple[float, float]:
 
 
 def _shape_range_db(spectra: Array, loud: NDArray[np.bool_], low_hz: float, high_hz: float) -> float:
-    """The largest change of any of nine bands' share of the power, smoothed over 70 ms, in loud frames."""
+    """Split the power into nine bands, and return the largest change of a band's share over the loud frames.
+
+    The powers are smoothed over 70 ms.
+    """
     used = spectra[:, _bins(_WINDOW, low_hz, high_hz)]
     bands = used[:, : used.shape[1] // 9 * 9].reshape(len(used), 9, -1).sum(2)
     size = min(7, len(bands))
@@ -174,14 +182,17 @@ def _shape_range_db(spectra: Array, loud: NDArray[np.bool_], low_hz: float, high
 
 
 def _flatness_db(spectra: Array, low_hz: float, high_hz: float) -> Array:
-    """Spectral flatness of each frame: geometric over arithmetic mean of its power, with a limit for empty bins."""
+    """Return the spectral flatness of each frame: the geometric mean of its power divided by the arithmetic mean.
+
+    The power of empty bins is raised to a minimum.
+    """
     used = spectra[:, _bins(_WINDOW, low_hz, high_hz)]
     used = np.maximum(used, used.mean(1, keepdims=True) * 10 ** (-_EMPTY_DB / 10))
     return np.asarray(10 * np.log10(np.exp(np.log(used).mean(1)) / used.mean(1)))
 
 
 def _similarity(spectra: Array, low_hz: float, high_hz: float) -> Array:
-    """Correlation between the fine structure of each loud frame and that of the frame 80 ms before."""
+    """Return the correlation between the fine structure of each loud frame and that of the frame 80 ms before."""
     used = spectra[:, _bins(_LONG_WINDOW, low_hz, high_hz)]
     logs = np.log(used + 1e-4 * used.max(1, keepdims=True))
     # Repeat the edge values. Zeros would add the same step to every frame and make all frames similar.
@@ -195,9 +206,9 @@ def _similarity(spectra: Array, low_hz: float, high_hz: float) -> Array:
 
 
 def collapse_repeats(text: str) -> str:
-    """Reduce a word or group of words that is repeated four times or more in a row to one occurrence.
+    """Reduce a word or group of words that occurs four or more times in a row to one occurrence.
 
-    The longest run is collapsed first, until there is none left. Case and punctuation are ignored.
+    The longest run is collapsed first. This is repeated until there are no runs left. Case and punctuation are ignored.
     """
     words = text.split()
     while (found := _loop(words)) is not None:
@@ -207,7 +218,7 @@ def collapse_repeats(text: str) -> str:
 
 
 def _loop(words: list[str]) -> tuple[int, int, int] | None:
-    """The longest run of repeats: its first word, group size and end."""
+    """Return the longest run of repeats (index of the first word, words in a group, index after the last word)."""
     plain = [re.sub(r"[^\w']", "", word.lower()) for word in words]
     best: tuple[int, int, int] | None = None
     for size in range(1, len(plain) // _REPEATS + 1):
@@ -225,9 +236,10 @@ def _loop(words: list[str]) -> tuple[int, int, int] | None:
 
 
 def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float) -> str | None:
-    """Collapse repeats that cannot be speech because the text is truncated or too fast. Returns None if there are none.
+    """Collapse repeats if the text is truncated or too long for its clip. Return None if nothing is collapsed.
 
-    Used for models without a CTC head. People can say a word four times in a row, so a repeat alone proves nothing.
+    This is used for models without a CTC head. People can say a word four times in a row, so repeats alone are no
+    reason to change the text.
     """
     if not truncated and len(text) <= MAX_CHARACTERS_PER_S * duration_s:
         return None
@@ -238,13 +250,13 @@ def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float
 def filter_text(
     transcript: Transcript, frames: Frames, duration_s: float, vocabulary: CtcVocabulary | None
 ) -> tuple[str, Reason | None]:
-    """Return the filtered text, and the reason why it differs from the decoder's text.
+    """Return the filtered text, and the reason why it differs from the decoder's text, or None if it does not.
 
     Args:
         transcript: the transcript of one clip.
         frames: the clip's frames, without padding.
         duration_s: duration of the clip.
-        vocabulary: vocabulary of the CTC head. None without a head.
+        vocabulary: vocabulary of the CTC head. None if the model has no CTC head.
     """
     text = transcript.text
     if not text:
@@ -263,10 +275,11 @@ def filter_text(
 
 
 def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVocabulary) -> bool:
-    """Whether a text is so unlikely under the CTC head's ``logits [1, T, V]`` that the audio cannot contain it."""
+    """Whether the text is so unlikely under the CTC head's ``logits [1, T, V]`` that it was probably not spoken."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary, read_numbers=False).labels
     num_frames = int(frames.lengths[0])
-    if ctc.min_frames(spelled) > num_frames:  # the text has no likelihood: it was spoken very fast, or not at all
+    # A text that needs more frames than the clip has no likelihood. It was spoken very fast, or not at all.
+    if ctc.min_frames(spelled) > num_frames:
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
     scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])
     return is_much_less_likely(float(scores[0]), float(scores[1]), len(own), len(spelled))
@@ -277,8 +290,8 @@ def is_much_less_likely(own_score: float, text_score: float, num_own_characters:
 
     Args:
         own_score: log-likelihood of the CTC head's own greedy text, over all alignments.
-        text_score: the same for the decoder's text.
-        num_own_characters, num_characters: lengths of the two texts.
+        text_score: log-likelihood of the decoder's text.
+        num_own_characters, num_characters: lengths of the CTC head's text and the decoder's text.
     """
     longer = num_characters > 1.5 * num_own_characters + 8
     return own_score - text_score > (_MAX_OF_LONGER if longer else _MAX_DISAGREEMENT) * max(1, num_characters)

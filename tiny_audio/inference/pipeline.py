@@ -25,22 +25,22 @@ from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import GenerationConfig
 
 MAX_DURATION_S = 24 * 3600.0
-"""Longest recording. A longer one would not fit into memory."""
+"""Maximum duration of a recording. A longer recording would not fit into memory."""
 _FETCH_TIMEOUT_S = 30.0
 
 _RECORDINGS = (str, bytes, bytearray, io.IOBase, Mapping, np.ndarray, torch.Tensor)
-"""Iterable types that are one recording."""
+"""Types of a single recording. Other iterables contain several recordings."""
 
 logger = logging.get_logger(__name__)
 
 
 class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is untyped here
-    """Audio in, text out.
+    """Transcribes recordings.
 
     A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, a decoder of torchcodec (as in
     rows of ``datasets`` 4 and later), or a mapping. A mapping has ``raw`` or ``array`` with ``sampling_rate``, or
-    ``bytes`` or ``path``, as in data sets without decoding. A whole row with its recording in ``audio`` works,
-    too, as do lists, columns and data sets of recordings.
+    ``bytes`` or ``path`` (as in data sets without decoding), or a recording in ``audio`` (as in rows of data sets).
+    Lists, columns and data sets of recordings are also accepted.
     """
 
     _load_processor = False
@@ -51,20 +51,21 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            # transformers requires a feature extractor for batches, although nothing is padded with it.
+            # For batches, transformers requires a padding token, although nothing is padded with it.
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.end_token_id)
         super().__init__(model, tokenizer=tokenizer, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Transcribe.
+        """Transcribe one recording or many.
 
         Args:
-            inputs: a recording or a list of them. For data sets and generators, the result is an iterator.
-            kwargs: ``batch_size``: number of recordings that are transcribed together, 1 by default.
-                ``return_timestamps``: ``"word"``, which needs a CTC head, or True for chunks.
-                ``filter_hallucinations``: False turns the hallucination filters off. ``max_new_tokens``,
-                ``num_beams``, ``ctc_weight``, ``draft``: override the model's own settings, also within
-                ``generate_kwargs``. ``chunk_length_s`` and ``stride_length_s`` are accepted and ignored, because long
+            inputs: a recording, or a list, data set or generator of recordings. For data sets and generators, the
+                result is an iterator.
+            kwargs: ``batch_size`` is the number of recordings that are transcribed together, 1 by default.
+                ``return_timestamps`` is ``"word"``, which needs a CTC head, or True for the times of chunks.
+                ``filter_hallucinations=False`` turns the hallucination filters off. ``max_new_tokens``,
+                ``num_beams``, ``ctc_weight`` and ``draft`` override the model's own settings, and may also be given in
+                ``generate_kwargs``. ``chunk_length_s`` and ``stride_length_s`` are accepted but ignored, because long
                 recordings are split at pauses.
 
         Returns:
@@ -74,7 +75,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             UserError: a recording cannot be used, or an argument is unknown or not supported.
         """
         if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | bytearray):
-            # transformers would read the first item of an empty list.
+            # transformers would fail on an empty list, because it reads the first item.
             return super().__call__(list(inputs), **kwargs) if len(inputs) else []
         if isinstance(inputs, Iterable) and not isinstance(inputs, _RECORDINGS):
             return super().__call__((recording for recording in inputs), **kwargs)
@@ -117,7 +118,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return {}, forward, postprocess
 
     def _generation(self, settings: Mapping[str, Any]) -> GenerationConfig:
-        """The model's settings with ``settings`` instead of its own values."""
+        """Return the model's own settings, overridden by ``settings``."""
         try:
             return GenerationConfig(**{**self.model.config.generation, **settings})
         except ValidationError as error:
@@ -146,7 +147,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return {"transcription": transcriptions if isinstance(given, list) else transcriptions[0]}
 
     def postprocess(self, outputs: dict[str, Any], return_timestamps: str | bool = False) -> dict[str, Any]:
-        """The text, and the requested timestamps."""
+        """Return the text and the requested timestamps."""
         transcription = outputs["transcription"]
         if transcription.truncated:
             logger.warning("a transcript was truncated at max_new_tokens; raise it if the speech goes on")
@@ -164,7 +165,7 @@ def _waveform(recording: Any) -> torch.Tensor:
     """Read any form of a recording as a waveform ``[S]``.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the recording cannot be used.
     """
     if isinstance(recording, Mapping):
         if recording.get("audio") is not None:

@@ -16,17 +16,17 @@ class Segment:
     """Start in seconds from the beginning of the recording."""
     end_s: float
     text: str
-    """Empty if nothing was spoken."""
+    """Text of the chunk. Empty if nothing was spoken."""
     ctc_text: str | None
-    """The CTC head's own greedy text, unfiltered. None without a head, or if the sound is not speech."""
+    """The CTC head's own greedy text, unfiltered. None if the model has no CTC head or the sound is not speech."""
     truncated: bool
-    """Whether there was no end token within ``max_new_tokens``. Words may then be missing."""
+    """Whether the decoder generated ``max_new_tokens`` tokens without an end token. If so, words may be missing."""
     confidence: float | None
-    """See :class:`tiny_audio.inference.word_times.Alignment`. None without a CTC head, or without text."""
+    """See :class:`tiny_audio.inference.word_times.Alignment`. None if the model has no CTC head or there is no text."""
     words: tuple[Word, ...] | None
-    """Words with times from the beginning of the recording. None unless word timestamps were requested."""
+    """Words with times in seconds from the beginning of the recording. None unless word timestamps were requested."""
     suppressed: Reason | None
-    """Why the text differs from the decoder's. None if it does not."""
+    """The reason why the text differs from the decoder's text. None if the texts are equal."""
 
     @property
     def duration_s(self) -> float:
@@ -42,7 +42,7 @@ class Transcription:
     """The texts of its segments, separated by spaces."""
     duration_s: float
     segments: tuple[Segment, ...]
-    """Segments in order. Parts without any sound have no segment."""
+    """Segments in order. Pauses of a long recording have no segment."""
 
     @property
     def why_empty(self) -> str | None:

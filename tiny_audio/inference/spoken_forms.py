@@ -1,4 +1,4 @@
-"""Numbers and symbols in English words, so that a CTC head without their characters can find them in the audio."""
+"""Write numbers and symbols as English words, so that a CTC head without digits and symbols can align them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ONES = (
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _GROUPS = ((1_000_000, "million"), (1_000, "thousand"), (100, "hundred"))
 _MAX_DIGITS = 9
-"""Longer numbers are read digit by digit, such as those of telephones and cards."""
+"""Numbers with more digits, such as telephone and card numbers, are read digit by digit."""
 
 _SYMBOLS = {
     "$": "dollars",
@@ -34,9 +34,9 @@ _NUMBER = re.compile(r"([$€£¥]?)(\d+(?:,\d{3})*)(?:\.(\d+))?", re.ASCII)
 
 
 def spoken(text: str) -> str:
-    """The text with numbers and symbols in words: ``$5`` -> ``five dollars``, ``C++`` -> ``C plus plus``.
+    """Write numbers and symbols as words: ``$5`` -> ``five dollars``, ``C++`` -> ``C plus plus``.
 
-    Other characters stay. There are several ways to read a number aloud; this takes a common one.
+    Other characters are kept. A number can be read aloud in several ways, and this function returns a common one.
     """
     text = _NUMBER.sub(lambda match: f" {_read(*match.groups())} ", text)
     text = "".join(f" {_SYMBOLS[character]} " if character in _SYMBOLS else character for character in text)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from tiny_audio.inference.segments import Segment
 from tiny_audio.inference.word_times import Word
 
+# Maximum number of characters in a line, and of lines in a cue.
 LINE_CHARACTERS, LINES = 42, 2
 LONGEST_S, SHORTEST_S = 7.0, 1.0
-"""Limits on the duration of a cue. A shorter cue is extended to ``SHORTEST_S``, but not into the next cue."""
+"""Maximum and minimum duration of a cue. A shorter cue is extended to ``SHORTEST_S``, but not into the next cue."""
 _SENTENCE_END = re.compile(r"[.?!…][\"'”’)]*$")
 _PAUSE_S = 0.7
-"""A pause of the speaker that is at least this long starts a new cue."""
+"""A new cue starts after a pause of at least this duration."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ class Cue:
     start_s: float
     end_s: float
     text: str
-    """At most two lines. A line is longer than ``LINE_CHARACTERS`` only if a single word is."""
+    """At most two lines. A line is longer than ``LINE_CHARACTERS`` only if it is a single longer word."""
 
 
 def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
-    """Cues of a recording, in order and without overlaps.
+    """Return the cues of a recording, in order and without overlaps.
 
     Args:
-        segments: segments of one recording. Without word times, the words share the segment in proportion to their
-            lengths.
+        segments: segments of one recording. If a segment has no word times, its duration is divided among its words in
+            proportion to their lengths.
         each_word: create a cue for every word.
     """
     found: list[Cue] = []
@@ -42,7 +43,7 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         found += (
             Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in _groups(words, 1 if each_word else None)
         )
-    # A word without its own time gets a millisecond. The following cues are shifted if they overlap.
+    # Each cue starts at least one millisecond after the previous cue. Later cues are shifted if necessary.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
         if cue.start_s < earliest:
@@ -53,7 +54,7 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
 
 
 def as_srt(shown: Sequence[Cue]) -> str:
-    """The text of a .srt file."""
+    """Return the text of a .srt file."""
     return "\n".join(
         f"{index}\n{_time(cue.start_s, ',')} --> {_time(cue.end_s, ',')}\n{_without_arrow(cue.text)}\n"
         for index, cue in enumerate(shown, 1)
@@ -61,7 +62,7 @@ def as_srt(shown: Sequence[Cue]) -> str:
 
 
 def as_vtt(shown: Sequence[Cue]) -> str:
-    """The text of a .vtt file."""
+    """Return the text of a .vtt file."""
     blocks = (
         f"{_time(cue.start_s, '.')} --> {_time(cue.end_s, '.')}\n{html.escape(cue.text, quote=False)}\n"
         for cue in shown
@@ -81,7 +82,7 @@ def _spread(segment: Segment) -> tuple[Word, ...]:
 
 
 def _groups(words: Sequence[Word], size: int | None) -> Iterator[Sequence[Word]]:
-    """Split the words into cues."""
+    """Yield the words of each cue."""
     begin = 0
     for index in range(1, len(words) + 1):
         if index < len(words):
@@ -115,7 +116,7 @@ def _num_lines(words: Sequence[Word]) -> int:
 
 
 def _lines(words: Sequence[Word]) -> str:
-    """Wrap the words into the fewest lines, of similar length."""
+    """Wrap the words into as few lines as possible, with similar lengths."""
     count = _num_lines(words)
     widths = range(max(len(word.text) for word in words), LINE_CHARACTERS + 1)
     width = next((width for width in widths if len(_filled_lines(words, width)) <= count), LINE_CHARACTERS)

@@ -22,28 +22,30 @@ from tiny_audio.model.streamer import OnText
 from tiny_audio.runtime.device import in_parts_that_fit
 
 LONGEST_CHUNK_S = 30.0
-"""Longest chunk. Training data has few longer clips, and their texts would be truncated at ``max_new_tokens``."""
+"""Maximum duration of a chunk. Training data has few longer clips, and the texts of longer chunks would be truncated at
+``max_new_tokens``."""
 _LARGEST_POOL = 8
-"""Maximum number of batches whose chunks are sorted by length together. The first pools are smaller, so that output
-starts early."""
+"""Maximum number of batches in a pool. The chunks of a pool are sorted by length. The first pools are smaller, so that
+output starts early."""
 _LEAST_S = 2.0
-"""Minimum duration of a chunk when batches are formed, because even a short chunk has a prompt, a text and beams."""
+"""Shorter chunks count as chunks of this duration when batches are formed, because even a short chunk needs memory for
+its prompt, text and beams."""
 
 
 class Transcriber:
-    """Transcribes recordings of any length, many at a time.
+    """Transcribes recordings of any length in batches.
 
-    A recording of at most ``max_chunk_s`` is one chunk, transcribed as by ``model.transcribe``. Longer recordings are
-    cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches contain chunks of similar length from all
-    recordings. The text of a chunk does not depend on its batch.
+    A recording of at most ``max_chunk_s`` is one chunk, which is transcribed in the same way as by
+    ``model.transcribe``. Longer recordings are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches
+    contain chunks of similar length from all recordings. The text of a chunk does not depend on its batch.
 
     Args:
         model: the model, in evaluation mode, on its device.
         tokenizer: the model's tokenizer.
-        max_padded_s: seconds of audio in a batch, padding included. A longer chunk gets its own batch.
-        generation: how to decode. None uses the model's own settings.
+        max_padded_s: maximum seconds of audio in a batch, including padding. A longer chunk gets its own batch.
+        generation: decoding settings. None uses the model's own settings.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), and amplify
-            very soft audio. If False, the text of every chunk is exactly the model's.
+            very soft audio. If False, the model's text of every chunk is returned unchanged.
     """
 
     def __init__(
@@ -63,11 +65,11 @@ class Transcriber:
         self._generation = generation
         self._filter = filter_hallucinations
         self.max_chunk_s = model.longest_clip_s(LONGEST_CHUNK_S)
-        """Longest recording that is not cut: :data:`LONGEST_CHUNK_S`, or less if the model's limit is lower."""
+        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or the model's own limit if that is lower."""
 
     @property
     def can_time_words(self) -> bool:
-        """Whether the model has the CTC head that word timestamps need."""
+        """Whether the model has a CTC head, which word timestamps need."""
         return self._model.ctc_head is not None
 
     def transcribe(
@@ -77,15 +79,15 @@ class Transcriber:
         word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> list[Transcription]:
-        """Transcribe waveforms, and return one transcription for each, in order.
+        """Transcribe waveforms, and return their transcriptions in the same order.
 
         Args:
-            waveforms: mono float32 ``[S]`` at 16 kHz, of any lengths.
-            word_timestamps: find when each word is spoken.
+            waveforms: mono float32 ``[S]`` at 16 kHz, of any length.
+            word_timestamps: also return the start and end of each word.
             on_progress: called with the seconds of audio that were transcribed since the last call.
 
         Raises:
-            UserError: word timestamps are requested and the model has no CTC head.
+            UserError: word timestamps are requested, but the model has no CTC head.
         """
         events = self.stream(
             ([waveform] for waveform in waveforms), word_timestamps=word_timestamps, on_progress=on_progress
@@ -101,19 +103,19 @@ class Transcriber:
         on_progress: Callable[[float], None] | None = None,
         on_text: Callable[[int, float, str], None] | None = None,
     ) -> Iterator[tuple[int, Segment | Transcription]]:
-        """Transcribe like :meth:`transcribe`, but yield each segment early, and the transcription after the last one.
+        """Transcribe like :meth:`transcribe`, but yield each segment early.
 
-        Only parts of recordings are in memory. Blocks are read when they are needed, one recording after the other, up
-        to some batches ahead.
+        The transcription of a recording follows its last segment. Only parts of recordings are in memory. Blocks are
+        read one recording after the other, at most a few batches ahead.
 
         Args:
             recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
             word_timestamps, on_progress: see :meth:`transcribe`.
             on_text: called while a batch is decoded, with the index of a recording, the start of one of its chunks in
-                seconds, and the chunk's text so far. It is the decoder's text before filtering.
+                seconds, and the chunk's text so far. This is the decoder's text before filtering.
 
         Yields:
-            the index of a recording, and a segment or the transcription.
+            The index of a recording, and one of its segments or its transcription.
         """
         if word_timestamps and not self.can_time_words:
             raise UserError(
@@ -146,7 +148,10 @@ class Transcriber:
                     done = []
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
-        """Yield pools of some batches. Their items are chunks and ends of recordings, with the recording's index."""
+        """Yield pools, each with enough chunks for several batches.
+
+        The items of a pool are the index of a recording, and one of its chunks or its end.
+        """
         pool: list[tuple[int, Chunk | _End]] = []
         batches, waiting_s = 1, 0.0
         for index, blocks in enumerate(recordings):
@@ -163,7 +168,10 @@ class Transcriber:
     def _transcribe_pool(
         self, chunks: Sequence[Chunk], word_timestamps: bool, report: Callable[[float], None], on_text: OnText | None
     ) -> list[Segment]:
-        """Segments in the order of the chunks. The longest are decoded first, so that a lack of memory shows early."""
+        """Return segments in the order of the chunks.
+
+        The longest chunks are decoded first, so that a lack of memory is noticed early.
+        """
         segments: dict[int, Segment] = {}
         waiting = []
         for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
@@ -200,7 +208,7 @@ class Transcriber:
         ]
 
     def _segment(self, chunk: Chunk, transcript: Transcript, frames: Frames, word_timestamps: bool) -> Segment:
-        """Filter and align one chunk's transcript. ``frames`` are the frames of the chunk, without padding."""
+        """Filter and align the transcript of one chunk. ``frames`` are the chunk's frames, without padding."""
         text, reason, vocabulary = transcript.text, None, self._model.ctc_vocabulary
         start_s, duration_s = chunk.start / SAMPLE_RATE, len(chunk.waveform) / SAMPLE_RATE
         if self._filter:
@@ -225,7 +233,7 @@ class Transcriber:
 
 @dataclass
 class _End:
-    """The end of a recording."""
+    """The end of a recording. It counts the recording's samples."""
 
     samples: int = 0
 
@@ -237,7 +245,7 @@ class _End:
 
     @property
     def duration_s(self) -> float:
-        """Duration of the recording. It is known after all blocks were read."""
+        """Duration of the recording. It is correct only after all blocks were read."""
         return self.samples / SAMPLE_RATE
 
 

@@ -16,15 +16,15 @@ from tiny_audio.inference.spoken_forms import spoken
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a text and its time."""
+    """A word of a text, with its times."""
 
     text: str
     """The word as written, with its punctuation."""
     start_s: float
     end_s: float
     confidence: float | None
-    """Geometric mean of the CTC head's probabilities of the word's characters. Each character counts with its best
-    frame in the likeliest alignment of the whole text. None if the head cannot spell the word."""
+    """Geometric mean of the CTC head's probabilities of the word's characters. The probability of a character is that
+    of its best frame in the likeliest alignment of the whole text. None if the head cannot spell the word."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,20 @@ class Spelling:
     words: tuple[str, ...]
     labels: tuple[int, ...]
     owners: tuple[int | None, ...]
-    """Index of the word that each label belongs to; None for the separators between words."""
+    """Index of the word that each label belongs to. None for separators between words."""
 
     @classmethod
     def of(cls, text: str, vocabulary: CtcVocabulary, *, read_numbers: bool = True) -> Spelling:
-        """Spell a text. An unknown character is tried in the other case, then without accents, and left out if both
-        fail. With ``read_numbers``, a word with unknown digits or symbols is spelled as it is said in English."""
+        """Spell a text.
+
+        A character that is not in the vocabulary is replaced by the same letter in the other case or without accents.
+        If neither is in the vocabulary, the character is left out.
+
+        Args:
+            text: the text.
+            vocabulary: the CTC head's vocabulary.
+            read_numbers: spell a word with unknown digits or symbols as it is read aloud in English.
+        """
         known = {character: label for label, character in enumerate(vocabulary.characters, 1)}
         words = tuple(text.split())
         labels: list[int] = []
@@ -59,7 +67,7 @@ class Spelling:
 
 
 def _readable(word: str, known: dict[str, int]) -> str:
-    """The word, with numbers and symbols in words if the head lacks a digit or symbol of it."""
+    """Return the word. If the head lacks one of its digits or symbols, numbers and symbols are written as words."""
     if all(_labels(character, known) for character in word if character.isdecimal() or spoken(character) != character):
         return word
     return spoken(word)
@@ -79,29 +87,30 @@ class Alignment:
 
     words: tuple[Word, ...]
     confidence: float | None
-    """The confidence over all characters, see :class:`Word`. None if nothing could be aligned."""
+    """The confidence over all characters, computed as in :class:`Word`. None if the text could not be aligned."""
 
 
 def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float) -> Alignment:
     """Find the most likely alignment of a text.
 
-    A word lasts from the first frame of its first character to the last frame of its last. A word that the head cannot
-    spell gets the gap between its neighbors. If there are too few frames for the text, all words share the clip. Every
-    word lasts at least a frame, or the clip divided by the number of words if that is less; where a gap is too short
-    for it, it takes time from its neighbors. No word ends after the clip or overlaps another.
+    A word lasts from the first frame of its first character to the last frame of its last character. A word that the
+    head cannot spell gets the gap between its neighbors. If there are too few frames for the text, the words divide the
+    clip evenly. Every word lasts at least one frame, or the clip's duration divided by the number of words if that is
+    shorter. If a gap is too short for its word, the word takes time from its neighbors. Words do not overlap, and no
+    word ends after the clip.
 
     Args:
         spelling: the spelling of the text.
         log_probs: ``[T, V]`` of one clip, on any device.
         rate: frames per second.
-        duration_s: of the clip; the last frame may reach beyond it.
+        duration_s: duration of the clip. The last frame may end later.
     """
     words: list[Word | None] = [None] * len(spelling.words)
     confidence = None
     if spelling.labels and min_frames(spelling.labels) <= len(log_probs):
         from torchaudio.functional import forced_align
 
-        # On the CPU, because torchaudio does not have a kernel for every device.
+        # The alignment runs on the CPU, because torchaudio does not have a kernel for every device.
         target = torch.tensor([spelling.labels], dtype=torch.int32)
         path, scores = forced_align(log_probs.float().cpu()[None], target, blank=BLANK)
         spans = _spans(path[0].tolist(), scores[0].tolist(), spelling.labels)
@@ -115,12 +124,12 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
 
 
 def shifted(word: Word, by_s: float) -> Word:
-    """Shift a word by ``by_s``, from the time in its chunk to the time in the recording."""
+    """Return the word with its times shifted by ``by_s``, for example from a chunk to its recording."""
     return replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)
 
 
 def _spans(path: Sequence[int], scores: Sequence[float], labels: Sequence[int]) -> list[tuple[int, int, float]]:
-    """First frame, last frame and best log-probability of each label."""
+    """Return the first frame, last frame and best log-probability of each label."""
     spans: list[tuple[int, int, float]] = []
     previous = BLANK
     for frame, (label, score) in enumerate(zip(path, scores, strict=True)):
@@ -140,7 +149,7 @@ def _geometric_mean(log_probs: Sequence[float]) -> float:
 
 
 def _filled(texts: Sequence[str], words: Sequence[Word | None], duration_s: float) -> tuple[Word, ...]:
-    """Words without a time divide the gap around them evenly."""
+    """Return all words. Adjacent words without times divide the gap between their neighbors evenly."""
     found: list[Word] = []
     index = 0
     while index < len(texts):
@@ -162,7 +171,10 @@ def _filled(texts: Sequence[str], words: Sequence[Word | None], duration_s: floa
 
 
 def _apart(words: Sequence[Word], least_s: float, duration_s: float) -> tuple[Word, ...]:
-    """Words in order within the clip, none of them shorter than ``least_s``, or than their share of the clip."""
+    """Shift the times so that words are within the clip and do not overlap.
+
+    No word is shorter than ``least_s``, or than the clip's duration divided by the number of words if that is shorter.
+    """
     least_s = min(least_s, duration_s / max(1, len(words)))
     starts, ends, now = [], [], 0.0
     for word in words:

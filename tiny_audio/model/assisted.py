@@ -1,9 +1,9 @@
 """Assisted (speculative) greedy decoding: the decoder verifies a draft of the text, many tokens in one pass.
 
-See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which costs no extra time. One
-forward pass of the decoder over prompt, audio and draft predicts the next token at every position. The draft tokens
-before the first disagreement are correct: greedy decoding would give the same ones. At the disagreement, the decoder's
-own token is used.
+See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which takes no extra time to
+compute. One forward pass of the decoder over prompt, audio and draft predicts the next token at every position. The
+draft tokens before the first disagreement are correct, because greedy decoding would give the same tokens. At the
+disagreement, the decoder's own token is used.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ class Draft(Protocol):
     """Proposes tokens after the verified ones."""
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Any number of tokens that may follow ``ids``. A wrong draft costs time but does not change the result."""
+        """Return any number of tokens that are likely to follow ``ids``.
+
+        A wrong draft makes decoding slower, but does not change the result.
+        """
 
 
 class TextDraft:
     """A draft from a text that is nearly correct, such as the text of a CTC head.
 
-    The verified tokens are matched to the part of the text with the lowest Levenshtein distance. The draft is the rest
-    of the text. So an inserted, missing or wrong word does not affect the draft after it.
+    The verified tokens are matched to the start of the text with the lowest Levenshtein distance. The draft is the rest
+    of the text, so an inserted, missing or wrong word does not affect the draft of the following words.
 
     Args:
         text: the whole text.
@@ -46,11 +49,11 @@ class TextDraft:
         self._tokenizer, self._end_id = tokenizer, end_id
         self._codes = _codes(self._text)
         self._verified = ""
-        # [len(text) + 1]: edits between the verified text and each prefix of the draft
+        # [len(text) + 1]: Levenshtein distance between the verified text and each prefix of the whole text
         self._distances = np.arange(len(self._text) + 1)
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """The rest of the text, and the end token."""
+        """Return the tokens of the rest of the text, and the end token."""
         if not ids:
             return [*self._encode(self._text), self._end_id]
         verified = self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -61,20 +64,21 @@ class TextDraft:
         return [*(whole[len(before) :] if joined else self._encode(rest)), self._end_id]
 
     def _rest(self) -> str:
-        """The part of the text that follows the verified text."""
+        """Return the part of the text that follows the verified text."""
         best = np.flatnonzero(self._distances == self._distances.min()).tolist()
-        # Tokens usually end at the ends of words, and a wrong word replaces a whole word.
+        # Among equal distances, prefer the end of a word: verified tokens usually end there, and errors usually
+        # concern whole words.
         word_ends = [position for position in best if self._text[position : position + 1] in (" ", "")]
         return self._text[max(word_ends or best) :]
 
     def _update_distances(self, verified: str) -> None:
-        if not verified.startswith(self._verified):  # the bytes of a character were incomplete in the last pass
+        if not verified.startswith(self._verified):  # the last pass ended within the bytes of a character
             self._verified, self._distances = "", np.arange(len(self._text) + 1)
         positions = np.arange(len(self._distances))
         for code in _codes(verified[len(self._verified) :]):
             substituted = self._distances[:-1] + (self._codes != code)
             row = np.concatenate([self._distances[:1] + 1, np.minimum(self._distances[1:] + 1, substituted)])
-            # Characters of the text that are skipped: row[j] = min over k <= j of row[k] + (j - k)
+            # Skip characters of the text: row[j] = min over k <= j of row[k] + (j - k)
             self._distances = np.minimum.accumulate(row - positions) + positions
         self._verified = verified
 
@@ -83,7 +87,7 @@ class TextDraft:
 
 
 def _codes(text: str) -> np.ndarray[Any, Any]:
-    """Code points in lower case, because many CTC heads have no capitals."""
+    """Return the code points of the text in lower case, because many CTC heads have no capitals."""
     return np.array([ord(character.lower()[0]) for character in text], dtype=np.int64)
 
 
@@ -94,7 +98,7 @@ class AssistedDecode:
     ids: list[int]
     """Token ids. The last one is the end token, unless the text was truncated."""
     num_passes: int
-    """Number of the decoder's forward passes that included the clip."""
+    """Number of forward passes of the decoder that included the clip."""
 
 
 def decode_assisted(
@@ -110,15 +114,15 @@ def decode_assisted(
 ) -> list[AssistedDecode]:
     """Decode B rows greedily, and verify drafts.
 
-    Each row continues from its own first disagreement, with a new draft of the rest. Finished rows leave the batch.
+    Each row continues after its own first disagreement, with a new draft. Finished rows leave the batch.
 
     Args:
-        decoder: the decoder, which embeds tokens.
+        decoder: the decoder, which is used here only to embed tokens.
         cache: an empty cache of ``decoder``.
         embeddings: ``[B, L, H]`` prompts with their audio, left-padded.
         mask: ``[B, L]`` bool, True on real positions.
         drafts: one draft for each row.
-        max_new_tokens: a row without an end token is truncated after this number of tokens.
+        max_new_tokens: number of tokens after which a row without an end token is truncated.
         end_id: the token that ends a row.
         on_ids: called after each pass with a row's verified ids so far.
     """
@@ -126,12 +130,12 @@ def decode_assisted(
     verified: list[list[int]] = [[] for _ in drafts]
     passes = [0] * len(drafts)
     rows = list(range(len(drafts)))
-    lengths = mask.sum(1).tolist()  # number of positions of each row in the cache after the pass
+    lengths = mask.sum(1).tolist()  # number of positions of each row that remain in the cache
     while rows:
         proposed = [
             _until(drafts[row].after(verified[row]), end_id)[: max_new_tokens - len(verified[row]) - 1] for row in rows
         ]
-        # The last verified token is not in the cache yet. In the first pass, the prompt takes its place.
+        # The last verified token is not in the cache yet, so it is read again. The first pass reads the prompt instead.
         last = [verified[row][-1:] for row in rows]
         ids = [torch.tensor([*known, *draft], dtype=torch.long) for known, draft in zip(last, proposed, strict=True)]
         read = pad_sequence(ids, batch_first=True).to(device)
@@ -160,5 +164,5 @@ def decode_assisted(
 
 
 def _until(ids: list[int], end_id: int) -> list[int]:
-    """Up to and including the first end token."""
+    """Return the ids up to and including the first end token."""
     return ids[: ids.index(end_id) + 1] if end_id in ids else ids

@@ -1,8 +1,8 @@
 """Exports without base weights: find the tensors that can be left out, and restore them.
 
-A model on frozen checkpoints trains about a hundredth of its weights. An export of the trained weights contains only
-those. For the rest, it refers to a commit on the hub or to a folder. A tensor counts as trained if it differs from the
-checkpoint in any bit.
+If encoder and decoder are frozen, only about a hundredth of the weights is trained. An export without base weights
+contains only the trained weights. For all other weights, it refers to a commit on the hub or to a folder. A tensor
+counts as trained if it differs from the checkpoint in any bit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ KINDS = ("encoder", "decoder")
 """Parts that may come from a checkpoint."""
 
 Reference = dict[str, Any]
-"""A part's entry in ``config.json``, in addition to its ``pretrained`` and ``revision``. ``tensors`` is the number of
-tensors that are only in the checkpoint, ``dtype`` is their type in training, and ``fingerprint`` is described in
+"""A part's entry in the ``base_weights`` of ``config.json``. ``tensors`` is the number of tensors that the export
+leaves out, ``dtype`` is their type in training, and ``fingerprint`` is described in
 :func:`tiny_audio.pretrained.checkpoints.checkpoint_fingerprint`."""
 
 
 def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Reference]:
-    """Return the reference of each part with unchanged weights. Its ``names`` are the tensors that it replaces.
+    """Return a reference for each part that has unchanged weights.
+
+    Each reference also has ``names``, the names of the tensors that can be left out.
 
     Args:
         parts: the configs of encoder and decoder as mappings, by kind.
@@ -71,12 +73,12 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
 
 
 def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str]:
-    """Copy the weights that an export left out from their checkpoints, and return the names of the filled tensors.
+    """Copy the weights that an export left out from the checkpoints, and return the names of these tensors.
 
     Args:
         model: the model, directly after loading.
         config: its config, with ``base_weights``.
-        missing: names of the tensors that are not in the export, without tied ones.
+        missing: names of the tensors that are not in the export, except for tied tensors.
 
     Raises:
         UserError: a checkpoint cannot be read, has changed, or does not contain a missing tensor.
@@ -116,19 +118,19 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
 
 
 def dtype_of(reference: Reference) -> torch.dtype:
-    """The type that the base weights had in training."""
+    """Return the data type that the base weights had in training."""
     dtype: torch.dtype = getattr(torch, reference["dtype"])
     return dtype
 
 
 def _parse(kind: str, part: Mapping[str, Any]) -> EncoderConfig | DecoderConfig:
-    """The part's config without adapters, because checkpoints have none."""
+    """Return the part's config without adapters, because checkpoints have no adapters."""
     bare = {**part, "lora": None}
     return ENCODERS.parse(bare) if kind == "encoder" else DECODERS.parse(bare)
 
 
 def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, Tensor]:
-    """The checkpoint's tensors, by their names in the whole model."""
+    """Return the checkpoint's tensors. The keys are the names of the tensors in the whole model."""
     built: nn.Module
     if isinstance(part, EncoderConfig):
         built = ENCODERS.build(part, EncoderContext())
@@ -138,7 +140,7 @@ def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, T
 
 
 def without_adapters(name: str) -> str:
-    """The name of a tensor in a model without adapters."""
+    """Return the name that the tensor has in a model without adapters."""
     return ".".join(step for step in name.split(".") if step != "base_layer")
 
 
@@ -149,9 +151,9 @@ def _is_same(own: Tensor, there: Tensor, dtype: torch.dtype) -> bool:
 
 
 def key_problems(info: Mapping[str, Any]) -> Iterator[str]:
-    """Describe missing, unexpected and mismatched keys, from the loading info of transformers."""
+    """Yield descriptions of the missing, unexpected and mismatched keys in transformers' loading info."""
     for kind in ("missing", "unexpected", "mismatched"):
-        # A mismatched key is given with its two shapes.
+        # A mismatched key is a tuple of the name and two shapes.
         keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info[f"{kind}_keys"])
         if keys:
             yield f"{kind}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"

@@ -1,4 +1,4 @@
-"""TinyAudioConfig: everything that rebuilds a model without its base checkpoints."""
+"""TinyAudioConfig: all settings that are needed to rebuild a model without its base checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from tiny_audio.runtime.requirements import check_audio_pair
 
-# This is the first module of an export that is loaded. Later ones would fail deep inside transformers.
+# This module of an export is loaded first. If a version is wrong, later modules would fail deep inside transformers.
 check_audio_pair()
 
 
@@ -20,11 +20,11 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         encoder, projector, decoder: the parts' configs as plain mappings, each with its ``name``.
         encoder_architecture, decoder_architecture: see ``Encoder.architecture``.
         embedding_rms: root mean square of the decoder's token embeddings, measured when the model was assembled.
-        ctc_characters: the CTC head's labels. None without a head.
+        ctc_characters: the CTC head's labels. None if the model has no CTC head.
         prompt_prefix_ids, prompt_suffix_ids, end_token_id: see :class:`tiny_audio.model.prompt.Prompt`.
         generation: :class:`tiny_audio.model.decoding.GenerationConfig` as a mapping.
-        base_weights: where to find the weights that an export leaves out, by part, see
-            :mod:`tiny_audio.model.base_weights`. None if the export contains all weights.
+        base_weights: references to the weights that an export leaves out, by part (see
+            :mod:`tiny_audio.model.base_weights`). None if the export contains all weights.
     """
 
     model_type = "tiny_audio"

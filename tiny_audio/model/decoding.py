@@ -11,21 +11,22 @@ from tiny_audio.config import NO_IDENTITY, Config
 
 
 class GenerationConfig(Config):
-    """Decoding of transcripts."""
+    """Settings for the decoding of transcripts."""
 
     max_new_tokens: PositiveInt = 200
-    """Maximum number of tokens of a transcript. A longer one is cut and flagged as truncated."""
+    """Maximum number of tokens of a transcript. A longer transcript is cut and flagged as truncated."""
     num_beams: PositiveInt = 1
     """Number of beams. 1 means greedy decoding."""
     ctc_weight: float = Field(default=0.0, ge=0, lt=1)
-    """Weight w of joint decoding (after Watanabe et al. 2017). The decoder and the CTC head both score the beams and
-    the head's greedy text. The text with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses the decoder
-    alone."""
+    """Weight w of the CTC head in joint decoding (after Watanabe et al. 2017). The decoder and the CTC head both score
+    the beams and the head's greedy text. The text with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0
+    uses only the decoder."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
-    """``ctc``: assisted greedy decoding. The decoder verifies the CTC head's text, many tokens in one pass. The tokens
-    are the same, but they come sooner. If two tokens are equally likely, rounding may change the choice, as with
-    another batch size. This almost never happens in single precision and sometimes in half precision. None uses drafts
-    for greedy decoding in single precision if the model has a CTC head, and not otherwise."""
+    """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
+    faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding
+    errors may change the choice, as they do with another batch size. This is very rare in single precision, but
+    sometimes happens in half precision. ``none`` is plain decoding. None uses ``ctc`` for greedy decoding in single
+    precision if the model has a CTC head, and plain decoding otherwise."""
 
     @model_validator(mode="after")
     def _check(self) -> GenerationConfig:
@@ -47,6 +48,6 @@ class Transcript:
 
     text: str
     ctc_text: str | None
-    """The CTC head's own greedy text. None without a head."""
+    """The CTC head's own greedy text. None if the model has no CTC head."""
     truncated: bool
-    """Whether there was no end token within ``max_new_tokens``."""
+    """Whether the decoder generated ``max_new_tokens`` tokens without an end token."""

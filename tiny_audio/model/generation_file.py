@@ -1,7 +1,7 @@
 """Write and read ``generation_config.json``, the file with the decoding settings of transformers' models.
 
-It is written from the model's own settings and read back into them, so editing the file changes the decoding.
-``ctc_weight`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
+The file is written from the model's own settings, and overrides them on loading. So decoding can be changed by editing
+the file. ``ctc_weight`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tiny_audio.model.decoding import GenerationConfig
 
 NAME = "generation_config.json"
 _HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-"""Arguments of ``from_pretrained`` that say where files come from."""
+"""Arguments of ``from_pretrained`` that determine the source of files."""
 
 
 def write_generation(settings: GenerationConfig, end_token_id: int, folder: Path) -> None:
-    """Write the file."""
+    """Write ``generation_config.json`` to ``folder``."""
     from transformers import GenerationConfig as TransformersConfig
 
     TransformersConfig(

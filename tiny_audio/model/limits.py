@@ -1,4 +1,4 @@
-"""The longest clip that a model takes: the limit of its encoder, or what its decoder's context has room for."""
+"""The longest clip that a model accepts, limited by its encoder or by its decoder's context."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _STEPS_PER_S = 10
 
 
 def num_embeddings(encoder: EncoderConfig, projector: Projector, duration_s: float) -> int:
-    """Audio embeddings of a clip of that duration, at most."""
+    """Return the maximum number of audio embeddings of a clip of the given duration."""
     return int(projector.max_embeddings(torch.tensor([encoder.num_frames(int(duration_s * SAMPLE_RATE))])))
 
 
 def longest_clip_s(
     encoder: EncoderConfig, projector: Projector, max_positions: int | None, num_text_ids: int, at_most_s: float
 ) -> float:
-    """Duration of the longest clip.
+    """Return the duration of the longest clip.
 
     Args:
-        encoder: knows the config of its checkpoint.
-        projector: any device will do.
-        max_positions: of the decoder; None has no limit.
-        num_text_ids: positions that prompt and transcript need.
-        at_most_s: a limit of the caller, which applies if the encoder's is higher.
+        encoder: encoder config that includes the architecture of its checkpoint.
+        projector: the projector, on any device.
+        max_positions: maximum number of positions of the decoder. None if there is no limit.
+        num_text_ids: number of positions that prompt and transcript need.
+        at_most_s: upper bound of the result. It applies if the model's own limits are higher.
     """
     longest_s = min(encoder.max_duration_s() or at_most_s, at_most_s)
     if max_positions is None:

@@ -31,7 +31,7 @@ from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 class TinyAudioModel(SavedModel):
     """An encoder, a projector and a decoder as one transformers model.
 
-    B clips · S samples · N audio embeddings · L positions · H decoder channels · V token ids
+    Dimensions: B clips · S samples · N audio embeddings · L positions · H decoder channels · V token ids
     """
 
     config_class = TinyAudioConfig
@@ -49,10 +49,10 @@ class TinyAudioModel(SavedModel):
         if config.ctc_characters is not None:
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
-        # Every part has initialized itself. transformers' generic initialization would undo that.
+        # All parts are already initialized. transformers' generic initialization would overwrite their weights.
         with no_init_weights():
             self.post_init()
-        # post_init looks only at direct children, and the tied embeddings are one level below.
+        # post_init finds tied weights only in direct children, but the tied embeddings are one level deeper.
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     @classmethod
@@ -67,11 +67,11 @@ class TinyAudioModel(SavedModel):
         ctc_vocabulary: CtcVocabulary | None = None,
         generation: GenerationConfig | None = None,
     ) -> TinyAudioModel:
-        """Build the parts from their configs. Read pretrained weights if the configs name any.
+        """Build the model from the configs of its parts. Load pretrained weights if the configs name a checkpoint.
 
         Raises:
-            UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`, or does not support
-                ``generation``.
+            UserError: a part cannot be built (see :mod:`tiny_audio.pretrained.building`), or the model does not
+                support the settings in ``generation``.
         """
         parts = build_parts(encoder, projector, decoder, tokenizer)
         config = TinyAudioConfig(
@@ -103,26 +103,32 @@ class TinyAudioModel(SavedModel):
         )
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing. Parts initialize themselves, and a loaded model has every key."""
+        """Do nothing. Parts are initialized when they are built, and loading a model fills every tensor."""
 
     def encode(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
-        """Waveforms ``[B, S]``, float32 at 16 kHz, with ``lengths [B]`` in samples -> frames, CTC logits included."""
+        """Encode waveforms to frames, including CTC logits if the model has a CTC head.
+
+        Args:
+            waveforms: ``[B, S]`` float32 at 16 kHz.
+            lengths: ``[B]`` in samples.
+            transform: see :meth:`forward`.
+        """
         frames: Frames = self.encoder(waveforms, lengths, transform)
         return frames if self.ctc_head is None else replace(frames, ctc_logits=self.ctc_head(frames.values))
 
     def splice(
         self, audio: Tensor, audio_lengths: Tensor, ids: Sequence[Tensor], *, padding_side: str
     ) -> tuple[Tensor, Tensor]:
-        """Concatenate in each row the prompt prefix, its audio embeddings without padding, the prompt suffix and text.
+        """Concatenate the prompt prefix, the audio embeddings without padding, the prompt suffix and text in each row.
 
         Args:
             audio: ``[B, N, H]``.
             audio_lengths: ``[B]``.
-            ids: B rows of token ids that follow the prompt; empty rows at inference.
+            ids: B rows of token ids that follow the prompt. Rows are empty at inference.
             padding_side: ``right`` to train, ``left`` to generate.
 
         Returns:
-            embeddings ``[B, L, H]`` and their bool mask ``[B, L]``.
+            Embeddings ``[B, L, H]`` and their bool mask ``[B, L]``.
         """
         prefix, suffix = self.config.prompt_prefix_ids, self.config.prompt_suffix_ids
         return splice(self.decoder, prefix, suffix, audio, audio_lengths, ids, padding_side)
@@ -135,7 +141,7 @@ class TinyAudioModel(SavedModel):
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> Tensor:
-        """Negative log-likelihood ``[B]`` of B rows of token ids, each with its end token."""
+        """Return the negative log-likelihoods ``[B]`` of B rows of token ids. Each row ends in the end token."""
         embeddings, mask = self.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
         return target_losses(self.decoder, embeddings, mask, targets, label_smoothing, linear_cross_entropy)
 
@@ -155,10 +161,11 @@ class TinyAudioModel(SavedModel):
             waveforms: ``[B, S]`` float32 at 16 kHz.
             waveform_lengths: ``[B]`` in samples.
             targets: B rows of token ids, each ending in the end token.
-            ctc_targets: B rows of CTC labels; required if the model has a CTC head.
-            transform: a function such as SpecAugment, applied between front end and layers.
+            ctc_targets: B rows of CTC labels. They are required if the model has a CTC head.
+            transform: a function such as SpecAugment. It is applied to the features before the encoder's layers.
             label_smoothing: share of each target's probability that is spread over the vocabulary.
-            linear_cross_entropy: computes losses from hidden states. None computes logits first.
+            linear_cross_entropy: a function that computes losses from hidden states without logits. If None, logits
+                are computed first.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self.encode(waveforms, waveform_lengths, transform)
@@ -172,9 +179,9 @@ class TinyAudioModel(SavedModel):
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> TargetScores:
-        """Compute losses like :meth:`forward`, but from the frames of :meth:`encode`.
+        """Compute the same losses as :meth:`forward`, but from the frames that :meth:`encode` returned.
 
-        Without ``ctc_targets``, there is no CTC loss.
+        If ``ctc_targets`` is None, there is no CTC loss.
         """
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
@@ -185,14 +192,14 @@ class TinyAudioModel(SavedModel):
 
     @torch.no_grad()
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
-        """Generate token ids ``[B, new tokens]`` of the transcripts. Rows are padded after their end token.
+        """Generate the transcripts' token ids ``[B, new tokens]``. Rows are padded after their end token.
 
-        Only the decoder is used. :meth:`transcribe` also uses the CTC head if ``generation.ctc_weight`` > 0.
+        The CTC head is not used here. :meth:`transcribe` uses it if ``generation.ctc_weight`` > 0.
 
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
             waveform_lengths: ``[B]`` in samples. None if no row is padded.
-            settings: settings of transformers' ``generate``. They override the model's own.
+            settings: settings of transformers' ``generate``. They override the model's own settings.
         """
         if waveform_lengths is None:
             waveform_lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
@@ -213,7 +220,7 @@ class TinyAudioModel(SavedModel):
         return self.decoder.generate(embeddings, mask, **(defaults | settings))
 
     def _prompts(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's input before the text: embeddings ``[B, L, H]``, left-padded, and their mask."""
+        """Return left-padded embeddings ``[B, L, H]`` of the prompts with their audio, and the mask ``[B, L]``."""
         nothing = torch.empty(0, dtype=torch.long, device=audio.device)
         return self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left")
 
@@ -223,10 +230,10 @@ class TinyAudioModel(SavedModel):
         return GenerationConfig(**self.config.generation)
 
     def longest_clip_s(self, at_most_s: float) -> float:
-        """Duration of the longest clip that the encoder takes and the decoder's context has room for.
+        """Return the duration of the longest clip that the encoder accepts and that fits the decoder's context.
 
         Args:
-            at_most_s: a limit of the caller, which applies if the encoder's is higher.
+            at_most_s: upper bound of the result. It applies if the model's own limits are higher.
         """
         encoder = ENCODERS.parse(self.config.encoder).with_architecture(self.config.encoder_architecture)
         decoder = DECODERS.parse(self.config.decoder).with_architecture(self.config.decoder_architecture)
@@ -235,10 +242,10 @@ class TinyAudioModel(SavedModel):
         return longest_clip_s(encoder, self.projector, decoder.max_positions(), num_text_ids, at_most_s)
 
     def uses_ctc_draft(self, settings: GenerationConfig | None = None) -> bool:
-        """Whether :meth:`transcribe` verifies the CTC head's text as a draft, see ``generation.draft``.
+        """Whether :meth:`transcribe` uses the CTC head's text as a draft (see ``GenerationConfig.draft``).
 
         Raises:
-            UserError: ``draft: ctc`` is set, and there is no CTC head or the decoder's cache cannot be rewound.
+            UserError: ``draft: ctc`` is set, but there is no CTC head, or the decoder's cache cannot be rewound.
         """
         settings = settings or self.generation
         can_rewind = self.decoder.cache() is not None
@@ -258,7 +265,7 @@ class TinyAudioModel(SavedModel):
 
     @torch.no_grad()
     def transcribe(self, waveforms: Tensor, waveform_lengths: Tensor, tokenizer: Any) -> list[Transcript]:
-        """Transcribe a batch with the model's own settings: greedy, with beams, or jointly with the CTC head."""
+        """Transcribe a batch with the model's own settings (greedy, with beams, or jointly with the CTC head)."""
         return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer)
 
     @torch.no_grad()
@@ -269,13 +276,13 @@ class TinyAudioModel(SavedModel):
         on_text: OnText | None = None,
         settings: GenerationConfig | None = None,
     ) -> list[Transcript]:
-        """Transcribe like :meth:`transcribe`, but from the frames of :meth:`encode`.
+        """Transcribe like :meth:`transcribe`, but from the frames that :meth:`encode` returned.
 
         Args:
-            frames: frames of B clips, with CTC logits if the model has a head.
+            frames: frames of B clips, with CTC logits if the model has a CTC head.
             tokenizer: the decoder's tokenizer.
             on_text: called with the index of a clip and its text so far.
-            settings: None uses the model's own settings.
+            settings: decoding settings. None uses the model's own settings.
         """
         audio, audio_lengths = self.projector(frames)
         on_ids = self._decoding(on_text, tokenizer)
@@ -325,7 +332,7 @@ class TinyAudioModel(SavedModel):
         Args:
             audio: ``[B, N, H]``, from the projector.
             audio_lengths: ``[B]``.
-            texts: B drafts. A wrong draft costs time but does not change the result.
+            texts: B drafts. A wrong draft makes decoding slower, but does not change the result.
             tokenizer: the decoder's tokenizer.
             on_ids: see :func:`tiny_audio.model.assisted.decode_assisted`.
             max_new_tokens: None uses the model's own setting.
@@ -345,7 +352,7 @@ class TinyAudioModel(SavedModel):
         tokenizer: Any,
         settings: GenerationConfig,
     ) -> str:
-        """The text of one clip with the highest joint score of decoder and CTC head."""
+        """Return the text with the highest joint score of decoder and CTC head, for one clip."""
         assert self.ctc_vocabulary is not None
         assert frames.ctc_logits is not None
         device, count = frames.values.device, len(texts)
@@ -366,14 +373,14 @@ class TinyAudioModel(SavedModel):
         return texts[int(scores.argmax())]
 
     def ctc_texts(self, frames: Frames) -> list[str | None]:
-        """The CTC head's own greedy texts of B clips. None without a head."""
+        """Return the CTC head's own greedy texts of B clips, or None for each clip if the model has no CTC head."""
         if frames.ctc_logits is None or self.ctc_vocabulary is None:
             return [None] * len(frames.lengths)
         labels = ctc.greedy(frames.ctc_logits, frames.lengths)
         return [self.ctc_vocabulary.decode(row).strip() for row in labels]
 
     def _decoding(self, on_text: OnText | None, tokenizer: Any) -> OnIds | None:
-        """A callback that decodes ids and calls ``on_text``."""
+        """Return a callback that decodes token ids and calls ``on_text`` with the text."""
         if on_text is None:
             return None
 
@@ -383,6 +390,6 @@ class TinyAudioModel(SavedModel):
         return on_ids
 
     def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Ids before the end token, and whether there was one."""
+        """Return the ids before the first end token, and whether there is an end token."""
         end = self.config.end_token_id
         return (ids[: ids.index(end)], True) if end in ids else (ids, False)

@@ -1,4 +1,4 @@
-"""The parts of a model, built so that they fit each other."""
+"""Build the parts of a model with matching sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, Projec
 
 
 class Parts(NamedTuple):
-    """An encoder, a projector and a decoder that fit each other."""
+    """An encoder, a projector and a decoder with matching sizes."""
 
     encoder: Encoder
     projector: Projector
@@ -29,15 +29,16 @@ def build_parts(
     decoder_architecture: dict[str, Any] | None = None,
     embedding_rms: float | None = None,
 ) -> Parts:
-    """Build the parts. The projector comes last, because its sizes follow from the other two.
+    """Build the parts. The projector is built last, because its sizes depend on the encoder and the decoder.
 
     Args:
         tokenizer: see :class:`DecoderContext`.
-        encoder_architecture, decoder_architecture: architectures of an earlier build. None reads checkpoints.
-        embedding_rms: root mean square of the decoder's token embeddings. None measures it.
+        encoder_architecture, decoder_architecture: architectures of an earlier build. If None, they are read from
+            the checkpoints.
+        embedding_rms: root mean square of the decoder's token embeddings. If None, it is measured.
 
     Raises:
-        UserError: a part cannot be built, see :mod:`tiny_audio.pretrained.building`.
+        UserError: a part cannot be built (see :mod:`tiny_audio.pretrained.building`).
     """
     built_encoder = ENCODERS.build(encoder, EncoderContext(encoder_architecture))
     built_decoder = DECODERS.build(decoder, DecoderContext(tokenizer, decoder_architecture))

@@ -40,7 +40,7 @@ def _frame_rate(model: TinyAudioModel, part: str) -> float | None:
     if part == "decoder":
         return None
     if part == "projector":
-        # Measure over a minute, so that rounding at the end of a clip is negligible.
+        # Count the embeddings of one minute, so that rounding at the end of a clip is negligible.
         frames = torch.tensor([round(60 * model.encoder.frame_rate)])
         return int(model.projector.max_embeddings(frames)) / 60
     return model.encoder.frame_rate

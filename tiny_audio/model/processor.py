@@ -1,4 +1,4 @@
-"""TinyAudioProcessor: pads waveforms to a batch, and decodes token ids."""
+"""TinyAudioProcessor: pads waveforms to form a batch, and decodes token ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Waveform = np.ndarray[Any, Any] | Tensor
 class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
     """Prepares the inputs of ``TinyAudioModel.generate``, and decodes its token ids with ``batch_decode``.
 
-    It only pads the audio, because encoders have their own front ends.
+    The audio is only padded. Features are computed by the encoder's own front end.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -29,7 +29,7 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
     def __call__(
         self, audio: Waveform | Sequence[Waveform], sampling_rate: int = SAMPLE_RATE, return_tensors: str = "pt"
     ) -> BatchFeature:
-        """Pad clips to the length of the longest.
+        """Pad clips to the length of the longest clip.
 
         Args:
             audio: one mono clip ``[S]`` of floating-point samples between -1 and 1, or a list of such clips.
@@ -37,11 +37,11 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
             return_tensors: only ``"pt"``.
 
         Returns:
-            ``waveforms [B, S]``, float32 and zero beyond each clip, and ``waveform_lengths [B]`` in samples.
+            ``waveforms [B, S]``, float32 and zero after the end of each clip, and ``waveform_lengths [B]`` in samples.
 
         Raises:
-            UserError: the rate or kind of tensor is not supported, there is no clip, or a clip is not mono,
-                floating-point and finite.
+            UserError: ``sampling_rate`` or ``return_tensors`` is not supported, there is no clip, or a clip is empty,
+                not mono, not floating-point or not finite.
         """
         if sampling_rate != SAMPLE_RATE:
             raise UserError(
@@ -63,7 +63,7 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
 
 
 def _mono(clip: Waveform, index: int) -> Tensor:
-    """The clip as float32 ``[S]``."""
+    """Check the clip, and return it as float32 ``[S]``."""
     if not isinstance(clip, np.ndarray | Tensor):
         raise UserError(
             f"clip {index} is a {type(clip).__name__}; pass NumPy arrays or tensors of samples "

@@ -1,4 +1,4 @@
-"""The prompt builder. Training and inference both use it, so their prompts cannot differ."""
+"""Build prompts. Training and inference both use this module, so their prompts cannot differ."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from tiny_audio.decoders import unknown_id
 AUDIO = "{audio}"
 # Private-use characters. No template strips them, and no transcript contains them.
 _SENTINEL, _REPLY = "\ue000", "\ue001"
-# Some templates print today's date, and a prompt must not change from day to day. This is Llama 3's default date.
+# Some templates print today's date, but a prompt must not change from day to day. They print this date instead, which
+# is the default date of Llama 3's template.
 _DAY = date(2024, 7, 26)
 _DAY_PARTS = {f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBdFHIjmMpSyY"}
 _DAY_PARTS |= {f"%-{code}": _DAY_PARTS[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSy"}
-# Prepended to templates that call strftime_now, to replace transformers' own function. If a template starts with a line
-# break, the empty expression at the end keeps it. A block would remove it.
+# Prepended to templates that call strftime_now, to replace transformers' own function. A line break at the start of the
+# template is kept, because this text ends in an empty expression. After a block, Jinja would remove the line break.
 _CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set shown = namespace(text=format) -%}"
     "{%- for code, part in day_parts.items() -%}{%- set shown.text = shown.text.replace(code, part) -%}{%- endfor -%}"
     "{{- shown.text -}}{%- endmacro -%}{{- '' }}"
 )
-# A thinking model writes this after `<think>` and a line break if it does not think.
+# A thinking model generates the second text after `<think>` and a line break if thinking is off.
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
@@ -33,8 +34,8 @@ class PromptConfig(Config):
     """The text around the audio in the decoder's input."""
 
     system: str | None = None
-    """System message, or None. If the chat template does not support system messages, it is put before the user
-    message. ``/no_think /system_override`` removes SmolLM3's long header."""
+    """System message, or None. If the chat template does not support system messages, this text is put at the start of
+    the user message. ``/no_think /system_override`` removes SmolLM3's long header."""
     user: str = AUDIO
     """User message. ``{audio}`` marks the position of the audio embeddings."""
 
@@ -58,11 +59,12 @@ class Prompt:
 def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
     """Render the messages with the tokenizer's chat template, or as plain text if it has none.
 
-    Dates in the template's header are fixed, and thinking is switched off. The template decides whether the text starts
-    with a special token, and which token ends a reply.
+    The template shows a fixed date, and thinking is switched off. The template determines whether the text starts with
+    a special token, and which token ends a reply.
 
     Raises:
-        UserError: the tokenizer has no end token, or its template rejects or drops the user's message.
+        UserError: the tokenizer has no end token or lacks a token of the prompt, or its template rejects, drops or
+            repeats the user message.
     """
     user = config.user.replace(AUDIO, _SENTINEL)
     if tokenizer.chat_template:
@@ -82,7 +84,7 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
             f"prompt: the chat template shows the user message {text.count(_SENTINEL)} times, so the position of "
             f"the audio is ambiguous; rendered: {text.replace(_SENTINEL, AUDIO)!r}"
         )
-    if text.rstrip().endswith(_THINK):  # a template that ignores enable_thinking=False
+    if text.rstrip().endswith(_THINK):  # the template ignores enable_thinking=False
         text = text.rstrip() + "\n" + _THOUGHT
     before, after = text.split(_SENTINEL)
     prefix = tuple(tokenizer.encode(before, add_special_tokens=False))
@@ -100,14 +102,14 @@ Messages = list[dict[str, str]]
 
 
 def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Messages:
-    """The messages in a form that the template supports. Some templates reject a system message, and some drop it."""
+    """Return the messages in a form that the template supports. Some templates reject or drop system messages."""
     alone = [{"role": "user", "content": user}]
     if system is None:
         return alone
     both = [{"role": "system", "content": system}, *alone]
-    # Gemma 3's template does this too.
+    # The system message becomes the start of the user message, as in Gemma 3's template.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches and may not occur in the rendered text.
+    # Words such as `/no_think` are switches, which the rendered text need not contain.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)
@@ -147,20 +149,20 @@ def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) 
 
 
 def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
-    """The token that ends a reply. It often differs from the end-of-text token. None if there is none."""
+    """Return the token that ends a reply, which often differs from the end-of-text token, or None."""
     try:
         text = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)
     except UserError:
         return None
     _, found, after = text.rpartition(_REPLY)
     ids = tokenizer.encode(after.lstrip(), add_special_tokens=False) if found else []
-    # A plain word, such as the next speaker's name, cannot end a reply, because transcripts may contain it.
+    # Only a special token can end a reply. Transcripts may contain a plain word, such as the next speaker's name.
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return int(ids[0]) if ids and ids[0] in special else None
 
 
 def _encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Ids of text inside a document. At the start of a document, a SentencePiece tokenizer would add a space."""
+    """Encode text as in the middle of a document. SentencePiece tokenizers add a space at the start of a document."""
     letter = tokenizer.encode("a", add_special_tokens=False)
     if letter and str(tokenizer.convert_ids_to_tokens(letter[0])).startswith("▁"):
         ids = tokenizer.encode(f"a{text}", add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""Save and load a model like transformers, with every tensor accounted for."""
+"""Save and load a model like transformers, but reject missing, unexpected and mismatched tensors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load like transformers, but reject keys that differ, and fetch weights that the export left out.
+        """Load like transformers, but reject wrong keys, and load weights that the export left out from checkpoints.
 
-        With ``output_loading_info``, keys that differ are returned and do not raise. Only safetensors are read.
+        With ``output_loading_info``, wrong keys are returned and raise no error. By default, only safetensors files
+        are read.
 
         Raises:
-            UserError: a key is missing, unexpected or of another shape, or a base checkpoint cannot be read.
+            UserError: a key is missing or unexpected or has another shape, or a base checkpoint cannot be read.
         """
         name, returns_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         allows_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         settings = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
-        with errors_only():  # transformers would list the keys that are checked below
+        with errors_only():  # hides transformers' report on wrong keys, which are checked below
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
         missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
         info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)

@@ -14,18 +14,18 @@ from tiny_audio.decoders import Decoder
 from tiny_audio.frames import length_mask
 
 LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Computes cross-entropy without logits: hidden states ``[K, H]``, the head's weights ``[V, H]``, targets ``[K]`` and
-label smoothing -> losses ``[K]``."""
+"""Function that computes cross-entropy without materializing logits. It receives hidden states ``[K, H]``, the
+language-model head's weights ``[V, H]``, targets ``[K]`` and the label smoothing, and returns losses ``[K]``."""
 
 
 @dataclass(frozen=True)
 class TargetScores:
-    """Teacher-forced negative log-likelihoods. They are sums, so that any grouping of rows can be averaged exactly."""
+    """Teacher-forced negative log-likelihoods. They are sums, so averages over any group of rows are exact."""
 
     decoder_loss: Tensor
-    """``[B]``, the sum in nats over each row's tokens, end token included."""
+    """``[B]``, the sum in nats over each row's tokens, including the end token."""
     ctc_loss: Tensor | None
-    """``[B]``, the sum in nats over each row's labels."""
+    """``[B]``, the sum in nats over each row's labels. None if there are no CTC targets or no CTC head."""
 
 
 def splice(
@@ -37,7 +37,7 @@ def splice(
     ids: Sequence[Tensor],
     padding_side: str,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings ``[B, L, H]`` and their bool mask ``[B, L]``; see ``TinyAudioModel.splice``."""
+    """Return embeddings ``[B, L, H]`` and their bool mask ``[B, L]`` (see ``TinyAudioModel.splice``)."""
     prefix, suffix = (
         decoder.embed(torch.tensor(part, dtype=torch.long, device=audio.device)).to(audio.dtype)
         for part in (prefix_ids, suffix_ids)
@@ -60,17 +60,17 @@ def target_losses(
     label_smoothing: float,
     linear_cross_entropy: LinearCrossEntropy | None,
 ) -> Tensor:
-    """Negative log-likelihood ``[B]`` of B rows of targets, each with its end token.
+    """Return the negative log-likelihoods ``[B]`` of B rows of targets. Each row ends in the end token.
 
     Args:
         decoder: the model's decoder.
-        embeddings: ``[B, L, H]``, right-padded, up to the last token before the end token.
+        embeddings: ``[B, L, H]``, right-padded, without the end tokens.
         mask: ``[B, L]``.
         targets: B rows of token ids.
         label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
     """
     sizes = torch.tensor([len(row) for row in targets], device=embeddings.device)
-    # The positions that predict a target start just before the text and end just before the end token.
+    # Each position predicts the next token, so the last position before the text predicts the first target.
     ends = mask.sum(1)
     positions = torch.arange(mask.shape[1], device=mask.device)
     keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])

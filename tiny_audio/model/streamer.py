@@ -17,12 +17,12 @@ OnIds = Callable[[int, list[int]], None]
 
 
 class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-    """Calls ``on_ids`` for each clip after each token, with the ids of its likeliest beam. It never stops generation.
+    """Calls ``on_ids`` for each clip after each token, with the ids of its likeliest beam. Never stops generation.
 
     transformers' own streamers support neither batches nor beams, but its stopping criteria support both.
 
     Args:
-        num_clips: number of clips. transformers has one row per clip and beam.
+        num_clips: number of clips. transformers passes one row for each beam of each clip.
         on_ids: the callback.
     """
 
@@ -30,7 +30,7 @@ class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is 
         self._num_clips, self._on_ids = num_clips, on_ids
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Report ``input_ids [N, new tokens]``; no row is stopped."""
+        """Report ``input_ids [clips × beams, new tokens]``, and return False for every row."""
         likeliest = input_ids[:: len(input_ids) // self._num_clips]
         for clip, ids in enumerate(likeliest.tolist()):
             self._on_ids(clip, ids)

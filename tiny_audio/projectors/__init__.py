@@ -1,4 +1,4 @@
-"""The Projector contract: encoder frames in, audio embeddings for the decoder out."""
+"""The Projector contract. A projector maps encoder frames to audio embeddings for the decoder."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ __all__ = ["PROJECTORS", "Frames", "Projector", "ProjectorConfig", "ProjectorCon
 
 
 class ProjectorConfig(Config, ABC):
-    """Base of every projector's config."""
+    """Base class of all projectors' configs."""
 
     needs_ctc: ClassVar[bool] = False
     """Whether the projector reads ``Frames.ctc_logits``. If so, a recipe must have a ``ctc`` section."""
 
     name: str
     output_rms: PositiveFloat | None = None
-    """Root mean square of the output at the start of training. None uses that of the decoder's token embeddings. An
-    output that is 30 times too large or too small costs thousands of steps."""
+    """Root mean square of the output at the start of training. None uses the root mean square of the decoder's token
+    embeddings. If the output is 30 times too large or too small, training takes thousands of steps longer."""
 
     @abstractmethod
     def min_frames(self) -> int:
-        """The smallest number of encoder frames that a clip should have, such as the size of a stack."""
+        """Return the smallest number of encoder frames that a clip should have, such as the size of a stack."""
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """A small config, for tests."""
+        """Return a small config for tests."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class ProjectorContext:
     """Properties of the encoder and the decoder that a projector connects."""
 
     in_dim: int
-    """Channels of the encoder's frames."""
+    """Number of channels of the encoder's frames."""
     out_dim: int
-    """Channels of the decoder's embeddings."""
+    """Number of channels of the decoder's embeddings."""
     frame_rate: float
     """Encoder frames per second."""
     embedding_rms: float
@@ -52,23 +52,26 @@ class ProjectorContext:
 
 
 class Projector(nn.Module, ABC):
-    """Maps encoder frames to the decoder's embedding space. All its parameters train.
+    """Maps encoder frames to the decoder's embedding space. All its parameters are trainable.
 
-    B clips · T encoder frames, D channels · N audio embeddings, H channels
+    Dimensions: B clips · T encoder frames, D channels · N audio embeddings, H channels
 
-    Batch invariance is required: values beyond a clip's length must not change its embeddings.
+    Batch invariance is required: values after the end of a clip must not change its embeddings.
     """
 
     @abstractmethod
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Numbers of frames ``[B]`` -> numbers of embeddings ``[B]``, or upper bounds if they depend on the content."""
+        """Return the numbers of embeddings ``[B]`` for the numbers of frames ``[B]``.
+
+        If the numbers of embeddings depend on the content of the frames, return upper bounds.
+        """
 
     @abstractmethod
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, N, H]`` and their ``lengths [B]``."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, N, H]``, and return them with their ``lengths [B]``."""
 
 
 PROJECTORS: Registry[ProjectorConfig, Projector] = Registry(
     "projector", ProjectorConfig, package=__name__, entry_points="tiny_audio.projectors"
 )
-"""Registered projectors; builders take ``(config, context: ProjectorContext)``."""
+"""Registered projectors. Builders have the arguments ``(config, context: ProjectorContext)``."""

@@ -10,10 +10,10 @@ from tiny_audio.projectors._layers import init_normal
 
 
 def check_heads(dim: int, num_heads: int) -> None:
-    """Check that the width is a multiple of the number of heads. For validators of configs.
+    """Check that the width is a multiple of the number of heads. Validators of configs use this function.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the width is not a multiple.
     """
     if dim % num_heads:
         raise ValueError(
@@ -23,14 +23,14 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialize linear layers as in BERT: weights N(0, 0.02), biases 0. Use it with ``Module.apply``."""
+    """Initialize a linear layer as in BERT: weights from N(0, 0.02), biases 0. Use this with ``Module.apply``."""
     if isinstance(module, nn.Linear):
         init_normal(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention, between linear layers with biases."""
+    """Multi-head scaled dot-product attention. Its linear layers have biases."""
 
     def __init__(
         self, dim: int, num_heads: int, *, key_dim: int | None = None, dropout: float = 0.0, rotary: bool = False
@@ -45,9 +45,13 @@ class Attention(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries ``[B, Q, D]``, or ``[1, Q, D]`` for all clips, and keys ``[B, K, C]`` -> ``[B, Q, D]``.
+        """Attend to the keys, and return ``[B, Q, D]``.
 
-        ``mask`` is bool ``[B, K]``, True on keys that may be read. Each row needs at least one of them.
+        Args:
+            queries: ``[B, Q, D]``, or ``[1, Q, D]`` if all clips have the same queries.
+            keys: ``[B, K, C]``.
+            mask: bool ``[B, K]``, True on keys that queries may attend to, at least one in each row. None allows all
+                keys.
         """
         query, key, value = (
             # [B, T, D] -> [B, heads, T, D/heads]
@@ -68,11 +72,11 @@ class Attention(nn.Module):
 
 
 def rotated(values: Tensor) -> Tensor:
-    """Rotary position embedding of ``[B, heads, T, C]``, C even (Su et al. 2021, arXiv 2104.09864)."""
+    """Return ``values [B, heads, T, C]``, C even, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
     half = values.shape[-1] // 2
     positions = torch.arange(values.shape[-2], device=values.device, dtype=torch.float32)
     frequencies = 10_000 ** (-torch.arange(half, device=values.device, dtype=torch.float32) / half)
-    # In fp32 for values of any type: bf16 cannot represent position 257.
+    # Angles are computed in fp32 for values of any type, because bf16 cannot represent position 257.
     angles = positions[:, None] * frequencies
     cos, sin = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
     first, second = values[..., :half], values[..., half:]

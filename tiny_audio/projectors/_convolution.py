@@ -1,4 +1,4 @@
-"""Strided convolutions over a padded batch. Padding does not change their output."""
+"""Strided convolutions over a padded batch. Padding does not change the output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_audio.projectors._layers import num_windows
 
 
 def check_kernels(strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
-    """Check that there is a kernel for each stride, and that kernels skip no frames. For validators of configs.
+    """Check that there is a kernel for each stride, and that kernels skip no frames. Validators of configs use this.
 
     Raises:
         ValueError: a kernel is missing or smaller than its stride.
@@ -33,7 +33,7 @@ def check_kernels(strides: Sequence[int], kernel_sizes: Sequence[int] | None) ->
 
 
 class StridedConvs(nn.Module):
-    """A sequence of convolutions with GELU. Each turns T frames into ⌈T/stride⌉."""
+    """A sequence of convolutions with GELU. Each convolution reduces T frames to ⌈T/stride⌉ frames."""
 
     def __init__(self, in_dim: int, dim: int, strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class StridedConvs(nn.Module):
         self.strides = tuple(strides)
 
     def num_outputs(self, num_frames: Tensor) -> Tensor:
-        """Numbers of input frames ``[B]`` -> numbers of output frames ``[B]``."""
+        """Return the numbers of output frames ``[B]`` for the numbers of input frames ``[B]``."""
         for stride in self.strides:
             num_frames = num_windows(num_frames, stride)
         return num_frames
 
     def forward(self, frames: Frames) -> Frames:
-        """Frames ``[B, T, D]`` -> ``[B, T/strides, C]``. Windows that extend beyond a clip are filled with zeros."""
+        """Reduce frames ``[B, T, D]`` to ``[B, T/strides, C]``. Parts of windows outside of a clip are zeros."""
         for conv, stride in zip(self.convs, self.strides, strict=True):
             assert isinstance(conv, nn.Conv1d)
             kernel, size = conv.kernel_size[0], frames.values.shape[1]
             before = (kernel - stride) // 2
             after = (-(-size // stride) - 1) * stride + kernel - before - size
-            # Zeroed before every convolution, because biases make padding nonzero.
+            # Set padding to zero before every convolution, because biases make it nonzero.
             values = F.pad(frames.zeroed().values.transpose(1, 2), (before, after))
             # [B, D, T] -> [B, T/stride, C]
             values = F.gelu(conv(values)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Layers that several projectors use: stacking, two linear layers, and the output norm."""
+"""Layers that several projectors use: stacking, two linear layers, and the norm of the output."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tiny_audio.projectors import ProjectorConfig, ProjectorContext
 
 
 def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNorm:
-    """The last layer of a projector: an RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
+    """Return the last layer of a projector, an RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467).
 
-    Its gain starts at ``config.output_rms``, or at the RMS of the decoder's token embeddings.
+    The initial gain is ``config.output_rms`` or, if that is None, the RMS of the decoder's token embeddings.
     """
     norm = nn.RMSNorm(context.out_dim, eps=1e-6)
     nn.init.constant_(norm.weight, context.embedding_rms if config.output_rms is None else config.output_rms)
@@ -21,24 +21,24 @@ def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNor
 
 def init_normal(tensor: Tensor, std: float) -> None:
     """Draw initial values from N(0, std)."""
-    # On the meta device, torch would import its compiler here, which costs `validate` 2 s.
+    # On the meta device, torch would import its compiler here, and `validate` would take 2 s longer.
     if not tensor.is_meta:
         nn.init.normal_(tensor, std=std)
 
 
 def normalize(norm: nn.RMSNorm | nn.LayerNorm, values: Tensor) -> Tensor:
-    """Apply a norm in the precision of its weights. Under autocast, the values may have half precision."""
+    """Apply a norm in the precision of its weights, because the values may have half precision under autocast."""
     normalized: Tensor = norm(values.to(norm.weight.dtype))
     return normalized
 
 
 def num_windows(num_frames: Tensor, size: int) -> Tensor:
-    """The number of windows that cover the frames, including a last one that is not full."""
+    """Return the number of windows that cover the frames. The last window may be incomplete."""
     return (num_frames + size - 1) // size
 
 
 def windows(values: Tensor, size: int) -> Tensor:
-    """Split ``[B, T, D]`` into windows ``[B, ⌈T/k⌉, k, D]`` without overlap. The last one is padded with zeros."""
+    """Split ``[B, T, D]`` into windows ``[B, ⌈T/k⌉, k, D]`` without overlap. The last window is padded with zeros."""
     values = F.pad(values, (0, 0, 0, -values.shape[1] % size))
     return torch.unflatten(values, 1, (-1, size))
 
@@ -55,6 +55,6 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden_dim, out_dim, bias=bias)
 
     def forward(self, values: Tensor) -> Tensor:
-        """``[..., in_dim]`` -> ``[..., out_dim]``."""
+        """Map ``[..., in_dim]`` to ``[..., out_dim]``."""
         projected: Tensor = self.down(self.activation(self.up(values)))
         return projected

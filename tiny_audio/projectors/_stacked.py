@@ -1,4 +1,4 @@
-"""Two linear layers on stacked frames, with the activation, width and biases of different papers."""
+"""Two linear layers on stacked frames. Activation, width and biases differ between papers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StackedProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per stack, including a last one that is not full."""
+        """Return the number of stacks. The last stack may be incomplete."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
         # [B, T, D] -> [B, T/k, k·D]
         stacked = windows(frames.zeroed().values, self.stack).flatten(2)
         return normalize(self.output_norm, self.feedforward(stacked)), self.max_embeddings(frames.lengths)

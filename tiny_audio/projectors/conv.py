@@ -16,22 +16,22 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 class ConvConfig(ProjectorConfig):
     """Strided convolutions, then two linear layers: a learned reduction of the frame rate.
 
-    SLAM-LLM has one convolution whose kernel equals its stride. WeST has two with stride 2. With overlapping kernels
-    (``kernel_sizes`` above ``strides``), neighboring embeddings share frames, unlike with stacking. Even total strides
-    of nearly one second can work (arXiv 2307.11795), so a sweep over strides is worthwhile.
+    SLAM-LLM has one convolution whose kernel size equals its stride. WeST has two convolutions with stride 2. If
+    ``kernel_sizes`` are larger than ``strides``, windows overlap, so neighboring embeddings share frames. Even a total
+    stride of nearly one second can work (arXiv 2307.11795), so a sweep over strides is worthwhile.
     """
 
     name: Literal["conv"] = "conv"
     strides: tuple[PositiveInt, ...] = Field(default=(5,), min_length=1, max_length=8)
-    """Stride of each convolution, in order. Their product is the number of frames per embedding. ``[5]`` in SLAM-LLM,
-    ``[2, 2]`` in WeST."""
+    """Stride of each convolution, in order. The product of the strides is the number of frames per embedding. ``[5]``
+    in SLAM-LLM, ``[2, 2]`` in WeST."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
     """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no gaps.
-    In other models, 3 with stride 2 is common."""
+    In other models, kernel size 3 with stride 2 is common."""
     channels: PositiveInt | None = None
-    """Channels of the convolutions. None uses the encoder's width, as in SLAM-LLM."""
+    """Number of channels of the convolutions. None uses the encoder's width, as in SLAM-LLM."""
     hidden_dim: PositiveInt = 2048
-    """Channels between the two linear layers: 2048 in SLAM-LLM."""
+    """Number of channels between the two linear layers. 2048 in SLAM-LLM."""
 
     @model_validator(mode="after")
     def _kernels_fit(self) -> Self:
@@ -39,12 +39,12 @@ class ConvConfig(ProjectorConfig):
         return self
 
     def min_frames(self) -> int:
-        """The number of frames per embedding."""
+        """Return the number of frames per embedding."""
         return math.prod(self.strides)
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two convolutions with overlapping windows and 32 channels."""
+        """Return a config of two convolutions with overlapping windows and 32 channels."""
         return cls(strides=(2, 3), kernel_sizes=(3, 4), channels=32, hidden_dim=64)
 
 
@@ -65,10 +65,10 @@ class ConvProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """⌈T/stride⌉ after each convolution."""
+        """Return the number of frames after the last convolution, where each convolution reduces T to ⌈T/stride⌉."""
         return self.convs.num_outputs(num_frames)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/strides⌉, H]``."""
         shortened: Frames = self.convs(frames)
         return normalize(self.output_norm, self.feedforward(shortened.values)), shortened.lengths

@@ -14,31 +14,32 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 
 
 class CtcCompressConfig(ProjectorConfig):
-    """CTC compression: consecutive frames with the same CTC label are averaged, then two linear layers.
+    """CTC compression: averages of consecutive frames with the same CTC label, then two linear layers.
 
-    Gaido et al. 2021 (arXiv 2102.01578) gain 1.3 to 1.5 BLEU in speech translation. Between a speech encoder and a
-    language model, it is often worse than a fixed rate (arXiv 2409.17044). The number of embeddings depends on the
-    content rather than the duration. The quality depends on the labels: an untrained head predicts only blanks, so a
-    whole clip becomes one embedding. Start from a trained head (``ctc.init: pretrained`` or ``training.init_from``).
+    In speech translation, Gaido et al. 2021 (arXiv 2102.01578) report gains of 1.3 to 1.5 BLEU. Between a speech
+    encoder and a language model, CTC compression is often worse than a fixed rate (arXiv 2409.17044). The number of
+    embeddings depends on the content of a clip, not on its duration. The quality depends on the labels: an untrained
+    CTC head predicts only blanks, so a whole clip becomes one embedding. Start from a trained head
+    (``ctc.init: pretrained`` or ``training.init_from``).
     """
 
     needs_ctc: ClassVar[bool] = True
 
     name: Literal["ctc_compress"] = "ctc_compress"
     blanks: Literal["merge", "drop"] = "merge"
-    """How frames with the blank label are treated (compared in arXiv 2411.07607). ``merge``: like any other label, so
-    each pause and each gap between characters is one embedding. ``drop``: they are removed. A clip with only blanks
-    then becomes the average of all its frames."""
+    """Treatment of frames with the blank label (compared in arXiv 2411.07607). ``merge`` treats the blank like other
+    labels, so each pause and each gap between characters becomes one embedding. ``drop`` removes frames with blanks. If
+    all frames of a clip have blanks, the average of these frames becomes one embedding."""
     hidden_dim: PositiveInt | None = None
-    """Channels between the two linear layers. None uses the decoder's width."""
+    """Number of channels between the two linear layers. None uses the decoder's width."""
 
     def min_frames(self) -> int:
-        """One, because every frame has a label."""
+        """Return 1, because every frame has a label."""
         return 1
 
     @classmethod
     def tiny(cls) -> Self:
-        """64 hidden channels."""
+        """Return a config with 64 hidden channels."""
         return cls(hidden_dim=64)
 
 
@@ -49,7 +50,7 @@ def build_ctc_compress(config: CtcCompressConfig, context: ProjectorContext) -> 
 
 
 class CtcCompressProjector(Projector):
-    """Average over runs of one label → linear → GELU → linear → RMSNorm."""
+    """Average over runs of equal labels → linear → GELU → linear → RMSNorm."""
 
     def __init__(self, config: CtcCompressConfig, context: ProjectorContext) -> None:
         super().__init__()
@@ -59,18 +60,18 @@ class CtcCompressProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """An upper bound: one per frame. It is reached if neighboring frames always have different labels."""
+        """Return an upper bound: the number of frames, for clips whose neighboring frames have different labels."""
         return num_frames
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` -> embeddings ``[B, N, H]``.
+        """Map frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` to embeddings ``[B, N, H]``.
 
-        N is the largest number of runs in a clip. The labels are an argmax, so no gradient reaches the CTC head.
+        N is the maximum number of runs in a clip. The labels are an argmax, so no gradient reaches the CTC head.
         """
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
         if labels.is_meta:
-            # Meta tensors have no content. Assume the upper bound: every frame is a run of its own.
+            # Meta tensors have no content. Assume the maximum number of runs, with one frame each.
             labels = torch.arange(1, labels.shape[1] + 1, device=frames.lengths.device).expand(labels.shape)
         if self.drop_blanks:
             spoken = kept & (labels != BLANK)
@@ -83,18 +84,19 @@ def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Te
     """Average over runs of equal labels.
 
     Args:
-        values: ``[B, T, D]``, finite everywhere.
+        values: ``[B, T, D]``, finite also in padding.
         labels: ``[B, T]``.
-        kept: bool ``[B, T]``, True on frames that are used. It is constant within a run.
+        kept: bool ``[B, T]``, True on frames that are used. All frames of a run have the same value.
 
     Returns:
-        averages ``[B, N, D]``, with zeros beyond a row's runs, and the number of runs ``[B]``.
+        The averages ``[B, N, D]``, with zeros after the last run of a row, and the numbers of runs ``[B]``.
     """
     starts = kept.clone()
     starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     lengths = starts.sum(1)
     runs = starts.cumsum(1) - 1
-    # [B, T] -> [B, N, T], True on a run's frames. A matrix product, because index_add is not deterministic on a GPU.
+    # [B, T] -> [B, N, T], True on a run's frames. The sums are a matrix product, because index_add is not deterministic
+    # on a GPU.
     indices = torch.arange(int(lengths.max()), device=values.device)
     members = (runs[:, None, :] == indices[:, None]) & kept[:, None, :]
     sums = members.to(values.dtype) @ values

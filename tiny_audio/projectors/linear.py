@@ -14,24 +14,25 @@ from tiny_audio.projectors._stacked import StackedProjector
 class LinearConfig(ProjectorConfig):
     """Two linear layers with a ReLU, on stacked frames: SLAM-ASR's projector.
 
-    With frozen HuBERT X-Large and frozen Vicuna 7B, SLAM-ASR (Ma et al. 2024, arXiv 2402.08846) reports 1.84 and 3.39 %
-    WER on LibriSpeech test-clean and test-other. It trains with a learning rate of 1e-4 after 1,000 steps of warmup. If
-    only the projector trains, models are fragile out of domain (arXiv 2411.03866); LoRA on the decoder helps.
+    With frozen HuBERT X-Large and frozen Vicuna 7B, SLAM-ASR (Ma et al. 2024, arXiv 2402.08846) reports a WER of 1.84%
+    on LibriSpeech test-clean and 3.39% on test-other. The learning rate is 1e-4 after 1,000 warmup steps. If only the
+    projector is trained, models are fragile out of domain (arXiv 2411.03866). LoRA on the decoder helps.
     """
 
     name: Literal["linear"] = "linear"
     stack: PositiveInt = 5
-    """Neighboring encoder frames that are joined into one embedding. 5 in SLAM-ASR, so 50 Hz become 10 Hz."""
+    """Number of neighboring encoder frames that are joined into one embedding. 5 in SLAM-ASR, which reduces 50 Hz to
+    10 Hz."""
     hidden_dim: PositiveInt = 2048
-    """Channels between the two layers. 2048 in SLAM-ASR."""
+    """Number of channels between the two layers. 2048 in SLAM-ASR."""
 
     def min_frames(self) -> int:
-        """One full stack."""
+        """Return the number of frames in a stack."""
         return self.stack
 
     @classmethod
     def tiny(cls) -> Self:
-        """64 hidden channels."""
+        """Return a config with 64 hidden channels."""
         return cls(hidden_dim=64)
 
 

@@ -16,22 +16,24 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 class MoeConfig(ProjectorConfig):
     """Dense mixture of experts on convolved frames: all experts run, and a router weighs their outputs.
 
-    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Languages share some of them
-    and use others alone. On average over eight languages, MOSA reports 15.4 % lower WER than its baseline with one
-    adapter, and 13.3 % lower with 60 % of the parameters. For a single language there are no results.
+    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Some experts are shared by
+    several languages, and some are used by a single language. On average over eight languages, MOSA reports a 15.4%
+    lower WER than its baseline with one adapter. With 60% of the parameters, the WER is 13.3% lower. There are no
+    results for models of a single language.
     """
 
     name: Literal["moe"] = "moe"
     strides: tuple[PositiveInt, ...] = Field(default=(2, 2), min_length=1, max_length=8)
-    """Stride of each convolution before the experts. Their product is the number of frames per embedding, 4 in MOSA."""
+    """Stride of each convolution before the experts. The product of the strides is the number of frames per embedding,
+    which is 4 in MOSA."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
     """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no
     gaps."""
     num_experts: int = Field(default=4, ge=2, le=256)
     """Number of experts, each with two linear layers and a ReLU. 4 in MOSA. All experts run for every embedding, so
-    the time grows with their number. For a single expert, use the projector ``conv``."""
+    the time grows with the number of experts. For a single expert, use the projector ``conv``."""
     hidden_dim: PositiveInt = 2048
-    """Channels between the two layers of each expert."""
+    """Number of channels between the two layers of each expert."""
 
     @model_validator(mode="after")
     def _kernels_fit(self) -> Self:
@@ -39,12 +41,12 @@ class MoeConfig(ProjectorConfig):
         return self
 
     def min_frames(self) -> int:
-        """The number of frames per embedding."""
+        """Return the number of frames per embedding."""
         return math.prod(self.strides)
 
     @classmethod
     def tiny(cls) -> Self:
-        """Three experts of 32 hidden channels."""
+        """Return a config of three experts with 32 hidden channels."""
         return cls(num_experts=3, hidden_dim=32)
 
 
@@ -68,13 +70,13 @@ class MoeProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """⌈T/stride⌉ after each convolution."""
+        """Return the number of frames after the last convolution, where each convolution reduces T to ⌈T/stride⌉."""
         return self.convs.num_outputs(num_frames)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/strides⌉, H]``."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/strides⌉, H]``."""
         shortened: Frames = self.convs(frames)
-        # [B, N, D] -> weights [B, N, experts], in fp32 so that they add up to 1
+        # [B, N, D] -> weights [B, N, experts], in fp32 so that they sum to 1
         shares = self.router(shortened.values).float().softmax(-1)
         mixed = sum(shares[..., index, None] * expert(shortened.values) for index, expert in enumerate(self.experts))
         assert isinstance(mixed, Tensor)

@@ -1,4 +1,4 @@
-"""Learned queries that attend to the frames: the Q-Former of BLIP-2 (Li et al. 2023, arXiv 2301.12597), for speech."""
+"""Learned queries that attend to speech frames, as in BLIP-2's Q-Former (Li et al. 2023, arXiv 2301.12597)."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _GRANITE_WINDOW, _GRANITE_QUERIES, _BLIP2_QUERIES = 15, 3, 32
 
 
 class QFormerConfig(ProjectorConfig):
-    """Q-Former: learned queries attend to the frames, window by window or to a whole clip.
+    """Q-Former: learned queries attend to the frames of a window or of a whole clip.
 
-    Mode ``windowed`` is the projector of Granite Speech (Saon et al. 2025, arXiv 2505.08699; window 15, 3 queries),
-    whose models average 5.5 to 6 % WER on the Open ASR Leaderboard. SALMONN (Tang et al. 2023, arXiv 2310.13289) has 1
-    query per 0.33 s: ``window: 17, num_queries: 1, cross_attention_every: 2`` at 50 Hz. Mode ``global`` is the
-    projector of BLIP-2 (Li et al. 2023, arXiv 2301.12597). Every clip has the same number of embeddings, which is cheap
-    but loses accuracy on long clips.
+    Mode ``windowed`` is the projector of Granite Speech (Saon et al. 2025, arXiv 2505.08699; window 15, 3 queries).
+    Granite Speech models have an average WER of 5.5% to 6% on the Open ASR Leaderboard. SALMONN (Tang et al. 2023,
+    arXiv 2310.13289) has 1 query per 0.33 s: ``window: 17, num_queries: 1, cross_attention_every: 2`` at 50 Hz. Mode
+    ``global`` is the projector of BLIP-2 (Li et al. 2023, arXiv 2301.12597). In this mode, every clip has the same
+    number of embeddings, which saves time but reduces accuracy on long clips.
     """
 
     name: Literal["qformer"] = "qformer"
     mode: Literal["windowed", "global"] = "windowed"
-    """``windowed``: the queries attend to each window separately. ``global``: they attend to the whole clip."""
+    """``windowed``: the queries attend to each window separately. ``global``: the queries attend to the whole clip."""
     window: PositiveInt | None = None
-    """Encoder frames per window. None means 15, as in Granite. Not used in mode ``global``."""
+    """Number of encoder frames per window. None means 15, as in Granite. Not used in mode ``global``."""
     num_queries: PositiveInt | None = None
-    """Embeddings per window or, in mode ``global``, per clip. None means 3 per window, as in Granite, or 32 per clip,
-    as in BLIP-2 (64 in SLAM-LLM). ``window`` must be a multiple of it."""
+    """Number of embeddings per window or, in mode ``global``, per clip. None means 3 per window, as in Granite, or 32
+    per clip, as in BLIP-2 (64 in SLAM-LLM). ``window`` must be a multiple of this number."""
     dim: PositiveInt = 1024
-    """Channels of the queries. 1024 in Granite, 768 in BLIP-2 and SALMONN."""
+    """Number of channels of the queries. 1024 in Granite, 768 in BLIP-2 and SALMONN."""
     num_layers: int = Field(default=2, ge=1, le=100)
-    """Layers of self-attention, cross-attention and feed-forward. 2 in Granite and SALMONN, 12 in BLIP-2."""
+    """Number of layers of self-attention, cross-attention and feed-forward. 2 in Granite and SALMONN, 12 in BLIP-2."""
     num_heads: PositiveInt = 16
-    """Attention heads. ``dim`` must be a multiple of it. 16 in Granite, 12 in BLIP-2."""
+    """Number of attention heads. ``dim`` must be a multiple of this number. 16 in Granite, 12 in BLIP-2."""
     feedforward_dim: PositiveInt = 4096
-    """Channels inside the feed-forward layers, usually 4 × ``dim``."""
+    """Number of channels inside the feed-forward layers, usually 4 × ``dim``."""
     cross_attention_every: PositiveInt = 1
     """Distance between layers with cross-attention, counted from the first layer. 1 (every layer) in Granite, 2 in
     BLIP-2."""
@@ -68,22 +68,22 @@ class QFormerConfig(ProjectorConfig):
         return self
 
     def frames_per_window(self) -> int:
-        """The size of a window in mode ``windowed``."""
+        """Return the number of frames in a window in mode ``windowed``."""
         return _GRANITE_WINDOW if self.window is None else self.window
 
     def queries_per_window(self) -> int:
-        """The number of queries per window, or per clip in mode ``global``."""
+        """Return the number of queries per window or, in mode ``global``, per clip."""
         if self.num_queries is not None:
             return self.num_queries
         return _GRANITE_QUERIES if self.mode == "windowed" else _BLIP2_QUERIES
 
     def min_frames(self) -> int:
-        """One window, or one frame in mode ``global``."""
+        """Return the number of frames in a window, or 1 in mode ``global``."""
         return self.frames_per_window() if self.mode == "windowed" else 1
 
     @classmethod
     def tiny(cls) -> Self:
-        """32 channels in 4 heads."""
+        """Return a config with 32 channels and 4 heads."""
         return cls(dim=32, num_heads=4, feedforward_dim=64)
 
 
@@ -96,7 +96,7 @@ def build_qformer(config: QFormerConfig, context: ProjectorContext) -> Projector
 class QFormerProjector(Projector):
     """Queries → LayerNorm → layers with cross-attention to the frames → linear → RMSNorm.
 
-    W windows of the longest clip · Q queries · C channels of the queries
+    Dimensions: W windows of the longest clip · Q queries · C channels of the queries
     """
 
     def __init__(self, config: QFormerConfig, context: ProjectorContext) -> None:
@@ -115,16 +115,16 @@ class QFormerProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """The number of queries, for each window or once per clip."""
+        """Return the number of queries times the number of windows, or the number of queries in mode ``global``."""
         if self.window is None:
             return torch.full_like(num_frames, len(self.queries))
         return num_windows(num_frames, self.window) * len(self.queries)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, W·Q, H]``, or ``[B, Q, H]`` in mode ``global``.
+        """Map frames ``[B, T, D]`` to embeddings ``[B, W·Q, H]``, or to ``[B, Q, H]`` in mode ``global``.
 
-        A clip's last window is padded with zeros that are not masked, as in Granite. In mode ``global``, padding is
-        masked.
+        The last window of a clip is padded with zeros, which are not masked, as in Granite. In mode ``global``, padding
+        is masked.
         """
         values, mask = frames.zeroed().values, None
         if self.window is None:
@@ -152,7 +152,7 @@ class QFormerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, queries: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries ``[B, Q, C]``, or ``[1, Q, C]`` for all, and frames ``[B, T, D]`` -> ``[B, Q, C]``."""
+        """Map queries ``[B, Q, C]`` (or ``[1, Q, C]`` for all clips) and frames ``[B, T, D]`` to ``[B, Q, C]``."""
         queries = self.self_attention(queries, queries)
         if self.cross_attention is not None:
             queries = self.cross_attention(queries, frames, mask)
@@ -169,7 +169,7 @@ class AttentionBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries ``[B, Q, C]`` or ``[1, Q, C]``, keys ``[B, K, D]``, bool mask ``[B, K]`` -> ``[B, Q, C]``."""
+        """Map queries ``[B, Q, C]`` or ``[1, Q, C]``, keys ``[B, K, D]`` and bool mask ``[B, K]`` to ``[B, Q, C]``."""
         return normalize(self.norm, queries + self.dropout(self.attention(queries, keys, mask)))
 
 

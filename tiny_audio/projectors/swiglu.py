@@ -15,24 +15,24 @@ from tiny_audio.projectors._layers import init_normal, normalize, num_windows, o
 class SwigluConfig(ProjectorConfig):
     """SwiGLU on stacked frames: the projector of the Tiny Audio model card.
 
-    It is the gated feed-forward block of current language models (Shazeer 2020, arXiv 2002.05202) between two RMSNorms,
-    without biases. The card stacks 5 frames and has 8192 hidden channels: 121.6 M parameters from 1280 to 2048
-    channels. Ultravox stacks 8 frames.
+    SwiGLU is the gated feed-forward block of current language models (Shazeer 2020, arXiv 2002.05202). Here it is
+    between two RMSNorms and has no biases. The model on the card stacks 5 frames and has 8192 hidden channels. With
+    1280 input channels and 2048 output channels, this projector has 121.6 million parameters. Ultravox stacks 8 frames.
     """
 
     name: Literal["swiglu"] = "swiglu"
     stack: PositiveInt = 5
-    """Neighboring encoder frames that are joined into one embedding. 5 on the card, 8 in Ultravox."""
+    """Number of neighboring encoder frames that are joined into one embedding. 5 on the card, 8 in Ultravox."""
     hidden_dim: PositiveInt = 8192
-    """Channels between the two linear layers. 8192 on the card, 2048 in Ultravox."""
+    """Number of channels between the two linear layers. 8192 on the card, 2048 in Ultravox."""
 
     def min_frames(self) -> int:
-        """One full stack."""
+        """Return the number of frames in a stack."""
         return self.stack
 
     @classmethod
     def tiny(cls) -> Self:
-        """64 hidden channels."""
+        """Return a config with 64 hidden channels."""
         return cls(hidden_dim=64)
 
 
@@ -57,11 +57,11 @@ class SwigluProjector(Projector):
             init_normal(linear.weight, std=0.02)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per stack, including a last one that is not full."""
+        """Return the number of stacks. The last stack may be incomplete."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
         # [B, T, D] -> [B, T/k, k·D]
         stacked = normalize(self.norm, windows(frames.zeroed().values, self.stack).flatten(2))
         embeddings = self.down(F.silu(self.gate(stacked)) * self.up(stacked))

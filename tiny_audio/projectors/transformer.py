@@ -18,21 +18,21 @@ class TransformerConfig(ProjectorConfig):
 
     SALM (Chen et al. 2023, arXiv 2310.09424) has two Conformer layers with 1024 channels and 8 heads between a
     FastConformer and a language model. It is on par with Conformers that are trained only for recognition and
-    translation. The layers here are Transformer layers, pre-norm, with rotary positions (Su et al. 2021,
+    translation. This projector has Transformer layers instead, with pre-norm and rotary positions (Su et al. 2021,
     arXiv 2104.09864).
     """
 
     name: Literal["transformer"] = "transformer"
     stack: PositiveInt = 5
-    """Neighboring encoder frames that are joined into one embedding before the layers."""
+    """Number of neighboring encoder frames that are joined into one embedding before the layers."""
     dim: PositiveInt = 1024
-    """Channels of the layers. 1024 in SALM."""
+    """Number of channels of the layers. 1024 in SALM."""
     num_layers: int = Field(default=2, ge=1, le=100)
-    """Layers of self-attention and feed-forward. 2 in SALM."""
+    """Number of layers of self-attention and feed-forward. 2 in SALM."""
     num_heads: PositiveInt = 8
-    """Attention heads. ``dim`` must be a multiple of twice this number. 8 in SALM."""
+    """Number of attention heads. ``dim`` must be a multiple of twice this number. 8 in SALM."""
     feedforward_dim: PositiveInt = 4096
-    """Channels inside the feed-forward layers, usually 4 × ``dim``."""
+    """Number of channels inside the feed-forward layers, usually 4 × ``dim``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the attention weights and of every layer's output. 0.1 is usual."""
 
@@ -47,12 +47,12 @@ class TransformerConfig(ProjectorConfig):
         return self
 
     def min_frames(self) -> int:
-        """One full stack."""
+        """Return the number of frames in a stack."""
         return self.stack
 
     @classmethod
     def tiny(cls) -> Self:
-        """32 channels in 4 heads."""
+        """Return a config with 32 channels and 4 heads."""
         return cls(dim=32, num_heads=4, feedforward_dim=64)
 
 
@@ -76,11 +76,11 @@ class TransformerProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per stack, including a last one that is not full."""
+        """Return the number of stacks. The last stack may be incomplete."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
         # [B, T, D] -> [B, T/k, k·D]
         values = self.up(windows(frames.zeroed().values, self.stack).flatten(2))
         lengths = self.max_embeddings(frames.lengths)
@@ -102,7 +102,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """``[B, T, C]`` and bool mask ``[B, T]`` -> ``[B, T, C]``."""
+        """Map ``[B, T, C]`` and a bool mask ``[B, T]`` to ``[B, T, C]``."""
         normalized = normalize(self.attention_norm, values)
         values = values + self.dropout(self.attention(normalized, normalized, mask))
         added: Tensor = values + self.dropout(self.feedforward(normalize(self.feedforward_norm, values)))

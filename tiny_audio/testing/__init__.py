@@ -1,12 +1,14 @@
-"""Checks of the contracts of parts, sources and providers, for your own tests. All built-in ones pass them.
+"""Checks of the contracts of parts, sources and providers, for your own tests.
+
+All built-in parts, sources and providers pass these checks.
 
     from tiny_audio.testing import check_projector
 
     def test_my_projector() -> None:
         check_projector(MyConfig.tiny())
 
-A failed check raises an ``AssertionError`` that names the part and the violated requirement. To run the checks one by
-one, take them from :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS` and
+A failed check raises an ``AssertionError`` that names the part and the violated requirement. To run single checks, use
+:data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS` and
 :data:`PROVIDER_CHECKS`.
 """
 
@@ -25,30 +27,30 @@ from tiny_audio.testing._sources import CHECKS as SOURCE_CHECKS
 
 
 def check_encoder(config: EncoderConfig) -> None:
-    """Run all of :data:`ENCODER_CHECKS` on a small encoder with ``init: random`` and without dropout."""
+    """Run :data:`ENCODER_CHECKS` on a small encoder that has ``init: random`` and no dropout."""
     for check in ENCODER_CHECKS:
         check(config)
 
 
 def check_projector(config: ProjectorConfig) -> None:
-    """Run all of :data:`PROJECTOR_CHECKS` on a small projector without dropout."""
+    """Run :data:`PROJECTOR_CHECKS` on a small projector without dropout."""
     for check in PROJECTOR_CHECKS:
         check(config)
 
 
 def check_decoder(config: DecoderConfig) -> None:
-    """Run all of :data:`DECODER_CHECKS` on a small decoder with ``init: random`` and ``tokenizer``, without dropout."""
+    """Run :data:`DECODER_CHECKS` on a small decoder that has ``init: random``, a ``tokenizer`` and no dropout."""
     for check in DECODER_CHECKS:
         check(config)
 
 
 def check_source(config: SourceConfig, context: SourceContext) -> None:
-    """Run all of :data:`SOURCE_CHECKS` on a source with a few usable clips."""
+    """Run :data:`SOURCE_CHECKS` on a source with a few usable clips."""
     for check in SOURCE_CHECKS:
         check(config, context)
 
 
 def check_provider(config: ProviderConfig) -> None:
-    """Run all of :data:`PROVIDER_CHECKS` on a provider that answers, with its key or with your own server."""
+    """Run :data:`PROVIDER_CHECKS` on a provider that can be reached with a valid key, or on your own server."""
     for check in PROVIDER_CHECKS:
         check(config)

@@ -1,4 +1,4 @@
-"""Assertions and tools of the contract checks."""
+"""Assertions and tools for the contract checks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5
-"""Largest difference between two computations of a result in fp32, relative to its root mean square.
+"""Maximum difference between two computations of a result in fp32, relative to the root mean square of the result.
 
 The tolerance is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add numbers in a different order for each batch
 size. After all layers of a part, this causes differences of up to three quarters of the tolerance."""
 ZERO = 1e-9
-"""Gradients in fp64 that are smaller than this, relative to the part's largest, count as zero.
+"""A gradient in fp64 counts as zero if it is smaller than this, relative to the part's largest gradient.
 
-If a gradient is mathematically zero, some kernels return exactly zero and others a multiple of the machine epsilon,
-2⁻⁵². In fp32, such rounding errors could not be distinguished from the smallest real gradients."""
+If a gradient is mathematically zero, some kernels return exactly zero, and other kernels return a multiple of the
+machine epsilon, 2⁻⁵². In fp32, such rounding errors could not be distinguished from the smallest nonzero gradients."""
 NOISE = 100.0
-"""Standard deviation of the noise in padding. Speech has less than 1."""
+"""Standard deviation of the noise in padding. The standard deviation of speech is below 1."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -37,22 +37,22 @@ def expect(condition: bool, part: BaseModel, message: str) -> None:
 
 
 def changed(config: ConfigT, **fields: Any) -> ConfigT:
-    """A validated copy of the config with other values."""
+    """Return a validated copy of the config with other values in ``fields``."""
     return type(config).model_validate({**config.model_dump(), **fields}, strict=False)
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """A random generator, independent of the global one."""
+    """Return a random generator that is independent of torch's global generator."""
     return torch.Generator().manual_seed(seed)
 
 
 def weighted_sum(values: Tensor) -> Tensor:
-    """A scalar loss to which every value contributes with a different weight."""
+    """Return a scalar loss, a sum in which every value has a different weight."""
     return (values * torch.randn(values.shape, generator=generator())).sum()
 
 
 def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> None:
-    """Check that shapes are equal, and that the largest difference is at most :data:`TOLERANCE` of the RMS."""
+    """Check that the shapes are equal, and that no difference exceeds :data:`TOLERANCE` times the RMS."""
     expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)} and {list(wanted.shape)}")
     difference = float((found - wanted).abs().max())
     rms = float(wanted.pow(2).mean().sqrt())
@@ -64,7 +64,10 @@ def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> N
 
 
 def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Check that the same parameters have gradients in fp64, and that these are equal or both below :data:`ZERO`."""
+    """Check that the same parameters have gradients, and that gradients are equal or count as zero (:data:`ZERO`).
+
+    Gradients are in fp64.
+    """
     expect(found.keys() == wanted.keys(), part, f"{what} loses gradients")
     largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
     for name, gradient in wanted.items():
@@ -78,7 +81,7 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
 
 
 def perturb(module: nn.Module, seed: int = 0) -> None:
-    """Change the values of every trainable tensor. Initial zeros and ones could hide a missing operation."""
+    """Add noise to every trainable tensor, because initial zeros and ones could hide a missing operation."""
     numbers = generator(seed)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -88,9 +91,9 @@ def perturb(module: nn.Module, seed: int = 0) -> None:
 
 
 def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor) -> None:
-    """Check that ``loss``, in fp64, has a gradient for every trainable tensor and for no frozen one.
+    """Check that ``loss``, in fp64, has gradients for all trainable tensors and for no frozen tensor.
 
-    Gradients of matrices must not be below :data:`ZERO`.
+    Gradients of matrices must not count as zero (:data:`ZERO`).
     """
     module.zero_grad(set_to_none=True)
     if loss.requires_grad:
@@ -104,13 +107,13 @@ def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor
         expect(tensor.grad is not None, part, f"{what}: no gradient reaches {name}")
         assert tensor.grad is not None
         expect_finite(part, f"{what}: gradient of {name}", tensor.grad)
-        # The gradient of a vector may be mathematically zero, such as that of the bias of attention keys.
+        # The gradient of a vector may be mathematically zero. An example is the bias of attention keys.
         reached = tensor.ndim < 2 or float(tensor.grad.abs().max()) > ZERO * largest
         expect(reached, part, f"{what}: the gradient of {name} is all zeros")
 
 
 def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
-    """Check that only adapters train."""
+    """Check that only adapters are trainable."""
     trainable = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
     expect(bool(trainable), part, "lora: nothing trains")
     others = [name for name in trainable if "lora_" not in name]
@@ -118,13 +121,13 @@ def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
 
 
 def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
-    """A ``lora`` section with adapters on the most frequent linear layers of a part."""
+    """Return a ``lora`` section with adapters on the linear layers that have the most frequent name."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear))
     return {"rank": 2, "alpha": 4.0, "targets": [name for name, _ in names.most_common(1)]}
 
 
 def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
-    """Copy all tensors to ``rebuilt`` through the bytes of a safetensors file, and check that the keys agree."""
+    """Copy all tensors to ``rebuilt`` through the bytes of a safetensors file, and check that the keys are the same."""
     from safetensors.torch import load, save
 
     tensors: dict[str, Tensor] = {}
@@ -135,7 +138,7 @@ def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
         if owner == name:
             tensors[name] = tensor.contiguous()
         else:
-            aliases[name] = owner  # a file contains tied tensors once
+            aliases[name] = owner  # a file contains only one of several tied tensors
     saved = load(save(tensors))
     own = rebuilt.state_dict()
     missing = sorted(own.keys() - saved.keys() - aliases.keys())

@@ -38,13 +38,13 @@ def tokenizer_of(config: DecoderConfig) -> Any:
 
 
 def rows_of(decoder: Decoder, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
-    """Random embeddings ``[L, H]`` with the RMS of the decoder's token embeddings."""
+    """Return rows of random embeddings ``[L, H]`` with the RMS of the decoder's token embeddings."""
     rms = decoder.embedding_rms()
     return [rms * torch.randn(length, decoder.dim, generator=generator(length)) for length in lengths]
 
 
 def padded(rows: list[Tensor], *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows as one batch ``[B, L, H]`` with noise as padding, and its mask."""
+    """Return the rows as one batch ``[B, L, H]`` with noise as padding, and the mask ``[B, L]``."""
     sizes = torch.tensor([len(row) for row in rows])
     size = int(sizes.max())
     embeddings = NOISE * torch.randn(len(rows), size, rows[0].shape[1], generator=generator(96))
@@ -55,7 +55,7 @@ def padded(rows: list[Tensor], *, left: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> list[int]:
-    """Greedy decoding without a cache."""
+    """Decode greedily without a cache."""
     ids: list[int] = []
     while len(ids) < max_new_tokens and end not in ids:
         embeddings = torch.cat([row, decoder.embed(torch.tensor(ids, dtype=torch.long))])[None]
@@ -67,14 +67,14 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft of given ids. Some of them are replaced by wrong ids."""
+    """A draft of given ids, in which about a share ``wrong`` of the ids is replaced by another id."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
         self._ids = [ids[0] if bad else token for token, bad in zip(ids, is_wrong.tolist(), strict=True)]
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """The ids that follow ``ids``."""
+        """Return the ids that follow ``ids``."""
         return self._ids[len(ids) :]
 
 
@@ -84,13 +84,13 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     output = "logits"
 
     def build(self, config: DecoderConfig, seed: int = 0) -> Decoder:
-        """The decoder with random weights."""
+        """Build the decoder with random weights."""
         tokenizer = tokenizer_of(config)
         torch.manual_seed(seed)
         return DECODERS.build(config, DecoderContext(tokenizer))
 
     def build_varied(self, config: DecoderConfig) -> Decoder:
-        """The decoder with large random matrices, so that it generates various tokens instead of repeating one."""
+        """Build the decoder with large random matrices, so that it generates different tokens."""
         decoder = self.build(config).eval()
         numbers = generator(3)
         with torch.no_grad():
@@ -100,17 +100,17 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         return decoder
 
     def rebuild(self, config: DecoderConfig, architecture: dict[str, Any]) -> Decoder:
-        """The decoder, built from its architecture."""
+        """Build the decoder from its architecture."""
         return DECODERS.build(config, DecoderContext(None, architecture))
 
     def run(self, part: Decoder) -> Tensor:
-        """Logits ``[K, V]`` of a few rows. Their embeddings require gradients, like those of a projector."""
+        """Return the logits ``[K, V]`` of a few rows, whose embeddings require gradients like a projector's output."""
         embeddings, mask = padded(rows_of(part))
         logits: Tensor = part(embeddings.to(next(part.parameters()).dtype).requires_grad_(), mask, mask)
         return logits
 
     def checks(self) -> tuple[Check[DecoderConfig], ...]:
-        """All checks of the contract."""
+        """Return all checks of the contract."""
         return (
             self.check_embeddings,
             self.check_logits,
@@ -129,7 +129,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         )
 
     def check_embeddings(self, config: DecoderConfig) -> None:
-        """``embed`` returns ``dim`` channels for ids of any shape, and ``embedding_rms`` is their RMS."""
+        """Check that ``embed`` returns ``dim`` channels for ids of any shape, and that the RMS is ``embedding_rms``."""
         decoder = self.build(config)
         ids = torch.arange(len(tokenizer_of(config)))
         for rows in (ids, ids[:4].reshape(2, 2), ids[:0]):
@@ -142,7 +142,10 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         expect(close, config, f"embedding_rms says {stated:.3g}, and embed's output has {rms:.3g}")
 
     def check_logits(self, config: DecoderConfig) -> None:
-        """Logits at kept positions are in row-major order, equal those of a full forward pass, and are causal."""
+        """Check that logits at kept positions are in row-major order, and do not depend on later positions.
+
+        They must be the same as in a full forward pass.
+        """
         decoder = self.build(config).eval()
         perturb(decoder)
         embeddings, mask = padded(rows_of(decoder))
@@ -167,7 +170,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         expect(not torch.equal(changed_later[~before], full[~before]), config, "embeddings do not change the logits")
 
     def check_invariance(self, config: DecoderConfig) -> None:
-        """A row has the same logits alone and right-padded in a batch, for any content of the padding."""
+        """Check that a row has the same logits alone and right-padded in a batch, for any content of the padding."""
         decoder = self.build(config).eval()
         perturb(decoder)
         rows = rows_of(decoder)
@@ -180,7 +183,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_equal(config, f"logits of a row of {len(row)} positions alone and in a batch", found, alone)
 
     def check_generation(self, config: DecoderConfig, beams: Sequence[int] = (1, 3)) -> None:
-        """Greedy ids are the argmax of ``forward``. Left padding changes no id, greedy or with beams."""
+        """Check that greedy ids are the argmax of ``forward``, and that left padding changes no id."""
         decoder = self.build_varied(config)
         rows, end = rows_of(decoder), tokenizer_of(config).eos_token_id
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
@@ -202,7 +205,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                     expect(same, config, f"{what}: generate gives {alone}, and forward {wanted}")
 
     def check_cache(self, config: DecoderConfig) -> None:
-        """Rows that are read in chunks and partly cropped have the same logits as in one forward pass."""
+        """Check that reading rows in parts, with crops in between, gives the same logits as one forward pass."""
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             decoder = self.build(changed(config, **fields)).eval()
             perturb(decoder)
@@ -240,7 +243,10 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             order = [order[index] for index in kept]
 
     def check_assisted_decoding(self, config: DecoderConfig) -> None:
-        """Assisted decoding returns the ids of ``generate`` for any draft, and needs one pass for a right draft."""
+        """Check that assisted decoding returns the ids of ``generate`` for any draft.
+
+        If the draft is correct, assisted decoding must need only one pass.
+        """
         decoder, end = self.build_varied(config), tokenizer_of(config).eos_token_id
         if decoder.cache() is None:
             return
@@ -261,7 +267,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect(once, config, f"a right draft takes {passes} passes of the decoder, not 1")
 
     def check_finite(self, config: DecoderConfig) -> None:
-        """No NaN in fp32 or bf16, right- or left-padded."""
+        """Check that logits in fp32 and bf16 are finite, with right and left padding."""
         for dtype in (torch.float32, torch.bfloat16):
             decoder = self.build(config).eval().to(dtype)
             for left in (False, True):
@@ -271,7 +277,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_finite(config, f"logits in {dtype}, {'left' if left else 'right'}-padded", logits)
 
     def check_gradients(self, config: DecoderConfig) -> None:
-        """Gradients reach every trainable tensor, no frozen one, and always the audio embeddings."""
+        """Check that gradients always reach the audio embeddings, and all trainable tensors but no frozen tensor."""
         ids = torch.arange(len(tokenizer_of(config)))
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),
@@ -283,7 +289,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             audio, mask = padded(rows_of(decoder))
             audio = audio.double().requires_grad_()
             embeddings = torch.cat([audio, decoder.embed(ids).expand(len(audio), -1, -1)], dim=1)
-            # [B, L] -> [1, L + V]: the longest row, which has no padding
+            # [B, L + V, H] -> [1, L + V, H]: choose the longest row, which has no padding.
             longest = mask.sum(1).argmax()
             embeddings, keep = embeddings[longest, None], torch.ones(1, embeddings.shape[1], dtype=torch.bool)
             expect_gradients(config, what, decoder, weighted_sum(decoder(embeddings, keep, keep)))
@@ -296,8 +302,10 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect(trains, config, "freeze: false, but nothing trains")
 
     def check_packing(self, config: DecoderConfig) -> None:
-        """``attention: varlen``: rows do not attend to each other, gradients equal those of padded rows, and
-        generation works."""
+        """Check that rows do not attend to each other with ``attention: varlen``.
+
+        Gradients must be the same as with padded rows, and beam search must work.
+        """
         if VARLEN not in config.attentions:
             return
         config = changed(config, dropout=0.0)

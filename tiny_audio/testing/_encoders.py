@@ -28,13 +28,13 @@ from tiny_audio.testing._transformers_parts import Check, TransformersPartChecks
 
 
 def clip(num_samples: int, seed: int = 0) -> Tensor:
-    """Noise ``[S]`` whose loudness changes slowly, as in speech."""
+    """Return noise ``[S]`` whose loudness changes slowly, as in speech."""
     noise = 0.1 * torch.randn(num_samples, generator=generator(seed))
     return noise * (1.1 + torch.sin(torch.arange(num_samples) / 1000.0))
 
 
 def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) -> tuple[Tensor, Tensor]:
-    """Waveforms ``[B, S]``, padded with silence or with loud noise, and their lengths."""
+    """Return waveforms ``[B, S]``, padded with silence or with loud noise, and their lengths ``[B]``."""
     lengths = torch.tensor([len(row) for row in clips])
     size = int(lengths.max()) + extra
     waveforms = NOISE * torch.randn(len(clips), size, generator=generator(99)) * noise
@@ -44,7 +44,7 @@ def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
-    """Clip lengths at typical limits (a window, multiples of the stride), and one sample below and above."""
+    """Return clip lengths to test: a window, multiples of the stride, and one sample less and more."""
     stride = round(SAMPLE_RATE / encoder.frame_rate)
     edges = [2, stride // 2, 400, *(multiple * stride for multiple in (1, 2, 3, 4, 5, 8, 25, 50))]
     limit_s = config.max_duration_s()
@@ -58,21 +58,21 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
     output = "frames"
 
     def build(self, config: EncoderConfig, seed: int = 0) -> Encoder:
-        """The encoder with random weights."""
+        """Build the encoder with random weights."""
         torch.manual_seed(seed)
         return ENCODERS.build(config, EncoderContext())
 
     def rebuild(self, config: EncoderConfig, architecture: dict[str, Any]) -> Encoder:
-        """The encoder, built from its architecture."""
+        """Build the encoder from its architecture."""
         return ENCODERS.build(config, EncoderContext(architecture))
 
     def run(self, part: Encoder) -> Tensor:
-        """Frames ``[K, D]`` of two clips."""
+        """Return the frames ``[K, D]`` of two clips, without padding."""
         frames: Frames = part(*batch_of([clip(SAMPLE_RATE), clip(9_001)]))
         return frames.values[frames.mask()]
 
     def checks(self) -> tuple[Check[EncoderConfig], ...]:
-        """All checks of the contract."""
+        """Return all checks of the contract."""
         return (
             self.check_lengths,
             self.check_finite,
@@ -89,7 +89,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         )
 
     def check_lengths(self, config: EncoderConfig) -> None:
-        """Config, encoder and frames agree on the number of frames, for every clip length."""
+        """Check that config, encoder and output agree on the number of frames, for every clip length."""
         encoder = self.build(config).eval()
         stride = round(SAMPLE_RATE / encoder.frame_rate)
         samples = torch.arange(1, 4 * stride)
@@ -117,7 +117,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(close, config, f"a minute has {rate:.2f} frames a second, and frame_rate says {encoder.frame_rate:.2f}")
 
     def check_finite(self, config: EncoderConfig) -> None:
-        """No NaN in fp32 or bf16, for silence, a single sample and clipped audio."""
+        """Check that frames in fp32 and bf16 are finite, for silence, a single sample and clipped audio."""
         clips = [torch.zeros(4000), clip(1), clip(9001).sign(), 1e-4 * clip(3000), clip(SAMPLE_RATE)]
         for dtype in (torch.float32, torch.bfloat16):
             encoder = self.build(config).eval().to(dtype)
@@ -127,7 +127,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
                     expect_finite(config, f"frames in {dtype}", frames.values[frames.mask()])
 
     def check_invariance(self, config: EncoderConfig) -> None:
-        """A clip has the same frames alone and in a batch, for any content of the padding."""
+        """Check that a clip has the same frames alone and in a batch, for any content of the padding."""
         encoder = self.build(config).eval()
         perturb(encoder)
         clips = [clip(size, size) for size in (SAMPLE_RATE, 1, 7_000, 12_345, 401, 20_001)]
@@ -146,7 +146,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
                 expect_equal(config, what, frames.values[row, :count], single.values[0, :count])
 
     def check_transform(self, config: EncoderConfig) -> None:
-        """The feature transform, such as SpecAugment, is called once, and its result is encoded."""
+        """Check that a feature transform, such as SpecAugment, is called once, and that its result is encoded."""
         encoder = self.build(config).eval()
         waveforms, lengths = batch_of([clip(SAMPLE_RATE), clip(9_001)])
         seen: list[Frames] = []
@@ -170,7 +170,10 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(not torch.equal(plain.values, erased.values), config, "the result of the transform is not encoded")
 
     def check_gradients(self, config: EncoderConfig) -> None:
-        """Gradients reach every trainable tensor and no frozen one: fully trained, frozen, and with adapters."""
+        """Check that gradients reach all trainable tensors and no frozen tensor.
+
+        The encoder is trained completely, frozen, or trained with adapters.
+        """
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),
             ("freeze: true", {"freeze": True, "lora": None}),
@@ -188,7 +191,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
                 expect(frames.requires_grad, config, "freeze: false, but nothing trains")
 
     def check_save_load(self, config: EncoderConfig) -> None:
-        """A rebuilt encoder has the same frame rate and frames."""
+        """Check that a rebuilt encoder has the same frame rate and frames."""
         super().check_save_load(config)
         encoder = self.build(config)
         rebuilt = self.rebuild(config, encoder.architecture())
@@ -196,7 +199,10 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(same, config, "rebuilt from architecture(), it has another frame_rate")
 
     def check_layers(self, config: EncoderConfig) -> None:
-        """A number as ``layer`` removes the layers above it. The sum of ``weighted`` trains in a frozen encoder too."""
+        """Check that a number as ``layer`` removes all higher layers.
+
+        With ``layer: weighted``, the weights of the sum must be trainable even if the encoder is frozen.
+        """
         config = changed(config, layer="last", lora=None)
         weighted = self.build(changed(config, layer="weighted", freeze=True)).train().double()
         trainable = [tensor for tensor in weighted.parameters() if tensor.requires_grad]
@@ -237,7 +243,10 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             expect_gradients(config, f"layer: {variant.layer}, freeze: false", encoder, weighted_sum(self.run(encoder)))
 
     def check_packing(self, config: EncoderConfig) -> None:
-        """``attention: varlen``: clips do not attend to each other, and gradients equal those of padded rows."""
+        """Check that clips do not attend to each other with ``attention: varlen``.
+
+        Gradients must be the same as with padded rows.
+        """
         if VARLEN not in config.attentions:
             return
         config = changed(config, dropout=0.0)

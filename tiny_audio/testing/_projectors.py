@@ -23,9 +23,9 @@ from tiny_audio.testing._checks import (
 
 CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms=0.03)
 NUM_LABELS = 7
-"""Labels of the frames' CTC logits, for projectors that read them."""
+"""Number of labels of the frames' CTC logits, for projectors that read them."""
 ROUNDING = 0.05
-"""Largest error in bf16, relative to the root mean square. A few layers have a tenth of this error."""
+"""Maximum error in bf16, relative to the root mean square. After a few layers, the error is a tenth of this value."""
 
 
 def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: int = 0) -> Projector:
@@ -35,7 +35,7 @@ def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: in
 
 
 def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) -> Frames:
-    """Random frames of RMS 1, with zeros or loud noise as padding. Clips of equal length have equal frames."""
+    """Return random frames of RMS 1, with zeros or loud noise as padding. Clips of equal length have equal frames."""
     size = max(lengths) + extra
     values = NOISE * torch.randn(len(lengths), size, CONTEXT.in_dim, generator=generator(98)) * noise
     logits = NOISE * torch.randn(len(lengths), size, NUM_LABELS, generator=generator(97)) * noise
@@ -46,7 +46,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Numbers of frames at multiples of the window, and one below and above."""
+    """Return numbers of frames to test: small numbers, multiples of the window, and one frame less and more."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}
@@ -54,7 +54,7 @@ def sizes(config: ProjectorConfig) -> list[int]:
 
 
 def check_lengths(config: ProjectorConfig) -> None:
-    """Any clip has at least one embedding and at most ``max_embeddings``, and shapes agree with the lengths."""
+    """Check that every clip has 1 to ``max_embeddings`` embeddings, and that shapes agree with the lengths."""
     window = config.min_frames()
     sane = 1 <= window <= 10 * CONTEXT.frame_rate
     expect(sane, config, f"min_frames {window} is not between 1 and 10 s of frames")
@@ -73,7 +73,7 @@ def check_lengths(config: ProjectorConfig) -> None:
 
 
 def check_finite(config: ProjectorConfig) -> None:
-    """No NaN in fp32 or bf16, for zero and large frames."""
+    """Check that embeddings in fp32 and bf16 are finite, for frames of zeros and for large frames."""
     plain = frames_of([1, 30, 100])
     for dtype in (torch.float32, torch.bfloat16):
         projector = build(config).eval().to(dtype)
@@ -84,7 +84,7 @@ def check_finite(config: ProjectorConfig) -> None:
 
 
 def check_autocast(config: ProjectorConfig) -> None:
-    """Under bf16 autocast, embeddings equal those in fp32 except for rounding, for frames of both types."""
+    """Check that bf16 autocast changes embeddings only by rounding, for frames in fp32 and bf16."""
     projector, frames = build(config).eval(), frames_of([40, 100])
     with torch.no_grad():
         exact, _ = projector(frames)
@@ -104,7 +104,7 @@ def check_autocast(config: ProjectorConfig) -> None:
 
 
 def check_meta_device(config: ProjectorConfig) -> None:
-    """It can be built on the meta device and for any widths, as ``validate`` and ``plan`` require."""
+    """Check that the projector can be built for any width, and on the meta device for ``validate`` and ``plan``."""
     for in_dim, out_dim in ((64, 64), (61, 53)):
         with torch.device("meta"):
             projector = build(config, replace(CONTEXT, in_dim=in_dim, out_dim=out_dim))
@@ -119,7 +119,7 @@ def check_meta_device(config: ProjectorConfig) -> None:
 
 
 def check_invariance(config: ProjectorConfig) -> None:
-    """A clip has the same embeddings alone and in a batch, for any content of the padding."""
+    """Check that a clip has the same embeddings alone and in a batch, for any content of the padding."""
     projector = build(config).eval()
     perturb(projector)
     wanted = sizes(config)
@@ -143,7 +143,7 @@ def check_invariance(config: ProjectorConfig) -> None:
 
 
 def check_gradients(config: ProjectorConfig) -> None:
-    """Gradients reach every tensor and all real frames, but no padding."""
+    """Check that gradients reach every tensor and the real frames, but not the padding."""
     projector = build(config).train().double()
     perturb(projector)
     frames = frames_of([40, 100], noise=True)
@@ -164,7 +164,7 @@ def check_gradients(config: ProjectorConfig) -> None:
 
 
 def check_save_load(config: ProjectorConfig) -> None:
-    """Rebuilt with its saved tensors, it has the same embeddings, bit for bit."""
+    """Check that a rebuilt projector with the saved tensors returns the same embeddings, bit for bit."""
     projector = build(config).eval()
     perturb(projector)
     rebuilt = build(config, seed=1).eval()
@@ -175,7 +175,7 @@ def check_save_load(config: ProjectorConfig) -> None:
 
 
 def check_determinism(config: ProjectorConfig) -> None:
-    """Without dropout, training mode has the same embeddings."""
+    """Check that training mode does not change the embeddings if there is no dropout."""
     projector, frames = build(config), frames_of([40, 100])
     with torch.no_grad():
         still, _ = projector.eval()(frames)
@@ -185,7 +185,10 @@ def check_determinism(config: ProjectorConfig) -> None:
 
 
 def check_output_rms(config: ProjectorConfig) -> None:
-    """The initial embeddings have the RMS of the decoder's own, or ``output_rms``, for frames of any RMS."""
+    """Check the RMS of the initial embeddings, for frames of any RMS.
+
+    It must be ``output_rms`` or, if that is None, the RMS of the decoder's token embeddings.
+    """
     for own, rms in ((None, 0.03), (None, 1.0), (0.5, 0.03)):
         projector = build(changed(config, output_rms=own), replace(CONTEXT, embedding_rms=rms)).eval()
         for gain in (0.1, 1.0, 10.0):

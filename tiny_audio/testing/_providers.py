@@ -12,11 +12,11 @@ from tiny_audio.providers import PROVIDERS, ProviderConfig, ProviderTranscript, 
 from tiny_audio.testing._checks import expect
 
 DURATION_S = 2.0
-"""Duration of the two clips, which are silence and an intermittent tone."""
+"""Duration of each of the two clips: silence and an intermittent tone."""
 
 
 def check_config(config: ProviderConfig) -> None:
-    """The config has a docstring for the reference page and a usable price, and survives JSON."""
+    """Check that the config has a docstring for the reference page and a valid price, and is unchanged by JSON."""
     expect(bool((type(config).__doc__ or "").strip()), config, "the config has no docstring for the reference page")
     price = config.price()
     usable = price is None or (math.isfinite(price.usd_per_hour) and price.usd_per_hour >= 0 and bool(price.source))
@@ -25,7 +25,10 @@ def check_config(config: ProviderConfig) -> None:
 
 
 def check_answers(config: ProviderConfig) -> None:
-    """Silence is accepted, several threads get the same transcript, and words are within the clip, in order."""
+    """Check that silence is accepted, that several threads get the same transcript, and that word times are valid.
+
+    Words must be in order and within the clip.
+    """
     seconds = torch.arange(int(DURATION_S * SAMPLE_RATE)) / SAMPLE_RATE
     tone = 0.3 * torch.sin(2 * torch.pi * 220 * seconds) * (torch.sin(2 * torch.pi * 2 * seconds) > 0)
     silent, sounding = encode(torch.zeros_like(tone)), encode(tone)

@@ -12,11 +12,11 @@ from tiny_audio.sources import SOURCES, SourceConfig, SourceContext
 from tiny_audio.testing._checks import expect
 
 MAX_CLIPS = 20
-"""Number of clips whose audio is read."""
+"""Maximum number of clips whose audio is read."""
 
 
 def check_index(config: SourceConfig, context: SourceContext) -> None:
-    """Clips have unique ids, durations and texts, and a rebuilt source has the same index."""
+    """Check that clips have unique ids, durations and texts, and that a rebuilt source has the same index."""
     source = SOURCES.build(config, context)
     index = source.index()
     expect(bool(index.utterances), config, "the index has no utterance")
@@ -44,7 +44,7 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
 
 
 def check_audio(config: SourceConfig, context: SourceContext) -> None:
-    """Every clip can be decoded and has the duration in the index. A pickled source returns the same audio."""
+    """Check that clips can be decoded and have their indexed durations. A pickled source must return the same audio."""
     source = SOURCES.build(config, context)
     utterances = source.index().utterances
     unpickled = pickle.loads(pickle.dumps(source))

@@ -1,4 +1,4 @@
-"""Common checks of encoders and decoders. Both wrap a transformers model."""
+"""Common checks of encoders and decoders, which both wrap a transformers model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Check = Callable[[ConfigT], None]
 
 
 class TransformersPartChecks(ABC, Generic[ConfigT]):
-    """Checks of the part that a config describes. Each takes the config of a small part."""
+    """Checks of the part that a config describes. The argument of each check is the config of a small part."""
 
     output: ClassVar[str]
-    """Name of the part's output in messages."""
+    """Name of the part's output, for messages."""
 
     @abstractmethod
     def build(self, config: ConfigT, seed: int = 0) -> Any:
@@ -40,22 +40,22 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def rebuild(self, config: ConfigT, architecture: dict[str, Any]) -> Any:
-        """The part, built from the ``architecture()`` of an earlier build."""
+        """Build the part from the ``architecture()`` of an earlier build."""
 
     @abstractmethod
     def run(self, part: Any) -> Tensor:
-        """Outputs ``[K, ...]`` at the real positions of one batch of padded rows."""
+        """Return the outputs ``[K, ...]`` of a batch of padded rows, at positions that are not padding."""
 
     @abstractmethod
     def checks(self) -> tuple[Check[ConfigT], ...]:
-        """All checks of the contract."""
+        """Return all checks of the contract."""
 
     def lora(self, config: ConfigT) -> dict[str, Any]:
-        """A ``lora`` section for the part."""
+        """Return a ``lora`` section for the part."""
         return lora_for(self.build(config).named_modules())
 
     def check_save_load(self, config: ConfigT) -> None:
-        """Rebuilt from ``architecture()`` with its saved tensors, it has the same outputs, bit for bit."""
+        """Check that a part rebuilt from ``architecture()`` and saved tensors has the same outputs, bit for bit."""
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             variant = changed(config, **fields)
             part = self.build(variant).eval()
@@ -69,7 +69,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             expect(same, config, f"saved and loaded, it has other {self.output}")
 
     def check_determinism(self, config: ConfigT) -> None:
-        """Training mode has other outputs with dropout, and the same outputs without it."""
+        """Check that training mode changes the outputs if there is dropout, and only then."""
         outputs = []
         for dropout, training in ((0.0, False), (0.0, True), (0.5, False), (0.5, True)):
             part = self.build(changed(config, dropout=dropout)).train(training)
@@ -82,12 +82,15 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         expect(not torch.equal(plain, dropped), config, "dropout: 0.5 changes nothing in training mode")
 
     def check_linear_layers(self, config: ConfigT) -> None:
-        """``linear_layers`` names all linear layers except a decoder's head, and every adapter gets a gradient."""
+        """Check that ``linear_layers`` names all linear layers except a decoder's head.
+
+        Adapters on all these layers must get gradients.
+        """
         if config.linear_layers is None:
             return
         part = self.build(changed(config, lora=None))
         linear = [path for path, module in part.named_modules() if isinstance(module, nn.Linear)]
-        # The head is excluded, because it may share its weights with the embeddings.
+        # The head is excluded because it may share its weights with the embeddings.
         names = {path.rsplit(".", 1)[-1] for path in linear} - {"lm_head"}
         expect(
             set(config.linear_layers) == names,
@@ -100,7 +103,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         expect_gradients(config, "lora on all linear layers", part, weighted_sum(self.run(part)))
 
     def check_attentions(self, config: ConfigT) -> None:
-        """All of ``attentions`` have the same outputs, except Flash Attention, which needs a GPU."""
+        """Check that all ``attentions`` have the same outputs. Flash Attention is skipped, because it needs a GPU."""
         with torch.no_grad():
             wanted = self.run(self.build(changed(config, attention="auto")).eval())
             for attention in set(config.attentions) - {"flash_attention_2"}:
@@ -108,7 +111,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal(config, f"attention: {attention}, and auto", found, wanted)
 
     def check_packed_gradients(self, config: ConfigT) -> None:
-        """Gradients with ``attention: varlen`` equal those of padded rows, with and without checkpointing."""
+        """Check that ``attention: varlen`` has the same gradients as padded rows, with and without checkpointing."""
         for fields in self._trained_variants(config):
             _, wanted = self._calls_and_gradients(changed(config, **fields))
             for checkpointing in (False, True):
@@ -117,7 +120,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal_gradients(config, f"attention: varlen with {settings}", found, wanted)
 
     def check_checkpointing(self, config: ConfigT) -> None:
-        """``gradient_checkpointing`` recomputes layers in the backward pass, and changes no gradient."""
+        """Check that ``gradient_checkpointing`` recomputes layers in the backward pass, and changes no gradient."""
         for fields in self._trained_variants(config):
             plain, wanted = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=False))
             recomputed, found = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=True))
@@ -130,7 +133,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         yield {"freeze": True, "lora": self.lora(config)}
 
     def _calls_and_gradients(self, config: ConfigT) -> tuple[int, dict[str, Tensor]]:
-        """Number of calls of linear layers in a forward and backward pass, and the gradients in fp64."""
+        """Run a forward and a backward pass, and return the number of calls of linear layers and the fp64 gradients."""
         part = self.build(config).train().double()
         perturb(part)
         calls: list[nn.Module] = []
