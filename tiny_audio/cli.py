@@ -1,6 +1,6 @@
-"""The command line: arguments in, exit codes out. What a command does is in ``tiny_audio/commands/``.
+"""The command line: reads arguments and returns exit codes. The commands are implemented in ``tiny_audio/commands/``.
 
-Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+Large libraries are imported only when a command runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -310,10 +310,10 @@ def rescore(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # Operations that PyTorch lacks on an Apple GPU then run on the CPU. PyTorch reads this when it is imported.
+    # Run operations that PyTorch lacks on Apple GPUs on the CPU. PyTorch reads this variable when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
-    # A shell does this for `~/a`, but not for `--output-dir=~/a`, and a notebook does it for neither.
+    # Expand paths here, because shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.
     words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
     return exit_code_of(lambda: app(args=list(words), prog_name="tiny-audio", standalone_mode=False))
 

@@ -32,8 +32,8 @@ class Config(BaseModel):
 def expand_path(text: str) -> str:
     """Replace ``~`` and environment variables in a path, like a shell.
 
-    A variable that is not set stays as it is, so that a recipe can be validated on another machine. A path that exists
-    as written also stays as it is.
+    Variables that are not set are kept, so that a recipe can be validated on another machine. A path that exists as
+    written is returned unchanged.
     """
     if not (text.startswith("~") or "$" in text) or os.path.lexists(text):
         return text
@@ -41,14 +41,14 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of all fields that contain a path, or a path or hub id. The value is the path on this machine, so it must
-not be part of an identity."""
+"""The type of all fields that contain a path, or either a path or a hub id. The value is a path on this machine, so it
+must not be part of an identity."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
-    """The dumped config without the fields that are marked with :data:`NO_IDENTITY`.
+    """Return the dumped config without the fields that are marked with :data:`NO_IDENTITY`.
 
-    A field that has its default None is left out, so that a new optional field changes no existing identity.
+    Fields that have the default None are left out, so that a new optional field does not change existing identities.
     """
     found: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
@@ -71,7 +71,7 @@ def _identity_of_value(value: Any) -> Any:
 
 
 def problems(error: ValidationError) -> str:
-    """The errors of a validation in one line, each after its location in the config."""
+    """Return the errors of a validation in one line, each after its location in the config."""
     found = ((".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors())
     return "; ".join(f"{location}: {message}" if location else message for location, message in found)
 
@@ -95,7 +95,7 @@ class RunFailed(TinyAudioError):  # noqa: N818
 
 
 class Stopped(TinyAudioError):  # noqa: N818
-    """A signal stopped the run, and its state is saved. Exit code 3."""
+    """A signal stopped the run, and its state was saved. Exit code 3."""
 
 
 class RegistryError(Exception):
@@ -104,24 +104,24 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """An error in the form in which one process sends it to others."""
+    """A description of an error that one process sends to others."""
 
     kind: type[TinyAudioError]
     """The class that the receivers raise: :class:`UserError`, :class:`RunFailed` or :class:`Stopped`."""
     message: str
     origin: str
-    """The process that raised it, such as ``process 1``."""
+    """The process that raised the error, such as ``process 1``."""
 
     @classmethod
     def of(cls, error: Exception, origin: str) -> Failure:
         """Describe ``error``. An ``OSError`` becomes a :class:`UserError`, any other error a :class:`RunFailed`."""
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
-        # As in the command line; without either, it was raised by a library.
+        # As in the command line, an OSError without file name and error number is an error of a library.
         is_of_system = isinstance(error, OSError) and (error.filename, error.errno) != (None, None)
         return cls(next(kinds, UserError if is_of_system else RunFailed), str(error), origin)
 
     def to_error(self) -> TinyAudioError:
-        """The exception to raise in a receiver."""
+        """Return the exception to raise in a receiver."""
         error = self.kind(self.message)
         error.origin = self.origin
         return error

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (Graves et al. 2006) on the encoder's frames: loss, greedy text, scores."""
+"""Connectionist temporal classification (Graves et al. 2006) on the encoder's frames: labels, decoding and scores."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CtcVocabulary:
 
     @classmethod
     def of(cls, transcripts: Iterable[str]) -> CtcVocabulary:
-        """All characters of the transcripts, sorted."""
+        """Return a vocabulary of all characters of the transcripts, sorted."""
         characters: set[str] = set()
         for text in transcripts:
             characters.update(text)
@@ -48,23 +48,23 @@ class CtcVocabulary:
         return len(self.characters) + 1
 
     def encode(self, text: str) -> list[int] | None:
-        """Labels of ``text``; None if a character is not in the vocabulary."""
+        """Return the labels of ``text``; None if a character is not in the vocabulary."""
         if not set(text) <= set(self.characters):
             return None
         return [self.characters.index(character) + 1 for character in text]
 
     def decode(self, labels: Sequence[int]) -> str:
-        """The text of labels, which contain no blanks."""
+        """Return the text of labels, which must contain no blanks."""
         return "".join(self.characters[label - 1] for label in labels)
 
 
 def min_frames(labels: Sequence[int]) -> int:
-    """The smallest number of frames that fits ``labels``: one per label, and a blank between two equal labels."""
+    """Return the minimum number of frames for ``labels``: one per label, and one per blank between equal labels."""
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
 def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """The best label of each frame, with repeats merged and blanks removed: ``[B, T, V]`` -> B lists of labels."""
+    """Decode ``[B, T, V]`` to B lists of labels: the best label of each frame, without repeats and blanks."""
     best = logits.argmax(-1).cpu()
     return [
         [int(label) for label in torch.unique_consecutive(row[: int(length)]) if label != BLANK]
@@ -73,8 +73,8 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 
 
 def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probability ``[B]`` of each label sequence over all its alignments; -inf if the frames are too few."""
-    if logits.device.type == "mps":  # PyTorch has no CTC loss there
+    """Return the log-probability ``[B]`` of each label sequence over all alignments; -inf with too few frames."""
+    if logits.device.type == "mps":  # PyTorch has no CTC loss for MPS
         return log_likelihood(logits.cpu(), lengths.cpu(), labels).to(logits.device)
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.long, device=logits.device)
     sizes = torch.tensor([len(row) for row in labels], dtype=torch.long, device=logits.device)

@@ -1,4 +1,4 @@
-"""Frames: a padded batch of vectors in time, such as features and encoder outputs."""
+"""Frames: a padded batch of vector sequences over time, such as features and encoder outputs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 SAMPLE_RATE = 16_000
-"""Hz of every waveform in this package."""
+"""Sampling rate of every waveform in this package, in Hz."""
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """True where a position is real: ``lengths [B]`` -> bool ``[B, size]``."""
+    """Return a bool mask ``[B, size]`` from ``lengths [B]``: True on real positions, False on padding."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 @dataclass(frozen=True)
 class Frames:
-    """A padded batch of vectors in time.
+    """A padded batch of vector sequences over time.
 
     B clips · T frames of the longest clip · D channels · V CTC labels
     """
@@ -33,15 +33,15 @@ class Frames:
     """``[B, T, V]``; None without a CTC head."""
 
     def row(self, index: int) -> Frames:
-        """One clip, without its padding."""
+        """Return one clip without its padding."""
         rows, size = slice(index, index + 1), int(self.lengths[index])
         logits = None if self.ctc_logits is None else self.ctc_logits[rows, :size]
         return Frames(self.values[rows, :size], self.lengths[rows], self.rate, logits)
 
     def mask(self) -> Tensor:
-        """Bool ``[B, T]``, True on real frames."""
+        """Return a bool mask ``[B, T]``, True on real frames."""
         return length_mask(self.lengths, self.values.shape[1])
 
     def zeroed(self) -> Frames:
-        """The same frames with zeros beyond each length, for layers that read across the end of a clip."""
+        """Return the same frames with zeros in the padding, for layers that read beyond the end of a clip."""
         return replace(self, values=self.values.masked_fill(~self.mask()[..., None], 0))

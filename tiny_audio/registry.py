@@ -1,6 +1,6 @@
-"""The registry of parts: name -> (config type, builder). Parts register themselves.
+"""Registries of parts, with the config type and builder of each name. Parts register themselves.
 
-A part is one file. It has a config whose ``name`` is a ``Literal``, and a builder that takes this config:
+The file of a part defines a config whose ``name`` is a ``Literal``, and a builder that takes this config:
 
     class ConvConfig(ProjectorConfig):
         name: Literal["conv"] = "conv"
@@ -9,8 +9,8 @@ A part is one file. It has a config whose ``name`` is a ``Literal``, and a build
     def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector: ...
 
 A builder of several parts takes the union of their configs. In a pydantic model, ``Annotated[ProjectorConfig,
-PROJECTORS]`` is the discriminated union of all registered configs. Building its schema closes the registry, because a
-part that is registered later would be missing from the schema.
+PROJECTORS]`` is the discriminated union of all registered configs. When its schema is built, the registry is closed,
+because parts registered later would be missing from the schema.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# Marks a value without a known name in pydantic's error locations. It has brackets like pydantic's own "[key]".
+# Stands for a value without a known name in pydantic's error locations, with brackets like pydantic's own "[key]".
 _BY_NAME = "[name]"
 
 
@@ -45,7 +45,7 @@ class UnknownPartError(UserError):
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """The end of an error message: the nearest allowed name if one is near, then all allowed names.
+    """Return the end of an error message: the nearest allowed name, if any is similar, then all allowed names.
 
     >>> did_you_mean("swigloo", ["conv", "swiglu"])
     "did you mean 'swiglu'? Allowed: conv, swiglu"
@@ -66,12 +66,12 @@ class Entry(Generic[ConfigT, PartT]):
 
     @property
     def module(self) -> str:
-        """The module that defines the builder; the export bundles it."""
+        """The module that defines the builder. An exported model contains it."""
         return self.build.__module__
 
     @property
     def summary(self) -> str:
-        """First line of the config's docstring."""
+        """The first line of the config's docstring."""
         return (self.config.__doc__ or "").strip().split("\n")[0]
 
 
@@ -81,8 +81,8 @@ class Registry(Generic[ConfigT, PartT]):
     Args:
         kind: the noun for a part in messages, such as ``"projector"``.
         config: base class of the parts' configs.
-        package: the package whose modules :meth:`discover` imports; None for a registry without a package.
-        entry_points: the entry point group through which installed packages add parts.
+        package: the package whose modules :meth:`discover` imports; None if the parts are not in one package.
+        entry_points: the group of entry points through which installed packages add parts.
     """
 
     def __init__(
@@ -125,19 +125,19 @@ class Registry(Generic[ConfigT, PartT]):
         return builder
 
     def entries(self) -> list[Entry[ConfigT, PartT]]:
-        """All parts, sorted by name."""
+        """Return all parts, sorted by name."""
         self.discover()
         return [self._entries[name] for name in sorted(self._entries)]
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return [entry.name for entry in self.entries()]
 
     def entry(self, name: object) -> Entry[ConfigT, PartT]:
-        """The part called ``name``.
+        """Return the part called ``name``.
 
         Raises:
-            UnknownPartError: lists the registered names, the nearest first.
+            UnknownPartError: there is no such part. The message suggests the nearest name and lists all names.
         """
         if not self._has(name):
             self.discover()
@@ -147,11 +147,11 @@ class Registry(Generic[ConfigT, PartT]):
 
     def build(self, config: ConfigT, *context: object) -> PartT:
         """Build the part that ``config`` describes."""
-        name = config.name  # type: ignore[attr-defined]  # every registered config has one, see _part_name
+        name = config.name  # type: ignore[attr-defined]  # _part_name checks that every config has a name
         return self.entry(name).build(config, *context)
 
     def parse(self, data: object) -> ConfigT:
-        """Validate a plain mapping, such as one from a saved model, or a name alone, and return the typed config.
+        """Validate a name alone or a plain mapping, for example from a saved model, and return the typed config.
 
         Raises:
             UnknownPartError: the mapping's ``name`` is not registered.
@@ -168,7 +168,7 @@ class Registry(Generic[ConfigT, PartT]):
         """
         if self._discovered:
             return
-        self._discovered = True  # before the imports: a part may use its registry while it is imported
+        self._discovered = True  # set before the imports, because a part may use its registry while it is imported
         try:
             self._import_package()
             self._load_plugins()
@@ -177,7 +177,8 @@ class Registry(Generic[ConfigT, PartT]):
             raise
 
     def _import_package(self) -> None:
-        # In the flat bundle of an export, this is a module without a path. The bundle imports its parts by name.
+        # In an exported model, all modules are in one folder and the package is a module without a path. The exported
+        # code imports its parts by name.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -233,8 +234,8 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # A value without a known name is an extra member of the union. A validator in front of the union would pass
-        # Python objects on to it, and strict validation of Python objects rejects lists for tuples.
+        # Values without a known name are handled by an extra member of the union. A validator before the union would
+        # not work: it would pass Python objects to the union, whose strict validation rejects lists for tuples.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
@@ -244,11 +245,11 @@ class Registry(Generic[ConfigT, PartT]):
         alone = {"type": "string", "enum": self.names(), "description": f"Name of the {self.kind}, with its defaults."}
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:
-            # The name has a default and would look optional, but it is the discriminator.
+            # The name would look optional because of its default, but it is the required discriminator.
             try:
                 fields = handler.resolve_ref_schema(part)
             except LookupError:
-                continue  # a part that contains parts of its own kind: its schema is not complete yet
+                continue  # the schema of a part that contains parts of its own kind is not complete yet
             fields["required"] = sorted({*fields.get("required", ()), "name"})
         return {"anyOf": [alone, parts]}
 
@@ -257,7 +258,7 @@ class Registry(Generic[ConfigT, PartT]):
         return name if isinstance(name, str) and name in self._entries else _BY_NAME
 
     def _by_name(self, value: object) -> ConfigT:
-        """Read ``projector: conv`` as ``projector: {name: conv}``; reject anything else with the allowed names."""
+        """Read ``projector: conv`` as ``projector: {name: conv}``. Reject other values and list the allowed names."""
         if isinstance(value, str) and value in self._entries:
             return self._entries[value].config.model_validate({"name": value})
         if isinstance(value, dict) and value.get("name") is not None:

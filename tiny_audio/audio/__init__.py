@@ -1,1 +1,1 @@
-"""Decoding, down-mixing and resampling of audio files, with limits for hostile files."""
+"""Decode, down-mix and resample audio files, with limits that protect against hostile files."""

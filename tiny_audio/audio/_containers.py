@@ -1,8 +1,10 @@
-"""Where the samples of WAV, AIFF, W64, CAF and AU files really end.
+"""Find the actual end of the samples in WAV, AIFF, W64, CAF and AU files.
 
-Programs write the size of the samples first as a placeholder and last as it is. If they are stopped, write to a pipe or
-exceed 4 GiB, the size in the header is wrong. A file contains what its bytes contain: its samples end where the file,
-or the chunks after them, begin or end.
+Programs first write a placeholder for the size of the samples and replace it at the end. If a program is stopped,
+writes to a pipe or exceeds 4 GiB, the size in the header is wrong. Then the samples end at the chunks that follow them,
+or else at the end of the file.
+
+In this module, a chunk is a named block of bytes in a file, and a declared size is one that the header states.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from tiny_audio.audio._tags import before_tags, tag_at
 _MAX_CHUNKS = 10_000
 _MAX_FORMAT_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 20
-"""Chunks after the samples are searched in the last bytes of a file if the size of the samples is wrong."""
+"""If the size of the samples is wrong, this many bytes at the end of the file are searched for chunks."""
 _PLACEHOLDER_SLACK = 1 << 16
 _KNOWN_CHUNKS = (
     *(b"LIST", b"list", b"bext", b"id3 ", b"ID3 ", b"iXML", b"axml", b"_PMX", b"cue ", b"fact", b"smpl", b"inst"),
@@ -28,34 +30,34 @@ _KNOWN_CHUNKS = (
     *(b"MARK", b"COMT", b"NAME", b"AUTH", b"ANNO", b"(c) ", b"INST", b"MIDI", b"APPL", b"AESD", b"CHAN", b"SAXL"),
     *(b"info", b"strg", b"mark", b"uuid", b"peak", b"ovvw", b"free", b"umid", b"edct", b"kuki", b"pakt", b"midi"),
 )
-"""Of WAV, AIFF and CAF."""
+"""Names of chunks in WAV, AIFF and CAF files."""
 _KNOWN_CHUNK = re.compile(b"|".join(map(re.escape, _KNOWN_CHUNKS)))
 _MPEG_TAGS = (0x50, 0x55)
-"""Codecs of WAV files: MPEG layer 1 or 2, and layer 3."""
+"""Codec codes in WAV files: MPEG layer 1 or 2 (0x50), and layer 3 (0x55)."""
 
 
 @dataclass(frozen=True)
 class _Container:
-    """A header, with what is needed to write it again for another number of bytes."""
+    """A parsed header, with the information needed to rewrite it for another number of bytes."""
 
     start: int
-    """Of the samples."""
+    """Position of the first sample in the file."""
     declared: int | None
-    """Bytes of samples that the header states; None: a placeholder, or none."""
+    """Bytes of samples that the header states; None if it states no size or a placeholder."""
     bytes_per_s: float
     header: Callable[[int], bytes]
-    """The header of a file with this number of bytes of samples."""
+    """Return the header of a file with this number of bytes of samples."""
     chunk: Callable[[int], tuple[bytes, int] | None]
-    """Name and size of the chunk at a position, its own header included."""
+    """Return the name and size of the chunk at a position. The size includes the chunk's header."""
     frame_bytes: int = 1
     readable: bool = True
-    """Whether libsndfile reads the header if it is right."""
+    """Whether libsndfile can read the file, provided that the size in the header is right."""
     codec: int = 0
-    """The code of a WAV file."""
+    """Codec code of a WAV file; 0 for other formats."""
 
 
 def container_layout(data: Data) -> Layout | None:
-    """How to read a file whose header is wrong; None if it is right or not of these formats."""
+    """Return how to read a file whose header is wrong; None if the header is right or the format is another one."""
     parse = _PARSERS.get(data.read(0, 4))
     parts: list[Part] = []
     notes, cut_off = [], None
@@ -78,7 +80,7 @@ def container_layout(data: Data) -> Layout | None:
                 f"{size / found.bytes_per_s:.2f} s; all of it is used"
             )
         elif found.declared - size > max(found.start - position, found.frame_bytes):
-            # Some programs count the header, too.
+            # A smaller difference is no error, because some programs include the header in the size.
             cut_off = f"cut off: the header says {found.declared:,} bytes of audio, but there are {size:,}"
         # Another file may follow, as after `cat a.wav b.wav`.
         parse = _PARSERS.get(data.read(after, 4)) if after > position else None
@@ -93,10 +95,10 @@ def container_layout(data: Data) -> Layout | None:
 
 
 def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
-    """Where the samples end, and where the chunks after them end."""
+    """Return the end of the samples and the end of the chunks after them."""
     if found.declared is not None and found.start + found.declared <= data.size:
         end = found.start + found.declared
-        # A chunk begins at an even position, but not every program knows.
+        # A chunk should begin at an even position, but some programs do not follow this rule.
         for position in dict.fromkeys((end + end % 2, end)):
             after = _after_chunks(data, position, found.chunk)
             if after is not None:
@@ -106,7 +108,11 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
 
 
 def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int | None:
-    """The end of the chunks and tags that begin here, or the start of another file; None if something else follows."""
+    """Return the end of the chunks and tags that begin at ``position``, or the start of another file after them.
+
+    Returns:
+        None if something else follows.
+    """
     for _ in range(_MAX_CHUNKS):
         left = data.size - position
         if left <= 0:
@@ -128,8 +134,8 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
 
 
 def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
-    """Where known chunks begin that end at ``end``; ``end`` if there are none."""
-    visited = set[int]()  # a walk that joins an earlier one fails as that did
+    """Return the start of the known chunks before ``end``; ``end`` if there are none."""
+    visited = set[int]()  # positions from which no chain of chunks leads to the end
     for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()
         while after < end and (found := chunk(after)) is not None and found[0] in _KNOWN_CHUNKS:
@@ -143,7 +149,7 @@ def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tup
 
 
 def _stated(size: int, bits: int = 32) -> int | None:
-    """A size in a header, without those that only mean: not known yet."""
+    """Return a size from a header; None if it may be a placeholder for an unknown size."""
     for limit in (1 << (bits - 1), 1 << bits):
         if limit - _PLACEHOLDER_SLACK <= size <= limit + _PLACEHOLDER_SLACK:
             return None
@@ -151,7 +157,7 @@ def _stated(size: int, bits: int = 32) -> int | None:
 
 
 def _chunk_reader(data: Data, layout: str) -> Callable[[int], tuple[bytes, int] | None]:
-    """Read headers of chunks: four letters and a size, which leaves the header out."""
+    """Return a function that reads a chunk's header: a name of four letters, and the size without the header."""
     header = struct.calcsize(layout)
 
     def chunk(position: int) -> tuple[bytes, int] | None:
@@ -177,7 +183,7 @@ def _riff(data: Data, begin: int) -> _Container | None:
     for _ in range(_MAX_CHUNKS):
         found = chunk(position)
         if found is None or found[0] not in (b"fmt ", b"data", b"ds64", *_KNOWN_CHUNKS):
-            # A chunk of odd size is followed by a byte that some programs leave out.
+            # A chunk of odd size should be followed by a padding byte, but some programs leave it out.
             before = chunk(position - 1)
             if before is not None and before[0] in (b"fmt ", b"data", *_KNOWN_CHUNKS):
                 found, position, padded = before, position - 1, False
@@ -221,7 +227,7 @@ def _riff(data: Data, begin: int) -> _Container | None:
 
 
 _W64_REST = bytes.fromhex("f3acd3118cd100c04f8edb8a")
-"""Of the 16 bytes that name a chunk, after four letters."""
+"""The last 12 of the 16 bytes that name a chunk. The first four are letters."""
 
 
 def _w64(data: Data, begin: int) -> _Container | None:
@@ -268,7 +274,7 @@ def _w64(data: Data, begin: int) -> _Container | None:
             + struct.pack("<Q", 24 + size)
         )
 
-    # libsndfile takes everything after the header for samples, so chunks after them make it unreadable.
+    # libsndfile reads everything after the header as samples, so a file with chunks after the samples needs a layout.
     readable = declared is None or start + declared + 8 > data.size
     return _Container(start, declared, float(byte_rate or 1), header, chunk, max(1, frame_bytes), readable)
 
@@ -305,14 +311,14 @@ def _aiff(data: Data, begin: int) -> _Container | None:
     frame_bytes = channels * width
     if frame_bytes == 0:
         return None
-    exponent = (rate >> 48) - 16_383 - 31  # the 80-bit number: 16 bits of exponent, then the digits
+    exponent = (rate >> 48) - 16_383 - 31  # an 80-bit float: 16 bits of sign and exponent, then the mantissa
     rate_hz = (rate >> 16 & 0xFFFFFFFF) * 2.0 ** max(-64, min(64, exponent))
     size = int.from_bytes(data.read(position + 4, 4), "big")
     declared = _stated(size)
     if declared is not None:
         declared = max(0, declared - 8 - offset) or None
     if _stated(frames) and declared is not None and frames * frame_bytes < declared:
-        declared = frames * frame_bytes  # libsndfile believes the lower one
+        declared = frames * frame_bytes  # libsndfile uses the smaller of the two sizes
 
     def header(size: int) -> bytes:
         new = bytearray(whole)
@@ -386,6 +392,6 @@ _PARSERS: dict[bytes, Callable[[Data, int], _Container | None]] = {
 
 
 def wav_samples(data: Data) -> tuple[int, int] | None:
-    """Where the samples of a WAV file begin, and the bytes of all channels of one; None if it is no WAV file."""
+    """Return the start of the samples of a WAV file and the bytes per frame (all channels); None for other files."""
     found = _riff(data, 0) if data.read(0, 4) == b"RIFF" else None
     return None if found is None else (found.start, found.frame_bytes)

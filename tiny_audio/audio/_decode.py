@@ -1,4 +1,4 @@
-"""Decoding with libsndfile: a file as its header says, or in parts if that is wrong."""
+"""Decode recordings with libsndfile: as one file, or in parts if the header is wrong or the file is damaged."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 _BLOCK_SAMPLES = 1 << 20
-"""Number of samples decoded at a time, over all channels. Memory does not depend on the length in the header."""
+"""Number of samples decoded at a time, over all channels, so that memory does not depend on the stated length."""
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
 _DAMAGE = ("undecodable", "truncated", "empty")
-"""Reasons of an :class:`AudioError` that concern only a part of a recording."""
+"""Reasons of an :class:`AudioError` after which the rest of a recording may still be decodable."""
 _MP3_TRAILER_BYTES = 1_024
-"""Bytes that may follow the last frame that was decoded."""
+"""An MP3 may have this many bytes after the last decoded frame. With more, the length in its header is wrong."""
 _LISTED_GAPS = 5
 _TOLERANCE_S = 0.05
 _MAX_SILENCE_S = 6 * 3600.0
-"""Silence for what is missing. Positions in a hostile file may be years apart."""
+"""At most this much silence is inserted in a recording, because positions in a hostile file may be years apart."""
 
 
 class Block(NamedTuple):
@@ -46,12 +46,12 @@ class Decoder:
     """Decodes one recording.
 
     Args:
-        data: its bytes.
-        name: its name in messages.
+        data: the bytes of the recording.
+        name: the name of the recording in messages.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
         max_duration_s: longer recordings are rejected.
-        keep_damaged: decode what is undamaged. Silence takes the place of the rest, and a warning tells where it is. If
-            False, damaged recordings are rejected.
+        keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, damaged
+            recordings are rejected.
 
     Raises:
         AudioError: the recording cannot be used.
@@ -76,7 +76,7 @@ class Decoder:
 
     @property
     def header_duration_s(self) -> float:
-        """Seconds, without decoding."""
+        """Duration in seconds according to the headers, without decoding."""
         if self._layout is None:
             with self._opened(None) as file:
                 return float(file.frames / file.samplerate)
@@ -88,7 +88,7 @@ class Decoder:
         return seconds
 
     def blocks(self) -> Iterator[Block]:
-        """The recording, in blocks of at most a minute or so."""
+        """Yield the recording in blocks of at most about a minute."""
         if self._layout is None:
             yield from self._whole()
         else:
@@ -131,7 +131,7 @@ class Decoder:
             yield from self._file(file)
 
     def _file(self, file: soundfile.SoundFile) -> Iterator[Block]:
-        """An open file to its end. What cannot be decoded becomes silence."""
+        """Yield the blocks of an open file. If ``keep_damaged``, silence replaces samples that cannot be decoded."""
         rate, done = file.samplerate, 0
         blocks = _read(file, self._name)
         while True:
@@ -151,7 +151,10 @@ class Decoder:
             yield from self._silence(rate, self._now_s + (file.frames - done) / rate)
 
     def _divisible(self, part: Part) -> Iterator[Block]:
-        """A part of a codec with frames that are independent. Of damaged parts, the undamaged frames are decoded."""
+        """Yield the blocks of a part whose frames are independent.
+
+        If the part is damaged and ``keep_damaged`` is set, its halves are decoded separately, down to single frames.
+        """
         assert part.start_s is not None
         samples = sum(frame.samples for frame in part.frames)
         try:
@@ -180,7 +183,7 @@ class Decoder:
         return Block(rate, mixed)
 
     def _without_bad_samples(self, rate: int, block: torch.Tensor) -> torch.Tensor:
-        """Replace samples by silence that are not finite or out of range, unless most are."""
+        """Replace samples that are not finite or out of range by silence, unless this concerns most of the block."""
         bad = (~(block.abs() <= MAX_AMPLITUDE)).any(dim=1)
         count = int(bad.sum())
         if count == 0 or 2 * count > len(bad):
@@ -192,7 +195,7 @@ class Decoder:
         return block.masked_fill(bad[:, None], 0.0)
 
     def _silence(self, rate: int, end_s: float) -> Iterator[Block]:
-        """Silence until a position in time."""
+        """Yield silence from the current position to ``end_s``."""
         frames = round(min(end_s - self._now_s, _MAX_SILENCE_S - self._silent_s) * rate)
         if frames <= 1:
             return
@@ -265,7 +268,7 @@ class Decoder:
 
 
 def _joined(gaps: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Gaps in order, without borders between those that touch."""
+    """Return the gaps in order of time, with adjacent gaps joined."""
     joined: list[tuple[float, float]] = []
     for start, end in sorted(gaps):
         if joined and start - joined[-1][1] < _TOLERANCE_S:
@@ -277,8 +280,10 @@ def _joined(gaps: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 @cache
 def _forward_file() -> type[soundfile.SoundFile]:
-    """A SoundFile that never seeks. soundfile seeks to the current position after each read, which takes a sixth of the
-    decoding time of a FLAC file."""
+    """Return a subclass of SoundFile that never seeks.
+
+    soundfile seeks to the current position after each read, which takes a sixth of a FLAC file's decoding time.
+    """
     import soundfile
 
     class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
@@ -289,11 +294,11 @@ def _forward_file() -> type[soundfile.SoundFile]:
 
 
 def _read(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
-    """Decoded blocks ``[frames, channels]``, never with more frames than the header states."""
+    """Yield decoded blocks ``[frames, channels]``, together at most as many frames as the header states."""
     import soundfile
 
     size, left = _BLOCK_SAMPLES // file.channels, file.frames
-    # Reading at the end of the file would be as slow as searching the whole file.
+    # Never read at the end of the file, because that is as slow as searching the whole file.
     while left > 0:
         try:
             block = file.read(min(size, left), dtype="float32", always_2d=True)

@@ -1,4 +1,4 @@
-"""Opening of audio files, and telling a failing disk from a bad clip."""
+"""Open audio files, and distinguish disk errors from bad clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 20
 _DISK_REASONS = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` that may be caused by a failing disk."""
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors that are caused by the path itself, so retrying does not help."""
+"""Error numbers caused by the path itself, so retrying does not help."""
 
 
 class _Memory(io.BytesIO):
@@ -31,12 +31,12 @@ class _Memory(io.BytesIO):
 
 @contextmanager
 def opened(source: Path | bytes, name: str) -> Iterator[Data]:
-    """Open a file, or the bytes of one.
+    """Open a file, or the bytes of a file.
 
     Raises:
-        AudioError: it is empty or not a file.
-        FileError: it cannot be read. Also raised for an :class:`AudioError` of the body that a disk error explains,
-            because libsndfile treats those as the end of the file.
+        AudioError: the source is empty or not a file.
+        FileError: the file cannot be read. If the body of the ``with`` statement raises an :class:`AudioError`, the
+            whole file is read to check for a disk error, because libsndfile treats disk errors as the end of the file.
     """
     if isinstance(source, bytes):
         if not source:
@@ -84,7 +84,7 @@ def _unreadable(path: Path, error: OSError) -> FileError:
 
 def _descriptor(path: Path, name: str) -> int:
     try:
-        # Opening a pipe for reading would wait for a writer.
+        # Without O_NONBLOCK, opening a pipe for reading would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except IsADirectoryError as error:
         raise AudioError("not_a_file", f"{name}: a folder, not an audio file") from error

@@ -1,4 +1,4 @@
-"""FLAC files: how many samples there are, and where each frame begins. Its number and a checksum are in its header."""
+"""Find the frames and count the samples of FLAC files. Each frame's header has a number and a checksum."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BLOCK_BYTES = 1 << 20
 _MAX_HEADER = 16
 _MIN_FRAME_BYTES = 10
 _PART_SAMPLES = 1 << 20
-"""Samples that are decoded together, over all channels, so that damage is searched only in them."""
+"""Samples of a part, over all channels. If a part is damaged, only its samples are decoded again."""
 _MAX_BLOCK = 65_535
 _MAX_FRAMES = 2_000_000
-"""Limits the memory for a hostile file. Ten hours have a tenth of it."""
+"""At most this many frames are read, to limit memory for hostile files. Ten hours of audio have a tenth of this."""
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _BLOCK_SIZES = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{n: 256 << n - 8 for n in range(8, 16)}}
 
@@ -35,7 +35,7 @@ _CRC8 = _crc8_table()
 
 
 class _Stream:
-    """The first block of metadata, which describes the samples."""
+    """The first metadata block of a file, which describes the samples."""
 
     def __init__(self, data: Data, start: int) -> None:
         self.info = data.read(start + 8, 34)
@@ -51,22 +51,26 @@ class _Stream:
             last = not head or head[0] >= 0x80
             position += 4 + int.from_bytes(head[1:4], "big")
         self.audio = min(position, data.size)
-        """Where the frames begin."""
+        """Position of the first frame in the file."""
 
     @property
     def header(self) -> bytes:
-        """The start of a file with these samples, without the checksum of all."""
+        """The header of a FLAC file with this description, without the checksum of all samples."""
         return b"fLaC\x80\x00\x00\x22" + self.info[:18] + bytes(16)
 
     def frame(self, buffer: bytes, at: int) -> tuple[int, int] | None:
-        """The first sample and the number of samples of the frame whose header is here; None if there is none."""
+        """Read the frame header at ``buffer[at:]``.
+
+        Returns:
+            The frame's first sample and its number of samples; None if there is no valid header.
+        """
         head = buffer[at : at + _MAX_HEADER]
         if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[3] & 1 or head[3] >> 4 > 10 or head[3] & 0x0E == 0x06:
             return None
         code, rate = head[2] >> 4, head[2] & 15
         if code == 0 or rate == 15:
             return None
-        ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is written as UTF-8 writes a character
+        ones = 8 - (head[4] ^ 0xFF).bit_length()  # the frame's number is encoded like a UTF-8 character
         if ones in (1, 8):
             return None
         number, end = head[4] & 0x7F >> ones, 5 + max(0, ones - 1)
@@ -86,13 +90,13 @@ class _Stream:
 
 
 def flac_layout(data: Data, careful: bool) -> Layout | None:
-    """How to read a FLAC file whose header is wrong, that is damaged, or that is several files one after the other.
+    """Return how to read a FLAC file that is damaged, has a wrong header, or consists of several joined files.
 
     Args:
-        careful: look at every frame, not only at the last one.
+        careful: check every frame. If False, only the last frame is checked.
 
     Returns:
-        None if the file is as its header says.
+        None if the file is not FLAC or has no frames, or if its last frame is as stated and ``careful`` is False.
     """
     start = after_id3(data, 0)
     if data.read(start, 8) != b"fLaC\x00\x00\x00\x22":
@@ -127,7 +131,7 @@ def flac_layout(data: Data, careful: bool) -> Layout | None:
 
 
 def _parts(run: Sequence[PartFrame], stream: _Stream, origin: float) -> Iterator[Part]:
-    """Consecutive frames as parts of limited size; ``origin`` is the second at which their sample 0 is."""
+    """Divide consecutive frames into parts of limited size; ``origin`` is the time of sample 0 in seconds."""
     first = samples = 0
     for index, frame in enumerate(run):
         samples += frame.samples
@@ -147,7 +151,7 @@ def _part(frames: Sequence[PartFrame], header: bytes, origin: float) -> Part:
 
 
 def halves(part: Part) -> tuple[Part, Part]:
-    """The two halves of a part with at least two frames."""
+    """Divide a part of at least two frames into two halves."""
     header = part.pieces[0]
     assert isinstance(header, bytes)
     assert part.start_s is not None
@@ -157,7 +161,7 @@ def halves(part: Part) -> tuple[Part, Part]:
 
 
 def _ends_as_stated(data: Data, stream: _Stream, end: int) -> bool:
-    """Whether the last frame ends at the number of samples in the header."""
+    """Whether the last frame ends at the last sample that the header states."""
     size = min(end - stream.audio, max(stream.max_frame_bytes, 8_192) + _MAX_HEADER)
     tail = data.read(end - size, size)
     sync = data.read(stream.audio, 2)
@@ -171,7 +175,7 @@ def _ends_as_stated(data: Data, stream: _Stream, end: int) -> bool:
 
 
 def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
-    """Everything that looks like a frame; their ends are not known yet."""
+    """Yield everything that looks like a frame, with a preliminary ``end``."""
     position = stream.audio
     while position < end:
         block = data.read(position, min(_BLOCK_BYTES, end - position))
@@ -188,14 +192,14 @@ def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
 
 
 def _consistent(found: Iterator[PartFrame]) -> list[PartFrame]:
-    """The frames, without bytes inside of a frame that look like one."""
+    """Return the real frames, without bytes inside a frame that look like the start of another frame."""
     seen = list(islice(found, _MAX_FRAMES))
     kept: list[PartFrame] = []
     for index, frame in enumerate(seen):
         before = kept[-1].start + kept[-1].samples if kept else 0
         following = {other.start for other in seen[index + 1 : index + 4]}
         expected = frame.start == before or frame.start + frame.samples in following
-        # Damage may leave a frame alone. Then it must at least be where the bytes before allow it to be.
+        # Damage may isolate a frame. Then its position must at least be possible, given the number of bytes before it.
         bytes_before = frame.offset - (kept[-1].offset if kept else 0)
         possible = before <= frame.start <= before + bytes_before // _MIN_FRAME_BYTES * _MAX_BLOCK
         later = all(other.start > frame.start for other in seen[index + 1 : index + 4])
@@ -206,7 +210,7 @@ def _consistent(found: Iterator[PartFrame]) -> list[PartFrame]:
 
 
 def _runs(frames: Sequence[PartFrame]) -> Iterator[Sequence[PartFrame]]:
-    """Frames without a gap between their samples."""
+    """Yield runs of frames without a gap between their samples."""
     first = 0
     for index in range(1, len(frames) + 1):
         if index == len(frames) or frames[index].start != frames[index - 1].start + frames[index - 1].samples:

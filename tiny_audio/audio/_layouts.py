@@ -1,4 +1,4 @@
-"""Which files must not be read as their headers say."""
+"""Find out how to read a file that libsndfile would read wrongly."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from tiny_audio.audio._parts import Data, Layout
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:
-    """How to read a file whose header is wrong, that is damaged or cut off, or that is several files in one.
+    """Return how to read a file that is damaged or cut off, has a wrong header, or consists of several joined files.
 
     Args:
-        careful: look at every frame or page, to find damage before decoding. Otherwise only at headers and the end.
+        careful: check every frame or page, to find damage before decoding. If False, only the headers and the end of
+            the file are checked.
 
     Returns:
-        None if libsndfile can read the file as it is, or must say what is wrong.
+        None if libsndfile should read the file as it is. If it cannot, it raises the error.
     """
     magic = data.read(0, 4)
     if magic == b"OggS":

@@ -1,4 +1,8 @@
-"""MP3 files: where their frames are, and how many. Each frame has a header of four bytes."""
+"""Find and count the frames of MP3 files.
+
+Each frame has a header of four bytes. The first frame may be a length tag, which states the number of frames and
+contains no samples.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from tiny_audio.audio._tags import after_id3, before_tags, tag_at
 _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 4_096
 _CONFIRMED_BY = 2
-"""Frames that must follow one that is found where none was expected."""
+"""Bytes found at an unexpected position count as a frame only if this many frames follow."""
 _MAX_TAG_BYTES = 1_024
-"""Larger tags at the end make the decoder print warnings, so they are left out."""
+"""Larger tags at the end of a file are left out, because they make the decoder print warnings."""
 _TOLERANCE_S = 0.1
 _LEAST_BYTES_PER_S, _MOST_BYTES_PER_S = 500, 60_000
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
@@ -26,21 +30,21 @@ _KBITS = {
     (2, 3): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""By version (3: MPEG 1) and layer (3: layer I, 1: layer III)."""
+"""Bit rates in kbit/s, by the codes for version (3: MPEG 1; 2: MPEG 2 and 2.5) and layer (3: layer I, 1: layer III)."""
 _DECODER_DELAY = 529
-"""Samples by which a decoder of layer III is late."""
+"""Delay of a layer III decoder, in samples."""
 _VBRI_AT = 36
-"""Where the other kind of tag is in the first frame."""
+"""Position of a length tag of the VBRI kind in the first frame."""
 _MAX_LOST_BYTES = 1 << 24
-"""After so many bytes without frames, the rest of a file is no audio."""
+"""After this many bytes outside of frames and tags, the rest of a file is ignored."""
 _MAX_RUNS = 100_000
-"""Limits the memory for a hostile file."""
+"""At most this many runs are read, to limit memory for hostile files."""
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is equal in all frames of a stream."""
+    """Properties that all frames of a stream share."""
 
     version: int
     layer: int
@@ -49,32 +53,32 @@ class _Kind:
 
     @property
     def samples(self) -> int:
-        """Of a frame."""
+        """Samples per frame."""
         return 384 if self.layer == 3 else 576 if self.layer == 1 and self.version != 3 else 1_152
 
     @property
     def tag_at(self) -> int:
-        """Where the length tag is in the first frame."""
+        """Position of a Xing or Info length tag in the first frame."""
         return 4 + ((17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17))
 
 
 @dataclass
 class _Run:
-    """Frames one after the other. The first may be a tag with the length, instead of samples."""
+    """Consecutive frames. The first may be a length tag."""
 
     kind: _Kind
     start: int
     end: int
     frames: int = 0
-    """Without the tag."""
+    """Number of frames, without the length tag."""
     tag: bytes = b""
-    """The frame that is a tag; empty if there is none."""
+    """The frame that is a length tag; empty if there is none."""
     lost_before: int = 0
-    """Bytes before it that are neither frames nor tags."""
+    """Bytes before the run that are neither frames nor tags."""
 
     @property
     def declared(self) -> int:
-        """Frames that the tag states; 0 if it does not."""
+        """Number of frames that the length tag states; 0 if it states none."""
         at = self.kind.tag_at
         if self.tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             return int.from_bytes(self.tag[_VBRI_AT + 14 : _VBRI_AT + 18], "big")
@@ -82,18 +86,18 @@ class _Run:
 
     @property
     def frame_s(self) -> float:
-        """Seconds of a frame."""
+        """Duration of a frame in seconds."""
         return self.kind.samples / self.kind.rate
 
     def pieces(self) -> tuple[bytes | range, ...]:
-        """The frames, after a tag with their number."""
+        """Return the pieces of a file with these frames. If the length tag is wrong, it is replaced."""
         if self.declared == self.frames:
             return (range(self.start, self.end),)
         tag, at, count = bytearray(self.tag), self.kind.tag_at, self.frames.to_bytes(4, "big")
         if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
         elif tag and tag[at + 7] & 1:
-            # The other fields are kept, because one of them is the delay of the encoder. Its padding is not.
+            # Keep the other fields, such as the encoder's delay. Only its padding is set to 0.
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
@@ -105,14 +109,14 @@ class _Run:
 
 
 def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout | None:
-    """How to read an MP3 whose length tag is wrong or missing, that is damaged, or that is several files in one.
+    """Return how to read an MP3 that is damaged, has a wrong or no length tag, or consists of several joined files.
 
     Args:
-        careful: look at every frame, not only at the length tag.
-        inside: the bytes of an MP3 inside of another file.
+        careful: check every frame. If False, only the length tag is checked.
+        inside: the byte range of an MP3 inside another file.
 
     Returns:
-        None if the file is as its length tag says, or not an MP3.
+        None if the length tag is right, or if the file is not an MP3.
     """
     begin = 0 if inside is None else inside.start
     start = after_id3(data, begin)
@@ -132,7 +136,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
         frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
         lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
         for run, frames in zip(group, lost, strict=True):
-            # The decoder leaves its delay out at the start of what is a file of its own for it.
+            # The decoder treats each part as a separate file and removes its delay from the start.
             delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
             parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
         missing_s += sum(lost) * frame_s
@@ -154,11 +158,11 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
 
 
 def _lost_frames(group: Sequence[_Run], missing: int | None, is_whole: bool) -> list[int]:
-    """How many frames are lost before each run of a recording.
+    """Return the number of frames that are lost before each run of a recording.
 
     Args:
-        missing: as the tag says; None: there is no tag.
-        is_whole: whether the file ends with a whole frame, so that all of them are missing between runs.
+        missing: the number of missing frames according to the length tag; None if it is unknown.
+        is_whole: whether the file ends with a whole frame. Then all missing frames are between runs.
     """
     lost_bytes = sum(run.lost_before for run in group[1:])
     mean_bytes = sum(run.end - run.start for run in group) / max(1, sum(run.frames for run in group))
@@ -173,7 +177,7 @@ def _lost_frames(group: Sequence[_Run], missing: int | None, is_whole: bool) -> 
 
 
 class _Window:
-    """Fast reading of a few bytes at rising positions."""
+    """Buffered reading of a few bytes at a time, at increasing positions."""
 
     def __init__(self, data: Data, block_bytes: int) -> None:
         self.data, self._block_bytes = data, block_bytes
@@ -187,7 +191,7 @@ class _Window:
         return self._block[at : at + count]
 
     def next_frame(self, position: int, end: int) -> int:
-        """The next position at which a frame may begin; ``end`` if there is none."""
+        """Return the next position at which a frame may begin; ``end`` if there is none."""
         while position < end:
             self(position, 2)
             match = _SYNC.search(self._block, position - self._start)
@@ -199,7 +203,7 @@ class _Window:
 
 @lru_cache(4_096)
 def _parse(head: bytes) -> tuple[_Kind, int] | None:
-    """The kind of the frame with this header, and its bytes; None if it is not a header."""
+    """Return the kind and size in bytes of the frame with this header; None if it is not a header."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
@@ -216,7 +220,7 @@ def _parse(head: bytes) -> tuple[_Kind, int] | None:
 
 
 def _tag(window: _Window, position: int, kind: _Kind, size: int) -> bytes:
-    """The frame at this position if it is a tag with the length."""
+    """Return the frame at this position if it is a length tag, else no bytes."""
     if window(position + kind.tag_at) in (b"Xing", b"Info") or window(position + _VBRI_AT) == b"VBRI":
         tag = window(position, size)
         if len(tag) >= max(kind.tag_at + 16, _VBRI_AT + 18):
@@ -225,7 +229,7 @@ def _tag(window: _Window, position: int, kind: _Kind, size: int) -> bytes:
 
 
 def _new_tag(kind: _Kind, count: bytes) -> bytes:
-    """A frame that is a tag with the number of frames."""
+    """Return a length tag that states the number of frames."""
     second = 0xE0 | kind.version << 3 | kind.layer << 1 | 1
     rate = _RATES[kind.version].index(kind.rate)
     for bits in range(1, 15):
@@ -237,7 +241,7 @@ def _new_tag(kind: _Kind, count: bytes) -> bytes:
 
 
 def _ends_as_stated(window: _Window, start: int, end: int, size: int) -> bool:
-    """Whether the tag states the length in bytes, and it is right."""
+    """Whether the length tag states the size in bytes, and this size is right."""
     found = _parse(window(start))
     tag = _tag(window, start, *found) if found else b""
     if not found or not tag or size - end > _MAX_TAG_BYTES:
@@ -261,7 +265,7 @@ def _ends_as_stated(window: _Window, start: int, end: int, size: int) -> bool:
 
 
 def _runs(window: _Window, start: int, end: int) -> list[_Run]:
-    """All frames."""
+    """Return all frames, as runs."""
     runs: list[_Run] = []
     position, lost, total = start, 0, 0
     current: _Run | None = None
@@ -290,7 +294,7 @@ def _runs(window: _Window, start: int, end: int) -> list[_Run]:
 
 
 def _confirmed(window: _Window, position: int, end: int) -> bool:
-    """Whether the next frames follow at the right places."""
+    """Whether further frames follow at the expected positions."""
     first = found = _parse(window(position))
     for _ in range(_CONFIRMED_BY):
         assert found is not None
@@ -304,7 +308,7 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 
 
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
-    """Runs of one recording. Between them, bytes are lost."""
+    """Yield the runs of each recording. Bytes are lost between two runs of the same recording."""
     first = 0
     for index in range(1, len(runs) + 1):
         if index == len(runs) or runs[index].tag or not runs[index].lost_before or runs[index].kind != runs[first].kind:

@@ -1,4 +1,4 @@
-"""Ogg files: their pages, each with a checksum, a number and the position of its last sample."""
+"""Find the pages of Ogg files. Each page has a checksum, a number and the position of its last sample."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tiny_audio.audio._tags import before_tags
 
 _HEAD_BYTES = 27
 _FIRST, _LAST = 2, 4
-"""Flags of the first and the last page of a stream."""
+"""Flags that mark the first and the last page of a stream."""
 _MAX_PAGES = 1_000_000
-"""Limits the memory for a hostile file. Usual pages have 4 KB."""
+"""Files with this many pages are left to libsndfile, to limit memory for hostile files. A page usually has 4 KB."""
 _LATE_S = 30.0
-"""A page that ends later than this can not be the first of a recording. The stream was recorded while it ran."""
+"""If the first page ends later than this, the recording began in the middle of a running stream."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
@@ -26,29 +26,29 @@ class _Page(NamedTuple):
     end: int
     flags: int
     position: int
-    """Of the last sample that ends in it, in samples of the codec; -1: no packet ends in it."""
+    """End of the last packet that ends in the page, in samples of the codec; -1 if no packet ends in it."""
     serial: int
     number: int
     packets: int
-    """How many end in it."""
+    """Number of packets that end in the page."""
 
 
 class _Codec(NamedTuple):
     header_packets: int
     rate: int
-    """Of positions."""
+    """Samples per second of the pages' positions."""
     skipped: int = 0
     """Samples at the start that do not belong to the recording."""
 
 
 def ogg_layout(data: Data, careful: bool) -> Layout | None:
-    """How to read an Ogg file that is damaged, or that is several streams one after the other.
+    """Return how to read an Ogg file that is damaged or consists of several consecutive streams.
 
     Args:
-        careful: check the checksum of every page.
+        careful: verify the checksum of every page.
 
     Returns:
-        None if the file is one undamaged stream, or holds no audio.
+        None if the file is one undamaged stream, or if no audio is found.
     """
     if data.read(0, 4) != b"OggS":
         return None
@@ -115,7 +115,7 @@ def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
 
 
 def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
-    """The page that is cut off, as a page of the packets that are whole; empty if there are none."""
+    """Return a page with the whole packets of the page that is cut off; empty if it has none."""
     head = data.read(last.end, _HEAD_BYTES + 255)
     if head[:5] != b"OggS\0" or len(head) < _HEAD_BYTES or head[14:18] != last.serial.to_bytes(4, "little"):
         return b""
@@ -128,7 +128,7 @@ def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
             kept, size = index + 1, total
     if kept == 0 or last.position < 0:
         return b""
-    # The position is that of the last packet of the whole page.
+    # The stated position belongs to the page's last packet, so the position of the last kept packet is estimated.
     packets, position = len(lacing) - lacing.count(255), _position(head)
     share = (kept - lacing[:kept].count(255)) / packets
     position = last.position + round(max(0, position - last.position) * share)
@@ -146,13 +146,13 @@ def _is_intact(page: bytes) -> bool:
 
 
 def _checksum(page: bytes) -> int:
-    """The CRC of Ogg: that of zlib with the bits in the opposite order, and without its inversions."""
+    """Return the CRC that Ogg uses: zlib's CRC with the bits in reverse order, and without zlib's inversions."""
     reverse = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(reverse.to_bytes(4, "little").translate(_REVERSED), "big")
 
 
 def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
-    """Pages of one recording: its first pages, of one or several streams, and all until the next first page."""
+    """Yield the pages of each recording: the first pages of its streams, and all pages until the next first page."""
     first = 0
     for index in range(1, len(pages) + 1):
         if index == len(pages) or (pages[index].flags & _FIRST and not pages[index - 1].flags & _FIRST):
@@ -181,7 +181,7 @@ def _audio_of(data: Data, link: Sequence[_Page]) -> tuple[list[_Page], _Codec] |
 
 
 def _divided(stream: Sequence[_Page], codec: _Codec) -> tuple[Sequence[_Page], Sequence[_Page]]:
-    """The pages with the headers, and the pages with samples."""
+    """Divide a stream into the pages with headers and the pages with samples."""
     packets = 0
     for index, page in enumerate(stream):
         packets += page.packets
@@ -191,7 +191,7 @@ def _divided(stream: Sequence[_Page], codec: _Codec) -> tuple[Sequence[_Page], S
 
 
 def _runs(body: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
-    """Pages without a gap between their numbers. A run without a position holds no whole packet."""
+    """Yield runs of pages without a gap between their numbers. Runs in which no packet ends are left out."""
     first = 0
     for index in range(1, len(body) + 1):
         if index == len(body) or body[index].number != body[index - 1].number + 1:
@@ -201,13 +201,13 @@ def _runs(body: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
 
 
 def _base(body: Sequence[_Page], codec: _Codec) -> int:
-    """The position at which the recording begins."""
+    """Return the position at which the recording begins."""
     first = next(page.position for page in body if page.position >= 0)
     return first if first > _LATE_S * codec.rate else 0
 
 
 def _ranges(pages: Sequence[_Page]) -> list[range]:
-    """The bytes of pages, as few ranges as possible."""
+    """Return the byte ranges of pages. Ranges of adjacent pages are joined."""
     ranges: list[range] = []
     for page in pages:
         if ranges and ranges[-1].stop == page.start:
@@ -218,7 +218,7 @@ def _ranges(pages: Sequence[_Page]) -> list[range]:
 
 
 def _renumbered(data: Data, headers: Sequence[_Page], following: int) -> bytes:
-    """Headers whose numbers lead to the page that follows, so that a decoder sees no gap."""
+    """Renumber the headers' pages so that ``following`` is the next number and a decoder sees no gap."""
     pages = []
     for index, page in enumerate(headers):
         number = following - len(headers) + index & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Files with a wrong header or damage as parts that a decoder can read, each like a file of its own."""
+"""Present a file with a wrong header or damage as parts, each of which libsndfile reads like a separate file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BLOCK_BYTES = 1 << 16
 
 
 class Data:
-    """Random access to the bytes of a file or of memory.
+    """Random access to the bytes of a file, on disk or in memory.
 
     Args:
-        stream: the bytes, or a descriptor of the file.
+        stream: the file's descriptor, or its bytes.
     """
 
     def __init__(self, stream: io.BytesIO | int) -> None:
@@ -25,7 +25,7 @@ class Data:
         self.size = os.fstat(stream).st_size if isinstance(stream, int) else len(stream.getbuffer())
 
     def read(self, start: int, count: int) -> bytes:
-        """At most ``count`` bytes, fewer at the end, and none if ``count`` is negative."""
+        """Read ``count`` bytes from ``start``, or fewer at the end of the file. A negative count reads nothing."""
         count = max(0, count)
         if isinstance(self.stream, int):
             os.lseek(self.stream, start, os.SEEK_SET)
@@ -34,18 +34,18 @@ class Data:
 
     @property
     def unread(self) -> int:
-        """Bytes that a decoder has not read yet."""
+        """Number of bytes that a decoder has not read yet."""
         return self.size - (
             os.lseek(self.stream, 0, os.SEEK_CUR) if isinstance(self.stream, int) else self.stream.tell()
         )
 
     def rewind(self) -> None:
-        """Move to the start, where a decoder begins."""
+        """Move to the start of the file, so that a decoder can begin."""
         if isinstance(self.stream, int):
             os.lseek(self.stream, 0, os.SEEK_SET)
 
     def find(self, what: bytes, start: int, end: int) -> int:
-        """The first position of ``what`` that begins and ends between two positions, or -1."""
+        """Return the position of the first ``what`` between ``start`` and ``end``, or -1."""
         while start + len(what) <= end:
             block = self.read(start, min(_BLOCK_BYTES, end - start))
             at = block.find(what)
@@ -59,47 +59,48 @@ class Data:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a recording. Its pieces together are a file that libsndfile decodes."""
+    """A section of a recording. Its pieces, joined, are a file that libsndfile can decode."""
 
     pieces: tuple[bytes | range, ...]
-    """Bytes, and ranges of the bytes of the original file."""
+    """New bytes, and byte ranges of the original file."""
     start_s: float | None = None
-    """Where the stretch begins."""
+    """Time in the recording at which the part begins; None if unknown."""
     end_s: float | None = None
-    """Where it ends. If neither is known, the stretch begins after the one before."""
+    """Time at which the part ends. If None, the part follows the previous one, after a gap of ``gap_s``."""
     gap_s: float = 0.0
-    """How much is lost between the stretch before and this one, if neither is known."""
+    """Seconds that are lost before this part, used if ``end_s`` is None."""
     frames: tuple[PartFrame, ...] = ()
-    """What the part can be divided into if it cannot be decoded as a whole; empty: it cannot be divided."""
+    """Frames into which the part can be divided if it cannot be decoded as a whole; empty if it is indivisible."""
 
 
 @dataclass(frozen=True)
 class PartFrame:
-    """A frame of a codec whose frames can be decoded on their own."""
+    """A frame of a codec whose frames can be decoded independently."""
 
     offset: int
-    """Of its first byte in the file."""
+    """Position of the first byte in the file."""
     end: int
+    """Position after the last byte in the file."""
     start: int
-    """Of its first sample in the recording."""
+    """Index of the first sample in the recording."""
     samples: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a file that must not be read as its header says."""
+    """Instructions for reading a file that libsndfile would read wrongly."""
 
     parts: tuple[Part, ...]
     note: str | None = None
-    """What is wrong with the header, if anything. Nothing is lost by it."""
+    """Message about something unusual, such as a wrong header, that loses no audio."""
     cut_off: str | None = None
-    """How much the header states and how much there is, if the end of the file is missing."""
+    """Message that the end of the file is missing."""
     damage: str | None = None
-    """What is missing in the middle."""
+    """Message about damage before the end of the file."""
 
 
 class Spliced(io.RawIOBase):
-    """The pieces of a part as one file."""
+    """A file object that joins the pieces of a part."""
 
     def __init__(self, data: Data, pieces: Sequence[bytes | range]) -> None:
         self._data, self._pieces = data, pieces
@@ -121,7 +122,7 @@ class Spliced(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as there are bytes."""
+        """Fill the buffer, or its beginning if there are fewer bytes."""
         done = 0
         while done < len(buffer) and self._position < self._starts[-1]:
             index = bisect_right(self._starts, self._position) - 1
@@ -133,7 +134,7 @@ class Spliced(io.RawIOBase):
                 try:
                     found = self._data.read(piece.start + skipped, count)
                 except OSError:
-                    found = b""  # C code calls this. Afterwards, the file is read again to find the disk error.
+                    found = b""  # do not raise into C code; the file is read again later to find the disk error
             if not found:
                 break  # the file became shorter
             buffer[done : done + len(found)] = found

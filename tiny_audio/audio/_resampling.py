@@ -10,16 +10,16 @@ import torch
 from tiny_audio.frames import SAMPLE_RATE
 
 _FILTER_WIDTH = 8
-"""Half the width of the resampling filter, in samples of the lower rate: torchaudio uses 6, the rest is a margin."""
+"""Half the width of the resampling filter, in samples of the lower rate: 6 in torchaudio, plus a margin of 2."""
 
 
 def _ratio(rate: int) -> Fraction:
-    # The filter has one phase per output sample of a period. An exact ratio for 44,101 Hz would need gigabytes.
+    # The filter has one phase per output sample of a period. With the exact ratio for 44,101 Hz, that needs gigabytes.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 
 def resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
-    """The waveform ``[samples]`` at 16 kHz."""
+    """Resample a waveform ``[samples]`` to 16 kHz."""
     if rate == SAMPLE_RATE:
         return waveform
     import torchaudio
@@ -41,7 +41,7 @@ def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torc
     period, made = ratio.denominator, ratio.numerator  # `period` samples become `made` samples
     reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
     held = torch.zeros(0)
-    before = 0  # samples of `held` that were already resampled and are kept for the filter; a multiple of the period
+    before = 0  # number of already resampled samples kept in `held` for the filter; a multiple of the period
     for block in blocks:
         held = torch.cat([held, block])
         after = (len(held) - reach) // period * period

@@ -1,4 +1,4 @@
-"""Tags before and after the audio of a file: ID3, APE and Lyrics3."""
+"""Find tags (ID3, APE and Lyrics3) before and after the audio of a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MAX_TAGS = 16
 
 
 def after_id3(data: Data, start: int) -> int:
-    """Where the ID3v2 tags that begin at ``start`` end."""
+    """Return the end of the ID3v2 tags that begin at ``start``; ``start`` if there are none."""
     for _ in range(_MAX_TAGS):
         head = data.read(start, 10)
         if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 0x7F:
@@ -19,7 +19,7 @@ def after_id3(data: Data, start: int) -> int:
 
 
 def before_tags(data: Data, start: int, end: int) -> int:
-    """Where the tags begin that end at ``end``; ``end`` if there are none."""
+    """Return the start of the tags before ``end``; ``end`` if there are none."""
     for _ in range(_MAX_TAGS):
         size = _size_of_last(data, start, end)
         if size == 0 or end - size < start:
@@ -35,7 +35,7 @@ def _size_of_last(data: Data, start: int, end: int) -> int:
         return 355 if extended == b"TAG+" else 128
     if tail[-32:-24] == b"APETAGEX":
         size, flags = int.from_bytes(tail[-20:-16], "little"), int.from_bytes(tail[-12:-8], "little")
-        return size + (32 if flags & 0x80000000 else 0)  # the size leaves the header out
+        return size + (32 if flags & 0x80000000 else 0)  # the stated size does not include the header
     if tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
         return int(tail[-15:-9]) + 15
     if tail[-10:-7] == b"3DI" and max(tail[-4:]) <= 0x7F:
@@ -47,7 +47,7 @@ def _size_of_last(data: Data, start: int, end: int) -> int:
 
 
 def tag_at(data: Data, start: int, end: int) -> int:
-    """The size of a tag that begins at ``start``, with audio after it; 0 if there is none."""
+    """Return the size of the tag that begins at ``start``; 0 if there is none."""
     head = data.read(start, 32)
     if head[:3] == b"ID3":
         return after_id3(data, start) - start
@@ -55,7 +55,7 @@ def tag_at(data: Data, start: int, end: int) -> int:
         return 227 if head[3:4] == b"+" else 128
     if head[:8] == b"APETAGEX":
         size, flags = int.from_bytes(head[12:16], "little"), int.from_bytes(head[20:24], "little")
-        return size + 32 if flags & 0x20000000 else 32  # a header, or the footer of a tag without one
+        return size + 32 if flags & 0x20000000 else 32  # a tag's header, or the footer of a tag without a header
     if head[:11] == b"LYRICSBEGIN":
         after = data.find(b"LYRICS", start + 11, min(end, start + 1_000_000))
         return after + 9 - start if after >= 0 else 0

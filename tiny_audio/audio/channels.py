@@ -1,4 +1,4 @@
-"""Several channels -> one, with checks of the samples."""
+"""Mix several channels to one, and check the samples."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tiny_audio.config import UserError
 
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
-"""Some float files have samples on the 16-bit scale. Larger values would overflow later."""
+"""Largest allowed sample. Some float files use the 16-bit scale; larger values would overflow later."""
 _CANCELED = 0.5
-"""Ratio of the energy of the sum of all channels to the sum of their energies. It is 1 for independent channels, more
-for similar ones, and 0 for two channels of opposite phase."""
+"""Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this ratio. The
+ratio is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
 
 
 def parse_channel(channel: str) -> int:
-    """The number of a channel, from 1, by number or as ``left`` or ``right``.
+    """Return the number of a channel, counted from 1, given as a number or as ``left`` or ``right``.
 
     Raises:
-        UserError: it is neither.
+        UserError: the channel is none of these.
     """
     number = _CHANNEL_NAMES.get(channel.lower()) or (int(channel) if channel.isdecimal() else 0)
     if not 1 <= number <= MAX_CHANNELS:
@@ -31,14 +31,14 @@ def parse_channel(channel: str) -> int:
 
 
 class DownMix:
-    """Blocks of several channels -> blocks of one: the mean of the channels, or one of them.
+    """Mix blocks to one channel: the mean of all channels, or a chosen channel.
 
     If the channels have opposite phases, such as those of a balanced cable, their mean is almost silent. Then the
-    stronger channel is used.
+    strongest channel is used.
 
     Args:
-        name: of the recording, in messages.
-        channel: the number of the channel to use, from 1. None uses the mean.
+        name: the name of the recording in messages.
+        channel: the channel to use, counted from 1. None uses the mean.
     """
 
     def __init__(self, name: str, channel: int | None = None) -> None:
@@ -71,7 +71,9 @@ class DownMix:
         return block @ block.new_full((channels,), 1 / channels)
 
     def check(self, block: torch.Tensor) -> None:
-        """Check samples before they are mixed, because one bad sample spreads through mean and resampling filter.
+        """Check samples before they are mixed.
+
+        Mixing and resampling would spread a bad sample to others.
 
         Raises:
             AudioError: a sample is not finite or out of range.

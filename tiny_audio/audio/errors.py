@@ -1,4 +1,4 @@
-"""Errors and warnings of audio files."""
+"""Errors and warnings about audio files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FileError(UserError):
 
 
 def warn_once(message: str) -> None:
-    """Log a warning about a file, unless this process has done so before."""
+    """Log a warning about a file, unless this process has logged it before."""
     if message in _WARNED:
         return
     if len(_WARNED) >= _MAX_REMEMBERED:

@@ -1,4 +1,4 @@
-"""Decoding of formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr), with the FFmpeg program."""
+"""Decode formats that libsndfile does not read (m4a, mp4, aac, wma, webm, amr) with the FFmpeg program."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from tiny_audio.audio.load import MIN_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
-"""A little more than a minute of float samples at 16 kHz."""
+"""Bytes read from FFmpeg at a time: a little more than a minute of float samples at 16 kHz."""
 _MAX_LOG_BYTES = 1 << 22
 _MAX_SILENCE_S = 6 * 3600.0
-"""Silence in a gap. Times in a hostile file may be years apart."""
+"""Longest silence that is accepted, because times in a hostile file may be years apart."""
 _MAX_MESSAGE = 300
-"""Characters of FFmpeg's error output that a message contains, from its end."""
+"""A message contains at most this many characters of FFmpeg's error output, taken from its end."""
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
-"""A recording of a running stream may begin at any time, too."""
+"""A later start is ignored: the file is probably a recording of a running stream, which may begin at any time."""
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):([0-9.]+),", re.MULTILINE)
 _LEAST_CUT_S = 0.2
 _HEAD_BYTES = 8_192
 _ASF_SIZES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-"""Before the size of the file in an ASF header."""
+"""In an ASF header, these bytes come before the file size."""
 _PLACEHOLDER = 0x7FFF0000
-"""Larger sizes may only mean: not known yet."""
+"""A size this large may be a placeholder for an unknown size."""
 _PROBLEM = re.compile(r"(?:\[error\]|\[fatal\]|(?=Packet corrupt)) ?(.*)")
 _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
 _LEAST_GAP_S = 0.1
-"""Shorter gaps between timestamps are rounding. FFmpeg's filter for them has the same limit."""
+"""Shorter gaps between timestamps are rounding errors. FFmpeg's ``aresample`` filter has the same limit."""
 _LISTED_GAPS = 5
 
 HINT = (
@@ -70,16 +70,16 @@ def has_ffmpeg() -> bool:
 def ffmpeg_blocks(
     path: Path, name: str, *, track: int | None = None, channel: int | None = None
 ) -> Iterator[torch.Tensor]:
-    """Decode an audio track of a file as mono float32 blocks at 16 kHz, as they are needed.
+    """Yield an audio track of a file as mono float32 blocks at 16 kHz.
 
-    Audio keeps its position in time: where a track begins late or has a gap, there is silence. What is damaged is
-    replaced by silence, too, and a warning tells where it is. The program may open files but no connections, even if
-    the file refers to some.
+    Audio keeps its position in time: if a track begins late or has a gap, silence is inserted. Damaged sections are
+    also replaced by silence, and a warning with their positions is logged. FFmpeg may open files, but not network
+    addresses to which the file refers.
 
     Args:
         path: the file.
-        name: its name in messages.
-        track: the audio track, from 1. None uses the default track, or else the first.
+        name: the file's name in messages.
+        track: the audio track, counted from 1. None uses the default track, or else the first.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
 
     Raises:
@@ -88,9 +88,9 @@ def ffmpeg_blocks(
     headers = _headers(path)
     chosen = _choose(_tracks(headers), track, name)
     absolute = ("-copyts",) if _begins_late(headers) else ()
-    # More than two channels are mixed to two by FFmpeg, which knows what each of them is.
+    # FFmpeg mixes more than two channels to two, because it knows the speaker position of each channel.
     layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
-    # The first timestamp of a clean file is often the delay of its encoder, which is left out of the samples already.
+    # The first timestamp is often the encoder's delay, which FFmpeg has already removed from the samples.
     start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
     filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1:first_pts=0", *layouts])
     command = [
@@ -137,13 +137,13 @@ def _input(path: Path, level: str) -> list[str]:
 
 
 def _headers(path: Path) -> str:
-    """What FFmpeg says about a file that it does not decode."""
+    """Return FFmpeg's description of a file, without decoding it."""
     done = subprocess.run(_input(path, "info"), stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return done.stderr.decode(errors="replace")
 
 
 def _tracks(log: str) -> list[Track]:
-    """The audio tracks of a file. Empty if FFmpeg cannot read it."""
+    """Return the audio tracks of a file; empty if FFmpeg cannot read it."""
     return [
         Track(", ".join(filter(None, (match[1], match[2].split(" (default)")[0]))), "(default)" in match[2])
         for match in _TRACK.finditer(log)
@@ -151,16 +151,19 @@ def _tracks(log: str) -> list[Track]:
 
 
 def _begins_late(log: str) -> bool:
-    """Whether all tracks of a file begin late, in a format whose times begin at 0.
+    """Whether all tracks of a file begin late, in a format whose times should begin at 0.
 
-    FFmpeg leaves such a start out. Other formats, such as MPEG-TS, begin at any time.
+    By default, FFmpeg removes such a gap. In other formats, such as MPEG-TS, times may begin anywhere.
     """
     start = _START.search(log)
     return start is not None and _LEAST_GAP_S <= float(start[1]) <= _MAX_START_S
 
 
 def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
-    """What the headers state, if there is less. A film may have less sound than pictures."""
+    """Yield a message if the file has less audio than its headers state.
+
+    The duration of a video is not checked, because its audio may be shorter than its images.
+    """
     stated = _DURATION.search(log)
     if stated and "Estimating duration" not in log and ": Video: " not in log:
         stated_s = int(stated[1]) * 3600 + int(stated[2]) * 60 + float(stated[3])
@@ -178,7 +181,7 @@ def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
 
 
 def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
-    """The index of the track to decode."""
+    """Return the index of the track to decode."""
     if track is not None:
         if not 1 <= track <= max(1, len(tracks)):
             has = f"has {len(tracks)} audio track{'s' * (len(tracks) != 1)}"
@@ -195,7 +198,7 @@ def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
 
 
 def _samples(stream: IO[bytes], mix: DownMix) -> Iterator[torch.Tensor]:
-    """Mono blocks of a WAV file that is being written."""
+    """Yield mono blocks of a WAV file while FFmpeg writes it."""
     held = stream.read(_BLOCK_BYTES)
     start, frame_bytes = wav_samples(Data(io.BytesIO(held))) or (len(held), 4)
     held = held[start:]
@@ -211,7 +214,7 @@ def _samples(stream: IO[bytes], mix: DownMix) -> Iterator[torch.Tensor]:
 
 
 def _warn_of_gaps(path: Path, track: Sequence[str], name: str, cause: str | None) -> None:
-    """Decode again to find where sound is missing, and say so."""
+    """Decode the file again to find where sound is missing, and log a warning."""
     command = [*_input(path, "info"), *track, "-af", "ashowinfo", "-f", "null", "-"]
     gaps, end_s = [], 0.0
     null = subprocess.DEVNULL

@@ -1,8 +1,8 @@
-"""Fingerprints of sound: pairs of spectral peaks, which survive compression, noise and changes of level.
+"""Fingerprints of audio: pairs of spectral peaks, which survive compression, noise and changes of level.
 
-A. Wang, "An industrial-strength audio search algorithm", ISMIR 2003. A landmark is a pair of peaks that follow each
-other: both frequencies and the time between them. Two clips with many landmarks at one and the same offset hold the
-same recording; the same words spoken again do not.
+The method is from A. Wang, "An industrial-strength audio search algorithm", ISMIR 2003. A landmark is a pair of peaks:
+their frequencies and the time between them. Two clips contain the same recording if many of their landmarks match with
+the same time offset. Two recordings of the same words do not match.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 _WINDOW, _HOP = 1024, 256
 _BLOCK_FRAMES = 4096
 _LOWEST, _HIGHEST = 16, 240
-"""Bins of 15.6 Hz: 250 to 3,750 Hz, which telephones and low bit rates keep."""
+"""Range of bins of 15.6 Hz: 250 to 3,750 Hz, which telephones and low bit rates keep."""
 _NEAR_FRAMES, _NEAR_BINS = 4, 8
-"""A peak is the largest value this far around."""
+"""A peak is the largest value within this many frames and bins."""
 _FLOOR_DB = 45.0
-"""Peaks further below the clip's highest are ignored, since noise and compression change them."""
+"""Peaks more than this far below the clip's highest peak are ignored, since noise and compression change them."""
 _FAN_OUT = 6
 _MAX_FRAMES, _MAX_BINS = 63, 127
 
@@ -32,16 +32,16 @@ class Landmarks:
     """Landmarks of one clip, in order of time."""
 
     hashes: NDArray[np.uint32]
-    """``[L]``: frequencies and distance of each pair."""
+    """``[L]``: frequencies of each pair and the time between its peaks."""
     frames: NDArray[np.int32]
-    """``[L]``: time of the first peak of each, in hops of 16 ms."""
+    """``[L]``: time of the first peak of each pair, in hops of 16 ms."""
 
     def __len__(self) -> int:
         return len(self.hashes)
 
 
 def landmarks(waveform: Tensor) -> Landmarks:
-    """The landmarks of a clip: mono float32 ``[S]`` at 16 kHz. Silence has none."""
+    """Return the landmarks of a clip: mono float32 ``[S]`` at 16 kHz. Silence has none."""
     frames, bins = _peaks(waveform)
     hashes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     times: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -55,7 +55,7 @@ def landmarks(waveform: Tensor) -> Landmarks:
 
 
 def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Frame and bin of each peak, ordered by frame, then bin."""
+    """Return the frame and bin of each peak, ordered by frame, then by bin."""
     if len(waveform) < _WINDOW:
         waveform = F.pad(waveform, (0, _WINDOW - len(waveform)))
     window = torch.hann_window(_WINDOW, device=waveform.device)
@@ -71,7 +71,7 @@ def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         for first in range(0, num_frames, _BLOCK_FRAMES)
     ]
     levels = torch.cat(blocks, dim=1).T  # [T, bins]
-    # One axis after the other: the same result with a fraction of the work.
+    # Pooling one axis after the other gives the same result with a fraction of the work.
     largest = F.max_pool1d(levels, 2 * _NEAR_BINS + 1, stride=1, padding=_NEAR_BINS)
     largest = F.max_pool1d(largest.T, 2 * _NEAR_FRAMES + 1, stride=1, padding=_NEAR_FRAMES).T
     floor = levels.max() * 10 ** (-_FLOOR_DB / 20)

@@ -30,16 +30,17 @@ def load_audio(
     """Load a clip as a mono float32 waveform ``[samples]`` at 16 kHz.
 
     The channels are averaged, then the result is resampled. For sampling rates without a simple ratio to 16 kHz, such
-    as 44,101 Hz, the ratio is rounded by less than 0.1 %. A header that states less or more than the file contains is
-    not believed; a warning tells what is wrong with it.
+    as 44,101 Hz, the ratio is rounded by less than 0.1 %. If the header states a wrong length, the file's actual length
+    is used and a warning is logged.
 
     Args:
-        source: a file, or the bytes of one, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
+        source: a file, or the bytes of a file, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
         max_duration_s: a longer clip is rejected, never cut.
         name: the clip's name in messages. None uses the file's path.
-        channel: the channel to use, from 1. None averages the channels, or uses the stronger one if they cancel.
-        keep_damaged: decode what is undamaged. Silence takes the place of the rest, and a warning tells where it is. If
-            False, clips that are damaged or cut off are rejected.
+        channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
+            cancel each other.
+        keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, clips that
+            are damaged or cut off are rejected.
 
     Raises:
         AudioError: the clip cannot be used.
@@ -57,15 +58,15 @@ def load_audio(
 def audio_blocks(
     source: Path | bytes, *, name: str | None = None, channel: int | None = None, keep_damaged: bool = False
 ) -> Iterator[torch.Tensor]:
-    """Decode a clip of any length in blocks ``[samples]``. Together they equal the result of :func:`load_audio`.
+    """Decode a clip of any length in blocks ``[samples]``. The joined blocks equal the result of :func:`load_audio`.
 
-    A block lasts between some seconds and a minute. Only a few blocks are held in memory.
+    A block lasts from a few seconds to a minute. Only a few blocks are held in memory.
 
     Args:
         source, name, channel, keep_damaged: see :func:`load_audio`.
 
     Raises:
-        AudioError: the clip cannot be used. Damage is found only when decoding reaches it, after good blocks.
+        AudioError: the clip cannot be used. Damage may be found only after good blocks have been yielded.
         FileError: the file cannot be read.
     """
     name = _name(source, name)
@@ -76,7 +77,7 @@ def audio_blocks(
 
 
 def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
-    """Duration in seconds, from headers alone.
+    """Return the duration in seconds, according to the headers.
 
     Raises:
         AudioError: the file cannot be decoded, or its header does not contain the length.
@@ -94,7 +95,7 @@ def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.
         rate: sampling rate in Hz.
         max_duration_s: longer audio is rejected, never cut.
-        name: the name in messages.
+        name: the audio's name in messages.
 
     Raises:
         AudioError: the samples cannot be used.
@@ -120,7 +121,7 @@ def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name
         raise AudioError(
             "too_short", f"{name}: {count:,} samples at {rate:,} Hz; at least {MIN_DURATION_S} s is needed"
         )
-    # [channels, samples] -> [samples, channels]
+    # [samples, channels]
     block = samples.detach().cpu().float().reshape(-1, count).T
     return resampled(DownMix(name)(block), rate)
 
@@ -132,7 +133,7 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 
 def _checked(decoder: Decoder, name: str) -> Iterator[Block]:
-    """The blocks, and an error after the last if they are too short together."""
+    """Yield the blocks. Raise an error after the last block if they are too short in total."""
     frames, seconds, rate = 0, 0.0, 1
     for block in decoder.blocks():
         frames, seconds, rate = frames + len(block.samples), seconds + len(block.samples) / block.rate, block.rate

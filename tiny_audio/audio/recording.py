@@ -1,4 +1,4 @@
-"""Decoding of recordings to transcribe: with libsndfile, or with FFmpeg, as much as can be decoded."""
+"""Decode recordings to transcribe, as far as possible, with libsndfile or FFmpeg."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _OTHER_PROGRAM_MAY = ("undecodable", "truncated", "empty", "unknown_length", "ch
 def recording_blocks(
     path: Path, name: str, *, track: int | None = None, channel: int | None = None
 ) -> Iterator[Tensor]:
-    """Decode a recording in blocks ``[samples]`` at 16 kHz, with FFmpeg if libsndfile cannot and FFmpeg is installed.
+    """Yield a recording in blocks ``[samples]`` at 16 kHz. If libsndfile cannot decode it, FFmpeg is used if installed.
 
-    What is damaged is replaced by silence, and a warning tells where it is.
+    Damaged sections are replaced by silence, and a warning with their positions is logged.
 
     Args:
         path: the file.
-        name: its name in messages.
-        track: the audio track, from 1. None uses the default track, or else the first.
-        channel: the channel, from 1. None averages the channels, or uses the stronger one if they cancel.
+        name: the file's name in messages.
+        track: the audio track, counted from 1. None uses the default track, or else the first.
+        channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
+            cancel each other.
 
     Raises:
         AudioError: nothing can be decoded, or there is no such track or channel.

@@ -1,4 +1,4 @@
-"""The Encoder contract: raw waveforms in, frames out."""
+"""The interface of encoders, which turn raw waveforms into frames."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 FeatureTransform = Callable[[Frames], Frames]
-"""Changes features between the front end and the layers, such as SpecAugment. Lengths stay the same."""
+"""A function applied to the features between the front end and the layers, such as SpecAugment. It must not change the
+lengths."""
 
 
 class EncoderConfig(TransformersPartConfig, ABC):
     """Base of every encoder's config.
 
-    It computes frame counts without a model, so a recipe is checked before anything is downloaded.
+    It computes frame counts without a model, so that a recipe can be checked before anything is downloaded.
     """
 
     ctc_head: ClassVar[str | None] = None
@@ -34,29 +35,29 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
-        """The number of encoder frames of a clip with ``num_samples`` samples at 16 kHz."""
+        """Return the number of encoder frames of a clip with ``num_samples`` samples at 16 kHz."""
 
     @abstractmethod
     def max_duration_s(self) -> float | None:
-        """Duration of the longest clip that the encoder accepts; None if there is no limit."""
+        """Return the duration of the longest clip that the encoder accepts; None if there is no limit."""
 
     @abstractmethod
     def front_end(self) -> dict[str, Any]:
-        """Fields of a checkpoint's ``preprocessor_config.json``, with the values that the encoder's front end uses."""
+        """Return the values that the front end uses, named as in a checkpoint's ``preprocessor_config.json``."""
 
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """A config with about 10,000 random parameters, for tests."""
+        """Return a config with about 10,000 random parameters, for tests."""
 
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """What a builder receives in addition to the config."""
+    """Input of a builder in addition to the config."""
 
     architecture: dict[str, Any] | None = None
-    """:meth:`Encoder.architecture` of an earlier build. If given, it decides the architecture, and no weights are
-    read."""
+    """Result of :meth:`Encoder.architecture` in an earlier build. If given, the encoder is rebuilt with this
+    architecture, and no weights are read."""
 
 
 class Encoder(nn.Module, ABC):
@@ -64,32 +65,32 @@ class Encoder(nn.Module, ABC):
 
     B clips · S samples of the longest clip · F feature frames, C channels · T encoder frames, D channels
 
-    Batch invariance is required: a clip has the same frames alone and padded in a batch with any other clips.
+    Batch invariance is required: a clip's frames must be the same alone and in a padded batch with other clips.
     """
 
     dim: int
-    """D."""
+    """Number of channels of a frame, D."""
     frame_rate: float
     """Encoder frames per second."""
 
     @abstractmethod
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Samples ``[B]`` -> encoder frames ``[B]``, at least 1."""
+        """Compute the number of encoder frames ``[B]``, at least 1, from the number of samples ``[B]``."""
 
     @abstractmethod
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """The front end: ``waveforms [B, S]`` and ``lengths [B]`` in samples -> features ``[B, F, C]``."""
+        """Run the front end: ``waveforms [B, S]`` and ``lengths [B]`` in samples -> features ``[B, F, C]``."""
 
     @abstractmethod
     def encode(self, features: Frames) -> Frames:
-        """The layers: features ``[B, F, C]`` -> frames ``[B, T, D]``."""
+        """Run the layers: features ``[B, F, C]`` -> frames ``[B, T, D]``."""
 
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
-        """A JSON object from which the builder can rebuild this encoder without its checkpoint."""
+        """Return a JSON object from which the builder can rebuild this encoder without its checkpoint."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
-        """Waveforms ``[B, S]``, float32 at 16 kHz, and their ``lengths [B]`` -> frames ``[B, T, D]``."""
+        """Encode waveforms ``[B, S]``, float32 at 16 kHz, with their ``lengths [B]`` to frames ``[B, T, D]``."""
         features = self.features(waveforms, lengths)
         return self.encode(transform(features) if transform else features)
 

@@ -13,18 +13,18 @@ from tiny_audio.encoders import EncoderConfig
 
 
 def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[str, ...]:
-    """Reduce a transformers config to the layers that ``config.layer`` needs. The others are never built.
+    """Reduce a transformers config to the layers that ``config.layer`` needs, so that only these layers are built.
 
     Args:
-        architecture: the transformers config. It is changed.
+        architecture: the transformers config, which is modified.
         config: the encoder's config.
-        path: regular expression of the layers' path in a checkpoint, such as ``(hubert\\.)?encoder\\.layers``.
+        path: regular expression for the layers' path in a checkpoint, such as ``(hubert\\.)?encoder\\.layers``.
 
     Returns:
-        regular expressions of the checkpoint's keys that the model no longer has.
+        Regular expressions for the checkpoint's keys that the model no longer has.
 
     Raises:
-        UserError: there is no layer with that number.
+        UserError: there is no layer with the number ``config.layer``.
     """
     depth = architecture.num_hidden_layers
     if not isinstance(config.layer, int):
@@ -39,12 +39,12 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Reject a checkpoint with an adapter, that is, with convolutions on top of the layers.
+    """Reject a checkpoint with an adapter, which adds convolutions on top of the layers.
 
-    An adapter lowers the frame rate and changes the width, which is the projector's task.
+    An adapter lowers the frame rate and changes the width. This is the projector's task.
 
     Raises:
-        UserError: the checkpoint has one.
+        UserError: the checkpoint has an adapter.
     """
     if getattr(architecture, "add_adapter", False):
         raise UserError(
@@ -54,7 +54,7 @@ def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
 
 
 def weighted_layers(config: EncoderConfig, depth: int) -> WeightedLayers | None:
-    """The learned sum if ``config.layer`` is ``weighted``, else None."""
+    """Return a module that sums all layers if ``config.layer`` is ``weighted``, else None."""
     return WeightedLayers(depth) if config.layer == "weighted" else None
 
 
@@ -72,8 +72,8 @@ class WeightedLayers(nn.Module):
     def forward(self, layers: nn.ModuleList, run: Callable[[], object]) -> Tensor:
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
-        Hooks on the layers compute the sum. They work for every architecture and stay outside of gradient checkpoints.
-        Each hook adds its layer at once, so the outputs of all layers are never in memory together.
+        Hooks on the layers compute the sum. They work for every architecture and run outside of gradient checkpoints.
+        Each hook immediately adds the output of its layer, so that the outputs are never all in memory together.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The common base of HuBERT, wav2vec 2.0 and WavLM. They have the same front end and differ in their attention."""
+"""The common base of HuBERT, wav2vec 2.0 and WavLM, which have the same front end."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""The convolutions of the checkpoints that name no others: 320 samples per frame."""
+"""The default convolutions, used if the checkpoint's config does not set them: 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
-"""Linear layers of all these families."""
+"""Names of the linear layers that all three families have."""
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -37,11 +37,11 @@ TINY: dict[str, Any] = {
     "do_stable_layer_norm": True,
     "conv_bias": True,
 }
-"""Two layers of 32 channels with layer norm in the front end, which supports masks."""
+"""Config fields for two layers of 32 channels. The front end has a layer norm, which supports masks."""
 
 
 class WaveformConfig(EncoderConfig, ABC):
-    """Base of the families' configs."""
+    """Base of the three families' configs."""
 
     linear_layers: ClassVar[tuple[str, ...] | None] = LINEAR_LAYERS
     ctc_head: ClassVar[str | None] = "lm_head"
@@ -59,17 +59,17 @@ class WaveformConfig(EncoderConfig, ABC):
         return self
 
     def num_frames(self, num_samples: int) -> int:
-        """The number of frames after the convolutions."""
+        """Return the number of frames after the convolutions."""
         known = self.known_fields()
         kernels, strides = known.get("conv_kernel", KERNELS), known.get("conv_stride", STRIDES)
         return int(_num_frames(torch.tensor(num_samples), kernels, strides))
 
     def max_duration_s(self) -> float | None:
-        """None: positions are relative, so there is no limit."""
+        """Return None: positions are relative, so there is no limit."""
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """``normalize`` makes no difference to a group norm, which transformers' configs have by default."""
+        """Return the front end's values, without ``normalize`` if a group norm (the default) makes it irrelevant."""
         has_group_norm = self.known_fields().get("feat_extract_norm", "group") == "group"
         return {"sampling_rate": SAMPLE_RATE} | ({} if has_group_norm else {"do_normalize": self.normalize})
 
@@ -82,18 +82,19 @@ def build_waveform_encoder(
     not_used: Collection[str] = (),
     attention: str | None = None,
 ) -> WaveformEncoder:
-    """Build an encoder from a checkpoint, with or without a head, or with random weights.
+    """Build an encoder from a checkpoint with or without a head, or with random weights.
 
     Args:
-        model_class: the family's bare ``transformers`` model.
+        model_class: the family's ``transformers`` model class without a head.
         config: the encoder's config.
         context: see :class:`EncoderContext`.
-        not_used: regular expressions of keys that the family's checkpoints may contain and the encoder does not use.
-            The CTC head's keys are always included.
-        attention: transformers' attention implementation; None uses the config's.
+        not_used: regular expressions for keys that the family's checkpoints may contain but the encoder does not use.
+            The CTC head's keys are always ignored.
+        attention: name of transformers' attention implementation. None uses the implementation in the config.
 
     Raises:
-        UserError: see :mod:`tiny_audio.pretrained.building`, or the checkpoint has an adapter.
+        UserError: the checkpoint has an adapter, or cannot be used for a reason that
+            :mod:`tiny_audio.pretrained.building` describes.
     """
     architecture = transformers_config(
         model_class.config_class,
@@ -113,18 +114,19 @@ def build_waveform_encoder(
     check_no_adapter(architecture, config)
     prefix = rf"({model_class.base_model_prefix}\.)?"
     cut = keep_layers(architecture, config, rf"{prefix}encoder\.layers")
-    # Not used: the CTC head, and the learned vector of transformers' own SpecAugment.
+    # Ignore the CTC head, and the learned vector of transformers' own SpecAugment.
     ignored = (r"lm_head\..*", rf"{prefix}masked_spec_embed", *not_used, *cut)
     rebuilt = context.architecture is not None
     model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored, attention=attention)
     prepare_training(model, config)
-    if not config.train_front_end:  # with requires_grad alone, gradients would still be computed for the input
+    if not config.train_front_end:
+        # Setting requires_grad to False is not enough: transformers would still compute gradients for the input.
         model.feature_extractor._freeze_parameters()
     return WaveformEncoder(model, config)
 
 
 class WaveformEncoder(Encoder):
-    """A transformers model of a waveform family. Padding does not affect the statistics of any clip."""
+    """An encoder around a transformers model of one of the families. Padding does not affect a clip's statistics."""
 
     def __init__(self, model: Any, config: WaveformConfig) -> None:
         super().__init__()
@@ -133,18 +135,18 @@ class WaveformEncoder(Encoder):
         self.packs = config.attention in PACKED
         self.dim: int = model.config.hidden_size
         self.frame_rate = SAMPLE_RATE / math.prod(model.config.conv_stride)
-        # The statistics of a group norm are taken over time, so padding would affect every frame.
+        # A group norm computes statistics over time, so padding would affect every frame.
         self.per_clip: bool = model.config.feat_extract_norm == "group"
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
         if config.layer != "last" and model.config.do_stable_layer_norm:
             model.encoder.layer_norm = nn.Identity()  # it was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """The number of frames after the convolutions; a clip shorter than one frame has one."""
+        """Return the number of frames after the convolutions. A clip shorter than one frame counts as one frame."""
         return _num_frames(num_samples, self.model.config.conv_kernel, self.model.config.conv_stride)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Convolution features ``[B, T, C]``, computed clip by clip if the front end normalizes over time."""
+        """Compute the convolutions' features ``[B, T, C]``, clip by clip if the front end normalizes over time."""
         mask = length_mask(lengths, waveforms.shape[1])
         audio = waveforms.float() * mask
         if self.normalize:
@@ -169,11 +171,11 @@ class WaveformEncoder(Encoder):
         return Frames(values[:, : int(frame_lengths.max())], frame_lengths, self.frame_rate)
 
     def encode(self, features: Frames) -> Frames:
-        """Projection, positional convolution and layers. Padded frames are zeroed and masked throughout.
+        """Run the projection, positional convolution and layers. Padded frames are zeroed and masked throughout.
 
-        Rows are packed after the positional convolution, which would read across the borders of neighboring clips.
+        Rows are packed only after the positional convolution, which would read across the borders of packed clips.
         """
-        # The convolutions may be frozen in half precision, while the layers train in full precision.
+        # The convolutions may be frozen in half precision while the layers train in full precision.
         values = features.values.to(self.model.feature_projection.projection.weight.dtype)
         projected = self.model.feature_projection(values)
         # Some families also return the features before the projection.
@@ -199,7 +201,7 @@ class WaveformEncoder(Encoder):
         return Frames(packing.unpack(frames) if packing else frames, features.lengths, self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config."""
+        """Return the transformers config in JSON form."""
         return architecture_of(self.model.config)
 
 

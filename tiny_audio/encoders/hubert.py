@@ -20,13 +20,13 @@ class HubertConfig(WaveformConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         return cls(init="random", overrides=TINY, freeze=False)
 
 
 @ENCODERS.register
 def build_hubert(config: HubertConfig, context: EncoderContext) -> Encoder:
-    """Build HuBERT from a checkpoint, with or without a CTC head, or with random weights."""
+    """Build HuBERT from a checkpoint with or without a CTC head, or with random weights."""
     from transformers import HubertModel
 
     return build_waveform_encoder(HubertModel, config, context)

@@ -17,14 +17,14 @@ from tiny_audio.pretrained.building import architecture_of, build_or_load, trans
 from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
-"""Samples of the analysis window, 25 ms."""
+"""Length of the analysis window in samples, 25 ms."""
 HOP = 160
 """Samples between mel frames, 10 ms."""
 NUM_FFT = 512
 PREEMPHASIS = 0.97
 
 _NOT_USED = (r"ctc_head\..*", r"decoder\..*", r"joint\..*", r"encoder_projector\..*")
-"""Keys of CTC, RNN-T and TDT recognizers that do not belong to the encoder."""
+"""Regular expressions for keys of CTC, RNN-T and TDT recognizers that do not belong to the encoder."""
 
 
 class ParakeetConfig(EncoderConfig):
@@ -50,22 +50,22 @@ class ParakeetConfig(EncoderConfig):
     """Hub id or local folder of a Parakeet checkpoint in transformers' format: CTC, RNN-T, TDT or encoder only."""
 
     def num_frames(self, num_samples: int) -> int:
-        """The number of mel frames after the strided convolutions: an eighth, rounded up."""
+        """Return the number of frames after the strided convolutions: an eighth of the mel frames, rounded up."""
         kernel, stride, factor = (self.known_fields().get(name, value) for name, value in _SUBSAMPLING.items())
         return int(_num_frames(_num_mel_frames(torch.tensor(num_samples)), kernel, stride, factor))
 
     def max_duration_s(self) -> float | None:
-        """None: relative positions are computed for any length, so there is no limit."""
+        """Return None: relative positions are computed for any length, so there is no limit."""
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """One mel frame per 10 ms."""
+        """Return the front end's values: one mel frame per 10 ms."""
         sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "preemphasis": PREEMPHASIS}
         return {"sampling_rate": SAMPLE_RATE, "feature_size": self.known_fields().get("num_mel_bins", 80)} | sizes
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         overrides: dict[str, Any] = {
             "hidden_size": 32,
             "num_hidden_layers": 2,
@@ -86,7 +86,7 @@ _SUBSAMPLING: dict[str, Any] = {
 
 @ENCODERS.register
 def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
-    """Build the encoder of a Parakeet checkpoint, or one with random weights."""
+    """Build the encoder of a Parakeet checkpoint, or an encoder with random weights."""
     from transformers import ParakeetEncoder as Layers
     from transformers import ParakeetEncoderConfig as Architecture
 
@@ -114,8 +114,8 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
 def _initialize(model: Any) -> None:
     """Scale random weights by their fan-in.
 
-    transformers draws all of them with a standard deviation of 0.02. After three convolutions on a few channels, the
-    signal would be close to zero.
+    transformers initializes all weights with a standard deviation of 0.02. After three convolutions on a few channels,
+    the signal would be close to zero.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
@@ -125,7 +125,7 @@ def _initialize(model: Any) -> None:
 
 
 class _FixedBatchNorm(nn.BatchNorm1d):
-    """Batch norm that uses the checkpoint's statistics in training too.
+    """Batch norm that uses the checkpoint's statistics, even in training.
 
     With the batch's statistics, a clip's frames would depend on its neighbors and their padding, and a frozen encoder
     would change.
@@ -133,14 +133,14 @@ class _FixedBatchNorm(nn.BatchNorm1d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> _FixedBatchNorm:
-        """A fixed batch norm with the tensors of ``norm``, under the same names."""
+        """Return a fixed batch norm with the tensors of ``norm`` under the same names."""
         fixed = cls(norm.num_features, norm.eps)
         for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
             setattr(fixed, name, tensor)
         return fixed
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[B, D, T]`` -> ``[B, D, T]``."""
+        """Normalize ``[B, D, T]`` to ``[B, D, T]``."""
         assert self.running_mean is not None
         assert self.running_var is not None
         statistics = self.running_mean.float(), self.running_var.float()
@@ -160,23 +160,23 @@ class ParakeetEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """The number of mel frames after the strided convolutions; a clip shorter than a mel frame has one."""
+        """Return the number of frames after the strided convolutions. A clip has at least one mel frame."""
         return _num_frames(_num_mel_frames(num_samples), *self.subsampling)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Log-mel ``[B, F, mels]`` as in Parakeet's feature extractor: each bin of a clip has mean 0 and variance 1."""
+        """Compute log-mel features ``[B, F, mels]`` like Parakeet: each bin of a clip has mean 0 and variance 1."""
         num_mel_frames = _num_mel_frames(lengths)
         size = (int(num_mel_frames.max()) - 1) * HOP + NUM_FFT // 2
         audio = waveforms.float()[:, :size]
         audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
         audio = audio * length_mask(lengths, audio.shape[1])
-        # Pad with silence: half a window before the clip, and up to the end of the last window after it.
+        # Pad with silence: half a window before the clip, and after it up to the end of the last window.
         audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)
         power = spectrum.abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)
-        # [B, bins, F] -> [B, F, mels]; autocast is off, so that features are the same in training and inference
+        # [B, bins, F] -> [B, F, mels]; without autocast, so that features are the same in training and inference
         with torch.autocast(power.device.type, enabled=False):
             mel = (torch.einsum("bif,im->bfm", power, filters) + 2.0**-24).log()
         mask = length_mask(num_mel_frames, mel.shape[1])[..., None]
@@ -186,7 +186,7 @@ class ParakeetEncoder(Encoder):
         return Frames((mel - mean) / (variance.sqrt() + 1e-5) * mask, num_mel_frames, SAMPLE_RATE / HOP)
 
     def encode(self, features: Frames) -> Frames:
-        """Strided convolutions and layers. Padded frames are zeroed and masked throughout."""
+        """Run the strided convolutions and the layers. Padded frames are zeroed and masked throughout."""
         values = features.zeroed().values.to(self.model.subsampling.layers[0].weight.dtype)
 
         def run() -> Tensor:
@@ -197,7 +197,7 @@ class ParakeetEncoder(Encoder):
         return Frames(frames, _num_frames(features.lengths, *self.subsampling), self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config."""
+        """Return the transformers config in JSON form."""
         return architecture_of(self.model.config)
 
 
@@ -214,7 +214,7 @@ def _num_frames(num_mel_frames: Tensor, kernel: int, stride: int, factor: int) -
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """``[bins, mels]``. Not a buffer, so checkpoints do not contain it."""
+    """Return the filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
     import torchaudio
 
     with torch.device("cpu"):  # even if the model is built on the meta device

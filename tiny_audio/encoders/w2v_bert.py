@@ -16,16 +16,16 @@ from tiny_audio.pretrained.building import architecture_of, build_or_load, trans
 from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
-"""Samples of the analysis window, 25 ms."""
+"""Length of the analysis window in samples, 25 ms."""
 HOP = 160
 """Samples between filter-bank frames, 10 ms."""
 NUM_FFT = 512
 PREEMPHASIS = 0.97
 STACK = 2
-"""Filter-bank frames per frame of the encoder."""
+"""Number of filter-bank frames per encoder frame."""
 
 _NOT_USED = (r"lm_head\..*", r"(wav2vec2_bert\.)?masked_spec_embed")
-"""Keys that the encoder does not use: the CTC head, and the learned vector of transformers' own SpecAugment."""
+"""Regular expressions for unused keys: the CTC head, and the learned vector of transformers' own SpecAugment."""
 
 
 class W2vBertConfig(EncoderConfig):
@@ -49,21 +49,21 @@ class W2vBertConfig(EncoderConfig):
     """Hub id or local folder of a W2v-BERT checkpoint, with or without a CTC head."""
 
     def num_frames(self, num_samples: int) -> int:
-        """The number of pairs of full windows; a last window without a partner is dropped."""
+        """Return the number of pairs of full windows. If the number of windows is odd, the last window is dropped."""
         return int(_num_frames(torch.tensor(num_samples)))
 
     def max_duration_s(self) -> float | None:
-        """None: positions are relative, so there is no limit."""
+        """Return None: positions are relative, so there is no limit."""
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Pairs of filter-bank frames, of half the width that the layers take."""
+        """Return the front end's values. A filter-bank frame has half the width of the layers' input."""
         mels = self.known_fields().get("feature_projection_input_dim", 160) // STACK
         return {"sampling_rate": SAMPLE_RATE, "num_mel_bins": mels, "stride": STACK}
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         overrides: dict[str, Any] = {
             "hidden_size": 32,
             "num_hidden_layers": 2,
@@ -77,7 +77,7 @@ class W2vBertConfig(EncoderConfig):
 
 @ENCODERS.register
 def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
-    """Build W2v-BERT from a checkpoint, with or without a CTC head, or with random weights."""
+    """Build W2v-BERT from a checkpoint with or without a CTC head, or with random weights."""
     from transformers import Wav2Vec2BertConfig as Architecture
     from transformers import Wav2Vec2BertModel
 
@@ -106,7 +106,7 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
 
 
 class W2vBertEncoder(Encoder):
-    """transformers' W2v-BERT after a filter bank that is computed on the waveforms' device."""
+    """transformers' W2v-BERT with a filter bank that is computed on the waveforms' device."""
 
     def __init__(self, model: Any, config: W2vBertConfig) -> None:
         super().__init__()
@@ -117,13 +117,14 @@ class W2vBertEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """The number of pairs of full windows; a clip shorter than one pair has one."""
+        """Return the number of pairs of full windows. A clip shorter than one pair counts as one pair."""
         return _num_frames(num_samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Filter bank ``[B, F, mels]`` as in Kaldi and in w2v-BERT's feature extractor. F is even.
+        """Compute filter-bank features ``[B, F, mels]`` like Kaldi and W2v-BERT's feature extractor. F is even.
 
-        Each bin of a clip has mean 0 and variance 1 over all its windows, including one without a partner.
+        Each bin of a clip has mean 0 and variance 1 over all windows of the clip, including a last window that is
+        dropped.
         """
         num_windows = _num_windows(lengths)
         size = (int(num_windows.max()) - 1) * HOP + WINDOW
@@ -136,7 +137,7 @@ class W2vBertEncoder(Encoder):
         taper = torch.hann_window(WINDOW, periodic=False, device=audio.device) ** 0.85
         power = torch.fft.rfft(windows * taper, NUM_FFT).abs() ** 2
         filters = _mel_filters(self.num_mels).to(power)
-        # [B, F, bins] -> [B, F, mels]; autocast is off, so that features are the same in training and inference
+        # [B, F, bins] -> [B, F, mels]; without autocast, so that features are the same in training and inference
         with torch.autocast(power.device.type, enabled=False):
             mel = (power @ filters).clamp(min=torch.finfo(torch.float32).eps).log()
         mask = length_mask(num_windows, mel.shape[1])[..., None]
@@ -163,12 +164,12 @@ class W2vBertEncoder(Encoder):
         return Frames(frames, stacked.lengths, self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config."""
+        """Return the transformers config in JSON form."""
         return architecture_of(self.model.config)
 
 
 def _num_windows(num_samples: Tensor) -> Tensor:
-    """The number of full windows in a clip. A clip that is too short for a pair is padded with silence."""
+    """Return the number of full windows in a clip. A clip that is too short for a pair is padded with silence."""
     return (num_samples.clamp(min=WINDOW + HOP) - WINDOW) // HOP + 1
 
 
@@ -178,7 +179,10 @@ def _num_frames(num_samples: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """``[bins, mels]`` between 20 Hz and 8 kHz. Not a buffer, so checkpoints do not contain it."""
+    """Return the filters ``[bins, mels]`` between 20 Hz and 8 kHz.
+
+    They are not a buffer, so that checkpoints do not contain them.
+    """
     from torchaudio.compliance import kaldi
 
     with torch.device("cpu"):  # even if the model is built on the meta device

@@ -9,7 +9,7 @@ from tiny_audio.encoders._waveform import TINY, WaveformConfig, build_waveform_e
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
 
 _PRETRAINING = (r"quantizer\..*", r"project_q\..*", r"project_hid\..*")
-"""Keys of layers that only the contrastive pre-training uses."""
+"""Regular expressions for keys of layers that only the contrastive pre-training uses."""
 
 
 class Wav2Vec2Config(WaveformConfig):
@@ -23,13 +23,13 @@ class Wav2Vec2Config(WaveformConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         return cls(init="random", overrides=TINY, freeze=False)
 
 
 @ENCODERS.register
 def build_wav2vec2(config: Wav2Vec2Config, context: EncoderContext) -> Encoder:
-    """Build wav2vec 2.0 from a checkpoint, with any head or none, or with random weights."""
+    """Build wav2vec 2.0 from a checkpoint with or without any head, or with random weights."""
     from transformers import Wav2Vec2Model
 
     return build_waveform_encoder(Wav2Vec2Model, config, context, not_used=_PRETRAINING)

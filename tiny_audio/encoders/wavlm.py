@@ -16,7 +16,7 @@ from tiny_audio.encoders._waveform import LINEAR_LAYERS, TINY, WaveformConfig, b
 class WavLMConfig(WaveformConfig):
     """WavLM: convolutions on the waveform, 50 frames per second, clips of any length."""
 
-    # Each head of WavLM adds a bias that depends on distance. Flash Attention does not support biases.
+    # Each attention head of WavLM adds a bias that depends on distance. Flash Attention does not support biases.
     attentions: ClassVar[tuple[str, ...]] = ("sdpa",)
     linear_layers: ClassVar[tuple[str, ...] | None] = (*LINEAR_LAYERS, "gru_rel_pos_linear")
 
@@ -26,13 +26,13 @@ class WavLMConfig(WaveformConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         return cls(init="random", overrides=TINY, freeze=False)
 
 
 @ENCODERS.register
 def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
-    """Build WavLM from a checkpoint, with or without a CTC head, or with random weights."""
+    """Build WavLM from a checkpoint with or without a CTC head, or with random weights."""
     from transformers import WavLMModel
 
     encoder = build_waveform_encoder(WavLMModel, config, context, attention="eager")  # replaced below
@@ -42,10 +42,10 @@ def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
 
 
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> tuple[Tensor, None]:
-    """Attention of ``hidden [B, T, D]`` with a bool ``mask [B, T]`` and the gated ``bias [B·heads, T, T]``.
+    """Compute attention on ``hidden [B, T, D]`` with a bool ``mask [B, T]`` and the gated ``bias [B·heads, T, T]``.
 
-    transformers passes the projections' weights to a fused function of torch. That function ignores adapters and
-    stores the attention weights of every head.
+    This replaces transformers' code, which passes the projections' weights to a fused function of torch. That function
+    ignores adapters and stores the attention weights of every head.
     """
     batch, size, dim = hidden.shape
     query, key, value = (

@@ -18,11 +18,12 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 WINDOW = 400
-"""Samples of the analysis window, 25 ms."""
+"""Length of the analysis window in samples, 25 ms."""
 HOP = 160
 """Samples between mel frames, 10 ms."""
 _LEAST, _LEAST_OF_ANY_LEVEL = -10.0, -16.0
-"""log10 of the lowest power. The second value leaves a range of 80 dB below the softest speech."""
+"""log10 of the lowest power, without and with ``level_invariant``. The second value leaves a range of 80 dB below the
+softest speech."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -38,22 +39,22 @@ class WhisperConfig(EncoderConfig):
     """Make a clip's features independent of its loudness. Whisper's checkpoints were trained without this."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Half the number of mel frames, rounded up."""
+        """Return half the number of mel frames, rounded up."""
         return -(-max(1, -(-num_samples // HOP)) // 2)
 
     def max_duration_s(self) -> float | None:
-        """20 ms for each position embedding: 30 s in published checkpoints, which have 1,500 of them."""
+        """Return 20 ms for each position embedding. Published checkpoints have 1,500 embeddings, that is, 30 s."""
         positions = self.known_fields().get("max_source_positions", 1500)
         return positions * 2 * HOP / SAMPLE_RATE if isinstance(positions, int) else None
 
     def front_end(self) -> dict[str, Any]:
-        """One mel frame per 10 ms."""
+        """Return the front end's values: one mel frame per 10 ms."""
         mels = self.known_fields().get("num_mel_bins", 80)
         return {"sampling_rate": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": HOP, "feature_size": mels}
 
     @classmethod
     def tiny(cls) -> Self:
-        """Two layers of 32 channels."""
+        """Return a config with two layers of 32 channels."""
         overrides: dict[str, Any] = {
             "d_model": 32,
             "encoder_layers": 2,
@@ -67,7 +68,7 @@ class WhisperConfig(EncoderConfig):
 
 @ENCODERS.register
 def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
-    """Build the encoder of a complete Whisper checkpoint, or one with random weights."""
+    """Build the encoder of a complete Whisper checkpoint, or an encoder with random weights."""
     from transformers import WhisperConfig as Architecture
     from transformers import WhisperModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder as Layers
@@ -98,9 +99,9 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
 def _initialize(model: Any) -> None:
     """Scale random weights by their fan-in.
 
-    transformers draws all of them with a standard deviation of 0.02, which suits Whisper's widths. In a narrow encoder,
-    the convolutions' output would be much smaller than the sinusoidal positions (0.02 compared with 0.7). Learning
-    would start hundreds of steps late.
+    transformers initializes all weights with a standard deviation of 0.02, which suits Whisper's widths. In a narrow
+    encoder, the convolutions' output would be much smaller than the sinusoidal positions (0.02 compared with 0.7), so
+    learning would start hundreds of steps late.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d):
@@ -120,21 +121,21 @@ class WhisperEncoder(Encoder):
         self.level_invariant = config.level_invariant
         self.packs = config.attention in PACKED
         self.max_frames: int = model.config.max_source_positions
-        # Sinusoids do not train, even if the encoder trains from scratch.
+        # The sinusoidal positions stay fixed, even if the encoder trains from scratch.
         model.embed_positions.requires_grad_(False)
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
             model.layer_norm = nn.Identity()  # it was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Half the number of mel frames, rounded up."""
+        """Return half the number of mel frames, rounded up."""
         return (self._num_mel_frames(num_samples) + 1) // 2
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Log-mel ``[B, F, mels]``, clamped to 80 dB below each clip's maximum, as in Whisper's feature extractor.
+        """Compute log-mel features ``[B, F, mels]``, clamped to 80 dB below each clip's maximum, as Whisper does.
 
-        With ``level_invariant``, the maximum is also shifted to the level of loud speech. The start of a clip is padded
-        by reflection and its end with silence, as in Whisper's 30 s window.
+        With ``level_invariant``, the features are also shifted so that the maximum is the level of loud speech. The
+        start of a clip is padded by reflection and its end with silence, as in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
@@ -146,7 +147,7 @@ class WhisperEncoder(Encoder):
         spectrum = torch.stft(audio, WINDOW, HOP, window=window, center=False, return_complex=True)
         power = spectrum[..., : size // HOP].abs() ** 2
         filters = _mel_filters(self.model.config.num_mel_bins).to(power)
-        # [B, bins, F] -> [B, F, mels]; autocast is off, so that features are the same in training and inference
+        # [B, bins, F] -> [B, F, mels]; without autocast, so that features are the same in training and inference
         least = _LEAST_OF_ANY_LEVEL if self.level_invariant else _LEAST
         with torch.autocast(power.device.type, enabled=False):
             mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=10**least).log10()
@@ -158,7 +159,7 @@ class WhisperEncoder(Encoder):
         return Frames((mel + 4.0) / 4.0, num_mel_frames, frames.rate)
 
     def encode(self, features: Frames) -> Frames:
-        """Two convolutions (strides 1 and 2), then the layers. Padded frames are masked."""
+        """Run two convolutions (strides 1 and 2), then the layers. Padded frames are masked."""
         from transformers.masking_utils import create_bidirectional_mask
 
         model = self.model
@@ -168,7 +169,7 @@ class WhisperEncoder(Encoder):
                 f"a clip of {int(lengths.max()) / self.frame_rate:.1f} s is longer than this encoder's "
                 f"{self.max_frames / self.frame_rate:.0f} s; split it"
             )
-        # A convolution reads beyond the end of a clip. It must find zeros there, as for a clip alone.
+        # The convolutions read beyond the end of a clip, so the padding must be zero, as for a single clip.
         hidden = features.zeroed().values.to(model.conv1.weight.dtype).transpose(1, 2)
         hidden = F.gelu(model.conv1(hidden)) * features.mask()[:, None]
         # [B, D, F] -> [B, F/2, D]
@@ -194,7 +195,7 @@ class WhisperEncoder(Encoder):
         return Frames(packing.unpack(values) if packing else values, lengths, self.frame_rate)
 
     def architecture(self) -> dict[str, Any]:
-        """The transformers config."""
+        """Return the transformers config in JSON form."""
         return architecture_of(self.model.config)
 
     @staticmethod
@@ -204,7 +205,7 @@ class WhisperEncoder(Encoder):
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """``[bins, mels]``. Not a buffer, so checkpoints do not contain it."""
+    """Return the filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
     import torchaudio
 
     with torch.device("cpu"):  # even if the model is built on the meta device

@@ -1,1 +1,1 @@
-"""Checkpoints in Hugging Face format -> parts: known architectures, weights, LoRA, packed rows."""
+"""Build parts from checkpoints in Hugging Face format: architectures, weights, LoRA and packed rows."""

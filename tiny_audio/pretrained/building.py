@@ -1,4 +1,4 @@
-"""Build the transformers model of a part: its config, its weights with every tensor accounted for, its attention."""
+"""Build the transformers model of a part: its config, its attention, and its weights, of which every key is checked."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def transformers_config(
     Args:
         config_class: a ``transformers`` config class.
         part: the part's section of the recipe.
-        architecture: :func:`architecture_of` an earlier build; if given, nothing is fetched.
+        architecture: the result of :func:`architecture_of` for an earlier build. If given, nothing is fetched.
         settings: fields that the part sets itself, such as dropouts.
 
     Raises:
-        UserError: ``config_class`` lacks an overridden field, or the checkpoint cannot be read.
+        UserError: the overrides are not valid for ``config_class``, or the checkpoint cannot be read or belongs to
+            another family.
     """
     if architecture is None and part.init == "random":
         config = _config_with_overrides(config_class, part)
     else:
-        # Read the raw fields. `from_pretrained` would read another family's fields into this class and relabel them.
+        # Read the raw fields, because `from_pretrained` would accept and relabel the fields of another family.
         fields = check_config(part) if architecture is None else architecture
         assert fields is not None
         fields = fields.get(part.section, fields) if part.section else fields
@@ -47,7 +48,7 @@ def transformers_config(
                 f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
                 "choose the part of that family, or another checkpoint"
             )
-        # Rebuilding needs no checkpoint. The checkpoint's folder may be on another machine.
+        # Do not read the checkpoint to rebuild a part, because its folder may be on another machine.
         if architecture is None:
             config = read_checkpoint(part, config_class.from_dict, fields)
         else:
@@ -72,18 +73,18 @@ def _config_with_overrides(config_class: Any, part: TransformersPartConfig) -> A
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
-    """The JSON form of a transformers config, from which :func:`transformers_config` rebuilds without a checkpoint."""
+    """Return a transformers config in JSON form. With it, :func:`transformers_config` needs no checkpoint."""
     architecture: dict[str, Any] = config.to_diff_dict()
-    # The origin does not shape the model, and transformers would look for it.
+    # The name does not affect the model, and transformers would search for a checkpoint of this name.
     architecture.pop("_name_or_path", None)
     architecture.pop("transformers_version", None)
-    # A rebuilt part takes the dtype in which the whole model is loaded.
+    # A rebuilt part uses the dtype in which the whole model is loaded.
     architecture.pop("dtype", None)
     return architecture
 
 
 def attention_implementation(part: TransformersPartConfig) -> str:
-    """The attention implementation of a part, by its name in transformers.
+    """Return transformers' name of a part's attention implementation.
 
     Raises:
         UserError: Flash Attention 2 is requested but not installed.
@@ -104,7 +105,7 @@ def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> 
     """Build a transformers model with the weights that its class initializes.
 
     Raises:
-        UserError: the overrides are valid one by one but not together, such as a width that the heads do not divide.
+        UserError: the overrides are valid alone but not together; for example, the heads do not divide the width.
     """
     try:
         return model_class._from_config(config)
@@ -126,15 +127,15 @@ def build_or_load(
     ignored: Collection[str] = (),
     attention: str | None = None,
 ) -> Any:
-    """Build a transformers model whose weights are loaded later, or load the weights that the recipe asks for.
+    """Build a transformers model, and load the checkpoint's weights unless they are random or loaded by the caller.
 
     Args:
         model_class: a ``transformers`` model class.
-        config: its config, from :func:`transformers_config`; its attention implementation is set here.
+        config: the model's config, from :func:`transformers_config`. This function sets its attention implementation.
         part: the part's section of the recipe.
-        rebuilt: whether an earlier build is repeated. The caller then loads its weights.
+        rebuilt: whether an earlier build is repeated. If so, the caller loads the weights afterwards.
         ignored: see :func:`load_pretrained`.
-        attention: an implementation by its name in transformers; None takes the part's own.
+        attention: transformers' name of an attention implementation. None uses the implementation of the part.
 
     Raises:
         UserError: see :func:`attention_implementation`, :func:`build_model` and :func:`load_pretrained`.
@@ -150,9 +151,9 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
 
     Args:
         model_class: a ``transformers`` model class.
-        config: its config, from :func:`transformers_config`.
+        config: the model's config, from :func:`transformers_config`.
         part: the part's section of the recipe.
-        ignored: regular expressions of keys that checkpoints of the family may have or lack. They match whole keys.
+        ignored: regular expressions for keys that may be missing or unexpected. They must match whole keys.
 
     Raises:
         UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
@@ -190,10 +191,10 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
 
 
 def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
-    """Reject weights that are NaN or infinite: every loss would be, too.
+    """Reject weights that are NaN or infinite, because every loss would be NaN or infinite, too.
 
     Raises:
-        UserError: names the first such tensors.
+        UserError: there are such weights. The message names the first tensors.
     """
     damaged = [
         name
@@ -209,6 +210,6 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # Both are NaN if one value is, and neither needs memory for a mask of the tensor's size.
+    # If one value is NaN, so are both results. Unlike a check of every value, this allocates no mask.
     least, most = torch.aminmax(tensor.detach()) if tensor.numel() else (tensor.new_zeros(()),) * 2
     return bool(least.isfinite() and most.isfinite())

@@ -1,4 +1,4 @@
-"""Read a checkpoint's files: its config and its identity. Every failure becomes one message."""
+"""Read a checkpoint's config, its other JSON files and its identity. Every failure is reported in one message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_audio.runtime.quiet import errors_only
 
 
 def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """Fields of the ``config.json`` of the part's checkpoint, read without its weights; None for ``init: random``.
+    """Read the fields of the ``config.json`` of the part's checkpoint; None for ``init: random``.
 
     Raises:
         UserError: the checkpoint's config cannot be read.
@@ -28,12 +28,16 @@ def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | Non
 
 
 def known_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """The transformers config of the part's checkpoint as this package knows it; None where it does not."""
+    """Return the transformers config of the part's checkpoint from this package's table.
+
+    Returns:
+        None if the checkpoint is not in the table, or for ``init: random``.
+    """
     return None if part.init == "random" else published_fields(part.pretrained, part.revision)
 
 
 def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """As :func:`known_architecture`, or from the checkpoint itself; None for a random part.
+    """Return the result of :func:`known_architecture`, else read the checkpoint's config; None for ``init: random``.
 
     Raises:
         UserError: the checkpoint's config cannot be read.
@@ -42,10 +46,10 @@ def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None:
-    """A JSON file of the part's checkpoint, on the hub or in a local folder; None if there is no such file.
+    """Read a JSON file of the part's checkpoint on the hub or in a local folder; None if there is no such file.
 
     Raises:
-        UserError: the file cannot be read, or holds something else than a JSON object.
+        UserError: the file cannot be read, or does not contain a JSON object.
     """
     found: dict[str, Any] | None = read_checkpoint(part, _read_json, part, name)
     return found
@@ -54,7 +58,7 @@ def read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None:
 def _read_config(part: TransformersPartConfig) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    # transformers raises errors of many types for a file that is no JSON object.
+    # Check this first, because transformers raises errors of many types if a file does not contain a JSON object.
     if Path(part.pretrained).is_dir():
         _read_json(part, "config.json")
     fields: dict[str, Any]
@@ -71,7 +75,7 @@ def _read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None
         if not path.exists():
             return None
     else:
-        # As transformers looks for files that a checkpoint need not have.
+        # Use the settings with which transformers looks for optional files.
         tolerant = ("gated_repo", "missing_entries", "connection_errors")
         settings = {f"_raise_exceptions_for_{name}": False for name in tolerant}
         found = cached_file(part.pretrained, name, revision=part.revision, **settings)
@@ -90,9 +94,9 @@ def _read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None
 
 
 def checkpoint_fingerprint(part: TransformersPartConfig) -> str | None:
-    """Identity of a checkpoint: its commit on the hub, or a hash of a local folder's weights.
+    """Return the identity of a checkpoint: its commit on the hub, or a hash of a local folder's weights.
 
-    None for a part with random weights.
+    The identity of a part with random weights is None.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -116,10 +120,10 @@ def checkpoint_fingerprint(part: TransformersPartConfig) -> str | None:
 
 
 def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call ``read(*args, **kwargs)`` and report every failure of a missing or damaged checkpoint in one message.
+    """Call ``read(*args, **kwargs)`` and report a missing or damaged checkpoint in one message.
 
     Raises:
-        UserError: names the part, the checkpoint and the reason.
+        UserError: the checkpoint cannot be read. The message names the part, the checkpoint and the reason.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -130,7 +134,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
             "as owner/name"
         )
     try:
-        with errors_only():  # our own checks account for every key
+        with errors_only():  # transformers' warnings about keys are not needed, because `building` checks every key
             return read(*args, **kwargs)
     except UserError:
         raise
@@ -139,7 +143,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
         ValueError,
         SafetensorError,
         StrictDataclassError,
-        # From damaged pickles, and from configs with values of other types.
+        # The errors below are caused by damaged pickles and by configs with values of wrong types.
         RuntimeError,
         EOFError,
         pickle.UnpicklingError,
@@ -150,7 +154,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
         ArithmeticError,
     ) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
-        # Of these types, the text alone may be a key or a number.
+        # The text of these errors may be only a key or a number, so add the type.
         kind = f"{type(error).__name__}: " if isinstance(error, TypeError | AttributeError | LookupError) else ""
         reason = kind + str(cause).strip().split("\n")[0].rstrip(".")
         at = f" at revision {part.revision}" if part.revision else ""

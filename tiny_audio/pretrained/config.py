@@ -77,21 +77,21 @@ class TransformersPartConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of every dropout in the part; the checkpoint's own settings are not used."""
 
-    # Families declare the field again, with a default, and keep this.
+    # Families redeclare `pretrained` with a default. This validator still applies.
     _path = field_validator("pretrained")(expand_path)
     _architecture: dict[str, Any] | None = PrivateAttr(default=None)
 
     def with_architecture(self, fields: Mapping[str, Any]) -> Self:
-        """Return a copy that knows the fields of its checkpoint's ``config.json``, for :meth:`known_fields`."""
+        """Return a copy whose :meth:`known_fields` are the fields of the checkpoint's ``config.json``."""
         known = self.model_copy()
         known._architecture = dict(fields)
         return known
 
     def known_fields(self) -> Mapping[str, Any]:
-        """The transformers config as far as it is known without reading the checkpoint.
+        """Return the fields of the transformers config that are known without reading the checkpoint.
 
-        These are the fields of :meth:`with_architecture`, the overrides of a random part, or the fields of a
-        well-known checkpoint. Fields that are missing are unknown, or have the defaults of transformers.
+        These are the fields given to :meth:`with_architecture`, the overrides of a random part, or the fields of a
+        well-known checkpoint. Missing fields are unknown, or have the defaults of transformers.
         """
         fields: Mapping[str, Any] | None = self._architecture
         if fields is None:
@@ -117,7 +117,7 @@ class TransformersPartConfig(Config):
         if self.attention == VARLEN and self.dropout:
             raise ValueError("attention: varlen has no dropout; set dropout: 0, or attention: auto")
         for target in self.lora.targets if self.lora and self.linear_layers is not None else ():
-            # A target may be a longer path: `layers.1.attention.q_proj`.
+            # A target may be a longer path, such as `layers.1.attention.q_proj`.
             if target.rpartition(".")[2] not in (self.linear_layers or ()):
                 raise ValueError(
                     f"lora.targets: {self.name} has no linear layer called {target!r}; "

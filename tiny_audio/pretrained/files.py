@@ -1,4 +1,4 @@
-"""The files of a local checkpoint: which ones hold the weights, and whether they are whole."""
+"""Check a checkpoint's config, find the weight files of a local checkpoint, and check that they are complete."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _INDEX_SUFFIX = ".index.json"
 _OTHER_FORMATS = ("gguf", "nemo", "msgpack", "h5", "pth", "pt", "ckpt", "onnx", "safetensors", "bin")
 _LFS = b"version https://git-lfs"
 _LARGEST_HEADER = 100_000_000
-"""Bytes. The safetensors library has the same limit."""
+"""Maximum size of a safetensors header in bytes, as in the safetensors library."""
 
 
 def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """The fields of the ``config.json`` of a part's checkpoint; None for ``init: random``.
+    """Return the fields of the ``config.json`` of a part's checkpoint; None for ``init: random``.
 
     Raises:
-        UserError: there is none, or the checkpoint is quantized or has an adapter beside its weights.
+        UserError: there is no usable ``config.json``, or the checkpoint is quantized or contains a PEFT adapter.
     """
     fields = published_architecture(part)
     if fields is None:
@@ -52,7 +52,7 @@ def check_weight_files(part: TransformersPartConfig) -> None:
     """Check the weight files of a checkpoint in a local folder, without reading the weights.
 
     Raises:
-        UserError: a file is missing, cut off, or not what its name says.
+        UserError: a file is missing, cut off, or not a weight file.
     """
     folder = Path(part.pretrained)
     if not folder.is_dir():
@@ -64,12 +64,12 @@ def check_weight_files(part: TransformersPartConfig) -> None:
 
 
 def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -> None:
-    """Reject a checkpoint whose config says that its weights are quantized.
+    """Reject a checkpoint with quantized weights, according to its config.
 
     Raises:
-        UserError: it does.
+        UserError: the weights are quantized.
     """
-    # MLX writes `quantization`.
+    # MLX uses the name `quantization`.
     quantized = fields.get("quantization_config") or fields.get("quantization")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
@@ -80,10 +80,10 @@ def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -
 
 
 def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
-    """The files that transformers reads, in its order of preference.
+    """Return the weight files that transformers reads. If there are several kinds, it prefers the first.
 
     Raises:
-        UserError: there are none, or one that the index names is missing.
+        UserError: there are no such files, or a file named in the index is missing.
     """
     for name in _SINGLE:
         if (folder / name).exists():
@@ -112,7 +112,7 @@ def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a file of weights, as the end of a sentence; None if it looks whole."""
+    """Describe what is wrong with a weight file, as the end of a sentence; None if the file looks complete."""
     if path.is_dir():
         return "is a folder, and a file of weights is needed"
     size = path.stat().st_size
@@ -125,7 +125,7 @@ def _problem(path: Path) -> str | None:
         if start.lstrip()[:1] == b"<":
             return "is a web page and holds no weights; download it again, and check `hf auth login` for gated models"
         if path.suffix != ".safetensors":
-            # Before torch 1.6, checkpoints were pickles without an archive, which only reading can check.
+            # Before torch 1.6, checkpoints were pickles without an archive. These can be checked only by loading them.
             if start.startswith(b"PK") and not zipfile.is_zipfile(path):
                 return f"is cut off: after {size:,} bytes, the archive has no end; download it again"
             return None

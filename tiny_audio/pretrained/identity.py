@@ -1,8 +1,8 @@
-"""The identity of a checkpoint: a commit on the hub, or a hash of everything in a local folder that shapes the model.
+"""Compute the identity of a checkpoint: a commit on the hub, or a hash of all files of a folder that affect the model.
 
-The path of a folder is not part of it, so a folder may be moved. ``generation_config.json`` is not part of it either,
-because decoding settings come from the recipe. JSON files count by their values, without the fields that only say who
-wrote them.
+The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is not part of it
+either, because decoding settings come from the recipe. JSON files are compared by their values, without fields that
+only name the program that wrote them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.runtime.files import cache_dir, write_atomically
 
 LOCAL_FOLDER = "(a local folder)"
-"""Instead of the path, in identities."""
+"""Replacement for the path of a folder in identities."""
 _WEIGHTS = ("*.safetensors", "*.bin")
-"""transformers reads the first kind that is there."""
+"""Kinds of weight files. transformers reads the first kind that exists."""
 _OTHER_FILES = (
     "config.json",
     "*.index.json",
@@ -43,13 +43,14 @@ _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 _ABOUT_THE_WRITER = ("_name_or_path", "transformers_version", "tiny_audio_version", "name_or_path")
 _DIGESTS = "file_digests.json"
 _LARGE_BYTES = 1 << 20
-"""Digests of larger files are kept in the cache folder."""
+"""Digests of files of at least this size are kept in the cache folder."""
 _FRESH_NS = 2_000_000_000
-"""A file that was changed so recently may change again within the resolution of its time stamp."""
+"""The digest of a file that was changed more recently than this is not kept, because the file could change again
+without a change of its time stamp."""
 
 
 def is_local(pretrained: str) -> bool:
-    """Whether this names a folder on this or another machine, and not a repository on the hub."""
+    """Whether ``pretrained`` is a folder on this or another machine, not a repository on the hub."""
     return (
         pretrained.startswith(("/", ".", "~", "$"))
         or "\\" in pretrained
@@ -59,7 +60,7 @@ def is_local(pretrained: str) -> bool:
 
 
 def without_path(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A part's section of an identity, with :data:`LOCAL_FOLDER` instead of a path."""
+    """Return a part's section of an identity with :data:`LOCAL_FOLDER` instead of a path."""
     pretrained = section.get("pretrained")
     if isinstance(pretrained, str) and is_local(pretrained):
         return {**section, "pretrained": LOCAL_FOLDER}
@@ -67,7 +68,7 @@ def without_path(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_identity(part: TransformersPartConfig) -> str | None:
-    """The identity of a part's checkpoint; None for a part with random weights.
+    """Return the identity of a part's checkpoint; None for a part with random weights.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -81,7 +82,7 @@ def checkpoint_identity(part: TransformersPartConfig) -> str | None:
 
 
 def folder_identity(folder: Path) -> str:
-    """SHA-256 over the weights, configs, tokenizer, templates and preprocessor settings in a folder.
+    """Compute the SHA-256 of the weights, configs, tokenizer, templates and preprocessor settings in a folder.
 
     Raises:
         OSError: a file cannot be read.
@@ -89,7 +90,7 @@ def folder_identity(folder: Path) -> str:
     digests = _Digests(cache_dir() / _DIGESTS)
     total = hashlib.sha256()
     for path in _files(folder):
-        # Of the same length for each file, so that no two lists of files give the same text.
+        # Names are hashed to a fixed length, so that different lists of files never give the same bytes.
         total.update(hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
         total.update(bytes.fromhex(digests.of(path)))
     digests.save()
@@ -107,7 +108,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 class _Digests:
-    """SHA-256 of files. Those of large files are kept on disk, by everything that changes with a file's content."""
+    """SHA-256 digests of files. Digests of large files are kept on disk, with the file's size, times and inode."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,7 +119,7 @@ class _Digests:
             self._known = {}
 
     def of(self, path: Path) -> str:
-        """The digest of a file, in hexadecimal digits."""
+        """Return the digest of a file in hexadecimal digits."""
         if path.suffix == ".json" and path.stat().st_size < _LARGE_BYTES:
             return hashlib.sha256(_values(path.read_bytes())).hexdigest()
         status = os.stat(path)
@@ -135,18 +136,18 @@ class _Digests:
         return digest
 
     def save(self) -> None:
-        """Write the digests that are new."""
+        """Write the digests to disk if there are new ones."""
         if not self._changed:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(self._known, indent=1))
-        except OSError:  # a cache folder that cannot be written costs time only
+        except OSError:  # without a writable cache folder, digests are only computed again
             return
 
 
 def _values(content: bytes) -> bytes:
-    """The values of a JSON object in a canonical form; other content as it is."""
+    """Return the values of a JSON object in a canonical form, and any other content unchanged."""
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError):

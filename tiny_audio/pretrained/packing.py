@@ -1,6 +1,6 @@
-"""Packed rows: all clips of a batch in one sequence without padding. Each clip attends only to itself.
+"""Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-No layer computes padding, and attention needs no mask. The fast kernels do not support masks.
+Layers then compute no padding, and attention needs no mask, which the fast kernels do not support.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from tiny_audio.config import UserError
 
 VARLEN = "varlen"
 PACKED = (VARLEN, "flash_attention_2")
-"""Attention implementations that read packed rows."""
+"""Attention implementations that support packed rows."""
 
 _LARGEST_HEAD = 256
 """Maximum number of channels per head that the kernel supports. The number must also be a multiple of 8."""
 _CHANGES = ("softcap", "s_aux", "position_bias")
-"""Changes of attention scores that some models request and the kernel does not support."""
+"""Arguments that change attention scores. Some models use them, but the kernel does not support them."""
 
 
 @dataclass(frozen=True)
 class Packing:
     """The real positions of a padded batch.
 
-    B rows · L positions of the longest · T real positions of all rows
+    B rows · L positions of the longest row · T real positions of all rows
     """
 
     mask: Tensor
@@ -36,33 +36,33 @@ class Packing:
     index: Tensor
     """``[T]`` int64, indices of the real positions in the flattened batch."""
     offsets: Tensor
-    """``[B + 1]`` int32, the start of each row in the packed sequence, then T."""
+    """``[B + 1]`` int32, the start of each row in the packed sequence, followed by T."""
     longest: int
-    """Real positions of the longest row."""
+    """Number of real positions of the longest row."""
 
     @classmethod
     def of(cls, mask: Tensor) -> Packing:
-        """The packing of a batch with the bool mask ``[B, L]``. Padding may be on either side."""
+        """Return the packing of a batch with the bool mask ``[B, L]``. Padding may be on either side."""
         sizes = mask.sum(1)
         offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
         return cls(mask, mask.flatten().nonzero()[:, 0], offsets, int(sizes.max()))
 
     def pack(self, values: Tensor) -> Tensor:
-        """``[B, L, ...]`` -> ``[1, T, ...]``."""
+        """Pack ``[B, L, ...]`` to ``[1, T, ...]``."""
         return values.flatten(0, 1).index_select(0, self.index)[None]
 
     def unpack(self, values: Tensor) -> Tensor:
-        """``[1, T, D]`` -> ``[B, L, D]`` with zeros in the padding."""
+        """Unpack ``[1, T, D]`` to ``[B, L, D]``, with zeros in the padding."""
         batch, size = self.mask.shape
         flat = values.new_zeros(batch * size, values.shape[2]).index_copy(0, self.index, values[0])
         return flat.view(batch, size, -1)
 
     def positions(self) -> Tensor:
-        """Position ids ``[1, T]`` int64; they restart at 0 in every row."""
+        """Return position ids ``[1, T]`` int64, which restart at 0 in every row."""
         return self.pack(self.mask.long().cumsum(1) - 1)
 
     def attention(self) -> dict[str, Any]:
-        """Keyword arguments that transformers' layers pass to the attention, named as for Flash Attention 2."""
+        """Return the keyword arguments for transformers' layers, named as for Flash Attention 2."""
         lengths = {"cu_seq_lens_q": self.offsets, "cu_seq_lens_k": self.offsets}
         return lengths | {"max_length_q": self.longest, "max_length_k": self.longest}
 
@@ -89,9 +89,10 @@ def attend(
     max_length_q: int = 0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``. Keys may have fewer heads.
+    """Implement transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``.
 
-    If no lengths are given, the rows are padded, as in generation. Then the result is that of ``attention: sdpa``.
+    Keys and values may have fewer heads. Without ``cu_seq_lens_q``, the rows are padded, as in generation, and the
+    result equals that of ``attention: sdpa``.
 
     Raises:
         UserError: the model changes its attention scores in a way that the kernel does not support.
@@ -111,7 +112,7 @@ def attend(
     assert not dropout, "the config of a part rejects dropout with varlen"
     assert causal or sliding_window is None, "no encoder that packs has windows"
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        # Autocast does not cover the kernel, and norms return full precision.
+        # Norms return full precision, and autocast does not convert the kernel's inputs.
         half = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(half), key.to(half), value.to(half)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and takes_heads(query.shape[3]):
@@ -137,11 +138,11 @@ def attend_by_kernel(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """PyTorch's build of Flash Attention 2, in half precision on a GPU: ``[T, H, D]`` -> ``[T, H, D]``."""
+    """Call PyTorch's build of Flash Attention 2, in half precision on a GPU: ``[T, H, D]`` -> ``[T, H, D]``."""
     from torch.nn.attention.varlen import varlen_attn
 
-    left = -1 if sliding_window is None else sliding_window - 1  # the position itself is not counted
-    # [T, H/g, D] -> [T, H, D]: grouped queries are not documented for the kernel
+    left = -1 if sliding_window is None else sliding_window - 1  # the kernel does not count the position itself
+    # [T, H/g, D] -> [T, H, D], because the kernel's documentation does not mention grouped queries
     shared = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(shared, 1) if shared > 1 else tensor for tensor in (key, value))
     window = (left, 0) if causal else (-1, -1)
@@ -159,7 +160,7 @@ def _attend_row_by_row(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """The same attention in any precision and on any device, with one call of SDPA for each row."""
+    """Compute the same attention in any precision and on any device, with one call of SDPA for each row."""
     sizes = offsets.diff().tolist()
     attended = []
     for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
@@ -185,9 +186,9 @@ def _attend_row_by_row(
 
 
 def _mask(**settings: Any) -> Tensor | None:
-    """transformers' mask interface: no mask for packed rows, SDPA's mask for padded ones.
+    """Implement transformers' mask interface: no mask for packed rows, SDPA's mask for padded rows.
 
-    Rows are packed if there is no padding mask and the position ids restart. transformers signals restarted ids with
+    Rows are packed if there is no padding mask and the position ids restart, which transformers signals with
     ``allow_is_causal_skip=False``.
     """
     from transformers.masking_utils import sdpa_mask

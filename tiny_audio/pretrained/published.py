@@ -9,9 +9,9 @@ from typing import Any
 
 
 def published_fields(pretrained: str, revision: str | None) -> dict[str, Any] | None:
-    """The transformers config of a checkpoint on the hub, from the table in this package. None if it is not listed.
+    """Return the transformers config of a checkpoint on the hub from this package's table; None if it is not listed.
 
-    The table describes the main branch only, because another revision may be another model.
+    The table describes only the main branch. With a ``revision``, the result is None, because it may be another model.
     """
     known = _table().get(pretrained) if revision is None else None
     return None if known is None else dict(known)
@@ -19,6 +19,6 @@ def published_fields(pretrained: str, revision: str | None) -> dict[str, Any] | 
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    """``published.json``: hub id -> the fields of its config.json that shape the model."""
+    """Read ``published.json``: hub id -> the fields of its config.json that affect the model."""
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return table

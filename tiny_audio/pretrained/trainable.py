@@ -1,4 +1,4 @@
-"""What trains in a transformers model: frozen weights, LoRA adapters, gradient checkpointing."""
+"""Prepare a transformers model for training: frozen weights, LoRA adapters, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tiny_audio.registry import did_you_mean
 
 
 def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
-    """Freeze the weights, switch gradient checkpointing on, and inject the adapters, as the part's config requires.
+    """Freeze weights, turn gradient checkpointing on, and add adapters, as the part's config requires.
 
     Call this once per build, before trained weights are loaded, because adapters add modules to the model.
-    transformers applies gradient checkpointing in training mode only.
+    transformers uses gradient checkpointing only in training mode.
 
     Raises:
         UserError: no linear layer's path ends in a LoRA target.
@@ -23,17 +23,17 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
     if part.freeze:
         model.requires_grad_(False)
     if part.gradient_checkpointing:
-        # Reentrant checkpointing needs a gradient at its input, and frozen embeddings have none.
+        # Reentrant checkpointing requires an input with a gradient, but frozen embeddings have no gradient.
         cast("Any", model).activation_checkpointing_enable({"use_reentrant": False})
     if part.lora is not None:
         inject_lora(model, part.lora)
 
 
 def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
-    """Add the adapters in place, without peft's wrapper, so that the model's own keys keep their names.
+    """Add the adapters in place, without peft's wrapper, so that the keys of the model's other weights do not change.
 
     Raises:
-        UserError: no linear layer's path ends in a target.
+        UserError: there is a target in which no linear layer's path ends.
     """
     linear = [f".{path}" for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in lora.targets:

@@ -1,1 +1,1 @@
-"""Files, devices, YAML, library noise and terminal columns. Nothing here is about speech."""
+"""General tools, not specific to speech: files, devices, YAML, retries, terminal output and messages of libraries."""

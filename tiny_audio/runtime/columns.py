@@ -1,4 +1,4 @@
-"""Tables of aligned columns for the terminal, and names that fit into one line."""
+"""Format tables of aligned columns for the terminal, and names so that they fit on one line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def on_one_line(name: str) -> str:
-    """A name, such as that of a file, with escapes for line breaks, tabs and other control characters."""
+    """Escape line breaks, tabs and other control characters in a name, such as a file name."""
     return _BREAKS.sub(lambda found: _SHORT.get(found[0], f"\\u{ord(found[0]):04x}"), name)
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:
-    """Align cells in columns without cutting any. The first ``num_texts`` columns align left, the others right."""
+    """Align cells in columns without truncation. The first ``num_texts`` columns align left, the rest right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

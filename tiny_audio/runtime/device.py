@@ -1,4 +1,4 @@
-"""The device that runs and commands use: CUDA, Apple's MPS or the CPU. Everything that depends on its kind is here."""
+"""Functions for the device that runs and commands use: CUDA, Apple's MPS or the CPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-"""What ``execution.device`` and ``--device`` allow."""
+"""Allowed values of ``execution.device`` and ``--device``."""
 
 
 def device_of(setting: str) -> torch.device:
-    """The device for a setting of :data:`DEVICES`; ``auto`` is the first available of CUDA, MPS and CPU.
+    """Return the device for one of :data:`DEVICES`; ``auto`` is the first available of CUDA, MPS and CPU.
 
     Raises:
         UserError: the setting names a GPU that this machine does not have.
@@ -34,14 +34,14 @@ def device_of(setting: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or ``cpu``."""
+    """Return the GPU's name, or ``cpu``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return "Apple GPU" if device.type == "mps" else "cpu"
 
 
 def device_bytes(device: torch.device) -> int:
-    """Memory in bytes that the device can use. An Apple GPU shares the machine's memory."""
+    """Return the size of the device's memory in bytes. An Apple GPU shares the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return machine_bytes()
@@ -56,27 +56,27 @@ def synchronize(device: torch.device) -> None:
 
 
 def empty_cache() -> None:
-    """Free GPU memory that PyTorch has reserved but does not use."""
+    """Release GPU memory that PyTorch has reserved but does not use."""
     torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
 
 
 def set_tf32(allowed: bool) -> None:
-    """Set whether CUDA GPUs may use TF32 for fp32 products and convolutions; other devices have no TF32."""
+    """Set whether CUDA GPUs may use TF32 for fp32 matrix products and convolutions. Other devices have no TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error says that a GPU ran out of memory. MPS has no exception class of its own."""
+    """Whether the error means that a GPU ran out of memory. For MPS, PyTorch has no separate exception class."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-    """Return ``run(items)``. If the GPU runs out of memory, split the items in halves until they fit.
+    """Return ``run(items)``. If the GPU runs out of memory, split the items into halves until they fit.
 
     Raises:
-        RunFailed: a single item is too large.
+        RunFailed: a single item does not fit.
     """
     try:
         return run(items)
@@ -88,7 +88,7 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
                 f"the GPU ran out of memory with a single clip: {str(error).partition(chr(10))[0]} Check with "
                 "nvidia-smi what else uses it, or take a GPU with more memory."
             ) from error
-    # Outside the handler, because the error keeps the tensors that were computed before it.
+    # This must be outside the except block, because the error holds references to the tensors computed so far.
     empty_cache()
     middle = len(items) // 2
     return in_parts_that_fit(run, items[:middle]) + in_parts_that_fit(run, items[middle:])

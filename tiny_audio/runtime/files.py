@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, listings of folders, names of files, and the cache folder."""
+"""Write files and folders atomically, list folders, find files by name, and find the cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.config import expand_path
 
 
 def cache_dir() -> Path:
-    """The folder of generated and downloaded data: ``$TINY_AUDIO_CACHE``, else in the user's cache folder."""
+    """Return the folder for generated and downloaded data: ``$TINY_AUDIO_CACHE``, or a folder in the user's cache."""
     chosen = os.environ.get("TINY_AUDIO_CACHE")
     if chosen:
         return Path(expand_path(chosen))
@@ -22,16 +22,16 @@ def cache_dir() -> Path:
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
-    """List files at any depth by their relative names (with ``/``), sorted. Follows links and skips hidden files.
+    """List files at any depth by their relative paths (with ``/``), sorted. Follow links and skip hidden files.
 
-    A folder that is reachable by several paths is listed once. It is listed under its own name if that is below
-    ``folder``, else under the first link to it.
+    If several paths lead to a folder, it is listed once: under its own name if that is below ``folder``, else under the
+    first link to it.
 
     Args:
-        wanted: whether to list a file, given its name without folders.
+        wanted: a function that decides whether to list a file, given its name without folders.
 
     Raises:
-        OSError: the folder, or one in it, cannot be read.
+        OSError: the folder or a folder in it cannot be read.
     """
     found = {}
     waiting, links = [""], list[str]()
@@ -55,10 +55,10 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.sta
 
 
 class FileNames:
-    """Finds files by name, also if the name on the disk is in another normal form of Unicode.
+    """Finds files by name, even if the name on the disk has another Unicode normal form.
 
-    macOS writes an accented letter as a letter and an accent, and most other programs write one character. Each folder
-    is listed once, since a million single checks take minutes on a network disk.
+    macOS writes an accented letter as two characters, and most other systems write it as one. Each folder is listed
+    only once, because checking a million files one by one takes minutes on a network disk.
     """
 
     def __init__(self) -> None:
@@ -66,17 +66,17 @@ class FileNames:
         self._normal: dict[str, dict[str, str]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """The path on the disk of a file; None if there is no such file.
+        """Return the path of a file, with its names as on the disk; None if there is no such file.
 
         Raises:
-            OSError: a folder exists and cannot be read.
+            OSError: a folder exists but cannot be read.
         """
         parent = self.on_disk(path.parent)
         name = self._name(parent, path.name)
         return parent / name if self._entries(str(parent)).get(name) else None
 
     def on_disk(self, path: Path) -> Path:
-        """The path of a file or folder with its names as they are on the disk; unchanged if it does not exist."""
+        """Return the path of a file or folder with its names as on the disk; unchanged if it does not exist."""
         if str(path).isascii() or path == path.parent or self._entries(str(path)):
             return path
         parent = self.on_disk(path.parent)
@@ -91,7 +91,7 @@ class FileNames:
         return self._normal[str(folder)].get(unicodedata.normalize("NFC", name), name)
 
     def _entries(self, folder: str) -> dict[str, bool]:
-        """Names in a folder, and whether each is a file. Empty if there is no such folder."""
+        """Return the names in a folder and whether each is a file; empty if there is no such folder."""
         if folder not in self._listed:
             try:
                 with os.scandir(folder) as entries:
@@ -124,13 +124,13 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def commit_folder(aside: Path, final: Path) -> None:
-    """Move a finished folder to its final name in one step, after its contents are on the disk.
+    """Flush a finished folder to the disk, then rename it to its final name.
 
-    An existing folder of that name is replaced. ``aside`` must be on the same file system.
+    An existing folder of this name is replaced. ``aside`` must be on the same file system.
     """
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)
-    # Renamed before it is deleted: a kill at any moment leaves no partial folder under the final name.
+    # The old folder is renamed before it is deleted, so that a killed process never leaves a partial folder as `final`.
     replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
@@ -141,8 +141,9 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file. A reader finds the old or the new content, never a part of it."""
-    # Another process may write the same file. The name is short, because that of the file may be as long as allowed.
+    """Replace a small file. A reader finds either the old or the new content, but never a part of it."""
+    # The process id is part of the name, because another process may write the same file. The file's own name is
+    # replaced by a hash, because it may already have the maximum length.
     aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.writing")
     try:
         aside.write_text(text, encoding="utf-8")
@@ -155,7 +156,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk. Windows cannot flush folders, and flushes files opened for writing only."""
+    """Flush a file or folder to the disk. Windows cannot flush folders, and requires write access to flush files."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Memory of the machine and of this process, on Linux, macOS and Windows."""
+"""Measure the memory of the machine and of this process on Linux, macOS and Windows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine_bytes() -> int:
-    """Physical memory of this machine."""
+    """Return the physical memory of this machine in bytes."""
     if sys.platform == "win32":
         kib = ctypes.c_ulonglong()
         ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kib))
@@ -18,7 +18,7 @@ def machine_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Peak resident memory of this process in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     if sys.platform == "win32":
         # PROCESS_MEMORY_COUNTERS: two 32-bit fields (its size, page faults), then the peak and seven more sizes.
         counters = (ctypes.c_size_t * 9)(9 * ctypes.sizeof(ctypes.c_size_t))

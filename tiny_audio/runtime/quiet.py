@@ -1,4 +1,4 @@
-"""Silence for transformers' progress bars and advice."""
+"""Turn off transformers' progress bars and warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Show only errors of transformers inside the block, then restore the caller's setting."""
+    """Show only errors of transformers inside the ``with`` block, then restore the previous setting."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -22,13 +22,13 @@ def errors_only() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Like :func:`errors_only`, and show no progress bars."""
+    """Like :func:`errors_only`, but also show no progress bars."""
     from transformers.utils import logging
 
     def without_bar(factory: Any, args: Any, kwargs: Any) -> Any:
         return factory(*args, **{**kwargs, "disable": True})
 
-    # transformers' own switch would also turn on the bars of huggingface_hub at the end.
+    # Do not use transformers' own switch, because turning bars on again would also turn on those of huggingface_hub.
     hook = logging.set_tqdm_hook(without_bar)
     try:
         with errors_only():

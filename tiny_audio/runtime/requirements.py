@@ -1,4 +1,4 @@
-"""The libraries that a model needs, and one message if torch and torchaudio do not work together."""
+"""List the libraries that a model needs, and report if torch and torchaudio do not work together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.metadata
 from tiny_audio.config import UserError
 
 AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
-"""torchaudio's binaries load only with some versions of torch, which its own requirements do not say."""
+"""Versions that work together. torchaudio loads only with some versions of torch, but does not require them."""
 REQUIREMENTS = (
     *AUDIO_PAIR,
     "transformers>=5.23,<6",
@@ -17,20 +17,20 @@ REQUIREMENTS = (
     "pydantic>=2.12",
     "soundfile>=0.13",
 )
-"""What an exported model needs. A test compares them with ``pyproject.toml``."""
+"""Requirements of an exported model. A test compares them with ``pyproject.toml``."""
 
 
 def installed_version(package: str) -> str | None:
-    """Version of an installed package; None if it is not installed."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-@functools.cache  # a second import of a broken package fails in other ways
+@functools.cache  # a second import of a broken package would raise another error
 def audio_pair_problem() -> str | None:
-    """What to install if torchaudio cannot be imported; None if it can."""
+    """Return a message with the cause and the fix if torchaudio cannot be imported, else None."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -48,7 +48,7 @@ def check_audio_pair() -> None:
     """Check that torchaudio can be imported.
 
     Raises:
-        UserError: it cannot. The message says what to install.
+        UserError: it cannot be imported. The message says what to install.
     """
     if problem := audio_pair_problem():
         raise UserError(problem)

@@ -1,4 +1,4 @@
-"""The retry policy of all network requests, and the waiting times that servers ask for."""
+"""Retry network requests, and read from responses how long servers ask to wait."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def is_transient(status: int) -> bool:
 
 
 class TransientError(Exception):
-    """A failure that may pass.
+    """A temporary failure; a retry may succeed.
 
     Args:
         reason: what failed, for logs and messages.
-        asked_wait_s: how long the server asks to wait.
-        max_retries: a lower limit for failures of this kind.
+        asked_wait_s: how long the server asks to wait; None if it does not ask.
+        max_retries: a limit for failures of this kind, used if it is lower than the policy's limit.
     """
 
     def __init__(self, reason: str, asked_wait_s: float | None = None, max_retries: int | None = None) -> None:
@@ -44,27 +44,27 @@ class TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a request is sent again, and after which waits.
+    """The number of retries and the waits before them.
 
-    A wait lasts as long as the server asks. If it does not ask, each wait is twice as long as the last, minus a random
-    part. Clients that failed together then do not retry together.
+    A wait lasts at least as long as the server asks. If it does not ask, the waits double each time, up to a maximum,
+    minus a random part. The random part prevents many clients from retrying at the same time.
     """
 
     max_retries: int
     base_wait_s: float
-    """First wait."""
+    """First wait, without the random part."""
     max_wait_s: float
-    """Longest wait if the server does not ask for one."""
+    """Longest wait if the server does not ask for a wait."""
     max_asked_wait_s: float = math.inf
     """The request fails if the server asks for a longer wait than this."""
     log_level: int = logging.INFO
     """Logging level of the message before each wait."""
 
     def call(self, attempt: Callable[[], ResultT]) -> ResultT:
-        """Return the result of ``attempt``. Call it again when it raises :class:`TransientError`.
+        """Return the result of ``attempt``, which is called again if it raises a :class:`TransientError`.
 
         Raises:
-            TransientError: the last attempt failed too.
+            TransientError: no attempt succeeded, or the server asks for too long a wait.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
@@ -86,8 +86,8 @@ class RetryPolicy:
         asked_s = _error(state).asked_wait_s
         if asked_s is None:
             return wait_s
-        # Wait at least as long as asked, plus a random time, so that clients do not retry all at once. Some servers
-        # answer 0 to every client.
+        # Wait at least as long as asked, plus a random time, so that clients do not all retry at once. Use `wait_s` if
+        # it is longer, because some servers ask every client to wait 0 s.
         return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
 
     def _log(self, state: tenacity.RetryCallState) -> None:
@@ -106,15 +106,15 @@ def _sleep(seconds: float) -> None:
 
 
 def asked_wait_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a server asks to wait; None if it does not say.
+    """Return how many seconds a server asks to wait; None if it does not ask.
 
     The headers are tried in this order: ``Retry-After-Ms``; ``Retry-After`` in seconds or as a date; ``RateLimit`` in
-    the form of the Hugging Face hub; ``X-RateLimit-Reset`` in seconds or as a time; OpenAI's
-    ``X-RateLimit-Reset-Requests`` and ``X-RateLimit-Reset-Tokens``, such as ``6m0s``, for the limits that are used up.
+    the Hugging Face hub's format; ``X-RateLimit-Reset`` in seconds or as a Unix time; OpenAI's
+    ``X-RateLimit-Reset-Requests`` and ``X-RateLimit-Reset-Tokens``, such as ``6m0s``, for exhausted limits.
 
     Args:
-        headers: by lower-case name.
-        now: seconds since 1970.
+        headers: the response's headers by lower-case name.
+        now: the current Unix time in seconds.
     """
     candidates = [
         _number(headers.get("retry-after-ms"), 1e-3),

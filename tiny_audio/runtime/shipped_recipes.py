@@ -1,4 +1,4 @@
-"""Recipes that ship with the package, by name. An installed package contains them. A clone has them in ``recipes/``."""
+"""Find the recipes that ship with the package: inside an installed package, or in ``recipes/`` of a clone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class RecipeHeader:
 
     name: str
     claim: str
-    """One line."""
+    """The first line of the comment."""
     hardware: str
 
 
 def shipped_files() -> dict[str, Path]:
-    """Paths of the recipes, and of files that they refer to, by name: ``quickstart``, ``projectors/linear``."""
+    """Return the paths of the recipes, and of the files to which they refer, by name, such as ``projectors/linear``."""
     package = Path(__file__).parents[1]
     folder = next((one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()), None)
     if folder is None:
@@ -34,17 +34,17 @@ def shipped_files() -> dict[str, Path]:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Paths of the recipes by name, without the files that recipes refer to."""
+    """Return the paths of the recipes by name, without the files in ``variants/``."""
     return {name: path for name, path in shipped_files().items() if not name.startswith("variants/")}
 
 
 def find_file(given: str, folder: Path = Path(), but: Path | None = None) -> Path:
-    """Find the file at this path, or else the shipped file with this name. The suffix can be left out.
+    """Find the file with this path, or else the shipped file with this name. The suffix may be omitted.
 
     Args:
-        given: a path or a name. If no such file exists, it is returned as a path.
-        folder: the folder that relative paths start from.
-        but: a file to skip. A recipe that says ``extends: given`` must not extend itself.
+        given: a path or a name. If there is no such file, it is returned as a path.
+        folder: the folder to which relative paths refer.
+        but: a file to skip: the recipe that contains ``extends: given``, because it must not extend itself.
     """
     for path in (folder / given, folder / f"{given}{_SUFFIX}"):
         if os.path.isfile(path) and not (but and _is_shipped(given) and os.path.samefile(path, but)):
@@ -57,13 +57,13 @@ def _is_shipped(name: str) -> bool:
 
 
 def nearest_recipes(path: Path) -> str:
-    """The end of an error message about a missing recipe: the names of the shipped recipes."""
+    """Return the end of an error message about a missing recipe, with the names of the shipped recipes."""
     name = path.stem if path.is_absolute() else path.as_posix().removeprefix("recipes/").removesuffix(_SUFFIX)
     return f"no recipe of that name ships with tiny-audio; {did_you_mean(name, shipped_recipes())}"
 
 
 def local_instead_of_shipped(given: str) -> Path | None:
-    """The local file that is taken for this name, if another file of the same name ships with the package."""
+    """Return the local file that is used for this name instead of a shipped file; None if there is no conflict."""
     found, shipped = find_file(given), shipped_files().get(given)
     if shipped is None or os.path.samefile(found, shipped):
         return None
@@ -84,7 +84,7 @@ def read_header(name: str, path: Path) -> RecipeHeader:
 
 
 def text_to_edit(name: str) -> str:
-    """The text of a recipe. It extends others by name, so that it works in every folder.
+    """Return the text of a recipe. Its ``extends`` is replaced by a name, so that the recipe works in every folder.
 
     Raises:
         UserError: no recipe of this name ships with the package.

@@ -14,7 +14,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Split into the name and the fields. Values are read as YAML, except those of the fields in ``as_written``.
+    """Split the text into the name and the fields. Values are read as YAML, except for the fields in ``as_written``.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
@@ -22,7 +22,7 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
     ('owner/model', {'revision': '1234567', 'num_beams': 2})
 
     Raises:
-        UserError: a field is not of the form key=value.
+        UserError: a field does not have the form ``key=value``.
     """
     name, colon, rest = text.partition(":")
     if not colon:
@@ -39,10 +39,10 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
 
 
 def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str) -> Any:
-    """The config of a part.
+    """Return the config of a part.
 
     Args:
-        place: its name in error messages.
+        place: the part's name in error messages.
 
     Raises:
         UserError: the name is unknown, or a field is unknown, missing or invalid.
@@ -54,7 +54,7 @@ def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str)
 
 
 def invalid_fields(error: ValidationError, config: type[BaseModel], place: str) -> UserError:
-    """The error that lists all wrong fields of a spec."""
+    """Return an error that lists all wrong fields of a spec."""
     known = config.model_fields.keys() - {"name"}
     return UserError(f"{place}: " + "; ".join(_words(one, known) for one in error.errors()))
 
@@ -69,5 +69,5 @@ def _words(one: Any, known: set[str]) -> str:
 
 
 def folder_name(text: str) -> str:
-    """Make a name for a folder from any text."""
+    """Return a folder name made from any text."""
     return re.sub(r"[^\w.=,+-]+", "-", text).strip("-.") or "unnamed"

@@ -1,4 +1,4 @@
-"""Standard streams that never end a command: any encoding, closed streams, a reader that goes away."""
+"""Prevent errors of the standard streams, whatever their encoding, even if they are closed or their reader exits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _PLAIN = {
     **dict(zip("✓✗×–—’‘“”·•−", "+xx--''\"\".*-", strict=True)),
     **dict(zip("±…→≤≥", ("+-", "...", "->", "<=", ">="), strict=True)),
 }
-"""Characters of our own output, for encodings that lack them."""
+"""Replacements for characters of this package's output in encodings that lack them."""
 
 _closed: set[str] = set()
 
 
 def prepare_streams() -> None:
-    """Replace closed streams, and write ``?`` for what an encoding lacks. Called once, before anything is printed."""
+    """Replace closed streams, and characters that the encoding lacks. Call this once, before anything is printed."""
     codecs.register_error(_ERRORS, _readable)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # Otherwise the next file that is opened gets the number, and receives what is printed.
+            # Occupy the descriptor's number. Otherwise, the next opened file gets this number and the printed output.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None and name != "stdin":
             _closed.add(name)
@@ -33,7 +33,7 @@ def prepare_streams() -> None:
         if not isinstance(stream, io.TextIOWrapper):  # such as a notebook's
             continue
         if sys.platform == "win32" and "PYTHONIOENCODING" not in os.environ:
-            stream.reconfigure(encoding="utf-8", errors=_ERRORS)  # files there get an encoding that lacks much
+            stream.reconfigure(encoding="utf-8", errors=_ERRORS)  # the default encoding there lacks many characters
         else:
             stream.reconfigure(errors=_ERRORS)
 
@@ -44,7 +44,7 @@ def stdout_is_closed() -> bool:
 
 
 def discard_unwritable_output() -> None:
-    """Discard what standard output does not take, so that Python does not try again, and complain, when it ends."""
+    """Discard buffered output that cannot be written, so that Python reports no error when it exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -52,7 +52,7 @@ def discard_unwritable_output() -> None:
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:
-    """Error handler: a plain form of our own characters, ``?`` for others."""
+    """Handle an encoding error: use the replacements in ``_PLAIN``, and ``?`` for other characters."""
     assert isinstance(error, UnicodeEncodeError)
     text = "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end])
     try:

@@ -1,6 +1,6 @@
-"""Text files from anywhere: UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
+"""Read text files in UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
 
-Windows PowerShell, Excel and some editors write such files. Every text that a user gives is read through this module.
+Windows PowerShell, Excel and some editors write such files. All text files from users are read with this module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 _MARKS = {
-    # UTF-32 first: its little-endian mark begins with that of UTF-16.
+    # UTF-32 must come first, because its little-endian mark begins with UTF-16's little-endian mark.
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -20,10 +20,10 @@ _MARKS = {
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding of a text, by its first four bytes.
+    """Return the encoding of a text, given its first four bytes.
 
-    A byte order mark decides. Without one, a zero byte next to the first character means UTF-16, since that character
-    is ASCII in every format that is read here. Everything else is UTF-8.
+    A byte order mark determines the encoding. Without a mark, the text is UTF-16 if one of the first two bytes is zero,
+    because the first character is ASCII in every format that is read here. Otherwise, it is UTF-8.
     """
     marked = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if marked is not None:
@@ -34,10 +34,10 @@ def encoding_of(head: bytes) -> str:
 
 
 def decoded(content: bytes) -> str:
-    """The text of a whole file.
+    """Decode the content of a whole file.
 
     Raises:
-        UnicodeDecodeError: it is not text in one of these encodings.
+        UnicodeDecodeError: the content is not text in one of these encodings.
     """
     return content.decode(encoding_of(content[:4]))
 
@@ -47,11 +47,11 @@ def open_text(path: Path, *, errors: str = "strict", newline: str = "\n") -> Tex
 
     Args:
         path: the file.
-        errors: what to do with bytes that are not text, as in :func:`open`.
+        errors: how to handle bytes that are not text, as in :func:`open`.
         newline: as in :func:`open`. By default, a line ends only at a line feed.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     file = path.open("rb")
     return io.TextIOWrapper(file, encoding=encoding_of(file.peek(4)[:4]), errors=errors, newline=newline)

@@ -1,4 +1,4 @@
-"""Recipe files: safe and strict YAML, ``extends``, and overrides. ``1e-4`` is a number, and ``no`` is text."""
+"""Read recipe files: strict YAML 1.2 (``1e-4`` is a number, ``no`` is text), ``extends`` and overrides."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the scalars of YAML 1.2 instead of 1.1, limits the depth, and allows neither aliases nor tags.
+    """Reads scalars as YAML 1.2 instead of 1.1, limits the depth, and rejects aliases and tags.
 
-    Aliases make it possible to write a small file that expands without limit.
+    With aliases, a small file could expand to an enormous document.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own protocol
@@ -59,7 +59,7 @@ for _tag, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as another type: ``no`` in 1.1, ``1e-4`` in 1.2."""
+    """Quotes text that would be read as another type: ``no`` in YAML 1.1, ``1e-4`` in YAML 1.2."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
@@ -70,7 +70,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        # Line breaks that only Unicode defines must be escaped, and escapes need double quotes.
+        # Unicode line breaks and byte order marks must be escaped, and escapes require double quotes.
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None)
 
 
@@ -78,18 +78,18 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def dump_yaml(document: Document) -> str:
-    """Return text that :func:`parse_mapping` reads back to an equal document, with the keys in order."""
+    """Return YAML that :func:`parse_mapping` reads back as an equal document. The order of keys is kept."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a mapping from a file, merged over the file that it ``extends``.
+    """Read a mapping from a file and merge it over the base, that is, the file that it ``extends``.
 
-    Each is a path, or the name of a recipe that ships with the package. The path in ``extends`` starts at the folder of
-    the file.
+    Each of the two files is given by a path, or by the name of a recipe that ships with the package. A path in
+    ``extends`` is relative to the folder of the file that contains it.
 
-    Mappings merge key by key. ``null`` removes what the base sets. Any other value replaces the base's. A mapping with
+    Mappings are merged key by key. ``null`` removes the base's value, and any other value replaces it. A mapping with
     the ``name`` of another part replaces the base's mapping, because parts do not share fields.
 
     Raises:
@@ -121,7 +121,7 @@ def _text(path: Path, prefix: str) -> str:
         raise UserError(f"{prefix}{path} is a folder; give the recipe file in it") from None
     except FileNotFoundError:
         raise UserError(f"{prefix}{path} does not exist, and {nearest_recipes(path)}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError is raised for a NUL in the path
         raise UserError(f"{prefix}cannot read {path}: {error}") from None
     if len(content) > MAX_BYTES:
         raise UserError(f"{prefix}{path} is larger than {MAX_BYTES // 1024} KiB; is it a recipe?")
@@ -156,7 +156,7 @@ def _parse(text: str, name: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         message = ": ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{name}{line}: {message}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two come from escapes beyond Unicode
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two are raised for escapes beyond Unicode
         raise UserError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from None
 
 
@@ -191,7 +191,7 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     try:
-        # JSON writes a character beyond 16 bits as two escapes. PyYAML does not join them.
+        # JSON writes a character beyond 16 bits as two escapes, which PyYAML does not join.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise _problem("half of a surrogate pair is not a character", node.start_mark) from None
@@ -229,7 +229,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     """Apply overrides such as ``training.steps=100``. Missing sections are created, and values are read as YAML.
 
     Raises:
-        UserError: an override has no ``=``, an empty name, or a path through a value that is not a mapping.
+        UserError: an override has another form, its value is not valid YAML, or its path leads through a value that is
+            not a mapping.
     """
     for override in overrides:
         path, value = parse_override(override)
@@ -238,10 +239,10 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """``training.steps=100`` -> the dotted path, and the value as YAML reads it.
+    """Split an override such as ``training.steps=100`` into its dotted path and its value, which is read as YAML.
 
     Raises:
-        UserError: it has another form, or the value is not valid YAML.
+        UserError: the override has another form, or its value is not valid YAML.
     """
     path, equals, text = override.partition("=")
     keys = path.split(".")
@@ -255,10 +256,10 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def set_field(document: Document, path: str, value: Any, name: str | None = None) -> Document:
-    """Return a copy with one field set. Missing mappings on its path are created.
+    """Return a copy of a document in which a field is set. Missing mappings on its path are created.
 
     Args:
-        path: dotted, such as ``training.steps``.
+        path: the dotted path of the field, such as ``training.steps``.
         name: the name of the change in error messages. None uses the path.
 
     Raises:
@@ -273,7 +274,7 @@ def _set(document: Document, keys: Sequence[str], value: Any, name: str) -> Docu
         return document | {key: value}
     below = document.get(key)
     if isinstance(below, str):
-        below = {"name": below}  # written out, `projector: conv` is {name: conv}
+        below = {"name": below}  # `projector: conv` is short for `projector: {name: conv}`
     if below is None:
         below = {}
     if not isinstance(below, dict):
