@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.models import assemble
 from tests.support.paths import ROOT
+from tests.support.tutorial import EACH_COMMAND
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.runtime.requirements import AUDIO_PAIR, audio_pair_problem
 
@@ -22,17 +23,6 @@ CAUSES = {
     "renamed": "import torch; torch.no_such_function",
     "silent": "raise ImportError",
 }
-COMMANDS = """
-import contextlib, io, json, sys
-from tiny_audio.cli import main
-results = []
-for arguments in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(arguments)
-    results.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(results))
-"""
 LOAD = """
 import json, sys
 from transformers import AutoModelForSpeechSeq2Seq
@@ -82,7 +72,7 @@ def test_a_good_pair_is_no_problem() -> None:
 def test_commands_print_one_message_and_no_traceback(tmp_path: Path) -> None:
     commands = [["--help"], ["validate", "quickstart"], ["transcribe", "model", "clip.wav"], ["run", "quickstart"]]
     commands += [["show", "quickstart"], ["export", "model", "to"], ["doctor", "quickstart"]]
-    *fast, doctor = json.loads(run(COMMANDS, json.dumps(commands), fake(tmp_path, "symbol"), ROOT))
+    *fast, doctor = json.loads(run(EACH_COMMAND, json.dumps(commands), fake(tmp_path, "symbol"), ROOT))
     for arguments, (code, out, err) in zip(commands, fast, strict=False):
         if arguments[0] in {"--help", "validate"}:
             assert (code, err) == (0, "")

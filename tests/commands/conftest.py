@@ -6,11 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.conftest import changed, tiny_recipe, write_clips, write_odd_clips
+from tests.support.models import assemble
 from tiny_audio.cli import main
+from tiny_audio.export.huggingface import export_model
+from tiny_audio.frames import SAMPLE_RATE
 
 Output = Callable[..., tuple[int, str, str]]
 """Run a command in this process: exit code, output, errors."""
@@ -41,3 +46,17 @@ def call(capsys: pytest.CaptureFixture[str]) -> Output:
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model``, ``headless`` and ``audio``, in which are two clips and a long recording."""
+    folder = tmp_path_factory.mktemp("place")
+    export_model(*assemble(), folder / "model")
+    export_model(*assemble(ctc=False), folder / "headless")
+    (folder / "audio" / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, bursts in (("a.wav", 1), ("b.flac", 1), ("deep/long.flac", 20)):
+        parts = [np.concatenate([np.zeros(SAMPLE_RATE), 0.1 * rng.standard_normal(SAMPLE_RATE)]) for _ in range(bursts)]
+        soundfile.write(folder / "audio" / name, np.concatenate(parts), SAMPLE_RATE)
+    return folder

@@ -47,7 +47,7 @@ def call(site: Path | None, *arguments: str, **environment: str) -> subprocess.C
     )
 
 
-_EACH = """
+EACH_COMMAND = """
 import contextlib, io, json, sys
 from tiny_audio.cli import main
 results = []
@@ -62,7 +62,7 @@ print(json.dumps(results))
 
 def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.CompletedProcess[str]]:
     """Run each command line in one process of its own, whose imports take longer than most commands."""
-    done = call(site, "-c", _EACH, json.dumps(commands))
+    done = call(site, "-c", EACH_COMMAND, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     results = zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True)
     return [subprocess.CompletedProcess(command, *result) for command, result in results]
