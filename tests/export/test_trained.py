@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,46 @@ def test_a_checkpoint_that_changed(tmp_path: Path, bases: dict[str, str]) -> Non
     assert not (tmp_path / "other").exists()
     shutil.rmtree(bases["decoder"])
     with pytest.raises(UserError, match=rf"smollm3: .*'{re.escape(bases['decoder'])}'"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("encoder/config.json", '"layer_norm_eps": 1e-05', '"layer_norm_eps": 1e-03'),
+        ("decoder/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-03'),
+        ("decoder/tokenizer.json", '"added_tokens"', '"added"'),
+        ("decoder/chat_template.jinja", "message", "other"),
+    ],
+)
+def test_a_base_folder_that_was_edited(
+    tmp_path: Path, bases: dict[str, str], file: str, before: str, after: str
+) -> None:
+    model, tokenizer = trained(bases)
+    (Path(bases["decoder"]) / "chat_template.jinja").write_text("{{ message }}")
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    (tmp_path / "bases" / "decoder" / "README.md").write_text("# Mine")
+    load_model(tmp_path / "model")
+    path = tmp_path / "bases" / file
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    kind = file.partition("/")[0]
+    with pytest.raises(UserError, match=rf"^{kind}: '{re.escape(bases[kind])}'"):
+        load_model(tmp_path / "model")
+
+
+def test_hashes_of_older_exports(tmp_path: Path, bases: dict[str, str]) -> None:
+    """Older exports have a hash of the weights only."""
+    model, tokenizer = trained(bases)
+    export_model(model, tokenizer, tmp_path / "model", weights="trained")
+    references = json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"]
+    for kind, reference in references.items():
+        weights = (Path(bases[kind]) / "model.safetensors").read_bytes()
+        reference["fingerprint"] = sha256(b"model.safetensors" + sha256(weights).digest()).hexdigest()
+    change_config(tmp_path / "model", base_weights=references)
+    assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model.float(), tokenizer)
+    language_model(Path(bases["decoder"]), seed=1)
+    with pytest.raises(UserError, match=rf"^decoder: '{re.escape(bases['decoder'])}'"):
         load_model(tmp_path / "model")
 
 

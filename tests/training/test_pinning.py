@@ -16,7 +16,7 @@ from tests.conftest import changed, tiny_recipe, write_clips
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
+from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,14 +63,14 @@ def recipe(folder: Path, pretrained: str, **changes: Any) -> Recipe:
 
 def test_random_weights_have_no_checkpoint() -> None:
     tiny: Any = ENCODERS.entry("hubert").config.tiny()
-    assert checkpoint_fingerprint(tiny) is None
+    assert checkpoint_identity(tiny) is None
 
 
 def test_a_folder_is_known_by_its_weights(tmp_path: Path) -> None:
     parts = [
         recipe(tmp_path, str(hubert(tmp_path / name, seed))).encoder for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
-    first, second, third = map(checkpoint_fingerprint, parts)
+    first, second, third = map(checkpoint_identity, parts)
     assert first == second != third
 
 

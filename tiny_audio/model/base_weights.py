@@ -7,6 +7,7 @@ counts as trained if it differs from the checkpoint in any bit.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -18,15 +19,15 @@ from torch import Tensor, nn
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, DecoderConfig, DecoderContext
 from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
-from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
+from tiny_audio.pretrained.identity import checkpoint_identity
 
 KINDS = ("encoder", "decoder")
 """Parts that may come from a checkpoint."""
 
 Reference = dict[str, Any]
 """A part's entry in the ``base_weights`` of ``config.json``. ``tensors`` is the number of tensors that the export
-leaves out, ``dtype`` is their type in training, and ``fingerprint`` is described in
-:func:`tiny_audio.pretrained.checkpoints.checkpoint_fingerprint`."""
+leaves out, ``dtype`` is their type in training, and ``fingerprint`` is the result of
+:func:`tiny_audio.pretrained.identity.checkpoint_identity`. In older exports it is that of :func:`_hash_of_weights`."""
 
 
 def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Reference]:
@@ -44,7 +45,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
     found: dict[str, Reference] = {}
     for kind in KINDS:
         part = _parse(kind, parts[kind])
-        fingerprint = checkpoint_fingerprint(part)
+        fingerprint = checkpoint_identity(part)
         if fingerprint is None:
             continue
         if not Path(part.pretrained).is_dir():
@@ -93,10 +94,12 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 f"the export lacks {len(names):,} tensors of the {kind}, and {reference['tensors']:,} come from "
                 f"{part.pretrained!r}, so it is incomplete; copy or export the model again"
             )
-        if Path(part.pretrained).is_dir() and checkpoint_fingerprint(part) != reference["fingerprint"]:
+        folder, recorded = Path(part.pretrained), reference["fingerprint"]
+        if folder.is_dir() and checkpoint_identity(part) != recorded and _hash_of_weights(folder) != recorded:
             raise UserError(
-                f"{kind}: {part.pretrained!r} does not contain the weights that this model was trained on; restore "
-                "that checkpoint, or export the model again with all its weights"
+                f"{kind}: {part.pretrained!r} is not the checkpoint that this model was trained on: its weights, "
+                "config, tokenizer or templates have changed; restore that checkpoint, or export the model again with "
+                "all its weights"
             )
         base = _base_tensors(kind, part)
         for name in sorted(names):
@@ -142,6 +145,16 @@ def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, T
 def without_adapters(name: str) -> str:
     """Return the name that the tensor has in a model without adapters."""
     return ".".join(step for step in name.split(".") if step != "base_layer")
+
+
+def _hash_of_weights(folder: Path) -> str:
+    """Return the identity of a folder in older exports, which depends on the weights only."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _is_same(own: Tensor, there: Tensor, dtype: torch.dtype) -> bool:

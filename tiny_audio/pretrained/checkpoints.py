@@ -1,8 +1,7 @@
-"""Read a checkpoint's config, its other JSON files and its identity. Every failure is reported in one message."""
+"""Read a checkpoint's config and its other JSON files. Every failure is reported in one message."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import zipfile
@@ -91,32 +90,6 @@ def _read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None
     if not isinstance(fields, dict):
         raise ValueError(f"{name} holds no JSON object, but a {type(fields).__name__}")
     return fields
-
-
-def checkpoint_fingerprint(part: TransformersPartConfig) -> str | None:
-    """Return the identity of a checkpoint: its commit on the hub, or a hash of a local folder's weights.
-
-    The identity of a part with random weights is None.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    if part.init == "random":
-        return None
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
-
-    folder = Path(part.pretrained)
-    if not folder.is_dir():
-        file = read_checkpoint(part, cached_file, part.pretrained, "config.json", revision=part.revision)
-        commit: str | None = extract_commit_hash(file, None)
-        return commit
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return digest.hexdigest()
 
 
 def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwargs: Any) -> Any:

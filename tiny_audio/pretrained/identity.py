@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import UserError
-from tiny_audio.pretrained.checkpoints import checkpoint_fingerprint
+from tiny_audio.pretrained.checkpoints import read_checkpoint
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.runtime.files import cache_dir, write_atomically
 
@@ -73,10 +73,18 @@ def checkpoint_identity(part: TransformersPartConfig) -> str | None:
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    if part.init == "random" or not Path(part.pretrained).is_dir():
-        return checkpoint_fingerprint(part)
+    if part.init == "random":
+        return None
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    folder = Path(part.pretrained)
+    if not folder.is_dir():
+        file = read_checkpoint(part, cached_file, part.pretrained, "config.json", revision=part.revision)
+        commit: str | None = extract_commit_hash(file, None)
+        return commit
     try:
-        return folder_identity(Path(part.pretrained))
+        return folder_identity(folder)
     except OSError as error:
         raise UserError(f"{part.name}: {part.pretrained!r} cannot be read: {error}") from error
 
