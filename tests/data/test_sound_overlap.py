@@ -17,7 +17,8 @@ from torch import Tensor
 from tests.data.test_overlap import clips
 from tests.support.paths import SHARED
 from tiny_audio.audio.fingerprint import landmarks
-from tiny_audio.data.sound_overlap import SoundIndex, find_sounds
+from tiny_audio.data import sound_overlap
+from tiny_audio.data.sound_overlap import EvaluationSounds, SoundIndex
 
 SPEECH = SHARED / "speech"
 pytestmark = pytest.mark.skipif(not SPEECH.is_dir(), reason="no recorded speech")
@@ -89,7 +90,7 @@ def test_silence_and_noise_are_no_copies(index: SoundIndex, size: int) -> None:
     assert index.copies(landmarks(torch.randn(size, generator=torch.Generator().manual_seed(2)))) == []
 
 
-def test_sets_are_compared_by_sound(speech: list[Tensor], tmp_path: Path) -> None:
+def test_sets_are_compared_by_sound(speech: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def written(name: str, waveforms: list[Tensor]) -> list[dict[str, object]]:
         (tmp_path / name).mkdir()
         rows = []
@@ -103,4 +104,10 @@ def test_sets_are_compared_by_sound(speech: list[Tensor], tmp_path: Path) -> Non
         tmp_path / "test", written("test", [speech[7], 0.5 * speech[2], speech[8], speech[4][3_000:]]), "test"
     )
     new = clips(tmp_path / "new", written("new", speech[9:]), "new")
-    assert find_sounds(training, {"test": copied, "new": new}) == {"test": {1: "train", 3: "train"}, "new": {}}
+    decoded: list[Tensor] = []
+    monkeypatch.setattr(sound_overlap, "landmarks", lambda waveform: decoded.append(waveform) or landmarks(waveform))
+    evaluation = EvaluationSounds({"test": copied, "new": new})
+    assert evaluation.copies_of(training) == {"test": {1: "train", 3: "train"}, "new": {}}
+    assert len(decoded) == 13
+    assert evaluation.copies_of(training[3:]) == {"test": {3: "train"}, "new": {}}
+    assert len(decoded) == 13 + 2, "evaluation clips are decoded once"

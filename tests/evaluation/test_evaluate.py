@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
-import shutil
 import signal
 import threading
 import time
@@ -53,6 +53,24 @@ def test_a_run_scores_as_at_its_end(call: Output, trained: Path, tmp_path: Path)
         assert scores["cost_usd"] is None
         assert scores["compared_with_training"][:2] == ["clip", "sound"]
         assert [(one["by"], one["num_shared"]) for one in scores["shared_with_training"]] == [("clip", 8)]
+
+
+def test_training_data_of_several_runs_is_compared_once(call: Output, trained: Path, tmp_path: Path) -> None:
+    runs = [trained / "run", tmp_path / "again", tmp_path / "other"]
+    for run in runs[1:]:
+        (run / "model").mkdir(parents=True)
+        for path in (trained / "run" / "model").iterdir():
+            (run / "model" / path.name).symlink_to(path)
+    recipe = (trained / "run" / "recipe.yaml").read_text()
+    (runs[1] / "recipe.yaml").write_text(recipe)
+    assert "min_duration_s: " in recipe
+    (runs[2] / "recipe.yaml").write_text(re.sub(r"min_duration_s: \S+", "min_duration_s: 1.0", recipe))
+    code, out, err = call(*runs, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "out", "--json")
+    assert code == 0, err
+    compared = "comparing with the training data of "
+    assert [line.removeprefix(compared) for line in err.splitlines() if line.startswith(compared)] == ["run", "other"]
+    shared = [scores["manifest"]["shared_with_training"][0]["num_shared"] for scores in json.loads(out).values()]
+    assert shared == [8, 8, 4]
 
 
 def test_clips_without_speech_are_scored(call: Output, trained: Path, tmp_path: Path) -> None:
@@ -364,39 +382,3 @@ def test_other_clips_do_not_compare(call: Output, server: Vendors, trained: Path
     assert code == 0
     assert "... and 2 more of manifest" in out
     assert "manifest: " in out
-
-
-# --- folders that are not what is asked for
-
-
-def test_results_of_something_else_are_not_continued(call: Output, trained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained / "run" / "model", run / "model")
-    shutil.copy(trained / "manifest.jsonl", tmp_path)
-    for clip in trained.glob("clip*"):
-        shutil.copy(clip, tmp_path)
-    arguments = [run, "--data", tmp_path / "manifest.jsonl", "--output-dir", tmp_path / "out"]
-    assert call(*arguments)[0] == 0
-    lines = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "manifest.jsonl").write_text("".join(lines[:4]))
-    code, _, err = call(*arguments)
-    assert code == 2
-    assert "has results of another data; give another --output-dir" in err
-    (tmp_path / "manifest.jsonl").write_text("".join(lines))
-    assert call(*arguments)[0] == 0
-    (run / "model" / "model.safetensors").touch()
-    code, _, err = call(*arguments)
-    assert code == 2
-    assert "has results of another target" in err
-    (tmp_path / "out/run/manifest/target.json").unlink()
-    assert "has no target.json" in call(*arguments)[2]
-
-
-def test_a_file_of_other_rows(call: Output, trained: Path, tmp_path: Path) -> None:
-    arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
-    assert call(*arguments)[0] == 0
-    path = tmp_path / "run" / "manifest" / "hypotheses.jsonl"
-    path.write_text('{"a": 1}\n' + path.read_text())
-    code, _, err = call(*arguments)
-    assert code == 2
-    assert f"{path}, line 1: not a hypothesis of an evaluation; give another --output-dir" in err

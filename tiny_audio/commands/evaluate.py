@@ -12,6 +12,7 @@ from tiny_audio.commands._output import print_json
 from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import RegistryError, RunFailed, UserError
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
+from tiny_audio.data.sound_overlap import EvaluationSounds
 from tiny_audio.evaluation.data import DataSet, read_data
 from tiny_audio.evaluation.harness import Compared, comparison_commands, evaluate_targets, evaluation_table
 from tiny_audio.evaluation.leaderboard import write_results
@@ -47,8 +48,8 @@ def evaluate(
         output_dir,
         rule,
         group_by=group_by,
-        compare=lambda target: _shared_with_training(target, sets),
-        note=lambda text: print(text, file=sys.stderr, flush=True),
+        compare=_SharedWithTraining(sets).of,
+        note=_note,
         failed=lambda label, error: errors.update({label: error}),
     )
     if max_samples is None:
@@ -67,18 +68,33 @@ def evaluate(
         raise kind("\n".join(str(error) for error in errors.values()))
 
 
-def _shared_with_training(target: Target, sets: Sequence[DataSet]) -> Compared:
-    """Return the overlap of each set with the training data of a run, or nothing if the target is not a run."""
-    recipe = _recipe_of(target)
-    if recipe is None:
-        return {}
-    try:
-        found = RunClips(load_recipe(recipe), {}, UNBOUNDED_DURATION_S).compare(
-            {data.name: data.clips for data in sets}
-        )
-    except (UserError, RegistryError):  # The training data, or the plugin that reads it, is gone.
-        return dict.fromkeys(data.name for data in sets)
-    return {name: shared.comparison for name, shared in found.items()}
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class _SharedWithTraining:
+    """Compares evaluation sets with training data. Data that several runs were trained on is compared once."""
+
+    def __init__(self, sets: Sequence[DataSet]) -> None:
+        self._evaluation = EvaluationSounds({data.name: data.clips for data in sets})
+        self._known: dict[str, Compared] = {}
+
+    def of(self, target: Target) -> Compared:
+        """Return the overlap of each set with the training data of a run, or nothing if the target is not a run."""
+        path = _recipe_of(target)
+        if path is None:
+            return {}
+        try:
+            recipe = load_recipe(path)
+            data = recipe.data.model_dump_json(exclude={"evaluation"})
+            key = f"{data} {recipe.evaluation.max_compared_h}"
+            if key not in self._known:
+                _note(f"comparing with the training data of {target.label}")
+                found = RunClips(recipe, {}, UNBOUNDED_DURATION_S).compare(self._evaluation)
+                self._known[key] = {name: shared.comparison for name, shared in found.items()}
+        except (UserError, RegistryError):  # The training data, or the plugin that reads it, is gone.
+            return dict.fromkeys(self._evaluation.sets)
+        return self._known[key]
 
 
 def _recipe_of(target: Target) -> Path | None:

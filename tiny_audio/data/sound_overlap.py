@@ -8,6 +8,7 @@ training audio.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -62,24 +63,36 @@ class SoundIndex:
         return copies
 
 
-def find_sounds(training: Sequence[Clip], evaluation: Mapping[str, Sequence[Clip]]) -> dict[str, dict[int, str]]:
-    """Find evaluation clips that sound like training clips.
+class EvaluationSounds:
+    """The sounds of evaluation sets. They are decoded once, when the first training data is compared with them.
 
-    Clips that cannot be decoded are not compared. Training and scoring leave them out as well. Clips with fewer than
-    eight landmarks, such as a clip of half a second, are not found.
-
-    Returns:
-        for each evaluation set, the indices of these clips, and the training set of each.
+    Args:
+        sets: the clips of each evaluation set, by name.
     """
-    places = [(name, index) for name, clips in evaluation.items() for index in range(len(clips))]
-    fingerprints = [found for clips in evaluation.values() for _, found in _fingerprints(clips)]
-    index = SoundIndex(fingerprints)
-    copies: dict[str, dict[int, str]] = {name: {} for name in evaluation}
-    for training_set, found in _fingerprints(training):
-        for copy in index.copies(found):
-            name, row = places[copy]
-            copies[name].setdefault(row, training_set)
-    return copies
+
+    def __init__(self, sets: Mapping[str, Sequence[Clip]]) -> None:
+        self.sets = sets
+
+    @cached_property
+    def _index(self) -> SoundIndex:
+        return SoundIndex([found for clips in self.sets.values() for _, found in _fingerprints(clips)])
+
+    def copies_of(self, training: Sequence[Clip]) -> dict[str, dict[int, str]]:
+        """Find evaluation clips that sound like training clips.
+
+        Clips that cannot be decoded are not compared. Training and scoring leave them out as well. Clips with fewer
+        than eight landmarks, such as a clip of half a second, are not found.
+
+        Returns:
+            for each evaluation set, the indices of these clips, and the training set of each.
+        """
+        places = [(name, row) for name, clips in self.sets.items() for row in range(len(clips))]
+        copies: dict[str, dict[int, str]] = {name: {} for name in self.sets}
+        for training_set, found in _fingerprints(training):
+            for copy in self._index.copies(found):
+                name, row = places[copy]
+                copies[name].setdefault(row, training_set)
+        return copies
 
 
 def _fingerprints(clips: Sequence[Clip]) -> Iterator[tuple[str, Landmarks]]:

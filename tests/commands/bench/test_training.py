@@ -70,6 +70,9 @@ def test_results_hold_every_variant_seed_and_comparison(finished: Path) -> None:
     table = results_table(results)
     assert "6 steps each, seeds 0, 1" in table
     assert "against swiglu" in table
+    (overlap,) = results["sets"]["held_out"]["shared_with_training"]
+    assert (overlap["by"], overlap["num_shared"]) == ("clip", 24)
+    assert "warning: held_out: 24 of 24 clips are also training clips" in table
     assert "control holds: the verdict on swiglu, other seeds should be 'no difference shown'" in table
 
 
@@ -82,14 +85,15 @@ def test_the_same_command_trains_nothing_twice_and_another_seed_adds(
     results = json.loads((finished / "results.json").read_text())
     again = TrainedBenchmark(plan(home, controls=True), finished, notes.append).complete()
     assert {path: path.stat().st_mtime_ns for path in (finished / "units").rglob("*")} == before
-    assert notes == ["10 of 10 units are done already"]
+    assert notes[1:] == ["10 of 10 units are done already"]
+    assert "training data" in notes[0]
     assert again["variants"] == results["variants"]
     assert again["comparisons"] == results["comparisons"]
     notes.clear()
     # Seed 2 of the baseline was trained as a control, which is the same unit.
     TrainedBenchmark(plan(home, seeds=(0, 2)), finished, notes.append).complete()
-    assert notes[0] == "4 of 6 units are done already"
-    assert [note.split(":")[0] for note in notes[1:]] == ["[1/2] conv, seed 2", "[2/2] compressed, seed 2"]
+    assert notes[1] == "4 of 6 units are done already"
+    assert [note.split(":")[0] for note in notes[2:]] == ["[1/2] conv, seed 2", "[2/2] compressed, seed 2"]
 
 
 def test_the_page_stands_alone(finished: Path) -> None:
@@ -101,6 +105,7 @@ def test_the_page_stands_alone(finished: Path) -> None:
         "compressed",
         "deaf",
         "no difference shown",
+        "24 of 24 clips are also training clips",
         "a variant that is degraded on purpose",
     ):
         assert label in page.words
@@ -151,6 +156,12 @@ def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str
 def test_the_bounds_of_evaluation_clips_are_part_of_a_unit(home: Path, tmp_path: Path) -> None:
     bench = TrainedBenchmark(plan(home), tmp_path, lambda note: None)
     assert bench._inputs["max_duration_s"] == {"held_out": ContextLimits(bench.recipe).longest_evaluation_s}
+
+
+def test_clips_that_are_also_training_clips_can_be_left_out(home: Path, tmp_path: Path) -> None:
+    bench = TrainedBenchmark(plan(home, overrides=("evaluation.exclude_shared=[clip]",)), tmp_path, lambda note: None)
+    with pytest.raises(UserError, match=r"^data\.evaluation\.held_out: all 24 clips .*exclude_shared"):
+        bench.complete()
 
 
 def test_a_variant_that_diverges_is_named(home: Path, tmp_path: Path) -> None:

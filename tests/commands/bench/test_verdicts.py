@@ -72,5 +72,5 @@ def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
     ).to_json()
     assert [control["held"] for control in blind["controls"]] == [False]
     assert "control FAILS" in results_table(
-        {**blind, "baseline": "base", "seeds": [0], "budget": {"steps": 1, "seconds": None}}
+        {**blind, "sets": {}, "baseline": "base", "seeds": [0], "budget": {"steps": 1, "seconds": None}}
     )

@@ -29,12 +29,11 @@ from tiny_audio.analysis.report._html import (
     tag,
 )
 from tiny_audio.analysis.report._svg import IntervalRow, Series, interval_plot, line_chart
-from tiny_audio.analysis.report._systems import scores_table
+from tiny_audio.analysis.report._systems import scores_table, warning_notes
 from tiny_audio.analysis.report._targets import render_targets
 from tiny_audio.analysis.report._utterances import Scored, confusion_tables, legend, utterances
 from tiny_audio.analysis.report.audio import ReadAudio, Row
 from tiny_audio.analysis.scoring import normalizer
-from tiny_audio.analysis.warnings import comparison_of, warnings_of
 from tiny_audio.runtime.yaml_file import dump_yaml
 
 __all__ = ["render_benchmark", "render_comparison", "render_report", "render_targets"]
@@ -185,16 +184,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
     ]
     return [
         scores_table(["Set"], rows, after=sizes),
-        *(
-            tag("p", tag("b", "Warning: "), f"{name}: {text}.")
-            for name, entry in evaluation.items()
-            for text in warnings_of(entry)
-        ),
-        *(
-            tag("p", f"{name}: {compared}.", class_="muted")
-            for name, entry in evaluation.items()
-            if (compared := comparison_of(entry))
-        ),
+        *warning_notes(evaluation),
         *(paired if differences else []),
         _h3("How they were scored"),
         table(stamp_head, [(*by, "; ".join(names)) for by, names in used.items()]),

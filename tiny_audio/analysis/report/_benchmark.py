@@ -22,7 +22,7 @@ from tiny_audio.analysis.report._html import (
 )
 from tiny_audio.analysis.report._scatter import Point, scatter_plot
 from tiny_audio.analysis.report._svg import IntervalRow, Series, line_chart
-from tiny_audio.analysis.report._systems import rate_plots, scores_table, verdicts
+from tiny_audio.analysis.report._systems import rate_plots, scores_table, verdicts, warning_notes
 from tiny_audio.analysis.tables import units_text
 from tiny_audio.runtime.yaml_file import dump_yaml
 
@@ -99,6 +99,7 @@ def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
     rows = [row for row in results["comparisons"] if row["set"] == name]
     return [
         tag("p", facts, "; lower is better", class_="muted"),
+        *warning_notes({name: results["sets"][name]}),
         rate_plots(
             "Word error rate, averaged over seeds",
             [

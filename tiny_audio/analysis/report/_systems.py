@@ -11,6 +11,7 @@ from tiny_audio.analysis.report._html import DASH, Markup, count, interval, labe
 from tiny_audio.analysis.report._svg import IntervalRow, interval_plot
 from tiny_audio.analysis.scoring import Alignment
 from tiny_audio.analysis.scoring.metrics import Metric, metric_columns
+from tiny_audio.analysis.warnings import comparison_of, warnings_of
 
 _MAX_COLUMNS = 300  # maximum number of word columns shown; a looping hypothesis can have thousands of words
 _MAX_TITLE = 80
@@ -47,6 +48,21 @@ def scores_table(
     columns += after
     cells = [[*first, *(column[index] for _, column in columns)] for index, (first, _) in enumerate(rows)]
     return table([*head, *(title for title, _ in columns)], cells, numbers=range(len(head), len(head) + len(columns)))
+
+
+def warning_notes(sets: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
+    """Create a paragraph for each warning about the scores of a set, and for each comparison with training data.
+
+    Args:
+        sets: scores by name of the set.
+    """
+    warnings = [
+        tag("p", tag("b", "Warning: "), f"{name}: {text}.")
+        for name, scores in sets.items()
+        for text in warnings_of(scores)
+    ]
+    compared = ((name, comparison_of(scores)) for name, scores in sets.items())
+    return warnings + [tag("p", f"{name}: {text}.", class_="muted") for name, text in compared if text]
 
 
 def metric_text(metric: Metric, value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiny_audio.analysis.comparison import Difference
-from tiny_audio.analysis.tables import differences_table, scores_table, units_text
+from tiny_audio.analysis.tables import differences_table, scores_table, units_text, warning_lines
 from tiny_audio.commands.bench.timing import PASSES
 from tiny_audio.runtime.columns import in_columns
 
@@ -50,6 +50,8 @@ def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
             scores = variant["sets"][name]
             rows.append(((*cells, f"{variant['train_s']:.0f} s"), scores | {"wer_interval": scores["interval"]}))
         yield scores_table([name, "parameters", "emb/s", "training"], rows)
+    if warnings := list(warning_lines(((name,), entry) for name, entry in results["sets"].items())):
+        yield "\n".join(warnings)
     for controls in (False, True):
         found = [row for row in results["comparisons"] if (row["control"] is not None) is controls]
         if found:

@@ -26,6 +26,7 @@ import torch
 from tiny_audio import __version__
 from tiny_audio.analysis.report import render_benchmark
 from tiny_audio.analysis.scoring import normalizer
+from tiny_audio.analysis.warnings import Comparison, state_overlap
 from tiny_audio.commands.bench.analysis import AGAIN, DEGRADED, Control, Outcome, Scoring, analyze
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.units import CachedMaterial, Material, WaveformMaterial, decode, train
@@ -199,8 +200,14 @@ class TrainedBenchmark:
         return clips
 
     @cached_property
+    def _scored(self) -> dict[str, tuple[ClipSet, Comparison | None]]:
+        """For each evaluation set, the clips that are scored, and the set's comparison with the training data."""
+        self.note("comparing the evaluation sets with the training data")
+        return {name: self._clips.scored(name) for name in self.recipe.data.evaluation}
+
+    @property
     def _evaluation_clips(self) -> dict[str, ClipSet]:
-        return {name: self._clips.evaluation(name) for name in self.recipe.data.evaluation}
+        return {name: clips for name, (clips, _) in self._scored.items()}
 
     @cached_property
     def _start(self) -> StartingPoint | None:
@@ -298,6 +305,9 @@ class TrainedBenchmark:
         settings = self.recipe.evaluation
         rule = normalizer(settings.normalizer)
         analysis = analyze(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by))
+        sets: dict[str, dict[str, Any]] = {name: {} for name in self._scored}
+        for name, (_, comparison) in self._scored.items():
+            state_overlap(sets[name], comparison)
         report = {
             "command": shlex.join(["tiny-audio", *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -313,6 +323,7 @@ class TrainedBenchmark:
             "threads": torch.get_num_threads(),
             "versions": {"tiny-audio": __version__, "torch": torch.__version__, "python": platform.python_version()},
             **analysis.to_json(),
+            "sets": sets,
             "recipe": self.recipe.model_dump(mode="json"),
         }
         # Parse the text, so that the caller gets the same types as a reader of the file.

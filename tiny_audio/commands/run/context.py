@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from tiny_audio.analysis.warnings import Comparison
 from tiny_audio.commands.run.state import RunState
-from tiny_audio.data.clips import Clip, ClipSet
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S, check_group_by, evaluation_clips
 from tiny_audio.data.overlap import Shared, find_overlaps
-from tiny_audio.data.sound_overlap import find_sounds
+from tiny_audio.data.sound_overlap import EvaluationSounds
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
-from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
+from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
 from tiny_audio.training.host import Host
 from tiny_audio.training.ledger import Overhead
 from tiny_audio.training.trainer import Callback
@@ -100,11 +104,12 @@ class RunClips:
         return find_overlaps(self.training().clips, evaluation) if evaluation else {}
 
     @cached_property
-    def shared(self) -> Mapping[str, Shared]:
+    def _shared(self) -> Mapping[str, Shared]:
         """The result of :meth:`compare` for the recipe's evaluation sets."""
-        return self.compare({name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation})
+        sets = {name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation}
+        return self.compare(EvaluationSounds(sets))
 
-    def compare(self, evaluation: Mapping[str, Sequence[Clip]]) -> Mapping[str, Shared]:
+    def compare(self, evaluation: EvaluationSounds) -> Mapping[str, Shared]:
         """Find overlaps between each set and the training clips.
 
         Sounds are compared only if there are at most ``evaluation.max_compared_h`` hours of training audio.
@@ -116,8 +121,40 @@ class RunClips:
         hours = training.duration_s / 3600
         if hours > limit_h:
             reason = f"{hours:,.0f} h of training audio are more than evaluation.max_compared_h ({limit_h:g})"
-            return find_overlaps(training.clips, evaluation, why_no_sounds=reason)
-        return find_overlaps(training.clips, evaluation, find_sounds(training.clips, evaluation))
+            return find_overlaps(training.clips, evaluation.sets, why_no_sounds=reason)
+        return find_overlaps(training.clips, evaluation.sets, evaluation.copies_of(training.clips))
+
+    def scored(self, name: str) -> tuple[ClipSet, Comparison | None]:
+        """Return the clips of one evaluation set that are scored, and the set's comparison with the training data.
+
+        Clips that share something that ``evaluation.exclude_shared`` lists are dropped. The comparison is None if the
+        training data cannot be read.
+
+        Raises:
+            UserError: see :meth:`evaluation`; or clips are to be excluded, and either the training data cannot be read
+                or no clip is left.
+        """
+        found, excluded = self.evaluation(name), self._recipe.evaluation.exclude_shared
+        try:
+            comparison, shared = self._shared[name].without(excluded)
+        except UserError as error:
+            if excluded:
+                raise UserError(
+                    f"data.evaluation.{name}: evaluation.exclude_shared needs the training data: {error}"
+                ) from error
+            return found, None
+        kept = [row for row in range(len(found.clips)) if row not in shared]
+        if not kept:
+            raise UserError(
+                f"data.evaluation.{name}: all {len(found.clips)} clips share something with the training data that "
+                "evaluation.exclude_shared lists, so none is left to score; name another set, or exclude less"
+            )
+        dropped = (
+            Dropped(found.clips[row].id, "shared_with_training", "see evaluation.exclude_shared")
+            for row in sorted(shared)
+        )
+        clips = found.clips.take(np.array(kept))
+        return replace(found, clips=clips, dropped=(*found.dropped, *dropped)), comparison
 
     def evaluation(self, name: str) -> ClipSet:
         """Return all clips of one evaluation set that the model can process.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from tiny_audio.analysis.warnings import Comparison, state_overlap
+from tiny_audio.analysis.warnings import state_overlap
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import EvaluationState
 from tiny_audio.config import UserError
@@ -81,23 +81,12 @@ class EvaluateStage:
         run, name = self._run, self._name
         overhead = self._model.overhead
         model, tokenizer = self._model.loaded
-        clips = run.clips.evaluation(name)
         run.callback.note(f"comparing {name} with the training data")
-        comparison, excluded = self._compare()
-        kept = [clip for index, clip in enumerate(clips.clips) if index not in excluded]
-        if not kept:
-            raise UserError(
-                f"data.evaluation.{name}: all {len(clips.clips)} clips share something with the training data that "
-                "evaluation.exclude_shared lists, so none is left to score; name another set, or exclude less"
-            )
-        left_out = len(clips.dropped) + len(excluded)
-        run.callback.note(f"scoring {name}: {len(kept)} utterances{f', {left_out} left out' if left_out else ''}")
+        clips, comparison = run.clips.scored(name)
+        left_out = f", {len(clips.dropped)} left out" if clips.dropped else ""
+        run.callback.note(f"scoring {name}: {len(clips.clips)} utterances{left_out}")
         with autocast(run.recipe.training.precision, model.device):
-            scores, hypotheses, dropped = score(run.recipe, model, tokenizer, kept)
-        dropped += [
-            Dropped(clips.clips[index].id, "shared_with_training", "see evaluation.exclude_shared")
-            for index in sorted(excluded)
-        ]
+            scores, hypotheses, dropped = score(run.recipe, model, tokenizer, clips.clips)
         DroppedLog(run.folder / "dropped.jsonl").add([*clips.dropped, *dropped])
         (run.folder / "evaluation").mkdir(exist_ok=True)
         write_rows(run.folder / "evaluation" / f"{name}.jsonl", hypotheses)
@@ -110,21 +99,6 @@ class EvaluateStage:
         else:
             low, high = scores["wer_interval"]
             run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
-
-    def _compare(self) -> tuple[Comparison | None, set[int]]:
-        """Return the comparison with the training data, and the indices of the clips that are not scored.
-
-        The comparison is None if the training data cannot be read.
-        """
-        excluded = self._run.recipe.evaluation.exclude_shared
-        try:
-            return self._run.clips.shared[self._name].without(excluded)
-        except UserError as error:
-            if excluded:
-                raise UserError(
-                    f"data.evaluation.{self._name}: evaluation.exclude_shared needs the training data: {error}"
-                ) from error
-            return None, set()
 
 
 def score(
