@@ -11,6 +11,8 @@ from pydantic.config import JsonDict
 
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
+LATER: JsonDict = {"identity": "unless default"}
+"""Marks a field that was added later: its default is the earlier behavior, and leaves existing identities unchanged."""
 
 
 class Config(BaseModel):
@@ -49,12 +51,14 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
     """Return the dumped config without the fields that are marked with :data:`NO_IDENTITY`.
 
     Fields that have the default None are left out, so that a new optional field does not change existing identities.
+    So are fields that are marked with :data:`LATER` and have their default.
     """
     found: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
+        marked = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         value = getattr(config, name)
-        if (isinstance(extra, dict) and extra.get("identity") is False) or (value is None and field.default is None):
+        is_later = field.default is None or marked.get("identity") == LATER["identity"]
+        if marked.get("identity") is False or (is_later and value == field.default):
             continue
         found[name] = _identity_of_value(value)
     return found

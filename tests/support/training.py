@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tests.conftest import Document
+from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tiny_audio.commands.run import Run
 from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.recipe import Recipe
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training import checkpoint
@@ -29,6 +30,7 @@ from tiny_audio.training.world import World
 
 Weights = dict[str, Tensor]
 ALONE = World()
+LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
 class RecordingCallback:
@@ -56,6 +58,25 @@ class ActingCallback(RecordingCallback):
         super().step(step, values)
         if step == self._step:
             self._act()
+
+
+def recipe_on(folder: Path) -> Document:
+    """A recipe of two steps, with a pretrained, frozen decoder with adapters."""
+    write_clips(folder, 8)
+    tiny: Any = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
+    tokenizer = build_tokenizer(tiny, ["stop now", "go on", "turn right", "left", "yes"])
+    torch.manual_seed(0)
+    decoder: Any = DECODERS.build(tiny, DecoderContext(tokenizer))
+    decoder.model.save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    settings = {"steps": 2, "warmup_steps": 0, "learning_rate": 1e-2}
+    return changed(
+        tiny_recipe(folder),
+        decoder={"name": "smollm3", "pretrained": str(folder / "lm"), "lora": LORA},
+        training=settings,
+        execution={"device": "cpu", "checkpoint_every": 1, "keep_checkpoints": 5, "log_every": 1},
+        data__evaluation={},
+    )
 
 
 def parse(document: Document) -> Recipe:

@@ -13,38 +13,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Document, changed, tiny_recipe, write_clips
-from tests.support.training import ActingCallback, RecordingCallback, exported, gather, parse, run, steps_kept
+from tests.conftest import Document, changed
+from tests.support.training import (
+    LORA,
+    ActingCallback,
+    RecordingCallback,
+    exported,
+    gather,
+    parse,
+    recipe_on,
+    run,
+    steps_kept,
+)
 from tiny_audio.cli import main
 from tiny_audio.config import Stopped, UserError
-from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.export.load import load_model
 from tiny_audio.model.base_weights import without_adapters
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
-STEPS = 2
-
-
-def recipe_on(folder: Path) -> Document:
-    """A recipe with a pretrained, frozen decoder with adapters."""
-    write_clips(folder, 8)
-    tiny: Any = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
-    tokenizer = build_tokenizer(tiny, ["stop now", "go on", "turn right", "left", "yes"])
-    torch.manual_seed(0)
-    decoder: Any = DECODERS.build(tiny, DecoderContext(tokenizer))
-    decoder.model.save_pretrained(folder / "lm")
-    tokenizer.save_pretrained(folder / "lm")
-    settings = {"steps": STEPS, "warmup_steps": 0, "learning_rate": 1e-2}
-    return changed(
-        tiny_recipe(folder),
-        decoder={"name": "smollm3", "pretrained": str(folder / "lm"), "lora": LORA},
-        training=settings,
-        execution={"device": "cpu", "checkpoint_every": 1, "keep_checkpoints": 5, "log_every": 1},
-        data__evaluation={},
-    )
 
 
 @pytest.fixture(scope="module")

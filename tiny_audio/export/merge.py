@@ -8,10 +8,6 @@ import torch
 
 from tiny_audio.model.model import TinyAudioModel
 
-_ADAPTER = "default"
-"""Name that peft gives to the only adapter."""
-
-
 @torch.no_grad()
 def merge_adapters(model: TinyAudioModel) -> int:
     """Replace every layer that has an adapter by an equivalent plain layer, and return the number of these layers.
@@ -24,7 +20,7 @@ def merge_adapters(model: TinyAudioModel) -> int:
     for name, layer in adapted:
         plain = layer.get_base_layer()
         layer.to(torch.promote_types(plain.weight.dtype, torch.float32))
-        plain.weight.data += layer.get_delta_weight(_ADAPTER)
+        layer.merge()
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, plain)
     for kind in ("encoder", "decoder"):

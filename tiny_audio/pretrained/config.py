@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from tiny_audio.config import NO_IDENTITY, Config, expand_path
+from tiny_audio.config import LATER, NO_IDENTITY, Config, expand_path
 from tiny_audio.pretrained.packing import VARLEN
 from tiny_audio.pretrained.published import published_fields
 from tiny_audio.registry import did_you_mean
@@ -33,11 +33,17 @@ class LoraConfig(Config):
     rank: PositiveInt
     """Width of the bottleneck; an adapter has rank · (inputs + outputs) parameters."""
     alpha: PositiveFloat
-    """The adapter's output is scaled by alpha / rank."""
+    """The adapter's output is scaled by alpha / rank, or by alpha / √rank with ``rslora``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of the dropout on the adapters' inputs."""
     targets: tuple[str, ...] = Field(min_length=1)
     """Names of the linear layers, such as ``q_proj``; every layer whose path ends in one is adapted."""
+    dora: bool = Field(default=False, json_schema_extra=LATER)
+    """Also train the length of each row of the adapted weights (DoRA, Liu et al. 2024, arXiv 2402.09353). This adds one
+    parameter per output. Training is slower, because each pass computes the lengths of all rows."""
+    rslora: bool = Field(default=False, json_schema_extra=LATER)
+    """Scale by alpha / √rank, so that a higher rank does not weaken the adapters (Kalajdzievski 2023, arXiv
+    2312.03732)."""
 
 
 class TransformersPartConfig(Config):

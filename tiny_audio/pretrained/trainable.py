@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from tiny_audio.config import UserError
@@ -43,6 +44,26 @@ def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
     import peft
 
     adapters = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
     )
     peft.inject_adapter_in_model(adapters, model)
+
+
+@torch.no_grad()
+def reset_magnitudes(model: nn.Module) -> None:
+    """Set the magnitudes of new DoRA adapters to the row lengths of the frozen weights, in fp32.
+
+    Then the adapters change nothing yet. peft computes the lengths when it adds the adapters. This is repeated after
+    other weights are loaded, and in fp32, because half precision would change the outputs by up to 0.4%.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for magnitude in layer.lora_magnitude_vector.values():
+                magnitude.weight.data = layer.get_base_layer().weight.float().norm(dim=1)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from tiny_audio.analysis.scoring import NormalizerName
-from tiny_audio.config import NO_IDENTITY, Config, LocalPath, identity_of
+from tiny_audio.config import LATER, NO_IDENTITY, Config, LocalPath, identity_of
 from tiny_audio.ctc import CtcConfig
 from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.order import BatchingConfig
@@ -50,7 +50,7 @@ class DataConfig(Config):
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
     contractions and removes fillers and remarks in brackets. References of the evaluation are not rewritten."""
-    keep_empty: bool = False
+    keep_empty: bool = Field(default=False, json_schema_extra=LATER)
     """Train on clips with an empty transcript, in which nobody speaks. Their target is the end token alone. A few
     percent of such clips teach a model to write nothing for silence, noise and music. Clips whose transcript becomes
     empty through ``target_text`` are kept, too. Evaluation sets always keep clips with an empty reference."""
@@ -212,8 +212,6 @@ class Recipe(Config):
         for section in ("generation", "evaluation", "execution"):
             identity.pop(section)
         identity["data"].pop("evaluation")
-        if not self.data.keep_empty:
-            identity["data"].pop("keep_empty")  # runs from before this field existed keep their identity
         return identity
 
     def evaluation_identity(self) -> dict[str, Any]:

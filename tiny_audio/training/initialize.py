@@ -55,6 +55,10 @@ class StartingPoint:
         """Whether this part's weights are taken from this model."""
         return self.wanted is None or part in self.wanted
 
+    def has_adapters(self, kind: str) -> bool:
+        """Whether the adapters of an encoder or decoder are taken from this model."""
+        return self.takes(kind) and bool((self.config.get(kind) or {}).get("lora"))
+
     def tokenizer(self) -> Any:
         """Load the tokenizer that the decoder was trained with."""
         return load_exported_tokenizer(self.folder)
@@ -153,7 +157,8 @@ class StartingPoint:
 
 def _adapters(lora: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that affect the output of adapters."""
-    return {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])}
+    variants = {name: True for name in ("dora", "rslora") if lora.get(name)}  # unknown to exports of earlier versions
+    return {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])} | variants
 
 
 @dataclass(frozen=True)
