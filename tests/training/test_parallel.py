@@ -184,7 +184,8 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, parallel: str) -> None:
     """Under frozen weights, with layers computed twice, in bf16; the export is whole, too."""
     for kind in ("encoder", "decoder"):
-        document[kind] |= {"freeze": True, "lora": LORA, "gradient_checkpointing": True}
+        lora = LORA | {"dora": kind == "decoder"}
+        document[kind] |= {"freeze": True, "lora": lora, "gradient_checkpointing": True}
     document = changed(document, training__precision="bf16", execution__parallel=parallel)
     Run(parse(document), "one", tmp_path / "one", RecordingCallback()).complete()
     first, second = complete(2, document, tmp_path / "two")
@@ -195,7 +196,7 @@ def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, paral
     assert saved is not None
     trained, exported = load_file(saved / "model.safetensors"), load_file(tmp_path / "two" / "model/model.safetensors")
     adapters = [name for name in trained if "lora" in name]
-    assert len(adapters) == 16
+    assert len(adapters) == 16 + 4, "two matrices for each layer, and magnitudes in the decoder"
     assert all(torch.equal(exported[name], trained[name]) for name in trained)
     assert min(float(trained[name].abs().max()) for name in adapters if "lora_B" in name) > 1e-4
     loaded = load_model(tmp_path / "two" / "model")[0].state_dict()

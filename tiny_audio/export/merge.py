@@ -8,6 +8,7 @@ import torch
 
 from tiny_audio.model.model import TinyAudioModel
 
+
 @torch.no_grad()
 def merge_adapters(model: TinyAudioModel) -> int:
     """Replace every layer that has an adapter by an equivalent plain layer, and return the number of these layers.
