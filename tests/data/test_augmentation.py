@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.data.tones import RATE, tone
 from tiny_audio.data.augmentation import (
     AugmentationConfig,
     SilenceConfig,
+    SimulatedReverberationConfig,
     WhiteNoiseConfig,
     augment_waveform,
     clip_seed,
@@ -188,3 +190,35 @@ def test_a_seed_decides_everything(seed: int, samples: int) -> None:
 def test_what_cannot_be_asked_for(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         AugmentationConfig(**fields)
+
+
+# --- simulated rooms
+
+
+@pytest.mark.parametrize("ratio_db", [0.0, 12.0])
+@pytest.mark.parametrize("decay_s", [0.1, 0.4])
+def test_a_simulated_room_has_the_decay_and_the_ratio_of_its_config(decay_s: float, ratio_db: float) -> None:
+    room = SimulatedReverberationConfig(
+        decay_s=(decay_s, decay_s), direct_to_reverberant_db=(ratio_db, ratio_db), probability=1.0
+    )
+    click = torch.zeros(RATE)
+    click[3000] = 0.5
+    wet = augment_waveform(AugmentationConfig(simulated_reverberation=room), click, seed=4)
+    assert wet.shape == click.shape
+    assert float(wet.pow(2).mean()) == pytest.approx(float(click.pow(2).mean()), rel=1e-4)
+    assert float(wet[:3000].abs().max()) < 1e-5
+    response = wet[3000:] / wet[3000]
+    tail = response[1 : int(decay_s * RATE)].pow(2)
+    assert -10 * math.log10(float(tail.sum())) == pytest.approx(ratio_db, abs=0.1)
+    quarters = [10 * math.log10(float(part.mean())) for part in tail.chunk(4)]
+    assert all(first - second == pytest.approx(15, abs=2) for first, second in pairwise(quarters))
+    assert float(response[int(decay_s * RATE) + 1 :].abs().max()) < 1e-5
+
+
+def test_each_clip_gets_a_room_of_its_own() -> None:
+    config = AugmentationConfig(simulated_reverberation=SimulatedReverberationConfig(probability=1.0))
+    waveform = tone(0.3)
+    rooms = [augment_waveform(config, waveform, seed) for seed in (1, 2, 1)]
+    assert torch.equal(rooms[0], rooms[2])
+    assert not torch.allclose(rooms[0], rooms[1])
+    assert torch.equal(augment_waveform(config, torch.zeros(800), 3), torch.zeros(800))

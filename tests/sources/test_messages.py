@@ -53,6 +53,15 @@ def lines(folder: Path, hub: Hub) -> Iterator[str]:
     manifest.write_text("".join(json.dumps(good | change) + "\n" for change in ({}, *bad)) + "{\n[]\n")
     yield from dropped("a row of a manifest", "manifest", path=str(manifest))
 
+    sentences = folder / "sentences.txt"
+    yield from error("no sentences", "synthetic", sentences_file=str(sentences))
+    sentences.write_bytes(
+        "open the valve\n\n$5 for café\n?!\ncaf\udce9\n".encode(errors="surrogateescape") + b"#\n" * 4
+    )
+    yield from error("unusable sentences", "synthetic", sentences_file=str(sentences))
+    sentences.write_text("open the valve\n")
+    yield from error("no sentence on a side", "synthetic", sentences_file=str(sentences), sentences="held_out")
+
     data = folder / "data"
     data.mkdir()
     yield from error("no table", "folder", path=str(data))

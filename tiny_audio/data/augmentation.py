@@ -23,6 +23,9 @@ from tiny_audio.data.sounds import sounds_in
 from tiny_audio.encoders import FeatureTransform
 from tiny_audio.frames import SAMPLE_RATE, Frames
 
+_MAX_DECAY_S = 10.0
+"""Upper bound of reverberation times. It is about that of a cathedral."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -90,14 +93,49 @@ class ReverberationConfig(WaveformAugmentation):
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """See :meth:`WaveformAugmentation.apply`. Length, loudness and the time of the direct sound stay the same."""
-        import torchaudio
-
         response = _drawn(self.folder, draw.rng)
         if response is None:
             return waveform
         arrival = int(response.abs().argmax())  # the direct sound is the loudest
-        wet = torchaudio.functional.fftconvolve(waveform, response)[arrival : arrival + len(waveform)]
-        return wet * (_loudness(waveform) / _loudness(wet)) if _loudness(wet) > 0 else waveform
+        return _reverberant(waveform, response, arrival)
+
+
+class SimulatedReverberationConfig(WaveformAugmentation):
+    """Reverberation of random rooms, without files: the direct sound, followed by noise that decays exponentially
+    (Polack's statistical model of late reverberation, see Habets 2007)."""
+
+    decay_s: tuple[PositiveFloat, PositiveFloat] = (0.1, 0.6)
+    """Lowest and highest reverberation time RT60, in which the sound decays by 60 dB. A living room has about 0.4 s."""
+    direct_to_reverberant_db: tuple[float, float] = (0.0, 15.0)
+    """Lowest and highest ratio of the energy of the direct sound to that of the reverberation. It falls with the
+    distance to the microphone."""
+    probability: float = Field(default=0.3, gt=0, le=1)
+    """Share of the clips that get reverberation."""
+
+    @field_validator("decay_s", "direct_to_reverberant_db")
+    @classmethod
+    def _check_range(cls, span: tuple[float, float]) -> tuple[float, float]:
+        return _ascending(span)
+
+    @field_validator("decay_s")
+    @classmethod
+    def _check_decay(cls, span: tuple[float, float]) -> tuple[float, float]:
+        if span[1] > _MAX_DECAY_S:
+            raise ValueError(f"must be at most {_MAX_DECAY_S:g} s, not {span[1]:g}")
+        return span
+
+    def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
+        """See :meth:`WaveformAugmentation.apply`. Length, loudness and the time of the direct sound stay the same."""
+        decay_s = draw.rng.uniform(*self.decay_s)
+        ratio_db = draw.rng.uniform(*self.direct_to_reverberant_db)
+        generator = torch.Generator().manual_seed(draw.rng.getrandbits(63))
+        length = max(2, int(decay_s * SAMPLE_RATE))
+        # The energy falls by 60 dB, so the amplitude falls by a factor of 1,000.
+        tail = torch.randn(length, generator=generator) * torch.logspace(0, -3, length)
+        tail[0] = 0.0
+        tail *= 10 ** (-ratio_db / 20) / tail.pow(2).sum().sqrt()
+        tail[0] = 1.0  # the direct sound
+        return _reverberant(waveform, tail, arrival=0)
 
 
 class AddedNoise(WaveformAugmentation, ABC):
@@ -109,9 +147,7 @@ class AddedNoise(WaveformAugmentation, ABC):
     @field_validator("snr_db")
     @classmethod
     def _check_snr(cls, snr: tuple[float, float]) -> tuple[float, float]:
-        if snr[0] > snr[1]:
-            raise ValueError(f"is a range [lowest, highest], and {snr[0]} is above {snr[1]}")
-        return snr
+        return _ascending(snr)
 
     @abstractmethod
     def noise(self, length: int, draw: Draw) -> Tensor | None:
@@ -232,6 +268,7 @@ class AugmentationConfig(Config):
     al. 2015)."""
     silence: SilenceConfig | None = None
     reverberation: ReverberationConfig | None = None
+    simulated_reverberation: SimulatedReverberationConfig | None = None
     noise: NoiseConfig | None = None
     white_noise: WhiteNoiseConfig | None = None
 
@@ -329,6 +366,20 @@ def augment_waveform(
 def _drawn(folder: str, rng: random.Random) -> Tensor | None:
     sounds = sounds_in(folder)
     return sounds.load(rng.randrange(len(sounds.names)))
+
+
+def _reverberant(waveform: Tensor, response: Tensor, arrival: int) -> Tensor:
+    """Convolve with an impulse response whose direct sound is at sample ``arrival``. Keep length and loudness."""
+    import torchaudio
+
+    wet = torchaudio.functional.fftconvolve(waveform, response)[arrival : arrival + len(waveform)]
+    return wet * (_loudness(waveform) / _loudness(wet)) if _loudness(wet) > 0 else waveform
+
+
+def _ascending(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError(f"is a range [lowest, highest], and {span[0]} is above {span[1]}")
+    return span
 
 
 def _loudness(waveform: Tensor) -> Tensor:

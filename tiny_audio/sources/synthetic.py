@@ -1,7 +1,7 @@
 """Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that is hard to record.
 
-Voices and sentences have a fixed split into a training side and a held-out side. A recipe can train on one side and
-evaluate on the other.
+The sentences come from a text file or from small grammars. Voices and sentences have a fixed split into a training side
+and a held-out side. A recipe can train on one side and evaluate on the other.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 import tiny_audio
-from tiny_audio.config import UserError
+from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
 from tiny_audio.registry import did_you_mean
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._manifest import Columns, read_manifest
 from tiny_audio.sources._shared import cache_key
 from tiny_audio.sources._synthetic.grammar import VERSION
+from tiny_audio.sources._synthetic.sentence_file import is_held_out, read_sentences, spoken
 from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _STALE_S = 24 * 3600
 _MIN_SHARE = 20
 """Minimum number of utterances per worker process. Synthesizing them takes about as long as starting a process."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
+_SENTENCES = "sentences.tsv"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
 # Not strict, because YAML has lists, not tuples. The elements are strict.
@@ -46,7 +48,7 @@ FloatRange = Annotated[tuple[float, float], Field(strict=False)]
 
 
 class SyntheticConfig(SourceConfig):
-    """Speech synthesized by espeak-ng: digits, numbers, commands, spelled names, dates."""
+    """Speech synthesized by espeak-ng: sentences of your own, or digits, numbers, commands, spelled names and dates."""
 
     name: Literal["synthetic"] = "synthetic"
     num_utterances: PositiveInt = 10_000
@@ -55,8 +57,14 @@ class SyntheticConfig(SourceConfig):
     """Seed for sentences, voices and deliveries."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
     """Kinds of sentences. Each utterance uses one of them. All are used equally often."""
-    sentences: Literal["train", "held_out"] = "train"
-    """The side of the fixed split of sentences. A tenth of all sentences is held out and never used in training."""
+    sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
+    """Text file with one sentence per line, which is spoken instead of the grammars. Each sentence is spoken once
+    before any is repeated. The transcript is the line as written. espeak-ng reads digits as cardinal numbers, so write
+    years and telephone numbers in words. Repeated lines count once. The content of the file affects the data, and its
+    path does not."""
+    sentences: Literal["train", "held_out", "all"] = "train"
+    """The side of the fixed split of sentences. About a tenth of all sentences is held out and never used in training.
+    ``all`` uses both sides, for example if another file is used for evaluation."""
     voices: Literal["train", "held_out"] | Names = "train"
     """The side of the fixed split of voices, or names of espeak-ng voice variants."""
     accents: Names = tuple(ACCENTS)
@@ -73,6 +81,15 @@ class SyntheticConfig(SourceConfig):
     """Peak level, minimum and maximum, in decibels relative to full scale."""
     noise_snr_db: FloatRange | None = None
     """Signal-to-noise ratio of added noise (white to pink), minimum and maximum. None adds no noise."""
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> SyntheticConfig:
+        if self.sentences_file is not None and self.grammars != type(self).model_fields["grammars"].default:
+            raise ValueError(
+                "grammars has no effect, because sentences_file replaces the grammars; remove one of them, or use two "
+                "sources"
+            )
+        return self
 
     @field_validator("grammars", "accents", "voices")
     @classmethod
@@ -136,9 +153,10 @@ class SyntheticSource(Source):
 
     def index(self) -> Index:
         """See :meth:`Source.index`. The first call synthesizes the utterances."""
-        folder = self.cache_dir / "synthetic" / _cache_key(self.config)
+        sentences = _sentences(self.config)
+        folder = self.cache_dir / "synthetic" / _cache_key(self.config, sentences)
         if not folder.exists():
-            _synthesize(self.config, folder, self.num_workers)
+            _synthesize(self.config, sentences, folder, self.num_workers)
         index = read_manifest(folder / "manifest.jsonl", Columns())
         if len(index.utterances) != self.config.num_utterances:
             raise UserError(
@@ -158,9 +176,26 @@ def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
     return SyntheticSource(config, context.cache_dir.absolute(), os.cpu_count() or 1)
 
 
-def _cache_key(config: SyntheticConfig) -> str:
-    identity = [config.model_dump(mode="json"), VERSION, _espeak_version()]
-    return cache_key(json.dumps(identity, sort_keys=True))
+def _sentences(config: SyntheticConfig) -> list[str] | None:
+    """Return the sentences of the file that are on the chosen side, or None if the grammars are used."""
+    if config.sentences_file is None:
+        return None
+    path = Path(config.sentences_file)
+    sentences = read_sentences(path)
+    if config.sentences == "all":
+        return sentences
+    own = [sentence for sentence in sentences if is_held_out(sentence) == (config.sentences == "held_out")]
+    if not own:
+        raise UserError(
+            f"{path}: sentences: {config.sentences} leaves none of its sentences, {len(sentences)}; set sentences: "
+            "all, or add sentences"
+        )
+    return own
+
+
+def _cache_key(config: SyntheticConfig, sentences: list[str] | None) -> str:
+    identity = [config.model_dump(mode="json", exclude={"sentences_file"}), VERSION, _espeak_version()]
+    return cache_key(json.dumps(identity if sentences is None else [*identity, sentences], sort_keys=True))
 
 
 def _espeak_version() -> str:
@@ -172,7 +207,7 @@ def _espeak_version() -> str:
         ) from error
 
 
-def _synthesize(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
+def _synthesize(config: SyntheticConfig, sentences: list[str] | None, folder: Path, num_workers: int) -> None:
     """Synthesize into a temporary folder and rename it to ``folder``, so that ``folder`` is never incomplete."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +220,9 @@ def _synthesize(config: SyntheticConfig, folder: Path, num_workers: int) -> None
     workers = min(num_workers, -(-config.num_utterances // _MIN_SHARE))
     _LOG.info("synthesizing %d utterances with espeak-ng, processes: %d", config.num_utterances, workers)
     try:
+        if sentences is not None:
+            pairs = (f"{sentence}\t{spoken(sentence)}\n" for sentence in sentences)
+            (unfinished / _SENTENCES).write_text("".join(pairs), encoding="utf-8")
         _run_workers(config, unfinished, workers)
         seconds = _merge_rows(unfinished)
         try:
@@ -200,13 +238,12 @@ def _synthesize(config: SyntheticConfig, folder: Path, num_workers: int) -> None
 
 def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> None:
     sides = {"train": TRAINING_VOICES, "held_out": HELD_OUT_VOICES}
-    settings = config.model_dump(mode="json", exclude={"name", "num_utterances", "sentences", "voices"})
+    settings = config.model_dump(mode="json", exclude={"name", "sentences_file", "voices"})
     job = settings | {
         "folder": str(folder),
-        "num_utterances": config.num_utterances,
         "num_workers": num_workers,
         "voices": sides[config.voices] if isinstance(config.voices, str) else config.voices,
-        "sentences_held_out": config.sentences == "held_out",
+        "sentence_file": None if config.sentences_file is None else _SENTENCES,
     }
     root = str(Path(tiny_audio.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
@@ -250,8 +287,8 @@ def _merge_rows(folder: Path) -> float:
     for share in folder.glob("rows-*.jsonl"):
         rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
         share.unlink()
-    for errors in folder.glob("errors-*.txt"):
-        errors.unlink()
+    for leftover in (*folder.glob("errors-*.txt"), *folder.glob(_SENTENCES)):
+        leftover.unlink()
     rows.sort(key=lambda row: str(row["audio_filepath"]))
     with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
         manifest.writelines(json.dumps(row) + "\n" for row in rows)

@@ -49,7 +49,10 @@ class Job:
     grammars: list[str]
     accents: list[str]
     voices: list[str]
-    sentences_held_out: bool
+    sentences: str
+    """``train``, ``held_out`` or ``all``. It selects the sentences of the grammars."""
+    sentence_file: str | None
+    """File in the folder that is used instead of the grammars. Each line has a label, a tab and text for espeak-ng."""
     rate_wpm: tuple[int, int]
     pitch: tuple[int, int]
     pitch_range: tuple[int, int]
@@ -58,13 +61,37 @@ class Job:
     noise_snr_db: tuple[float, float] | None
 
 
-def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
+class SentenceFile:
+    """The sentences of a file. Each is spoken once before any is repeated, in an order that depends on the seed."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        self._pairs = [line.split("\t") for line in lines]
+        self._seed, self._round, self._order = seed, -1, list(range(len(lines)))
+
+    def pair(self, index: int) -> tuple[str, str]:
+        """Return the label of utterance ``index`` and its text for espeak-ng."""
+        number, position = divmod(index, len(self._pairs))
+        if number != self._round:
+            self._round, self._order = number, list(range(len(self._pairs)))
+            random.Random(f"{self._seed}: round {number} of the sentences").shuffle(self._order)
+        label, text = self._pairs[self._order[position]]
+        return label, text
+
+
+def make(
+    job: Job, index: int, espeak: Espeak, sentences: SentenceFile | None = None
+) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
     """Return the audio at 16 kHz and the manifest row of utterance ``index``.
 
     With the same settings, text and delivery depend only on the seed and the index.
     """
     rng = random.Random(f"{job.seed}:{index}")
-    line = _line(job, rng)
+    if sentences is None:
+        line = _line(job, rng)
+        label, text = grammar.written(line), grammar.spoken(line)
+    else:
+        label, text = sentences.pair(index)
     accent, voice = rng.choice(job.accents), rng.choice(job.voices)
     delivery = Delivery(
         voice=f"{ACCENTS[accent]}+{voice}",
@@ -73,7 +100,7 @@ def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32],
         pitch_range=rng.randint(*job.pitch_range),
         word_gap_ms=rng.randint(*job.word_gap_ms),
     )
-    audio = _trimmed(_resampled(espeak.say(grammar.spoken(line), delivery)))
+    audio = _trimmed(_resampled(espeak.say(text, delivery)))
     if job.noise_snr_db is not None:
         noise_rng = np.random.default_rng([job.seed, index])
         audio = audio + _noise(audio, rng.uniform(*job.noise_snr_db), rng.uniform(0.0, 1.0), noise_rng)
@@ -81,7 +108,7 @@ def make(job: Job, index: int, espeak: Espeak) -> tuple[npt.NDArray[np.float32],
     row: dict[str, object] = {
         "audio_filepath": f"{index // _FILES_PER_FOLDER:04d}/{index:07d}.flac",
         "duration": len(audio) / SAMPLE_RATE,
-        "text": grammar.written(line),
+        "text": label,
         "speaker": f"{accent}+{voice}",
         "accent": accent,
         "voice": voice,
@@ -94,7 +121,7 @@ def _line(job: Job, rng: random.Random) -> str:
     # Several percent of a grammar's lines are held out, so 10,000 draws find a line of either side if there is one.
     for _ in range(10_000):
         line = make_line(rng)
-        if grammar.is_held_out(grammar.written(line)) == job.sentences_held_out:
+        if job.sentences == "all" or grammar.is_held_out(grammar.written(line)) == (job.sentences == "held_out"):
             return line
     raise AssertionError(f"no sentence of {job.grammars} is on the requested side of the split")
 
@@ -135,11 +162,12 @@ def _noise(
 def run(job: Job) -> None:
     """Write the job's FLAC files, and their rows as ``rows-<worker>.jsonl``."""
     folder = Path(job.folder)
+    sentences = SentenceFile(folder / job.sentence_file, job.seed) if job.sentence_file else None
     with (folder / f"rows-{job.worker}.jsonl").open("w", encoding="utf-8") as rows:
         for first in range(job.worker * GROUP, job.num_utterances, job.num_workers * GROUP):
             with Espeak() as espeak:
                 for index in range(first, min(first + GROUP, job.num_utterances)):
-                    audio, row = make(job, index, espeak)
+                    audio, row = make(job, index, espeak, sentences)
                     path = folder / str(row["audio_filepath"])
                     path.parent.mkdir(exist_ok=True)
                     soundfile.write(path, np.round(audio * 32_767).astype(np.int16), SAMPLE_RATE, subtype="PCM_16")

@@ -1,0 +1,122 @@
+"""Sentences from a text file with one sentence per line: reading, checks, the split, and the text for espeak-ng."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from tiny_audio.config import UserError
+from tiny_audio.runtime.text_files import open_text
+from tiny_audio.sources._shared import shown
+
+MAX_CHARACTERS = 500
+"""Maximum length of a sentence. At 150 words per minute, such a sentence takes 40 seconds."""
+MAX_SENTENCES = 1_000_000
+_MAX_LINE = 1_000_000
+_MAX_LISTED = 5
+"""Number of unusable lines that a message lists."""
+_PUNCTUATION = frozenset(".,;:!?'\"()-–—…’‘“”&%")
+"""Characters that espeak-ng skips or reads as one would expect. It reads "$5" as "dollar five", for example."""
+_EXPECTED = "expected a text file with one English sentence per line"
+_HELD_OUT_SHARE = 0.1
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Return the different sentences of a file, in the order of their first occurrence.
+
+    Blank lines are skipped. Spaces within a sentence become single spaces, and characters are composed (NFC).
+
+    Raises:
+        UserError: the file cannot be read, has no sentence, or has lines that espeak-ng cannot speak. The message
+            lists the first of these lines with their numbers.
+    """
+    sentences: dict[str, None] = {}
+    unusable: list[str] = []
+    for number, line in _lines(path):
+        sentence = unicodedata.normalize("NFC", " ".join(line.split()))
+        if not sentence:
+            continue
+        problem = _problem(sentence)
+        if problem is not None:
+            unusable.append(f"  line {number}: {problem}: {shown(sentence)}")
+            continue
+        sentences[sentence] = None
+        if len(sentences) > MAX_SENTENCES:
+            raise UserError(
+                f"{path} has more than {MAX_SENTENCES:,} different sentences; divide it among several sources"
+            )
+    if unusable:
+        more = len(unusable) - _MAX_LISTED
+        raise UserError(
+            "\n".join(
+                [
+                    f"{path}: lines that cannot be spoken: {len(unusable):,}",
+                    *unusable[:_MAX_LISTED],
+                    *([f"  … and {more:,} more"] if more > 0 else []),
+                    "Allowed are Latin letters, digits and punctuation; write symbols in words, and remove other lines",
+                ]
+            )
+        )
+    if not sentences:
+        raise UserError(f"{path} has no sentence; {_EXPECTED}")
+    return list(sentences)
+
+
+def is_held_out(sentence: str) -> bool:
+    """Whether a sentence is on the held-out side of the split, which has about a tenth of all sentences.
+
+    The hash depends on the letters and digits only. Sentences that differ in case or punctuation are on the same side.
+    """
+    words = " ".join(re.findall(r"\w+", sentence.casefold().replace("’", "").replace("'", "")))
+    return hashlib.sha256(f"sentence: {words}".encode()).digest()[0] < 256 * _HELD_OUT_SHARE
+
+
+def spoken(sentence: str) -> str:
+    """Return the text of a sentence for espeak-ng.
+
+    A sentence without lower-case letters is changed to lower case, because espeak-ng spells words such as "US". The
+    letter A among other single letters is given as phonemes, because espeak-ng would read it as the article.
+    """
+    words = (sentence.lower() if sentence.isupper() else sentence).split(" ")
+    single = [False, *(len(word) == 1 and word.isalpha() for word in words), False]
+    return " ".join(
+        "[['eI]]" if word in ("a", "A") and (single[index] or single[index + 2]) else word
+        for index, word in enumerate(words)
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines with their numbers. A very long line is read in several parts."""
+    try:
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+            raise UserError(f"sentences_file: {path} {found}; {_EXPECTED}")
+        with open_text(path, errors="surrogateescape") as file:
+            number = 0
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                yield number, line
+    except OSError as error:
+        raise UserError(f"sentences_file: {path} cannot be read: {error}") from error
+
+
+def _problem(sentence: str) -> str | None:
+    """Return why espeak-ng cannot speak a sentence, or None."""
+    if len(sentence) > MAX_CHARACTERS:
+        return f"{len(sentence):,} characters, and the limit is {MAX_CHARACTERS}"
+    strange = next((character for character in sentence if not _is_allowed(character)), None)
+    if strange is not None:
+        is_text = not 0xD800 <= ord(strange) <= 0xDFFF
+        return f"the character {strange!r}" if is_text else f"the byte {ord(strange) & 0xFF:#x}, which is not UTF-8"
+    if not any(character.isalnum() for character in sentence):
+        return "no letter or digit"
+    return None
+
+
+def _is_allowed(character: str) -> bool:
+    # The first character of the decomposed form is the letter without its accent.
+    letter = unicodedata.normalize("NFD", character)[0]
+    return character == " " or character in _PUNCTUATION or (letter.isascii() and letter.isalnum())
