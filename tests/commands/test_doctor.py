@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import Output
-from tests.conftest import (
-    manifest_row,
-)
+from tests.conftest import manifest_row
+from tests.support.hub_cache import COMMIT, repository_in, use_cache
+from tests.support.part_checkpoints import hubert
 
 WHAT = (
     *("tiny-audio", "Python", "packages", "CPU", "GPU", "libsndfile", "FFmpeg", "Flash Attention 2", "espeak-ng"),
@@ -98,6 +100,42 @@ def test_doctor_finds_what_is_wrong(call: Output, trained: Path, tmp_path: Path)
     missing = call("doctor", trained / "recipe.yaml", "data.train.clips.path=/nowhere.jsonl")
     assert "✗ data.train.clips: " in missing[1]
     assert "/nowhere.jsonl" in missing[1]
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of ``somebody/hubert``, with two files of weights, in the hub's cache."""
+    snapshot = repository_in(tmp_path / "hub", "somebody/hubert") / "snapshots" / COMMIT
+    hubert(snapshot).save_pretrained(snapshot, max_shard_size="100KB")
+    (snapshot / "model.safetensors").unlink(missing_ok=True)
+    use_cache(monkeypatch, tmp_path / "hub")
+    return snapshot
+
+
+def not_finite(path: Path) -> None:
+    save_file({name: tensor / 0 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "expected"),
+    [
+        (lambda path: None, 0, "✓ encoder: somebody/hubert can be read, and its 0.0 million parameters are whole (hub"),
+        (Path.unlink, 0, "✓ encoder: somebody/hubert can be read; its weights are not checked, because they are not d"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), 2, "✗ encoder: hubert: PATH is cut off: "),
+        (lambda path: path.write_text("<html>"), 2, "✗ encoder: hubert: PATH is a web page "),
+        (not_finite, 2, "✗ encoder: hubert: "),
+    ],
+    ids=["whole", "not downloaded", "cut off", "web page", "not finite"],
+)
+def test_doctor_checks_weights_in_the_hubs_cache(
+    call: Output, trained: Path, cached: Path, change: Callable[[Path], object], code: int, expected: str
+) -> None:
+    weights = sorted(cached.glob("*.safetensors"))
+    assert len(weights) > 1
+    change(weights[-1])
+    section = "encoder={name: hubert, pretrained: somebody/hubert, freeze: true}"
+    found, out, err = call("doctor", trained / "recipe.yaml", section)
+    assert (found, expected.replace("PATH", str(weights[-1])) in out) == (code, True), out + err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

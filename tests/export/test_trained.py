@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.encoder_checkpoints import original
+from tests.support.hub_cache import COMMIT, repository_in, use_cache
 from tests.support.models import GREEDY, TRANSCRIPTS, assemble, change_config, losses, outputs
 from tests.support.remote_code import offline, only, run
 from tiny_audio.cli import main
@@ -28,7 +29,6 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
@@ -144,19 +144,11 @@ def test_a_loaded_model_is_complete_and_saved_as_such(tmp_path: Path, bases: dic
 
 def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The branch moves on in the local cache of the hub."""
-    from huggingface_hub import constants
-
     cache = tmp_path / "hub"
-    names = {}
+    names = {kind: f"somebody/{kind}" for kind in bases}
     for kind, folder in bases.items():
-        repository = cache / f"models--somebody--{kind}"
-        shutil.copytree(folder, repository / "snapshots" / COMMIT)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(COMMIT)
-        names[kind] = f"somebody/{kind}"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+        shutil.copytree(folder, repository_in(cache, names[kind]) / "snapshots" / COMMIT)
+    use_cache(monkeypatch, cache)
     model, tokenizer = trained(names)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -13,13 +13,13 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from tests.conftest import changed, tiny_recipe, write_clips
+from tests.support.hub_cache import COMMIT, repository_in, use_cache
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "somebody/hubert-tiny"
 
 
@@ -41,15 +41,9 @@ def hubert(folder: Path, seed: int = 0) -> Path:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a download leaves behind: the hub's cache with one repository, whose main branch is at COMMIT."""
-    from huggingface_hub import constants
-
-    repository = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    repository = repository_in(tmp_path / "hub", REPOSITORY)
     hubert(repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    use_cache(monkeypatch, tmp_path / "hub")
     return repository
 
 

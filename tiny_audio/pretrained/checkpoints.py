@@ -54,6 +54,17 @@ def read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None:
     return found
 
 
+def config_file(part: TransformersPartConfig) -> Path:
+    """Return the path of the checkpoint's ``config.json``. It is downloaded to the hub's cache if needed.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    return Path(read_checkpoint(part, cached_file, part.pretrained, "config.json", revision=part.revision))
+
+
 def _read_config(part: TransformersPartConfig) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 

@@ -1,16 +1,17 @@
-"""Check a checkpoint's config, find the weight files of a local checkpoint, and check that they are complete."""
+"""Check a checkpoint's config, find its weight files on this machine, and check that they are complete."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tiny_audio.config import UserError
-from tiny_audio.pretrained.checkpoints import published_architecture, read_json
+from tiny_audio.pretrained.checkpoints import config_file, published_architecture, read_json
 from tiny_audio.pretrained.config import TransformersPartConfig
 
+_Part = TypeVar("_Part", bound=TransformersPartConfig)
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"
 _OTHER_FORMATS = ("gguf", "nemo", "msgpack", "h5", "pth", "pt", "ckpt", "onnx", "safetensors", "bin")
@@ -48,19 +49,54 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
     return fields
 
 
+def on_disk(part: _Part) -> _Part | None:
+    """Return the part with the folder that has its weights: its local folder, or a snapshot in the hub's cache.
+
+    Returns:
+        None if the hub's cache does not have all files of the weights.
+
+    Raises:
+        UserError: the checkpoint's config cannot be read, or the index of its weights is damaged.
+    """
+    if Path(part.pretrained).is_dir():
+        return part
+    folder = config_file(part).parent
+    files = _weight_files(part, folder)
+    if not files or not all(path.exists() for path in files):
+        return None
+    return part.model_copy(update={"pretrained": str(folder), "revision": None})
+
+
 def check_weight_files(part: TransformersPartConfig) -> None:
-    """Check the weight files of a checkpoint in a local folder, without reading the weights.
+    """Check the weight files of a checkpoint on this machine, without reading the weights.
 
     Raises:
         UserError: a file is missing, cut off, or not a weight file.
     """
-    folder = Path(part.pretrained)
-    if not folder.is_dir():
+    local = on_disk(part)
+    if local is None:
         return
-    for path in _weight_files(part, folder):
+    folder = Path(local.pretrained)
+    files = _weight_files(part, folder)
+    if not files:
+        others = sorted(path.name for end in _OTHER_FORMATS for path in folder.glob(f"*.{end}"))
+        held = f"It holds {', '.join(others[:3])}{', …' if len(others) > 3 else ''}. " if others else ""
+        raise UserError(
+            f"{part.name}: {folder} holds no weights that transformers reads, that is, no model.safetensors and no "
+            f"pytorch_model.bin. {held}Download the whole checkpoint, or convert it to the format of transformers"
+        )
+    missing = [path.name for path in files if not path.exists()]
+    if missing:
+        raise UserError(
+            f"{part.name}: {folder} lacks {len(missing)} of the {len(files)} files that its index of weights names: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; download the missing ones"
+        )
+    for path in files:
         problem = _problem(path)
         if problem is not None:
-            raise UserError(f"{part.name}: {path} {problem}")
+            # The hub's client takes a file in its cache for whole, so it does not download it again.
+            advice = "" if local is part else ". It is in the hub's cache: delete it first"
+            raise UserError(f"{part.name}: {path} {problem}{advice}")
 
 
 def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -> None:
@@ -82,8 +118,10 @@ def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -
 def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
     """Return the weight files that transformers reads. If there are several kinds, it prefers the first.
 
+    Files that an index names may be missing.
+
     Raises:
-        UserError: there are no such files, or a file named in the index is missing.
+        UserError: an index is damaged.
     """
     for name in _SINGLE:
         if (folder / name).exists():
@@ -96,19 +134,8 @@ def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
                 raise UserError(
                     f"{part.name}: {index} is damaged ({type(error).__name__}: {error}); download it again"
                 ) from error
-            missing = [shard for shard in shards if not (folder / shard).exists()]
-            if missing:
-                raise UserError(
-                    f"{part.name}: {folder} lacks {len(missing)} of the {len(shards)} files that {index.name} names: "
-                    f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; download the missing ones"
-                )
             return [folder / shard for shard in shards]
-    others = sorted(path.name for end in _OTHER_FORMATS for path in folder.glob(f"*.{end}"))
-    held = f"It holds {', '.join(others[:3])}{', …' if len(others) > 3 else ''}. " if others else ""
-    raise UserError(
-        f"{part.name}: {folder} holds no weights that transformers reads, that is, no model.safetensors and no "
-        f"pytorch_model.bin. {held}Download the whole checkpoint, or convert it to the format of transformers"
-    )
+    return []
 
 
 def _problem(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import UserError
-from tiny_audio.pretrained.checkpoints import read_checkpoint
+from tiny_audio.pretrained.checkpoints import config_file
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.runtime.files import cache_dir, write_atomically
 
@@ -75,13 +75,11 @@ def checkpoint_identity(part: TransformersPartConfig) -> str | None:
     """
     if part.init == "random":
         return None
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
-
     folder = Path(part.pretrained)
     if not folder.is_dir():
-        file = read_checkpoint(part, cached_file, part.pretrained, "config.json", revision=part.revision)
-        commit: str | None = extract_commit_hash(file, None)
+        from transformers.utils.hub import extract_commit_hash
+
+        commit: str | None = extract_commit_hash(str(config_file(part)), None)
         return commit
     try:
         return folder_identity(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from tiny_audio.commands.doctor.finding import Finding
@@ -12,6 +11,7 @@ from tiny_audio.decoders import DECODERS, DecoderConfig, DecoderContext, load_to
 from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
 from tiny_audio.model.prompt import AUDIO, build_prompt
 from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.pretrained.files import on_disk
 from tiny_audio.recipe import Recipe
 from tiny_audio.recipe.limits import ContextLimits, limit_errors
 from tiny_audio.training.real_checkpoints import fitting_prompt, read_part
@@ -36,13 +36,15 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
         return part
     try:
         known = read_part(part)
-        detail = f"{part.pretrained} can be read"
-        if Path(part.pretrained).is_dir():  # a checkpoint on the hub may have gigabytes to download
-            detail += f", and its {_num_parameters(part) / 1e6:,.1f} million parameters are whole"
+        local = on_disk(part)
+        if local is None:  # there may be gigabytes to download
+            detail = "can be read; its weights are not checked, because they are not downloaded yet"
+        else:
+            detail = f"can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are whole"
     except UserError as error:
         yield Finding(kind, str(error), True)
         return part
-    yield Finding(kind, f"{detail} ({part.name})")
+    yield Finding(kind, f"{part.pretrained} {detail} ({part.name})")
     return known
 
 
