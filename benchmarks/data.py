@@ -62,8 +62,8 @@ from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.decoders import DECODERS, build_tokenizer
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.runtime.memory import peak_resident_bytes
 from tiny_audio.sources import SOURCES, SourceContext
-from tiny_audio.training.host import peak_resident_bytes
 
 DECODING_SHARE, PLAN_S, PLAN_GIB = 0.7, 60.0, 4.0
 WORKERS = 2

@@ -215,17 +215,17 @@ def build(recipe: Any, device: str) -> Any:
     from tiny_audio.model.config import TinyAudioConfig
     from tiny_audio.model.model import TinyAudioModel
     from tiny_audio.model.parts import build_parts
-    from tiny_audio.pretrained.published import architecture
+    from tiny_audio.pretrained.checkpoints import known_architecture
 
     trained = recipe.decoder.tokenizer
-    known = architecture(recipe.decoder) or {"vocab_size": trained and trained.vocab_size}
+    known = known_architecture(recipe.decoder) or {"vocab_size": trained and trained.vocab_size}
     tokenizer = StandInTokenizer(known["vocab_size"], 2.0 if trained else 4.5)
     characters = [chr(97 + number) for number in range(28)]
     with torch.device(device):
         parts = build_parts(
             *(recipe.encoder, recipe.projector, recipe.decoder, tokenizer),
-            encoder_architecture=architecture(recipe.encoder),
-            decoder_architecture=architecture(recipe.decoder),
+            encoder_architecture=known_architecture(recipe.encoder),
+            decoder_architecture=known_architecture(recipe.decoder),
             embedding_rms=1.0,
         )
         config = TinyAudioConfig(
