@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import changed, tiny_recipe
 from tests.support.hub_server import Hub, Repo, running_hub, use_hub
 from tests.support.parquet_shards import GIGASPEECH, gigaspeech_row, parquet_bytes
+from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import UserError
 from tiny_audio.data.text import TargetText, TargetTextConfig
+from tiny_audio.recipe import Recipe
 from tiny_audio.sources import SOURCES, Source, SourceContext
 
 NAME = "speechcolab/gigaspeech"
@@ -75,6 +79,41 @@ def test_segments_without_speech_and_without_end_are_left_out(hub: Hub, tmp_path
     assert details[0].startswith("0: 'text' is <SIL>: ")
     assert details[4] == "5: 'end_time' less 'begin_time' must be a finite number of seconds above 0, not 0.0"
     assert details[5].endswith("not nan")
+
+
+def test_segments_without_speech_are_trained_on(hub: Hub, tmp_path: Path) -> None:
+    rows = [gigaspeech_row(number) for number in range(6)]
+    for row, text in zip(rows, ("<SIL>", "YES", " <MUSIC> ", "<NOISE> YES", None), strict=False):
+        row["text"] = text
+    hub.repos[NAME].files["xs/train-00000-of-00001.parquet"] = parquet_bytes(rows, GIGASPEECH)
+    build(tmp_path).index()
+    config = SOURCES.parse({"name": "gigaspeech", "config": "xs"})
+    mix = SOURCES.parse({"name": "mix", "sources": {"wild": {"source": {"name": "gigaspeech", "config": "xs"}}}})
+    for given in (config, mix):
+        index = SOURCES.build(given, SourceContext(tmp_path, keep_empty=True)).index()
+        assert [utterance.text for utterance in index.utterances][:4] == ["", "YES", "", "<NOISE> YES"]
+        assert index.without_text().tolist() == [True, False, True, False, False]
+        assert [drop.reason for drop in index.dropped] == ["text_missing"]
+    kept, dropped = (SourceContext(tmp_path, keep_empty=keep) for keep in (True, False))
+    assert SOURCES.build(config, kept).index().fingerprint != SOURCES.build(config, dropped).index().fingerprint
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_recipe_decides_for_training_only(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    rows = [gigaspeech_row(number) | ({"text": "<OTHER>"} if number < 2 else {}) for number in range(5)]
+    for split in ("xs/train", "dev/validation"):
+        hub.repos[NAME].files[f"{split}-00000-of-00001.parquet"] = parquet_bytes(rows, GIGASPEECH)
+    document = changed(tiny_recipe(tmp_path), data__keep_empty=keep)
+    document["data"]["train"] = {"wild": {"name": "gigaspeech", "config": "xs"}}
+    document["data"]["evaluation"] = {"dev": {"name": "gigaspeech", "split": "dev"}}
+    clips = RunClips(Recipe.model_validate_json(json.dumps(document)), {}, 60.0)
+    assert [clip.utterance.text == "" for clip in clips.training().clips] == [True] * 2 * keep + [False] * 3
+    assert [drop.reason for drop in clips.training().dropped] == ["no_speech"] * 2 * (not keep)
+    assert len(clips.evaluation("dev").clips) == 3
+    assert [drop.reason for drop in clips.evaluation("dev").dropped] == ["no_speech"] * 2
 
 
 def test_without_a_token_the_message_names_the_terms(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ class DataConfig(Config):
     keep_empty: bool = Field(default=False, json_schema_extra=LATER)
     """Train on clips with an empty transcript, in which nobody speaks. Their target is the end token alone. A few
     percent of such clips teach a model to write nothing for silence, noise and music. Clips whose transcript becomes
-    empty through ``target_text`` are kept, too. Evaluation sets always keep clips with an empty reference."""
+    empty through ``target_text`` are kept, too, and so are GigaSpeech's segments of silence, music and noise.
+    Evaluation sets always keep clips with an empty reference."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
     """Stop if a larger share of the training clips is unusable. Clips that are too short or too long do not count."""
 

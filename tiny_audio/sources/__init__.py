@@ -150,6 +150,9 @@ class SourceContext:
     commits: dict[str, str] = field(default_factory=dict)
     """Commits of branches on the hub. A source uses the given commits and adds each commit that it looks up. A run
     stores the commits. It then sees the same data even if the cache folder is deleted and a branch has moved on."""
+    keep_empty: bool = False
+    """Whether these clips are trained on, with ``data.keep_empty``. If so, clips that the corpus marks as clips without
+    speech have an empty transcript. If not, a source drops them, because they are not scored either."""
 
 
 class Source(ABC):

@@ -61,7 +61,7 @@ class Columns:
     begin: str | None = None
     """Column with the start time of a clip. If it is set, ``duration`` is the column with the end time."""
     silence: tuple[str, ...] = ()
-    """Texts that mark a clip without speech."""
+    """Texts that mark a clip without speech. Such clips are dropped, or have an empty transcript."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:

@@ -29,7 +29,13 @@ class BrokenShardError(UserError):
 
 
 def index_shard(
-    file: pq.ParquetFile, shard: str, shard_index: int, columns: Columns, audio: Callable[[int], pa.ChunkedArray]
+    file: pq.ParquetFile,
+    shard: str,
+    shard_index: int,
+    columns: Columns,
+    audio: Callable[[int], pa.ChunkedArray],
+    *,
+    keep_silence: bool = False,
 ) -> pa.Table:
     """Return the rows of a shard as an index table.
 
@@ -40,6 +46,7 @@ def index_shard(
         shard: name of the shard, for ids and messages.
         shard_index: index of the shard among all shards.
         audio: reads the encoded clips of a row group. Called only if there is no column of durations.
+        keep_silence: keep clips that are marked as clips without speech, with an empty transcript.
 
     Raises:
         UserError: columns are missing, or the shard is broken.
@@ -63,7 +70,7 @@ def index_shard(
     rows = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.empty(0, np.int32)])
 
     problems = _Problems(table.num_rows)
-    texts = _texts(table, columns, problems)
+    texts = _texts(table, columns, problems, keep_silence)
     ids = _ids(table, shard, columns, problems)
     if stated is None:
         durations = _measured(sizes, audio, shard, problems)
@@ -166,7 +173,7 @@ class _Problems:
         return pa.array(reasons, pa.string()), pa.array(details, pa.string())
 
 
-def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.ChunkedArray:
+def _texts(table: pa.Table, columns: Columns, problems: _Problems, keep_silence: bool) -> pa.ChunkedArray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -177,8 +184,12 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems) -> pa.Chunked
     for row in _where(pc.is_null(trimmed)):
         problems.add(row, "text_missing", f"{columns.text!r} must be a text, not None")
     if columns.silence:
-        for row in _where(pc.is_in(trimmed, value_set=pa.array(columns.silence))):
-            problems.add(row, "no_speech", f"{columns.text!r} is {trimmed[row].as_py()}: a clip without speech")
+        silent = pc.is_in(trimmed, value_set=pa.array(columns.silence))
+        if keep_silence:
+            return pc.if_else(silent, "", trimmed)
+        for row in _where(silent):
+            detail = f"{columns.text!r} is {trimmed[row].as_py()}: a clip without speech; data.keep_empty trains on it"
+            problems.add(row, "no_speech", detail)
     return trimmed
 
 

@@ -90,8 +90,10 @@ def _source(
     vocabulary: CtcVocabulary | None = None,
 ) -> Iterator[Finding]:
     try:
-        source = SOURCES.build(config, SourceContext(cache_dir()))
-        keep_empty = recipe.data.keep_empty or place.startswith("data.evaluation")
+        trains = place.startswith("data.train")
+        context = SourceContext(cache_dir(), keep_empty=trains and recipe.data.keep_empty)
+        source = SOURCES.build(config, context)
+        keep_empty = recipe.data.keep_empty or not trains
         gathered = ClipSet.gather({place.rsplit(".", 1)[-1]: source}, *bounds_s, keep_empty=keep_empty)
     except UserError as error:
         yield Finding(place, str(error), True)

@@ -20,7 +20,7 @@ from tiny_audio.data.sound_overlap import EvaluationSounds
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import cache_dir
-from tiny_audio.sources import SOURCES, Dropped, Source, SourceConfig, SourceContext
+from tiny_audio.sources import SOURCES, Dropped, SourceContext
 from tiny_audio.training.host import Host
 from tiny_audio.training.ledger import Overhead
 from tiny_audio.training.trainer import Callback
@@ -87,7 +87,9 @@ class RunClips:
     def training(self) -> ClipSet:
         """The training clips within the recipe's bounds."""
         if self._training is None:
-            data, sources = self._recipe.data, self._build(self._recipe.data.train)
+            data = self._recipe.data
+            context = replace(self._context, keep_empty=data.keep_empty)
+            sources = {name: SOURCES.build(config, context) for name, config in data.train.items()}
             self._training = ClipSet.gather(
                 sources, data.min_duration_s, data.max_duration_s, data.target_text, keep_empty=data.keep_empty
             )
@@ -186,6 +188,3 @@ class RunClips:
         """
         for name in self._recipe.data.evaluation:
             self.evaluation(name)
-
-    def _build(self, sources: Mapping[str, SourceConfig]) -> dict[str, Source]:
-        return {name: SOURCES.build(config, self._context) for name, config in sources.items()}

@@ -59,12 +59,15 @@ class HubSource(Source):
     cache_dir: Path
     commits: dict[str, str] = field(compare=False)
     """As in :class:`SourceContext`."""
+    keep_silence: bool = False
+    """Keep clips that the corpus marks as clips without speech, with an empty transcript."""
 
     def index(self) -> Index:
         """See :meth:`Source.index`. The first call asks the hub. Later calls read the cache folder."""
         shards = self._shards()
         identity = json.dumps([VERSION, self.split.repo, shards.commit, shards.paths])
-        folder = self.cache_dir / self.split.repo.replace("/", "--") / cache_key([identity, astuple(self.columns)])
+        key = cache_key([identity, astuple(self.columns), *(["keep_silence"] if self.keep_silence else [])])
+        folder = self.cache_dir / self.split.repo.replace("/", "--") / key
         if not folder.exists():
             _LOG.info("indexing %d files of %s", len(shards.paths), self.split.repo)
             write_index(folder, self._tables(shards, parts_of(folder)), shards.paths, identity)
@@ -118,7 +121,7 @@ class HubSource(Source):
             return self._cache().get(group.cache_name(), group.read).clips
 
         with open_on_hub(shard, pre_buffer=True) as file:
-            table = index_shard(file, shard.path, index, self.columns, audio)
+            table = index_shard(file, shard.path, index, self.columns, audio, keep_silence=self.keep_silence)
         write_arrow(part, table)
         return table
 
@@ -134,6 +137,7 @@ def hub_source(
         round(settings.cache_gb * 1e9),
         context.cache_dir.absolute() / "hub",
         context.commits,
+        keep_silence=context.keep_empty and bool(columns.silence),
     )
 
 
