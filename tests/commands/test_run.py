@@ -40,6 +40,11 @@ def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) ->
     assert lines[4].startswith("warning: data.evaluation.held_out: 8 of 8 clips are also training clips (clips), ")
     assert lines[5].startswith("step 3/3: loss ")
     assert [line for line in lines if line.startswith("held_out")]
+    scores = json.loads((folder / "report.json").read_text())["evaluation"]["held_out"]
+    rows = [json.loads(line) for line in (folder / "evaluation" / "held_out.jsonl").read_text().splitlines()]
+    assert scores["bits_from_audio_clips"] == len(rows) == 8
+    assert sum(row["losses"]["tokens"] for row in rows) > 8
+    assert sum("warning: held_out: the audio adds only " in line for line in lines) == 1
     shared = {"by": "clip", "num_shared": 8, "num_clips": 8, "training_sets": ["clips"], "excluded": False}
     assert "\nwarning: held_out: 8 of 8 clips are also training clips (clips)" in out
     (overlap,) = json.loads((folder / "report.json").read_text())["evaluation"]["held_out"]["shared_with_training"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,9 @@ def test_evaluating_while_training_changes_nothing(document: Document, tmp_path:
     rows = [row for row in read_metrics(tmp_path / "often" / "metrics.jsonl") if row["kind"] == "evaluation"]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert {row["set"] for row in rows} == {"held_out"}
+    for row in rows:
+        more = row["reference_loss_with_other_audio"] - row["reference_loss"]
+        assert row["bits_from_audio"] == pytest.approx(more / math.log(2))
     assert [note for note in callback.notes if note.startswith("step 1: held_out WER ")]
 
 

@@ -30,7 +30,7 @@ def scores_table(
     grouped_by: str | None = None,
     after: Mapping[str, str] | None = None,
 ) -> str:
-    """Format a table with every known metric of each row. Failures, such as empty hypotheses, are listed below it.
+    """Format a table with every known metric of each row. Some metrics and all failures are listed below it.
 
     Args:
         head: heads of the columns on the left of the metrics.
@@ -39,7 +39,7 @@ def scores_table(
         after: heads of further columns, which contain counts, by the key of the count in the scores.
     """
     entries = [scores for _, scores in rows]
-    shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, with_failures=False)
+    shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, all_metrics=False)
     columns = [[column.head, *column.cells] for column in shown]
     columns += [
         [title, *("" if entry.get(key) is None else f"{entry[key]:,}" for entry in entries)]
@@ -51,6 +51,12 @@ def scores_table(
     )
     failures = [metric for metric in known_metrics(entries) if metric.is_failure]
     lines = []
+    for metric in (metric for metric in known_metrics(entries) if metric.has_line):
+        for cells, entry in rows:
+            if entry.get(metric.key) is not None:
+                ends = entry.get(metric.interval or "")
+                text = f"{metric.text(entry[metric.key])}{f' {metric.interval_text(ends)}' if ends else ''}"
+                lines.append(f"{' '.join(cells).strip()}: {text} {metric.label}")
     for cells, entry in rows:
         found = [f"{metric.label} {metric.text(entry[metric.key])}" for metric in failures if entry.get(metric.key)]
         if found:

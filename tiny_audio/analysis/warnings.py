@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tiny_audio.analysis.audio_bits import ignores_audio
+
 _KEY, _COMPARED = "shared_with_training", "compared_with_training"
 _NOT_COMPARED = "not_compared_with_training"
 _NUM_EXAMPLES = 3
@@ -78,6 +80,13 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
     if scores.get(_NOT_COMPARED):
         compared = ", ".join(scores[_COMPARED] or ["nothing"])
         yield f"compared with the training data by {compared} only: {scores[_NOT_COMPARED]}"
+    if ignores_audio(scores):
+        low, high = scores["bits_from_audio_interval"]
+        yield (
+            f"the audio adds only {scores['bits_from_audio']:.2f} bits per token (95 % interval {low:.2f} to "
+            f"{high:.2f}), so the model writes its texts almost without the audio; train longer or on more speech of "
+            "this kind, and do not use these texts"
+        )
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")
     if cut and total:
         yield (

@@ -133,7 +133,7 @@ class TinyAudioModel(SavedModel):
         prefix, suffix = self.config.prompt_prefix_ids, self.config.prompt_suffix_ids
         return splice(self.decoder, prefix, suffix, audio, audio_lengths, ids, padding_side)
 
-    def _score_spliced(
+    def score_embeddings(
         self,
         audio: Tensor,
         audio_lengths: Tensor,
@@ -187,7 +187,7 @@ class TinyAudioModel(SavedModel):
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
         audio, audio_lengths = self.projector(frames)
-        decoder_loss = self._score_spliced(audio, audio_lengths, targets, label_smoothing, linear_cross_entropy)
+        decoder_loss = self.score_embeddings(audio, audio_lengths, targets, label_smoothing, linear_cross_entropy)
         return TargetScores(decoder_loss, ctc_loss)
 
     @torch.no_grad()
@@ -361,7 +361,7 @@ class TinyAudioModel(SavedModel):
             for text in texts
         ]
         embeddings, lengths = audio
-        by_decoder = -self._score_spliced(embeddings.expand(count, -1, -1), lengths.expand(count), targets)
+        by_decoder = -self.score_embeddings(embeddings.expand(count, -1, -1), lengths.expand(count), targets)
         labels = [self.ctc_vocabulary.encode(text) for text in texts]
         by_ctc = ctc.log_likelihood(
             frames.ctc_logits.expand(count, -1, -1), frames.lengths.expand(count), [row or [] for row in labels]

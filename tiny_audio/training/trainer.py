@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tiny_audio.analysis.audio_bits import progress_text
 from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.dropped import DroppedClips, DroppedLog, read_dropped, usable_again
@@ -313,7 +314,8 @@ class Trainer:
             scores = self.world.broadcast_from_main(self._scores)
         self.model.train()
         self._write(lambda: self._metrics.write("evaluation", self.progress.step, **scores))
-        self.callback.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}")
+        bits = progress_text(scores)
+        self.callback.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}{bits}")
 
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None

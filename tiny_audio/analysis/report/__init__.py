@@ -123,10 +123,14 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
     loss = [Series(name, _points(train, key)) for key, name in losses.items()]
     if not loss[2].points:
         loss = loss[:1]  # without a CTC head, the loss equals the decoder's loss
-    wer = [Series(name, _points([row for row in scores if str(row.get("set")) == name], "wer")) for name in sets]
+    wer, bits = (
+        [Series(name, _points([row for row in scores if str(row.get("set")) == name], key)) for name in sets]
+        for key in ("wer", "bits_from_audio")
+    )
     charts = [
         line_chart("Training loss", loss, may_be_log=True),
         line_chart("Word error rate while training", wer, _share),
+        line_chart("Bits per token from the audio while training", bits),
         line_chart("Learning rate", [Series("learning rate", _points(train, "learning_rate"))]),
         line_chart("Gradient norm", [Series("gradient norm", _points(train, "gradient_norm"))], may_be_log=True),
         line_chart("Hours of audio per hour", [Series("throughput", _points(train, "audio_hours_per_hour"))]),

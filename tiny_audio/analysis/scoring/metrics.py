@@ -86,6 +86,8 @@ class Metric:
     """Key of the metric's 95 % interval, if it has one."""
     is_failure: bool = False
     """Whether the metric counts failures. The terminal lists failures below the table, unless their value is 0."""
+    has_line: bool = False
+    """Whether the terminal shows the metric on a line below the table, because the table has no room for it."""
 
     def text(self, value: float | None) -> str:
         """Format a value. None becomes an empty string."""
@@ -93,6 +95,10 @@ class Metric:
             return ""
         # A mean of counts over seeds may be fractional.
         return f"{value:,.1f}" if self.unit == "count" and value != int(value) else f"{value:{self.format}}"
+
+    def interval_text(self, ends: Sequence[float]) -> str:
+        """Format both ends of an interval."""
+        return f"[{', '.join(map(self.text, ends))}]"
 
 
 def _cer(transcripts: Transcripts) -> float | None:
@@ -154,6 +160,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("failure_rate", "clips without a hypothesis", "failed", "share", "lower", ".2%", is_failure=True),
     Metric("rtfx", "seconds of audio per second of processing", "RTFx", "ratio", "higher", ",.4g"),
     Metric("cost_usd", "cost in US dollars", "USD", "USD", "lower", ",.2f"),
+    Metric(
+        *("bits_from_audio", "bits per token from the audio", "audio bits", "ratio", "higher", ".2f"),
+        interval="bits_from_audio_interval",
+        has_line=True,
+    ),
 )
 """All metrics, in the order of the columns of tables."""
 
@@ -179,41 +190,35 @@ def metric_columns(
     text: Callable[[Metric, Any], str] = Metric.text,
     interval: Callable[[Any], str],
     grouped_by: str | None = None,
-    with_failures: bool = True,
+    all_metrics: bool = True,
 ) -> Iterator[Column]:
     """Yield the columns of every metric for which any of the ``entries`` has a value, and of its intervals.
 
     Args:
         entries: the scores of each row, by key.
         text: formats a value.
-        interval: formats both ends of an interval.
+        interval: formats both ends of an interval of shares.
         grouped_by: the column whose groups were resampled for ``<interval>_by_group``.
-        with_failures: include the metrics that count failures.
+        all_metrics: include the metrics that the terminal shows below the table.
     """
-    for metric in known_metrics(entries, with_failures=with_failures):
+    for metric in known_metrics(entries):
+        if not all_metrics and (metric.is_failure or metric.has_line):
+            continue
         yield Column(metric.short, metric.label, [text(metric, entry.get(metric.key)) for entry in entries])
         if metric.interval is None:
             continue
         keys = {metric.interval: "95 % interval", f"{metric.interval}_by_group": f"by {grouped_by}"}
         for key, head in keys.items():
             if any(entry.get(key) for entry in entries):
-                cells = [interval(entry[key]) if entry.get(key) else "" for entry in entries]
+                ends = interval if metric.unit == "share" else metric.interval_text
+                cells = [ends(entry[key]) if entry.get(key) else "" for entry in entries]
                 yield Column(head, f"{head} of the {metric.label}", cells)
 
 
-def known_metrics(entries: Iterable[Mapping[str, Any]], *, with_failures: bool = True) -> list[Metric]:
-    """Return the metrics for which at least one of the ``entries`` has a value.
-
-    Args:
-        entries: the scores of each row, by key.
-        with_failures: include the metrics that count failures.
-    """
+def known_metrics(entries: Iterable[Mapping[str, Any]]) -> list[Metric]:
+    """Return the metrics for which at least one of the ``entries``, the scores of each row by key, has a value."""
     entries = list(entries)
-    return [
-        metric
-        for metric in METRICS
-        if any(entry.get(metric.key) is not None for entry in entries) and (with_failures or not metric.is_failure)
-    ]
+    return [metric for metric in METRICS if any(entry.get(metric.key) is not None for entry in entries)]
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, Any]], *, total_counts: bool = False) -> dict[str, Any]:

@@ -34,6 +34,7 @@ __all__ = [
     "mean_wer",
     "num_groups",
     "percentile_interval",
+    "ratio_interval",
     "share_below_zero",
     "wer_interval",
 ]
@@ -61,6 +62,19 @@ def wer_interval(
     draws = _rates([errors], words, groups, num_draws, seed)[0]
     low, high = percentile_interval(draws + _seed_noise([errors], words, len(draws), seed))
     return max(0.0, low), max(0.0, high)
+
+
+def ratio_interval(
+    values: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    *,
+    groups: Groups = None,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % interval over utterances of ``sum(values) / sum(counts)``. Both are ``[U]``."""
+    sums, totals = resample(np.stack([values, counts.astype(np.float64)]), groups, num_draws, seed)
+    return percentile_interval(sums / totals)
 
 
 def difference_draws(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +21,21 @@ def group_indices(groups: Sequence[str | None]) -> NDArray[np.int64]:
     return np.array([seen.setdefault(i if group is None else group, len(seen)) for i, group in enumerate(groups)])
 
 
-def pool(counts: NDArray[np.int64], groups: Groups) -> NDArray[np.int64]:
+def pool(counts: NDArray[Any], groups: Groups) -> NDArray[Any]:
     """Sum ``counts`` [C, U] within groups -> [C, G]. Without groups, return them unchanged."""
     if groups is None:
         return counts
     units = group_indices(groups)
-    pooled = np.zeros((len(counts), units.max() + 1), dtype=np.int64)
+    pooled = np.zeros((len(counts), units.max() + 1), dtype=counts.dtype)
     for row, values in zip(pooled, counts, strict=True):
         np.add.at(row, units, values)
     return pooled
 
 
-def resample(counts: NDArray[np.int64], groups: Groups, num_draws: int, seed: int) -> NDArray[np.int64]:
+def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) -> NDArray[Any]:
     """Sum ``counts`` [C, U] over resampled utterances or groups. All rows use the same draws.
 
-    The last row contains the numbers of reference words. Resamples without a reference word have no error rate and are
+    The last row contains the denominators, such as numbers of reference words. Resamples in which they sum to 0 are
     omitted. These are at most about 37 % (1/e) of the resamples.
 
     Returns:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+from tiny_audio.analysis.audio_bits import score_bits
 from tiny_audio.analysis.warnings import state_overlap
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import EvaluationState
@@ -13,9 +15,13 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.dropped import DroppedLog
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
-from tiny_audio.evaluation import evaluate_clips
-from tiny_audio.evaluation.hypotheses import Hypothesis, write_rows
+from tiny_audio.data.target_encoder import TargetEncoder
+from tiny_audio.data.text import TargetText
+from tiny_audio.evaluation import Evaluation, evaluate_clips
+from tiny_audio.evaluation.audio_bits import measure_losses
+from tiny_audio.evaluation.hypotheses import write_rows
 from tiny_audio.export.load import load_model
+from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.runtime.device import device_of, set_tf32
@@ -101,17 +107,44 @@ class EvaluateStage:
             run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
 
-def score(
-    recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]
-) -> tuple[dict[str, Any], list[Hypothesis], list[Dropped]]:
-    """Return scores, hypotheses and unreadable clips, with the recipe's evaluation settings."""
-    return evaluate_clips(
+def score(recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> Evaluation:
+    """Evaluate clips with the recipe's settings. The scores include the bits from audio.
+
+    The hypotheses of the measured clips have ``losses``, a :class:`tiny_audio.analysis.audio_bits.ClipLosses`.
+    """
+    settings = recipe.evaluation
+    evaluation = evaluate_clips(
         model,
         tokenizer,
         clips,
-        normalizer_name=recipe.evaluation.normalizer,
-        num_bootstrap=recipe.evaluation.num_bootstrap,
-        group_by=recipe.evaluation.group_by,
+        normalizer_name=settings.normalizer,
+        num_bootstrap=settings.num_bootstrap,
+        group_by=settings.group_by,
         max_duration_s=model.longest_clip_s(UNBOUNDED_DURATION_S),
         max_padded_s=recipe.execution.evaluate_max_padded_s,
     )
+    target_encoder = TargetEncoder(
+        tokenizer,
+        model.config.end_token_id,
+        ctc=None,
+        encoder=recipe.encoder,
+        max_ids=model.generation.max_new_tokens,
+        num_embeddings=recipe.decoder.num_embeddings(),
+        keep_empty=True,
+    )
+    losses = measure_losses(
+        model,
+        target_encoder,
+        clips,
+        TargetText.of(recipe.data.target_text),
+        max_duration_s=model.longest_clip_s(LONGEST_CHUNK_S),
+        max_padded_s=recipe.execution.evaluate_max_padded_s,
+    )
+    measured = [row for row in evaluation.hypotheses if row["id"] in losses]
+    for row in measured:
+        row["losses"] = asdict(losses[row["id"]])
+    groups = None if settings.group_by is None else [row["metadata"].get(settings.group_by) for row in measured]
+    evaluation.scores.update(
+        score_bits([losses[row["id"]] for row in measured], groups=groups, num_bootstrap=settings.num_bootstrap)
+    )
+    return evaluation

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis.audio_bits import BITS
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.evaluate import score
 from tiny_audio.commands.run.export import ExportStage
@@ -14,6 +15,7 @@ from tiny_audio.commands.run.state import LearnedVocabulary, TrainingInputs, Tra
 from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.evaluation.audio_bits import spread
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.plan.work import Work, work_of
@@ -36,6 +38,10 @@ _INPUT_NAMES = {
     "encoder": "encoder checkpoint",
     "decoder": "decoder checkpoint",
 }
+
+
+_MONITORED = ("wer", "cer", *BITS)
+"""The scores in the lines of ``metrics.jsonl`` that are written for evaluations."""
 
 
 class TrainStage:
@@ -170,12 +176,11 @@ class TrainStage:
             return None
         name = execution.evaluate_set
         clips = self._run.clips.evaluation(name).clips
-        # Spread the clips over the set, because corpora are often sorted.
-        clips = clips[:: -(-len(clips) // execution.evaluate_utterances)]
+        clips = spread(clips, execution.evaluate_utterances)
 
         def evaluate(model: TinyAudioModel) -> dict[str, Any]:
-            scores = score(self._run.recipe, model, tokenizer, clips)[0]
-            return {"set": name, "utterances": len(clips), "wer": scores["wer"], "cer": scores["cer"]}
+            scores = score(self._run.recipe, model, tokenizer, clips).scores
+            return {"set": name, "utterances": len(clips)} | {key: scores.get(key) for key in _MONITORED}
 
         return evaluate
 

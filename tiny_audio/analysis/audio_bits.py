@@ -1,0 +1,86 @@
+"""Bits from audio: by how much the reference becomes less likely if the model gets the audio of another clip.
+
+The decoder of a recognizer is a language model. Before it has learned to use the audio, and on speech that differs much
+from its training data, it writes fluent sentences that nobody spoke. Its loss is then the same with any audio. So the
+loss with the right audio is compared with the loss with the audio of another clip, with a similar duration and another
+reference:
+
+    ``bits from audio = (loss with another clip's audio - loss with the clip's own audio) / ln 2 / tokens``
+
+Losses are teacher-forced, in nats, and summed over all label tokens of the clips, including the end tokens. A model
+that ignores the audio gets 0. The value is no mutual information: a model that trusts the audio expects the other
+clip's words, so it can lose more bits than the text contains. Values of decoders with different tokenizers cannot be
+compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tiny_audio.analysis.significance import Groups, ratio_interval
+
+FEW_BITS = 0.1
+"""If the interval of the bits per token includes a lower value, a warning says that the model ignores the audio."""
+
+BITS = ("bits_from_audio", "reference_loss", "reference_loss_with_other_audio")
+"""Keys of the scores that are logged while training."""
+
+
+@dataclass(frozen=True)
+class ClipLosses:
+    """Teacher-forced losses of one clip's reference, in nats, summed over its tokens."""
+
+    tokens: int
+    """Number of label tokens, including the end token."""
+    loss: float
+    """Loss with the clip's own audio."""
+    other_loss: float
+    """Loss with the audio of another clip."""
+
+
+def score_bits(
+    losses: Sequence[ClipLosses], *, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Return the scores of a set: bits per token with their interval, and both losses per token in nats.
+
+    If there are no losses, return no scores.
+
+    Args:
+        losses: the losses of the measured clips.
+        groups: as in :func:`tiny_audio.analysis.scoring.score`.
+        num_bootstrap: number of resamples for the interval.
+        seed: seed of the resampling.
+    """
+    if not losses:
+        return {}
+    tokens = np.array([clip.tokens for clip in losses])
+    bits = np.array([clip.other_loss - clip.loss for clip in losses]) / math.log(2)
+    total = int(tokens.sum())
+    return {
+        "bits_from_audio": float(bits.sum()) / total,
+        "bits_from_audio_interval": list(
+            ratio_interval(bits, tokens, groups=groups, num_draws=num_bootstrap, seed=seed)
+        ),
+        "bits_from_audio_clips": len(losses),
+        "reference_loss": sum(clip.loss for clip in losses) / total,
+        "reference_loss_with_other_audio": sum(clip.other_loss for clip in losses) / total,
+    }
+
+
+def ignores_audio(scores: Mapping[str, Any]) -> bool:
+    """Whether the interval of the bits per token includes values below :data:`FEW_BITS`."""
+    interval = scores.get("bits_from_audio_interval")
+    return interval is not None and interval[0] < FEW_BITS
+
+
+def progress_text(scores: Mapping[str, Any]) -> str:
+    """Return the bits per token as the end of a line about an evaluation while training. Empty if not measured."""
+    bits = scores.get("bits_from_audio")
+    if bits is None:
+        return ""
+    return f", {bits:.2f} bits per token from the audio{' (hardly used)' if bits < FEW_BITS else ''}"
