@@ -41,10 +41,10 @@ def test_groups_widen_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"), [([0.2, 3.0], False), ([0.09, 3.0], True), ([-0.4, -0.1], True), (None, False)]
+    ("interval", "expected"), [([0.51, 3.0], False), ([0.49, 3.0], True), ([-0.4, -0.1], True), (None, False)]
 )
 def test_too_few_bits_are_a_warning(interval: list[float] | None, expected: bool) -> None:
-    scores: dict[str, Any] = {} if interval is None else {"bits_from_audio": 0.5, "bits_from_audio_interval": interval}
+    scores: dict[str, Any] = {} if interval is None else {"bits_from_audio": 0.6, "bits_from_audio_interval": interval}
     assert ignores_audio(scores) is expected
     found = list(warnings_of(scores))
     assert len(found) == expected

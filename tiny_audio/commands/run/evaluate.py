@@ -25,7 +25,6 @@ from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
 from tiny_audio.runtime.device import device_of, set_tf32
-from tiny_audio.sources import Dropped
 from tiny_audio.training.ledger import Overhead
 from tiny_audio.training.precision import autocast
 

@@ -175,8 +175,7 @@ class TrainStage:
         if execution.evaluate_set is None:
             return None
         name = execution.evaluate_set
-        clips = self._run.clips.evaluation(name).clips
-        clips = spread(clips, execution.evaluate_utterances)
+        clips = spread(self._run.clips.evaluation(name).clips, execution.evaluate_utterances)
 
         def evaluate(model: TinyAudioModel) -> dict[str, Any]:
             scores = score(self._run.recipe, model, tokenizer, clips).scores

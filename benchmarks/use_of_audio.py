@@ -1,0 +1,200 @@
+"""Measure how much a model uses the audio, and whether that separates right texts from invented ones.
+
+    python benchmarks/use_of_audio.py runs/quickstart/model --data DATA... --clips 100
+
+For each set it prints the error rate of greedy decoding, and the bits per token from the audio with their interval (see
+:mod:`tiny_audio.analysis.audio_bits`), also for the same model with untrained weights of its projector.
+
+Then it takes the decoded texts of all sets. A text is right if at most a fifth of its words is wrong, and invented if
+at least four fifths are. It compares scores that need no reference, by the area under the ROC curve (1: all right texts
+have a higher score than all invented ones, 0.5: chance), and by the share of invented texts below the score that 99 %
+of the right texts reach:
+
+- the text's log-probability per token
+- the log-probability with the audio minus that without it. "Without" is the prompt without audio embeddings, digital
+  silence of the same duration, the clip's mean embedding at every position, or the audio of another clip
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import Record
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.analysis.audio_bits import ClipLosses, ignores_audio, score_bits
+from tiny_audio.analysis.scoring import Transcripts, normalizer
+from tiny_audio.data.text import TargetText
+from tiny_audio.evaluation.audio_bits import choose_partners, spread
+from tiny_audio.evaluation.batches import loaded_batches
+from tiny_audio.evaluation.data import read_data
+from tiny_audio.export.load import load_model, model_folder
+from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.model import TinyAudioModel
+
+RIGHT, INVENTED = 0.2, 0.8
+"""Highest word error rate of a right text, and lowest of an invented text."""
+_PADDED_S = 60.0
+WITHOUT = ("no embeddings", "silence", "mean embedding", "another clip")
+
+
+@dataclass
+class Clip:
+    """A clip, its embeddings, and the losses of its reference and of its decoded text."""
+
+    reference: str
+    speaker: str | None
+    audio: Tensor
+    """``[N, H]``."""
+    silence: Tensor
+    """``[N, H]``, of as many samples of silence."""
+    text: str
+
+
+@torch.no_grad()
+def embed(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Any], rewrite: TargetText) -> list[Clip]:
+    """Encode and decode clips, sorted by duration."""
+    settings = GenerationConfig(max_new_tokens=model.generation.max_new_tokens, draft="none")
+    found = []
+    for batch in loaded_batches(clips, max_duration_s=model.longest_clip_s(30.0), max_padded_s=_PADDED_S):
+        if not batch.clips:
+            continue
+        waves = pad_sequence(batch.waveforms, batch_first=True)
+        lengths = torch.tensor([len(wave) for wave in batch.waveforms])
+        frames = model.encode(waves, lengths)
+        audio, sizes = model.projector(frames)
+        silence, _ = model.projector(model.encode(torch.zeros_like(waves), lengths))
+        transcripts = model.transcribe_frames(frames, tokenizer, settings=settings)
+        for clip, row, quiet, size, transcript in zip(batch.clips, audio, silence, sizes, transcripts, strict=True):
+            utterance = clip.utterance
+            speaker = utterance.metadata.get("speaker")
+            parts = row[: int(size)], quiet[: int(size)]
+            found.append(Clip(rewrite(utterance.text), speaker, *parts, transcript.text))
+    return found
+
+
+@torch.no_grad()
+def losses(model: TinyAudioModel, tokenizer: Any, audio: Sequence[Tensor], texts: Sequence[str]) -> np.ndarray:
+    """Return the losses of texts in nats ``[B]``, each with its audio."""
+    found: list[float] = []
+    for start in range(0, len(texts), 8):
+        rows = list(audio[start : start + 8])
+        targets = [torch.tensor(ids(model, tokenizer, text)) for text in texts[start : start + 8]]
+        sizes = torch.tensor([len(row) for row in rows])
+        found += model.score_embeddings(pad_sequence(rows, batch_first=True), sizes, targets).tolist()
+    return np.array(found)
+
+
+def ids(model: TinyAudioModel, tokenizer: Any, text: str) -> list[int]:
+    """Return the target of a text, with the end token."""
+    return [*tokenizer.encode(text, add_special_tokens=False), model.config.end_token_id]
+
+
+def others(clips: Sequence[Clip], texts: Sequence[str]) -> list[Tensor]:
+    """Return the audio of another clip for each clip, by the rule of the evaluation."""
+    partners = choose_partners(texts)
+    return [clips[0 if index is None else index].audio for index in partners]
+
+
+def bits(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> dict[str, Any]:
+    """Return the scores of the bits from audio. Speakers are resampled as a whole."""
+    texts = [clip.reference for clip in clips]
+    own = losses(model, tokenizer, [clip.audio for clip in clips], texts)
+    other = losses(model, tokenizer, others(clips, texts), texts)
+    sizes = [len(ids(model, tokenizer, text)) for text in texts]
+    groups = [clip.speaker for clip in clips]
+    return score_bits([ClipLosses(*row) for row in zip(sizes, own, other, strict=True)], groups=groups)
+
+
+def without_audio(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
+    """Return the scores of the decoded texts, by name."""
+    texts = [clip.text for clip in clips]
+    sizes = np.array([len(ids(model, tokenizer, text)) for text in texts])
+    own = losses(model, tokenizer, [clip.audio for clip in clips], texts)
+    replaced: dict[str, Callable[[], list[Tensor]]] = {
+        "no embeddings": lambda: [clip.audio[:0] for clip in clips],
+        "silence": lambda: [clip.silence for clip in clips],
+        "mean embedding": lambda: [clip.audio.mean(0, keepdim=True).expand(len(clip.audio), -1) for clip in clips],
+        "another clip": lambda: others(clips, texts),
+    }
+    scores = {"log-probability": -own / sizes}
+    for name in WITHOUT:
+        scores[f"ratio to {name}"] = (losses(model, tokenizer, replaced[name](), texts) - own) / sizes
+    return scores
+
+
+def area(right: np.ndarray, invented: np.ndarray) -> float:
+    """Return the area under the ROC curve. Ties count half."""
+    differences = right[:, None] - invented[None]
+    return float((differences > 0).mean() + (differences == 0).mean() / 2)
+
+
+def untrained(model: TinyAudioModel) -> None:
+    """Give the projector new random weights."""
+    torch.manual_seed(0)
+    for module in model.projector.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, help="runs or exported models")
+    parser.add_argument("--data", nargs="+", required=True, help="sets, as for tiny-audio evaluate")
+    parser.add_argument("--clips", type=int, default=100, help="clips of each set")
+    parser.add_argument("--normalizer", default="lower", help="of references, for the losses and the error rates")
+    parser.add_argument("--output", type=Path, help="page of results")
+    options = parser.parse_args()
+    record = Record("Use of the audio", options.output)
+    sets = {data.name: spread(data.clips, options.clips) for data in read_data(options.data, None)}
+    rule, rewrite = normalizer(options.normalizer), TargetText.of(options.normalizer)
+    for path in options.models:
+        model, tokenizer = load_model(model_folder(path))
+        rows, clips = [], []
+        for weights in ("trained", "untrained projector"):
+            if weights != "trained":
+                untrained(model)
+            for name, chosen in sets.items():
+                found = embed(model, tokenizer, chosen, rewrite)
+                scored = Transcripts([one.reference for one in found], [one.text for one in found], rule)
+                wer = scored.errors.sum() / scored.words.sum()
+                measured = bits(model, tokenizer, found)
+                low, high = measured["bits_from_audio_interval"]
+                shown = f"{measured['bits_from_audio']:.2f} [{low:.2f}, {high:.2f}]"
+                rows.append((name, weights, len(found), f"{wer:.1%}", shown, "yes" if ignores_audio(measured) else ""))
+                if weights == "trained":
+                    clips.append((name, found, scored, without_audio(model, tokenizer, found)))
+        record.say(f"## {path.name}")
+        record.table(("set", "weights", "clips", "WER", "bits per token from the audio", "warning"), rows)
+        separation(record, clips)
+    return record.write()
+
+
+def separation(record: Record, sets: Sequence[tuple[str, list[Clip], Transcripts, dict[str, np.ndarray]]]) -> None:
+    """Add a table of how well each score separates right from invented texts, over all sets."""
+    rates = np.concatenate([scored.errors / np.maximum(1, scored.words) for _, _, scored, _ in sets])
+    written = np.concatenate([[bool(clip.text.strip()) for clip in clips] for _, clips, _, _ in sets])
+    right, invented = (rates <= RIGHT) & written, (rates >= INVENTED) & written
+    record.say(f"Decoded texts: {right.sum()} right, {invented.sum()} invented.")
+    if not right.any() or not invented.any():
+        return
+    rows = []
+    for name in sets[0][3]:
+        values = np.concatenate([scores[name] for *_, scores in sets])
+        threshold = np.quantile(values[right], 0.01)
+        rejected = float((values[invented] < threshold).mean())
+        rows.append((name, f"{area(values[right], values[invented]):.3f}", f"{rejected:.0%}", f"{threshold:.2f}"))
+    record.table(("score, nats per token", "area", "invented texts rejected", "threshold"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
