@@ -84,7 +84,7 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
         low, high = scores["bits_from_audio_interval"]
         yield (
             f"the audio adds only {scores['bits_from_audio']:.2f} bits per token (95 % interval {low:.2f} to "
-            f"{high:.2f}), so the model hardly uses it and may invent texts; train longer, or on more speech of this kind"
+            f"{high:.2f}), so the model hardly uses it and may invent texts; train longer, or on more speech like this"
         )
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")
     if cut and total:
