@@ -73,7 +73,7 @@ def test_no_command_is_left_out() -> None:
 
 def test_it_trains(site: Path, recipe: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    done = call(site, "-m", "tiny_audio.cli", "run", recipe, *command_of("run")[3:], "--output-dir", str(output))
+    (done,) = tiny_audio(site, [["run", recipe, *command_of("run")[3:], "--output-dir", str(output)]])
     assert done.returncode == 0, done.stderr
     report = json.loads((output / "report.json").read_text())
     assert next(part for part in report["parts"] if part["part"] == "projector")["name"] == "attentive"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import Document, changed, tiny_recipe
+from tests.support.processes import fork
 from tiny_audio.cli import main
 from tiny_audio.commands.probe import GIB, MOST_CLIPS, Bucket, Probe, most_that_fit, probe_recipe, probe_table
-from tiny_audio.commands.probe._process import Measured, Process
+from tiny_audio.commands.probe._process import Measured, Process, serve
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.recipe import Recipe
@@ -187,11 +190,20 @@ def test_arguments_out_of_range(recipe: Recipe, arguments: dict[str, Any], value
     assert [value for value in values if value not in str(refusal.value)] == []
 
 
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measured process is a fork, which starts at once."""
+    start = SimpleNamespace(PIPE=subprocess.PIPE, Popen=lambda command, **options: fork(serve, stderr=None, **options))
+    monkeypatch.setattr("tiny_audio.commands.probe._process.subprocess", start)
+
+
+@pytest.mark.usefixtures("forks")
 def test_where_nothing_fits(recipe: Recipe) -> None:
     with pytest.raises(UserError, match=r"^probe: not even one clip of 4 s fits 0\.09 GiB; .*`tiny-audio plan`"):
         probe_recipe(recipe, memory_gb=0.1, random_weights=True)
 
 
+@pytest.mark.usefixtures("forks")
 def test_the_command(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_recipe(document))
     assert main(["probe", path, "--durations", "a,b", "--memory-gb", "1"]) == 2

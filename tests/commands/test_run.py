@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from tests.conftest import (
     write_clips,
     write_odd_clips,
 )
+from tests.support.processes import begin, finish
 from tiny_audio.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,17 +109,16 @@ def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
     assert report["evaluation"]["held_out"]["num_utterances"] == 14 + len(UNUSUAL)
 
 
-def test_a_world_without_a_launcher_is_refused(trained: Path, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("tiny-audio")), "run", str(trained / "recipe.yaml")]
+def test_a_world_without_a_launcher_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    several = {name: value for name, value in os.environ.items() if name not in places} | {"WORLD_SIZE": "2"}
-    process = subprocess.run(
-        [*command, "--output-dir", str(tmp_path / "run")], env=several, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: ")
+    for name in places:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = finish(begin("run", trained / "recipe.yaml", "--output-dir", tmp_path / "run"))
+    assert code == 2
+    assert err.startswith("error: ")
     for name in ("WORLD_SIZE", *places):
-        assert name in process.stderr
+        assert name in err
     assert not (tmp_path / "run").exists()
 
 

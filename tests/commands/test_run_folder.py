@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import tiny_recipe
+from tests.support.processes import fork
 from tiny_audio.commands.run.prepare import open_folder
 from tiny_audio.commands.run.state import EvaluationState, RunState, TrainingInputs, TrainingState
 from tiny_audio.config import UserError
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
 
-HOLD = """
-import os, sys, time
-from contextlib import ExitStack
-from pathlib import Path
-from tiny_audio.commands.run.prepare import open_folder
-from tiny_audio.recipe import Recipe
-held = ExitStack()
-open_folder(Recipe.model_validate_json(sys.argv[2]), Path(sys.argv[1]), held)
-child = os.fork()
-if child == 0:
+
+def hold(recipe: Recipe, folder: Path) -> None:
+    """Open a run folder, start a process, print its number, and wait."""
+    held = ExitStack()  # the folder is free when this is
+    open_folder(recipe, folder, held)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
     time.sleep(60)
-    os._exit(0)
-print(child, flush=True)
-time.sleep(60)
-"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_run_leaves_the_folder_free_though_its_workers_live(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(tiny_recipe(tmp_path), strict=False)
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLD, str(folder), recipe.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with fork(lambda: hold(recipe, folder)) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         try:

@@ -12,18 +12,20 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import termios
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from tests.commands.transcribing import CUT, call
+from tests.support.processes import begin, finish
 from tiny_audio.audio.load import audio_blocks, load_audio
 from tiny_audio.cli import main
+from tiny_audio.commands.transcribe._formats import JsonArray
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,20 +56,21 @@ def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == f"{clip}{CUT}\n"
 
 
-def test_a_terminal_shows_texts_as_they_grow(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_shows_texts_as_they_grow(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     long, clip = place / "audio" / "deep" / "long.flac", place / "audio" / "a.wav"
-    code = "import sys; from tiny_audio.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "transcribe", place / "model", long, clip, "--no-filters"]
     ours, theirs = pty.openpty()
     size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns: no line is broken
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
-    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
-    environment |= {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    with begin("transcribe", place / "model", long, clip, "--no-filters", stdout=theirs) as process:
         os.close(theirs)
         shown = b"".join(iter(lambda: _read(ours), b"")).decode()
         assert process.stderr is not None
-        assert set(process.stderr.read().decode().splitlines()) <= {f"{name}{CUT}" for name in (long, clip)}
+        assert set(process.stderr.read().splitlines()) <= {f"{name}{CUT}" for name in (long, clip)}
     assert process.returncode == 0
     os.close(ours)
     rows = [
@@ -147,29 +150,20 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
 
 
-STOPPING = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background jobs ignore it
-import tiny_audio.commands.transcribe as command
-from tiny_audio.cli import main
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_the_rows_that_are_done(
+    place: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(JsonArray):
+        def add(self, row: dict[str, Any]) -> None:
+            super().add(row)
+            os.kill(os.getpid(), number)
 
-class Stopping(command.JsonArray):
-    def add(self, row):
-        super().add(row)
-        os.kill(os.getpid(), int(sys.argv[1]))
-
-command.JsonArray = Stopping
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interruption_keeps_the_rows_that_are_done(place: Path, number: signal.Signals) -> None:
+    monkeypatch.setattr("tiny_audio.commands.transcribe.JsonArray", Stopping)
     clips = [str(place / "audio" / name) for name in ("a.wav", "b.flac")]
-    command = [sys.executable, "-c", STOPPING, str(int(number)), "transcribe", str(place / "model"), *clips]
-    done = subprocess.run([*command, "--no-filters", "--json"], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (3, b"stopped\n")
-    assert [row["audio_filepath"] for row in json.loads(done.stdout)] == clips[:1]
+    code, out, err = finish(begin("transcribe", place / "model", *clips, "--no-filters", "--json"))
+    assert (code, err) == (3, "stopped\n")
+    assert [row["audio_filepath"] for row in json.loads(out)] == clips[:1]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.conftest import (
     UNUSABLE,
     UNUSUAL,
 )
-from tests.support.processes import in_a_process
+from tests.support.processes import begin, finish
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,9 +122,10 @@ def test_model_folders_that_cannot_be_used(
 
 
 def test_transcribe_in_a_process_of_its_own(trained: Path) -> None:
-    process = in_a_process("transcribe", trained / "run" / "model", trained / "clip000.wav", trained / "text.wav")
-    assert process.returncode == 2
-    assert process.stdout.startswith(f"{trained / 'clip000.wav'}\t")
-    error = without_empty(process.stderr)
+    arguments = ["transcribe", trained / "run" / "model", trained / "clip000.wav", trained / "text.wav"]
+    code, out, err = finish(begin(*arguments))
+    assert code == 2
+    assert out.startswith(f"{trained / 'clip000.wav'}\t")
+    error = without_empty(err)
     assert error.startswith(f"error: {trained / 'text.wav'}: not an audio file that can be decoded")
     assert error.count("\n") == 1

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from filelock import FileLock
 
+from tests.support.processes import Process, fork
 from tiny_audio.config import UserError
 from tiny_audio.sources._disk_cache import DiskCache
 
@@ -82,30 +85,23 @@ def test_what_is_larger_than_the_bound_is_kept_in_memory_and_drives_nothing_out(
 
 # --- with others ------------------------------------------------------------------------------------------------
 
-CHILD = """
-import os, sys
-from pathlib import Path
-import pyarrow as pa
-from tiny_audio.sources._disk_cache import DiskCache
 
-def clips():
-    return pa.chunked_array([pa.array([os.urandom(10_000)])])
+def child(folder: Path, work: Callable[[DiskCache], object]) -> Process:
+    """A process with a cache of this folder, which is ready and waits for :func:`go`."""
 
-cache = DiskCache(Path(sys.argv[1]), 400_000)
-print("ready", flush=True)
-sys.stdin.readline()
-"""
+    def run() -> None:
+        cache = DiskCache(folder, 400_000)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        work(cache)
 
-
-def child(folder: Path, code: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CHILD + code, str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = fork(run, stdin=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-def go(process: subprocess.Popen[str]) -> None:
+def go(process: Process) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -114,8 +110,12 @@ def go(process: subprocess.Popen[str]) -> None:
 def test_the_bound_holds_over_many_processes(tmp_path: Path) -> None:
     tmp_path = tmp_path / "cache"
     tmp_path.mkdir()
-    code = "for number in range(60): cache.get(f'{os.getpid()}-{number}', clips)"
-    processes = [child(tmp_path, code) for _ in range(6)]
+
+    def work(cache: DiskCache) -> None:
+        for number in range(60):
+            cache.get(f"{os.getpid()}-{number}", lambda: clips(10_000))
+
+    processes = [child(tmp_path, work) for _ in range(6)]
     for process in processes:
         go(process)
     peak = 0
@@ -129,16 +129,20 @@ def test_the_bound_holds_over_many_processes(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
-    process = child(tmp_path, "os.replace = lambda *paths: os.kill(os.getpid(), 9)\ncache.get('a', clips)")
+    def killed(cache: DiskCache) -> None:
+        pytest.MonkeyPatch().setattr(os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
+        cache.get("a", lambda: clips(10_000))
+
+    process = child(tmp_path, killed)
     go(process)
     process.communicate()
     assert process.returncode == -9
     (left,) = tmp_path.glob(".a.arrow.*")
     assert left.stat().st_size > 10_000
-    code = "cache.get('b', clips)\nprint([path.name for path in cache.folder.iterdir() if '.arrow' in path.name])"
-    process = child(tmp_path, code)
+    process = child(tmp_path, lambda cache: cache.get("b", lambda: clips(10_000)))
     go(process)
-    assert process.communicate()[0] == "['b.arrow']\n"
+    process.communicate()
+    assert [path.name for path in tmp_path.iterdir() if ".arrow" in path.name] == ["b.arrow"]
 
 
 def test_what_another_is_writing_counts_and_is_not_swept(tmp_path: Path) -> None:

@@ -14,39 +14,25 @@ from filelock import FileLock
 
 from tests.sources.loquacious_hub import assert_audio, build
 from tests.support.hub_server import Hub, forget
-from tests.support.parquet_shards import (
-    loquacious_row,
-)
+from tests.support.parquet_shards import loquacious_row
+from tests.support.processes import fork
 from tiny_audio.sources import _row_groups
 
 
 def test_two_processes_that_index_the_same_split_do_it_once(hub: Hub, tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "import pyarrow.parquet\n"
-        "from tiny_audio.sources import SOURCES, SourceContext\n"
-        "config = SOURCES.parse({'name': 'loquacious', 'config': 'small'})\n"
-        "source = SOURCES.build(config, SourceContext(Path(sys.argv[1])))\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "print(source.index().fingerprint)\n"
-    )
     index = build(tmp_path / "another").index()
     alone = sorted(str(request.range) for request in hub.requests if request.is_place)
     hub.requests.clear()
     hub.fault = lambda number, path: time.sleep(0.05) if path.startswith("/places/") else None
-    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "cache")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(2)
-    ]
+
+    def run() -> None:
+        forget()
+        source = build(tmp_path / "cache")
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(source.index().fingerprint)
+
+    processes = [fork(run, stdin=subprocess.PIPE) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

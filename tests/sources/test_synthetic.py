@@ -20,6 +20,7 @@ import pytest
 import soundfile
 from pydantic import ValidationError
 
+from tests.support.processes import fork
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext
@@ -270,12 +271,8 @@ def test_the_main_process_never_loads_espeak(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_leaves_no_cache_that_is_taken_as_whole(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path\n"
-        "from tiny_audio.sources.synthetic import SyntheticConfig, SyntheticSource\n"
-        f"SyntheticSource(SyntheticConfig(num_utterances=20_000), Path({str(tmp_path)!r}), 2).index()\n"
-    )
-    run = subprocess.Popen([sys.executable, "-c", code])
+    source = SyntheticSource(SyntheticConfig(num_utterances=20_000), tmp_path, 2)
+    run = fork(lambda: source.index() and None, stdout=None, stderr=None)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("synthetic/*.tmp/0000/*.flac"))) < 5:
         assert run.poll() is None

@@ -264,11 +264,20 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Point the libraries, which read ``HF_ENDPOINT`` when they are imported, to a hub; short waits, no token."""
+    """Point the libraries to a hub, with short waits."""
+    from tiny_audio.sources._hub import client, ranges
+
+    point_to_hub(monkeypatch, endpoint)
+    policy = replace(client.POLICY, base_wait_s=0.01, max_wait_s=0.05)
+    for module in (client, ranges):
+        monkeypatch.setattr(module, "POLICY", policy)
+    forget()
+
+
+def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Point the libraries, which read ``HF_ENDPOINT`` when they are imported, to a hub; no token."""
     import datasets.config
     from huggingface_hub import HfFileSystem, constants
-
-    from tiny_audio.sources._hub import client, ranges
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
@@ -276,11 +285,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    policy = replace(client.POLICY, base_wait_s=0.01, max_wait_s=0.05)
-    for module in (client, ranges):
-        monkeypatch.setattr(module, "POLICY", policy)
     HfFileSystem.clear_instance_cache()
-    forget()
 
 
 def forget() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
+
+import tiny_audio.commands.run  # noqa: F401 (so that a fork need not import it)
+from tiny_audio.cli import main
 from tiny_audio.training.metrics import read_metrics
 
 PATIENCE_S = 180.0
@@ -25,9 +34,51 @@ def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def start(recipe: Path, folder: Path, *overrides: str) -> Process:
     """Begin ``tiny-audio run``."""
-    command = [sys.executable, "-m", "tiny_audio.cli", "run", str(recipe), *overrides, "--output-dir", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return begin("run", recipe, *overrides, "--output-dir", folder)
+
+
+def begin(*arguments: object, **options: Any) -> Process:
+    """Begin ``tiny-audio`` with these arguments, as :func:`fork` does."""
+    return fork(lambda: main([str(argument) for argument in arguments]), **options)
+
+
+def fork(work: Callable[[], int | None], **options: Any) -> Process:
+    """Begin a process that does this work and exits with what it returns.
+
+    It is a fork of the test, which has imported already what a new interpreter would import for seconds, and it keeps
+    what the test has patched. It has streams, signals and an exit code of its own. ``options`` are those of
+    :class:`subprocess.Popen`, apart from ``env``.
+    """
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = streams | {"text": True} | options
+    return subprocess.Popen(["fork"], preexec_fn=lambda: _work_and_exit(work), **options)
+
+
+def _work_and_exit(work: Callable[[], int | None]) -> None:
+    """Do the work instead of the program that Popen would start in this process next."""
+    code = 1
+    try:
+        # The test's files are not closed, because its objects would then close other files of the same numbers.
+        # One of these files is a pipe of Popen, which waits until the pipe ends.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in map(int, os.listdir("/dev/fd")):
+            if number > 2 and number != nowhere:
+                os.dup2(nowhere, number, inheritable=False)
+        sys.stdin, sys.stdout = os.fdopen(0, encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        logging.getLogger().handlers.clear()
+        warnings.resetwarnings()  # to those that Python ignores from the start
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)
+        torch.set_num_threads(1)
+        code = work() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def finish(process: Process) -> tuple[int, str, str]:

@@ -7,7 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+from tests.support.processes import fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,9 +65,29 @@ print(json.dumps(results))
 """
 
 
+def called(site: Path | None, work: Callable[[], int | None]) -> subprocess.CompletedProcess[str]:
+    """Do work where the folder's packages are installed, in a fork, which imports this package anew, but not torch."""
+
+    def with_site() -> int | None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tiny_audio"]:
+            del sys.modules[name]
+        if site:
+            sys.path.insert(0, str(site))
+        return work()
+
+    process = fork(with_site, cwd=ROOT)
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess([], process.returncode, out, err)
+
+
 def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.CompletedProcess[str]]:
-    """Run each command line in one process of its own, whose imports take longer than most commands."""
-    done = call(site, "-c", EACH_COMMAND, json.dumps(commands))
+    """Run each command line in one process."""
+
+    def work() -> None:
+        sys.argv = ["-c", json.dumps(commands)]
+        exec(EACH_COMMAND, {})
+
+    done = called(site, work)
     assert done.returncode == 0, done.stderr
     results = zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True)
     return [subprocess.CompletedProcess(command, *result) for command, result in results]
@@ -70,7 +95,8 @@ def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.
 
 def contract(site: Path, tests: str, *options: str) -> subprocess.CompletedProcess[str]:
     """The page's own tests."""
-    return call(site, "-m", "pytest", "-q", "-c", os.devnull, *options, str(site / tests))
+    arguments = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, *options, str(site / tests)]
+    return called(site, lambda: pytest.main(arguments))
 
 
 def broken(site: Path, folder: Path, module: str, right: str, wrong: str) -> Path:

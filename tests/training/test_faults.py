@@ -11,7 +11,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Hub, Repo, forget, running_hub, use_hub
 from tests.support.parquet_shards import loquacious_shard
+from tests.support.processes import begin
 from tests.support.training import (
     ActingCallback,
     RecordingCallback,
@@ -352,14 +352,7 @@ def test_a_signal_to_all_processes_of_a_run(document: Document, tmp_path: Path, 
     """As Ctrl-C and schedulers send it: the loader's processes get it, too."""
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(changed(document, training__steps=4000, execution__num_workers=2)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tiny_audio.cli", "run", str(path), "--output-dir", str(tmp_path / "run")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin("run", path, "--output-dir", tmp_path / "run", start_new_session=True)
     deadline = time.monotonic() + 180
     while not (tmp_path / "run" / "checkpoints" / "step-000000004").exists():
         assert process.poll() is None

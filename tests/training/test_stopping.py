@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
-from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Fault, Hub, Repo, running_hub
+from tests.support.hub_server import LOQUACIOUS_CARD, LOQUACIOUS_NAME, Fault, Hub, Repo, point_to_hub, running_hub
 from tests.support.parquet_shards import loquacious_shard
+from tests.support.processes import Process, begin
 from tests.support.training import (
     ActingCallback,
     exported,
@@ -182,7 +181,7 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-def until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+def until(process: Process, happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not happened():
         assert process.poll() is None, process.communicate()[1]
@@ -195,7 +194,7 @@ def until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
     [pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow), (2, 2)],
 )
 def test_a_stop_is_heard_while_a_hub_stalls(
-    document: Document, hub: Hub, tmp_path: Path, num_workers: int, step: int
+    document: Document, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, step: int
 ) -> None:
     """It takes the hub's clients nine minutes to give up."""
     source = {"name": "loquacious", "config": "small"}
@@ -205,14 +204,9 @@ def test_a_stop_is_heard_while_a_hub_stalls(
     log = folder / "metrics.jsonl"
     path.write_text(json.dumps(changed(document, **settings)))
     hub.fault = fault = Stalling(log, step)
-    environment = {"OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tiny_audio.cli", "run", str(path), "--output-dir", str(folder)],
-        env=os.environ | environment | {"TINY_AUDIO_CACHE": str(tmp_path / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    point_to_hub(monkeypatch, hub.endpoint)
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    process = begin("run", path, "--output-dir", folder)
     try:
         until(process, lambda: fault.waits > 0)
         steps = -1
