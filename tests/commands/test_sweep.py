@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.html import Page
+from tests.support.processes import begin
 from tiny_audio.cli import main
 from tiny_audio.commands.sweep import Sweep, combinations
 from tiny_audio.commands.sweep._grid import split_values
@@ -218,17 +216,6 @@ def test_a_dry_run_starts_nothing(
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["finished"] * 4
 
 
-def test_a_dry_run_does_not_wait_for_transformers(recipe: Path) -> None:
-    command = (
-        "import sys; from tiny_audio.cli import main; code = main(sys.argv[1:]); "
-        "sys.exit(code or len({'transformers', 'accelerate'} & sys.modules.keys()))"
-    )
-    arguments = [sys.executable, "-c", command, "sweep", str(recipe), *GRID, "--dry-run"]
-    process = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "sweeps/recipe-" in process.stdout
-
-
 def test_the_default_folder_follows_from_the_grid(recipe: Path) -> None:
     folder = Sweep(recipe, GRID).folder
     assert folder == Sweep(recipe, GRID).folder
@@ -336,9 +323,7 @@ def test_clips_that_not_all_runs_have_are_left_out(recipe: Path, tmp_path: Path)
 def test_stopped_by_a_signal_and_continued(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     grid = ["training.seed=0,1", "training.steps=15", "execution.log_every=1"]
-    command = [sys.executable, "-m", "tiny_audio.cli", "sweep", str(recipe), *grid, "--output-dir", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = begin("sweep", recipe, *grid, "--output-dir", folder)
     deadline = time.monotonic() + PATIENCE_S
     while not list(folder.glob("seed-1_*/metrics.jsonl")):
         assert process.poll() is None
