@@ -6,8 +6,9 @@
 # make benchmarks   measure start-up, memory, loading and training, each against a baseline (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
-# The models of tests are tiny: one process per core is faster than threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+# The models of tests are tiny: one process per core is faster than threads. Tests start hundreds of processes, which
+# load compiled modules even where the environment says that none are written.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart setup test slow check docs benchmarks clean
 

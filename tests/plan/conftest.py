@@ -23,7 +23,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def card() -> Plan:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", None)
