@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,8 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
         model: the model, on the CPU, the same in every process.
         device: the device of the shards.
     """
+    # Some layers return a view. An in-place operation on it would be wrong, but no model of this package does one.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
