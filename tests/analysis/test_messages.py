@@ -48,7 +48,7 @@ def refusals(folder: Path) -> Iterator[Callable[[], object]]:
         "seconds": '{"id": "x", "text": "a", "pred_text": "a", "duration": "3 s"}\n',
         "twice": '{"id": "x", "text": "a", "pred_text": "a"}\n' * 2,
         "failed": '{"id": "x", "text": "a", "error": "timeout"}\n',
-        "silent": '{"id": "x", "text": "", "pred_text": "a"}\n',
+        "silent": '{"id": "x", "text": "<noise>", "pred_text": "a"}\n',
         "good": "".join(json.dumps(row) + "\n" for row in make_rows(0.1, size=12)),
         "other": "".join(
             json.dumps(row) + "\n"

@@ -106,6 +106,27 @@ def test_it_is_the_score_of_the_same_texts(write: Write) -> None:
         assert target["rtfx"] is None
 
 
+def test_files_without_speech(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As in `evaluate`: words per hour, and no word error rate."""
+    quiet = [{**ours(number, " ", "" if number else "thank you"), "duration": 3.0} for number in range(6)]
+    loud = [{**row, "pred_text": "thank you"} for row in quiet]
+    paths = [write("quiet", quiet), write("loud", loud)]
+    assert main(["rescore", *map(str, paths), "--json", "--html", str(tmp_path / "page.html")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    first, second = found["targets"]
+    assert (first["wer"], first["wer_interval"], first["wer_interval_by_group"], first["ctc_wer"]) == (None,) * 4
+    assert first["non_speech_insertions_per_hour"] == pytest.approx(2 / (18 / 3600))
+    assert second["non_speech_insertions_per_hour"] == pytest.approx(12 / (18 / 3600))
+    assert (found["differences"], found["num_reference_words"]) == ([], 0)
+    assert "2,400.0" in Page((tmp_path / "page.html").read_text()).words
+    assert main(["rescore", str(paths[0])]) == 0
+    printed = capsys.readouterr().out
+    assert "ins/h no speech" in printed
+    assert "400.0" in printed
+    assert "WER" not in printed
+    assert main(["rescore", str(write("marks", [ours(0, "<noise>", "")]))]) == 2, "the text is not empty"
+
+
 def test_rows_that_are_odd(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     odd = '{"audio_filepath": "a", "duration": 1, "text": "a", "pred_text": "a \\ud83d"}\n'
     path = write("odd", odd + odd.replace('"a", "d', '"b", "d').replace("ud83d", "ud83d\\ude00"))
@@ -217,7 +238,7 @@ ROW = leaderboard(0, "a", "b")
         ([{**ROW, "metadata": []}], "line 1: metadata []"),
         ([ROW, leaderboard(1, "c", "c"), ROW], "line 3: 'sample_0' line 1 twice id"),
         ([{**ROW, "error": "down"}], "mine (mine: 0 hypothesis of 1)"),
-        ([{**ROW, "text": ""}], "1 references 'whisper_english'"),
+        ([{**ROW, "text": "<noise>"}], "1 references 'whisper_english'"),
     ],
 )
 def test_what_is_no_file_of_hypotheses(write: Write, content: Any, message: str) -> None:

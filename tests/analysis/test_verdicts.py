@@ -77,6 +77,15 @@ def test_the_same_hypotheses_get_the_same_verdict_everywhere(group_by: str | Non
     assert [entry.verdict for entry in found] == ["better", "worse", "no difference shown"]
 
 
+def test_sets_without_speech_have_no_verdict_anywhere(tmp_path: Path) -> None:
+    rows = make_rows(0.2)[:6]
+    systems: Systems = {
+        "base": [{**row, "text": "", "pred_text": ""} for row in rows],
+        "talkative": [{**row, "text": "", "pred_text": "thank you"} for row in rows],
+    }
+    assert everywhere(systems, None, tmp_path) == []
+
+
 def test_by_default_speakers_are_resampled_if_every_utterance_has_one(tmp_path: Path) -> None:
     """Three speakers can never show a difference; 120 clips can."""
     systems: Systems = {"base": make_rows(0.4), "other": make_rows(0.02)}

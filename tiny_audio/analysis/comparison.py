@@ -94,7 +94,7 @@ class System:
 
 @dataclass(frozen=True)
 class AlignedSet:
-    """Transcripts of several systems for the same utterances, in the same order. At least one reference has a word.
+    """Transcripts of several systems for the same utterances, in the same order.
 
     Args:
         systems: the systems. The baseline is the first one. Each has one transcript per row.
@@ -127,8 +127,9 @@ class Rates:
     """Error rates of a system on a set."""
 
     name: str
-    wer: float
-    interval: Interval
+    wer: float | None
+    """None if no reference has a word. The fields below that depend on words are then None or empty."""
+    interval: Interval | None
     num_reference_words: int
     by_seed: tuple[float, ...]
     metrics: Sequence[Mapping[str, Any]]
@@ -136,10 +137,15 @@ class Rates:
     ctc_wer: float | None
     ctc_interval: Interval | None
 
+    @property
+    def num_seeds(self) -> int:
+        """Number of training seeds."""
+        return len(self.metrics)
+
     def row(self) -> dict[str, Any]:
         """Return all metrics by key, averaged over seeds, for a row of a table."""
-        means = mean_over_seeds(self.metrics)
-        return {**means, "wer": self.wer, "wer_interval": list(self.interval), "ctc_wer": self.ctc_wer}
+        means, ends = mean_over_seeds(self.metrics), self.interval and list(self.interval)
+        return {**means, "wer": self.wer, "wer_interval": ends, "ctc_wer": self.ctc_wer}
 
 
 @dataclass(frozen=True)
@@ -252,14 +258,16 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
+    A set in which no reference has a word has rates of other metrics, but no differences.
+
     Args:
         sets: the sets by name.
         num_draws: number of resamples for each interval.
     """
-    family = sum(len(aligned.systems) - 1 for aligned in sets.values())
-    tosses = num_tosses(family)
+    others = {name: aligned.systems[1:] if aligned.words.any() else () for name, aligned in sets.items()}
+    tosses = num_tosses(sum(map(len, others.values())))
     found = {
-        name: [_difference(aligned, other, num_draws, tosses) for other in aligned.systems[1:]]
+        name: [_difference(aligned, other, num_draws, tosses) for other in others[name]]
         for name, aligned in sets.items()
     }
     adjusted = iter(holm([entry.p_value for differences in found.values() for entry in differences]))
@@ -284,7 +292,7 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
         least = 2.0 ** (1 - units)
-        if entry.differences and family * least >= SIGNIFICANCE and all(len(r.by_seed) == 1 for r in entry.rates):
+        if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"
             yield (
                 f"{name or 'the set'} has {units} {kind}, too few to show any difference: p cannot be below "
@@ -294,6 +302,9 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
 
 def _rates(aligned: AlignedSet, system: System, num_draws: int) -> Rates:
     words, ctc = aligned.words, system.ctc_errors
+    metrics = [measure(transcripts) for transcripts in system.seeds]
+    if not words.any():
+        return Rates(system.name, None, None, 0, (), metrics, None, None)
     rated = partial(wer_interval, words=words, groups=aligned.groups, num_draws=num_draws)
     return Rates(
         system.name,
@@ -301,7 +312,7 @@ def _rates(aligned: AlignedSet, system: System, num_draws: int) -> Rates:
         rated(system.errors),
         int(words.sum()),
         tuple(mean_wer(errors[None], words) for errors in system.errors),
-        [measure(transcripts) for transcripts in system.seeds],
+        metrics,
         None if ctc is None else mean_wer(ctc, words),
         None if ctc is None else rated(ctc),
     )

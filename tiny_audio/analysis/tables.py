@@ -150,7 +150,7 @@ def _comparison_blocks(comparison: Comparison) -> Iterator[str]:
             facts.append(f"{paired.aligned.num_groups} groups by {paired.aligned.column} are resampled")
         if paired.left_out:
             facts.append(f"{paired.left_out:,} utterances left out because they are not in all runs")
-        rates = [((with_seeds(rate.name, len(rate.by_seed)),), rate.row()) for rate in compared.rates]
+        rates = [((with_seeds(rate.name, rate.num_seeds),), rate.row()) for rate in compared.rates]
         lines = [f"{name}: {', '.join(facts)}; normalizer {paired.normalizer.name}"]
         yield "\n".join([*lines, *(f"  warning: {text}" for text in paired.warnings), scores_table([""], rates)])
     yield from verdicts(comparison.baseline, {name: entry.comparison for name, entry in comparison.sets.items()})

@@ -133,9 +133,7 @@ def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str
             for label, work in zip(done, items, strict=True)
         ]
         if len(targets) > 1 and set.intersection(*(set(target.rows) for target in targets)):
-            aligned, _ = rescore.align_targets(targets, normalizer, group_by=group_by)
-            if aligned.words.any():
-                sets[items[0].data.name] = aligned
+            sets[items[0].data.name], _ = rescore.align_targets(targets, normalizer, group_by=group_by)
     return compare_sets(sets)
 
 

@@ -120,7 +120,8 @@ def pair_set(
         common: use only the utterances that all runs have.
 
     Raises:
-        UserError: utterances or references differ, no reference has a word, or the column does not exist.
+        UserError: utterances or references differ, no reference has a word although one is not empty, or the column
+            does not exist.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)
@@ -129,7 +130,7 @@ def pair_set(
     systems = [_system(variant.name, seeds, normalizer) for variant, seeds in zip(variants, by_variant, strict=True)]
     column = units_column(rows[0], group_by, [run.group_by for run in runs])
     aligned = AlignedSet(systems, rows[0], column)
-    if not aligned.words.any():
+    if not aligned.words.any() and not systems[0].seeds[0].is_silent:
         raise UserError(
             f"{set_name}: the references have no word after the normalizer {normalizer.name!r}; choose another by "
             "--normalizer"

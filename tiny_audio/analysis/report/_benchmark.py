@@ -78,24 +78,28 @@ def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
         ("Training time", "train_s", duration),
         ("Embeddings per second of audio", "embeddings_per_s", compact),
     ]
-    plots = [
-        scatter_plot(
-            f"Word error rate and {words[0].lower()}{words[1:]}",
-            words,
-            [
-                Point(
-                    variant["label"],
-                    variant[key],
-                    variant["sets"][name]["wer"],
-                    tuple(variant["sets"][name]["interval"]),
-                )
-                for variant in variants
-                if variant["control"] is None
-            ],
-            show,
-        )
-        for words, key, show in costs
-    ]
+    plots = (
+        []
+        if first["wer"] is None
+        else [
+            scatter_plot(
+                f"Word error rate and {words[0].lower()}{words[1:]}",
+                words,
+                [
+                    Point(
+                        variant["label"],
+                        variant[key],
+                        variant["sets"][name]["wer"],
+                        tuple(variant["sets"][name]["interval"]),
+                    )
+                    for variant in variants
+                    if variant["control"] is None
+                ],
+                show,
+            )
+            for words, key, show in costs
+        ]
+    )
     rows = [row for row in results["comparisons"] if row["set"] == name]
     return [
         tag("p", facts, "; lower is better", class_="muted"),
@@ -106,6 +110,7 @@ def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:
                 IntervalRow(variant["label"], found["wer"], tuple(found["interval"]))
                 for variant in variants
                 for found in [variant["sets"][name]]
+                if found["wer"] is not None
             ],
             results["baseline"],
             [Difference.of_benchmark(row) for row in rows],

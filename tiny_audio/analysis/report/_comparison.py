@@ -20,10 +20,10 @@ from tiny_audio.analysis.report._html import (
     table,
     tag,
 )
-from tiny_audio.analysis.report._svg import IntervalRow
 from tiny_audio.analysis.report._systems import (
     page_title,
     rate_plots,
+    rate_rows,
     scores_table,
     side_by_side,
     side_by_side_legend,
@@ -67,15 +67,12 @@ def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
 
 def _set(entry: ComparedSet, baseline: str, read_audio: ReadAudio) -> Iterator[Markup]:
     compared = entry.comparison
-    has_seeds = any(len(rate.by_seed) > 1 for rate in compared.rates)
+    has_seeds = any(rate.num_seeds > 1 for rate in compared.rates)
     yield tag("p", _about(entry, has_seeds), class_="muted")
     for warning in entry.paired.warnings:
         yield tag("p", tag("b", "Warning: "), warning, ".")
-    rates = [
-        IntervalRow(with_seeds(rate.name, len(rate.by_seed)), rate.wer, rate.interval, rate.ctc_wer)
-        for rate in compared.rates
-    ]
-    yield rate_plots("Word error rate", rates, baseline, compared.differences)
+    rates = [(with_seeds(rate.name, rate.num_seeds), rate) for rate in compared.rates]
+    yield rate_plots("Word error rate", rate_rows(rates), baseline, compared.differences)
     yield tag("h3", "Scores")
     yield _scores(entry, has_seeds)
     if compared.slices:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from tiny_audio.analysis.comparison import SIGNIFICANCE, TIE, Difference, Slice
+from tiny_audio.analysis.comparison import SIGNIFICANCE, TIE, Difference, Rates, Slice
 from tiny_audio.analysis.report._html import DASH, Markup, count, interval, label, number, percent, table, tag
 from tiny_audio.analysis.report._svg import IntervalRow, interval_plot
 from tiny_audio.analysis.scoring import Alignment
@@ -130,8 +130,15 @@ def _share(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
+def rate_rows(rates: Iterable[tuple[str, Rates]]) -> list[IntervalRow]:
+    """Return the rows of a plot of word error rates, given pairs of label and rates. Rates of None are left out."""
+    return [IntervalRow(name, each.wer, each.interval, each.ctc_wer) for name, each in rates if each.wer is not None]
+
+
 def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differences: Sequence[Difference]) -> Markup:
     """Plot the rates, and the differences from the baseline, with their intervals."""
+    if not rates:
+        return tag("p", "No reference has a word, so there is no word error rate.", class_="muted")
     plots = [interval_plot(title, rates, "CTC head alone, greedy")]
     if differences:
         rows = [IntervalRow(entry.name, entry.difference, entry.interval) for entry in differences]

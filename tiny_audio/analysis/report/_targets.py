@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from tiny_audio.analysis.comparison import too_few_units
 from tiny_audio.analysis.report._html import Markup, count, label, page, sections, tag
-from tiny_audio.analysis.report._svg import IntervalRow
 from tiny_audio.analysis.report._systems import (
     page_title,
     rate_plots,
+    rate_rows,
     scores_table,
     side_by_side,
     side_by_side_legend,
@@ -54,7 +54,7 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))
     units = units_text([compared.aligned.column])
-    rates = [IntervalRow(rate.name, rate.wer, rate.interval, rate.ctc_wer) for rate in compared.rates]
+    rates = rate_rows((rate.name, rate) for rate in compared.rates)
     return page(
         title,
         tag("h1", title),

@@ -99,7 +99,7 @@ class Rescored:
             "name": target.name,
             "path": str(target.path),
             **scored.model_dump(mode="json"),
-            "wer_interval_by_group": None if self.comparison.aligned.column is None else list(rates.interval),
+            "wer_interval_by_group": self.comparison.aligned.column and rates.interval and list(rates.interval),
             "ctc_wer": rates.ctc_wer,
             "num_clips": len(target.rows),
             "failures": failures,
@@ -158,7 +158,7 @@ def rescore(
 
     Raises:
         UserError: a file cannot be read, the references of a clip differ, there is no clip for which every target has a
-            hypothesis, no reference has a word, or the normalizer, cost or column is unknown.
+            hypothesis, no reference has a word although one is not empty, or the normalizer, cost or column is unknown.
     """
     weights = None if cost is None else check_cost(cost)
     rule = normalizer(normalizer_name)
@@ -170,7 +170,7 @@ def rescore(
             f"--group-by {group_by}: no clip has a column of that name (columns: {columns}); name one of them, or "
             "leave it out"
         )
-    if not aligned.words.any():
+    if not aligned.words.any() and not aligned.systems[0].seeds[0].is_silent:
         raise UserError(
             f"the {len(rows[0])} references have no word after the normalizer {rule.name!r}; an error rate needs at "
             "least one; check the text column, or choose another normalizer"

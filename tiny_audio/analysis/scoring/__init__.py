@@ -158,8 +158,7 @@ def score_transcripts(
     transcripts: Transcripts, *, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
 ) -> Score:
     """Score transcripts like :func:`score`, using the alignments that they already have."""
-    silent = not any(reference.strip() for reference in transcripts.references)
-    _check(transcripts, "hypotheses", num_bootstrap, groups, needs_words=not silent)
+    _check(transcripts, "hypotheses", num_bootstrap, groups, needs_words=not transcripts.is_silent)
     name, version = transcripts.scorer
     words, errors = transcripts.words, transcripts.errors[None]
     return Score.model_validate(

@@ -40,6 +40,11 @@ class Transcripts:
         """Normalized references and hypotheses."""
         return list(map(self.normalizer, self.references)), list(map(self.normalizer, self.hypotheses))
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether every reference is empty, because nobody speaks. Then there is no word error rate."""
+        return not any(reference.strip() for reference in self.references)
+
     @cached_property
     def alignments(self) -> list[Alignment]:
         """Word alignment of each utterance."""

@@ -279,7 +279,8 @@ class TrainedBenchmark:
         rule = normalizer(recipe.evaluation.normalizer)
         outcome = Outcome(unit.variant.label, {}, None, [result], [hypotheses])
         scored = analyze([outcome], unit.variant.label, Scoring(rule, 100, recipe.evaluation.group_by))
-        return ", ".join(f"{name} {rates.wer:.1%}" for (_, name), rates in scored.rates.items())
+        found = {name: rates.wer for (_, name), rates in scored.rates.items()}
+        return ", ".join(f"{name} {'none' if wer is None else f'{wer:.1%}'}" for name, wer in found.items())
 
     def _keep(self, unit: _Unit, result: dict[str, Any], hypotheses: Mapping[str, Sequence[Hypothesis]]) -> None:
         final = self._folder(unit)
