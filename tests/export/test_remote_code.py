@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 import textwrap
 from itertools import cycle, islice
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.support.models import JOINT, assemble, outputs
-from tests.support.paths import ROOT
 from tests.support.remote_code import INSTALLED, fresh_python, offline, only, run
+from tests.support.tutorial import python
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export.huggingface import export_model
@@ -139,9 +139,10 @@ def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
         file = tmp_path / "source" / "speechplug" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(textwrap.dedent(text))
-    paths = os.pathsep.join([str(tmp_path / "source"), str(ROOT)])
     folder = tmp_path / "third-party"
-    expected[folder] = run(sys.executable, [], EXPORT_PLUGIN, folder, cwd=tmp_path, PYTHONPATH=paths)
+    done = python(tmp_path / "source", EXPORT_PLUGIN, str(folder))
+    assert done.returncode == 0, done.stderr
+    expected[folder] = json.loads(done.stdout.splitlines()[-1])
     assert (folder / "speechplug_parts_layers.py").is_file()
     return expected
 
@@ -160,8 +161,8 @@ def test_loads_without_this_package(tmp_path: Path, most: int | None) -> None:
 @pytest.mark.slow
 def test_loads_in_a_fresh_environment(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     expected = export_several(tmp_path)
-    python = fresh_python(tmp_path_factory)
+    fresh = fresh_python(tmp_path_factory)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    results = run(python, ["-I"], LOAD, "", *expected, cwd=elsewhere, **offline(tmp_path))
+    results = run(fresh, ["-I"], LOAD, "", *expected, cwd=elsewhere, **offline(tmp_path))
     assert results == list(expected.values())

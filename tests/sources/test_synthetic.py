@@ -271,7 +271,7 @@ def test_the_main_process_never_loads_espeak(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_leaves_no_cache_that_is_taken_as_whole(tmp_path: Path) -> None:
-    source = SyntheticSource(SyntheticConfig(num_utterances=20_000), tmp_path, 2)
+    source = SyntheticSource(SyntheticConfig(num_utterances=2_000), tmp_path, 2)
     run = fork(lambda: source.index() and None, stdout=None, stderr=None)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("synthetic/*.tmp/0000/*.flac"))) < 5:

@@ -69,7 +69,7 @@ def called(site: Path | None, work: Callable[[], int | None]) -> subprocess.Comp
     """Do work where the folder's packages are installed, in a fork, which imports this package anew, but not torch."""
 
     def with_site() -> int | None:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "tiny_audio"]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("tiny_audio", "tests")]:
             del sys.modules[name]
         if site:
             sys.path.insert(0, str(site))
@@ -80,14 +80,19 @@ def called(site: Path | None, work: Callable[[], int | None]) -> subprocess.Comp
     return subprocess.CompletedProcess([], process.returncode, out, err)
 
 
-def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.CompletedProcess[str]]:
-    """Run each command line in one process."""
+def python(site: Path | None, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code as :func:`called` does."""
 
     def work() -> None:
-        sys.argv = ["-c", json.dumps(commands)]
-        exec(EACH_COMMAND, {})
+        sys.argv = ["-c", *arguments]
+        exec(code, {"__name__": "__main__"})
 
-    done = called(site, work)
+    return called(site, work)
+
+
+def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """Run each command line in one process."""
+    done = python(site, EACH_COMMAND, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     results = zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True)
     return [subprocess.CompletedProcess(command, *result) for command, result in results]

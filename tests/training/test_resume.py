@@ -22,7 +22,7 @@ from tiny_audio.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS = 40
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
