@@ -217,7 +217,7 @@ def always_drops_out(part: Encoder, config: EncoderConfig) -> None:
 
 def reads_its_neighbors(part: Any, config: EncoderConfig) -> None:
     """Packed rows without the lengths that tell them apart."""
-    whole = {"cu_seq_lens_q": lambda given: given[[0, -1]]}
+    whole = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), lambda given: given[[0, -1]])
     if part.packs:
         for layer in part.model.encoder.layers:
             replaced(layer, "forward", lambda forward, *args, **kwargs: forward(*args, **merged(kwargs, whole)))
@@ -288,6 +288,15 @@ def loses_its_place(part: Any, config: Any) -> None:
         replaced(part.model, "forward", lambda forward, **kwargs: forward(**merged(kwargs, numbered)))
 
 
+def forgets_the_prefix(part: Any, config: Any) -> None:
+    """Rows after the first that do not attend to the shared prefix."""
+    replaced(
+        part.model,
+        "forward",
+        lambda forward, **kwargs: forward(**kwargs | {"cu_seq_lens_k": kwargs.get("cu_seq_lens_q")}),
+    )
+
+
 def hides_the_gradient(part: Any, config: Any) -> None:
     def change(forward: Change, embeddings: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
         return forward(embeddings.detach() if config.freeze else embeddings, mask, keep)
@@ -303,6 +312,7 @@ def hides_the_gradient(part: Any, config: Any) -> None:
         (ignores_its_input, "logits", r"embeddings do not change the logits"),
         (quiet_embeddings, "embeddings", r"embedding_rms says 0\.0\d+, and embed's output has 0\.0\d+"),
         (loses_its_place, "packing", r"a row of \d+ positions .*: values differ|.*values differ by up to"),
+        (forgets_the_prefix, "shared_prefix", r"logits with a shared prefix and in each row"),
         (full_logits, "logits", r"logits have shape \[68, \d+\], not \[31 kept positions, "),
         (
             hides_the_gradient,

@@ -55,6 +55,15 @@ def test_rows_are_packed_and_back(left: bool) -> None:
     assert torch.equal(packed.unpack(values[mask][None]), values * mask[..., None])
 
 
+def test_a_shared_prefix_is_packed_once() -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    packed = Packing.of(mask, num_shared=2)
+    assert packed.offsets.tolist() == [0, 4, 7, 8]
+    assert packed.key_offsets.tolist() == [0, 4, 9, 12]
+    assert packed.longest == 5
+    assert packed.positions().tolist() == [[0, 1, 2, 3, 2, 3, 4, 2]]
+
+
 # --- attention
 
 
@@ -233,6 +242,40 @@ def test_half_precision_under_autocast() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 losses.append(scored(model.float(), tokenizer)[0])
         assert torch.allclose(*losses, rtol=0.03)
+
+
+# --- prefixes that all rows share
+
+
+def decoded_positions(fields: dict[str, Any], num_shared: int, decoder: str = "llama") -> torch.Size:
+    """Return the shape ``[B, L]`` of what the layers compute for three rows of 20, 15 and 18 positions."""
+    tiny = DECODERS.entry(decoder).config.tiny()
+    config = type(tiny).model_validate(tiny.model_dump() | fields)
+    built = DECODERS.build(config, DecoderContext(build_tokenizer(config, TEXTS)))
+    seen: list[torch.Size] = []
+    path, linear = next((path, module) for path, module in built.named_modules() if path.endswith("up_proj"))
+    linear.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
+    mask = torch.arange(20) < torch.tensor([20, 15, 18])[:, None]
+    built(torch.zeros(3, 20, built.dim), mask, mask & (torch.arange(20) > 12), num_shared=num_shared)
+    assert len(seen) == 1, path
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", sorted({*DECODER_FAMILIES} - {"causal_lm"}))
+def test_families_compute_a_long_prefix_once(name: str) -> None:
+    assert decoded_positions({}, 10, name) == (1, 20 + 5 + 8)
+
+
+def test_when_a_prefix_is_computed_once() -> None:
+    lora = {"freeze": True, "lora": LORA}
+    assert decoded_positions(lora, 10) == (1, 33)
+    assert decoded_positions(lora | {"gradient_checkpointing": True}, 10) == (1, 33)
+    assert decoded_positions({"attention": "varlen"}, 10, "causal_lm") == (1, 33)
+    assert decoded_positions({"attention": "varlen"}, 3) == (1, 53)
+    for fields in ({"attention": "sdpa"}, {"dropout": 0.1}, {"freeze": True, "lora": LORA | {"dropout": 0.1}}):
+        assert decoded_positions(fields, 10) == (3, 20), fields
+    assert decoded_positions({}, 3) == (3, 20)
+    assert decoded_positions({}, 10, "causal_lm") == (3, 20)
 
 
 # --- refusals

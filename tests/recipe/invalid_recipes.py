@@ -96,6 +96,7 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("evaluation.num_bootstrap", 10, "evaluation.num_bootstrap", ["100", "10"]),
     ("evaluation.normalizer", "upper", "evaluation.normalizer", ["none", "upper"]),
     ("execution.device", "gpu", "execution.device", ["auto", "cpu", "cuda", "gpu"]),
+    ("execution.cache_frames_gb", 0, "execution.cache_frames_gb", ["0"]),
     ("execution.num_workers", -1, "execution.num_workers", ["0", "-1"]),
     ("training.init_from", {"path": "x", "parts": ["brain"]}, "training.init_from.parts.0", ["encoder", "brain"]),
     # cross-field rules within a section
@@ -118,6 +119,7 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("training.tf32", True, "training.tf32", ["execution.device"]),
     ("execution", {"evaluate_every": 21, "evaluate_set": "held_out"}, "execution.evaluate_every", ["21", "20"]),
     ("execution.evaluate_every", 5, "execution.evaluate_set", ["evaluate_every"]),
+    ("execution.cache_frames_gb", 1.0, "execution.cache_frames_gb", ["encoder.freeze"]),
     ("execution.evaluate_set", "held_out", "execution.evaluate_set", ["evaluate_every"]),
     ("execution", {"evaluate_every": 5, "evaluate_set": "heldout"}, "execution.evaluate_set", ["held_out"]),
     ("generation", {"ctc_weight": 0.3, "num_beams": 4}, "generation.ctc_weight", []),

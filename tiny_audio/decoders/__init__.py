@@ -137,7 +137,9 @@ class Decoder(nn.Module, ABC):
         """Return the embeddings ``[..., H]`` of token ids ``[...]``, scaled as in the model."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None, num_shared: int = 0
+    ) -> Tensor:
         """Compute logits only at the positions in ``keep``, in row-major order.
 
         Args:
@@ -147,6 +149,8 @@ class Decoder(nn.Module, ABC):
                 gigabytes of memory.
             head: function that is called instead of computing logits. It is supported if ``plain_head`` of the config
                 is True.
+            num_shared: number of first positions that are the same in all rows and not in ``keep``, such as the start
+                of the prompt. A decoder may compute them only once.
 
         Returns:
             Logits ``[keep.sum(), V]``, or the result of ``head``.

@@ -19,7 +19,7 @@ from tiny_audio.pretrained.building import (
     transformers_config,
 )
 from tiny_audio.pretrained.config import Attention
-from tiny_audio.pretrained.packing import PACKED, Packing
+from tiny_audio.pretrained.packing import PACKED, VARLEN, Packing, register_varlen
 from tiny_audio.pretrained.trainable import prepare_training
 
 TINY_LLAMA: dict[str, Any] = {
@@ -33,12 +33,19 @@ TINY_LLAMA: dict[str, Any] = {
 }
 """Fields of a Llama config with two layers of 32 channels."""
 
+_LEAST_SHARED = 8
+"""Shorter prefixes are computed in each row: packing them would save little."""
 # Key of an architecture, in addition to the fields of the transformers config, which has no field for these ids.
 _UNDECODABLE = "undecodable_ids"
 
 
 def build_causal_lm(
-    model_class: Any, config: DecoderConfig, context: DecoderContext, config_class: Any = None
+    model_class: Any,
+    config: DecoderConfig,
+    context: DecoderContext,
+    config_class: Any = None,
+    *,
+    can_share: bool = False,
 ) -> CausalLMDecoder:
     """Build a transformers ``…ForCausalLM`` from a checkpoint, or with random weights for the tokenizer's vocabulary.
 
@@ -47,6 +54,8 @@ def build_causal_lm(
         config: the decoder's config.
         context: see :class:`DecoderContext`.
         config_class: a config class of ``transformers``. None uses the model's own config class.
+        can_share: whether ``attention: auto`` may pack rows that share a prefix, because ``varlen`` is known to work
+            for this family.
 
     Raises:
         UserError: the decoder cannot be built (see :mod:`tiny_audio.pretrained.building`).
@@ -68,7 +77,7 @@ def build_causal_lm(
         }
     architecture = transformers_config(config_class or model_class.config_class, config, known, **settings)
     configure_dropout(architecture, config.dropout)
-    attention = _attention(model_class, architecture, config)
+    attention = _attention(model_class, architecture, config, can_share=can_share)
     model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
     if known is None:
         # Set the config to match the loaded weights. Otherwise, a rebuilt model could differ from this model.
@@ -80,7 +89,8 @@ def build_causal_lm(
     # A checkpoint's sampling settings (temperature, penalties) are not used, because the recipe has its own settings.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
-    return CausalLMDecoder(model, undecodable, packs=config.attention in PACKED and _can_pack(model_class))
+    packs = config.attention in PACKED and _can_pack(model_class)
+    return CausalLMDecoder(model, undecodable, packs=packs, shares=attention == VARLEN and not _has_dropout(config))
 
 
 def configure_dropout(architecture: Any, probability: float) -> None:
@@ -97,8 +107,15 @@ def configure_dropout(architecture: Any, probability: float) -> None:
                 setattr(architecture, name, wanted)
 
 
-def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> str:
+def _has_dropout(config: DecoderConfig) -> bool:
+    """Whether there is any dropout. Rows that share a prefix would share its dropout, too."""
+    return bool(config.dropout or (config.lora and config.lora.dropout))
+
+
+def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, can_share: bool) -> str:
     """Return transformers' name of the attention implementation. ``auto`` is SDPA if the architecture supports it.
+
+    With ``can_share``, it is ``varlen``, which is the same as SDPA until :class:`CausalLMDecoder` packs rows.
 
     Raises:
         UserError: the architecture does not support the requested implementation.
@@ -112,7 +129,11 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig) -> st
         and {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"},
     }
     if config.attention == "auto":
-        return next(name for name in config.attentions if has[name])  # type: ignore[index]
+        first = next(name for name in config.attentions if has[name])  # type: ignore[index]
+        if first == "sdpa" and can_share and has["varlen"] and not _has_dropout(config):
+            register_varlen()
+            return VARLEN
+        return first
     if not has[config.attention]:
         names = ", ".join(name for name, there in has.items() if there)
         raise UserError(
@@ -161,12 +182,14 @@ class CausalLMDecoder(Decoder):
         model: the model.
         undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never returns.
         packs: whether :meth:`forward` packs rows. :meth:`generate` uses a cache and never packs rows.
+        shares: whether :meth:`forward` may compute a prefix that all rows share only once. On a CPU, it then packs rows
+            that have such a prefix.
     """
 
-    def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False) -> None:
+    def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False, shares: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.packs = packs
+        self.packs, self.shares = packs, shares
         # `hidden_size` may differ from the embeddings' width. For example, OPT has a projection after its embeddings.
         self.dim: int = model.get_input_embeddings().weight.shape[1]
         self._undecodable = undecodable
@@ -177,15 +200,18 @@ class CausalLMDecoder(Decoder):
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
-    def forward(self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None, num_shared: int = 0
+    ) -> Tensor:
         """Run the model's own forward, which may scale or cap logits. The head is applied only at ``keep``.
 
         Raises:
             UserError: a ``head`` is given, but the model's own head has a bias or caps logits.
         """
         settings: dict[str, Any] = {}
-        if self.packs:
-            packing = Packing.of(mask)
+        shares = self.shares and num_shared >= _LEAST_SHARED and embeddings.device.type == "cpu"
+        if self.packs or shares:
+            packing = Packing.of(mask, num_shared if shares else 0)
             embeddings, keep = packing.pack(embeddings), packing.pack(keep)
             settings = {"position_ids": packing.positions(), **packing.attention()}
         else:

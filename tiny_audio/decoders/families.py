@@ -109,4 +109,4 @@ def build_family(
     """Build the family's transformers model from a checkpoint or with random weights."""
     import transformers
 
-    return build_causal_lm(getattr(transformers, config.model_class), config, context)
+    return build_causal_lm(getattr(transformers, config.model_class), config, context, can_share=True)

@@ -113,7 +113,9 @@ class TinyAudioModel(SavedModel):
             lengths: ``[B]`` in samples.
             transform: see :meth:`forward`.
         """
-        frames: Frames = self.encoder(waveforms, lengths, transform)
+        return self._with_ctc_logits(self.encoder(waveforms, lengths, transform))
+
+    def _with_ctc_logits(self, frames: Frames) -> Frames:
         return frames if self.ctc_head is None else replace(frames, ctc_logits=self.ctc_head(frames.values))
 
     def splice(
@@ -143,7 +145,8 @@ class TinyAudioModel(SavedModel):
     ) -> Tensor:
         """Return the negative log-likelihoods ``[B]`` of B rows of token ids. Each row ends in the end token."""
         embeddings, mask = self.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
-        return target_losses(self.decoder, embeddings, mask, targets, label_smoothing, linear_cross_entropy)
+        num_shared = len(self.config.prompt_prefix_ids)
+        return target_losses(self.decoder, embeddings, mask, targets, label_smoothing, linear_cross_entropy, num_shared)
 
     def forward(
         self,
@@ -154,6 +157,7 @@ class TinyAudioModel(SavedModel):
         transform: FeatureTransform | None = None,
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
+        frames: Frames | None = None,
     ) -> TargetScores:
         """Compute teacher-forced losses.
 
@@ -166,9 +170,10 @@ class TinyAudioModel(SavedModel):
             label_smoothing: share of each target's probability that is spread over the vocabulary.
             linear_cross_entropy: a function that computes losses from hidden states without logits. If None, logits
                 are computed first.
+            frames: the encoder's frames of these clips, if they are known. Then the encoder is not run.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
-        frames = self.encode(waveforms, waveform_lengths, transform)
+        frames = self._with_ctc_logits(frames) if frames else self.encode(waveforms, waveform_lengths, transform)
         return self.score_frames(frames, targets, ctc_targets, label_smoothing, linear_cross_entropy)
 
     def score_frames(

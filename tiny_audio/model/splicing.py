@@ -59,6 +59,7 @@ def target_losses(
     targets: Sequence[Tensor],
     label_smoothing: float,
     linear_cross_entropy: LinearCrossEntropy | None,
+    num_shared: int = 0,
 ) -> Tensor:
     """Return the negative log-likelihoods ``[B]`` of B rows of targets. Each row ends in the end token.
 
@@ -68,6 +69,7 @@ def target_losses(
         mask: ``[B, L]``.
         targets: B rows of token ids.
         label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
+        num_shared: number of first positions that are the same in all rows.
     """
     sizes = torch.tensor([len(row) for row in targets], device=embeddings.device)
     # Each position predicts the next token, so the last position before the text predicts the first target.
@@ -76,11 +78,15 @@ def target_losses(
     keep = (positions >= (ends - sizes)[:, None]) & (positions < ends[:, None])
     labels = torch.cat(list(targets))
     if linear_cross_entropy is None:
-        logits = decoder(embeddings, mask, keep)
+        logits = decoder(embeddings, mask, keep, num_shared=num_shared)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(precise, labels, reduction="none", label_smoothing=label_smoothing)
     else:
         fused = linear_cross_entropy
-        losses = decoder(embeddings, mask, keep, lambda hidden, weight: fused(hidden, weight, labels, label_smoothing))
+
+        def head(hidden: Tensor, weight: Tensor) -> Tensor:
+            return fused(hidden, weight, labels, label_smoothing)
+
+        losses = decoder(embeddings, mask, keep, head, num_shared=num_shared)
     rows = torch.arange(len(targets), device=embeddings.device).repeat_interleave(sizes)
     return torch.zeros(len(targets), dtype=losses.dtype, device=embeddings.device).index_add(0, rows, losses)

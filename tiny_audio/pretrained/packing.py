@@ -1,6 +1,8 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then compute no padding, and attention needs no mask, which the fast kernels do not support.
+Layers then compute no padding, and attention needs no mask, which the fast kernels do not support. A prefix that all
+rows share, such as the start of the prompt, is packed only once, with the first row. All other rows attend to it, and
+its gradient is the sum over the rows.
 """
 
 from __future__ import annotations
@@ -28,24 +30,36 @@ _CHANGES = ("softcap", "s_aux", "position_bias")
 class Packing:
     """The real positions of a padded batch.
 
-    B rows · L positions of the longest row · T real positions of all rows
+    B rows · L positions of the longest row · P positions of the shared prefix · T positions to compute
     """
 
     mask: Tensor
     """``[B, L]`` bool, True on real positions."""
     index: Tensor
-    """``[T]`` int64, indices of the real positions in the flattened batch."""
+    """``[T]`` int64, indices of these positions in the flattened batch."""
     offsets: Tensor
     """``[B + 1]`` int32, the start of each row in the packed sequence, followed by T."""
+    key_offsets: Tensor
+    """``[B + 1]`` int32, the same if each row had its own copy of the shared prefix."""
     longest: int
     """Number of real positions of the longest row."""
 
     @classmethod
-    def of(cls, mask: Tensor) -> Packing:
-        """Return the packing of a batch with the bool mask ``[B, L]``. Padding may be on either side."""
-        sizes = mask.sum(1)
-        offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
-        return cls(mask, mask.flatten().nonzero()[:, 0], offsets, int(sizes.max()))
+    def of(cls, mask: Tensor, num_shared: int = 0) -> Packing:
+        """Return the packing of a batch.
+
+        Args:
+            mask: ``[B, L]`` bool. Padding may be on either side.
+            num_shared: number of first positions, P, whose content is the same in all rows. They are packed once. If
+                there are any, padding must be on the right side.
+        """
+        sizes, computed = mask.sum(1), mask
+        key_offsets = offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
+        if num_shared:
+            computed = mask.clone()
+            computed[1:, :num_shared] = False
+            offsets = F.pad(computed.sum(1).cumsum(0), (1, 0)).int()
+        return cls(mask, computed.flatten().nonzero()[:, 0], offsets, key_offsets, int(sizes.max()))
 
     def pack(self, values: Tensor) -> Tensor:
         """Pack ``[B, L, ...]`` to ``[1, T, ...]``."""
@@ -58,12 +72,12 @@ class Packing:
         return flat.view(batch, size, -1)
 
     def positions(self) -> Tensor:
-        """Return position ids ``[1, T]`` int64, which restart at 0 in every row."""
+        """Return position ids ``[1, T]`` int64, which restart in every row, at 0 or after the shared prefix."""
         return self.pack(self.mask.long().cumsum(1) - 1)
 
     def attention(self) -> dict[str, Any]:
         """Return the keyword arguments for transformers' layers, named as for Flash Attention 2."""
-        lengths = {"cu_seq_lens_q": self.offsets, "cu_seq_lens_k": self.offsets}
+        lengths = {"cu_seq_lens_q": self.offsets, "cu_seq_lens_k": self.key_offsets}
         return lengths | {"max_length_q": self.longest, "max_length_k": self.longest}
 
 
@@ -86,13 +100,15 @@ def attend(
     sliding_window: int | None = None,
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int = 0,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``.
 
     Keys and values may have fewer heads. Without ``cu_seq_lens_q``, the rows are padded, as in generation, and the
-    result equals that of ``attention: sdpa``.
+    result equals that of ``attention: sdpa``. If rows have more keys than queries, their first keys are the first keys
+    of the first row.
 
     Raises:
         UserError: the model changes its attention scores in a way that the kernel does not support.
@@ -115,12 +131,15 @@ def attend(
         # Norms return full precision, and autocast does not convert the kernel's inputs.
         half = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(half), key.to(half), value.to(half)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and takes_heads(query.shape[3]):
+    cu_seq_lens_k = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
+    in_half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    if in_half and takes_heads(query.shape[3]) and cu_seq_lens_k is cu_seq_lens_q:  # comparing values would be slow
         # [1, H, T, D] -> [T, H, D]
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         attended = attend_by_kernel(query, key, value, cu_seq_lens_q, max_length_q, causal, scaling, sliding_window)
         return attended[None], None
-    return _attend_row_by_row(query, key, value, cu_seq_lens_q, causal, scaling, sliding_window), None
+    offsets = cu_seq_lens_q, cu_seq_lens_k
+    return _attend_row_by_row(query, key, value, *offsets, causal, scaling, sliding_window), None
 
 
 def takes_heads(size: int) -> bool:
@@ -151,25 +170,31 @@ def attend_by_kernel(
     return attended
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it would compile once for each number of rows
 def _attend_row_by_row(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: Tensor,
+    key_offsets: Tensor,
     causal: bool,
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
     """Compute the same attention in any precision and on any device, with one call of SDPA for each row."""
-    sizes = offsets.diff().tolist()
+    sizes, num_keys = offsets.diff().tolist(), key_offsets.diff().tolist()
     attended = []
-    for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
-        size = q.shape[2]
-        mask = None
-        if sliding_window is not None and size > sliding_window:
-            position = torch.arange(size, device=query.device)
-            distance = position[:, None] - position
-            mask = (distance >= 0) & (distance < sliding_window)
+    rows = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), num_keys, strict=True)
+    for q, k, v, all_keys in rows:
+        mask, shared = None, all_keys - q.shape[2]
+        if shared:
+            k, v = torch.cat([key[:, :, :shared], k], 2), torch.cat([value[:, :, :shared], v], 2)
+        if shared or (sliding_window is not None and all_keys > sliding_window):
+            position = torch.arange(all_keys, device=query.device)
+            distance = position[shared:, None] - position
+            mask = distance >= 0
+            if sliding_window is not None:
+                mask &= distance < sliding_window
         attended.append(
             F.scaled_dot_product_attention(
                 q,

@@ -136,6 +136,10 @@ class ExecutionConfig(Config):
     layer, for models that do not fit on one GPU. A single process ignores this."""
     num_workers: NonNegativeInt = 0
     """Number of processes that load clips. 0 loads them in the main process."""
+    cache_frames_gb: PositiveFloat | None = None
+    """Keep the frames of a frozen encoder in a temporary file of at most this many GB, so that later epochs need not
+    compute them. Each process has its own file. An hour of audio takes 0.28 GB for whisper-tiny, and 0.92 GB for
+    whisper-large (50 frames per second × channels × 4 bytes). None keeps no frames."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
     log_clips: bool = False

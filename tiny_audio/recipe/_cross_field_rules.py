@@ -87,6 +87,22 @@ def _has_gradients(recipe: Recipe, kind: str) -> bool:
     return not recipe.encoder.freeze or recipe.encoder.lora is not None
 
 
+def _frame_cache(recipe: Recipe) -> Errors:
+    """Check that the encoder's frames are the same in every epoch if they are kept."""
+    if recipe.execution.cache_frames_gb is None:
+        return
+    place, encoder = "execution.cache_frames_gb", recipe.encoder
+    if not encoder.freeze or encoder.lora is not None or encoder.layer == "weighted":
+        yield place, "needs an encoder that is not trained; remove it, or set encoder.freeze: true without lora"
+    if encoder.dropout:
+        yield place, f"needs the same frames in every epoch, and encoder.dropout is {encoder.dropout}; remove one"
+    for section, value in recipe.augmentation:
+        if value is not None:
+            yield place, f"needs the same frames in every epoch, but augmentation.{section} changes them; remove one"
+    if recipe.execution.parallel == "fsdp":
+        yield place, "works only with execution.parallel: ddp; set it, or remove cache_frames_gb"
+
+
 def _ctc(recipe: Recipe) -> Errors:
     """Check that there is a CTC head if another field uses it, and that its weights have a single source."""
     taken = recipe.training.init_from
@@ -139,4 +155,4 @@ def _optimization(recipe: Recipe) -> Errors:
         yield "training.tf32", f"has no effect with execution.device: {device}; set it to false"
 
 
-_RULES = (limit_errors, _evaluation, _parts, _ctc, _optimization)
+_RULES = (limit_errors, _evaluation, _parts, _frame_cache, _ctc, _optimization)

@@ -19,6 +19,7 @@ from tiny_audio.testing._checks import (
     expect,
     expect_adapters_only,
     expect_equal,
+    expect_equal_gradients,
     expect_finite,
     expect_gradients,
     generator,
@@ -125,6 +126,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             self.check_linear_layers,
             self.check_attentions,
             self.check_packing,
+            self.check_shared_prefix,
             self.check_checkpointing,
         )
 
@@ -312,6 +314,32 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         self.check_invariance(changed(config, attention=VARLEN))
         self.check_generation(changed(config, attention=VARLEN), beams=(3,))
         self.check_packed_gradients(config)
+
+    def check_shared_prefix(self, config: DecoderConfig) -> None:
+        """Check that a prefix that is computed once for all rows has the same logits and gradients as in each row."""
+        lora = {"freeze": True, "lora": self.lora(config)}
+        for fields in ({"freeze": False, "lora": None}, lora, lora | {"gradient_checkpointing": True}):
+            decoder = self.build(changed(config, **fields, dropout=0.0)).train().double()
+            perturb(decoder)
+            embeddings, mask = padded(rows_of(decoder, (20, 13, 31)))
+            embeddings[:, :12] = embeddings[0, :12]
+            keep = mask.clone()
+            keep[:, :12] = False
+            results = []
+            for num_shared in (0, 12):
+                decoder.zero_grad()
+                inputs = embeddings.double().requires_grad_()
+                logits = decoder(inputs, mask, keep, num_shared=num_shared)
+                weighted_sum(logits).backward()  # type: ignore[no-untyped-call]
+                assert inputs.grad is not None
+                gradients = {"the prefix": inputs.grad[:, :12].sum(0), "the rows": inputs.grad[:, 12:]}
+                gradients |= {
+                    name: tensor.grad.clone() for name, tensor in decoder.named_parameters() if tensor.grad is not None
+                }
+                results.append((logits.detach(), gradients))
+            (wanted, in_each), (found, shared) = results
+            expect_equal(config, f"logits with a shared prefix and in each row, {fields}", found, wanted)
+            expect_equal_gradients(config, f"a shared prefix with {fields}", shared, in_each)
 
 
 CHECKS = DecoderChecks().checks()

@@ -27,6 +27,7 @@ from tiny_audio.training import checkpoint
 from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
 from tiny_audio.training.clips_log import ClipsLog
 from tiny_audio.training.compilation import compile_layers, uncompiled
+from tiny_audio.training.frame_cache import FrameCache
 from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.host import Host
 from tiny_audio.training.ledger import Amounts, Ledger
@@ -104,6 +105,8 @@ class Trainer:
             compile_layers(model, self.device)
         fused = recipe.execution.fused_cross_entropy
         self.linear_cross_entropy = fused_cross_entropy(self.device) if fused else None
+        limit_gb = recipe.execution.cache_frames_gb
+        self._frame_cache = FrameCache(model.encoder, int(limit_gb * 1e9), run_dir) if limit_gb else None
         self.progress = Progress()
         self._dropped = DroppedClips(clips.num_inside, recipe.data.max_dropped_share)
         self._host = Host.of(self.device, recipe.execution, self.config, world.size)
@@ -198,6 +201,9 @@ class Trainer:
     def _score(self, micro_batch: MicroBatch) -> TargetScores:
         batch = micro_batch.batch.to(self.device)
         with autocast(self.config.precision, self.device):
+            frames = None
+            if self._frame_cache is not None:
+                frames = self._frame_cache.frames(micro_batch.batch.waveforms, micro_batch.batch.lengths)
             scores: TargetScores = self.model(
                 batch.waveforms,
                 batch.lengths,
@@ -206,6 +212,7 @@ class Trainer:
                 transform=self.recipe.augmentation.of_features(batch.seeds),
                 label_smoothing=self.config.label_smoothing,
                 linear_cross_entropy=self.linear_cross_entropy,
+                frames=frames,
             )
         if micro_batch.weight == 1.0:
             return scores

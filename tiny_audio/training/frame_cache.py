@@ -1,0 +1,96 @@
+"""Keep the frames of a frozen encoder on disk, because they are the same in every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio.encoders import Encoder
+from tiny_audio.frames import Frames
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """The frames ``[T, D]`` of a clip, in the file."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class FrameCache:
+    """Frames of clips, found by a hash of their waveforms.
+
+    Each clip is encoded alone, so its frames do not depend on the other clips of a batch. Therefore training is the
+    same, bit for bit, whether frames come from the file or not. A continued run starts with an empty file. The file has
+    no name, so it also disappears if the process is killed.
+
+    If the file is full, the frames of further clips are not kept. Replacing others would not help, because each epoch
+    uses every clip once.
+
+    Args:
+        encoder: a frozen encoder without dropout.
+        limit_bytes: maximum size of the file.
+        folder: folder of the file. If it does not exist, the file is in the system's temporary folder.
+    """
+
+    def __init__(self, encoder: Encoder, limit_bytes: int, folder: Path) -> None:
+        self._encoder = encoder
+        self._limit_bytes = limit_bytes
+        self._file = tempfile.TemporaryFile(dir=folder if folder.is_dir() else None)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._size = 0
+        self._entries: dict[bytes, _Entry] = {}
+        self.num_encoded = 0
+        """Number of times that a clip was encoded."""
+
+    @torch.no_grad()
+    def frames(self, waveforms: Tensor, lengths: Tensor) -> Frames:
+        """Return the frames of a batch, on the encoder's device.
+
+        Args:
+            waveforms: ``[B, S]`` float32 at 16 kHz, on the CPU.
+            lengths: ``[B]`` in samples, on the CPU.
+        """
+        rows = [self._row(row[:length]) for row, length in zip(waveforms, lengths.tolist(), strict=True)]
+        sizes = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        return Frames(pad_sequence(rows, batch_first=True), sizes, self._encoder.frame_rate)
+
+    def _row(self, waveform: Tensor) -> Tensor:
+        device = next(self._encoder.parameters()).device
+        key = hashlib.blake2b(waveform.numpy().tobytes(), digest_size=16).digest()
+        entry = self._entries.get(key)
+        if entry is not None:
+            return self._read(entry).to(device)
+        self.num_encoded += 1
+        length = torch.tensor([len(waveform)], device=device)
+        frames: Frames = self._encoder(waveform[None].to(device), length)
+        values = frames.row(0).values[0]
+        self._keep(key, values.cpu().contiguous())
+        return values
+
+    def _read(self, entry: _Entry) -> Tensor:
+        self._file.seek(entry.start)
+        content = bytearray(self._file.read(entry.shape.numel() * entry.dtype.itemsize))
+        values: Tensor = torch.frombuffer(content, dtype=entry.dtype)
+        return values.view(entry.shape)
+
+    def _keep(self, key: bytes, values: Tensor) -> None:
+        if self._size + values.nbytes > self._limit_bytes:
+            return
+        try:
+            self._file.seek(self._size)
+            self._file.write(values.view(torch.uint8).numpy().tobytes())
+            self._file.flush()
+        except OSError:  # the disk is full: training goes on with the frames that are kept
+            self._limit_bytes = self._size
+            return
+        self._entries[key] = _Entry(self._size, values.shape, values.dtype)
+        self._size += values.nbytes
