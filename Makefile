@@ -47,6 +47,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/plan_memory.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/finetune.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

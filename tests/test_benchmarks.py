@@ -48,6 +48,18 @@ def test_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_finetune(tmp_path: Path) -> None:
+    page = tmp_path / "finetune.md"
+    small = ["--padded-s", "12", "--batches", "1", "--epochs", "1"]
+    printed = run("benchmarks/finetune.py", *small, "--output", str(page))
+    for way in ("transformers", "plain", "ours"):
+        assert printed.count(f"| {way} | ") == 2
+    assert "at most 0.0001: holds" in printed
+    assert "as fast as plain" in printed
+    assert printed.strip() in page.read_text()
+
+
+@pytest.mark.slow
 def test_data(tmp_path: Path) -> None:
     page = tmp_path / "data.md"
     small = ["--clips", "40", "--rounds", "1", "--plan-clips", "3000"]

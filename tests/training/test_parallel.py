@@ -107,15 +107,16 @@ def progress(folder: Path) -> checkpoint.Progress:
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_the_first_gradients_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
+    """Each process computes the start of the prompt once for its clips. With ``sdpa``, each clip has its own."""
     one_step = {"training__steps": 1, "training__warmup_steps": 0, "training__max_gradient_norm": 1e9}
-    document = changed(document, **one_step, execution__parallel=parallel)
-    train(document, tmp_path / "one")
+    document = changed(document, prompt={"user": "turn right now{audio}"}, **one_step, execution__parallel=parallel)
+    train(changed(document, decoder__attention="sdpa"), tmp_path / "one")
     in_world(2, lambda world: train(document, tmp_path / "two", world))
     one, two = first_gradients(tmp_path / "one"), first_gradients(tmp_path / "two")
     assert len(one) == len(two) > 20
     largest = max(float(gradient.abs().max()) for gradient in one)
     assert largest > 0.01
-    assert max(float((ours - theirs).abs().max()) for ours, theirs in zip(one, two, strict=True)) < 1e-6 * largest
+    assert max(float((ours - theirs).abs().max()) for ours, theirs in zip(one, two, strict=True)) < 1e-5 * largest
 
 
 def test_more_processes_than_clips(document: Document, tmp_path: Path) -> None:
