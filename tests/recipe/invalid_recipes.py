@@ -7,6 +7,7 @@ from typing import Any
 SPEECH = {"name": "manifest", "path": "clips.jsonl"}
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj"]}
 FROZEN = {"name": "whisper"}
+STEPS = {"steps": 20, "learning_rate": 1e-3}
 HUBERT = {"name": "hubert", "init": "random", "freeze": False}
 
 INVALID: list[tuple[str, Any, str, list[str]]] = [
@@ -122,6 +123,14 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("execution.cache_frames_gb", 1.0, "execution.cache_frames_gb", ["encoder.freeze"]),
     ("execution.evaluate_set", "held_out", "execution.evaluate_set", ["evaluate_every"]),
     ("execution", {"evaluate_every": 5, "evaluate_set": "heldout"}, "execution.evaluate_set", ["held_out"]),
+    ("training.keep_best", {"set": "held_out"}, "training.keep_best", ["evaluate_every", "evaluate_set: held_out"]),
+    ("training.keep_best", {"set": "held_out", "patience": 0}, "training.keep_best.patience", ["0"]),
+    ("training", {**STEPS, "keep_best": {"set": "heldout"}}, "training.keep_best.set", ["heldout", "held_out"]),
+    ("training", {**STEPS, "keep_best": {"set": "held_out", "metric": "werr"}},
+     "training.keep_best.metric", ["werr", "wer", "cer"]),
+    ("training", {**STEPS, "keep_best": {"set": "held_out", "metric": "rtfx"}}, "training.keep_best.metric", ["wer"]),
+    ("training.average_last", 1, "training.average_last", ["2", "1"]),
+    ("training.average_last", 2, "training.average_last", ["2", "1", "20", "500"]),
     ("generation", {"ctc_weight": 0.3, "num_beams": 4}, "generation.ctc_weight", []),
     ("encoder.freeze", True, "encoder.whisper.freeze", []),
     ("decoder.freeze", True, "decoder.smollm3.freeze", []),

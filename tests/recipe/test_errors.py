@@ -49,6 +49,30 @@ def test_a_clip_that_is_sped_up_must_still_fill_the_projector(document: Document
 
 
 @pytest.mark.parametrize(
+    ("overrides", "where", "values"),
+    [
+        (
+            ["data.evaluation.more={name: manifest, path: x}", "execution.evaluate_set=more"],
+            "set",
+            ["held_out", "more"],
+        ),
+        (["execution.evaluate_every=20"], "", ["evaluate_every", "20"]),
+        (["training.keep_best.patience=3"], "patience", ["3", "4 evaluations", "at most 2"]),
+        (["training.keep_best.patience=1", "execution.evaluate_every=10"], "patience", ["1", "2 evaluations"]),
+    ],
+)
+def test_keep_best_needs_evaluations_that_can_differ(
+    document: Document, write_recipe: Write, overrides: list[str], where: str, values: list[str]
+) -> None:
+    document = changed(document, "execution", {"evaluate_every": 6, "evaluate_set": "held_out"})
+    path = write_recipe(changed(document, "training.keep_best", {"set": "held_out", "patience": 2}))
+    assert load_recipe(path).training.keep_best
+    overrides = [*overrides, "training.keep_best.patience=null"] if "patience" not in where else overrides
+    location = ".".join(["training.keep_best", *([where] if where else [])])
+    assert_error(errors_of(path, *overrides), location, *values)
+
+
+@pytest.mark.parametrize(
     ("value", "given"), [(".inf", "Infinity"), ("-.inf", "-Infinity"), (".nan", "NaN"), ("1e999", "Inf")]
 )
 def test_numbers_are_finite(document: Document, write_recipe: Write, value: str, given: str) -> None:

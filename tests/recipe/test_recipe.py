@@ -63,6 +63,8 @@ NO_IDENTITY = {
     "data.evaluation.held_out.path": "elsewhere.jsonl",
 }
 
+EVALUATED = {"evaluate_every": 5, "evaluate_set": "held_out"}
+
 IDENTITY = {
     "encoder.dropout": 0.1,
     "encoder.level_invariant": True,
@@ -138,6 +140,41 @@ def test_what_decides_the_weights_changes_the_run_id(document: Document, write_r
     before = load_recipe(write_recipe(document))
     after = load_recipe(write_recipe(changed(document, path, IDENTITY[path])))
     assert before.run_id() != after.run_id()
+
+
+def test_fields_that_choose_the_weights_change_the_run_id(document: Document, write_recipe: Write) -> None:
+    base = changed(document, "execution", {**EVALUATED, "device": "cpu", "checkpoint_every": 5})
+
+    def run_ids(changes: list[tuple[str, Any]], **training: Any) -> list[str]:
+        chosen = changed(base, "training", base["training"] | training)
+        return [load_recipe(write_recipe(changed(chosen, path, value))).run_id() for path, value in changes]
+
+    scoring: list[tuple[str, Any]] = [
+        ("execution.evaluate_every", 6),
+        ("execution.evaluate_utterances", 6),
+        ("generation.num_beams", 2),
+        ("evaluation.normalizer", "lower"),
+        ("data.evaluation.held_out.text_column", "transcript"),
+    ]
+    others: list[tuple[str, Any]] = [
+        ("evaluation.num_bootstrap", 200),
+        ("data.evaluation.more", SPEECH),
+        ("data.evaluation.held_out.path", "elsewhere.jsonl"),
+    ]
+    saving: list[tuple[str, Any]] = [("execution.checkpoint_every", 7), ("execution.checkpoint_every", 8)]
+    best, average = {"keep_best": {"set": "held_out"}}, {"average_last": 2}
+    assert len(set(run_ids([*scoring, *others, *saving]))) == 1
+    assert len({*run_ids(others, **best), *run_ids(saving, **best)}) == 1
+    assert len({*run_ids(scoring, **best), *run_ids(others, **best)}) == 1 + len(scoring)
+    assert len({*run_ids(saving, **average)}) == len(saving)
+    assert len({*run_ids([*scoring, *others], **average)}) == 1
+    kinds = (
+        {},
+        best,
+        {"keep_best": {"set": "held_out", "metric": "cer"}},
+        {"keep_best": {"set": "held_out", "patience": 1}},
+    )
+    assert len({run_ids(saving[:1], **kind)[0] for kind in (*kinds, average)}) == 1 + len(kinds)
 
 
 def test_an_optional_field_that_is_not_given_is_no_part_of_the_identity(

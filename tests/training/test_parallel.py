@@ -207,12 +207,14 @@ def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, paral
 def test_evaluation_while_training_and_after_it(document: Document, data: Path, tmp_path: Path) -> None:
     held_out = {"held_out": {"name": "manifest", "path": str(data / "manifest.jsonl")}}
     often = {"execution__evaluate_every": 2, "execution__evaluate_set": "held_out", "evaluation__num_bootstrap": 100}
-    document = changed(document, data__evaluation=held_out, **often, generation__max_new_tokens=5)
+    chosen = {"training__keep_best": {"set": "held_out"}, "training__average_last": 3, "execution__checkpoint_every": 2}
+    document = changed(document, data__evaluation=held_out, **often, **chosen, generation__max_new_tokens=5)
     one = Run(parse(document), "one", tmp_path / "one", RecordingCallback()).complete()
     assert one is not None
     for parallel in PARALLEL:
         first, second = complete(2, changed(document, execution__parallel=parallel), tmp_path / parallel)
         assert first["evaluation"]["held_out"]["wer"] == one["evaluation"]["held_out"]["wer"]
+        assert first["training"]["final_weights"] == one["training"]["final_weights"]
         assert second is None
         assert [row["step"] for row in read_metrics(tmp_path / parallel / "metrics.jsonl") if "wer" in row] == [2, 4, 6]
         assert logged(tmp_path / parallel, "wer") == logged(tmp_path / "one", "wer")

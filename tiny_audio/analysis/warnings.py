@@ -10,6 +10,7 @@ from tiny_audio.analysis.audio_bits import ignores_audio
 
 _KEY, _COMPARED = "shared_with_training", "compared_with_training"
 _NOT_COMPARED = "not_compared_with_training"
+_SELECTION = "chose_the_weights"
 _NUM_EXAMPLES = 3
 
 
@@ -73,6 +74,18 @@ def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
     scores[_NOT_COMPARED] = "the training data cannot be read" if found is None else found.not_compared
 
 
+def state_selection(scores: dict[str, Any], set_name: str, final_weights: Mapping[str, Any] | None) -> None:
+    """Add to the scores of a set that this set chose the weights, if it did.
+
+    Args:
+        scores: the scores.
+        set_name: name of the set.
+        final_weights: the entry ``training.final_weights`` of the run's report, if there is one.
+    """
+    if final_weights and final_weights["selected_on"] == set_name:
+        scores[_SELECTION] = {key: final_weights[key] for key in ("metric", "num_evaluations")}
+
+
 def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield the warnings about the scores of a set, to be shown next to its error rate."""
     for entry in scores.get(_KEY) or ():
@@ -85,6 +98,11 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"the audio adds only {scores['bits_from_audio']:.2f} bits per token (95 % interval {low:.2f} to "
             f"{high:.2f}), so the model hardly uses it and may invent texts; train longer, or on more speech like this"
+        )
+    if selection := scores.get(_SELECTION):
+        yield (
+            f"these clips chose the weights, the best of {selection['num_evaluations']:,} evaluations by "
+            f"{selection['metric']} (training.keep_best), so the rates are too good; judge the model by another set"
         )
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")
     if cut and total:

@@ -76,6 +76,8 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
     )
     if "step" in report:
         yield from ("", f"The weights are those of step {report['step']:,} of {recipe['training']['steps']:,}.")
+    else:
+        yield from _final_weights(report["training"])
     yield from ("", "## Word error rate", "")
     yield from _scores(report["evaluation"])
     for row in report.get("monitored", ()):
@@ -95,6 +97,19 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
     yield from _licenses(recipe, licenses)
     yield from ("", "## Citation", "")
     yield from _citation(report)
+
+
+def _final_weights(training: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where the weights come from, if they are not simply those of the last step."""
+    final = training.get("final_weights")
+    if final is None:
+        return
+    last, steps = training["steps"], ", ".join(f"{step:,}" for step in final["steps"])
+    weights = f"averages over the steps {steps}" if len(final["steps"]) > 1 else f"those of step {steps}"
+    text = f"Training took {last:,} steps{', and stopped early' * final['stopped_early']}. The weights are {weights}"
+    if final["selected_on"] is not None:
+        text += f", the best of {final['num_evaluations']:,} by {final['metric']} on {_text(final['selected_on'])}"
+    yield from ("", f"{text}.")
 
 
 def _front_matter(report: Mapping[str, Any]) -> str:

@@ -68,6 +68,20 @@ class InitFrom(Config):
     """The parts to take. None takes all parts."""
 
 
+class KeepBest(Config):
+    """How the best evaluation while training is chosen."""
+
+    set: _SetName
+    """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the rates of this
+    set are too good, because it chose the weights. Clips that ``evaluation.exclude_shared`` leaves out of the score are
+    used here."""
+    metric: str = "wer"
+    """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
+    patience: PositiveInt | None = None
+    """Stop early, after this number of evaluations in a row without a better value. The learning rate still follows the
+    schedule over ``training.steps``. None trains all steps."""
+
+
 class TrainingConfig(Config):
     """Optimization: AdamW and one learning-rate schedule."""
 
@@ -103,6 +117,17 @@ class TrainingConfig(Config):
     """Steps with a non-finite loss or gradient are skipped. The run stops after more than this number in a row."""
     init_from: InitFrom | None = None
     """Start from another run's weights. None starts from the weights of the parts."""
+    keep_best: KeepBest | None = None
+    """Take the weights of the best evaluation while training. The evaluations are those of
+    ``execution.evaluate_every``, and one after the last step. Of equal values, the earliest is the best. Everything
+    that the evaluations depend on is part of the run's identity then: the set, ``generation``,
+    ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``. None takes the
+    weights of the last step."""
+    average_last: int | None = Field(default=None, ge=2)
+    """Average the trainable tensors of this number of checkpoints, with equal weights: the last step, and the newest
+    multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept, and
+    ``execution.checkpoint_every`` is part of the run's identity then. Together with ``keep_best``, the average is
+    scored, too, and is used if it is better than the best checkpoint."""
 
 
 class EvaluationConfig(Config):
@@ -127,7 +152,10 @@ class EvaluationConfig(Config):
 
 
 class ExecutionConfig(Config):
-    """How a run is executed. Nothing here affects the weights, so nothing here is part of the run's identity."""
+    """How a run is executed. Nothing here affects the weights, so nothing here is part of the run's identity.
+
+    The exceptions are fields that ``training.keep_best`` or ``training.average_last`` uses.
+    """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """``auto`` uses a GPU if the machine has one."""
@@ -148,7 +176,8 @@ class ExecutionConfig(Config):
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints. A checkpoint is always written at the end."""
     keep_checkpoints: PositiveInt = 2
-    """Number of newest checkpoints to keep."""
+    """Number of newest checkpoints to keep. Checkpoints that ``training.keep_best`` or ``training.average_last`` needs
+    are kept, too."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations while training. None evaluates only at the end."""
     evaluate_set: str | None = None
@@ -214,9 +243,16 @@ class Recipe(Config):
         identity = identity_of(self)
         for kind in ("encoder", "decoder"):
             identity[kind] = without_path(identity[kind])
-        for section in ("generation", "evaluation", "execution"):
-            identity.pop(section)
-        identity["data"].pop("evaluation")
+        scoring = {section: identity.pop(section) for section in ("generation", "evaluation", "execution")}
+        sets = identity["data"].pop("evaluation")
+        used: dict[str, list[str]] = {}  # settings of other sections that decide which weights are taken
+        if self.training.keep_best is not None:
+            identity["generation"] = scoring["generation"]
+            identity["data"]["evaluation"] = {self.training.keep_best.set: sets[self.training.keep_best.set]}
+            used = {"evaluation": ["normalizer"], "execution": ["evaluate_every", "evaluate_utterances"]}
+        if self.training.average_last is not None:
+            used.setdefault("execution", []).append("checkpoint_every")
+        identity |= {section: {field: scoring[section][field] for field in fields} for section, fields in used.items()}
         return identity
 
     def evaluation_identity(self) -> dict[str, Any]:

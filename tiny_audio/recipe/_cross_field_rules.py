@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tiny_audio.analysis.scoring.metrics import METRICS
 from tiny_audio.recipe.limits import Errors, limit_errors
 from tiny_audio.registry import did_you_mean
 
@@ -46,6 +47,59 @@ def _evaluation(recipe: Recipe) -> Errors:
         yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set it to 0"
     if recipe.generation.draft == "ctc" and recipe.ctc is None:
         yield "generation.draft", "ctc needs a CTC head; add a `ctc` section, or remove draft"
+
+
+def _final_weights(recipe: Recipe) -> Errors:
+    """Check that there are the evaluations and checkpoints from which the final weights are taken."""
+    training, execution = recipe.training, recipe.execution
+    if training.average_last is not None:
+        last = 1 + (training.steps - 1) // execution.checkpoint_every
+        if last < training.average_last:
+            yield (
+                "training.average_last",
+                f"{training.average_last} must be at most {last}, the number of checkpoints of {training.steps} steps "
+                f"with execution.checkpoint_every: {execution.checkpoint_every}; lower either of them",
+            )
+    best = training.keep_best
+    if best is None:
+        return
+    allowed = [metric.key for metric in METRICS if metric.compute is not None]
+    if best.metric not in allowed:
+        yield (
+            "training.keep_best.metric",
+            f"{best.metric!r} is not a metric of evaluations while training; {did_you_mean(best.metric, allowed)}",
+        )
+    if best.set not in recipe.data.evaluation:
+        yield (
+            "training.keep_best.set",
+            f"there is no set {best.set!r} in data.evaluation; {did_you_mean(best.set, recipe.data.evaluation)}",
+        )
+        return
+    if execution.evaluate_every is None:
+        yield (
+            "training.keep_best",
+            f"needs evaluations while training; set execution.evaluate_every, and execution.evaluate_set: {best.set}",
+        )
+        return
+    if execution.evaluate_set not in (None, best.set):
+        yield (
+            "training.keep_best.set",
+            f"{best.set!r} is not execution.evaluate_set, {execution.evaluate_set!r}, which is scored while training; "
+            "set both to the same set",
+        )
+    num_evaluations = -(-training.steps // execution.evaluate_every)
+    if num_evaluations == 1:
+        yield (
+            "training.keep_best",
+            f"has no effect, because there is a single evaluation: execution.evaluate_every is "
+            f"{execution.evaluate_every}, and training.steps {training.steps}; lower evaluate_every",
+        )
+    elif best.patience is not None and best.patience > num_evaluations - 2:
+        yield (
+            "training.keep_best.patience",
+            f"{best.patience} never stops the run before its end, because there are {num_evaluations} evaluations; "
+            + (f"set at most {num_evaluations - 2}" if num_evaluations > 2 else "lower execution.evaluate_every"),
+        )
 
 
 def _parts(recipe: Recipe) -> Errors:
@@ -155,4 +209,4 @@ def _optimization(recipe: Recipe) -> Errors:
         yield "training.tf32", f"has no effect with execution.device: {device}; set it to false"
 
 
-_RULES = (limit_errors, _evaluation, _parts, _frame_cache, _ctc, _optimization)
+_RULES = (limit_errors, _evaluation, _final_weights, _parts, _frame_cache, _ctc, _optimization)

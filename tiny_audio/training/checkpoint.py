@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ _PREFIX = "step-"
 _UNCOMMITTED = ".writing-"
 _DAMAGED = "damaged-"
 _SUMS = "checksums.json"
+_WEIGHTS = "model.safetensors"
 _CHUNK = 1 << 20
 
 
@@ -51,9 +53,15 @@ def latest(folder: Path) -> Path | None:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int, world: World
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    world: World,
+    needed: Collection[int] = (),
 ) -> None:
-    """Commit a checkpoint, then remove all checkpoints except the newest ``keep``.
+    """Commit a checkpoint, then remove all checkpoints except the newest ``keep`` and those of the steps ``needed``.
 
     This is a collective. Only the main process writes.
 
@@ -66,12 +74,12 @@ def save(
     moments = _whole({f"{index}.{name}": state["state"][index][name] for index, name in names}, world)
 
     def write() -> None:
-        final = folder / f"{_PREFIX}{progress.step:09d}"
+        final = _of_step(folder, progress.step)
         aside = folder / f"{_UNCOMMITTED}{final.name}"
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir(parents=True)
-            save_file(weights, aside / "model.safetensors")
+            save_file(weights, aside / _WEIGHTS)
             restored: dict[int, dict[str, Tensor]] = {}
             for index, name in names:
                 restored.setdefault(index, {})[name] = moments[f"{index}.{name}"]
@@ -89,8 +97,9 @@ def save(
                 f"the checkpoint of step {progress.step} cannot be written to {folder}: {error}; {kept}. Make room, or "
                 "allow writing there. Then the same command continues."
             ) from error
-        for old in sorted(folder.glob(f"{_PREFIX}*"))[:-keep]:
-            shutil.rmtree(old)
+        for step, old in list(steps_in(folder).items())[:-keep]:
+            if step not in needed:
+                shutil.rmtree(old)
 
     world.broadcast_from_main(write)
 
@@ -123,9 +132,7 @@ def load_newest(
     if outline is None:
         return None
     saved = found[0] if found else None
-    with torch.no_grad():
-        for name, whole in world.broadcast_tensors(saved.weights if saved else {}):
-            own[name].copy_(spread_like(own[name], whole))
+    _copy(saved.weights if saved else {}, own, world)
     parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, whole in world.broadcast_tensors(saved.moments if saved else {}):
@@ -190,17 +197,57 @@ def check_whole(checkpoint: Path) -> None:
         raise UserError(f"{checkpoint} is damaged ({problem}); use another step")
 
 
-def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint into a model that is used in a single process.
+def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint, or the averages of several.
+
+    Trainable tensors are averaged with equal weights, in float64, and rounded to their type. Buffers, such as the
+    statistics of batch norms, are those of the last step.
+
+    Args:
+        folder: folder of the checkpoints.
+        steps: the steps of the checkpoints, in ascending order.
+        model: the model, which may be sharded.
 
     Raises:
-        RunFailed: the checkpoint does not hold exactly the tensors that this model trains.
+        UserError: a checkpoint is missing or damaged.
+        RunFailed: a checkpoint does not hold exactly the tensors that this model trains.
     """
-    own, saved = _changing(model), load_file(checkpoint / "model.safetensors")
-    _check_fits(checkpoint, {name: list(tensor.shape) for name, tensor in own.items()}, saved)
+    shapes = {name: list(tensor.shape) for name, tensor in _changing(model).items()}
+    for step in steps:
+        problem = _damage(_of_step(folder, step))
+        if problem is not None:
+            raise UserError(
+                f"{_of_step(folder, step)}, which the final model needs, is missing or damaged ({problem}); restore "
+                "it, or delete the checkpoints of this and of all later steps. Then the same command trains them again."
+            )
+    weights = load_file(_of_step(folder, steps[-1]) / _WEIGHTS)
+    _check_fits(_of_step(folder, steps[-1]), shapes, weights)
+    if len(steps) > 1:
+        trainable = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+        with ExitStack() as opened:
+            files = [opened.enter_context(safe_open(_of_step(folder, step) / _WEIGHTS, "pt")) for step in steps]
+            for name in trainable:
+                total = torch.stack([file.get_tensor(name).double() for file in files]).sum(0)
+                weights[name] = (total / len(files)).to(weights[name].dtype)
+    return weights
+
+
+def set_weights(model: nn.Module, read: Callable[[], dict[str, Tensor]], world: World) -> None:
+    """Replace the weights of the model in all processes. This is a collective. Only the main process calls ``read``."""
+    found: list[dict[str, Tensor]] = []
+    world.broadcast_from_main(lambda: found.append(read()))
+    _copy(found[0] if found else {}, _changing(model), world)
+
+
+def _copy(weights: dict[str, Tensor], own: dict[str, Tensor], world: World) -> None:
+    """Copy the main process's ``weights`` to the tensors ``own`` of all processes. This is a collective."""
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
+        for name, whole in world.broadcast_tensors(weights):
+            own[name].copy_(spread_like(own[name], whole))
+
+
+def _of_step(folder: Path, step: int) -> Path:
+    return folder / f"{_PREFIX}{step:09d}"
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
@@ -215,7 +262,7 @@ def _read(checkpoint: Path) -> Saved:
         f"{index}.{name}": tensor for index, values in optimizer["state"].items() for name, tensor in values.items()
     }
     return Saved(
-        load_file(checkpoint / "model.safetensors"),
+        load_file(checkpoint / _WEIGHTS),
         moments,
         optimizer["param_groups"],
         torch.load(checkpoint / "rng.pt", weights_only=True),

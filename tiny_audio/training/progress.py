@@ -1,8 +1,9 @@
-"""The state of a training run, as stored in a checkpoint."""
+"""The state of a training run, as stored in a checkpoint, and its summary in a report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -36,6 +37,15 @@ class Progress:
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    evaluated_step: int = 0
+    """The last step that was evaluated while training."""
+    num_evaluations: int = 0
+    """Number of evaluations while training."""
+    best_step: int = 0
+    """Step of the best evaluation, if the recipe has ``training.keep_best``. 0 before the first evaluation."""
+    best_value: float = 0.0
+    """The value of the metric at ``best_step``."""
+    evaluations_since_best: int = 0
     window_decoder_loss: float = 0.0
     """Sum over all processes since the last line of the log, without skipped steps. The next three fields are similar
     sums."""
@@ -49,3 +59,17 @@ class Progress:
         """Reset the sums for the next line of the log."""
         self.window_decoder_loss = self.window_ctc_loss = 0.0
         self.window_tokens = self.window_labels = 0
+
+
+def summary(progress: Progress) -> dict[str, Any]:
+    """Return the training section of a report."""
+    return {
+        "steps": progress.step,
+        "epochs": progress.epoch,
+        "wall_s": progress.wall_s,
+        "audio_hours": progress.audio_s / 3600,
+        "audio_hours_per_hour": progress.audio_s / max(1e-9, progress.wall_s),
+        "padding_share": 1 - progress.audio_s / max(1e-9, progress.padded_s),
+        "tokens": progress.tokens,
+        "skipped_steps": progress.skipped_steps,
+    }

@@ -27,6 +27,7 @@ from tiny_audio.training import checkpoint
 from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
 from tiny_audio.training.clips_log import ClipsLog
 from tiny_audio.training.compilation import compile_layers, uncompiled
+from tiny_audio.training.final_weights import FinalWeights, Selection
 from tiny_audio.training.frame_cache import FrameCache
 from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.host import Host
@@ -108,12 +109,14 @@ class Trainer:
         limit_gb = recipe.execution.cache_frames_gb
         self._frame_cache = FrameCache(model.encoder, int(limit_gb * 1e9), run_dir) if limit_gb else None
         self.progress = Progress()
+        self._selection = Selection(recipe)
+        self.final: FinalWeights  # set by run()
         self._dropped = DroppedClips(clips.num_inside, recipe.data.max_dropped_share)
         self._host = Host.of(self.device, recipe.execution, self.config, world.size)
         self._work = work
 
     def run(self) -> Progress:
-        """Train to the last step.
+        """Train to the last step, and load the weights of the final model, see :attr:`final`.
 
         Raises:
             Stopped: a process received a signal. A checkpoint has been written.
@@ -136,6 +139,9 @@ class Trainer:
                 self._train()
                 if self.world.any(self.stop.requested):
                     raise self.world.printed_by_main(Stopped(f"stopped by a signal; {self._kept()}"))
+                self.final = self._selection.choose(
+                    self.checkpoints, self.bare_model, self.progress, self.world, self._evaluate
+                )
                 self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
@@ -169,12 +175,16 @@ class Trainer:
             self.world,
         )
         try:
-            for step in loop.steps(batches):
+            if self._selection.best and self._selection.is_due(progress):
+                self._monitor()  # an error ended an earlier start after this step and before its evaluation
+            steps = loop.steps(batches)
+            while not self._selection.stops_early(progress) and (step := next(steps, None)):
                 self._after_step(step)
                 step.batches.clear()  # frees their memory for saving
                 if self.world.any(self.stop.requested):
                     break
-                if progress.step % self.recipe.execution.checkpoint_every == 0:
+                is_planned = progress.step % self.recipe.execution.checkpoint_every == 0
+                if is_planned or progress.step == progress.best_step:
                     self._save()
             if progress.step == self.config.steps == progress.skipped_steps:
                 message = (
@@ -233,8 +243,8 @@ class Trainer:
         if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
             self._write(lambda: self._log(step.result.gradient_norm))
             progress.start_window()
-        if execution.evaluate_every and progress.step % execution.evaluate_every == 0:
-            self._evaluate()
+        if self._selection.is_due(progress):
+            self._monitor()
 
     # --- dropped clips
 
@@ -311,18 +321,26 @@ class Trainer:
 
     # --- evaluation
 
-    def _evaluate(self) -> None:
+    def _monitor(self) -> None:
+        """Evaluate the model during training."""
+        progress, scores = self.progress, self._evaluate()
+        found = self._selection.add(progress, scores)
+        self._write(lambda: self._metrics.write("evaluation", progress.step, **scores, **found))
+        text = f"{scores['set']} {self._selection.text(progress, scores)}{progress_text(scores)}"
+        self.callback.note(f"step {progress.step}: {text}")
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Score the model. All processes return the scores of the main process."""
         self.bare_model.eval()
         if self.is_sharded:
             # All processes must run the same passes, because a sharded model counts them to know what to gather.
             with gathered(self.bare_model):
-                scores = self.world.collective(self._scores)
+                own = self.world.collective(self._scores)
+            scores = self.world.broadcast_from_main(lambda: own)
         else:
             scores = self.world.broadcast_from_main(self._scores)
         self.model.train()
-        self._write(lambda: self._metrics.write("evaluation", self.progress.step, **scores))
-        bits = progress_text(scores)
-        self.callback.note(f"step {self.progress.step}: {scores['set']} WER {scores['wer']:.1%}{bits}")
+        return scores
 
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None
@@ -336,8 +354,15 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint, unless this step already has one."""
         if self.progress.step > self._saved_step:
-            keep = self.recipe.execution.keep_checkpoints
-            checkpoint.save(self.checkpoints, self.bare_model, self.optimizer, self.progress, keep, self.world)
+            checkpoint.save(
+                self.checkpoints,
+                self.bare_model,
+                self.optimizer,
+                self.progress,
+                self.recipe.execution.keep_checkpoints,
+                self.world,
+                needed=self._selection.needed(self.progress),
+            )
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
@@ -366,17 +391,3 @@ class Trainer:
             "`tiny-audio probe` and set batching.max_padded_s in a new run."
         )
         return UserError(message) if is_whole else RunFailed(message)
-
-
-def summary(progress: Progress) -> dict[str, Any]:
-    """Return the training section of a report."""
-    return {
-        "steps": progress.step,
-        "epochs": progress.epoch,
-        "wall_s": progress.wall_s,
-        "audio_hours": progress.audio_s / 3600,
-        "audio_hours_per_hour": progress.audio_s / max(1e-9, progress.wall_s),
-        "padding_share": 1 - progress.audio_s / max(1e-9, progress.padded_s),
-        "tokens": progress.tokens,
-        "skipped_steps": progress.skipped_steps,
-    }

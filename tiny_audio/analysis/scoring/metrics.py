@@ -174,6 +174,11 @@ METRICS: tuple[Metric, ...] = (
 """All metrics, in the order of the columns of tables."""
 
 
+def metric_of(key: str) -> Metric:
+    """Return the metric with this key."""
+    return next(metric for metric in METRICS if metric.key == key)
+
+
 def measure(transcripts: Transcripts) -> dict[str, float | int | None]:
     """Compute every metric that is based on the texts, by key. The value is None if it does not apply to the set."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}

@@ -124,10 +124,15 @@ class TrainedBenchmark:
             )
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
-        """Load the recipe with ``changes`` and the budget's steps. Evaluation during training is turned off."""
+        """Load the recipe with ``changes`` and the budget's steps.
+
+        A benchmark compares the weights of the last step. Evaluation during training, and the choice of other weights,
+        are turned off.
+        """
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
+        fixed |= {"training.keep_best": None, "training.average_last": None}
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
@@ -218,6 +223,7 @@ class TrainedBenchmark:
     def _inputs(self) -> dict[str, Any]:
         """Everything that affects the result of a unit, except its recipe."""
         inputs = asdict(training_inputs(self.recipe, self._train_clips, self._start))
+        inputs.pop("selection")  # benchmarks have none
         return {
             "train": inputs.pop("data"),
             **inputs,

@@ -18,11 +18,12 @@ from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.training.assembly import assemble
-from tiny_audio.training.checkpoint import check_whole, load_weights, read_progress, steps_in
+from tiny_audio.training.checkpoint import check_whole, read_progress, read_weights, set_weights, steps_in
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.precision import set_types
-from tiny_audio.training.trainer import summary
+from tiny_audio.training.progress import summary
+from tiny_audio.training.world import World
 
 _FOLDER = "checkpoints"
 
@@ -64,8 +65,8 @@ class SavedStep:
         """Build the model, and load the checkpoint's weights.
 
         Returns:
-            the model, its tokenizer, and a report as in ``report.json``. Only the report of the last step has scores,
-            because a run is scored after its last step.
+            the model, its tokenizer, and a report as in ``report.json``. Only the report of the step whose weights the
+            final model has contains scores, because a run scores its final model.
 
         Raises:
             UserError: the checkpoint is damaged, or the weights that training started from are missing or have changed.
@@ -84,7 +85,7 @@ class SavedStep:
         except UserError:  # this machine does not have the recipe's device
             device = device_of("cpu")
         set_types(model, recipe.training.precision, device)
-        load_weights(self.folder, model)
+        set_weights(model, lambda: read_weights(self.folder.parent, [self.step], model), World())
         report = self._report(recipe, model, training)
         return model.eval().requires_grad_(False), tokenizer, report
 
@@ -102,7 +103,8 @@ class SavedStep:
 
     def _report(self, recipe: Recipe, model: TinyAudioModel, training: TrainingState) -> dict[str, Any]:
         written = self.run / "report.json"
-        if training.finished and self.step == training.summary.get("steps") and written.is_file():
+        scored = training.summary.get("final_weights", {}).get("steps", [training.summary.get("steps")])
+        if training.finished and [self.step] == scored and written.is_file():
             report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
             return report | {"step": self.step}
         rows = read_metrics(self.run / "metrics.jsonl")

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tiny_audio.analysis.audio_bits import score_bits
-from tiny_audio.analysis.warnings import state_overlap
+from tiny_audio.analysis.warnings import state_overlap, state_selection
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import EvaluationState
 from tiny_audio.config import UserError
@@ -97,6 +97,8 @@ class EvaluateStage:
         write_rows(run.folder / "evaluation" / f"{name}.jsonl", hypotheses)
         scores["dropped"] = len(clips.dropped) + len(dropped)
         state_overlap(scores, comparison)
+        assert run.state.training is not None
+        state_selection(scores, name, run.state.training.summary.get("final_weights"))
         run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()
         if scores["wer"] is None:

@@ -26,6 +26,8 @@ class TrainingInputs:
     init_from: str | None = None
     encoder: str | None = None
     decoder: str | None = None
+    selection: str | None = None
+    """Fingerprint of the evaluation set of ``training.keep_best``."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.training.assembly import assemble
-from tiny_audio.training.checkpoint import latest, load_weights
+from tiny_audio.training.checkpoint import latest, read_weights, set_weights
+from tiny_audio.training.final_weights import check_metric
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.precision import set_types
+from tiny_audio.training.progress import summary
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.trainer import Trainer, summary
+from tiny_audio.training.trainer import Trainer
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 from tiny_audio.training.world import World
 
@@ -37,6 +39,7 @@ _INPUT_NAMES = {
     "init_from": "init_from",
     "encoder": "encoder checkpoint",
     "decoder": "decoder checkpoint",
+    "selection": "evaluation set for training.keep_best",
 }
 
 
@@ -79,7 +82,7 @@ class TrainStage:
         start = world.collective(
             lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         )
-        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, training_inputs(recipe, clips, start)))
+        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, self._inputs(recipe, clips, start)))
         recipe = pinned(recipe, inputs)
         world.collective(
             lambda: None if world.is_main else _check_same(inputs, training_inputs(recipe, clips, start), world)
@@ -98,23 +101,34 @@ class TrainStage:
             return
         overhead = run.overhead()
         if trainer.is_sharded:
-            model = self._whole_model(recipe, clips, start, vocabulary)
+            model = self._whole_model(recipe, clips, start, vocabulary, trainer.final.steps)
         training = run.state.training
         assert training is not None
-        training.summary, training.totals = summary(progress), trainer.ledger.totals()
+        training.summary = summary(progress) | trainer.final.as_json()
+        training.totals = trainer.ledger.totals()
         training.parts, training.finished = describe_parts(model), True
         ExportStage(run).export(model, tokenizer, overhead)
 
     def _whole_model(
-        self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None, vocabulary: TranscriptVocabulary
+        self,
+        recipe: Recipe,
+        clips: ClipSet,
+        start: StartingPoint | None,
+        vocabulary: TranscriptVocabulary,
+        steps: Sequence[int],
     ) -> TinyAudioModel:
-        """Load the trained model, unsharded, from the checkpoint of the last step."""
-        last = latest(self._run.folder / "checkpoints")
-        assert last is not None
+        """Load the trained model, unsharded, from the checkpoints of its final weights."""
+        folder = self._run.folder / "checkpoints"
         model = assemble(recipe, clips, start, vocabulary)[0]
         set_types(model, recipe.training.precision, device_of(recipe.execution.device))
-        load_weights(last, model)
+        set_weights(model, lambda: read_weights(folder, steps, model), World())
         return model
+
+    def _inputs(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
+        """Return the inputs of training, with the set that chooses the final weights."""
+        best = recipe.training.keep_best
+        selection = self._run.clips.evaluation(best.set).fingerprint if best else None
+        return replace(training_inputs(recipe, clips, start), selection=selection)
 
     def _record(self, recipe: Recipe, inputs: TrainingInputs) -> tuple[TrainingInputs, Work | None]:
         """Record the inputs, or check that they equal the recorded inputs. Also record the FLOPs of a clip."""
@@ -174,18 +188,22 @@ class TrainStage:
         execution = self._run.recipe.execution
         if execution.evaluate_set is None:
             return None
-        name = execution.evaluate_set
+        name, recipe = execution.evaluate_set, self._run.recipe
         clips = spread(self._run.clips.evaluation(name).clips, execution.evaluate_utterances)
+        best = recipe.training.keep_best
+        if best is not None:
+            check_metric(best, clips, recipe.evaluation.normalizer)
+        monitored = dict.fromkeys((*_MONITORED, *([best.metric] if best else [])))
 
         def evaluate(model: TinyAudioModel) -> dict[str, Any]:
-            scores = score(self._run.recipe, model, tokenizer, clips).scores
-            return {"set": name, "utterances": len(clips)} | {key: scores.get(key) for key in _MONITORED}
+            scores = score(recipe, model, tokenizer, clips).scores
+            return {"set": name, "utterances": len(clips)} | {key: scores.get(key) for key in monitored}
 
         return evaluate
 
 
 def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
-    """Return the inputs of training, except the recipe."""
+    """Return the inputs of training, except the recipe and evaluation sets."""
     return TrainingInputs(
         clips.fingerprint,
         sounds_fingerprint(recipe.augmentation),
@@ -201,6 +219,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
     Raises:
         UserError: an input differs. The message names the first such input.
     """
+    own = replace(own, selection=inputs.selection)  # only the main process needs the evaluation sets
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:
