@@ -30,6 +30,7 @@ MODULES = {
     "pocketsphinx": "pocketsphinx",
     "liger": "liger_kernel",
     "energy": "pynvml",
+    "wandb": "wandb",
     "multilingual": "num2words",
     "bench": "pytest_benchmark",
     "dev": "hypothesis",

@@ -106,7 +106,8 @@ def _final_weights(training: Mapping[str, Any]) -> Iterator[str]:
         return
     last, steps = training["steps"], ", ".join(f"{step:,}" for step in final["steps"])
     weights = f"averages over the steps {steps}" if len(final["steps"]) > 1 else f"those of step {steps}"
-    text = f"Training took {last:,} steps{', and stopped early' * final['stopped_early']}. The weights are {weights}"
+    took = "stopped early, after" if final["stopped_early"] else "took"
+    text = f"Training {took} {last:,} steps. The weights are {weights}"
     if final["selected_on"] is not None:
         text += f", the best of {final['num_evaluations']:,} by {final['metric']} on {_text(final['selected_on'])}"
     yield from ("", f"{text}.")

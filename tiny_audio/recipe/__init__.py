@@ -170,6 +170,10 @@ class ExecutionConfig(Config):
     whisper-large (50 frames per second × channels × 4 bytes). None keeps no frames."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
+    wandb_project: str | None = Field(default=None, min_length=1)
+    """Project at Weights & Biases to which the metrics are sent, in addition to ``metrics.jsonl`` and TensorBoard.
+    Needs the extra ``wandb``. If the service cannot be reached or ``WANDB_MODE=offline`` is set, they are written to
+    the run folder for ``wandb sync``."""
     log_clips: bool = False
     """Write ``clips.jsonl``, with the ids of the planned clips of every step. It includes unusable clips, which are
     also listed in ``dropped.jsonl``."""

@@ -40,6 +40,7 @@ from tiny_audio.training.precision import autocast, place, set_precision
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.step import OutOfMemory
+from tiny_audio.training.trackers import open_trackers
 from tiny_audio.training.world import World
 
 
@@ -277,7 +278,8 @@ class Trainer:
     # --- logs
 
     def _open_logs(self) -> None:
-        self._metrics = MetricsLog(self.run_dir, self.progress.step)
+        trackers = open_trackers(self.recipe, self.run_dir, self.progress.step, self.callback.note)
+        self._metrics = MetricsLog(self.run_dir, self.progress.step, trackers)
         log_clips = self.recipe.execution.log_clips
         self._clips_log = ClipsLog(self.run_dir / "clips.jsonl", self.progress.step) if log_clips else None
 
