@@ -43,7 +43,9 @@ ORDER = [
 
 TRAVELS = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
 """Libraries that modules of an export may import at the top."""
-TRAVELS_IN_FUNCTIONS = TRAVELS | {"huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"}
+TRAVELS_IN_FUNCTIONS = TRAVELS | {
+    *("bitsandbytes", "huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"),
+}
 """Libraries that they may import inside functions."""
 LIGHT = {"numpy", "pydantic", "pydantic_core", "torch"}
 """Libraries that a part may import at the top: validating a recipe imports every part, and must be fast."""

@@ -31,6 +31,7 @@ MODULES = {
     "liger": "liger_kernel",
     "energy": "pynvml",
     "wandb": "wandb",
+    "quantization": "bitsandbytes",
     "multilingual": "num2words",
     "bench": "pytest_benchmark",
     "dev": "hypothesis",

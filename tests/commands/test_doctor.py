@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from tests.support.hub_cache import COMMIT, repository_in, use_cache
 from tests.support.part_checkpoints import hubert
 
 WHAT = (
-    *("tiny-audio", "Python", "packages", "CPU", "GPU", "libsndfile", "FFmpeg", "Flash Attention 2", "espeak-ng"),
-    *("Hugging Face cache", "disk", "output", "environment"),
+    *("tiny-audio", "Python", "packages", "CPU", "GPU", "libsndfile", "FFmpeg", "Flash Attention 2"),
+    *("bitsandbytes", "espeak-ng", "Hugging Face cache", "disk", "output", "environment"),
 )
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,6 +53,14 @@ def test_doctor_shows_settings_and_no_secrets(call: Output, monkeypatch: pytest.
     assert "HF_TOKEN is set" in line
     assert "secret" not in line
     assert "EDITOR" not in line
+
+
+def test_doctor_checks_that_weights_can_be_quantized(
+    call: Output, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    _, out, _ = call("doctor", trained / "recipe.yaml", "decoder.freeze=true", "decoder.quantization=nf4")
+    assert "✗ decoder: decoder.quantization: nf4 needs bitsandbytes" in out
 
 
 def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:

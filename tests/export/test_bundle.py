@@ -46,7 +46,7 @@ def test_bundle_imports_what_may_be_installed_and_nothing_else() -> None:
         for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
             lazy |= imports(function)
         with_transformers = {"huggingface_hub", "jinja2", "safetensors", "tokenizers"}
-        assert lazy <= always | with_transformers | {"torchaudio", "peft", "soundfile"}, name
+        assert lazy <= always | with_transformers | {"bitsandbytes", "torchaudio", "peft", "soundfile"}, name
         at_the_top = [n for n in tree.body if not isinstance(n, ast.FunctionDef | ast.ClassDef | ast.If)]
         assert set().union(*map(imports, at_the_top)) <= always, name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,12 +27,18 @@ from tiny_audio.plan._hardware import GIB
 from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, worst_shapes
 from tiny_audio.plan.meta import LETTERS
+from tiny_audio.pretrained.quantization import quantize, quantized_layers
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import Recipe, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = Shape(3, 4.0)
+ADAPTED = {
+    "decoder__freeze": True,
+    "decoder__lora": {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"], "dora": True},
+}
+NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 
 # --- the model card
@@ -114,6 +121,10 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
         prompt=Prompt((), (0,) * prompt_tokens, 2),
         ctc_vocabulary=CtcVocabulary(tuple(map(chr, range(97, 97 + LETTERS)))) if recipe.ctc else None,
     ).train()
+    if recipe.decoder.quantization:
+        quantize(model.decoder, recipe.decoder.quantization)
+        for _, layer in quantized_layers(model):
+            layer.set_type(torch.float32)
     lengths = torch.full((SHAPE.num_clips,), int(SHAPE.duration_s * 16_000))
     lengths[1:] -= 1600
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.precision == "bf16")
@@ -139,6 +150,8 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
         ("whisper", {}),
         ("wavlm", {"encoder__layer": "weighted"}),
         ("parakeet", {}),
+        pytest.param("whisper", {**ADAPTED, "decoder__quantization": "nf4"}, marks=NEEDS_BITSANDBYTES),
+        pytest.param("whisper", {**ADAPTED, "decoder__quantization": "int8"}, marks=NEEDS_BITSANDBYTES),
     ],
 )
 def test_a_dry_run_saves_what_a_real_forward_pass_saves(
@@ -158,7 +171,8 @@ def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     real, model = real_step(recipe, planned.num_tokens, planned.prompt_tokens)
     assert planned_saves.sizes.total() > 80
     assert planned_saves.sizes == real.sizes
-    assert planned.memory["weights"] == pytest.approx(4 * sum(p.numel() for p in model.parameters()), rel=0.02)
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert planned.memory["weights"] == pytest.approx(size, rel=0.02)
 
 
 def test_the_projectors_work_is_that_of_its_matrices(document: Document) -> None:
@@ -223,6 +237,25 @@ def test_adapters_cost_by_their_rank(document: Document) -> None:
     assert high.parameters["decoder"]["trainable"] == 4 * low.parameters["decoder"]["trainable"]
     assert high.memory["optimizer"] > low.memory["optimizer"]
     assert high.peak_bytes > low.peak_bytes
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
+def test_quantized_weights_take_their_bits(document: Document, kind: str, bits: float) -> None:
+    """bitsandbytes is not needed. Other weights are in bf16 on a GPU."""
+    wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
+    document = changed(document, **ADAPTED, decoder__overrides=document["decoder"]["overrides"] | wide)
+    recipe = parse(document, training__precision="bf16")
+    plain, quantized = (
+        dry_run(one, SHAPE, "cuda")
+        for one in (recipe, parse(document, training__precision="bf16", decoder__quantization=kind))
+    )
+    assert plain.parameters == quantized.parameters
+    assert plain.flops == quantized.flops
+    heads = 256 // 4 * 2  # channels of keys and of values
+    linear = 2 * (2 * 256 * 256 + 2 * 256 * heads + 3 * 256 * 512)
+    saved = plain.memory["weights"] - quantized.memory["weights"]
+    assert saved == pytest.approx(linear * (16 - bits) / 8, rel=0.02)
+    assert plain.peak_bytes > quantized.peak_bytes
 
 
 def test_flash_attention_needs_no_package_and_keeps_no_mask(document: Document) -> None:

@@ -56,7 +56,9 @@ def test_a_verdict_with_changes(
     assert "To make it fit, append one of these lines:\n  training.precision=bf16    (" in out
     assert "  without changes: --gpu l4, " in out
     assert main(["plan", str(path), "--gpu", gpu(1000)]) == 0
-    assert "No change of batch, gradient checkpointing or LoRA rank makes it fit" in capsys.readouterr().out
+    assert (
+        "No change of batch, gradient checkpointing, LoRA rank or quantization makes it fit" in capsys.readouterr().out
+    )
 
 
 def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

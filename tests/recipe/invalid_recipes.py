@@ -22,6 +22,8 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("data.train.clips.pth", "x", "data.train.clips.manifest.pth", ["path"]),
     ("augmentation.spec_augment", {"num_time_mask": 1}, "augmentation.spec_augment.num_time_mask", ["num_time_masks"]),
     ("training.init_from", {"path": "x", "part": []}, "training.init_from.part", ["parts"]),
+    ("decoder.quantization", "fp4", "decoder.smollm3.quantization", ["fp4", "nf4", "int8"]),
+    ("decoder.quantization", "nf4", "decoder.smollm3", ["nf4", "freeze: true"]),
     ("training.extends", "x", "training.extends", []),
     ("a\nb: c", 1, "'a\\nb: c'", []),
     ("encoder", "wisper", "encoder", ["wisper", "whisper"]),

@@ -16,6 +16,7 @@ from tiny_audio.decoders._tokenizer import load_tokenizer as load_tokenizer
 from tiny_audio.decoders._tokenizer import restore_tokenizer as restore_tokenizer
 from tiny_audio.decoders._tokenizer import unknown_id as unknown_id
 from tiny_audio.pretrained.config import TransformersPartConfig
+from tiny_audio.pretrained.quantization import Quantization
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -36,12 +37,21 @@ class DecoderConfig(TransformersPartConfig, ABC):
 
     tokenizer: TrainedTokenizerConfig | None = None
     """A small tokenizer that is trained on the transcripts. None uses the tokenizer of ``pretrained``."""
+    quantization: Quantization | None = None
+    """Store the frozen weights of linear layers in 4 bits (``nf4``) or 8 bits (``int8``), to save memory (QLoRA).
+    Embeddings, the head and adapters are not quantized. Needs bitsandbytes: ``pip install
+    'tiny-audio[quantization]'``."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> DecoderConfig:
         if self.tokenizer and self.init == "pretrained":
             raise ValueError(
                 "a pretrained decoder works only with its own tokenizer; remove tokenizer, or set init: random"
+            )
+        if self.quantization and not self.freeze:
+            raise ValueError(
+                f"quantization: {self.quantization} weights cannot be trained; set freeze: true (with lora to adapt "
+                "them), or remove quantization"
             )
         for name in _TOKENIZER_FIELDS:
             if name in self.overrides:

@@ -22,6 +22,8 @@ from tiny_audio.export.load import NEEDED_FILES, check_exported
 from tiny_audio.model import base_weights
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.pretrained import quantization
+from tiny_audio.pretrained.quantization import quantizable, whole_state
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.runtime.quiet import quiet_transformers
@@ -111,7 +113,7 @@ def export_model(
     aside.mkdir(parents=True)
     try:
         with quiet_transformers():
-            _write_model(model, aside, weights)
+            quantizes = _write_model(model, aside, weights)
             tokenizer.save_pretrained(aside)
         processor = {
             "processor_class": "TinyAudioProcessor",
@@ -120,7 +122,8 @@ def export_model(
         (aside / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         for name, text in files.items():
             (aside / name).write_text(text, encoding="utf-8")
-        (aside / "requirements.txt").write_text("".join(f"{requirement}\n" for requirement in REQUIREMENTS))
+        needed = (*REQUIREMENTS, quantization.REQUIREMENT) if quantizes else REQUIREMENTS
+        (aside / "requirements.txt").write_text("".join(f"{requirement}\n" for requirement in needed))
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         _check_imports(aside, files)
@@ -135,8 +138,12 @@ def _parts(config: TinyAudioConfig) -> list[Any]:
     return [registry.entry(getattr(config, kind)["name"]) for kind, registry in registries]
 
 
-def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
-    """Write the weights and ``config.json``. The model's own config is not changed."""
+def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> bool:
+    """Write the weights and ``config.json``. The model's own config is not changed.
+
+    Returns:
+        whether weights are quantized when the folder is loaded.
+    """
     own = model.config
     config = copy.deepcopy(own)
     kept = None if weights == "all" else _trained(model, config)
@@ -166,12 +173,19 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> None:
     }
     config.tiny_audio_version = __version__
     config.save_pretrained(folder)
+    return bool(config.base_weights) and _quantization(config) is not None
 
 
 def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
     """Return the tensors that are not in a checkpoint, and add references to all other tensors to the config."""
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    found = base_weights.references({kind: getattr(config, kind) for kind in base_weights.KINDS}, tensors)
+    tensors = {name: tensor for name, tensor in whole_state(model).items() if name not in model.all_tied_weights_keys}
+    found = _references(config, tensors)
+    from_checkpoint = set(found.get("decoder", {}).get("names", ()))
+    quantized = {f"decoder.{path}.weight" for path in quantizable(model.decoder)}
+    if _quantization(config) is not None and not quantized <= from_checkpoint:
+        # Quantized weights that come from another stage are written as restored weights, which are not quantized again.
+        config.decoder = (config.decoder or {}) | {"quantization": None}
+        found = _references(config, tensors)
     config.base_weights = found
     for kind, reference in found.items():
         for name in reference.pop("names"):
@@ -180,6 +194,14 @@ def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
         if not Path(part["pretrained"]).is_dir():
             setattr(config, kind, {**part, "revision": reference["fingerprint"]})
     return tensors
+
+
+def _quantization(config: TinyAudioConfig) -> Any:
+    return (config.decoder or {}).get("quantization")
+
+
+def _references(config: TinyAudioConfig, tensors: dict[str, Any]) -> dict[str, base_weights.Reference]:
+    return base_weights.references({kind: getattr(config, kind) for kind in base_weights.KINDS}, tensors)
 
 
 def _check_imports(folder: Path, files: dict[str, str]) -> None:

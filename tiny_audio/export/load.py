@@ -16,6 +16,7 @@ from tiny_audio.model import base_weights
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
+from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.registry import UnknownPartError
 from tiny_audio.runtime.quiet import quiet_transformers
 
@@ -94,6 +95,8 @@ def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, An
             tensor.data = tensor.data.to(types[name])
         elif (kind := name.partition(".")[0]) in references:
             tensor.data = tensor.data.to(base_weights.dtype_of(references[kind]))
+    for _, layer in quantized_layers(model.decoder):
+        layer.set_type(base_weights.dtype_of(references["decoder"]))
 
 
 def model_folder(folder: Path) -> Path:

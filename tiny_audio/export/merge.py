@@ -7,16 +7,19 @@ from typing import Any
 import torch
 
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.pretrained.quantization import dequantize
 
 
 @torch.no_grad()
 def merge_adapters(model: TinyAudioModel) -> int:
     """Replace every layer that has an adapter by an equivalent plain layer, and return the number of these layers.
 
-    Merged weights have at least single precision. In half precision, rounding would remove the adapter's small changes.
+    Quantized weights are restored. Merged weights have at least single precision. In half precision, rounding would
+    remove the adapter's small changes.
     """
     from peft.tuners.lora import LoraLayer
 
+    dequantize(model.decoder)
     adapted: list[tuple[str, Any]] = [(name, one) for name, one in model.named_modules() if isinstance(one, LoraLayer)]
     for name, layer in adapted:
         plain = layer.get_base_layer()
@@ -26,4 +29,5 @@ def merge_adapters(model: TinyAudioModel) -> int:
         setattr(model.get_submodule(parent), own, plain)
     for kind in ("encoder", "decoder"):
         setattr(model.config, kind, {**getattr(model.config, kind), "lora": None})
+    model.config.decoder = {**model.config.decoder, "quantization": None}
     return len(adapted)

@@ -20,6 +20,7 @@ from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, DecoderConfig, DecoderContext
 from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
 from tiny_audio.pretrained.identity import checkpoint_identity
+from tiny_audio.pretrained.quantization import quantizable, quantize, quantized_layers, whole_state
 
 KINDS = ("encoder", "decoder")
 """Parts that may come from a checkpoint."""
@@ -52,7 +53,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
             part = part.model_copy(update={"revision": fingerprint})
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}.")}
         dtype = Counter(tensor.dtype for tensor in own.values() if tensor.is_floating_point()).most_common(1)[0][0]
-        base = _base_tensors(kind, part)
+        base = _base_tensors(kind, part, quantized=dtype)
         names = [
             name
             for name, tensor in own.items()
@@ -102,6 +103,12 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 "all its weights"
             )
         base = _base_tensors(kind, part)
+        # Weights are quantized from the type that they have in the checkpoint.
+        exact = {
+            f"{kind}.{path}.weight"
+            for path in quantizable(getattr(model, kind))
+            if isinstance(part, DecoderConfig) and part.quantization
+        }
         for name in sorted(names):
             there = base.get(without_adapters(name))
             if there is None or there.shape != own[name].shape:
@@ -114,7 +121,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                     "an export without base weights cannot be loaded to disk or in parts; export it with all weights, "
                     "or give another device_map"
                 )
-            dtype = dtype_of(reference) if there.is_floating_point() else there.dtype
+            dtype = dtype_of(reference) if there.is_floating_point() and name not in exact else there.dtype
             own[name].copy_(there.to(dtype))
         filled |= names
     return filled
@@ -132,14 +139,26 @@ def _parse(kind: str, part: Mapping[str, Any]) -> EncoderConfig | DecoderConfig:
     return ENCODERS.parse(bare) if kind == "encoder" else DECODERS.parse(bare)
 
 
-def _base_tensors(kind: str, part: EncoderConfig | DecoderConfig) -> dict[str, Tensor]:
-    """Return the checkpoint's tensors. The keys are the names of the tensors in the whole model."""
+def _base_tensors(
+    kind: str, part: EncoderConfig | DecoderConfig, *, quantized: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return the checkpoint's tensors. The keys are the names of the tensors in the whole model.
+
+    Args:
+        kind: ``encoder`` or ``decoder``.
+        part: the config of the part without adapters.
+        quantized: data type in which the weights of a quantized part are restored. None does not quantize them.
+    """
     built: nn.Module
     if isinstance(part, EncoderConfig):
         built = ENCODERS.build(part, EncoderContext())
     else:
         built = DECODERS.build(part, DecoderContext(None))
-    return {f"{kind}.{name}": tensor for name, tensor in built.state_dict().items()}
+        if quantized is not None and part.quantization:
+            quantize(built, part.quantization)
+            for _, layer in quantized_layers(built):
+                layer.set_type(quantized)
+    return {f"{kind}.{name}": tensor for name, tensor in whole_state(built).items()}
 
 
 def without_adapters(name: str) -> str:

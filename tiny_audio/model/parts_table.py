@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.pretrained.quantization import quantized_layers
 
 
 def describe_parts(model: TinyAudioModel) -> list[dict[str, Any]]:
@@ -22,7 +23,8 @@ def describe_parts(model: TinyAudioModel) -> list[dict[str, Any]]:
                 "part": part,
                 "name": (getattr(model.config, part, None) or {}).get("name"),
                 "class": type(module).__name__,
-                "total": sum(tensor.numel() for tensor in parameters),
+                "total": sum(tensor.numel() for tensor in parameters)
+                + sum(layer.num_weights for _, layer in quantized_layers(module)),
                 "trainable": sum(tensor.numel() for tensor in parameters if tensor.requires_grad),
                 "dim": {
                     "encoder": model.encoder.dim,

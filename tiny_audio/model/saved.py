@@ -11,6 +11,7 @@ from tiny_audio.config import UserError
 from tiny_audio.model import base_weights
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.generation_file import read_generation, write_generation
+from tiny_audio.pretrained.quantization import quantize, whole_state
 from tiny_audio.runtime.quiet import errors_only
 
 
@@ -34,6 +35,8 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **settings)
         missing = set(info["missing_keys"]) - model.all_tied_weights_keys.keys()
         info["missing_keys"] = missing - base_weights.complete(model, model.config, missing)
+        if "decoder" in (model.config.base_weights or {}) and (kind := model.config.decoder.get("quantization")):
+            quantize(model.decoder, kind)
         model.config.base_weights = None
         problems = dict(info) | ({"mismatched_keys": ()} if allows_shapes else {})
         if not returns_info and (found := "; ".join(base_weights.key_problems(problems))):
@@ -43,8 +46,13 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         return (model, info) if returns_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save like transformers, and write ``generation_config.json`` from the model's own settings."""
+        """Save like transformers, and write ``generation_config.json`` from the model's own settings.
+
+        Quantized weights are written as restored weights, so that loading them needs no other package.
+        """
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         settings = GenerationConfig(**self.config.generation)
         write_generation(settings, self.config.end_token_id, Path(save_directory))
+        if kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = whole_state(self)
         super().save_pretrained(save_directory, **kwargs)

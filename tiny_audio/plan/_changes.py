@@ -96,6 +96,8 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
+    if recipe.decoder.freeze and recipe.decoder.quantization is None:
+        yield {"decoder.quantization": "nf4"}
 
 
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:

@@ -18,6 +18,7 @@ from tiny_audio.plan._autocast import AutocastEmulation, use_flash_attention
 from tiny_audio.plan._dry_run import BACKWARD, OTHER, DryRun
 from tiny_audio.plan.meta import build_on_meta
 from tiny_audio.pretrained.packing import PACKED
+from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.
     in_half = autocast if device == "cuda" else None
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
+    for _, layer in quantized_layers(model):
+        layer.set_type(in_half or torch.float32)
     # PyTorch's CUDA allocator returns multiples of 512 bytes. On a CPU, oneDNN copies convolutions into its layouts.
     dry = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]

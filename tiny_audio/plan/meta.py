@@ -11,6 +11,7 @@ from tiny_audio.decoders import SPECIAL_TOKENS
 from tiny_audio.pretrained.checkpoints import read_architecture
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.packing import VARLEN
+from tiny_audio.pretrained.quantization import quantize
 from tiny_audio.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -97,7 +98,10 @@ def build_stand_in(
             ctc_characters=[chr(97 + index) for index in range(LETTERS)] if recipe.ctc else None,
             prompt_suffix_ids=[0] * prompt_tokens,
         )
-        return TinyAudioModel(config, parts)
+        model = TinyAudioModel(config, parts)
+        if recipe.decoder.quantization:
+            quantize(model.decoder, recipe.decoder.quantization)
+        return model
 
 
 def _portable(part: _PartConfig) -> _PartConfig:

@@ -114,7 +114,10 @@ def _verdict(plan: Plan, row: Row) -> Iterator[str]:
         for change in row.changes:
             yield f"  {' '.join(change.overrides)}    ({change.needed_bytes / GIB:.1f} GiB)"
     else:
-        yield "No change of batch, gradient checkpointing or LoRA rank makes it fit. Choose smaller checkpoints, or:"
+        yield (
+            "No change of batch, gradient checkpointing, LoRA rank or quantization makes it fit. Choose smaller "
+            "checkpoints, or:"
+        )
     larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
     yield (
         f"  without changes: --gpu {', '.join(larger)}"

@@ -205,6 +205,11 @@ def _optimization(recipe: Recipe) -> Errors:
             "execution.fused_cross_entropy",
             f"is not supported by the decoder {recipe.decoder.name!r}, which may transform its logits; set it to false",
         )
+    if recipe.execution.compile and recipe.decoder.quantization:
+        yield (
+            "execution.compile",
+            f"does not support decoder.quantization: {recipe.decoder.quantization}; set it to false",
+        )
     if training.tf32 and device in ("cpu", "mps"):
         yield "training.tf32", f"has no effect with execution.device: {device}; set it to false"
 

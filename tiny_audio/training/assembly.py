@@ -9,6 +9,7 @@ from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.pretrained.quantization import quantize
 from tiny_audio.pretrained.trainable import reset_magnitudes
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
@@ -71,6 +72,8 @@ def assemble(
         head.load_into(model.ctc_head)
     if start is not None:
         start.load_into(model)
+    if recipe.decoder.quantization:
+        quantize(model.decoder, recipe.decoder.quantization)
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         if part.lora is not None and part.lora.dora and not (start and start.has_adapters(kind)):
             reset_magnitudes(getattr(model, kind))

@@ -22,6 +22,7 @@ from tiny_audio.model.base_weights import without_adapters
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.identity import folder_identity
+from tiny_audio.pretrained.quantization import whole_state
 from tiny_audio.recipe import InitFrom
 
 ALL_PARTS = ("encoder", "projector", "decoder", "ctc_head")
@@ -116,7 +117,7 @@ class StartingPoint:
             if referring:
                 whole, _ = load_model(self.folder, types_as_saved=True)
                 tied = whole.all_tied_weights_keys
-                return {name: tensor for name, tensor in whole.state_dict().items() if name not in tied}
+                return {name: tensor for name, tensor in whole_state(whole).items() if name not in tied}
             return {name: tensor for file in self._files for name, tensor in load_file(file).items()}
         except UserError as error:
             raise UserError(f"training.init_from: {error}") from error

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.runtime.device import set_tf32
 
@@ -25,6 +26,8 @@ def set_types(model: nn.Module, precision: Precision, device: torch.device) -> N
             tensor.data = tensor.data.to(torch.bfloat16)
         else:
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+    for _, layer in quantized_layers(model):
+        layer.set_type(torch.bfloat16 if half else torch.float32)
 
 
 def set_precision(model: nn.Module, training: TrainingConfig, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from tiny_audio.encoders import ENCODERS, EncoderConfig, EncoderContext
 from tiny_audio.model.prompt import AUDIO, build_prompt
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.files import on_disk
+from tiny_audio.pretrained.quantization import check_available
 from tiny_audio.recipe import Recipe
 from tiny_audio.recipe.limits import ContextLimits, limit_errors
 from tiny_audio.training.real_checkpoints import fitting_prompt, read_part
@@ -23,6 +24,11 @@ def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
     """Yield findings about the encoder, decoder and prompt. Return the limits from the checkpoints that can be read."""
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
+    if recipe.decoder.quantization:
+        try:
+            check_available(recipe.decoder.quantization)
+        except UserError as error:
+            yield Finding("decoder", str(error), True)
     known = recipe.model_copy(update={"encoder": encoder, "decoder": decoder})
     errors = list(limit_errors(known))
     yield from (Finding(location, message, True) for location, message in errors)

@@ -51,6 +51,10 @@ def examine_machine() -> Iterator[Finding]:
     yield Finding("FFmpeg", _ffmpeg())
     flash = "installed" if find_spec("flash_attn") else "not installed (pip install 'tiny-audio[flash-attn]')"
     yield Finding("Flash Attention 2", flash)
+    quantization = find_spec("bitsandbytes") is not None
+    yield Finding(
+        "bitsandbytes", "installed" if quantization else "not installed (pip install 'tiny-audio[quantization]')"
+    )
     espeak = find_spec("espeakng_loader") is not None
     yield Finding("espeak-ng", "installed" if espeak else "not installed (pip install 'tiny-audio[synthetic]')")
     yield Finding("Hugging Face cache", _hub_cache())

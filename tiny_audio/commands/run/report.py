@@ -7,7 +7,6 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -25,11 +24,12 @@ from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.files import write_atomically
+from tiny_audio.runtime.requirements import installed_version
 from tiny_audio.sources import AudioAddress
 from tiny_audio.training.ledger import with_overhead
 from tiny_audio.training.metrics import read_metrics
 
-_PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "numpy", "jiwer")
+_PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "bitsandbytes", "numpy", "jiwer")
 
 
 class ReportStage:
@@ -135,5 +135,5 @@ class ReportStage:
             "machine": f"{platform.system()} {platform.machine()}",
             "device": str(device_of(recipe.execution.device)),
             "threads": torch.get_num_threads(),
-            **{package: version(package) for package in _PACKAGES},
+            **{package: found for package in _PACKAGES if (found := installed_version(package))},
         }

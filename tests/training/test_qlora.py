@@ -1,0 +1,206 @@
+"""QLoRA: adapters on quantized weights, from training to every form of export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import Document, changed
+from tests.support.models import outputs, two_clips
+from tests.support.training import LORA, ActingCallback, exported, gather, parse, recipe_on, run
+from tiny_audio.cli import main
+from tiny_audio.config import Stopped, UserError
+from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.load import load_model
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.processor import TinyAudioProcessor
+from tiny_audio.pretrained.quantization import quantized_layers
+from tiny_audio.training.assembly import assemble
+from tiny_audio.training.checkpoint import load_weights
+from tiny_audio.training.initialize import StartingPoint
+from tiny_audio.training.precision import set_types
+
+bnb = pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.usefixtures("one_thread")
+QUERIES = "decoder.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
+    """A recipe, and the folder of its finished run. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("qlora")
+    document = changed(
+        recipe_on(folder),
+        decoder__lora=LORA | {"dora": True},
+        decoder__quantization="nf4",
+        generation__max_new_tokens=8,
+    )
+    run(document, folder / "run")
+    return document, folder / "run"
+
+
+def trained(stage: tuple[Document, Path]) -> TinyAudioModel:
+    """The model as it was in training, from the last checkpoint."""
+    document, folder = stage
+    recipe = parse(document)
+    model = assemble(recipe, gather(recipe), None)[0]
+    set_types(model, "fp32", torch.device("cpu"))
+    load_weights(folder / "checkpoints" / "step-000000002", model)
+    return model.eval()
+
+
+def losses(model: TinyAudioModel, tokenizer: Any) -> Tensor:
+    targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in ("stop now", "left")]
+    with torch.no_grad():
+        return model(**TinyAudioProcessor(tokenizer)(two_clips()), targets=targets).decoder_loss
+
+
+def export(folder: Path, out: Path, *options: str) -> Path:
+    assert main(["export", str(folder), str(out), *options]) == 0
+    return out
+
+
+def num_quantized(model: TinyAudioModel) -> int:
+    return len(list(quantized_layers(model)))
+
+
+def test_checkpoints_hold_no_frozen_weights(stage: tuple[Document, Path]) -> None:
+    model = trained(stage)
+    assert num_quantized(model) == 14
+    saved = load_file(stage[1] / "checkpoints" / "step-000000002" / "model.safetensors")
+    trainable = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    assert saved.keys() == trainable | {name for name in saved if not name.startswith("decoder.")}
+    assert parse(stage[0]).run_id() != parse(changed(stage[0], decoder__quantization=None)).run_id()
+
+
+def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    document, folder = stage
+    with pytest.raises(Stopped):
+        run(document, tmp_path / "run", ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    run(document, tmp_path / "run")
+    assert exported(tmp_path / "run") == exported(folder)
+
+
+def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    """Restored weights are those that the adapters were trained on, to the bit."""
+    _, folder = stage
+    model = trained(stage)
+    plain, tokenizer = load_model(folder)
+    assert num_quantized(plain) == 0
+    assert torch.equal(losses(plain, tokenizer), losses(model, tokenizer))
+    wanted = outputs(model, tokenizer)
+    assert outputs(plain, tokenizer) == wanted
+    small = export(folder, tmp_path / "small", "--weights", "trained")
+    loaded, _ = load_model(small)
+    assert num_quantized(loaded) == 14
+    assert torch.equal(losses(loaded, tokenizer), losses(model, tokenizer))
+    merged, _ = load_model(export(small, tmp_path / "merged", "--merge-lora"))
+    assert num_quantized(merged) == 0
+    torch.testing.assert_close(losses(merged, tokenizer), losses(model, tokenizer), rtol=1e-5, atol=0)
+    assert outputs(merged, tokenizer) == wanted
+    written = load_file(small / "model.safetensors")
+    assert not {name for name in written if name.startswith("decoder.") and ".lora_" not in name}
+    assert "bitsandbytes" in (small / "requirements.txt").read_text()
+    assert "bitsandbytes" not in (folder / "model" / "requirements.txt").read_text()
+    step = export(folder, tmp_path / "step", "--step", "2", "--weights", "trained")
+    assert (step / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(losses(TinyAudioModel.from_pretrained(tmp_path / "again"), tokenizer), losses(model, tokenizer))
+
+
+def test_without_the_package(
+    stage: tuple[Document, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exports with all weights load everywhere. Those without base weights name what to install."""
+    _, folder = stage
+    small = export(folder, tmp_path / "small", "--weights", "trained")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert outputs(*load_model(folder))["transcripts"]
+    export(folder, tmp_path / "merged", "--merge-lora")
+    with pytest.raises(UserError, match=r"quantization: nf4 .*pip install 'bitsandbytes>="):
+        load_model(small)
+    capsys.readouterr()
+    assert main(["export", str(folder), str(tmp_path / "other"), "--weights", "trained"]) == 2
+    assert "pip install 'bitsandbytes>=" in capsys.readouterr().err
+
+
+def test_the_next_stage(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    """Merged weights can be quantized again. They are not in a checkpoint, so an export has to hold them."""
+    document, folder = stage
+    merged = export(folder, tmp_path / "merged", "--merge-lora")
+    two = changed(
+        document,
+        decoder__lora=LORA,
+        decoder__quantization="int8",
+        training__init_from={"path": str(merged), "parts": None},
+        training__steps=1,
+    )
+    recipe = parse(two)
+    assert recipe.training.init_from is not None
+    model = assemble(recipe, gather(recipe), StartingPoint(recipe.training.init_from))[0]
+    weights = load_file(merged / "model.safetensors")
+    layer = model.get_submodule(f"{QUERIES}.base_layer")
+    torch.testing.assert_close(layer.weight, weights[f"{QUERIES}.weight"], rtol=0, atol=0.005)
+    run(two, tmp_path / "two")
+    small = export(tmp_path / "two", tmp_path / "small", "--weights", "trained")
+    assert f"{QUERIES}.base_layer.weight" in load_file(small / "model.safetensors")
+    assert json.loads((small / "config.json").read_text())["decoder"]["quantization"] is None
+    tokenizer = load_model(small)[1]
+    assert outputs(load_model(small)[0], tokenizer) == outputs(load_model(tmp_path / "two")[0], tokenizer)
+
+
+def test_from_an_export_without_base_weights(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    document, folder = stage
+    small = export(folder, tmp_path / "small", "--weights", "trained")
+    recipe = parse(changed(document, training__init_from={"path": str(small), "parts": None}))
+    assert recipe.training.init_from is not None
+    model = assemble(recipe, gather(recipe), StartingPoint(recipe.training.init_from))[0]
+    wanted = trained(stage)
+    for name, tensor in wanted.named_parameters():
+        assert torch.equal(tensor, model.get_parameter(name)), name
+    # Weights that were restored and quantized again differ a little, because nf4 rounds the scales, too.
+    again, first = (one.get_submodule(f"{QUERIES}.base_layer").weight for one in (model, wanted))
+    assert (again - first).norm() < 0.02 * first.norm()
+
+
+def test_half_precision_is_restored(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    """As trained on a GPU: frozen weights are restored in bf16."""
+    model, (_, tokenizer) = trained(stage), load_model(stage[1])
+    for tensor in model.parameters():
+        if not tensor.requires_grad:
+            tensor.data = tensor.data.to(torch.bfloat16)
+    for _, layer in quantized_layers(model):
+        layer.set_type(torch.bfloat16)
+    export_model(model, tokenizer, tmp_path / "small", weights="trained")
+    loaded, _ = load_model(tmp_path / "small", types_as_saved=True)
+    assert num_quantized(loaded) == 14
+    for (_, ours), (_, wanted) in zip(quantized_layers(loaded), quantized_layers(model), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours.weight, wanted.weight)
+
+
+def test_a_base_that_changed(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    _, folder = stage
+    small = export(folder, tmp_path / "small", "--weights", "trained")
+    shutil.copytree(folder.parent / "lm", tmp_path / "lm")
+    config = json.loads((small / "config.json").read_text())
+    config["decoder"]["pretrained"] = str(tmp_path / "lm")
+    (small / "config.json").write_text(json.dumps(config))
+    assert num_quantized(load_model(small)[0]) == 14, "a copy elsewhere"
+    weights = (tmp_path / "lm" / "model.safetensors").read_bytes()
+    (tmp_path / "lm" / "model.safetensors").write_bytes(weights[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"decoder: .*lm'"):
+        load_model(small)
