@@ -17,8 +17,20 @@ from torch import Tensor
 
 from tests.conftest import Document, changed
 from tests.support.models import outputs, two_clips
-from tests.support.training import LORA, ActingCallback, exported, gather, parse, recipe_on, run
+from tests.support.training import (
+    LORA,
+    ActingCallback,
+    RecordingCallback,
+    exported,
+    gather,
+    logged,
+    parse,
+    recipe_on,
+    run,
+)
+from tests.support.worlds import in_processes
 from tiny_audio.cli import main
+from tiny_audio.commands.run import Run
 from tiny_audio.config import Stopped, UserError
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
@@ -89,6 +101,16 @@ def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> 
         run(document, tmp_path / "run", ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
     run(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes(stage: tuple[Document, Path], tmp_path: Path, parallel: str) -> None:
+    document = changed(stage[0], execution__parallel=parallel)
+    in_processes(2, lambda rank: Run(parse(document), "run", tmp_path / "two", RecordingCallback()).complete())
+    assert logged(tmp_path / "two", "loss") == pytest.approx(logged(stage[1], "loss"), rel=1e-4)
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (stage[1], tmp_path / "two"))
+    assert one.keys() == two.keys()
 
 
 def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: Path) -> None:
