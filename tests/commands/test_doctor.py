@@ -59,7 +59,8 @@ def test_doctor_checks_that_weights_can_be_quantized(
     call: Output, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    _, out, _ = call("doctor", trained / "recipe.yaml", "decoder.freeze=true", "decoder.quantization=nf4")
+    frozen = ["decoder.freeze=true", f"training.init_from={{path: {trained}}}"]
+    _, out, _ = call("doctor", trained / "recipe.yaml", *frozen, "decoder.quantization=nf4")
     assert "✗ decoder: decoder.quantization: nf4 needs bitsandbytes" in out
 
 
