@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.conftest import Document, changed
 from tests.support.models import outputs, two_clips
 from tests.support.training import (
+    ALONE,
     LORA,
     ActingCallback,
     RecordingCallback,
@@ -38,7 +39,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.training.assembly import assemble
-from tiny_audio.training.checkpoint import load_weights
+from tiny_audio.training.checkpoint import read_weights, set_weights
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.precision import set_types
 
@@ -67,7 +68,7 @@ def trained(stage: tuple[Document, Path]) -> TinyAudioModel:
     recipe = parse(document)
     model = assemble(recipe, gather(recipe), None)[0]
     set_types(model, "fp32", torch.device("cpu"))
-    load_weights(folder / "checkpoints" / "step-000000002", model)
+    set_weights(model, lambda: read_weights(folder / "checkpoints", [2], model), ALONE)
     return model.eval()
 
 
