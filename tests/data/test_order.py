@@ -217,3 +217,14 @@ def test_the_groups_of_a_window_share_batches() -> None:
     groups = np.repeat(np.arange(50), 20)
     plan = plan_epoch(np.random.default_rng(0).uniform(1, 20, 1000), GROUPED, 0, 0, groups=groups)
     assert np.mean([len(set(groups[batch])) for batch in plan]) > 2.5  # of four clips, from five groups
+
+
+def test_short_clips_come_first_in_the_first_epochs() -> None:
+    durations = np.array(speech(400))
+    config = BatchingConfig(max_clips=4, short_first_epochs=2)
+    longest = [[durations[batch].max() for batch in plan_epoch(durations, config, 0, epoch)] for epoch in range(3)]
+    assert [ends == sorted(ends) for ends in longest] == [True, True, False]
+    plain = BatchingConfig(max_clips=4)
+    assert plan_epoch(durations, config, 0, 2).hash == plan_epoch(durations, plain, 0, 2).hash
+    shuffled, ordered = (sorted(map(sorted, batches(plan_epoch(durations, one, 0, 0)))) for one in (plain, config))
+    assert shuffled == ordered, "the same batches"

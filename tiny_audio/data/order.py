@@ -30,6 +30,9 @@ class BatchingConfig(Config):
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, batches are random, and clips are only sorted within each batch."""
+    short_first_epochs: PositiveInt | None = None
+    """Number of first epochs in which batches of short clips come first, as in SortaGrad (Amodei et al. 2015, arXiv
+    1512.02595). Each window of ``shuffle_clips`` is sorted by itself. Short clips are easier to align."""
     shuffle_clips: PositiveInt = 20_000
     """Parquet files are read by row group, in random order. Consecutive row groups with at least this many clips form
     a window, and clips are shuffled within it. A larger window shuffles better and needs more disk space."""
@@ -81,7 +84,8 @@ def plan_epoch(
 
     The groups are shuffled and split into windows of ``shuffle_clips``. In each window, the clips are shuffled and cut
     into pools. Each pool is sorted by duration and cut into batches within both limits. Then the batches of the window
-    are shuffled. The result does not depend on the number of workers or processes.
+    are shuffled, or sorted by duration in the first ``short_first_epochs``. The result does not depend on the number of
+    workers or processes.
 
     Args:
         durations_s: ``[n]``.
@@ -96,7 +100,10 @@ def plan_epoch(
     for window in _windows(clips, None if groups is None else groups[clips], config.shuffle_clips, rng):
         flat, ends = _batched(window, durations, config)
         sizes = np.diff(ends, prepend=0)
-        shuffled = rng.permutation(len(sizes))
+        if epoch < (config.short_first_epochs or 0):
+            shuffled = np.argsort(durations[flat[ends - 1]], kind="stable")  # the last clip of a batch is the longest
+        else:
+            shuffled = rng.permutation(len(sizes))
         order.append(_gathered(flat, ends - sizes, sizes, shuffled))
         starts.append(total + np.cumsum(sizes[shuffled]))
         total += len(flat)
