@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +28,28 @@ class CtcConfig(Config):
     init: Literal["random", "pretrained"] = "random"
     """Initial weights. ``pretrained`` copies the head from the encoder's checkpoint, with its characters in lower
     case."""
+
+
+class AlignmentConfig(Config):
+    """An auxiliary training loss that aligns audio embeddings with the text: CTC with token embeddings as labels.
+
+    It draws audio embeddings toward the embeddings of the tokens that are spoken. The projector then gets a denser
+    gradient before the decoder uses the audio. The loss has no parameters, and the trained model has no trace of it.
+    """
+
+    weight: PositiveFloat = 0.3
+    """Weight of the loss, which is added to the decoder's loss. Both are divided by the number of target tokens."""
+    steps: PositiveInt | None = None
+    """The weight falls linearly to 0 over this number of steps. None keeps it constant."""
+    temperature: PositiveFloat = 0.1
+    """The logit of a token is the cosine similarity of audio embedding and token embedding, divided by this value."""
+    blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
+    """Similarity of the blank to every audio embedding. An embedding that is less similar to all tokens is taken as a
+    blank, and may have any direction."""
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight in a step, counted from 0."""
+        return self.weight if self.steps is None else self.weight * max(0.0, 1 - step / self.steps)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def document(data: Path) -> Document:
     """Batches of five, three and two to a process, and one of four at the end of an epoch; two to a step."""
     settings = {"training__steps": 6, "training__accumulation": 2, "batching__max_clips": 5, "execution__log_every": 1}
-    return changed(tiny_recipe(data), ctc={"weight": 0.5}, data__evaluation={}, **settings)
+    return changed(tiny_recipe(data), ctc={"weight": 0.5}, alignment={"weight": 0.4}, data__evaluation={}, **settings)
 
 
 def complete(size: int, document: Document, folder: Path) -> list[Any]:
@@ -89,8 +89,9 @@ def test_losses_are_those_of_one_process(document: Document, tmp_path: Path, par
     two = in_world(2, lambda world: train(document, tmp_path / "two", world, dtype=torch.float64))
     assert not alone.is_sharded
     assert [process.is_sharded for process in two] == [parallel == "fsdp"] * 2
-    for key in ("loss", "decoder_loss", "ctc_loss", "gradient_norm", "audio_hours"):
+    for key in ("loss", "decoder_loss", "ctc_loss", "alignment_loss", "gradient_norm", "audio_hours"):
         one = logged(tmp_path / "one", key)
+        assert min(one) > 0
         assert len(one) == steps
         assert logged(tmp_path / "two", key) == pytest.approx(one, abs=1e-9), key
     assert_close(two[0].weights, alone.weights, 1e-9)

@@ -34,6 +34,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sounds = {"folder": str(folder / "sounds"), "probability": 0.5}
     settings: dict[str, Any] = {
         "ctc": {"weight": 0.5},
+        "alignment": {"steps": 30},
         "encoder__dropout": 0.1,
         "decoder__dropout": 0.1,
         "augmentation": {

@@ -49,6 +49,7 @@ class TinyAudioModel(SavedModel):
         if config.ctc_characters is not None:
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
+        self.alignment: nn.Module | None = None  # set by training, see tiny_audio.training.alignment
         # All parts are already initialized. transformers' generic initialization would overwrite their weights.
         with no_init_weights():
             self.post_init()
@@ -184,16 +185,15 @@ class TinyAudioModel(SavedModel):
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
     ) -> TargetScores:
-        """Compute the same losses as :meth:`forward`, but from the frames that :meth:`encode` returned.
-
-        If ``ctc_targets`` is None, there is no CTC loss.
-        """
+        """Compute the losses of :meth:`forward` from frames of :meth:`encode`. ``ctc_targets`` None: no CTC loss."""
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
         audio, audio_lengths = self.projector(frames)
         decoder_loss = self.score_embeddings(audio, audio_lengths, targets, label_smoothing, linear_cross_entropy)
-        return TargetScores(decoder_loss, ctc_loss)
+        if self.alignment is None or not self.training:
+            return TargetScores(decoder_loss, ctc_loss)
+        return TargetScores(decoder_loss, ctc_loss, *self.alignment(self.decoder, audio, audio_lengths, targets))
 
     @torch.no_grad()
     def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:

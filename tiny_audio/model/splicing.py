@@ -26,6 +26,20 @@ class TargetScores:
     """``[B]``, the sum in nats over each row's tokens, including the end token."""
     ctc_loss: Tensor | None
     """``[B]``, the sum in nats over each row's labels. None if there are no CTC targets or no CTC head."""
+    alignment_loss: Tensor | None = None
+    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows that do not fit. None without
+    an alignment loss."""
+    aligned: Tensor | None = None
+    """``[B]`` bool: whether the row has enough audio embeddings for its tokens. None without an alignment loss."""
+
+    def weighted(self, weight: float) -> TargetScores:
+        """Return the same scores with all losses multiplied by ``weight``."""
+        if weight == 1.0:
+            return self
+        ctc_loss, alignment_loss = (
+            None if loss is None else loss * weight for loss in (self.ctc_loss, self.alignment_loss)
+        )
+        return TargetScores(self.decoder_loss * weight, ctc_loss, alignment_loss, self.aligned)
 
 
 def splice(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 
 from tiny_audio.analysis.scoring import NormalizerName
 from tiny_audio.config import LATER, NO_IDENTITY, Config, LocalPath, identity_of
-from tiny_audio.ctc import CtcConfig
+from tiny_audio.ctc import AlignmentConfig, CtcConfig
 from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.order import BatchingConfig
 from tiny_audio.data.text import TargetTextChoice
@@ -216,6 +216,7 @@ class Recipe(Config):
     projector: Annotated[ProjectorConfig, PROJECTORS]
     decoder: Annotated[DecoderConfig, DECODERS]
     ctc: CtcConfig | None = None
+    alignment: AlignmentConfig | None = None
     prompt: PromptConfig = PromptConfig()
     data: DataConfig
     augmentation: AugmentationConfig = AugmentationConfig()

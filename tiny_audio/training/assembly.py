@@ -7,11 +7,11 @@ from typing import Any
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.target_encoder import TargetEncoder
-from tiny_audio.decoders import load_tokenizer, restore_tokenizer
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.quantization import quantize
 from tiny_audio.pretrained.trainable import reset_magnitudes
 from tiny_audio.recipe import Recipe
+from tiny_audio.training.alignment import AlignmentLoss
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
 from tiny_audio.training.random_state import seed_all
 from tiny_audio.training.real_checkpoints import fitting_prompt, with_limits
@@ -38,13 +38,7 @@ def assemble(
     if learned is None:
         assert clips is not None
         learned = TranscriptVocabulary.learn(recipe, clips, start)
-    # Trained decoders and CTC heads need the vocabulary that they were trained with.
-    if start is not None and start.takes("decoder"):
-        tokenizer = start.tokenizer()
-    elif learned.tokenizer is not None:
-        tokenizer = restore_tokenizer(learned.tokenizer)
-    else:
-        tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
+    tokenizer = learned.decoder_tokenizer(recipe, start)
     vocabulary, head = None, None
     if recipe.ctc is not None and recipe.ctc.init == "pretrained":
         head = PretrainedHead.read(recipe.encoder)
@@ -53,7 +47,7 @@ def assemble(
         if learned.characters is not None:
             vocabulary = CtcVocabulary(tuple(learned.characters))
         else:
-            assert start is not None
+            assert start is not None  # a trained head needs the characters that it was trained with
             vocabulary = start.ctc_vocabulary()
     prompt, limits = fitting_prompt(recipe, tokenizer)
     # Random initial weights must depend only on the seed. Parts may draw them from any generator, so seed all.
@@ -77,6 +71,9 @@ def assemble(
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         if part.lora is not None and part.lora.dora and not (start and start.has_adapters(kind)):
             reset_magnitudes(getattr(model, kind))
+    if recipe.alignment is not None:
+        assert learned.token_ids is not None
+        model.alignment = AlignmentLoss(recipe.alignment, learned.token_ids)
     rows = recipe.decoder.num_embeddings()
     target_encoder = TargetEncoder(
         tokenizer,

@@ -106,7 +106,7 @@ class TrainingLoop(Generic[BatchT]):
         world: World = World(),  # noqa: B008  # frozen
     ) -> None:
         self.model, self.optimizer, self.score = model, optimizer, score
-        self.config, self.ctc = recipe.training, recipe.ctc
+        self.config, self.ctc, self.alignment = recipe.training, recipe.ctc, recipe.alignment
         self.budget, self.progress, self.note, self.world = budget, progress, note, world
 
     def steps(self, batches: Iterator[BatchT | None]) -> Iterator[Step[BatchT]]:
@@ -159,6 +159,7 @@ class TrainingLoop(Generic[BatchT]):
                 num_tokens=num_tokens,
                 num_labels=num_labels,
                 ctc_weight=self.ctc.weight if self.ctc else 0.0,
+                alignment_weight=self.alignment.weight_at(progress.step) if self.alignment else 0.0,
                 max_gradient_norm=config.max_gradient_norm,
                 world=self.world,
             )
@@ -170,6 +171,8 @@ class TrainingLoop(Generic[BatchT]):
             progress.skipped_in_a_row = 0
             progress.window_decoder_loss += result.decoder_loss
             progress.window_ctc_loss += result.ctc_loss
+            progress.window_alignment_loss += result.alignment_loss
+            progress.unaligned_clips += result.num_unaligned
             progress.window_tokens += num_tokens
             progress.window_labels += num_labels
         else:

@@ -37,6 +37,8 @@ class Progress:
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    unaligned_clips: int = 0
+    """Clips with more tokens than audio embeddings, which have no alignment loss. Counted once per epoch."""
     evaluated_step: int = 0
     """The last step that was evaluated while training."""
     num_evaluations: int = 0
@@ -47,9 +49,10 @@ class Progress:
     """The value of the metric at ``best_step``."""
     evaluations_since_best: int = 0
     window_decoder_loss: float = 0.0
-    """Sum over all processes since the last line of the log, without skipped steps. The next three fields are similar
+    """Sum over all processes since the last line of the log, without skipped steps. The next four fields are similar
     sums."""
     window_ctc_loss: float = 0.0
+    window_alignment_loss: float = 0.0
     window_tokens: int = 0
     window_labels: int = 0
     logged: dict[str, float] = field(default_factory=dict)
@@ -57,7 +60,7 @@ class Progress:
 
     def start_window(self) -> None:
         """Reset the sums for the next line of the log."""
-        self.window_decoder_loss = self.window_ctc_loss = 0.0
+        self.window_decoder_loss = self.window_ctc_loss = self.window_alignment_loss = 0.0
         self.window_tokens = self.window_labels = 0
 
 

@@ -26,13 +26,17 @@ class StepResult:
     """The decoder's loss in nats, summed over the step's tokens."""
     ctc_loss: float
     """The CTC loss in nats, summed over the step's labels."""
+    alignment_loss: float
+    """The alignment loss in nats, summed over the step's tokens without the end tokens."""
+    num_unaligned: int
+    """Number of clips with more tokens than audio embeddings. Their alignment loss is 0."""
     gradient_norm: float
     """Norm before clipping."""
 
     @property
     def is_finite(self) -> bool:
         """Whether losses and gradient norm are finite. Only then were the weights updated."""
-        return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.gradient_norm)))
+        return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.alignment_loss, self.gradient_norm)))
 
 
 class OutOfMemory(RunFailed):
@@ -67,6 +71,7 @@ def take_step(
     num_tokens: int,
     num_labels: int,
     ctc_weight: float,
+    alignment_weight: float = 0.0,
     max_gradient_norm: float,
     world: World,
 ) -> StepResult:
@@ -79,6 +84,7 @@ def take_step(
         forwards: for each batch, a function that scores this process's part.
         num_tokens, num_labels: totals over the step's batches and all processes.
         ctc_weight: weight of the CTC loss, if there is one.
+        alignment_weight: weight of the alignment loss, if there is one.
         max_gradient_norm: larger gradients are scaled down to this norm.
 
     Raises:
@@ -87,7 +93,7 @@ def take_step(
 
     def differentiate() -> StepResult:
         # This is a function, so that the scores and their graphs are freed before the update.
-        decoder_losses, ctc_losses = [], []
+        decoder_losses, ctc_losses, alignment_losses, unaligned = [], [], [], []
         for index, forward in enumerate(forwards):
             with synchronizing(model, index == len(forwards) - 1):
                 scores = forward()
@@ -98,11 +104,16 @@ def take_step(
                     ctc_loss = scores.ctc_loss.sum()
                     ctc_losses.append(ctc_loss.detach())
                     loss = loss + ctc_weight * ctc_loss / max(1, num_labels)
+                if scores.alignment_loss is not None and scores.aligned is not None:
+                    alignment_loss = scores.alignment_loss.sum()
+                    alignment_losses.append(alignment_loss.detach())
+                    unaligned.append((~scores.aligned).sum())
+                    loss = loss + alignment_weight * alignment_loss / num_tokens
                 # Processes average their gradients, but the loss is a sum over processes.
                 (loss * world.size).backward()  # type: ignore[no-untyped-call]
         gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
-        totals = world.sum([_total(decoder_losses), _total(ctc_losses)])
-        return StepResult(totals[0], totals[1], gradient_norm)
+        sums = world.sum(list(map(_total, (decoder_losses, ctc_losses, alignment_losses, unaligned))))
+        return StepResult(sums[0], sums[1], sums[2], int(sums[3]), gradient_norm)
 
     with _needing_memory(in_update=False):
         result = differentiate()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -225,10 +224,7 @@ class Trainer:
                 linear_cross_entropy=self.linear_cross_entropy,
                 frames=frames,
             )
-        if micro_batch.weight == 1.0:
-            return scores
-        ctc_loss = None if scores.ctc_loss is None else scores.ctc_loss * micro_batch.weight
-        return replace(scores, decoder_loss=scores.decoder_loss * micro_batch.weight, ctc_loss=ctc_loss)
+        return scores.weighted(micro_batch.weight)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
         """Update the counts, then log and evaluate if this step requires it."""
@@ -307,11 +303,18 @@ class Trainer:
         progress, ctc = self.progress, self.recipe.ctc
         decoder_loss = progress.window_decoder_loss / progress.window_tokens if progress.window_tokens else math.nan
         ctc_loss = progress.window_ctc_loss / max(1, progress.window_labels) if ctc else None
+        loss = decoder_loss + (ctc.weight * ctc_loss if ctc and ctc_loss is not None else 0.0)
+        aligned: dict[str, Any] = {}
+        if self.recipe.alignment is not None:
+            alignment_loss = progress.window_alignment_loss / max(1, progress.window_tokens)
+            loss += self.recipe.alignment.weight_at(progress.step - 1) * alignment_loss
+            aligned = {"alignment_loss": alignment_loss, "unaligned_clips": progress.unaligned_clips}
         values = {
             "epoch": progress.epoch,
-            "loss": decoder_loss + (ctc.weight * ctc_loss if ctc and ctc_loss is not None else 0.0),
+            "loss": loss,
             "decoder_loss": decoder_loss,
             "ctc_loss": ctc_loss,
+            **aligned,
             "learning_rate": learning_rate(self.config, progress.step - 1),
             "gradient_norm": gradient_norm,
             "skipped_steps": progress.skipped_steps,

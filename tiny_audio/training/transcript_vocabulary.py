@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import ClipSet
-from tiny_audio.decoders import build_tokenizer
+from tiny_audio.decoders import build_tokenizer, load_tokenizer, restore_tokenizer
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.initialize import StartingPoint
 
@@ -19,10 +20,12 @@ class TranscriptVocabulary:
     """The tokenizer as JSON of the tokenizers library. None if the tokenizer comes with the decoder's weights."""
     characters: str | None
     """Characters of a randomly initialized CTC head, in the order of its labels. None if there is no such head."""
+    token_ids: list[int] | None = None
+    """Tokens of the transcripts, ascending. None if the recipe has no alignment loss."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """Learn a tokenizer and CTC characters from the transcripts, each only if the run needs it.
+        """Learn a tokenizer, CTC characters and token ids from the transcripts, each only if the run needs it.
 
         Raises:
             UserError: no clip is usable.
@@ -34,4 +37,18 @@ class TranscriptVocabulary:
         head = recipe.ctc
         if head is not None and head.init == "random" and not (start and start.takes("ctc_head")):
             characters = "".join(CtcVocabulary.of(clips.texts).characters)
-        return cls(tokenizer, characters)
+        learned = cls(tokenizer, characters)
+        if recipe.alignment is None:
+            return learned
+        encode = learned.decoder_tokenizer(recipe, start).encode
+        ids = {token for text in clips.texts for token in encode(text, add_special_tokens=False)}
+        rows = recipe.decoder.num_embeddings()  # clips with other tokens are dropped
+        return replace(learned, token_ids=sorted(token for token in ids if rows is None or token < rows))
+
+    def decoder_tokenizer(self, recipe: Recipe, start: StartingPoint | None) -> Any:
+        """Return the decoder's tokenizer. A trained decoder needs the tokenizer that it was trained with."""
+        if start is not None and start.takes("decoder"):
+            return start.tokenizer()
+        if self.tokenizer is not None:
+            return restore_tokenizer(self.tokenizer)
+        return load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -37,11 +37,12 @@ class LearnedVocabulary:
     data: str
     tokenizer: str | None
     characters: str | None
+    token_ids: list[int] | None = None
 
     @property
     def vocabulary(self) -> TranscriptVocabulary:
         """The vocabulary without the fingerprint."""
-        return TranscriptVocabulary(self.tokenizer, self.characters)
+        return TranscriptVocabulary(self.tokenizer, self.characters, self.token_ids)
 
 
 @dataclass

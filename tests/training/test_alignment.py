@@ -1,0 +1,146 @@
+"""The alignment loss: CTC between audio embeddings and the decoder's token embeddings."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.support.models import assemble, batch
+from tests.support.training import gather, logged, make_trainer, parse
+from tiny_audio.ctc import AlignmentConfig
+from tiny_audio.training.alignment import AlignmentLoss
+from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
+
+MODEL, TOKENIZER = assemble()
+SIZES = (16_000, 9_000)
+TEXTS = ("one", "four")
+TARGETS = [
+    torch.tensor([*TOKENIZER.encode(text, add_special_tokens=False), MODEL.config.end_token_id]) for text in TEXTS
+]
+IDS = sorted({int(token) for target in TARGETS for token in target[:-1]})
+
+
+def embeddings(num: int, seed: int = 0) -> Tensor:
+    return torch.randn(2, num, MODEL.decoder.dim, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(audio: Tensor, target: list[int], config: AlignmentConfig) -> float:
+    """The negative log of the sum over all paths of one clip ``[N, H]``."""
+    similarity = F.cosine_similarity(audio[:, None], MODEL.decoder.embed(torch.tensor(IDS)).detach()[None], dim=-1)
+    blanks = torch.full((len(audio), 1), config.blank_similarity)
+    log_probs = (torch.cat([blanks, similarity], 1) / config.temperature).log_softmax(-1)
+    total = 0.0
+    for path in product(range(len(IDS) + 1), repeat=len(audio)):
+        merged = [label for index, label in enumerate(path) if index == 0 or label != path[index - 1]]
+        if [IDS[label - 1] for label in merged if label] == target:
+            total += math.exp(sum(float(log_probs[index, label]) for index, label in enumerate(path)))
+    return -math.log(total)
+
+
+def test_the_loss_is_what_a_hand_computes() -> None:
+    config = AlignmentConfig(temperature=0.3, blank_similarity=0.2)
+    audio, lengths = embeddings(5), torch.tensor([4, 5])
+    losses, fits = AlignmentLoss(config, IDS)(MODEL.decoder, audio, lengths, TARGETS)
+    assert fits.tolist() == [True, True]
+    wanted = [
+        by_hand(row[:length], target[:-1].tolist(), config)
+        for row, length, target in zip(audio, lengths.tolist(), TARGETS, strict=True)
+    ]
+    assert losses.tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_embeddings_of_the_tokens_have_a_small_loss() -> None:
+    audio = torch.stack([MODEL.decoder.embed(target[[0, 1, 2]]) for target in TARGETS]).detach()
+    short = [torch.cat([target[:3], target[-1:]]) for target in TARGETS]
+    loss = AlignmentLoss(AlignmentConfig(temperature=0.02), IDS)
+    aligned, _ = loss(MODEL.decoder, 5 * audio, torch.tensor([3, 3]), short)
+    other, _ = loss(MODEL.decoder, embeddings(3), torch.tensor([3, 3]), short)
+    assert float(aligned.max()) < 0.1 < 10 < float(other.min())
+
+
+def test_a_clip_with_too_few_embeddings_is_left_out() -> None:
+    audio = embeddings(6).requires_grad_()
+    losses, fits = AlignmentLoss(AlignmentConfig(), IDS)(MODEL.decoder, audio, torch.tensor([6, 3]), TARGETS)
+    assert fits.tolist() == [True, False]
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert audio.grad is not None
+    assert losses.detach().sign().tolist() == [1, 0]
+    assert audio.grad.isfinite().all()
+    assert audio.grad[0].abs().sum() > 0
+    assert not audio.grad[1].any()
+    assert MODEL.decoder.embed(torch.tensor([0])).requires_grad
+    assert all(tensor.grad is None for tensor in MODEL.decoder.parameters())
+
+
+def test_only_training_computes_it_and_nothing_of_it_is_saved() -> None:
+    model, _ = assemble(ctc=False)
+    names = set(model.state_dict())
+    model.alignment = AlignmentLoss(AlignmentConfig(), IDS)
+    assert set(model.state_dict()) == names
+    with torch.no_grad():
+        assert model(*batch(*SIZES), TARGETS).alignment_loss is None
+        scores = model.train()(*batch(*SIZES), TARGETS)
+    assert scores.alignment_loss is not None
+    halved = scores.weighted(0.5)
+    assert torch.equal(halved.alignment_loss, 0.5 * scores.alignment_loss)
+    assert torch.equal(halved.decoder_loss, 0.5 * scores.decoder_loss)
+
+
+def test_the_weight_falls_to_zero() -> None:
+    config = AlignmentConfig(weight=0.5, steps=10)
+    assert [config.weight_at(step) for step in (0, 5, 10, 50)] == [0.5, 0.25, 0.0, 0.0]
+    assert AlignmentConfig(weight=0.5).weight_at(10**6) == 0.5
+
+
+# --- runs
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Document:
+    write_clips(tmp_path / "data", 6)
+    settings = {"training__steps": 4, "training__warmup_steps": 0, "execution__log_every": 1}
+    return changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, **settings)
+
+
+def test_a_run_logs_it(document: Document, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    make_trainer(changed(document, alignment={"weight": 0.5}), folder).run()
+    total, decoder, ctc, aligned = (
+        logged(folder, key) for key in ("loss", "decoder_loss", "ctc_loss", "alignment_loss")
+    )
+    assert min(aligned) > 0
+    assert len(total) == 4
+    assert total == pytest.approx([one + 0.5 * other for one, other in zip(decoder, aligned, strict=True)])
+    assert ctc == [None] * 4
+    assert logged(folder, "unaligned_clips") == sorted(logged(folder, "unaligned_clips"))
+
+
+def test_without_the_section_nothing_changes(document: Document) -> None:
+    plain, aligned = parse(document), parse(changed(document, alignment={}))
+    assert "alignment" not in plain.training_identity()
+    assert plain.run_id() != aligned.run_id()
+
+
+def test_labels_are_the_tokens_of_the_transcripts(document: Document) -> None:
+    recipe = parse(changed(document, alignment={}))
+    clips = gather(recipe)
+    learned = TranscriptVocabulary.learn(recipe, clips, None)
+    encode = learned.decoder_tokenizer(recipe, None).encode
+    assert learned.token_ids == sorted({token for text in clips.texts for token in encode(text)})
+    assert TranscriptVocabulary.learn(parse(document), clips, None).token_ids is None
+
+
+def test_tokens_without_an_embedding_are_no_labels(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parse(changed(document, alignment={}))
+    clips = gather(recipe)
+    ids = TranscriptVocabulary.learn(recipe, clips, None).token_ids
+    assert ids
+    monkeypatch.setattr(type(recipe.decoder), "num_embeddings", lambda _: ids[-1])
+    assert TranscriptVocabulary.learn(recipe, clips, None).token_ids == ids[:-1]

@@ -1,0 +1,60 @@
+"""An auxiliary loss that aligns audio embeddings with the text: CTC with the decoder's token embeddings as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny_audio import ctc
+from tiny_audio.ctc import AlignmentConfig
+from tiny_audio.decoders import Decoder
+
+
+class AlignmentLoss(nn.Module):
+    """The alignment loss of a run. It has no parameters, and nothing of it is saved.
+
+    B clips · N audio embeddings · H decoder channels · K labels
+
+    Args:
+        config: the recipe's section ``alignment``.
+        token_ids: the tokens of all training transcripts, ascending. Fewer labels than the whole vocabulary need less
+            time and memory.
+    """
+
+    token_ids: Tensor
+
+    def __init__(self, config: AlignmentConfig, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("token_ids", torch.tensor(token_ids, dtype=torch.long), persistent=False)
+
+    def forward(
+        self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor, targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the negative log-likelihoods ``[B]`` of the targets, and ``[B]`` bool: whether each target fits.
+
+        A target with more tokens than the clip has audio embeddings does not fit, and its loss is 0.
+
+        Args:
+            decoder: the model's decoder. Its embeddings get no gradient from this loss.
+            audio: audio embeddings ``[B, N, H]``.
+            audio_lengths: ``[B]``.
+            targets: B rows of token ids, each ending in the end token, which is not aligned.
+        """
+        precise = torch.promote_types(audio.dtype, torch.float32)
+        with torch.no_grad():
+            table = F.normalize(decoder.embed(self.token_ids).to(precise), dim=-1)
+        with torch.autocast(audio.device.type, enabled=False):
+            # [B, N, H] -> [B, N, K] -> [B, N, 1 + K], with the blank first
+            similarity = F.normalize(audio.to(precise), dim=-1) @ table.T
+            logits = F.pad(similarity, (1, 0), value=self.config.blank_similarity) / self.config.temperature
+        found = torch.searchsorted(self.token_ids, torch.cat([row[:-1] for row in targets])) + 1
+        labels = [row.tolist() for row in torch.split(found.cpu(), [len(row) - 1 for row in targets])]
+        fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
+        # The gradient of an infinite loss is not finite, so a target that does not fit is replaced by an empty one.
+        labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]
+        fitting = torch.tensor(fits, device=audio.device)
+        return -ctc.log_likelihood(logits, audio_lengths, labels) * fitting, fitting
