@@ -60,8 +60,10 @@ class Clip:
 
 
 @torch.no_grad()
-def embed(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Any], rewrite: TargetText) -> list[Clip]:
-    """Encode and decode clips, sorted by duration."""
+def embed(
+    model: TinyAudioModel, tokenizer: Any, clips: Sequence[Any], rewrite: TargetText, *, decodes: bool
+) -> list[Clip]:
+    """Encode and, if asked to, decode clips. They are sorted by duration."""
     settings = GenerationConfig(max_new_tokens=model.generation.max_new_tokens, draft="none")
     found = []
     for batch in loaded_batches(clips, max_duration_s=model.longest_clip_s(30.0), max_padded_s=_PADDED_S):
@@ -72,12 +74,14 @@ def embed(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Any], rewrite: 
         frames = model.encode(waves, lengths)
         audio, sizes = model.projector(frames)
         silence, _ = model.projector(model.encode(torch.zeros_like(waves), lengths))
-        transcripts = model.transcribe_frames(frames, tokenizer, settings=settings)
-        for clip, row, quiet, size, transcript in zip(batch.clips, audio, silence, sizes, transcripts, strict=True):
+        texts = [""] * len(batch.clips)
+        if decodes:
+            texts = [one.text for one in model.transcribe_frames(frames, tokenizer, settings=settings)]
+        for clip, row, quiet, size, text in zip(batch.clips, audio, silence, sizes, texts, strict=True):
             utterance = clip.utterance
             speaker = utterance.metadata.get("speaker")
             parts = row[: int(size)], quiet[: int(size)]
-            found.append(Clip(rewrite(utterance.text), speaker, *parts, transcript.text))
+            found.append(Clip(rewrite(utterance.text), speaker, *parts, text))
     return found
 
 
@@ -164,14 +168,15 @@ def main() -> int:
             if weights != "trained":
                 untrained(model)
             for name, chosen in sets.items():
-                found = embed(model, tokenizer, chosen, rewrite)
+                is_trained = weights == "trained"
+                found = embed(model, tokenizer, chosen, rewrite, decodes=is_trained)
                 scored = Transcripts([one.reference for one in found], [one.text for one in found], rule)
-                wer = scored.errors.sum() / scored.words.sum()
+                wer = f"{scored.errors.sum() / scored.words.sum():.1%}" if is_trained else ""
                 measured = bits(model, tokenizer, found)
                 low, high = measured["bits_from_audio_interval"]
                 shown = f"{measured['bits_from_audio']:.2f} [{low:.2f}, {high:.2f}]"
-                rows.append((name, weights, len(found), f"{wer:.1%}", shown, "yes" if ignores_audio(measured) else ""))
-                if weights == "trained":
+                rows.append((name, weights, len(found), wer, shown, "yes" if ignores_audio(measured) else ""))
+                if is_trained:
                     clips.append((name, found, scored, without_audio(model, tokenizer, found)))
         record.say(f"## {path.name}")
         record.table(("set", "weights", "clips", "WER", "bits per token from the audio", "warning"), rows)

@@ -32,7 +32,6 @@ def test_everything_is_there(html):
         "whisper-normalizer",
         "in lower case only",
         "CTC head alone, greedy",
-        "Decoder compared with CTC head",
         "versions.torch 2.11.0",
         "tiny-audio run r.yaml",
         "undecodable 12 too_long 3 all 15",

@@ -12,6 +12,7 @@ import torch
 from tests.conftest import changed, tiny_recipe, write_clips, write_odd_clips
 from tests.evaluation.outputs import Output
 from tests.support.provider_server import KEY, Vendors, vendors
+from tests.support.recognizers import save_ctc_model
 from tiny_audio.cli import main
 
 
@@ -32,35 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ctc_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CTC model of transformers, with random weights."""
-    from transformers import (
-        Wav2Vec2Config,
-        Wav2Vec2CTCTokenizer,
-        Wav2Vec2FeatureExtractor,
-        Wav2Vec2ForCTC,
-        Wav2Vec2Processor,
-    )
-
-    folder = tmp_path_factory.mktemp("ctc") / "tiny-wav2vec2"
-    folder.mkdir()
-    names = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"]
-    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
-    torch.manual_seed(0)
-    config = Wav2Vec2Config(
-        vocab_size=len(names),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8, 8, 8, 8, 8, 8, 8),
-        num_conv_pos_embedding_groups=2,
-        pad_token_id=0,
-    )
-    Wav2Vec2ForCTC(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_ctc_model(tmp_path_factory.mktemp("ctc") / "tiny-wav2vec2")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 from tests.conftest import write_clips
 from tests.support.hub_server import Hub, Repo, running_hub, use_hub
 from tests.support.models import assemble
+from tests.support.recognizers import save_whisper
 from tiny_audio.cli import main
 from tiny_audio.evaluation.resolve import resolve_target
 from tiny_audio.export.huggingface import export_model
@@ -27,71 +28,7 @@ Output = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Whisper of two languages, with random weights, as transformers saves it."""
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
-
-    folder = tmp_path_factory.mktemp("whisper") / "tiny-whisper"
-    folder.mkdir()
-    letters = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
-    special += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
-    times = [f"<|{0.02 * step:.2f}|>" for step in range(1501)]
-    ids = {token: number for number, token in enumerate([*letters, *special, *times])}
-    tokenizer = WhisperTokenizer(vocab={letter: ids[letter] for letter in letters}, merges=[])
-    tokenizer.add_tokens([*special, *times], special_tokens=True)
-    tokenizer.pad_token = "<|endoftext|>"
-    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
-    end = ids["<|endoftext|>"]
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=len(ids),
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=16,
-            decoder_ffn_dim=16,
-            max_target_positions=40,
-            pad_token_id=end,
-            bos_token_id=end,
-            eos_token_id=end,
-            decoder_start_token_id=ids["<|startoftranscript|>"],
-            suppress_tokens=[],
-            begin_suppress_tokens=[],
-        )
-    )
-    model.generation_config = GenerationConfig(
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-        decoder_start_token_id=ids["<|startoftranscript|>"],
-        is_multilingual=True,
-        lang_to_id={"<|en|>": ids["<|en|>"], "<|de|>": ids["<|de|>"]},
-        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
-        no_timestamps_token_id=ids["<|notimestamps|>"],
-        return_timestamps=False,
-        max_length=40,
-        max_initial_timestamp_index=50,
-        suppress_tokens=[],
-        begin_suppress_tokens=[],
-    )
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "positions" not in name:
-            torch.nn.init.normal_(parameter, std=0.4)  # so large that it says something
-    with torch.no_grad():  # letters win over the many tokens that are none
-        model.get_input_embeddings().weight[: len(letters)] *= 3
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_whisper(tmp_path_factory.mktemp("whisper") / "tiny-whisper")
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,11 @@ class Difference:
         return asdict(self) | lists
 
     @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Difference:
+        """Read what :meth:`to_json` returned."""
+        return cls(**{**row, "mapsswe": row["mapsswe"] and MatchedPairs(**row["mapsswe"])})
+
+    @classmethod
     def of_benchmark(cls, row: Mapping[str, Any]) -> Difference:
         """Read a row of ``comparisons`` in a benchmark's ``results.json``."""
         keys = ("label", "difference", "interval", "p_value", "p_holm", "verdict")

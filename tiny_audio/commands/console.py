@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tiny_audio.analysis.decoder_gain import gain_lines
 from tiny_audio.analysis.ledger import ledger_rows
 from tiny_audio.analysis.tables import scores_table, warning_lines
 from tiny_audio.recipe import load_recipe
@@ -96,6 +97,8 @@ class ConsoleCallback:
         self._stop_bar()
         if report["evaluation"]:
             self.note(sets_table(report["evaluation"]))
+        for line in gain_lines(report.get("decoder_gain", [])):
+            self.note(line)
         self.note(ledger_table(report["ledger"]))
         self.note(f"report: {folder / 'report.html'}\nmodel:  {folder / 'model'}")
 

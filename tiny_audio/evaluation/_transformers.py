@@ -40,9 +40,16 @@ class TransformersTarget(ModelTarget):
     """A CTC or encoder-decoder model with its own processor. No code from its repository is run."""
 
     def __init__(
-        self, label: str, place: str | Path, kind: str, options: TransformersOptions, identity: dict[str, Any]
+        self,
+        label: str,
+        place: str | Path,
+        kind: str,
+        options: TransformersOptions,
+        identity: dict[str, Any],
+        device: str = "auto",
     ) -> None:
         self.label, self._place, self._kind, self._options = label, str(place), kind, options
+        self._device = device
         self.identity = {"kind": "transformers", "model_type": kind, **options.model_dump(), **identity}
 
     def check(self) -> None:
@@ -70,7 +77,7 @@ class TransformersTarget(ModelTarget):
                     "automatic-speech-recognition",
                     model=self._place,
                     revision=self._options.revision,
-                    device=device_of("auto"),
+                    device=device_of(self._device),
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:

@@ -145,6 +145,10 @@ class EvaluationConfig(Config):
     """Leave out evaluation clips that share one of these with the training data. Even without this field, the overlap
     is stated next to the error rate. ``sound`` finds copies of training clips under other names, in other formats, or
     cut."""
+    encoder_system_clips: NonNegativeInt = 200
+    """Compare the model with the recognizers that its encoder has without the decoder: the CTC head, and the recognizer
+    that the encoder's checkpoint was published as, such as Whisper with its own decoder. The checkpoint's recognizer
+    transcribes at most this many clips of each set, spread over the set. 0 leaves the comparison out."""
     max_compared_h: NonNegativeFloat = 20.0
     """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. The
     comparison decodes all training audio once. If there are more hours, the report states that sound was not
@@ -263,6 +267,7 @@ class Recipe(Config):
     def evaluation_identity(self) -> dict[str, Any]:
         """Return everything that affects the scores, except the weights."""
         identity = identity_of(self)
+        identity["evaluation"].pop("encoder_system_clips")  # it affects no score of the model
         return {key: identity[key] for key in ("generation", "evaluation")} | {"data": identity["data"]["evaluation"]}
 
     def with_(self, changes: Mapping[str, Any]) -> Recipe:

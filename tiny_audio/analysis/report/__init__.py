@@ -15,13 +15,13 @@ from typing import Any
 from tiny_audio.analysis.ledger import ledger_rows
 from tiny_audio.analysis.report._benchmark import render_benchmark
 from tiny_audio.analysis.report._comparison import render_comparison
+from tiny_audio.analysis.report._decoder_gain import decoder_gain
 from tiny_audio.analysis.report._html import (
     DASH,
     Markup,
     compact,
     count,
     duration,
-    interval,
     number,
     page,
     percent,
@@ -67,6 +67,7 @@ def render_report(
     sections: list[tuple[str, Sequence[object]]] = [
         ("Curves", _curves(metrics)),
         ("Scores", _scores(evaluation)),
+        ("What the decoder adds", decoder_gain(report.get("decoder_gain") or ())),
         ("Confusions", [part for name, rows in scored.items() for part in (_h3(name), confusion_tables(rows))]),
         ("Utterances", [part for name, rows in scored.items() for part in (_h3(name), utterances(rows, read_audio))]),
         ("Parts and parameters", _parts(report)),
@@ -177,29 +178,12 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
         for title, key in (("Utterances", "num_utterances"), ("Words", "num_reference_words"))
     ]
     stamp_head = ["Normalizer", "Version", "Scorer", "Version", "Interval resamples", "Used for"]
-    differences = [
-        _difference(name, entry["difference"]) for name, entry in evaluation.items() if "difference" in entry
-    ]
-    difference_head = ["Set", "WER of decoder − CTC head", "95 % interval", "Chance that the decoder is better"]
-    paired = [
-        _h3("Decoder compared with CTC head, on the same utterances"),
-        table(difference_head, differences, numbers=(1, 2, 3)),
-        tag("p", "If the difference is below zero, the decoder is better. There is no verdict.", class_="muted"),
-    ]
     return [
         scores_table(["Set"], rows, after=sizes),
         *warning_notes(evaluation),
-        *(paired if differences else []),
         _h3("How they were scored"),
         table(stamp_head, [(*by, "; ".join(names)) for by, names in used.items()]),
     ]
-
-
-def _difference(name: str, values: Mapping[str, Any]) -> list[object]:
-    bounds = interval(values.get("interval"), sign="+")
-    chance = number(values.get("probability_better"))
-    share = DASH if chance is None else f"{100 * chance:.1f}\N{NO-BREAK SPACE}%"
-    return [tag("b", name), tag("b", percent(values.get("difference"), sign="+")), bounds, share]
 
 
 def _resampled(values: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.commands.run.context import RunContext, Stage
+from tiny_audio.commands.run.encoder_systems import EncoderSystemsStage
 from tiny_audio.commands.run.evaluate import EvaluateStage, EvaluationModel
 from tiny_audio.commands.run.export import ExportStage
 from tiny_audio.commands.run.prepare import open_folder
@@ -86,6 +87,7 @@ class Run:
         model = EvaluationModel(run)
         for name in self.recipe.data.evaluation:
             yield EvaluateStage(run, name, model)
+            yield EncoderSystemsStage(run, name, model)
         yield ReportStage(run)
 
 

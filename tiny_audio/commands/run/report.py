@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from tiny_audio.analysis.decoder_gain import decoder_gains
 from tiny_audio.analysis.ledger import account
 from tiny_audio.analysis.report import render_report
 from tiny_audio.analysis.report.audio import audio_reader
 from tiny_audio.commands._commit import git_commit
 from tiny_audio.commands.run.context import RunContext
+from tiny_audio.commands.run.encoder_systems import read_systems, recorded
 from tiny_audio.commands.run.state import now
 from tiny_audio.config import UserError
 from tiny_audio.data.dropped import read_dropped
@@ -50,7 +52,9 @@ class ReportStage:
     def identity(self) -> str:
         """Return a hash of the identities of the scores and of the settings that the report shows."""
         recipe, done = self._run.recipe, self._run.state.evaluation
-        scored = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
+        scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
+        systems = {name: found.identity for name, found in recorded(self._run).items()}
+        scored = [scored, systems] if systems else scored  # older versions had no such systems
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 
@@ -80,7 +84,8 @@ class ReportStage:
         training = run.state.training
         assert training is not None
         scored = {name: run.state.evaluation[name] for name in recipe.data.evaluation}
-        stages = [run.state.export, *scored.values()]
+        gains = decoder_gains(read_systems(run), self._hypotheses(), recipe.evaluation.group_by)
+        stages = [run.state.export, *scored.values(), *recorded(run).values()]
         totals = with_overhead(training.totals, [stage.took for stage in stages if stage is not None and stage.took])
         return {
             "run_id": recipe.run_id(),
@@ -90,6 +95,7 @@ class ReportStage:
             "training": training.summary,
             "ledger": account(totals, recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
             "evaluation": {name: done.scores for name, done in scored.items()},
+            "decoder_gain": [gain.to_json() for gain in gains],
             "dropped": dict(Counter(drop.reason for drop in read_dropped(run.folder / "dropped.jsonl"))),
             "provenance": self._provenance(),
             "recipe": recipe.model_dump(mode="json"),

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from tiny_audio.analysis.decoder_gain import Speed
+from tiny_audio.analysis.normalizer_names import NormalizerName
 from tiny_audio.plan.work import Work
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
@@ -80,6 +82,29 @@ class EvaluationState:
     took: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class RecordedSystem:
+    """A recognizer that the encoder has without the decoder, on one evaluation set."""
+
+    name: str
+    normalizer: NormalizerName
+    file: str | None
+    """Name of the file of its hypotheses in ``evaluation/``. None if they are the ``ctc_text`` of the model's file."""
+    speed: Speed | None
+    model_speed: Speed | None
+
+
+@dataclass(frozen=True)
+class EncoderSystemsState:
+    """The recognizers that the encoder has without the decoder, on one evaluation set. The list may be empty."""
+
+    identity: str
+    data: str
+    """Fingerprint of the clips."""
+    systems: list[RecordedSystem]
+    took: dict[str, Any] | None = None
+
+
 @dataclass
 class RunState:
     """The state that a run saves, so that the next start can continue it."""
@@ -92,6 +117,7 @@ class RunState:
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)
+    encoder_systems: dict[str, EncoderSystemsState] = field(default_factory=dict)
     report: str | None = None
     """Identity of the report that was written."""
 

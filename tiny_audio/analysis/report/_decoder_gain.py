@@ -1,0 +1,71 @@
+"""The section of a run's page that compares the model with the encoder's own recognizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tiny_audio.analysis.comparison import Difference, Slice
+from tiny_audio.analysis.decoder_gain import MODEL
+from tiny_audio.analysis.report._html import DASH, Markup, compact, count, interval, percent, table, tag
+from tiny_audio.analysis.report._systems import slices_table, verdicts
+from tiny_audio.analysis.tables import units_text
+
+_HEAD = (
+    "Set",
+    "System",
+    "Utterances",
+    "Normalizer",
+    "WER",
+    "95 % interval",
+    "FLOPs per second of audio",
+    "Time per clip",
+)
+
+
+def decoder_gain(entries: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """Return the section's content from ``decoder_gain`` in ``report.json``: rates, costs, verdicts and slices."""
+    if not entries:
+        return []
+    differences = [
+        (entry["set"], Difference.from_json({**entry["difference"], "name": f"{MODEL}, against {entry['system']}"}))
+        for entry in entries
+    ]
+    note = (
+        "The encoder's own recognizers are the model's CTC head, and the recognizer that the encoder's checkpoint was "
+        "published as, which this run has not trained. Both systems of a comparison have the same clips and the same "
+        "normalizer. FLOPs are per second of audio, and time is the median for one clip that is transcribed alone "
+        f"({_timed(entries)} clips of each set)."
+    )
+    return [
+        table(_HEAD, [row for entry in entries for row in _rows(entry)], numbers=(2, 4, 5, 6, 7)),
+        tag("p", note, class_="muted"),
+        *verdicts(differences, units_text(entry["group_by"] for entry in entries)),
+        *(part for entry in entries for part in _slices(entry)),
+    ]
+
+
+def _rows(entry: Mapping[str, Any]) -> list[list[object]]:
+    rows = []
+    for name in (entry["system"], MODEL):
+        rate, speed = entry["rates"][name], entry["speed"][name] or {}
+        first = tag("b", entry["set"]) if name != MODEL else ""
+        cells = [first, name, count(entry["num_utterances"]), entry["normalizer"]]
+        cells += [tag("b", percent(rate["wer"])), interval(rate["wer_interval"])]
+        seconds = speed.get("latency_s")
+        cells += [compact(speed.get("flops_per_s")), DASH if seconds is None else f"{1000 * seconds:,.0f} ms"]
+        rows.append(cells)
+    return rows
+
+
+def _timed(entries: Sequence[Mapping[str, Any]]) -> int:
+    return max(speed["num_clips"] if speed else 0 for entry in entries for speed in entry["speed"].values())
+
+
+def _slices(entry: Mapping[str, Any]) -> list[Markup]:
+    slices = slices_table([Slice(**part) for part in entry["slices"]], [entry["system"], MODEL])
+    return (
+        [tag("details", tag("summary", f"{entry['set']}: {entry['system']} and {MODEL} by slice"), *slices)]
+        if slices
+        else []
+    )
