@@ -42,8 +42,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_a_run_compares_its_model_with_the_encoder_alone(call: Output, tmp_path: Path) -> None:
     path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     path.write_text(json.dumps(recipe(tmp_path)))
-    code, out, err = call("run", path, "--output-dir", folder)
-    assert (code, err) == (0, "")
+    code, out, _ = call("run", path, "--output-dir", folder)
+    assert code == 0
     head, own = read(folder)
     assert [(entry["system"], entry["num_utterances"]) for entry in (head, own)] == [
         ("CTC head", 6),
@@ -58,24 +58,18 @@ def test_a_run_compares_its_model_with_the_encoder_alone(call: Output, tmp_path:
     assert [row["id"] for row in rows(files[0])] == [row["id"] for row in rows(files[1])][::2]
     code, out, _ = call("rescore", *files)
     assert code == 0
-    # The same command does nothing, and another number of clips changes only the comparison.
+    # The same command does nothing. Another number of clips changes only the comparison.
     before = (folder / "report.json").read_bytes(), (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert "comparing" not in call("run", path, "--output-dir", folder)[1]
     assert (folder / "report.json").read_bytes() == before[0]
-    _, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
+    # A recognizer that cannot be loaded is a note.
+    (tmp_path / "tiny-wav2vec2" / "vocab.json").unlink()
+    code, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
+    assert code == 0
     assert "scoring" not in out
-    assert read(folder)[1]["num_utterances"] == 2
+    assert "held_out: the encoder's own recognizers are not compared: " in out
+    assert [entry["system"] for entry in read(folder)] == ["CTC head"]
     _, out, _ = call("run", path, "evaluation.encoder_system_clips=0", "--output-dir", folder)
     assert "What the decoder adds" not in out
     assert read(folder) == []
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before[1]
-
-
-def test_a_recognizer_that_cannot_be_loaded_is_a_note(call: Output, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe(tmp_path)))
-    (tmp_path / "tiny-wav2vec2" / "vocab.json").unlink()
-    code, out, err = call("run", path, "--output-dir", tmp_path / "run")
-    assert (code, err) == (0, "")
-    assert "held_out: the encoder's own recognizers are not compared: " in out
-    assert [entry["system"] for entry in read(tmp_path / "run")] == ["CTC head"]
