@@ -69,7 +69,8 @@ class DecoderGain:
             "group_by": aligned.column,
             "num_groups": aligned.num_groups,
             "rates": {
-                rate.name: {"wer": rate.wer, "wer_interval": list(rate.interval)} for rate in self.comparison.rates
+                rate.name: {"wer": rate.wer, "wer_interval": rate.interval and list(rate.interval)}
+                for rate in self.comparison.rates
             },
             "difference": self.comparison.differences[0].to_json(),
             "slices": [part.to_json() for part in self.comparison.slices],
