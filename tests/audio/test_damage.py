@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.audio.encoded_clips import encoded, patched
-from tests.audio.encoded_files import FRAMED, clip, offset, speech
+from tests.audio.encoded_files import FRAMED, clip, ffmpeg, offset, speech
 from tests.support.messages import assert_names
+from tiny_audio.audio import _mp3
 from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.ffmpeg import ffmpeg_blocks
 from tiny_audio.audio.load import audio_blocks, load_audio
 from tiny_audio.frames import SAMPLE_RATE
 
 SECONDS = 12.0
+ID3 = b"ID3\x04\0\0\0\0\1\0" + bytes(128)
 
 
 def kept(data: bytes, name: str) -> np.ndarray:
@@ -70,6 +76,53 @@ def test_files_that_are_cut_off(kind: str, share: float, caplog: pytest.LogCaptu
     assert share * SECONDS - 0.8 < len(decoded) / SAMPLE_RATE < share * SECONDS + 0.6
     assert offset(decoded, speech(SECONDS), 1.0) == pytest.approx(0.0, abs=0.01)
     assert_names(caplog.records[0].getMessage(), f"{name}:")
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MAX_RUNS", 2), ("_MAX_LOST_BYTES", 150)])
+def test_what_is_beyond_the_limits_of_a_search_is_reported(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_mp3, limit, value)
+    data = clip("mp3", SECONDS)
+    for share in (0.3, 0.6, 0.8):
+        data = patched(data, int(share * len(data)), b"\x55" * 200)
+    decoded = kept(data, limit)
+    assert 0.2 * SECONDS < len(decoded) / SAMPLE_RATE < 0.9 * SECONDS
+    (message,) = {record.getMessage() for record in caplog.records if "are not read" in record.getMessage()}
+    num_bytes = int(next(word for word in message.split() if "," in word and word[0].isdigit()).replace(",", ""))
+    assert 0.1 * len(data) < num_bytes < 0.8 * len(data)
+    with pytest.raises(AudioError) as caught:
+        load_audio(data, max_duration_s=60, name=limit)
+    assert caught.value.reason in ("undecodable", "truncated")
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs FFmpeg")
+@pytest.mark.parametrize("fault", ["zeros", "noise", "inserted", "removed"])
+@pytest.mark.parametrize("start", [b"", ID3])
+def test_raw_aac_keeps_its_times(fault: str, start: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "x.wav").write_bytes(clip("wav", SECONDS))
+    ffmpeg("-i", tmp_path / "x.wav", "-c:a", "aac", "-b:a", "64k", tmp_path / "x.aac")
+    whole, size = (tmp_path / "x.aac").read_bytes(), 8_000
+    middle = len(whole) // 2
+    noise = np.random.default_rng(0).bytes(size)
+    damaged = {
+        "zeros": patched(whole, middle, bytes(size)),
+        "noise": patched(whole, middle, noise),
+        "inserted": whole[:middle] + noise[:300] + whole[middle:],
+        "removed": whole[:middle] + whole[middle + 150 :],
+    }[fault]
+    (tmp_path / "x.aac").write_bytes(start + damaged)
+    name = f"{fault}, {len(start)} bytes before"
+    decoded = np.concatenate(list(ffmpeg_blocks(tmp_path / "x.aac", name)))
+    for start_s in (1.0, 4.0, 9.0, 11.0):
+        assert offset(decoded, speech(SECONDS), start_s) == pytest.approx(0.0, abs=0.2)
+    assert any(name in record.getMessage() for record in caplog.records)
+    if fault in ("zeros", "noise"):
+        (first, *_) = [
+            record.getMessage() for record in caplog.records if "silence takes its place" in record.getMessage()
+        ]
+        start_s, end_s = (float(word) for word in first.split() if word[0].isdigit() and "." in word)
+        assert 5.0 < start_s < 6.1 < 6.8 < end_s < 8.0
 
 
 def test_damaged_and_joined() -> None:

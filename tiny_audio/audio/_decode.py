@@ -11,9 +11,9 @@ import torch
 
 from tiny_audio.audio._flac import halves
 from tiny_audio.audio._layouts import layout_of
-from tiny_audio.audio._parts import Data, Layout, Part, Spliced
+from tiny_audio.audio._parts import MAX_SILENCE_S, Data, Layout, Part, Spliced
 from tiny_audio.audio.channels import MAX_AMPLITUDE, MAX_CHANNELS, DownMix
-from tiny_audio.audio.errors import AudioError, warn_once
+from tiny_audio.audio.errors import DAMAGED, AudioError, warn_of_gaps, warn_once
 from tiny_audio.frames import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ _DAMAGE = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` after which the rest of a recording may still be decodable."""
 _MP3_TRAILER_BYTES = 1_024
 """An MP3 may have this many bytes after the last decoded frame. With more, the length in its header is wrong."""
-_LISTED_GAPS = 5
 _TOLERANCE_S = 0.05
-_MAX_SILENCE_S = 6 * 3600.0
-"""At most this much silence is inserted in a recording, because positions in a hostile file may be years apart."""
 
 
 class Block(NamedTuple):
@@ -196,7 +193,7 @@ class Decoder:
 
     def _silence(self, rate: int, end_s: float) -> Iterator[Block]:
         """Yield silence from the current position to ``end_s``."""
-        frames = round(min(end_s - self._now_s, _MAX_SILENCE_S - self._silent_s) * rate)
+        frames = round(min(end_s - self._now_s, MAX_SILENCE_S - self._silent_s) * rate)
         if frames <= 1:
             return
         self._silent_s += frames / rate
@@ -258,9 +255,7 @@ class Decoder:
                     warn_once(f"{self._name}: {message}")
         gaps = _joined(self._gaps)
         if gaps:
-            listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])
-            more = f" and {len(gaps) - _LISTED_GAPS} more" if len(gaps) > _LISTED_GAPS else ""
-            warn_once(f"{self._name}: damaged: no sound could be decoded from {listed}{more}; silence takes its place")
+            warn_of_gaps(self._name, gaps, DAMAGED)
         elif self._failed is not None:
             warn_once(
                 f"{self._name}: a part of it cannot be decoded: {str(self._failed).removeprefix(f'{self._name}: ')}"

@@ -16,6 +16,7 @@ from tiny_audio.audio._tags import after_id3, before_tags, tag_at
 
 _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 4_096
+_HEADER_BYTES = 4
 _CONFIRMED_BY = 2
 """Bytes found at an unexpected position count as a frame only if this many frames follow."""
 _MAX_TAG_BYTES = 1_024
@@ -127,11 +128,17 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     end = before_tags(data, start, size)
     if not careful and inside is None and _ends_as_stated(window, start, end, size):
         return None
-    runs = _runs(_Window(data, _BLOCK_BYTES), start, end)
+    runs, stop = _runs(_Window(data, _BLOCK_BYTES), start, end)
     if not runs:
         return None
     parts: list[Part] = []
-    notes, cut_off, missing_s = [], None, 0.0
+    notes, missing_s = [], 0.0
+    cut_off = None
+    if end - stop >= _HEADER_BYTES:
+        cut_off = (
+            f"damaged: its last {end - stop:,} bytes are not read, because the bytes before them have more than "
+            f"{_MAX_LOST_BYTES:,} bytes without audio or {_MAX_RUNS:,} damaged places"
+        )
     for group in _groups(runs):
         frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
         lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
@@ -140,7 +147,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
             delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
             parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
         missing_s += sum(lost) * frame_s
-        if known > found + sum(lost) + 1:
+        if known > found + sum(lost) + 1 and cut_off is None:
             cut_off = f"cut off: the header says {known * frame_s:.2f} s, but there are {found * frame_s:.2f} s"
         elif 0 < known < found:
             notes.append(
@@ -264,12 +271,12 @@ def _ends_as_stated(window: _Window, start: int, end: int, size: int) -> bool:
     return abs(num_bytes - (end - start)) * seconds_per_byte <= _TOLERANCE_S
 
 
-def _runs(window: _Window, start: int, end: int) -> list[_Run]:
-    """Return all frames, as runs."""
+def _runs(window: _Window, start: int, end: int) -> tuple[list[_Run], int]:
+    """Return all frames, as runs, and the position at which the search stopped."""
     runs: list[_Run] = []
     position, lost, total = start, 0, 0
     current: _Run | None = None
-    while position + 4 <= end and total <= _MAX_LOST_BYTES and len(runs) < _MAX_RUNS:
+    while position + _HEADER_BYTES <= end and total <= _MAX_LOST_BYTES and len(runs) < _MAX_RUNS:
         found = _parse(window(position))
         expected = found is not None and current is not None and found[0] == current.kind
         if found is not None and position + found[1] <= end and (expected or _confirmed(window, position, end)):
@@ -290,7 +297,7 @@ def _runs(window: _Window, start: int, end: int) -> list[_Run]:
             continue
         after = window.next_frame(position + 1, end)
         lost, total, position = lost + after - position, total + after - position, after
-    return [run for run in runs if run.frames]
+    return [run for run in runs if run.frames], position
 
 
 def _confirmed(window: _Window, position: int, end: int) -> bool:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from tiny_audio.runtime.files import SeekableBytes
+
 _BLOCK_BYTES = 1 << 16
+MAX_SILENCE_S = 6 * 3600.0
+"""Longest silence that takes the place of missing sound, because times in a hostile file may be years apart."""
 
 
 class Data:
@@ -99,34 +103,20 @@ class Layout:
     """Message about damage before the end of the file."""
 
 
-class Spliced(io.RawIOBase):
+class Spliced(SeekableBytes):
     """A file object that joins the pieces of a part."""
 
     def __init__(self, data: Data, pieces: Sequence[bytes | range]) -> None:
         self._data, self._pieces = data, pieces
         self._starts = [0, *accumulate(len(piece) for piece in pieces)]
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._starts[-1]}[whence]
-        self._position = max(0, base + offset)
-        return self._position
+        super().__init__(self._starts[-1])
 
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer, or its beginning if there are fewer bytes."""
         done = 0
-        while done < len(buffer) and self._position < self._starts[-1]:
-            index = bisect_right(self._starts, self._position) - 1
-            piece, skipped = self._pieces[index], self._position - self._starts[index]
+        while done < len(buffer) and self.position < self._starts[-1]:
+            index = bisect_right(self._starts, self.position) - 1
+            piece, skipped = self._pieces[index], self.position - self._starts[index]
             count = min(len(buffer) - done, len(piece) - skipped)
             if isinstance(piece, bytes):
                 found = piece[skipped : skipped + count]
@@ -139,5 +129,5 @@ class Spliced(io.RawIOBase):
                 break  # the file became shorter
             buffer[done : done + len(found)] = found
             done += len(found)
-            self._position += len(found)
+            self.position += len(found)
         return done

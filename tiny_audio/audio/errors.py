@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from tiny_audio.config import UserError
 
 _LOG = logging.getLogger(__name__)
 _MAX_REMEMBERED = 10_000
+_LISTED_GAPS = 5
 _WARNED: dict[str, None] = {}
 
 
@@ -28,8 +30,27 @@ class AudioError(UserError):
         return type(self), (self.reason, str(self))
 
 
+DAMAGED = "damaged: no sound could be decoded"
+"""The problem of a gap in a damaged recording, for :func:`warn_of_gaps`."""
+
+
 class FileError(UserError):
     """A file that cannot be read now, for example because its disk is not mounted. The clip may be good."""
+
+
+def warn_of_gaps(name: str, gaps: Sequence[tuple[float, float]], problem: str, cause: str | None = None) -> None:
+    """Log a warning that silence takes the place of missing sound.
+
+    Args:
+        name: the recording's name in messages.
+        gaps: start and end of each gap in seconds.
+        problem: what there is in these gaps, such as ``no sound``.
+        cause: the decoder's message.
+    """
+    listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])
+    more = f" and {len(gaps) - _LISTED_GAPS} more" if len(gaps) > _LISTED_GAPS else ""
+    why = f"; {cause}" if cause else ""
+    warn_once(f"{name}: {problem} from {listed}{more}; silence takes its place{why}")
 
 
 def warn_once(message: str) -> None:

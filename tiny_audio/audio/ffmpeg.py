@@ -15,18 +15,17 @@ from typing import IO
 import numpy as np
 import torch
 
+from tiny_audio.audio._adts import with_lost_frames
 from tiny_audio.audio._containers import wav_samples
-from tiny_audio.audio._parts import Data
+from tiny_audio.audio._parts import MAX_SILENCE_S, Data
 from tiny_audio.audio.channels import DownMix
-from tiny_audio.audio.errors import AudioError, warn_once
+from tiny_audio.audio.errors import DAMAGED, AudioError, warn_of_gaps, warn_once
 from tiny_audio.audio.load import MIN_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
 """Bytes read from FFmpeg at a time: a little more than a minute of float samples at 16 kHz."""
 _MAX_LOG_BYTES = 1 << 22
-_MAX_SILENCE_S = 6 * 3600.0
-"""Longest silence that is accepted, because times in a hostile file may be years apart."""
 _MAX_MESSAGE = 300
 """A message contains at most this many characters of FFmpeg's error output, taken from its end."""
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
@@ -45,7 +44,6 @@ _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
 _LEAST_GAP_S = 0.1
 """Shorter gaps between timestamps are rounding errors. FFmpeg's ``aresample`` filter has the same limit."""
-_LISTED_GAPS = 5
 
 HINT = (
     "for m4a, mp4, aac, wma, webm and amr install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget "
@@ -85,6 +83,13 @@ def ffmpeg_blocks(
     Raises:
         AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
     """
+    with with_lost_frames(path) as (whole, num_lost_bytes):
+        yield from _blocks(whole, name, track, channel, num_lost_bytes)
+
+
+def _blocks(
+    path: Path, name: str, track: int | None, channel: int | None, num_lost_bytes: int
+) -> Iterator[torch.Tensor]:
     headers = _headers(path)
     chosen = _choose(_tracks(headers), track, name)
     absolute = ("-copyts",) if _begins_late(headers) else ()
@@ -107,7 +112,7 @@ def ffmpeg_blocks(
             for block in _samples(process.stdout, DownMix(name, channel)):
                 samples += len(block)
                 silent = 0 if bool(block.any()) else silent + len(block)
-                if silent > _MAX_SILENCE_S * SAMPLE_RATE:
+                if silent > MAX_SILENCE_S * SAMPLE_RATE:
                     raise AudioError("undecodable", f"{name}: the times in the file are more than 6 hours apart")
                 yield block
             code = process.wait()
@@ -118,6 +123,8 @@ def ffmpeg_blocks(
         errors.seek(0)
         log = errors.read(_MAX_LOG_BYTES).decode(errors="replace")
     problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
+    if num_lost_bytes:
+        problems.append(f"{num_lost_bytes:,} bytes are no AAC frames")
     cause = " ".join(" ".join(problems or [f"status {code}"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
@@ -228,12 +235,9 @@ def _warn_of_gaps(path: Path, track: Sequence[str], name: str, cause: str | None
                 continue
             start_s = float(found[1])
             if start_s - end_s > _LEAST_GAP_S:
-                gaps.append(f"{end_s:.2f} to {start_s:.2f} s")
+                gaps.append((end_s, start_s))
             end_s = max(end_s, start_s + int(found[3]) / max(1, int(found[2])))
-    listed = ", ".join(gaps[:_LISTED_GAPS]) + (f" and {len(gaps) - _LISTED_GAPS} more" * (len(gaps) > _LISTED_GAPS))
-    problem = "no sound" if cause is None else "damaged: no sound could be decoded"
     if gaps:
-        why = "" if cause is None else f"; FFmpeg: {cause}"
-        warn_once(f"{name}: {problem} from {listed}; silence takes its place{why}")
+        warn_of_gaps(name, gaps, "no sound" if cause is None else DAMAGED, cause and f"FFmpeg: {cause}")
     elif cause is not None:
         warn_once(f"{name}: damaged or cut off; FFmpeg: {cause}")

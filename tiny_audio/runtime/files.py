@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import unicodedata
@@ -121,6 +122,36 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
             raise
         return True
     return False
+
+
+class SeekableBytes(io.RawIOBase):
+    """Base of file objects that read bytes of a known size at :attr:`position`.
+
+    Args:
+        size: number of bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.position = size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See :meth:`io.IOBase.seek`."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, base + offset)
+        return self.position
 
 
 def commit_folder(aside: Path, final: Path) -> None:

@@ -22,8 +22,8 @@ _SAVED_EVERY = 50_000
 save."""
 
 
-NOT_OF_THE_FILE = ("unreadable", "missing")
-"""Codes of :class:`AudioError` for files that could not be read but may be good. Such files are read again."""
+UNREADABLE = "unreadable"
+"""Code of :class:`AudioError` for files that could not be read but may be good. Such files are read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: P
     for name, status in files.items():
         key, header = known.get(name, (None, None))
         same = key == (status.st_size, status.st_mtime_ns)
-        if header is not None and same and header.reason not in NOT_OF_THE_FILE:
+        if header is not None and same and header.reason != UNREADABLE:
             found[name] = header
         else:
             unread.append(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tiny_audio.config import UserError
 from tiny_audio.runtime.text_files import open_text
 from tiny_audio.sources import Index
-from tiny_audio.sources._durations import NOT_OF_THE_FILE
+from tiny_audio.sources._durations import UNREADABLE
 from tiny_audio.sources._index_table import FileAddresses, read_index, write_index
 from tiny_audio.sources._parquet import METADATA
 from tiny_audio.sources._shared import shown
@@ -92,7 +92,7 @@ def file_index(
         addresses: returns the addresses of the clips.
     """
     index = read_index(folder, addresses) if folder.exists() else None
-    if index is None or any(dropped.reason in NOT_OF_THE_FILE for dropped in index.dropped):
+    if index is None or any(dropped.reason == UNREADABLE for dropped in index.dropped):
         write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
         index = read_index(folder, addresses)
     # The clips are single files, which are not fetched together.

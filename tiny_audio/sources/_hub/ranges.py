@@ -7,12 +7,12 @@ once, and again if the location expires.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from tiny_audio.config import UserError
+from tiny_audio.runtime.files import SeekableBytes
 from tiny_audio.sources import HubFile
 from tiny_audio.sources._hub.client import POLICY, explained, retried
 
@@ -26,7 +26,7 @@ _EXPIRED = (401, 403)
 _TIMEOUT_S = 60.0
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(SeekableBytes):
     """A file of a dataset at a commit; each read is one range request.
 
     Raises:
@@ -34,9 +34,8 @@ class RangeFile(io.RawIOBase):
     """
 
     def __init__(self, file: HubFile) -> None:
-        super().__init__()
+        super().__init__(0)
         self._file = file
-        self._position = 0
         self._resolve()
 
     def _resolve(self) -> None:
@@ -56,36 +55,18 @@ class RangeFile(io.RawIOBase):
         except (OSError, httpx2.HTTPError, HFValidationError) as error:
             raise explained(error, self._file.repo, self._file.revision) from error
         assert found.size is not None, "the hub states the size of every file"
-        self._size, self._location = found.size, found.location
+        self.size, self._location = found.size, found.location
         # A signed location on another host needs no token and must not get it.
         same_host = urlsplit(url).netloc == urlsplit(found.location).netloc
         self._headers = headers if same_host else {}
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See :meth:`io.IOBase.seek`."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
     def read(self, size: int = -1) -> bytes:
         """Read ``size`` bytes, or fewer at the end of the file. A negative size reads the whole rest of the file."""
-        end = self._size if size < 0 else min(self._size, self._position + size)
-        if end <= self._position:
+        end = self.size if size < 0 else min(self.size, self.position + size)
+        if end <= self.position:
             return b""
-        content = self._fetched(self._position, end)
-        self._position = end
+        content = self._fetched(self.position, end)
+        self.position = end
         return content
 
     def _fetched(self, start: int, end: int) -> bytes:
