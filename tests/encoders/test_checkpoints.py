@@ -152,6 +152,7 @@ def test_an_adapter_on_top(tmp_path: Path, name: str) -> None:
         ("wavlm", "eager", "auto, sdpa"),
         ("w2v-bert", "flash_attention_2", "auto, sdpa, eager"),
         ("parakeet", "flash_attention_2", "auto, sdpa, eager"),
+        ("granite-speech", "eager", "auto, sdpa"),
     ],
 )
 def test_an_attention_that_the_family_lacks(name: str, attention: str, allowed: str) -> None:
@@ -160,7 +161,7 @@ def test_an_attention_that_the_family_lacks(name: str, attention: str, allowed: 
     assert_names(caught.value, f"attention: {name} {attention}; {allowed}")
 
 
-@pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper"])
+@pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper", "qwen3-asr"])
 def test_families_with_flash_attention(name: str) -> None:
     """Which transformers says itself."""
     model = bare(name, original(name))
@@ -180,7 +181,8 @@ def test_adapters_on_layers_that_the_family_lacks(name: str) -> None:
 def test_adapters_may_say_which_layer(tmp_path: Path, name: str) -> None:
     original(name).save_pretrained(tmp_path)
     attention = "attention" if name in WAVEFORM_FAMILIES else "self_attn"
-    target = f"layers.1.{attention}.{'linear_q' if name == 'w2v-bert' else 'q_proj'}"
+    special = {"w2v-bert": "self_attn.linear_q", "granite-speech": "attn.to_q"}
+    target = f"layers.1.{special.get(name, f'{attention}.q_proj')}"
     encoder = build(name, tmp_path, lora={"rank": 2, "alpha": 4.0, "targets": [target]})
     trainable = [key for key, tensor in encoder.named_parameters() if tensor.requires_grad]
     assert len(trainable) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.encoder_checkpoints import FAMILIES, assert_equal, bare, build, original, speech
+from tests.support.encoder_checkpoints import DEPTH_FIELDS, FAMILIES, assert_equal, bare, build, original, speech
 from tests.support.messages import assert_names
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
@@ -26,8 +26,7 @@ DEPTH = 3
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     """A name, the original with three layers, and its checkpoint."""
     name = request.param
-    depth = {"encoder_layers" if name == "whisper" else "num_hidden_layers": DEPTH}
-    whole = original(name, **depth)
+    whole = original(name, **{DEPTH_FIELDS.get(name, "num_hidden_layers"): DEPTH})
     folder = tmp_path_factory.mktemp(name)
     whole.save_pretrained(folder)
     return name, bare(name, whole), folder
@@ -42,8 +41,8 @@ def audio() -> tuple[Tensor, Tensor]:
 def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
     """What transformers' own capture says of the same features: the first layer's input and each layer's output.
 
-    Whisper's original runs on 30 s alone, and calls its output after the final norm a hidden state; so its layers are
-    run here, one by one.
+    Whisper's original runs on 30 s alone, and calls its output after the final norm a hidden state; Granite Speech's
+    changes a hidden state after it is captured. So their layers are run here, one by one.
     """
     features = encoder.features(*audio())
     if name == "whisper":
@@ -53,6 +52,16 @@ def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
         for layer in model.layers:
             states.append(layer(states[-1], None))
         return states
+    if name == "granite-speech":
+        states = [model.input_linear(features.values.unflatten(1, (-1, 2)).flatten(2))]
+        for index, layer in enumerate(model.layers):
+            said = model.out_mid(model.out(states[-1]).softmax(-1)) if index == DEPTH // 2 else 0
+            states.append(layer(states[-1] + said, attention_dists=model.attention_dists))
+        return states
+    if name == "qwen3-asr":
+        mel = nn.functional.pad(features.values, (0, 0, 0, 100 - features.values.shape[1])).transpose(1, 2)
+        mask = (torch.arange(100) < features.lengths[:, None]).long()
+        return [state[None] for state in model(mel, mask, output_hidden_states=True).hidden_states]
     if name in ("w2v-bert", "parakeet"):
         values = features.values.unflatten(1, (-1, 2)).flatten(2) if name == "w2v-bert" else features.values
         mask = torch.ones(values.shape[:2], dtype=torch.bool)
@@ -80,10 +89,11 @@ def test_the_last_is_as_the_model_puts_it_out(family: tuple[str, Any, Path]) -> 
     name, model, folder = family
     with torch.no_grad():
         last, numbered = (build(name, folder, layer=layer)(*audio()).values for layer in ("last", DEPTH))
-    normed = name not in ("w2v-bert", "parakeet")
+    normed = name not in ("w2v-bert", "parakeet", "granite-speech")
     assert torch.equal(last, numbered) is not normed
     if normed:
-        norm = model.layer_norm if name == "whisper" else model.encoder.layer_norm
+        special = {"whisper": "layer_norm", "qwen3-asr": "ln_post"}
+        norm = model.get_submodule(special.get(name, "encoder.layer_norm"))
         with torch.no_grad():
             assert_equal(last, norm(numbered))
 

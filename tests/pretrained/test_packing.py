@@ -282,7 +282,8 @@ def test_when_a_prefix_is_computed_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "allowed"), [("wavlm", "sdpa"), ("w2v-bert", "sdpa, eager"), ("parakeet", "sdpa, eager")]
+    ("name", "allowed"),
+    [("wavlm", "sdpa"), ("w2v-bert", "sdpa, eager"), ("parakeet", "sdpa, eager"), ("granite-speech", "sdpa")],
 )
 def test_families_that_do_not_pack_refuse_by_name(name: str, allowed: str) -> None:
     with pytest.raises(ValidationError) as caught:

@@ -41,6 +41,15 @@ ENCODER_MILLIONS = {
     "facebook/w2v-bert-2.0": ("w2v-bert", 580.5),
     "nvidia/parakeet-ctc-0.6b": ("parakeet", 608.0),
     "nvidia/parakeet-ctc-1.1b": ("parakeet", 1_062.0),
+    # The weights of the whole models are 2.3 billion parameters with the language model and the Q-Former.
+    "ibm-granite/granite-4.0-1b-speech": ("granite-speech", 440.0),
+    "ibm-granite/granite-speech-4.1-2b": ("granite-speech", 440.0),
+    # 782.4 and 2,038.1 million in the whole models, less Qwen3-0.6B's 596.0 and Qwen3-1.7B's 1,720.6, and the
+    # projectors' 1.7 and 3.1.
+    "Qwen/Qwen3-ASR-0.6B": ("qwen3-asr", 184.7),
+    "Qwen/Qwen3-ASR-1.7B": ("qwen3-asr", 314.3),
+    "Qwen/Qwen3-ASR-0.6B-hf": ("qwen3-asr", 184.7),
+    "Qwen/Qwen3-ASR-1.7B-hf": ("qwen3-asr", 314.3),
 }
 DECODER_MILLIONS = {
     "HuggingFaceTB/SmolLM3-3B": ("smollm3", 3_075.1),

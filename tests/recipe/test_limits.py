@@ -30,6 +30,7 @@ def known(name: str, **fields: Any) -> tuple[EncoderConfig, Any]:
         ("wav2vec2", {"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, 100.0),
         ("wavlm", {"conv_kernel": [10, 3, 3, 3, 3, 3, 3], "conv_stride": [4, 2, 2, 2, 2, 2, 2]}, 62.5),
         ("parakeet", {"subsampling_factor": 4}, 25.0),
+        ("qwen3-asr", {"n_window": 25}, 14.0),
     ],
 )
 def test_frames_are_those_of_the_checkpoint(name: str, fields: dict[str, Any], rate: float) -> None:

@@ -231,6 +231,8 @@ def whole() -> Iterator[Case]:
     short = {"data__max_duration_s": 1.5}
     yield Case("whisper of 75 positions", "encoder", "whisper", encoder("whisper", max_source_positions=75), (), short)
     yield Case("whisper in several files", "encoder", "whisper", sharded("whisper"))
+    yield Case("granite speech with its language model", "encoder", "granite-speech", sharded("granite-speech"))
+    yield Case("qwen3-asr with its language model", "encoder", "qwen3-asr", encoder("qwen3-asr"))
     settings = preprocessor(sampling_rate=16_000, do_normalize=False)
     group = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
     yield Case("wav2vec2 with a group norm", "encoder", "wav2vec2", after(encoder("wav2vec2", **group), settings))

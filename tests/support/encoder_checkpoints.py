@@ -16,7 +16,32 @@ from tiny_audio.encoders._waveform import WaveformConfig
 
 SAMPLE_RATE = 16_000
 WAVEFORM_FAMILIES = tuple(entry.name for entry in ENCODERS.entries() if issubclass(entry.config, WaveformConfig))
-FAMILIES = (*WAVEFORM_FAMILIES, "w2v-bert", "parakeet", "whisper")
+FAMILIES = (*WAVEFORM_FAMILIES, "w2v-bert", "parakeet", "whisper", "granite-speech", "qwen3-asr")
+
+LANGUAGE_MODEL: dict[str, Any] = {
+    "vocab_size": 12,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Of whole models whose decoder is a language model."""
+QFORMER = {
+    "model_type": "blip_2_qformer",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 12,
+}
+
+DEPTH_FIELDS = {"whisper": "encoder_layers", "qwen3-asr": "encoder_layers", "granite-speech": "num_layers"}
+"""Names of the field with the number of layers, where it is not ``num_hidden_layers``."""
 
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 
@@ -39,6 +64,19 @@ def original(name: str, head: str | None = None, **fields: Any) -> Any:
         tokens = {"vocab_size": 20, "pad_token_id": 19}
         config = getattr(transformers, kind.replace("For", "") + "Config")(encoder_config=overrides, **tokens, **more)
         model = getattr(transformers, kind)(config)
+    elif name == "granite-speech":
+        projector = QFORMER | {"encoder_hidden_size": overrides["hidden_dim"]}
+        granite = transformers.GraniteConfig(**LANGUAGE_MODEL)
+        config = transformers.GraniteSpeechConfig(
+            encoder_config=overrides, projector_config=projector, text_config=granite.to_dict(), audio_token_index=9
+        )
+        model = transformers.GraniteSpeechForConditionalGeneration(config)
+    elif name == "qwen3-asr":
+        qwen = transformers.Qwen3Config(**LANGUAGE_MODEL)
+        config = transformers.Qwen3ASRConfig(
+            audio_config=overrides | {"output_dim": 16}, text_config=qwen.to_dict(), audio_token_id=9
+        )
+        model = transformers.Qwen3ASRForConditionalGeneration(config)
     else:
         config_class = _config_class(name)
         model_class = getattr(transformers, head) if head else transformers.MODEL_FOR_CTC_MAPPING[config_class]
@@ -63,8 +101,10 @@ def _config_class(name: str) -> Any:
 
 def bare(name: str, model: Any) -> Any:
     """The encoder in a whole model."""
-    if name == "whisper":
+    if name in ("whisper", "granite-speech"):
         return model.model.encoder
+    if name == "qwen3-asr":
+        return model.model.audio_tower
     return model.encoder if name == "parakeet" else getattr(model, model.base_model_prefix)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Document, changed, tiny_recipe
-from tests.support.encoder_checkpoints import WAVEFORM_FAMILIES
+from tests.support.encoder_checkpoints import DEPTH_FIELDS, WAVEFORM_FAMILIES
 from tests.support.training import (
     make_trainer,
     parse,
@@ -154,7 +154,7 @@ def peak_bytes(part: nn.Module, run: Any) -> int:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_checkpoints_spare_an_encoders_memory(name: str, kind: str) -> None:
-    depth = "encoder_layers" if name == "whisper" else "num_hidden_layers"
+    depth = DEPTH_FIELDS.get(name, "num_hidden_layers")
     trains = {"freeze": False} if kind == "full" else {"freeze": True, "lora": adapted(ENCODERS, name)}
     overrides = {**tiny(ENCODERS, name).overrides, depth: 8}
     peaks = []

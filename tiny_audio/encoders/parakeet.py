@@ -7,10 +7,12 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders._batch_norm import FixedBatchNorm
+from tiny_audio.encoders._initialization import scale_by_fan_in
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
@@ -43,7 +45,7 @@ class ParakeetConfig(EncoderConfig):
         "relative_k_proj",
     )
 
-    section: ClassVar[str | None] = "encoder_config"
+    sections: ClassVar[tuple[str, ...]] = ("encoder_config",)
 
     name: Literal["parakeet"] = "parakeet"
     pretrained: str = "nvidia/parakeet-ctc-1.1b"
@@ -104,48 +106,12 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
     rebuilt = context.architecture is not None
     model = build_or_load(Layers, architecture, config, rebuilt=rebuilt, ignored=(*_NOT_USED, *cut))
     if config.init == "random" and not rebuilt:
-        _initialize(model)
+        # After three convolutions with transformers' initial weights, the signal would be close to zero.
+        scale_by_fan_in(model)
     for layer in model.layers:
-        layer.conv.norm = _FixedBatchNorm.of(layer.conv.norm)
+        layer.conv.norm = FixedBatchNorm.of(layer.conv.norm)
     prepare_training(model, config)
     return ParakeetEncoder(model, config)
-
-
-def _initialize(model: Any) -> None:
-    """Scale random weights by their fan-in.
-
-    transformers initializes all weights with a standard deviation of 0.02. After three convolutions on a few channels,
-    the signal would be close to zero.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-
-
-class _FixedBatchNorm(nn.BatchNorm1d):
-    """Batch norm that uses the checkpoint's statistics, even in training.
-
-    With the batch's statistics, a clip's frames would depend on its neighbors and their padding, and a frozen encoder
-    would change.
-    """
-
-    @classmethod
-    def of(cls, norm: nn.BatchNorm1d) -> _FixedBatchNorm:
-        """Return a fixed batch norm with the tensors of ``norm`` under the same names."""
-        fixed = cls(norm.num_features, norm.eps)
-        for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
-            setattr(fixed, name, tensor)
-        return fixed
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``[B, D, T]`` to ``[B, D, T]``."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        statistics = self.running_mean.float(), self.running_var.float()
-        weights = self.weight.float(), self.bias.float()
-        return F.batch_norm(input.float(), *statistics, *weights, eps=self.eps).to(input.dtype)
 
 
 class ParakeetEncoder(Encoder):

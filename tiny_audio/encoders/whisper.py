@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -10,20 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.encoders._initialization import scale_by_fan_in
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
+from tiny_audio.encoders._log_mel import HOP, LEAST, WINDOW, log_mel, slaney_filters
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
 from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
-WINDOW = 400
-"""Length of the analysis window in samples, 25 ms."""
-HOP = 160
-"""Samples between mel frames, 10 ms."""
-_LEAST, _LEAST_OF_ANY_LEVEL = -10.0, -16.0
-"""log10 of the lowest power, without and with ``level_invariant``. The second value leaves a range of 80 dB below the
-softest speech."""
+_LEAST_OF_ANY_LEVEL = -16.0
+"""log10 of the lowest power with ``level_invariant``, which leaves a range of 80 dB below the softest speech."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -91,23 +87,11 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     if complete:
         model = model.encoder
     elif not rebuilt:
-        _initialize(model)
+        # With transformers' weights, the convolutions' output of a narrow encoder would be much smaller than the
+        # positions (0.02 compared with 0.7), so learning would start hundreds of steps late.
+        scale_by_fan_in(model)
     prepare_training(model, config)
     return WhisperEncoder(model, config)
-
-
-def _initialize(model: Any) -> None:
-    """Scale random weights by their fan-in.
-
-    transformers initializes all weights with a standard deviation of 0.02, which suits Whisper's widths. In a narrow
-    encoder, the convolutions' output would be much smaller than the sinusoidal positions (0.02 compared with 0.7), so
-    learning would start hundreds of steps late.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv1d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
 
 
 class WhisperEncoder(Encoder):
@@ -142,15 +126,10 @@ class WhisperEncoder(Encoder):
         precise = torch.promote_types(waveforms.dtype, torch.float32)
         audio = waveforms.to(precise) * (torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None])
         audio = F.pad(audio, (0, max(0, size + WINDOW // 2 - audio.shape[1])))[:, : size + WINDOW // 2]
-        audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio], dim=1)
-        window = torch.hann_window(WINDOW, dtype=precise, device=audio.device)
-        spectrum = torch.stft(audio, WINDOW, HOP, window=window, center=False, return_complex=True)
-        power = spectrum[..., : size // HOP].abs() ** 2
-        filters = _mel_filters(self.model.config.num_mel_bins).to(power)
-        # [B, bins, F] -> [B, F, mels]; without autocast, so that features are the same in training and inference
-        least = _LEAST_OF_ANY_LEVEL if self.level_invariant else _LEAST
-        with torch.autocast(power.device.type, enabled=False):
-            mel = torch.einsum("bif,im->bfm", power, filters).clamp(min=10**least).log10()
+        # F windows: the last of them starts at `size - HOP`.
+        audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio[:, : size + WINDOW // 2 - HOP]], dim=1)
+        least = _LEAST_OF_ANY_LEVEL if self.level_invariant else LEAST
+        mel = log_mel(audio, slaney_filters(self.model.config.num_mel_bins), least)
         frames = Frames(mel, num_mel_frames, SAMPLE_RATE / HOP)
         loudest = mel.masked_fill(~frames.mask()[..., None], least).amax(dim=(1, 2), keepdim=True)
         mel = torch.maximum(mel, loudest - 8.0)
@@ -201,15 +180,3 @@ class WhisperEncoder(Encoder):
     @staticmethod
     def _num_mel_frames(num_samples: Tensor) -> Tensor:
         return ((num_samples + HOP - 1) // HOP).clamp(min=1)
-
-
-@lru_cache(maxsize=4)
-def _mel_filters(num_mels: int) -> Tensor:
-    """Return the filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
-    import torchaudio
-
-    with torch.device("cpu"):  # even if the model is built on the meta device
-        filters: Tensor = torchaudio.functional.melscale_fbanks(
-            WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-        )
-    return filters

@@ -13,6 +13,7 @@ from tiny_audio.config import UserError
 from tiny_audio.pretrained.checkpoints import read_checkpoint
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.files import check_config, check_weight_files
+from tiny_audio.pretrained.own_tensors import read_own_tensors
 from tiny_audio.pretrained.packing import VARLEN, register_varlen
 from tiny_audio.registry import did_you_mean
 
@@ -41,13 +42,14 @@ def transformers_config(
         # Read the raw fields, because `from_pretrained` would accept and relabel the fields of another family.
         fields = check_config(part) if architecture is None else architecture
         assert fields is not None
-        fields = fields.get(part.section, fields) if part.section else fields
+        fields = dict(part.own_fields(fields))
         family = fields.get("model_type")
-        if family != config_class.model_type:
+        if family not in (config_class.model_type, *part.other_model_types):
             raise UserError(
                 f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
                 "choose the part of that family, or another checkpoint"
             )
+        fields["model_type"] = config_class.model_type
         # Do not read the checkpoint to rebuild a part, because its folder may be on another machine.
         if architecture is None:
             config = read_checkpoint(part, config_class.from_dict, fields)
@@ -159,10 +161,12 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
         UserError: the checkpoint cannot be read, or a key is missing, unexpected or of another shape.
     """
     check_weight_files(part)
+    tensors, others = (None, []) if part.prefix is None else read_own_tensors(part)
     model, info = read_checkpoint(
         part,
         model_class.from_pretrained,
-        part.pretrained,
+        part.pretrained if tensors is None else None,
+        state_dict=tensors,
         config=config,
         revision=part.revision,
         dtype="auto" if part.freeze else torch.float32,
@@ -171,7 +175,7 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
     )
     found = {
         "missing": info["missing_keys"],
-        "unexpected": info["unexpected_keys"],
+        "unexpected": {*info["unexpected_keys"], *others},
         "of another shape": [
             f"{key} {list(saved)} instead of {list(built)}" for key, saved, built in info["mismatched_keys"]
         ],

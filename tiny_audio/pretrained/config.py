@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -53,8 +54,14 @@ class TransformersPartConfig(Config):
     """Attention implementations of the family; ``auto`` selects the first."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
-    section: ClassVar[str | None] = None
-    """Field of a whole model's ``config.json`` that holds this part's fields. None if there is no such field."""
+    sections: ClassVar[tuple[str, ...]] = ()
+    """Fields of a whole model's ``config.json`` that lead to this part's fields, from the outside in. Fields that a
+    checkpoint does not have are skipped."""
+    other_model_types: ClassVar[tuple[str, ...]] = ()
+    """Names of the family in its publisher's own format, in addition to transformers' ``model_type``."""
+    prefix: ClassVar[str | None] = None
+    """Regular expression for the start of this part's keys in the checkpoint of a whole model. With it, only this
+    part's tensors are read. None if transformers' model class finds them."""
 
     name: str
     pretrained: str
@@ -105,8 +112,23 @@ class TransformersPartConfig(Config):
         if fields is None:
             is_random = self.init == "random"
             fields = self.overrides if is_random else published_fields(self.pretrained, self.revision) or {}
-        inner = fields.get(self.section) if self.section else None
-        return inner if isinstance(inner, dict) else fields
+        return self.own_fields(fields)
+
+    def own_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return this part's fields of a ``config.json``: those of the innermost of :attr:`sections`, or all fields."""
+        for name in self.sections:
+            inner = fields.get(name)
+            fields = inner if isinstance(inner, dict) else fields
+        return fields
+
+    def own_keys(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys of a checkpoint whose tensors have to be read: those that start with :attr:`prefix`.
+
+        All keys are returned if there is no prefix, or if no key starts with it, because the checkpoint then contains
+        only this part.
+        """
+        keys = list(keys)
+        return [key for key in keys if self.prefix and re.match(self.prefix, key)] or keys
 
     @model_validator(mode="after")
     def _check(self) -> TransformersPartConfig:

@@ -30,7 +30,8 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
     if fields is None:
         return None
     _check_not_quantized(part, fields)
-    if read_json(part, "adapter_config.json") is not None:
+    adapter = read_json(part, "adapter_config.json")
+    if adapter is not None and not (fields and _adapts_other_parts(part, adapter)):
         if not fields:
             raise UserError(
                 f"{part.name}: {part.pretrained!r} holds only a PEFT adapter (adapter_config.json) and no config.json; "
@@ -65,6 +66,14 @@ def on_disk(part: _Part) -> _Part | None:
     if not files or not all(path.exists() for path in files):
         return None
     return part.model_copy(update={"pretrained": str(folder), "revision": None})
+
+
+def _adapts_other_parts(part: TransformersPartConfig, adapter: dict[str, Any]) -> bool:
+    """Whether a PEFT adapter is for other parts of a whole model, as Granite Speech's is for its language model."""
+    targets = adapter.get("target_modules")
+    if part.prefix is None or not isinstance(targets, list):
+        return False
+    return not {str(target).rpartition(".")[2] for target in targets} & set(part.linear_layers or ())
 
 
 def check_weight_files(part: TransformersPartConfig) -> None:
@@ -116,7 +125,7 @@ def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -
 
 
 def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
-    """Return the weight files that transformers reads. If there are several kinds, it prefers the first.
+    """Return the weight files that are read for the part. transformers prefers the first of several kinds.
 
     Files that an index names may be missing.
 
@@ -129,7 +138,8 @@ def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
         index = folder / (name + _INDEX_SUFFIX)
         if index.exists():
             try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+                shards = sorted({files[key] for key in part.own_keys(files)})
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"{part.name}: {index} is damaged ({type(error).__name__}: {error}); download it again"

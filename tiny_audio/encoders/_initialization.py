@@ -1,0 +1,18 @@
+"""Initial weights of encoders that train from scratch."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def scale_by_fan_in(model: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers again, scaled by their fan-in.
+
+    transformers initializes all weights with a standard deviation of 0.02, which suits the widths of published models.
+    In a narrow encoder, the output of the convolutions would be much too small.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)

@@ -1,0 +1,69 @@
+"""Log-mel features of Whisper, which later families took over with a few changes.
+
+B clips · S samples · F mel frames
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tiny_audio.frames import SAMPLE_RATE
+
+WINDOW = 400
+"""Length of the analysis window in samples, 25 ms."""
+HOP = 160
+"""Samples between mel frames, 10 ms."""
+LEAST = -10.0
+"""log10 of the lowest power."""
+RANGE = 8.0
+"""log10 of the largest ratio of two powers of a clip, 80 dB. Lower powers are raised."""
+
+
+def reflect(waveforms: Tensor, lengths: Tensor, margin: int) -> Tensor:
+    """Extend each clip by reflection at its own ends: ``[B, S]`` -> ``[B, S' + 2·margin]``, S' of the longest clip.
+
+    ``torch.stft`` does this for a single clip. Values after a clip's second margin have no meaning.
+    """
+    position = torch.arange(-margin, int(lengths.max()) + margin, device=waveforms.device)
+    # Reflections at both ends have this period.
+    last = (lengths - 1).clamp(min=1)[:, None]
+    position = position % (2 * last)
+    return waveforms.gather(1, torch.where(position > last, 2 * last - position, position))
+
+
+def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
+    """Compute log10 of the power in each mel bin: ``[B, S]`` -> ``[B, F, mels]``.
+
+    Args:
+        audio: the first window starts at the first sample, and the last window ends within the last HOP samples.
+        filters: ``[bins, mels]``. The Fourier transform has 2·(bins - 1) samples.
+        least: log10 of the lowest power. Lower powers are raised.
+    """
+    num_fft = 2 * (len(filters) - 1)
+    window = torch.hann_window(WINDOW, dtype=audio.dtype, device=audio.device)
+    spectrum = torch.stft(audio, num_fft, HOP, WINDOW, window=window, center=False, return_complex=True)
+    power = spectrum.abs() ** 2
+    # [B, bins, F] -> [B, F, mels]; without autocast, so that features are the same in training and inference
+    with torch.autocast(power.device.type, enabled=False):
+        return torch.einsum("bif,im->bfm", power, filters.to(power)).clamp(min=10**least).log10()
+
+
+def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
+    """Raise the features ``[B, F, mels]`` of each clip to at least 80 dB below its maximum; ``mask [B, F]``."""
+    loudest = mel.masked_fill(~mask[..., None], LEAST).amax(dim=(1, 2), keepdim=True)
+    return torch.maximum(mel, loudest - RANGE)
+
+
+@lru_cache(maxsize=4)
+def slaney_filters(num_mels: int) -> Tensor:
+    """Return Whisper's filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
+    import torchaudio
+
+    with torch.device("cpu"):  # even if the model is built on the meta device
+        filters: Tensor = torchaudio.functional.melscale_fbanks(
+            WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+    return filters
