@@ -97,7 +97,7 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     if config.init == "random" and not rebuilt:
         scale_by_fan_in(model)
     model.layers = nn.ModuleList(MaskedConformerLayer(layer) for layer in model.layers)
-    # The layers above can recompute activations. transformers must not look for embeddings of tokens.
+    # transformers recomputes the layers above, and would otherwise look for embeddings of tokens.
     model.supports_gradient_checkpointing, model.main_input_name = True, "input_features"
     if len(model.layers) <= middle:
         del model.out, model.out_mid  # they are used only after the middle layer, for the layers above it
@@ -160,7 +160,7 @@ class GraniteSpeechEncoder(Encoder):
 
 
 def _num_mel_frames(num_samples: Tensor) -> Tensor:
-    """Return the number of windows around every tenth millisecond. A clip that is too short for a pair is padded."""
+    """Return the number of windows, one every 10 ms from the first sample on. A clip has at least a pair of them."""
     return num_samples.clamp(min=HOP) // HOP + 1
 
 

@@ -166,7 +166,7 @@ class Qwen3AsrEncoder(Encoder):
         """Run the convolutions and add positions: ``[B, F, mels]`` -> packed frames ``[T, D]`` of all clips.
 
         Args:
-            features: the features. Their padding becomes zero, as a chunk that is not full has it in training.
+            features: the features. Their padding is set to zero, as transformers' feature extractor does.
             lengths: ``[B]``, the number of frames of each clip.
         """
         model = self.model
