@@ -40,7 +40,7 @@ def granite_frames(model: Any, features: Tensor) -> Tensor:
 
 
 def qwen_inputs(clip: Clip, n_window: int) -> tuple[Tensor, Tensor]:
-    extract = Qwen3ASRFeatureExtractor(feature_size=16, n_window=n_window)
+    extract = Qwen3ASRFeatureExtractor(feature_size=8, n_window=n_window)
     inputs = extract([clip], sampling_rate=SAMPLE_RATE, padding="longest", return_attention_mask=True)
     return inputs["input_features"], inputs["attention_mask"]
 

@@ -25,7 +25,8 @@ from tiny_audio.projectors import PROJECTORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TEXTS = ["one two three", "four", "nine zero"]
+TEXTS = ["one two", "four", "six"]
+"""Short, because the slowest encoder has 13 frames a second."""
 SIZES = (16_000, 3_000, 9_111)
 ENCODER_FAMILIES = [entry.name for entry in ENCODERS.entries() if "varlen" in entry.config.attentions]
 DECODER_FAMILIES = [entry.name for entry in DECODERS.entries() if "varlen" in entry.config.attentions]

@@ -77,8 +77,8 @@ class Qwen3AsrConfig(EncoderConfig):
             "encoder_layers": 2,
             "encoder_attention_heads": 4,
             "encoder_ffn_dim": 64,
-            "num_mel_bins": 16,
-            "downsample_hidden_size": 12,
+            "num_mel_bins": 8,
+            "downsample_hidden_size": 4,
             "n_window_infer": 100,
         }
         return cls(init="random", overrides=overrides, freeze=False)
