@@ -62,7 +62,7 @@ def sweep(
     recipe: arg.RecipePath,
     overrides: arg.Grid,
     output_dir: arg.SweepFolder = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="List the runs, and start none.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the runs without starting them.")] = False,
 ) -> None:
     """Run a grid of overrides, then compare. The same command continues an interrupted sweep.
 
@@ -80,9 +80,11 @@ def sweep(
 @app.command()
 def compare(
     runs: arg.Runs,
-    set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all that the runs share.")] = None,
+    set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all shared sets.")] = None,
     common: Annotated[bool, Option("--common", help="If the sets differ, use the clips that all runs have.")] = False,
-    normalizer: Annotated[str | None, Option(help=f"Default: the runs' own. Or {arg.NORMALIZERS}.")] = None,
+    normalizer: Annotated[
+        str | None, Option(help=f"Text normalizer. Default: that of the runs. Or {arg.NORMALIZERS}.")
+    ] = None,
     group_by: arg.GroupBy = None,
     html: arg.HtmlPage = None,
     as_json: arg.AsJson = False,
@@ -127,7 +129,9 @@ def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.A
 def plan(
     recipe: arg.RecipePath,
     overrides: arg.Overrides = None,
-    gpu: Annotated[str | None, Option(help="a40, h100, ..., or cpu for this one. Default: all GPUs.")] = None,
+    gpu: Annotated[
+        str | None, Option(help="A GPU (a40, h100, ...), or cpu for the CPU of this machine. Default: all GPUs.")
+    ] = None,
     price_per_hour: Annotated[float | None, Option(help="US dollars. Default: a list price.")] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
     mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum.")] = None,
@@ -155,7 +159,7 @@ def probe(
 ) -> None:
     """Find the largest batches that fit into memory. Trains on synthetic batches and prints the lines for the recipe.
 
-    By default it tries data.max_duration_s and three halvings of it. On a CPU, --memory-gb is required.
+    The default durations are data.max_duration_s and 1/2, 1/4 and 1/8 of it. On a CPU, --memory-gb is required.
 
     Example: tiny-audio probe tiny_audio_buckets --random-weights
     """
@@ -166,7 +170,7 @@ def probe(
 
 @app.command()
 def recipes(name: arg.ShippedRecipe = None, copy: arg.RecipeCopy = None, as_json: arg.AsJson = False) -> None:
-    """List the recipes that ship with tiny-audio. Prints or copies one for editing.
+    """List the recipes that ship with tiny-audio. With NAME, print that recipe or copy it for editing.
 
     Example: tiny-audio recipes laptop --copy mine.yaml
     """
@@ -188,7 +192,7 @@ def reference(
     kind: arg.PageKind = None,
     output_dir: Annotated[Path | None, Option(help="Write <kind>.md files there.", file_okay=False)] = None,
 ) -> None:
-    """Print the reference pages as Markdown. Every field of recipes and parts, and every option of every command."""
+    """Print the reference pages as Markdown. They list all fields of recipes and parts, and all command options."""
     from tiny_audio.commands.reference import reference
 
     reference(kind, output_dir, app)
@@ -246,11 +250,11 @@ def transcribe(
     words: arg.Words = False,
     audio_track: arg.AudioTrack = None,
     channel: arg.Channel = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Transcribe again what is in --output-dir.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace existing transcripts in --output-dir.")] = False,
     no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
     as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
 ) -> None:
-    """Transcribe audio files to text, tables or subtitles. Unreadable files are reported, the others transcribed.
+    """Transcribe audio files to text, tables or subtitles. Unreadable files are reported and skipped.
 
     Example: tiny-audio transcribe runs/mine recordings --format srt --output-dir subtitles
     """
@@ -281,7 +285,7 @@ def evaluate(
     group_by: arg.GroupByOfHypotheses = None,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Score models and providers on the same clips. The same command continues, and retries only what failed.
+    """Score models and providers on the same clips. Run the command again to continue, or to retry failed clips.
 
     Example: tiny-audio evaluate runs/mine provider:pocketsphinx --data leaderboard/ami --max-samples 200
     """
@@ -310,7 +314,8 @@ def rescore(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # Run operations that PyTorch lacks on Apple GPUs on the CPU. PyTorch reads this variable when it is imported.
+    # Operations that PyTorch does not support on Apple GPUs run on the CPU instead. This must be set before PyTorch is
+    # imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
     # Expand paths here, because shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.

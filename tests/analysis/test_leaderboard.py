@@ -158,7 +158,7 @@ def chunk(parent: str, index: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([chunk("a", 0), chunk("a", 2)], "the recording 'a' lacks chunk 1"),
+        ([chunk("a", 0), chunk("a", 2)], "chunk 1 of the recording 'a' is missing"),
         ([chunk("a", 0), chunk("a", 1, text="other")], "have different references"),
         ([chunk("a", 0, chunk_index="x")], "should be a whole number"),
     ],

@@ -129,7 +129,11 @@ def not_finite(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "expected"),
     [
-        (lambda path: None, 0, "✓ encoder: somebody/hubert can be read, and its 0.0 million parameters are whole (hub"),
+        (
+            lambda path: None,
+            0,
+            "✓ encoder: somebody/hubert can be read, and its 0.0 million parameters are complete (hub",
+        ),
         (Path.unlink, 0, "✓ encoder: somebody/hubert can be read; its weights are not checked, because they are not d"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), 2, "✗ encoder: hubert: PATH is cut off: "),
         (lambda path: path.write_text("<html>"), 2, "✗ encoder: hubert: PATH is a web page "),

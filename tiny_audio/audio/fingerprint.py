@@ -18,7 +18,7 @@ from torch.nn import functional as F
 _WINDOW, _HOP = 1024, 256
 _BLOCK_FRAMES = 4096
 _LOWEST, _HIGHEST = 16, 240
-"""Range of bins of 15.6 Hz: 250 to 3,750 Hz, which telephones and low bit rates keep."""
+"""Range of frequency bins: 250 to 3,750 Hz. Each bin is 15.6 Hz wide. Telephones and low bit rates keep this range."""
 _NEAR_FRAMES, _NEAR_BINS = 4, 8
 """A peak is the largest value within this many frames and bins."""
 _FLOOR_DB = 45.0
@@ -60,7 +60,7 @@ def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         waveform = F.pad(waveform, (0, _WINDOW - len(waveform)))
     window = torch.hann_window(_WINDOW, device=waveform.device)
     num_frames = 1 + (len(waveform) - _WINDOW) // _HOP
-    blocks = [  # in blocks, because only a part of the bins is kept
+    blocks = [  # Only some of the bins are kept, so computing the spectrum in blocks saves memory.
         torch.stft(
             waveform[first * _HOP : (min(first + _BLOCK_FRAMES, num_frames) - 1) * _HOP + _WINDOW],
             *(_WINDOW, _HOP),

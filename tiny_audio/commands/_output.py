@@ -22,7 +22,7 @@ def print_json(value: Any) -> None:
 
 
 def check_page(html: Path | None) -> None:
-    """Check before the work begins that the HTML page can be written.
+    """Check that the HTML page can be written. Call this before any work begins.
 
     Raises:
         UserError: the folder of the page does not exist.

@@ -18,7 +18,7 @@ from tiny_audio.config import expand_path
 NORMALIZERS = f"{', '.join(NORMALIZER_NAMES[:-1])} or {NORMALIZER_NAMES[-1]}"
 
 
-def say_which(recipe: Path | None) -> Path | None:
+def warn_of_local_recipe(recipe: Path | None) -> Path | None:
     """Print a message if a local file is used instead of the shipped recipe with the same name."""
     from tiny_audio.runtime.shipped_recipes import local_instead_of_shipped
 
@@ -34,7 +34,7 @@ RecipePath = Annotated[
     Path,
     Argument(
         metavar="RECIPE",
-        callback=say_which,
+        callback=warn_of_local_recipe,
         help="A recipe file, or the name of one that ships with tiny-audio, such as quickstart.",
     ),
 ]
@@ -81,7 +81,7 @@ Runs = Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The firs
 
 # doctor, list and reference
 OptionalRecipe = Annotated[
-    Path | None, Argument(metavar="RECIPE", callback=say_which, help="Also check what this recipe needs.")
+    Path | None, Argument(metavar="RECIPE", callback=warn_of_local_recipe, help="Also check what this recipe needs.")
 ]
 ShippedRecipe = Annotated[str | None, Argument(metavar="NAME", help="Print this recipe. Default: list all recipes.")]
 RecipeCopy = Annotated[
@@ -100,21 +100,21 @@ PageKind = Annotated[
 ]
 
 # export and push
-ExportFolder = Annotated[Path, Argument(metavar="DIR", help="Where to write. An earlier export there is replaced.")]
+ExportFolder = Annotated[Path, Argument(metavar="DIR", help="Output folder. An earlier export in it is replaced.")]
 ExportFormat = Annotated[str, Option("--format", help="A registered format. Options follow as NAME:key=value,...")]
 MergeLora = Annotated[
-    bool, Option("--merge-lora", help="Fold LoRA adapters into the weights. Loading then needs no peft.")
+    bool, Option("--merge-lora", help="Merge LoRA adapters into the weights. Loading then needs no peft.")
 ]
 Weights = Annotated[
     str | None,
     Option(
-        help="all: the folder needs nothing else. trained: only the trained weights, and references to the base "
-        "models, which are downloaded on loading. Default: all."
+        help="all: all weights. trained: only the trained weights; the base models are downloaded when the model is "
+        "loaded. Default: all."
     ),
 ]
 Step = Annotated[
     int | None,
-    Option(help="Export the checkpoint of this step of a run, finished or not. Default: the trained model.", min=1),
+    Option(help="Export the checkpoint of this step. The run need not be finished. Default: the trained model.", min=1),
 ]
 Repo = Annotated[str, Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")]
 
@@ -131,7 +131,10 @@ TranscriptFormat = Annotated[
     str | None, Option("--format", help="text, json, srt, vtt or tsv. Default: text.", show_default=False)
 ]
 TranscriptFolder = Annotated[
-    Path | None, Option(help="Write one file per recording there. Existing ones are skipped.", file_okay=False)
+    Path | None,
+    Option(
+        help="Write one file per recording to this folder. Recordings that have a file are skipped.", file_okay=False
+    ),
 ]
 Words = Annotated[
     bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")

@@ -21,7 +21,7 @@ _PEAK_S = 0.2
 
 @dataclass(frozen=True)
 class Host:
-    """The devices of all processes of a run, which are assumed to be equal."""
+    """The devices of all processes of a run. They are assumed to be of the same type."""
 
     device: torch.device
     """Device of this process."""
@@ -81,7 +81,7 @@ class Host:
         )
 
     def peak_memory_bytes(self) -> int:
-        """Return the peak memory so far: on a GPU, of PyTorch's allocator, and otherwise of this process."""
+        """Return the peak memory of PyTorch's allocator on a CUDA GPU, or of this process on other devices."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return peak_resident_bytes()

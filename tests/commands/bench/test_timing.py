@@ -110,8 +110,12 @@ def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.Mo
             "--device has no effect with --train; remove one of the two; with --train, set execution.device",
         ),
         (Options(device="tpu"), False, "--device 'tpu'"),
-        (Options(durations="5,x"), False, "--durations: '5,x' must be numbers above 0, with commas between them"),
-        (Options(batch_sizes="1.5"), False, "--batch-sizes: '1.5' must be whole numbers above 0"),
+        (Options(durations="5,x"), False, "--durations: '5,x' must be a comma-separated list of numbers above 0"),
+        (
+            Options(batch_sizes="1.5"),
+            False,
+            "--batch-sizes: '1.5' must be a comma-separated list of whole numbers above 0",
+        ),
         (Options(), True, "--train needs a recipe, such as bench_projectors"),
     ],
 )

@@ -128,8 +128,14 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": (0,)}, "--seeds: needs at least 2 different seeds to tell a difference from chance, not 0"),
-        ({"seeds": (1, 1)}, "--seeds: needs at least 2 different seeds to tell a difference from chance, not 1, 1"),
+        (
+            {"seeds": (0,)},
+            "--seeds: at least 2 different seeds are needed to measure the variation between seeds, not 0",
+        ),
+        (
+            {"seeds": (1, 1)},
+            "--seeds: at least 2 different seeds are needed to measure the variation between seeds, not 1, 1",
+        ),
         ({"baseline": "swigl"}, "--baseline: there is no variant 'swigl'; did you mean 'swiglu'?"),
         ({"variants": Variants(SMALL.compared[:1])}, "--variants: a comparison needs at least two variants"),
         (

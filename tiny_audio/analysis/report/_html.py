@@ -68,7 +68,7 @@ def page(title: str, *body: object) -> str:
 
 
 def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) -> Iterator[Markup]:
-    """Yield links to all sections that have content, then ``between``, then these sections."""
+    """Yield a list of links, then the elements ``between``, then the sections. Sections without content are omitted."""
     present = [(title, content) for title, content in parts if content]
     yield tag("nav", *(tag("a", title, href=f"#section-{index}") for index, (title, _) in enumerate(present)))
     yield join(between)

@@ -44,8 +44,8 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
         missing = sorted(set(range(max(chunks) + 1)) - set(chunks))
         if missing:
             raise UserError(
-                f"{place}: the recording {parent!r} lacks chunk {missing[0]} (it has {len(chunks)}). Its reference is "
-                "of the whole recording, so all its chunks must be there; transcribe them too"
+                f"{place}: chunk {missing[0]} of the recording {parent!r} is missing (there are {len(chunks)}). The "
+                "reference covers the whole recording, so every chunk is needed; transcribe the missing chunks"
             )
         joined[parent] = _joined(parent, [chunks[index] for index in sorted(chunks)], place)
     return joined
@@ -54,8 +54,8 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
 def _joined(parent: str, chunks: Sequence[_Row], place: str) -> _Row:
     if len({chunk["text"] for chunk in chunks}) > 1:
         raise UserError(
-            f"{place}: chunks of the recording {parent!r} have different references. Give each the reference of the "
-            f"whole recording, or remove {PARENT} and {INDEX}, so that they are scored one by one"
+            f"{place}: chunks of the recording {parent!r} have different references. Give every chunk the "
+            f"reference of the whole recording, or remove {PARENT} and {INDEX} to score each chunk on its own"
         )
     error = next((f"{chunk['id']}: {chunk['error']}" for chunk in chunks if chunk.get("error")), None)
     shared = {

@@ -19,8 +19,8 @@ Cost = Literal["unit", "sclite", "compounds", "joined"]
 
 - ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest possible
   WER. jiwer computes the alignment.
-- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. If an insertion and a deletion
-  make more words correct than substitutions do, this cost prefers them. Its WER is at least as high as with ``unit``.
+- ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. An insertion and a
+  deletion (cost 6) are preferred to two substitutions (cost 8). WER is never lower than with ``unit``.
 - ``compounds``: like ``unit``, but several words match one word that is equal to them without their spaces, such as
   ``white paper`` and ``whitepaper``. The Open ASR Leaderboard uses it. kaldialign computes the alignment.
 - ``joined``: like ``compounds``. Before the alignment, words that differ only in spaces are joined in both texts. Each
@@ -33,7 +33,7 @@ S, D, I and WER depend on the cost. ``a b c d e`` and ``d e x y z`` have 5 error
 DESCRIPTIONS: Mapping[Cost, str] = {
     "unit": "each edit costs 1",
     "sclite": "a substitution costs 4, an insertion or deletion 3, as in NIST's sclite",
-    "compounds": "each edit costs 1, and words match a compound of them",
+    "compounds": "each edit costs 1, and words match their compound",
     "joined": "each edit costs 1, and words that differ only in spaces match",
 }
 """A short description of each cost."""
@@ -127,7 +127,7 @@ def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[l
 
 
 def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    """Align one utterance like sclite 2.10 (SCTK 2.4.10). S, D, I and the pairs are the same, even for equal costs.
+    """Align one utterance like sclite 2.10 (SCTK 2.4.10). S, D, I and the pairs are equal, also when costs tie.
 
     ``d[i, j]`` is the lowest cost of aligning the first i of R reference words with the first j of H hypothesis words:
 
@@ -136,9 +136,9 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
     The best path is followed backward from ``d[R, H]``. Among steps with equal costs, a diagonal step (a hit or
     substitution) is preferred to an insertion, and an insertion is preferred to a deletion.
 
-    The normalized texts are used unchanged. sclite's text conventions are not implemented: unless ``-s`` is given,
-    sclite ignores the case of ASCII letters. It reads ``{ a / b }`` as alternatives, ``(word)`` as optional and ``@``
-    as no word, and removes a ``*`` at the end of a word.
+    This function compares the normalized texts as they are. It does not implement sclite's text conventions. sclite
+    ignores the case of ASCII letters unless ``-s`` is given. It reads ``{ a / b }`` as alternatives, ``(word)`` as
+    optional and ``@`` as no word. It removes a ``*`` at the end of a word.
 
     The alignment needs R·H / 4 bytes of memory, such as 100 MB for two texts of 20,000 words (two hours of speech). The
     time is proportional to R·H.
@@ -172,8 +172,9 @@ def _choices(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return two tables of bits, packed eight per byte: cells that are reached diagonally, or by an insertion.
 
-    In a row, each cell depends on the previous cell. Subtracting the total cost of insertions up to each cell removes
-    this dependency, so that a running minimum computes the row in a few vector operations.
+    In a row, each cell depends on the cell to its left, because of insertions. To compute a row with vector operations,
+    the cost of inserting every word up to a cell (``ramp``) is subtracted from that cell. A running minimum then gives
+    the row.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

@@ -7,10 +7,10 @@ It uses the package ``whisper-normalizer``. The rules differ from Whisper's Engl
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
   leaderboard also has rules for letters separated by spaces and for letters followed by "'s". These rules are included
   but seldom apply.
-- kinda, sorta, dunno and cause are unchanged, as in OpenAI's rules. The package expands them.
+- kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 
-The present rules are in :mod:`._leaderboard`. Rates are not comparable between the two sets of rules.
+The current rules are in :mod:`._leaderboard`. Word error rates from the two sets of rules are not comparable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 VERSION = "open_asr_leaderboard 0c261bf"
 
 NOT_WRITTEN_OUT = ("kinda", "sorta", "dunno", "cause")
-"""Contractions that OpenAI's rules keep. The package expands them."""
+"""Contractions that are kept. By default, ``whisper-normalizer`` expands them."""
 
 SPELLING = {
     "archaeological": "archeological",
@@ -37,7 +37,7 @@ SPELLING = {
 }
 """Spellings in which the list in transformers differs from OpenAI's list."""
 NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "travelogs")
-"""American spellings that the package would replace with British spellings."""
+"""American spellings that ``whisper-normalizer`` would replace with British spellings."""
 
 _FIRST = (
     (r"\.{3,}\s*$", ""),
@@ -73,7 +73,8 @@ def leaderboard_2025_rule() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
-    whisper.ignore_patterns = r"(?!)"  # matches nothing: _FIRST removes fillers, and "um" from "u.m." is no filler
+    # A pattern that matches nothing. _FIRST has removed the fillers. An "um" that remains is the abbreviation "u.m.".
+    whisper.ignore_patterns = r"(?!)"
     for word in NOT_WRITTEN_OUT:
         del whisper.replacers[rf"\b{word}\b"]
     mapping = {word: other for word, other in whisper.standardize_spellings.mapping.items() if word not in NOT_RESPELT}

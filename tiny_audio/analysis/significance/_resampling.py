@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Groups = Sequence[str | None] | None
-"""One label per utterance, such as its speaker. An utterance whose label is ``None`` is a group of its own. If there is
-``None`` instead of a sequence, utterances are resampled."""
+"""One label per utterance, such as its speaker. An utterance whose label is ``None`` is a separate group. ``None``
+instead of a sequence means that there are no groups, and utterances are resampled."""
 
 _CHUNK = 1 << 22  # maximum number of resampled indices in memory at a time, about 32 MB
 
@@ -35,8 +35,8 @@ def pool(counts: NDArray[Any], groups: Groups) -> NDArray[Any]:
 def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) -> NDArray[Any]:
     """Sum ``counts`` [C, U] over resampled utterances or groups. All rows use the same draws.
 
-    The last row contains the denominators, such as numbers of reference words. Resamples in which they sum to 0 are
-    omitted. These are at most about 37 % (1/e) of the resamples.
+    The last row contains the denominators, such as numbers of reference words. A resample is omitted if its
+    denominators sum to 0. On average, at most 37 % (1/e) of the resamples are omitted.
 
     Returns:
         ``[C, R]``, R ≤ ``num_draws``.

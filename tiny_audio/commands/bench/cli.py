@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from tiny_audio.commands.arguments import AsJson, Overrides, say_which
+from tiny_audio.commands.arguments import AsJson, Overrides, warn_of_local_recipe
 
 bench_app = typer.Typer(help="Compare parts: their costs, and which one is better.", no_args_is_help=True)
 
@@ -19,16 +19,16 @@ def bench_projectors(
         Path | None,
         Argument(
             metavar="RECIPE",
-            callback=say_which,
-            help="Provides the encoder and decoder. Default: frames of 1280 channels, embeddings of 2048.",
+            callback=warn_of_local_recipe,
+            help="Gives the encoder and decoder. Without it, frames have 1280 channels and embeddings 2048.",
         ),
     ] = None,
     overrides: Overrides = None,
     variants: Annotated[
         str | None,
         Option(
-            help="swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a YAML file with a section "
-            "`variants`, such as variants/projectors. Default: every registered projector."
+            help="Projectors to compare, such as swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a "
+            "YAML file with a section `variants`, such as variants/projectors. Default: every registered projector."
         ),
     ] = None,
     do_train: Annotated[bool, Option("--train", help="Train every variant and compare word error rates.")] = False,
@@ -36,8 +36,12 @@ def bench_projectors(
     batch_sizes: Annotated[str | None, Option(help="Clips in a batch. Default: 1,4.")] = None,
     max_time: Annotated[float | None, Option(help="Seconds to measure each case. Default: 1.", min=0)] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda or mps. Default: auto.")] = None,
-    steps: Annotated[int | None, Option(help="With --train: steps for each. Default: the recipe's.", min=1)] = None,
-    seconds: Annotated[float | None, Option(help="With --train: seconds for each, instead of steps.", min=1)] = None,
+    steps: Annotated[
+        int | None, Option(help="With --train: steps per variant and seed. Default: training.steps.", min=1)
+    ] = None,
+    seconds: Annotated[
+        float | None, Option(help="With --train: seconds per variant and seed, instead of steps.", min=1)
+    ] = None,
     seeds: Annotated[str | None, Option(help="With --train: seeds. Default: 0,1,2.")] = None,
     baseline: Annotated[
         str | None, Option(help="With --train: the variant to compare with. Default: the recipe's projector.")
@@ -46,7 +50,7 @@ def bench_projectors(
         bool,
         Option(
             "--controls",
-            help="With --train: also run the baseline again, and degraded controls that must come out worse.",
+            help="With --train: also train the baseline with other seeds, and degraded controls that must be worse.",
         ),
     ] = False,
     no_feature_cache: Annotated[

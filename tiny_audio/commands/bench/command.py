@@ -69,7 +69,7 @@ def benchmark_projectors(
         the content of ``timings.json`` or ``results.json``.
 
     Raises:
-        UserError: an option does not apply to this kind of benchmark, or the benchmark raises this error.
+        UserError: an option does not apply to this kind of benchmark, or the benchmark cannot run.
     """
     for name in _OF_TIMING if train else _OF_TRAINING:
         if getattr(options, name):
@@ -136,7 +136,7 @@ def _numbers(option: str, text: str, *, whole: bool = False, least: float | None
             number = -1
         if number < least if least is not None else not 0 < number < 1e6:
             kind = "whole numbers" if whole else "numbers"
-            bound = "above 0" if least is None else f"from {least:g}"
-            raise UserError(f"{option}: {text!r} must be {kind} {bound}, with commas between them")
+            bound = "above 0" if least is None else f"of at least {least:g}"
+            raise UserError(f"{option}: {text!r} must be a comma-separated list of {kind} {bound}")
         found.append(number)
     return found

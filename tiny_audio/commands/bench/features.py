@@ -35,7 +35,7 @@ from tiny_audio.training.precision import autocast
 
 
 def check_cacheable(recipe: Recipe) -> None:
-    """Reject a recipe if the frames of a clip change during training.
+    """Reject a recipe whose training changes the frames of a clip.
 
     Raises:
         UserError: the frames would change. The message states the cause and the fix.
@@ -44,8 +44,8 @@ def check_cacheable(recipe: Recipe) -> None:
     wrong = None
     if not encoder.freeze:
         wrong = (
-            "the encoder trains (encoder.freeze is false). Train one first with `tiny-audio run`, then use it with "
-            "training.init_from: {path: <that run>, parts: [encoder, ctc_head]} and set encoder.freeze: true"
+            "the encoder trains (encoder.freeze is false). Train an encoder with `tiny-audio run`, load it with "
+            "training.init_from: {path: <that run>, parts: [encoder, ctc_head]}, and set encoder.freeze: true"
         )
     elif encoder.lora is not None:
         wrong = "the encoder's LoRA trains; remove encoder.lora"
@@ -58,7 +58,7 @@ def check_cacheable(recipe: Recipe) -> None:
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"
     elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
         wrong = (
-            "the CTC head is random and frozen with the encoder; take a trained CTC head with "
+            "the CTC head has random weights, and it is frozen with the encoder; load a trained CTC head with "
             "training.init_from.parts: [encoder, ctc_head] or ctc.init: pretrained, or remove the ctc section"
         )
     if wrong:
@@ -116,7 +116,7 @@ class FeatureCache:
 
     def __init__(self, model: TinyAudioModel, recipe: Recipe, folder: Path, note: Callable[[str], None]) -> None:
         trainable = [name for name, tensor in model.encoder.named_parameters() if tensor.requires_grad]
-        assert not trainable, f"{trainable[0]} trains, which check_cacheable rejects"
+        assert not trainable, f"{trainable[0]} is trainable; check_cacheable should have rejected it"
         self.model, self.recipe, self.folder, self.note = model.eval(), recipe, folder, note
         self._encoder = _fingerprint(model)
 

@@ -50,7 +50,7 @@ from tiny_audio.training.real_checkpoints import with_limits
 from tiny_audio.training.signals import StopSignal
 
 MIN_SEEDS = 2
-"""Minimum number of seeds. With one seed, a better projector cannot be told from chance."""
+"""Minimum number of seeds. With one seed, the variation between seeds is unknown."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class TrainedBenchmark:
         if len(set(plan.seeds)) < max(MIN_SEEDS, len(plan.seeds)):
             given = ", ".join(map(str, plan.seeds)) or "none"
             raise UserError(
-                f"--seeds: needs at least {MIN_SEEDS} different seeds to tell a difference from chance, not {given}; "
-                "such as --seeds 0,1,2"
+                f"--seeds: at least {MIN_SEEDS} different seeds are needed to measure the variation between seeds, not "
+                f"{given}; such as --seeds 0,1,2"
             )
         if plan.baseline is not None and plan.baseline not in labels:
             raise UserError(f"--baseline: there is no variant {plan.baseline!r}; {did_you_mean(plan.baseline, labels)}")

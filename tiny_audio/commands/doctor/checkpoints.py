@@ -46,7 +46,7 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
         if local is None:  # there may be gigabytes to download
             detail = "can be read; its weights are not checked, because they are not downloaded yet"
         else:
-            detail = f"can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are whole"
+            detail = f"can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are complete"
     except UserError as error:
         yield Finding(kind, str(error), True)
         return part
@@ -55,12 +55,12 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
 
 
 def _num_parameters(part: TransformersPartConfig) -> int:
-    """Build the part with its weights, which checks them, and return its number of parameters.
+    """Build the part to check its weights, and return its number of parameters.
 
     Raises:
         UserError: the weights are damaged or do not fit the config.
     """
-    # A frozen part takes little memory, because it keeps the data types of the files. Another finding checks attention.
+    # A frozen part takes little memory, because it keeps the data types of the files. Attention is checked separately.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())
@@ -72,7 +72,7 @@ def _num_parameters(part: TransformersPartConfig) -> int:
 
 def _prompt(recipe: Recipe) -> Iterator[Finding]:
     if recipe.decoder.tokenizer is not None:
-        yield Finding("tokenizer", "a small one will be trained on the transcripts")
+        yield Finding("tokenizer", "a small tokenizer will be trained on the transcripts")
         return
     try:
         tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)

@@ -89,7 +89,7 @@ class Espeak:
         status = self._library.espeak_Synth(
             text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, _UTF8 | _PHONEMES_IN_BRACKETS, None, None
         )
-        assert status == 0, f"espeak-ng refused {spoken!r} with status {status}"
+        assert status == 0, f"espeak-ng rejected {spoken!r} with status {status}"
         return np.frombuffer(b"".join(self._blocks), dtype="<i2").astype(np.float32) / np.float32(32_768)
 
     def _collect(self, samples: int | None, count: int, _events: object) -> int:

@@ -56,7 +56,7 @@ def read_sentences(path: Path) -> list[str]:
                     f"{path}: lines that cannot be spoken: {len(unusable):,}",
                     *unusable[:_MAX_LISTED],
                     *([f"  … and {more:,} more"] if more > 0 else []),
-                    "Allowed are Latin letters, digits and punctuation; write symbols in words, and remove other lines",
+                    "Use only Latin letters, digits and punctuation. Write symbols as words, and remove other lines",
                 ]
             )
         )
