@@ -380,14 +380,14 @@ def test_a_run_that_is_killed_at_any_moment(recipe: Path, tmp_path: Path, seed: 
     folder, rng, kills = tmp_path / "run", random.Random(seed), 0
     while True:
         process = start(recipe, folder)
-        aim = last_step(folder) + rng.randint(1, 9)
+        aim = last_step(folder) + rng.randint(1, 5)
         if not wait_until(process, lambda aim=aim: last_step(folder) >= aim):  # type: ignore[misc]
             break
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.1))
         kill(process)
         kills += 1
     assert finish(process)[0] == 0
-    assert kills > 3
+    assert kills >= 2
     assert exported(folder) == exported(tmp_path / "whole")
     ours, theirs = (json.loads((run / "report.json").read_text()) for run in (folder, tmp_path / "whole"))
     assert ours["training"]["final_weights"] == theirs["training"]["final_weights"]
