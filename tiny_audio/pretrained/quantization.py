@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -66,8 +67,7 @@ class QuantizedLinear(nn.Module):
         shape = (self.out_features, self.in_features)
         if self.codes.is_meta:
             return torch.empty(shape, dtype=self.dtype, device="meta")
-        from bitsandbytes import functional
-
+        functional = _functional()
         scales = self.scales.view(torch.float32)
         if self.kind == "int8":
             restored: Tensor = functional.int8_vectorwise_dequant(self.codes.view(torch.int8).view(shape), scales)
@@ -176,8 +176,7 @@ def _packed(weight: Tensor, kind: Quantization) -> dict[str, Tensor]:
     """Quantize a weight ``[out, in]``. The names are those of the buffers of :class:`QuantizedLinear`."""
     if weight.is_meta:
         return _packed_on_meta(weight, kind)
-    from bitsandbytes import functional
-
+    functional = _functional()
     weight = weight.cpu().float()
     if kind == "int8":
         codes, scales, _ = functional.int8_vectorwise_quant(weight)
@@ -200,12 +199,15 @@ def _packed_on_meta(weight: Tensor, kind: Quantization) -> dict[str, Tensor]:
     }
 
 
+def _functional() -> Any:
+    # transformers takes every import statement of an export for a requirement, unless it is in a try block.
+    return importlib.import_module("bitsandbytes.functional")
+
+
 @functools.cache
 def _nested_codes(device: torch.device) -> Tensor:
     """Return the 256 values that the quantized scales of ``nf4`` can have, which are constants of bitsandbytes."""
-    from bitsandbytes import functional
-
-    codes: Tensor = functional.create_dynamic_map().to(device)
+    codes: Tensor = _functional().create_dynamic_map().to(device)
     return codes
 
 
