@@ -277,9 +277,12 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     """Point the libraries, which read ``HF_ENDPOINT`` when they are imported, to a hub; no token."""
     import datasets.config
+    import transformers.utils.hub
     from huggingface_hub import HfFileSystem, constants
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    # transformers keeps a client, which stays with the endpoint that it was made for.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_TOKEN", "")
