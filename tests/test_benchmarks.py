@@ -50,7 +50,7 @@ def test_training(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_finetune(tmp_path: Path) -> None:
     page = tmp_path / "finetune.md"
-    small = ["--padded-s", "12", "--batches", "1", "--epochs", "1"]
+    small = ["--padded-s", "20", "--batches", "1", "--epochs", "1"]
     printed = run("benchmarks/finetune.py", *small, "--output", str(page))
     for way in ("transformers", "plain", "ours"):
         assert printed.count(f"| {way} | ") == 2
