@@ -28,8 +28,8 @@ class GigaSpeechConfig(HubSourceConfig):
     `hf auth login`, or set HF_TOKEN. Texts are those of the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
     `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`. `data.target_text` converts these markers to punctuation or removes them.
     Segments whose text is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. With
-    `data.keep_empty`, they are kept for training, with an empty transcript. In evaluation sets they are always dropped,
-    as in GigaSpeech's own scoring. Metadata: `audio_id`, the recording. Set `evaluation.group_by` to it, because
+    `data.keep_empty`, they are kept for training, with an empty transcript. In evaluation sets they are always dropped.
+    Metadata: `audio_id`, the recording. Set `evaluation.group_by` to it, because
     speakers are unknown.
     """
 
