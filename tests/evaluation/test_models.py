@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.hub_server import Hub, Repo, running_hub, use_hub
 from tests.support.models import assemble
 from tests.support.recognizers import save_whisper
 from tiny_audio.cli import main
+from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.resolve import resolve_target
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
@@ -115,6 +117,18 @@ def test_a_tokenizer_without_padding_takes_clips_one_by_one(whisper: Path) -> No
     wanted = target.transcribe_batch(noise)
     target._pipeline.tokenizer.pad_token = None
     assert target.transcribe_batch(noise) == wanted
+
+
+def test_a_cpu_computes_in_fp32(whisper: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSpeechSeq2Seq
+
+    half = shutil.copytree(whisper, tmp_path / "half")
+    AutoModelForSpeechSeq2Seq.from_pretrained(whisper, dtype=torch.float16).save_pretrained(half)
+    assert json.loads((half / "config.json").read_text())["dtype"] == "float16"
+    target = TransformersTarget("half", half, "whisper", TransformersOptions(), {}, "cpu")
+    target.load()
+    assert {parameter.dtype for parameter in target._pipeline.model.parameters()} == {torch.float32}
+    assert len(target.transcribe_batch([torch.zeros(SAMPLE_RATE)])) == 1
 
 
 def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -97,6 +100,13 @@ def run(document: Document, folder: Path, callback: RecordingCallback | None = N
     callback = callback or RecordingCallback()
     Run(parse(document), "run", folder, callback).complete()
     return callback
+
+
+def run_in_two_parts(document: Document, folder: Path) -> None:
+    """A whole run that a signal stops after its first step, and that is continued."""
+    with pytest.raises(Stopped):
+        run(document, folder, ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    run(document, folder)
 
 
 def exported(folder: Path) -> bytes:

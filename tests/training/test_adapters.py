@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import Document, changed
 from tests.support.models import outputs, two_clips
-from tests.support.training import LORA, ActingCallback, exported, gather, parse, recipe_on, run
+from tests.support.training import LORA, exported, gather, parse, recipe_on, run, run_in_two_parts
 from tiny_audio.cli import main
-from tiny_audio.config import Stopped, UserError
+from tiny_audio.config import UserError
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
@@ -66,9 +64,7 @@ def test_all_trainable_tensors_are_saved_and_counted(stage: tuple[Document, Path
 
 def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
-    with pytest.raises(Stopped):
-        run(document, tmp_path / "run", ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    run(document, tmp_path / "run")
+    run_in_two_parts(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(folder)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from tests.support.models import outputs, two_clips
 from tests.support.training import (
     ALONE,
     LORA,
-    ActingCallback,
     RecordingCallback,
     exported,
     gather,
@@ -28,11 +25,12 @@ from tests.support.training import (
     parse,
     recipe_on,
     run,
+    run_in_two_parts,
 )
 from tests.support.worlds import in_processes
 from tiny_audio.cli import main
 from tiny_audio.commands.run import Run
-from tiny_audio.config import Stopped, UserError
+from tiny_audio.config import UserError
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
@@ -98,9 +96,7 @@ def test_checkpoints_hold_no_frozen_weights(stage: tuple[Document, Path]) -> Non
 
 def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
-    with pytest.raises(Stopped):
-        run(document, tmp_path / "run", ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    run(document, tmp_path / "run")
+    run_in_two_parts(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(folder)
 
 

@@ -1,4 +1,4 @@
-"""The output layer of an encoder: the last layer, a layer chosen by number, or a learned sum of all layers."""
+"""The layers of transformers' encoders: settings, and the output, which is one layer or a learned sum of all layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from torch import Tensor, nn
 
 from tiny_audio.config import UserError
 from tiny_audio.encoders import EncoderConfig
+
+
+def wav2vec_settings(config: EncoderConfig) -> dict[str, Any]:
+    """Return the fields of transformers' configs that encoders of wav2vec 2.0's kind set themselves."""
+    names = ("hidden", "activation", "attention", "feat_proj", "final")
+    return {
+        **{f"{name}_dropout": config.dropout for name in names},
+        "layerdrop": 0.0,
+        # SpecAugment is configured in the recipe's `augmentation`, in the same way for every encoder.
+        "apply_spec_augment": False,
+        "mask_time_prob": 0.0,
+        "mask_feature_prob": 0.0,
+    }
 
 
 def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ B clips · S samples · F mel frames
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,13 +58,25 @@ def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
     return torch.maximum(mel, loudest - RANGE)
 
 
+def front_end(num_mels: int) -> dict[str, Any]:
+    """Return the values of Whisper's front end, for :meth:`tiny_audio.encoders.EncoderConfig.front_end`."""
+    return {"sampling_rate": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": HOP, "feature_size": num_mels}
+
+
 @lru_cache(maxsize=4)
-def slaney_filters(num_mels: int) -> Tensor:
-    """Return Whisper's filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
+def mel_filters(num_mels: int, num_fft: int = WINDOW, *, slaney: bool = True) -> Tensor:
+    """Return filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them.
+
+    Args:
+        num_mels: number of mel bins.
+        num_fft: number of samples of the Fourier transform.
+        slaney: use the scale and the norm of Slaney's toolbox, as Whisper does, instead of HTK's scale without a norm.
+    """
     import torchaudio
 
+    norm, scale = ("slaney", "slaney") if slaney else (None, "htk")
     with torch.device("cpu"):  # even if the model is built on the meta device
         filters: Tensor = torchaudio.functional.melscale_fbanks(
-            WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+            num_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm=norm, mel_scale=scale
         )
     return filters

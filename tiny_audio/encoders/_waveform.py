@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from tiny_audio.encoders import Encoder, EncoderConfig, EncoderContext
-from tiny_audio.encoders._layers import check_no_adapter, keep_layers, weighted_layers
+from tiny_audio.encoders._layers import check_no_adapter, keep_layers, wav2vec_settings, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.packing import PACKED, Packing
@@ -100,16 +100,7 @@ def build_waveform_encoder(
         model_class.config_class,
         config,
         context.architecture,
-        hidden_dropout=config.dropout,
-        activation_dropout=config.dropout,
-        attention_dropout=config.dropout,
-        feat_proj_dropout=config.dropout,
-        final_dropout=config.dropout,
-        layerdrop=0.0,
-        # SpecAugment is configured in the recipe's `augmentation`, in the same way for every encoder.
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
+        **wav2vec_settings(config),
     )
     check_no_adapter(architecture, config)
     prefix = rf"({model_class.base_model_prefix}\.)?"

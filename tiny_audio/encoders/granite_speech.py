@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._initialization import scale_by_fan_in
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
-from tiny_audio.encoders._log_mel import HOP, WINDOW, limit_range, log_mel, reflect
+from tiny_audio.encoders._log_mel import HOP, WINDOW, limit_range, log_mel, mel_filters, reflect
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.trainable import prepare_training
@@ -129,7 +128,7 @@ class GraniteSpeechEncoder(Encoder):
         padded = lengths.clamp(min=HOP)
         audio = waveforms.float() * length_mask(lengths, waveforms.shape[1])
         audio = F.pad(audio, (0, max(0, int(padded.max()) - audio.shape[1])))
-        mel = log_mel(reflect(audio, padded, NUM_FFT // 2), _mel_filters(self.num_mels))
+        mel = log_mel(reflect(audio, padded, NUM_FFT // 2), mel_filters(self.num_mels, NUM_FFT, slaney=False))
         mel = limit_range(mel, length_mask(_num_mel_frames(lengths), mel.shape[1])) / 4.0 + 1.0
         paired = STACK * _num_frames(lengths)
         return Frames(mel[:, : int(paired.max())], paired, SAMPLE_RATE / HOP)
@@ -166,15 +165,3 @@ def _num_mel_frames(num_samples: Tensor) -> Tensor:
 
 def _num_frames(num_samples: Tensor) -> Tensor:
     return _num_mel_frames(num_samples) // STACK
-
-
-@lru_cache(maxsize=4)
-def _mel_filters(num_mels: int) -> Tensor:
-    """Return the filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
-    import torchaudio
-
-    with torch.device("cpu"):  # even if the model is built on the meta device
-        filters: Tensor = torchaudio.functional.melscale_fbanks(
-            NUM_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE
-        )
-    return filters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -14,14 +13,11 @@ from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._batch_norm import FixedBatchNorm
 from tiny_audio.encoders._initialization import scale_by_fan_in
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
+from tiny_audio.encoders._log_mel import HOP, WINDOW, front_end, mel_filters
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.trainable import prepare_training
 
-WINDOW = 400
-"""Length of the analysis window in samples, 25 ms."""
-HOP = 160
-"""Samples between mel frames, 10 ms."""
 NUM_FFT = 512
 PREEMPHASIS = 0.97
 
@@ -62,8 +58,8 @@ class ParakeetConfig(EncoderConfig):
 
     def front_end(self) -> dict[str, Any]:
         """Return the front end's values: one mel frame per 10 ms."""
-        sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "preemphasis": PREEMPHASIS}
-        return {"sampling_rate": SAMPLE_RATE, "feature_size": self.known_fields().get("num_mel_bins", 80)} | sizes
+        sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "preemphasis": PREEMPHASIS}
+        return front_end(self.known_fields().get("num_mel_bins", 80)) | sizes
 
     @classmethod
     def tiny(cls) -> Self:
@@ -141,7 +137,7 @@ class ParakeetEncoder(Encoder):
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)
         power = spectrum.abs() ** 2
-        filters = _mel_filters(self.model.config.num_mel_bins).to(power)
+        filters = mel_filters(self.model.config.num_mel_bins, NUM_FFT).to(power)
         # [B, bins, F] -> [B, F, mels]; without autocast, so that features are the same in training and inference
         with torch.autocast(power.device.type, enabled=False):
             mel = (torch.einsum("bif,im->bfm", power, filters) + 2.0**-24).log()
@@ -176,15 +172,3 @@ def _num_frames(num_mel_frames: Tensor, kernel: int, stride: int, factor: int) -
     for _ in range(int(math.log2(factor))):
         frames = (frames + (kernel - 1) // 2 * 2 - kernel) // stride + 1
     return frames
-
-
-@lru_cache(maxsize=4)
-def _mel_filters(num_mels: int) -> Tensor:
-    """Return the filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them."""
-    import torchaudio
-
-    with torch.device("cpu"):  # even if the model is built on the meta device
-        filters: Tensor = torchaudio.functional.melscale_fbanks(
-            NUM_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-        )
-    return filters

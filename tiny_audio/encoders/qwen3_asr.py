@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._initialization import scale_by_fan_in
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
-from tiny_audio.encoders._log_mel import HOP, WINDOW, limit_range, log_mel, reflect, slaney_filters
+from tiny_audio.encoders._log_mel import HOP, WINDOW, front_end, limit_range, log_mel, mel_filters, reflect
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
@@ -66,8 +66,7 @@ class Qwen3AsrConfig(EncoderConfig):
 
     def front_end(self) -> dict[str, Any]:
         """Return the front end's values: one mel frame per 10 ms."""
-        mels = self.known_fields().get("num_mel_bins", 128)
-        return {"sampling_rate": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": HOP, "feature_size": mels}
+        return front_end(self.known_fields().get("num_mel_bins", 128))
 
     @classmethod
     def tiny(cls) -> Self:
@@ -133,7 +132,7 @@ class Qwen3AsrEncoder(Encoder):
         padded = lengths.clamp(min=SHORTEST)
         audio = waveforms.float() * length_mask(lengths, waveforms.shape[1])
         audio = F.pad(audio, (0, max(0, int(padded.max()) - audio.shape[1])))
-        mel = log_mel(reflect(audio, padded, WINDOW // 2), slaney_filters(self.model.config.num_mel_bins))
+        mel = log_mel(reflect(audio, padded, WINDOW // 2), mel_filters(self.model.config.num_mel_bins))
         num_mel_frames = _num_mel_frames(padded)
         mel = mel[:, : int(num_mel_frames.max())]  # the window around the end is dropped
         mel = limit_range(mel, length_mask(num_mel_frames, mel.shape[1]))

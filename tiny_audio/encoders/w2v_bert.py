@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
-from tiny_audio.encoders._layers import check_no_adapter, keep_layers, weighted_layers
+from tiny_audio.encoders._layers import check_no_adapter, keep_layers, wav2vec_settings, weighted_layers
 from tiny_audio.frames import SAMPLE_RATE, Frames, length_mask
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.trainable import prepare_training
@@ -85,17 +85,8 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
         Architecture,
         config,
         context.architecture,
-        hidden_dropout=config.dropout,
-        activation_dropout=config.dropout,
-        attention_dropout=config.dropout,
-        feat_proj_dropout=config.dropout,
+        **wav2vec_settings(config),
         conformer_conv_dropout=config.dropout,
-        final_dropout=config.dropout,
-        layerdrop=0.0,
-        # SpecAugment is configured in the recipe's `augmentation`, in the same way for every encoder.
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
     )
     check_no_adapter(architecture, config)
     cut = keep_layers(architecture, config, r"(wav2vec2_bert\.)?encoder\.layers")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders._initialization import scale_by_fan_in
 from tiny_audio.encoders._layers import keep_layers, weighted_layers
-from tiny_audio.encoders._log_mel import HOP, LEAST, WINDOW, log_mel, slaney_filters
+from tiny_audio.encoders._log_mel import HOP, LEAST, WINDOW, front_end, log_mel, mel_filters
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.pretrained.building import architecture_of, build_or_load, transformers_config
 from tiny_audio.pretrained.config import ALL_ATTENTIONS
@@ -45,8 +45,7 @@ class WhisperConfig(EncoderConfig):
 
     def front_end(self) -> dict[str, Any]:
         """Return the front end's values: one mel frame per 10 ms."""
-        mels = self.known_fields().get("num_mel_bins", 80)
-        return {"sampling_rate": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": HOP, "feature_size": mels}
+        return front_end(self.known_fields().get("num_mel_bins", 80))
 
     @classmethod
     def tiny(cls) -> Self:
@@ -129,7 +128,7 @@ class WhisperEncoder(Encoder):
         # F windows: the last of them starts at `size - HOP`.
         audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio[:, : size + WINDOW // 2 - HOP]], dim=1)
         least = _LEAST_OF_ANY_LEVEL if self.level_invariant else LEAST
-        mel = log_mel(audio, slaney_filters(self.model.config.num_mel_bins), least)
+        mel = log_mel(audio, mel_filters(self.model.config.num_mel_bins), least)
         frames = Frames(mel, num_mel_frames, SAMPLE_RATE / HOP)
         loudest = mel.masked_fill(~frames.mask()[..., None], least).amax(dim=(1, 2), keepdim=True)
         mel = torch.maximum(mel, loudest - 8.0)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -71,13 +72,16 @@ class TransformersTarget(ModelTarget):
         """See :meth:`Target.load`."""
         from transformers import pipeline
 
+        device = device_of(self._device)
         try:
             with quiet_transformers():
                 self._pipeline: Any = pipeline(
                     "automatic-speech-recognition",
                     model=self._place,
                     revision=self._options.revision,
-                    device=device_of(self._device),
+                    device=device,
+                    # Most CPUs have no fast convolutions in fp16: those of Whisper take 50 times as long as in fp32.
+                    dtype=torch.float32 if device.type == "cpu" else "auto",
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
-from tiny_audio.commands.bench.units import CachedMaterial, WaveformMaterial, train
+from tiny_audio.commands.bench.units import CachedClips, WaveformClips, train
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.recipe import load_recipe
@@ -125,13 +125,13 @@ def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> N
     curves = []
     for cached in (True, False):
         recipe, clips, model, target_encoder = built(home, "execution.log_every=1", "training.steps=6")
-        material: Any = WaveformMaterial(clips, {})
+        inputs: Any = WaveformClips(clips, {})
         if cached:
             cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
-            material = CachedMaterial(cache.get(clips), {})
-        material.prepare(model)
+            inputs = CachedClips(cache.get(clips), {})
+        inputs.prepare(model)
 
-        epoch_batches = partial(material.epoch, model, recipe, target_encoder)
+        epoch_batches = partial(inputs.epoch, model, recipe, target_encoder)
         trained = train(model, recipe, epoch_batches, Budget(steps=6))
         assert trained.steps == 6
         curves.append([loss for _, loss in trained.curve])
@@ -146,7 +146,7 @@ def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_pat
     for projector in ("swiglu", "conv"):
         recipe, clips, model, target_encoder = built(home, f"projector={projector}", "training.seed=3")
         cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
-        batches = CachedMaterial(cache.get(clips), {}).epoch(model, recipe, target_encoder, 1)
+        batches = CachedClips(cache.get(clips), {}).epoch(model, recipe, target_encoder, 1)
         orders.append([[row.tolist() for row in batch.targets] for batch in batches])
     assert orders[0] == orders[1]
     assert sum(map(len, orders[0])) == 24
@@ -154,9 +154,9 @@ def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_pat
 
 def test_a_budget_of_seconds_is_kept(home: Path, tmp_path: Path) -> None:
     recipe, clips, model, target_encoder = built(home, "training.steps=1000")
-    material = CachedMaterial(FeatureCache(model, recipe, tmp_path, lambda note: None).get(clips), {})
+    inputs = CachedClips(FeatureCache(model, recipe, tmp_path, lambda note: None).get(clips), {})
     trained = train(
-        model, recipe, lambda epoch: material.epoch(model, recipe, target_encoder, epoch), Budget(seconds=0.5)
+        model, recipe, lambda epoch: inputs.epoch(model, recipe, target_encoder, epoch), Budget(seconds=0.5)
     )
     assert trained.steps > 1
     assert 0.5 <= trained.wall_s < 5

@@ -14,7 +14,7 @@ from tests.conftest import Document
 from tiny_audio.commands.bench._measure import peak_bytes, random_frames
 from tiny_audio.commands.bench.command import Options, benchmark_projectors
 from tiny_audio.commands.bench.tables import timings_table
-from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
+from tiny_audio.commands.bench.timing import Effort, ProjectorShape, time_projectors
 from tiny_audio.commands.bench.variants import read_variants
 from tiny_audio.config import UserError
 from tiny_audio.recipe import load_recipe
@@ -47,7 +47,7 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
         "swiglu:hidden_dim=64+stack=4,transformer:dim=32+num_heads=4+num_layers=1+feedforward_dim=64"
     ).compared
     effort = Effort(durations_s=(1.0,), batch_sizes=(2,), max_time_s=0.01)
-    measured = time_projectors(variants, Neighbors(in_dim=32, out_dim=48), effort, "cpu")
+    measured = time_projectors(variants, ProjectorShape(in_dim=32, out_dim=48), effort, "cpu")
     assert "4 passed" in capfd.readouterr().err
     assert measured["versions"]["pytest-benchmark"]
     forward, both, attention, _ = measured["cases"]
@@ -66,15 +66,15 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     # Attention counts too: products of queries with keys and of weights with values, 10 by 10 for each of two clips.
     linear = 2 * 10 * (5 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 32 * 48)
     assert attention["flops"] == 2 * (linear + 2 * 2 * 10 * 10 * 32)
-    assert measured["neighbours"]["in_dim"] == 32  # the key of files that exist
+    assert measured["shape"]["in_dim"] == 32
     table = timings_table(measured).splitlines()
     assert table[1].split()[:3] == ["swiglu", "hidden_dim=64", "stack=4"]
     assert "32 → 48 channels at 50 frames/s, fp32, cpu" in table[-1]
 
 
-def test_neighbors_come_from_the_recipe(document: Document, write_recipe: Callable[..., Path]) -> None:
+def test_the_shape_comes_from_the_recipe(document: Document, write_recipe: Callable[..., Path]) -> None:
     recipe = load_recipe(write_recipe(document))
-    found = Neighbors.of(recipe)
+    found = ProjectorShape.of(recipe)
     assert (found.frame_rate, found.precision) == (50.0, "fp32")
     assert found.in_dim == recipe.encoder.overrides["d_model"]
     assert found.out_dim == recipe.decoder.overrides["hidden_size"]
@@ -83,19 +83,19 @@ def test_neighbors_come_from_the_recipe(document: Document, write_recipe: Callab
 @pytest.mark.parametrize("field", ["hidden_dim=99999999999", "hidden_dim=9999999999999999"])
 def test_a_projector_that_no_memory_holds_is_refused(field: str) -> None:
     with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; shrink its sizes$"):
-        time_projectors(read_variants(f"swiglu:{field}").compared, Neighbors(), Effort(max_time_s=0.0))
+        time_projectors(read_variants(f"swiglu:{field}").compared, ProjectorShape(), Effort(max_time_s=0.0))
 
 
 def test_a_length_that_is_too_short_is_refused() -> None:
     with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, but swiglu stack=9 needs 9")):
-        time_projectors(read_variants("swiglu:stack=9").compared, Neighbors(), Effort(durations_s=(0.1,)), "cpu")
+        time_projectors(read_variants("swiglu:stack=9").compared, ProjectorShape(), Effort(durations_s=(0.1,)), "cpu")
 
 
 def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name))
     with pytest.raises(UserError, match=re.escape("bench needs pytest_benchmark; pip install 'tiny-audio[bench]'")):
-        time_projectors(read_variants("swiglu").compared, Neighbors(), Effort(), "cpu")
+        time_projectors(read_variants("swiglu").compared, ProjectorShape(), Effort(), "cpu")
 
 
 @pytest.mark.parametrize(

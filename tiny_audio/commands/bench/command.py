@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tiny_audio.commands._output import print_json
 from tiny_audio.commands.bench.tables import results_table, timings_table
-from tiny_audio.commands.bench.timing import Effort, Neighbors, time_projectors
+from tiny_audio.commands.bench.timing import Effort, ProjectorShape, time_projectors
 from tiny_audio.commands.bench.variants import read_variants
 from tiny_audio.config import UserError
 from tiny_audio.recipe import load_recipe
@@ -88,8 +88,8 @@ def benchmark_projectors(
     device = options.device or "auto"
     if device not in DEVICES:
         raise UserError(f"--device {device!r} is unknown; choose one of {', '.join(DEVICES)}")
-    neighbors = Neighbors() if recipe is None else Neighbors.of(load_recipe(recipe, overrides))
-    measured = time_projectors([*variants.compared, *variants.controls], neighbors, effort, device)
+    shape = ProjectorShape() if recipe is None else ProjectorShape.of(load_recipe(recipe, overrides))
+    measured = time_projectors([*variants.compared, *variants.controls], shape, effort, device)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / "timings.json", json.dumps(measured, indent=1))

@@ -29,11 +29,11 @@ def timings_table(measured: Mapping[str, Any]) -> str:
         cells += [f"{1000 * row['median_s']:,.2f} ms" for row in (forward, both)]
         cells += [f"{row['flops'] / 1e9:.3g}" for row in (forward, both)]
         rows.append(cells + [f"{row['peak_bytes'] / 2**20:,.1f} MiB" for row in (forward, both)])
-    near = measured["neighbours"]
+    shape = measured["shape"]
     return (
-        f"{in_columns(rows, num_texts=1)}\n{near['in_dim']} → {near['out_dim']} channels at {near['frame_rate']:g} "
-        f"frames/s, {near['precision']}, {measured['device']}, {measured['threads']} threads; medians; memory excludes "
-        "weights and frames"
+        f"{in_columns(rows, num_texts=1)}\n{shape['in_dim']} → {shape['out_dim']} channels at {shape['frame_rate']:g} "
+        f"frames/s, {shape['precision']}, {measured['device']}, {measured['threads']} threads; medians; memory "
+        "excludes weights and frames"
     )
 
 

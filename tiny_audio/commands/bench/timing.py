@@ -31,7 +31,7 @@ _CASES = Path(__file__).with_name("_cases.py")
 
 
 @dataclass(frozen=True)
-class Neighbors:
+class ProjectorShape:
     """Shapes and types that the encoder and the decoder impose on a projector."""
 
     in_dim: int = 1280
@@ -43,7 +43,7 @@ class Neighbors:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Neighbors:
+    def of(cls, recipe: Recipe) -> ProjectorShape:
         """Read the shapes and types from a recipe's model on the meta device.
 
         Raises:
@@ -67,7 +67,7 @@ class Effort:
 
 
 def time_projectors(
-    variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, device: str = "auto"
+    variants: Sequence[Variant], shape: ProjectorShape, effort: Effort, device: str = "auto"
 ) -> dict[str, Any]:
     """Measure every variant with every duration and batch size, without and with a backward pass.
 
@@ -86,10 +86,10 @@ def time_projectors(
     if missing:
         raise UserError(f"bench needs {' and '.join(missing)}; pip install 'tiny-audio[bench]'")
     chosen = device_of(device)
-    _check(variants, neighbors, effort, chosen)
+    _check(variants, shape, effort, chosen)
     cases = [
         {
-            **asdict(neighbors),
+            **asdict(shape),
             "label": variant.label,
             "section": dict(variant.section),
             "duration_s": duration_s,
@@ -105,7 +105,7 @@ def time_projectors(
     with tempfile.TemporaryDirectory() as folder:
         measured = _run(cases, effort, Path(folder))
     return {
-        "neighbours": asdict(neighbors),
+        "shape": asdict(shape),
         "effort": asdict(effort),
         "device": device_name(chosen),
         "threads": torch.get_num_threads(),
@@ -116,9 +116,9 @@ def time_projectors(
     }
 
 
-def _check(variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, device: torch.device) -> None:
-    _check_sizes(variants, neighbors, device)
-    shortest = int(min(effort.durations_s) * neighbors.frame_rate)
+def _check(variants: Sequence[Variant], shape: ProjectorShape, effort: Effort, device: torch.device) -> None:
+    _check_sizes(variants, shape, device)
+    shortest = int(min(effort.durations_s) * shape.frame_rate)
     for variant in variants:
         needed = variant.config().min_frames()
         if shortest < needed:
@@ -128,10 +128,10 @@ def _check(variants: Sequence[Variant], neighbors: Neighbors, effort: Effort, de
             )
 
 
-def _check_sizes(variants: Sequence[Variant], neighbors: Neighbors, device: torch.device) -> None:
+def _check_sizes(variants: Sequence[Variant], shape: ProjectorShape, device: torch.device) -> None:
     """Reject variants whose weights and gradients, in fp32, do not fit into memory."""
     memory = device_bytes(device)
-    context = ProjectorContext(neighbors.in_dim, neighbors.out_dim, neighbors.frame_rate, 1.0)
+    context = ProjectorContext(shape.in_dim, shape.out_dim, shape.frame_rate, 1.0)
     for variant in variants:
         try:
             with torch.device("meta"):

@@ -29,7 +29,7 @@ from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.analysis.warnings import Comparison, state_overlap
 from tiny_audio.commands.bench.analysis import AGAIN, DEGRADED, Control, Outcome, Scoring, analyze
 from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
-from tiny_audio.commands.bench.units import CachedMaterial, Material, WaveformMaterial, decode, train
+from tiny_audio.commands.bench.units import BenchmarkClips, CachedClips, WaveformClips, decode, train
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.commands.run.context import RunClips
 from tiny_audio.commands.run.train import training_inputs
@@ -243,31 +243,29 @@ class TrainedBenchmark:
         return device_of(self.recipe.execution.device)
 
     @cached_property
-    def _material(self) -> Material:
+    def _unit_clips(self) -> BenchmarkClips:
         if not self.plan.cached:
-            return WaveformMaterial(self._train_clips, self._evaluation_clips)
+            return WaveformClips(self._train_clips, self._evaluation_clips)
         model, _, _ = assemble(self.recipe, self._train_clips, self._start)
         place(model, self.recipe, self._device)
         cache = FeatureCache(model, self.recipe, cache_dir() / "features", self.note)
         evaluation = {name: cache.get(clips) for name, clips in self._evaluation_clips.items()}
-        return CachedMaterial(cache.get(self._train_clips), evaluation)
+        return CachedClips(cache.get(self._train_clips), evaluation)
 
     def _train(self, unit: _Unit) -> str:
         """Train and decode a unit, store its result, and return its word error rates as text."""
-        recipe, material = unit.recipe, self._material
+        recipe, clips = unit.recipe, self._unit_clips
         model, tokenizer, target_encoder = assemble(recipe, self._train_clips, self._start)
-        material.prepare(model)
+        clips.prepare(model)
         place(model, recipe, self._device)
         try:
-            trained = train(
-                model, recipe, lambda epoch: material.epoch(model, recipe, target_encoder, epoch), self.budget
-            )
+            trained = train(model, recipe, lambda epoch: clips.epoch(model, recipe, target_encoder, epoch), self.budget)
         except Diverged as error:
             name = f"variant {unit.variant.label}, seed {unit.seed}"
             raise RunFailed(f"{name}: {error}, or leave this variant out") from error
         except RunFailed as error:
             raise RunFailed(f"variant {unit.variant.label}, seed {unit.seed}: {error}") from error
-        hypotheses, embeddings_per_s = decode(model, recipe, tokenizer, material, list(recipe.data.evaluation))
+        hypotheses, embeddings_per_s = decode(model, recipe, tokenizer, clips, list(recipe.data.evaluation))
         result = {
             "label": unit.variant.label,
             "section": dict(unit.variant.section),

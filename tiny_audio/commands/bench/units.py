@@ -48,11 +48,11 @@ class TrainingBatch:
         return Counts(len(self.targets), sum(map(len, self.targets)), sum(map(len, self.ctc_targets or [])))
 
 
-class Material(Protocol):
+class BenchmarkClips(Protocol):
     """The clips of a benchmark, as frames or as waveforms."""
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Freeze weights that cannot train on this material."""
+        """Freeze weights that cannot train on these clips."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
@@ -64,7 +64,7 @@ class Material(Protocol):
 
 
 @dataclass(frozen=True)
-class CachedMaterial:
+class CachedClips:
     """Clips as cached frames."""
 
     train: Features
@@ -112,7 +112,7 @@ class CachedMaterial:
 
 
 @dataclass(frozen=True)
-class WaveformMaterial:
+class WaveformClips:
     """Clips as waveforms, which are encoded at every step, as in ``tiny-audio run``."""
 
     train: ClipSet
@@ -197,7 +197,7 @@ def _score(model: TinyAudioModel, recipe: Recipe, batch: TrainingBatch) -> Targe
 
 
 def decode(
-    model: TinyAudioModel, recipe: Recipe, tokenizer: Any, material: Material, names: Sequence[str]
+    model: TinyAudioModel, recipe: Recipe, tokenizer: Any, clips: BenchmarkClips, names: Sequence[str]
 ) -> tuple[dict[str, list[Hypothesis]], float]:
     """Return the hypotheses of every set, and the number of embeddings per second of audio."""
     model.eval()
@@ -210,7 +210,7 @@ def decode(
     handle = model.projector.register_forward_hook(count)
     try:
         with torch.no_grad(), autocast(recipe.training.precision, model.device):
-            found = {name: material.transcribe(model, recipe, tokenizer, name) for name in names}
+            found = {name: clips.transcribe(model, recipe, tokenizer, name) for name in names}
     finally:
         handle.remove()
     seconds = sum(row["duration"] for rows in found.values() for row in rows)

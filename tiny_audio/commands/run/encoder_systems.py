@@ -11,7 +11,7 @@ from tiny_audio.analysis.decoder_gain import EncoderSystem, Speed
 from tiny_audio.analysis.normalizer_names import NormalizerName
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.commands.run.context import RunContext
-from tiny_audio.commands.run.evaluate import EvaluateStage, EvaluationModel
+from tiny_audio.commands.run.evaluate import EvaluateStage, SetStage
 from tiny_audio.commands.run.state import EncoderSystemsState, RecordedSystem
 from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
@@ -29,21 +29,16 @@ _FAIREST: NormalizerName = "whisper_english"
 may lack, and this normalizer removes such differences."""
 
 
-class EncoderSystemsStage:
+class EncoderSystemsStage(SetStage):
     """Records what the encoder recognizes on its own, for the comparison in the report.
 
     The stage's identity is the identity of the set's scores, the encoder's section of the recipe, and the maximum
     number of clips. The stage never fails a run: if a recognizer cannot be used, a note says why.
-
-    Args:
-        run: the run.
-        name: name of the set.
-        model: the exported model, shared by all sets of a run.
     """
 
-    def __init__(self, run: RunContext, name: str, model: EvaluationModel) -> None:
-        self._run, self._name, self._model = run, name, model
-        self._num_clips = run.recipe.evaluation.encoder_system_clips
+    @property
+    def _num_clips(self) -> int:
+        return self._run.recipe.evaluation.encoder_system_clips
 
     def identity(self) -> str:
         """Return a hash of the settings."""

@@ -51,10 +51,8 @@ class EvaluationModel:
         return model, tokenizer
 
 
-class EvaluateStage:
-    """Scores one set.
-
-    The stage's identity is the generation settings, the evaluation settings and the set's section of the recipe.
+class SetStage:
+    """Base of the stages that use the exported model on one evaluation set.
 
     Args:
         run: the run.
@@ -64,6 +62,13 @@ class EvaluateStage:
 
     def __init__(self, run: RunContext, name: str, model: EvaluationModel) -> None:
         self._run, self._name, self._model = run, name, model
+
+
+class EvaluateStage(SetStage):
+    """Scores one set.
+
+    The stage's identity is the generation settings, the evaluation settings and the set's section of the recipe.
+    """
 
     def identity(self) -> str:
         """Return a hash of the settings. It includes the paths of the set, because another file has other clips."""
