@@ -15,7 +15,7 @@ from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.models import assemble, batch
 from tests.support.training import gather, logged, make_trainer, parse
 from tiny_audio.ctc import AlignmentConfig
-from tiny_audio.training.alignment import AlignmentLoss
+from tiny_audio.model.alignment import AlignmentLoss
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 MODEL, TOKENIZER = assemble()

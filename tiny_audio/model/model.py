@@ -49,7 +49,7 @@ class TinyAudioModel(SavedModel):
         if config.ctc_characters is not None:
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
-        self.alignment: nn.Module | None = None  # set by training, see tiny_audio.training.alignment
+        self.alignment: nn.Module | None = None  # set by training, see model/alignment.py
         # All parts are already initialized. transformers' generic initialization would overwrite their weights.
         with no_init_weights():
             self.post_init()

@@ -188,7 +188,9 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
         linear_cross_entropy=_in_chunks if fused else None,
     )
     loss: Tensor = scores.decoder_loss.sum()
-    return loss if scores.ctc_loss is None else loss + scores.ctc_loss.sum()
+    for auxiliary in (scores.ctc_loss, scores.alignment_loss):
+        loss = loss if auxiliary is None else loss + auxiliary.sum()
+    return loss
 
 
 def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:

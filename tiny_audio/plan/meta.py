@@ -74,6 +74,7 @@ def build_stand_in(
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read.
     """
+    from tiny_audio.model.alignment import AlignmentLoss
     from tiny_audio.model.config import TinyAudioConfig
     from tiny_audio.model.model import TinyAudioModel
     from tiny_audio.model.parts import build_parts
@@ -81,12 +82,13 @@ def build_stand_in(
     def architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
         return read_architecture(part) if random_weights else None
 
+    tokenizer = _stand_in_tokenizer(recipe)
     with torch.device(device):
         parts = build_parts(
             recipe.encoder,
             recipe.projector,
             recipe.decoder,
-            _stand_in_tokenizer(recipe),
+            tokenizer,
             encoder_architecture=architecture(recipe.encoder),
             decoder_architecture=architecture(recipe.decoder),
             embedding_rms=1.0,
@@ -101,7 +103,12 @@ def build_stand_in(
         model = TinyAudioModel(config, parts)
         if recipe.decoder.quantization:
             quantize(model.decoder, recipe.decoder.quantization)
-        return model
+    if recipe.alignment is not None:
+        # The labels are the tokens of the training transcripts, which are not known here. They are at most all tokens.
+        vocab_size = recipe.decoder.num_embeddings() if tokenizer is None else len(tokenizer)
+        if vocab_size is not None:
+            model.alignment = AlignmentLoss(recipe.alignment, range(vocab_size))
+    return model
 
 
 def _portable(part: _PartConfig) -> _PartConfig:

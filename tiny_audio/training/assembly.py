@@ -7,11 +7,11 @@ from typing import Any
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.target_encoder import TargetEncoder
+from tiny_audio.model.alignment import AlignmentLoss
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.quantization import quantize
 from tiny_audio.pretrained.trainable import reset_magnitudes
 from tiny_audio.recipe import Recipe
-from tiny_audio.training.alignment import AlignmentLoss
 from tiny_audio.training.initialize import PretrainedHead, StartingPoint
 from tiny_audio.training.random_state import seed_all
 from tiny_audio.training.real_checkpoints import fitting_prompt, with_limits

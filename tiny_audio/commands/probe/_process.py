@@ -226,7 +226,7 @@ class _Bench:
         from tiny_audio.training.step import take_step
         from tiny_audio.training.world import World
 
-        config, ctc = self.recipe.training, self.recipe.ctc
+        config, ctc, alignment = self.recipe.training, self.recipe.ctc, self.recipe.alignment
         result = take_step(
             self.model,
             self.optimizer,
@@ -236,6 +236,7 @@ class _Bench:
             ctc_weight=ctc.weight if ctc else 0.0,
             max_gradient_norm=config.max_gradient_norm,
             world=World(),
+            alignment_weight=alignment.weight if alignment else 0.0,
         )
         assert result.is_finite, "a skipped step creates no moments"
 
