@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import write_clips
 from tests.support.environments import PROJECT, Environment, build_wheel, lowest, pythons
 from tests.support.models import assemble
-from tests.support.paths import RECIPES
+from tests.support.paths import RECIPES, ROOT
 from tiny_audio.audio.load import load_audio
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
@@ -75,6 +78,19 @@ Create = Callable[..., Environment]
 def test_exports_require_what_this_package_requires() -> None:
     ours = set(PROJECT["dependencies"])
     assert set(REQUIREMENTS) <= ours
+
+
+def test_constraints_pin_every_requirement() -> None:
+    """Only flash-attn is left out, which is compiled by CUDA's compiler."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines[1:])}
+    assert all(str(pin).startswith("==") for pin in pins.values())
+    extras = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "flash-attn"}
+    for requirement in map(Requirement, chain(PROJECT["dependencies"], *extras.values())):
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"pin {name} in constraints.txt"
+        (pin,) = pins[name]
+        assert pin.version in requirement.specifier, name
 
 
 def test_every_extra_is_installed_somewhere() -> None:
