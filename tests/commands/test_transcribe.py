@@ -159,7 +159,7 @@ def test_an_interruption_keeps_the_rows_that_are_done(
             super().add(row)
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("tiny_audio.commands.transcribe.JsonArray", Stopping)
+    monkeypatch.setattr("tiny_audio.commands.transcribe._job.JsonArray", Stopping)
     clips = [str(place / "audio" / name) for name in ("a.wav", "b.flac")]
     code, out, err = finish(begin("transcribe", place / "model", *clips, "--no-filters", "--json"))
     assert (code, err) == (3, "stopped\n")

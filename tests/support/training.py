@@ -22,6 +22,7 @@ from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.world import World
 from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training import checkpoint
 from tiny_audio.training.assembly import assemble
@@ -29,7 +30,6 @@ from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.trainer import Trainer
-from tiny_audio.training.world import World
 
 Weights = dict[str, Tensor]
 ALONE = World()

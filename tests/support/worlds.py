@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tiny_audio.training.world import World, joined
+from tiny_audio.runtime.world import World, joined
 
 PATIENCE_S = 300.0
 

@@ -17,11 +17,11 @@ from tests.support.training import (
 from tiny_audio.config import RunFailed
 from tiny_audio.data.batches import PlannedBatches
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.runtime.world import World
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.batches import Batches
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

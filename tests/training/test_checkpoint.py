@@ -17,8 +17,8 @@ from tests.support.training import (
     weights,
 )
 from tiny_audio.config import RunFailed
+from tiny_audio.runtime.world import World
 from tiny_audio.training import checkpoint
-from tiny_audio.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

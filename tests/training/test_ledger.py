@@ -29,13 +29,13 @@ from tiny_audio.plan._step import Shape, dry_run
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.recipe import Recipe, TrainingConfig
 from tiny_audio.runtime.memory import peak_resident_bytes
+from tiny_audio.runtime.world import World
 from tiny_audio.training import checkpoint
 from tiny_audio.training.host import Host
 from tiny_audio.training.ledger import Amounts, Ledger, Overhead, with_overhead
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.trainer import Trainer
-from tiny_audio.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,15 +20,15 @@ from tests.support.golden import check_golden
 from tests.support.training import ActingCallback, RecordingCallback, gather, make_trainer, parse
 from tiny_audio.config import RunFailed, Stopped, UserError
 from tiny_audio.projectors.swiglu import SwigluProjector
+from tiny_audio.runtime.launch import check_alone
+from tiny_audio.runtime.world import World, joined
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.batches import Batches
 from tiny_audio.training.checkpoint import latest
 from tiny_audio.training.compilation import compile_layers
 from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.initialize import StartingPoint
-from tiny_audio.training.launch import check_alone
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

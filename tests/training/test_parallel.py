@@ -32,10 +32,10 @@ from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export.load import load_model
 from tiny_audio.projectors import PROJECTORS
+from tiny_audio.runtime.world import World, joined
 from tiny_audio.training import checkpoint
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.trainer import Trainer
-from tiny_audio.training.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -358,6 +358,18 @@ def test_processes_with_other_clips_are_refused(document: Document, data: Path, 
     assert str(second).startswith("process 1 has another set of training clips (")
     assert str(second).endswith("); give all machines the same files")
     assert_printed_once(second, first)
+
+
+def test_a_variable_that_was_left_behind_is_mentioned_once(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    callback = RecordingCallback()
+    one_step = {"training__steps": 1, "training__warmup_steps": 0}
+    Run(parse(changed(document, **one_step)), "run", tmp_path / "run", callback).complete()
+    assert len([note for note in callback.notes if "LOCAL_RANK" in note]) == 1
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])

@@ -71,7 +71,7 @@ LAUNCHED = [command for command in commands() if command[0] != "sky"]
 
 def test_the_page_has_commands() -> None:
     assert {command[0] for command in commands()} == {"torchrun", "accelerate", "sky"}
-    assert len(LAUNCHED) >= 5
+    assert len(LAUNCHED) >= 7
 
 
 @pytest.mark.parametrize("command", [*LAUNCHED, on_a_node()], ids=" ".join)
@@ -83,10 +83,11 @@ def test_a_command_is_taken(command: list[str], monkeypatch: pytest.MonkeyPatch)
     arguments = ours(command)
     monkeypatch.chdir(ROOT)
     context = typer.main.get_command(app).make_context("tiny-audio", list(arguments))
-    assert arguments[0] == "run"
-    run = typer.main.get_command(app).get_command(context, "run")  # type: ignore[attr-defined]
-    given = run.make_context("run", arguments[1:]).params
-    load_recipe(given["recipe"], given["overrides"] or [])
+    name = arguments[0]
+    assert name in ("run", "transcribe", "evaluate")
+    given = typer.main.get_command(app).get_command(context, name).make_context(name, arguments[1:]).params  # type: ignore[attr-defined]
+    if name == "run":
+        load_recipe(given["recipe"], given["overrides"] or [])
 
 
 def test_the_task_asks_for_what_it_uses() -> None:

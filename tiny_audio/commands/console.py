@@ -29,7 +29,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
     """
     recipe = load_recipe(path, overrides)
     from tiny_audio.commands.run import Run  # a slow import, so the recipe is checked first
-    from tiny_audio.training.launch import Launch
+    from tiny_audio.runtime.launch import Launch
 
     folder = folder or Path("runs") / f"{path.stem}-{recipe.run_id()}"
     with ConsoleCallback(recipe.training.steps) as callback:

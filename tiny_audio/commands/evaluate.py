@@ -9,17 +9,20 @@ from pathlib import Path
 
 from tiny_audio.analysis.scoring import normalizer as normalizer_called
 from tiny_audio.commands._output import print_json
+from tiny_audio.commands._processes import joined_for_inference
 from tiny_audio.commands.run.context import RunClips
 from tiny_audio.config import RegistryError, RunFailed, UserError
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.data.sound_overlap import EvaluationSounds
 from tiny_audio.evaluation.data import DataSet, read_data
-from tiny_audio.evaluation.harness import Compared, comparison_commands, evaluate_targets, evaluation_table
+from tiny_audio.evaluation.harness import Evaluated, comparison_commands, evaluate_targets, evaluation_table
 from tiny_audio.evaluation.leaderboard import write_results
 from tiny_audio.evaluation.resolve import resolve_targets
+from tiny_audio.evaluation.target_on_set import Compared
 from tiny_audio.evaluation.targets import Target
 from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.spec import folder_name
+from tiny_audio.runtime.world import World
 
 
 def evaluate(
@@ -38,34 +41,56 @@ def evaluate(
         UserError: a target or the data cannot be used.
         RunFailed: a target failed for another reason. The error is raised after all other targets are evaluated.
     """
-    rule = normalizer_called(normalizer)
-    found = resolve_targets(targets)
-    sets = read_data(data, max_samples)
-    errors: dict[str, Exception] = {}
-    evaluated = evaluate_targets(
-        found,
-        sets,
-        output_dir,
-        rule,
-        group_by=group_by,
-        compare=_SharedWithTraining(sets).of,
-        note=_note,
-        failed=lambda label, error: errors.update({label: error}),
-    )
-    if max_samples is None:
-        for target, scores in evaluated.scores.items():
-            results = write_results(scores, output_dir / folder_name(target), date.today().isoformat())
-            if results is not None:
-                print(f"results for the model's repository on the hub: {results}", file=sys.stderr)
-    if as_json:
-        print_json(evaluated.to_json())
-    elif evaluated.scores:
-        print(evaluation_table(evaluated))
-    for command in comparison_commands(evaluated, output_dir, rule, group_by):
-        print(f"to write a page of this comparison: {command}", file=sys.stderr)
-    if errors:
-        kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
-        raise kind("\n".join(str(error) for error in errors.values()))
+    with joined_for_inference() as world:
+        rule = world.collective(lambda: normalizer_called(normalizer))
+        found = world.main_first(lambda: resolve_targets(targets))
+        sets = world.main_first(lambda: read_data(data, max_samples))
+        _check_same(sets, world)
+        errors: dict[str, Exception] = {}
+        evaluated = evaluate_targets(
+            found,
+            sets,
+            output_dir,
+            rule,
+            group_by=group_by,
+            compare=_SharedWithTraining(sets).of,
+            note=_note if world.is_main else lambda text: None,
+            failed=lambda label, error: errors.update({label: error}),
+            world=world,
+        )
+        if world.is_main:
+            if max_samples is None:
+                _write_results(evaluated, output_dir)
+            if as_json:
+                print_json(evaluated.to_json())
+            elif evaluated.scores:
+                print(evaluation_table(evaluated))
+            for command in comparison_commands(evaluated, output_dir, rule, group_by):
+                _note(f"to write a page of this comparison: {command}")
+        if errors:
+            kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
+            raise world.printed_by_main(kind("\n".join(str(error) for error in errors.values())))
+
+
+def _check_same(sets: Sequence[DataSet], world: World) -> None:
+    """Check that all processes have the same clips."""
+    fingerprints = world.broadcast_from_main(lambda: {data.name: data.fingerprint for data in sets})
+
+    def check() -> None:
+        other = [data.name for data in sets if data.fingerprint != fingerprints.get(data.name)]
+        if other:
+            raise UserError(
+                f"{world.name} has other clips of {other[0]} than the main process; give all machines the same files"
+            )
+
+    world.collective(check)
+
+
+def _write_results(evaluated: Evaluated, output_dir: Path) -> None:
+    for target, scores in evaluated.scores.items():
+        results = write_results(scores, output_dir / folder_name(target), date.today().isoformat())
+        if results is not None:
+            _note(f"results for the model's repository on the hub: {results}")
 
 
 def _note(text: str) -> None:

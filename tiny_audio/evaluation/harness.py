@@ -7,37 +7,30 @@ and failed clips. ``scores.json`` is computed from these rows.
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiny_audio.analysis import rescore
 from tiny_audio.analysis.comparison import SetComparison, compare_sets
-from tiny_audio.analysis.scoring import Normalizer, score_set
+from tiny_audio.analysis.scoring import Normalizer
 from tiny_audio.analysis.tables import scores_table, verdicts, warning_lines
-from tiny_audio.analysis.warnings import Comparison, state_overlap
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
 from tiny_audio.evaluation.data import DataSet
-from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, to_lines, with_outcome, write_rows
+from tiny_audio.evaluation.target_on_set import HYPOTHESES, Compared, TargetOnSet
 from tiny_audio.evaluation.targets import Target
 from tiny_audio.runtime.columns import on_one_line
-from tiny_audio.runtime.files import write_atomically
 from tiny_audio.runtime.spec import folder_name
+from tiny_audio.runtime.world import World
 
 _SHOWN_FAILURES = 3
-HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Scores = dict[str, dict[str, Any]]
 """Scores by name of the set."""
-Compared = Mapping[str, Comparison | None]
-"""Comparison of each set with a target's training data, by name of the set. None if the training data cannot be read.
-The mapping is empty if the training data is not known."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +73,11 @@ def evaluate_targets(
     compare: Callable[[Target], Compared] = lambda target: {},
     note: Callable[[str], None],
     failed: Callable[[str, Exception], None],
+    world: World = World(),  # noqa: B008  # frozen
 ) -> Evaluated:
     """Evaluate each target on each set.
+
+    Each process transcribes a share of the clips. The main process reads and writes the folders.
 
     Args:
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
@@ -89,6 +85,7 @@ def evaluate_targets(
         note: callback for progress messages.
         failed: callback for a target that could not be evaluated, with its label and the error. It is used if there
             are several targets, and the evaluation continues with the next target.
+        world: the processes that share the clips. All of them call this function, with the same targets and sets.
 
     Returns:
         The scores, with the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
@@ -103,29 +100,41 @@ def evaluate_targets(
     """
     for data in sets:
         check_group_by(data.clips, group_by)
-    works = [(target, [_Work(target, data, output_dir) for data in sets]) for target in targets]
+    works = [(target, [TargetOnSet(target, data, output_dir) for data in sets]) for target in targets]
+    every = [work for _, items in works for work in items]
+    missing = world.broadcast_from_main(lambda: [work.open() for work in every])
+    for work, ids in zip(every, missing, strict=True):
+        work.expect(ids)
     for target, items in works:
         if any(work.missing for work in items):
-            target.check()
+            world.collective(target.check)
     results: dict[str, Scores] = {}
-    done: dict[str, list[_Work]] = {}
+    done: dict[str, list[TargetOnSet]] = {}
     for target, items in works:
         try:
-            load_s = _complete(target, items, note)
+            load_s = _complete(target, items, note, world)
         except (UserError, RunFailed) as error:
             if len(works) == 1:
                 raise
             failed(target.label, error)
         else:
             done[target.label] = items
-            compared = compare(target)
-            results[target.label] = {
-                work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s, compared) for work in items
-            }
-    return Evaluated(results, _compare(done, normalizer, group_by))
+
+            def score(
+                target: Target = target, items: list[TargetOnSet] = items, load_s: float | None = load_s
+            ) -> Scores:
+                compared = compare(target)
+                return {
+                    work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s, compared) for work in items
+                }
+
+            results[target.label] = world.broadcast_from_main(score)
+    return Evaluated(results, world.broadcast_from_main(lambda: _compare(done, normalizer, group_by)))
 
 
-def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str | None) -> dict[str, SetComparison]:
+def _compare(
+    done: dict[str, list[TargetOnSet]], normalizer: Normalizer, group_by: str | None
+) -> dict[str, SetComparison]:
     sets = {}
     for items in zip(*done.values(), strict=True):
         targets = [
@@ -137,173 +146,24 @@ def _compare(done: dict[str, list[_Work]], normalizer: Normalizer, group_by: str
     return compare_sets(sets)
 
 
-def _complete(target: Target, items: Sequence[_Work], note: Callable[[str], None]) -> float | None:
+def _complete(target: Target, items: Sequence[TargetOnSet], note: Callable[[str], None], world: World) -> float | None:
     """Transcribe all missing clips, and return the loading time in seconds, or None if no clip was missing."""
     if not any(work.missing for work in items):
         return None
-    began = time.perf_counter()
-    target.load()
-    load_s = time.perf_counter() - began
+
+    def load() -> float:
+        began = time.perf_counter()
+        target.load()
+        return time.perf_counter() - began
+
+    load_s = world.main_first(load)  # the first process of a machine downloads the model
     note(f"{target.label}: ready after {load_s:.1f} s")
     try:
         for work in items:
-            work.complete(note)
+            work.complete(note, world)
     finally:
         target.close()
     return load_s
-
-
-class _Work:
-    """The evaluation of one target on one set, with its folder."""
-
-    def __init__(self, target: Target, data: DataSet, output_dir: Path) -> None:
-        self.target, self.data = target, data
-        self.folder = output_dir / folder_name(target.label) / data.name
-        self._errors_of_audio = 0
-        self.failures: list[Hypothesis] = []
-        identity = {"target": target.identity, "data": data.fingerprint}
-        self._check_identity(json.loads(json.dumps(identity)))
-        known = {row["id"]: row for row in _read(self.folder / HYPOTHESES)}
-        self.rows: dict[str, Hypothesis] = {
-            clip.id: known[clip.id] for clip in data.clips if clip.id in known and known[clip.id]["error"] is None
-        }
-        self._others = [row for name, row in known.items() if name not in self.rows and row["error"] is None]
-        """Hypotheses of clips that are not in this set, for example after an evaluation with more samples."""
-
-    @property
-    def missing(self) -> list[Clip]:
-        """Clips that have not been transcribed, or failed."""
-        return [clip for clip in self.data.clips if clip.id not in self.rows]
-
-    def complete(self, note: Callable[[str], None]) -> None:
-        """Transcribe the missing clips, and write their rows."""
-        missing = self.missing
-        if not missing:
-            return
-        path = self.folder / HYPOTHESES
-        if self.rows:
-            note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are done")
-        # Rewrite the file without failures and without the incomplete last line of a killed process.
-        write_rows(path, [*self.rows.values(), *self._others])
-        failed: dict[str, Hypothesis] = {}
-        with path.open("a", encoding="utf-8") as file:
-            for done, outcome in enumerate(self.target.transcribe(missing), start=1):
-                row = with_outcome(hypothesis(outcome.clip, outcome.transcript), outcome.time_s, outcome.error)
-                (self.rows if outcome.error is None else failed)[row["id"]] = row
-                self._errors_of_audio += outcome.is_audio
-                file.write(to_lines([row]))
-                file.flush()
-                if done % 100 == 0:
-                    note(f"{self.target.label} on {self.data.name}: {done} of {len(missing)}, {len(failed)} failed")
-        everything = self.rows | failed
-        rows = [everything[clip.id] for clip in self.data.clips]
-        write_rows(path, [*rows, *self._others])
-        self.failures = [row for row in rows if row["error"] is not None]
-        if not self.rows:
-            first = f"the first: {self.failures[0]['id']}: {self.failures[0]['error']}"
-            message = f"{self.target.label} on {self.data.name}: none of {len(rows)} clips was transcribed; {first}"
-            raise UserError(message) if self._errors_of_audio == len(rows) else RunFailed(message)
-
-    @property
-    def scored(self) -> dict[str, Hypothesis]:
-        """Hypotheses to score, by id: the transcribed clips, or the recordings whose chunks were all transcribed."""
-        rows = self.rows | {row["id"]: row for row in self.failures}
-        ordered = {clip.id: rows[clip.id] for clip in self.data.clips if clip.id in rows}
-        joined = rescore.join_chunks(ordered, str(self.folder / HYPOTHESES))
-        return {name: row for name, row in joined.items() if row["error"] is None}
-
-    def score(
-        self,
-        normalizer: Normalizer,
-        group_by: str | None,
-        num_bootstrap: int,
-        load_s: float | None,
-        compared: Compared,
-    ) -> dict[str, Any]:
-        """Score the transcribed clips, and write ``scores.json``."""
-        rows = list(self.scored.values())
-        has_ctc = all(row["ctc_text"] is not None for row in rows)
-        scores = score_set(
-            [row["text"] for row in rows],
-            [row["pred_text"] for row in rows],
-            normalizer,
-            ctc_hypotheses=[row["ctc_text"] for row in rows] if has_ctc else None,
-            num_bootstrap=num_bootstrap,
-            groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
-            durations_s=[row["duration"] for row in rows],
-        )
-        audio_s, time_s = (sum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
-        price = self.target.price()
-        scores |= {
-            "target": self.target.label,
-            "set": self.data.name,
-            "num_clips": len(self.data.clips),
-            "num_failed": len(self.failures),
-            "failure_rate": len(self.failures) / len(self.data.clips),
-            "failures": [{"id": row["id"], "error": row["error"]} for row in self.failures[:20]],
-            "truncated_hypotheses": sum(row["truncated"] for row in rows),
-            "audio_s": audio_s,
-            "time_s": time_s,
-            "rtfx": audio_s / time_s if time_s else None,
-            "load_s": load_s,
-            "cost_usd": None if price is None else audio_s / 3600 * price.usd_per_hour,
-            "price": None if price is None else {"usd_per_hour": price.usd_per_hour, "source": price.source},
-            "dropped": [{"id": drop.id, "reason": drop.reason, "detail": drop.detail} for drop in self.data.dropped],
-        }
-        if self.data.name in compared:
-            state_overlap(scores, compared[self.data.name])
-        write_atomically(self.folder / SCORES, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
-        return scores
-
-    def _check_identity(self, identity: dict[str, Any]) -> None:
-        path = self.folder / IDENTITY
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if (self.folder / HYPOTHESES).exists():
-                raise UserError(
-                    f"{self.folder} has hypotheses of unknown origin (it has no {IDENTITY}); give another --output-dir"
-                )
-            write_atomically(path, json.dumps(identity, indent=1, ensure_ascii=False) + "\n")
-            return
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = None
-        old = before if isinstance(before, dict) else {}
-        changed = [what for what in ("target", "data") if _given(old.get(what)) != _given(identity[what])]
-        if changed:
-            raise UserError(
-                f"{self.folder} has results of another {' and other '.join(changed)}; give another --output-dir, or "
-                "remove that folder"
-            )
-
-
-def _given(value: Any) -> Any:
-    """Return the options that are not None, because an older version may not have had the other options."""
-    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
-def _read(path: Path) -> Iterator[Hypothesis]:
-    """Yield the complete rows of a file. An incomplete last line is skipped.
-
-    Raises:
-        UserError: a line before the last line is not a hypothesis.
-    """
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
-    for line_number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            complete = isinstance(row, dict) and row.keys() >= {"id", "error", "pred_text", "duration", "time", "text"}
-        except ValueError:
-            complete = False
-        if complete:
-            yield row
-        elif line_number < len(lines):  # an incomplete last line of a killed process has no newline
-            raise UserError(f"{path}, line {line_number}: not a hypothesis of an evaluation; give another --output-dir")
 
 
 def comparison_commands(

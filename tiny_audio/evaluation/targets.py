@@ -55,6 +55,8 @@ class Target(ABC):
     """The target's name in tables and the name of its folder."""
     identity: dict[str, Any]
     """All settings that affect the hypotheses, as JSON. An evaluation can continue only if they are unchanged."""
+    is_remote: bool = False
+    """Whether a provider transcribes the clips. Only the main process of several then sends requests."""
 
     @abstractmethod
     def check(self) -> None:
@@ -150,6 +152,8 @@ class OwnTarget(ModelTarget):
 
 class ProviderTarget(Target):
     """A provider, which receives several requests at a time."""
+
+    is_remote = True
 
     def __init__(self, label: str, config: ProviderConfig) -> None:
         self.label, self._config = label, config

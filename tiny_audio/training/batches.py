@@ -20,10 +20,10 @@ from tiny_audio.data.prefetcher import Prefetcher
 from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.world import World
 from tiny_audio.sources import Dropped
 from tiny_audio.training.loop import Counts
 from tiny_audio.training.signals import StopAsked, StopSignal
-from tiny_audio.training.world import World
 
 _MOST_EMPTY_EPOCHS = 1000
 """Maximum number of consecutive epochs without a clip. With small weights, an epoch may have no clip."""

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.world import World
 from tiny_audio.training.parallel import plain, spread_like
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.random_state import rng_state, set_rng_state
-from tiny_audio.training.world import World
 
 _PREFIX = "step-"
 _UNCOMMITTED = ".writing-"

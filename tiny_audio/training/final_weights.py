@@ -14,9 +14,9 @@ from tiny_audio.analysis.scoring.metrics import Metric, measure, metric_of
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.recipe import KeepBest, Recipe
+from tiny_audio.runtime.world import World
 from tiny_audio.training import checkpoint
 from tiny_audio.training.progress import Progress
-from tiny_audio.training.world import World
 
 
 def check_metric(best: KeepBest, clips: Sequence[Clip], normalizer_name: NormalizerName) -> None:

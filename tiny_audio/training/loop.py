@@ -14,11 +14,11 @@ from torch import nn
 from tiny_audio.config import RunFailed
 from tiny_audio.model.splicing import TargetScores
 from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.world import World
 from tiny_audio.training.optimization import learning_rate
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.random_state import rng_state, seed_all, set_rng_state
 from tiny_audio.training.step import OutOfMemory, StepResult, take_step
-from tiny_audio.training.world import World
 
 
 @dataclass(frozen=True)

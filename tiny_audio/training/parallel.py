@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tiny_audio.training.world import World
+from tiny_audio.runtime.world import World
 
 
 def shard(model: nn.Module, device: torch.device, world: World) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from tiny_audio.config import RunFailed
 from tiny_audio.model.splicing import TargetScores
 from tiny_audio.runtime.device import is_out_of_memory
+from tiny_audio.runtime.world import World
 from tiny_audio.training.parallel import plain, synchronizing
-from tiny_audio.training.world import World
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tiny_audio.model.splicing import TargetScores
 from tiny_audio.plan.work import Work
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.world import World
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
 from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
@@ -40,7 +41,6 @@ from tiny_audio.training.progress import Progress
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.step import OutOfMemory
 from tiny_audio.training.trackers import open_trackers
-from tiny_audio.training.world import World
 
 
 class Callback(Protocol):

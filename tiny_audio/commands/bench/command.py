@@ -18,7 +18,7 @@ from tiny_audio.config import UserError
 from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.device import DEVICES
 from tiny_audio.runtime.files import write_atomically
-from tiny_audio.training.launch import check_alone
+from tiny_audio.runtime.launch import check_alone
 from tiny_audio.training.loop import Budget
 
 

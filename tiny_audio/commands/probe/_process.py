@@ -223,8 +223,8 @@ class _Bench:
         return {"peak_bytes": None, "step_s": 0.0, "batches": batches}
 
     def _step(self, clips: int, duration_s: float, batches: int) -> None:
+        from tiny_audio.runtime.world import World
         from tiny_audio.training.step import take_step
-        from tiny_audio.training.world import World
 
         config, ctc, alignment = self.recipe.training, self.recipe.ctc, self.recipe.alignment
         result = take_step(

@@ -23,10 +23,10 @@ from tiny_audio.commands.run.report import ReportStage
 from tiny_audio.commands.run.train import TrainStage
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.world import joined
 from tiny_audio.training.real_checkpoints import check_recipe, exported_limits
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.trainer import Callback
-from tiny_audio.training.world import joined
 
 
 class Run:

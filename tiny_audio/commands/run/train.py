@@ -22,6 +22,7 @@ from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.world import World
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest, read_weights, set_weights
 from tiny_audio.training.final_weights import check_metric
@@ -31,7 +32,6 @@ from tiny_audio.training.progress import summary
 from tiny_audio.training.signals import StopSignal
 from tiny_audio.training.trainer import Trainer
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
-from tiny_audio.training.world import World
 
 _INPUT_NAMES = {
     "data": "set of training clips",

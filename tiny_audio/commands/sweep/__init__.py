@@ -26,7 +26,7 @@ from tiny_audio.recipe import content_hash
 from tiny_audio.runtime.columns import in_columns
 from tiny_audio.runtime.device import empty_cache
 from tiny_audio.runtime.files import write_atomically
-from tiny_audio.training.launch import check_alone
+from tiny_audio.runtime.launch import check_alone
 from tiny_audio.training.signals import StopSignal
 
 __all__ = ["Sweep", "combinations"]

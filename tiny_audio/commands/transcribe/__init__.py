@@ -1,28 +1,26 @@
-"""``tiny-audio transcribe``: transcribe audio files, folders and standard input to texts, tables and subtitles."""
+"""``tiny-audio transcribe``: transcribe audio files, folders and standard input to texts, tables and subtitles.
+
+If a launcher started several processes, each of them transcribes a share of the recordings and writes its files. The
+main process writes the rest: standard output, progress and the summary.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
-from tiny_audio.audio.errors import AudioError, FileError
-from tiny_audio.audio.recording import recording_blocks
-from tiny_audio.commands.transcribe._formats import TSV_HEAD, JsonArray, rendered, row
-from tiny_audio.commands.transcribe._inputs import Recording, read_inputs
+from tiny_audio.commands._processes import joined_for_inference
+from tiny_audio.commands.transcribe._inputs import STDIN, Inputs, Recording, read_inputs
+from tiny_audio.commands.transcribe._job import Job, Result
 from tiny_audio.commands.transcribe._options import Options
 from tiny_audio.commands.transcribe._outputs import OutputFolder
-from tiny_audio.commands.transcribe._screen import Screen, line, progress
 from tiny_audio.config import UserError
-from tiny_audio.export.load import load_model, model_folder
-from tiny_audio.inference.segments import Segment, Transcription
-from tiny_audio.inference.transcriber import Transcriber
-from tiny_audio.runtime.device import device_of
+from tiny_audio.export.load import model_folder
 from tiny_audio.runtime.streams import stdout_is_closed
+from tiny_audio.runtime.world import World
 
 __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
@@ -43,6 +41,17 @@ class Outcome:
     errors: list[str] = field(default_factory=list)
     """One message for each recording that could not be read, or whose transcript could not be written."""
 
+    def add(self, recording: Recording, result: Result) -> None:
+        """Add the result of one recording."""
+        if result.error is not None:
+            self.errors.append(result.error)
+            return
+        self.done += 1
+        if result.truncated:
+            self.truncated.append(recording.title)
+        if result.why_empty is not None:
+            self.empty.append(f"{recording.title}: no text: {result.why_empty}")
+
 
 def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) -> None:
     """Transcribe to standard output or to files, and report what was skipped, truncated or unreadable.
@@ -50,9 +59,15 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
     Raises:
         UserError: see :func:`transcribe`, or some recordings could not be read.
     """
-    if options.output_dir is None and stdout_is_closed():
-        raise UserError("standard output is closed, so the transcripts would be lost; open it, or add --output-dir")
-    outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True))
+    with joined_for_inference() as world:
+        outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True), world)
+        if world.is_main:
+            _print_summary(outcome, options)
+        if outcome.errors:
+            raise world.printed_by_main(UserError("\n".join(outcome.errors)))
+
+
+def _print_summary(outcome: Outcome, options: Options) -> None:
     if options.output_dir is not None:
         already = f", {outcome.skipped} already there" if outcome.skipped else ""
         print(f"{outcome.done} written to {options.output_dir}{already}")
@@ -62,121 +77,64 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
         print(f"{name}: a text was truncated at max_new_tokens; words may be missing", file=sys.stderr)
     for why in outcome.empty:
         print(f"{why}; check the audio, or add --no-filters", file=sys.stderr)
-    if outcome.errors:
-        raise UserError("\n".join(outcome.errors))
 
 
-def transcribe(model: Path, inputs: Sequence[Path], options: Options, write: Callable[[str], None]) -> Outcome:
-    """Transcribe all recordings in order. If a recording cannot be read, the outcome has an error for it.
+def transcribe(
+    model: Path,
+    inputs: Sequence[Path],
+    options: Options,
+    write: Callable[[str], None],
+    world: World = World(),  # noqa: B008  # frozen
+) -> Outcome:
+    """Transcribe all recordings. If a recording cannot be read, the outcome has an error for it.
 
     Args:
         model: folder of a run or of an exported model.
         inputs: audio files, folders with audio files at any depth, pipes, or ``-`` for standard input.
         options: how to transcribe and write.
-        write: receives the text for standard output in parts.
+        write: receives the text for standard output in parts, in the order of the recordings. Only the main process
+            calls it.
+        world: the processes that share the recordings. All of them call this function.
 
     Raises:
         UserError: the model cannot be loaded or does not support the options, or there is nothing to transcribe.
     """
     with ExitStack() as stack:
-        found = read_inputs(inputs, stack)
-        recordings = found.recordings
-        if options.format in ("srt", "vtt") and options.output_dir is None and len(recordings) > 1:
-            raise UserError(
-                f"one .{options.format} file cannot contain {len(recordings)} recordings; add --output-dir to get a "
-                "file for each"
+        found = world.broadcast_from_main(lambda: _find(inputs, options, world, stack))
+        recordings, folder, output = found.recordings, options.output_dir, None
+        done, results = set[int](), dict[int, Result]()
+        if folder is not None:
+            output = world.collective(
+                lambda: OutputFolder(folder, model_folder(model), recordings, options, world.rank)
             )
-        outcome, output = Outcome(left_out=found.left_out), None
-        if options.output_dir is not None:
-            output = OutputFolder(options.output_dir, model_folder(model), recordings, options)
-        waiting = [one for one in recordings if output is None or not output.is_done(one)]
-        outcome.skipped = len(recordings) - len(waiting)
+            # Machines without a shared disk have different files in this folder.
+            own = {index for index, one in enumerate(recordings) if output.is_done(one)}
+            done = set.union(*world.gather(own))
+        waiting = [index for index in range(len(recordings)) if index not in done]
         if waiting:
-            loaded, tokenizer = load_model(model)
-            if output is not None:
-                output.begin()
-            transcriber = Transcriber(
-                loaded.to(device_of("auto")), tokenizer, filter_hallucinations=options.filter_hallucinations
-            )
-            _Job(transcriber, waiting, options, output, write, outcome).run(stack)
+            job = Job(recordings, waiting, options, output, write, world)
+            world.collective(lambda: job.run(model, stack), job.receive)
+            results = {index: one for part in world.gather(job.results) for index, one in part.items()}
+    outcome = Outcome(skipped=len(done), left_out=found.left_out)
+    for index in sorted(results):
+        outcome.add(recordings[index], results[index])
     return outcome
 
 
-class _Job:
-    """Passes all recordings through one transcriber."""
-
-    def __init__(
-        self,
-        transcriber: Transcriber,
-        recordings: Sequence[Recording],
-        options: Options,
-        output: OutputFolder | None,
-        write: Callable[[str], None],
-        outcome: Outcome,
-    ) -> None:
-        self._transcriber, self._recordings, self._options = transcriber, recordings, options
-        self._output = output
-        self._write, self._outcome = write, outcome
-        self._errors: dict[int, str] = {}
-        self._rows = JsonArray(write)
-
-    def run(self, stack: ExitStack) -> None:
-        options = self._options
-        to_stdout = self._output is None
-        live = to_stdout and options.format == "text" and sys.stdout.isatty()
-        screen = stack.enter_context(Screen(self._recordings)) if live else None
-        report = screen.batch_done if screen else progress(stack, self._recordings)
-        timed = options.words or (options.format in ("srt", "vtt") and self._transcriber.can_time_words)
-        if to_stdout and options.format == "tsv":
-            self._write(TSV_HEAD)
-        if to_stdout and options.format == "json":
-            stack.callback(self._rows.close)  # also closes the array after an interruption
-        blocks = (self._blocks(index) for index in range(len(self._recordings)))
-        events = self._transcriber.stream(
-            blocks, word_timestamps=timed, on_progress=report, on_text=screen.text if screen else None
+def _find(inputs: Sequence[Path], options: Options, world: World, stack: ExitStack) -> Inputs:
+    """Find the recordings, and check that the options suit them."""
+    if options.output_dir is None and stdout_is_closed():
+        raise UserError("standard output is closed, so the transcripts would be lost; open it, or add --output-dir")
+    streams = [str(one) for one in inputs if world.size > 1 and (str(one) == STDIN or one.is_fifo())]
+    if streams:
+        raise UserError(
+            f"{streams[0]} is a stream, which {world.size} processes cannot share; save it as a file, or start without "
+            "torchrun"
         )
-        for index, event in events:
-            recording = self._recordings[index]
-            if isinstance(event, Segment):
-                if screen and event.text:
-                    self._write(line(recording, event.start_s, event.text) + "\n")
-                continue
-            error = self._errors.get(index)
-            if self._output is not None and error is None:
-                try:
-                    self._output.write(recording, event)
-                except OSError as problem:
-                    error = (
-                        f"{recording.title}: its transcript cannot be written: {problem.strerror}: {problem.filename}"
-                    )
-            elif to_stdout:
-                self._print(recording, event, error, live)
-            if error is not None:
-                self._outcome.errors.append(error)
-                continue
-            self._outcome.done += 1
-            if event.truncated:
-                self._outcome.truncated.append(recording.title)
-            if event.why_empty is not None:
-                self._outcome.empty.append(f"{recording.title}: no text: {event.why_empty}")
-
-    def _blocks(self, index: int) -> Iterator[Tensor]:
-        """Decode a recording as far as possible, and store the error if there is one."""
-        recording = self._recordings[index]
-        try:
-            yield from recording_blocks(
-                recording.path, recording.title, track=self._options.track, channel=self._options.channel
-            )
-        except (AudioError, FileError) as error:
-            self._errors[index] = str(error)
-
-    def _print(self, recording: Recording, transcription: Transcription, error: str | None, live: bool) -> None:
-        """Write a recording to standard output, unless its segments were already written."""
-        options = self._options
-        if options.format == "json":
-            self._rows.add(row(recording.name, transcription, error))
-        elif error is None and not live:
-            if options.format == "text":
-                self._write(f"{recording.title}\t{' '.join(transcription.text.split())}\n")
-            else:
-                self._write(rendered(recording.name, transcription, options).removeprefix(TSV_HEAD))
+    found = read_inputs(inputs, stack)
+    if options.format in ("srt", "vtt") and options.output_dir is None and len(found.recordings) > 1:
+        raise UserError(
+            f"one .{options.format} file cannot contain {len(found.recordings)} recordings; add --output-dir to get a "
+            "file for each"
+        )
+    return found

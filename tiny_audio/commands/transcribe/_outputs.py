@@ -17,9 +17,9 @@ from tiny_audio.config import UserError
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
-LOG = ".tiny-audio.jsonl"
+_LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
 """Name of the file that records the model and options for each format, and the recording of each transcript. No format
-uses its suffix."""
+uses its suffix. Each process has its own file, because appending to one file from several machines can lose lines."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -31,19 +31,29 @@ class OutputFolder:
         folder: the output folder. It is created when the first transcript is written.
         model: folder of the model.
         recordings: all recordings that will be written.
+        rank: rank of this process among those that write to the folder.
 
     Raises:
         UserError: two recordings would have the same file, or an existing file was written by another model or with
             other options.
     """
 
-    def __init__(self, folder: Path, model: Path, recordings: Sequence[Recording], options: Options) -> None:
+    def __init__(
+        self, folder: Path, model: Path, recordings: Sequence[Recording], options: Options, rank: int = 0
+    ) -> None:
         self.folder, self._options = folder, options
+        self._own_log = folder / (f".tiny-audio.{rank}.jsonl" if rank else _LOG)
         _check_distinct(recordings)
         weights = sorted([*model.glob("*.safetensors"), *model.glob("*.json")])
         files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights}
         self._identity = {"model": files, "options": options.identity()}
-        self._before, self._made = self._read_log()
+        logs = {path: self._read_log(path) for path in folder.glob(_LOGS)}
+        self._identities = {path: identity for path, (identity, _) in logs.items() if identity is not None}
+        """Identity of the model and options that produced the transcripts of this format, by log."""
+        self._made: dict[str, list[int]] = {}
+        """Size and modification time of the recording of each transcript with this identity."""
+        for identity, made in logs.values():
+            self._made |= made if identity == self._identity else {}
         self._facts = {one.stem: _facts(one) for one in recordings}
         if not options.overwrite:
             self._check_identity(recordings)
@@ -58,8 +68,9 @@ class OutputFolder:
     def begin(self) -> None:
         """Record the model and options before any transcript is written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._before != self._identity:
-            self._log({"format": self._options.format, "identity": self._identity})
+        for path in {self._own_log, *self._identities}:
+            if self._identities.get(path) != self._identity:
+                self._log({"format": self._options.format, "identity": self._identity}, path)
 
     def write(self, recording: Recording, transcription: Transcription) -> None:
         """Write the file of one recording.
@@ -72,7 +83,8 @@ class OutputFolder:
             raise FileExistsError(errno.EEXIST, "the transcript would replace the recording", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, rendered(recording.name, transcription, self._options))
-        self._log({"format": self._options.format, "file": self._key(path), "recording": self._facts[recording.stem]})
+        entry = {"format": self._options.format, "file": self._key(path), "recording": self._facts[recording.stem]}
+        self._log(entry, self._own_log)
 
     def _path(self, recording: Recording) -> Path:
         path = self.folder / recording.stem
@@ -81,39 +93,35 @@ class OutputFolder:
     def _key(self, path: Path) -> str:
         return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
 
-    def _read_log(self) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-        """Return the identity of the model and options that produced the transcripts of this format.
-
-        Also return, for each transcript, the size and modification time of its recording.
-        """
+    def _read_log(self, path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
+        """Return the identity of this format in a log, and the recording of each transcript with this identity."""
         identity, made = None, dict[str, list[int]]()
-        try:
-            lines = (self.folder / LOG).read_bytes().splitlines()
-        except OSError:
-            return None, {}
-        for line in lines:
+        for line in path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-                if entry["format"] == self._options.format and "identity" in entry:
-                    identity, made = entry["identity"], {}
-                elif entry["format"] == self._options.format:
+                if entry["format"] != self._options.format:
+                    continue
+                if "identity" not in entry:
                     made[entry["file"]] = entry["recording"]
+                elif entry["identity"] != identity:  # several processes may record the same identity
+                    identity, made = entry["identity"], {}
             except (ValueError, KeyError, TypeError):
                 continue  # the process was killed while it wrote this line
         return identity, made
 
-    def _log(self, entry: dict[str, Any]) -> None:
-        with (self.folder / LOG).open("ab") as file:
+    def _log(self, entry: dict[str, Any], path: Path) -> None:
+        with path.open("ab") as file:
             # Start a new line, because a killed process may have left an incomplete line.
             file.write(b"\n" + json.dumps(entry).encode())
 
     def _check_identity(self, recordings: Sequence[Recording]) -> None:
-        if self._before == self._identity:
+        before = list(self._identities.values())
+        if before and all(identity == self._identity for identity in before):
             return
         there = next((path for one in recordings if (path := self._path(one)).exists()), None)
         if there is None:
             return
-        maker = "not by tiny-audio transcribe" if self._before is None else "by another model or with other options"
+        maker = "by another model or with other options" if before else "not by tiny-audio transcribe"
         raise UserError(f"{there} already exists and was written {maker}; give another --output-dir, or --overwrite")
 
 

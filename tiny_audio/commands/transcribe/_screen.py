@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tiny_audio.commands.transcribe._inputs import Recording, duration
+from tiny_audio.commands.transcribe._inputs import Recording
 
 
 class Screen:
@@ -53,15 +53,19 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{seconds % 60:04.1f}"
 
 
-def progress(stack: ExitStack, recordings: Sequence[Recording]) -> Callable[[float], None] | None:
-    """Return a callback that advances a progress bar on standard error. None if standard error is not a terminal."""
+def progress(stack: ExitStack, durations_s: Callable[[], Sequence[float]]) -> Callable[[float], None]:
+    """Return a callback that advances a progress bar on standard error, if standard error is a terminal.
+
+    Args:
+        durations_s: returns the duration of each recording; 0 if it is not known.
+    """
     if not sys.stderr.isatty():
-        return None
+        return lambda done: None
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("transcribing"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
     bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-    seconds = [duration(recording) for recording in recordings]
+    seconds = durations_s()
     task = bar.add_task("", total=sum(seconds) if all(seconds) else None)
     return lambda done: bar.advance(task, done)

@@ -1,4 +1,4 @@
-"""The processes that train a model together, and their collectives."""
+"""The processes that a launcher started to work together, and their collectives."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from tiny_audio.config import Failure, TinyAudioError, UserError
-from tiny_audio.training.launch import Launch
+from tiny_audio.config import Failure, RunFailed, TinyAudioError, UserError
+from tiny_audio.runtime.launch import Launch
+from tiny_audio.runtime.mailbox import Mailbox
 
 ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
@@ -33,7 +34,7 @@ _ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
 }
 """Variables that `accelerate launch` sets to turn on an engine, and the engine's name. They are rejected, because
-training has its own ``execution.parallel``."""
+training has its own ``execution.parallel``, and inference needs no engine."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class World:
     local_rank: int = 0
     """Rank among the processes of this machine."""
     size: int = 1
+    _mailbox: Mailbox | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -104,8 +106,12 @@ class World:
         result: ValueT = outcome[0]
         return result
 
-    def collective(self, work: Callable[[], ValueT]) -> ValueT:
+    def collective(self, work: Callable[[], ValueT], meanwhile: Callable[[], None] | None = None) -> ValueT:
         """Call ``work`` in every process. If it fails in any process, all processes raise an error.
+
+        Args:
+            meanwhile: called again and again after ``work``, until the other processes have finished their work too,
+                and once after that. A signal interrupts this waiting at once.
 
         Raises:
             Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
@@ -119,6 +125,8 @@ class World:
             outcome.append(work())
         except Exception as raised:
             error = raised
+        if meanwhile is not None:
+            self._wait(meanwhile)
         failures = self.gather(self._failure(error))
         first = next((failure for failure in failures if failure is not None), None)
         if first is None:
@@ -126,6 +134,31 @@ class World:
         if error is not None and first.origin == self.name:
             raise error
         raise first.to_error()
+
+    def _wait(self, meanwhile: Callable[[], None]) -> None:
+        """Wait until all processes wait.
+
+        Raises:
+            RunFailed: a process has ended.
+        """
+        try:
+            arrival: Any = dist.barrier(async_op=True)
+            while not arrival.is_completed():
+                meanwhile()
+                time.sleep(_POLL_S)
+            arrival.wait()
+        except RuntimeError as error:
+            raise RunFailed("another process ended before its work was done; its own message says why") from error
+        meanwhile()
+
+    def send_to_main(self, value: object) -> None:
+        """Send a value to the main process. This is not a collective."""
+        assert self._mailbox is not None
+        self._mailbox.send(value)
+
+    def received(self) -> Iterator[Any]:
+        """Yield the values that other processes have sent, if this is the main process. This is not a collective."""
+        return self._mailbox.received() if self._mailbox is not None and self.is_main else iter(())
 
     def main_first(self, work: Callable[[], ValueT]) -> ValueT:
         """Call ``work`` in the first process of each machine, which fills the cache, then in the other processes.
@@ -166,12 +199,15 @@ def _name(rank: int) -> str:
 
 
 @contextmanager
-def joined(device: torch.device, note: Callable[[str], None] = lambda text: None) -> Iterator[World]:
+def joined(
+    device: torch.device, note: Callable[[str], None] = lambda text: None, timeout: timedelta = _TIMEOUT
+) -> Iterator[World]:
     """Join the processes that torchrun or `accelerate launch` started.
 
     Args:
-        device: the device on which this process trains.
+        device: the device on which this process computes.
         note: receives messages for the user.
+        timeout: the longest time that a process waits for the others in a collective.
 
     Raises:
         UserError: a variable of the launcher is missing, there are more processes than GPUs, or not all processes
@@ -190,7 +226,7 @@ def joined(device: torch.device, note: Callable[[str], None] = lambda text: None
             )
     if device.type == "mps":
         raise UserError(
-            "an Apple GPU trains in one process only; start without a launcher, or set execution.device: cpu"
+            "an Apple GPU serves one process only; start without a launcher, or set execution.device: cpu in the recipe"
         )
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
@@ -203,9 +239,9 @@ def joined(device: torch.device, note: Callable[[str], None] = lambda text: None
     # The collectives of World use the CPU, so that they do not wait for a GPU.
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = _meeting_point(launch, note)
-    dist.init_process_group(backends, store=store, rank=launch.rank, world_size=launch.size, timeout=_TIMEOUT)
+    dist.init_process_group(backends, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
     try:
-        yield World(launch.rank, launch.local_rank, launch.size)
+        yield World(launch.rank, launch.local_rank, launch.size, Mailbox(store, launch.rank, launch.size))
     finally:
         dist.destroy_process_group()
 
@@ -238,6 +274,6 @@ def _meeting_point(launch: Launch, note: Callable[[str], None]) -> Any:
         raise UserError(
             f"WORLD_SIZE is {launch.size}, but {found} at {address}:{launch.port} within "
             f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them with torchrun or "
-            "accelerate launch, or unset WORLD_SIZE to train in one process"
+            "accelerate launch, or unset WORLD_SIZE to run in one process"
         ) from error
     return store

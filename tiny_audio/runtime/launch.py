@@ -17,7 +17,7 @@ _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 }
-"""The variables in which other launchers set the number of processes and the rank. Training does not use them."""
+"""The variables in which other launchers set the number of processes and the rank. They are not used."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def _ignored() -> str | None:
     left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
     if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):
         world = "WORLD_SIZE is 1" if _is_set("WORLD_SIZE") else "WORLD_SIZE is not set"
-        return f"{' and '.join(left)} {'is' if len(left) == 1 else 'are'} set, but {world}; training in one process"
+        return f"{' and '.join(left)} {'is' if len(left) == 1 else 'are'} set, but {world}; running in one process"
     for launcher, (size, rank) in _OTHER_LAUNCHERS.items():
         if os.environ.get(size, "1") != "1" and _is_set(rank) and not _is_set("WORLD_SIZE"):
             return (
-                f"{launcher} started {os.environ[size]} processes, but WORLD_SIZE is not set: each trains by itself. "
-                "To train one model in all of them, start with torchrun"
+                f"{launcher} started {os.environ[size]} processes, but WORLD_SIZE is not set: each works by itself. "
+                "To make them work together, start with torchrun"
             )
     return None

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import Document
-from tests.support.training import RecordingCallback, parse
-from tests.support.worlds import free_port, in_processes, place
-from tiny_audio.commands.run import Run
-from tiny_audio.config import UserError
-from tiny_audio.training import world as worlds
-from tiny_audio.training.launch import Launch, check_alone
-from tiny_audio.training.world import World, joined
+from tests.support.worlds import free_port, in_processes, in_world, place
+from tiny_audio.config import RunFailed, UserError
+from tiny_audio.runtime import mailbox
+from tiny_audio.runtime import world as worlds
+from tiny_audio.runtime.launch import Launch, check_alone
+from tiny_audio.runtime.world import World, joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -112,12 +109,29 @@ def test_a_world_of_three_meets() -> None:
     assert in_processes(3, size) == [(3, 3.0)] * 3
 
 
-def test_a_run_goes_on_and_says_it_once(
-    document: Document, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    variables(monkeypatch, {"LOCAL_RANK": "1"})
-    document["training"] |= {"steps": 1, "warmup_steps": 0}
-    document["data"]["evaluation"] = {}
-    callback = RecordingCallback()
-    Run(parse(document), "run", tmp_path / "run", callback).complete()
-    assert len([note for note in callback.notes if "LOCAL_RANK" in note]) == 1
+def test_values_reach_the_main_process_whole_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailbox, "_PART_BYTES", 10)
+
+    def work(world: World) -> list[object]:
+        found: list[object] = []
+        for number in range(3 if world.rank else 0):
+            world.send_to_main((world.rank, number, "x" * 25))
+        world.collective(lambda: None, lambda: found.extend(world.received()))
+        return found
+
+    first, *others = in_world(3, work)
+    assert others == [[], []]
+    assert sorted(first) == [(rank, number, "x" * 25) for rank in (1, 2) for number in range(3)]
+    assert [number for rank, number, _ in first if rank == 2] == [0, 1, 2]
+
+
+def test_the_end_of_a_process_is_noticed() -> None:
+    def work(rank: int) -> None:
+        with joined(CPU) as world:
+            if rank == 1:
+                raise KeyError("a bug")
+            world.collective(lambda: None, lambda: None)
+
+    first, second = in_processes(2, work)
+    assert isinstance(first, RunFailed)
+    assert isinstance(second, KeyError)

@@ -1,0 +1,216 @@
+"""`transcribe` and `evaluate` in several processes: the same output as in one, and what remains after a failure."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_clips
+from tests.support.worlds import free_port, in_processes
+from tests.support.worlds import place as place_of
+from tiny_audio.cli import main
+from tiny_audio.commands.transcribe._formats import JsonArray
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Ended = tuple[int, str, str]
+"""Exit code, standard output and standard error."""
+
+
+def run(*arguments: object) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def together(size: int, *commands: list[object]) -> list[list[Ended]]:
+    """Run each command in ``size`` processes. For each command, return how each process ended."""
+    ports = [free_port() for _ in commands]
+
+    def work(rank: int) -> list[Ended]:
+        ended = []
+        for port, command in zip(ports, commands, strict=True):
+            os.environ.update(place_of(rank, size, port))
+            ended.append(run(*command))
+        return ended
+
+    return [list(processes) for processes in zip(*in_processes(size, work), strict=True)]
+
+
+@pytest.fixture
+def audio(place: Path, tmp_path: Path) -> Path:
+    """A folder with three clips and a file that is not audio."""
+    folder = tmp_path / "audio"
+    (folder / "deep").mkdir(parents=True)
+    for name, source in (("a.wav", "a.wav"), ("b.flac", "b.flac"), ("deep/c.wav", "a.wav")):
+        shutil.copy(place / "audio" / source, folder / name)
+    (folder / "bad.wav").write_text("no audio")
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.glob("*/manifest/hypotheses.jsonl")
+    lines = path.read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+
+
+def scores_in(output: str) -> dict[str, Any]:
+    """The scores that `evaluate --json` printed, without times."""
+    (sets,) = json.loads(output).values()
+    return {key: value for key, value in sets["manifest"].items() if key not in ("time_s", "rtfx", "load_s")}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.srt")}
+
+
+def test_two_processes_do_what_one_does(place: Path, audio: Path, tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path / "clips", 7)
+    (tmp_path / "clips" / "clip001.flac").write_text("no audio")
+    transcribe: list[object] = ["transcribe", place / "model", audio, "--no-filters"]
+    evaluate: list[object] = ["evaluate", place / "model", "--data", manifest, "--json"]
+    formats = [[*transcribe, "--json", "--words"], transcribe]
+
+    def to(folder: str) -> list[list[object]]:
+        return [
+            [*transcribe, "--format", "srt", "--output-dir", tmp_path / folder],
+            [*evaluate, "--output-dir", tmp_path / f"{folder}-scores"],
+        ]
+
+    *printed, (written, not_written), (scored, not_scored) = together(2, *formats, *to("two"))
+    for command, (first, second) in zip(formats, printed, strict=True):
+        assert first == run(*command)
+        assert second == (2, "", "")
+    assert written[:2] == (2, f"3 written to {tmp_path / 'two'}\n")
+    assert not_written == (2, "", "")
+    assert scored[0] == 0, scored[2]
+    assert not_scored == (0, "", "")
+    alone = [run(*command) for command in to("one")]
+    assert alone[0][2] == written[2]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert rows_of(tmp_path / "one-scores") == rows_of(tmp_path / "two-scores")
+    assert len(rows_of(tmp_path / "two-scores")) == 7
+    assert scores_in(alone[1][1]) == scores_in(scored[1])
+
+
+def test_another_number_of_processes_continues(place: Path, audio: Path, tmp_path: Path) -> None:
+    (audio / "bad.wav").unlink()
+    output: list[object] = ["--no-filters", "--format", "srt", "--output-dir", tmp_path / "out"]
+    everything: list[object] = ["transcribe", place / "model", audio, *output]
+    assert run("transcribe", place / "model", audio / "a.wav", *output)[0] == 0
+    (once, silent), (again, _) = together(2, everything, everything)
+    # The folder names its recordings in another way than the file did, but the transcripts have the same names.
+    assert once[:2] == (0, f"2 written to {tmp_path / 'out'}, 1 already there\n")
+    assert silent == (0, "", "")
+    assert again[:2] == (0, f"0 written to {tmp_path / 'out'}, 3 already there\n")
+    assert run(*everything)[1] == again[1]
+    # Another model must not be mixed with it, whatever process wrote the transcripts.
+    other: list[object] = ["transcribe", place / "headless", audio, *output]
+    assert run(*other)[0] == 2
+    assert run(*other, "--overwrite")[0] == 0
+    assert run(*everything)[0] == 2
+
+
+def test_evaluation_continues_with_another_number_of_processes(place: Path, tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, 6)
+    command: list[object] = ["evaluate", place / "model", "--data", manifest, "--output-dir", tmp_path / "out"]
+    assert run(*command)[0] == 0
+    (path,) = (tmp_path / "out").glob("*/manifest/hypotheses.jsonl")
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:2]) + whole[2][:9])  # as if it had been killed
+    ((code, _, err), silent), *_ = together(2, command)
+    assert (code, silent) == (0, (0, "", ""))
+    assert "2 of 6 are done" in err
+    assert [json.loads(line)["pred_text"] for line in path.read_text().splitlines()] == [
+        json.loads(line)["pred_text"] for line in whole
+    ]
+
+
+@pytest.mark.parametrize("interrupted", [0, 1])
+def test_an_interruption_keeps_what_is_done(place: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
+    class Stopping(JsonArray):
+        def add(self, row: dict[str, Any]) -> None:
+            super().add(row)
+            if os.environ["RANK"] == str(interrupted) == "0":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("tiny_audio.commands.transcribe._job.JsonArray", Stopping)
+    if interrupted:
+        monkeypatch.setattr("tiny_audio.commands.transcribe._job.Job._send", lambda *row: signal.raise_signal(2))
+    clips = [place / "audio" / name for name in ("a.wav", "b.flac", "deep/long.flac")]
+    ((first, second),) = together(2, ["transcribe", place / "model", *clips, "--no-filters", "--json"])
+    codes = [first[0], second[0]]
+    assert codes[interrupted] == 3
+    assert codes[1 - interrupted] == 1  # a launcher would have stopped it, too
+    rows = json.loads(first[1])
+    assert 1 <= len(rows) <= 3
+    assert all(row["text"] is not None for row in rows)
+    assert second[1] == ""
+    assert second[2] in ("", "failed: another process ended before its work was done; its own message says why\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["transcribe", "{place}/model", "-"], ["- is a stream", "2 processes"]),
+        (["transcribe", "{place}/nothing", "{place}/audio"], ["{place}/nothing"]),
+        (["transcribe", "{place}/model", "{place}/audio", "--format", "srt"], ["3 recordings"]),
+        (["evaluate", "{place}/nothing", "--data", "x.jsonl"], ["{place}/nothing"]),
+    ],
+)
+def test_an_error_of_all_is_printed_once(place: Path, arguments: list[str], names: list[str]) -> None:
+    ((first, second),) = together(2, [argument.format(place=place) for argument in arguments])
+    assert first[:2] == (2, "")
+    assert second == (2, "", "")
+    assert first[2].startswith("error: ")
+    assert all(name.format(place=place) in first[2] for name in names)
+
+
+def test_a_failure_of_one_process_is_printed_by_it(place: Path, tmp_path: Path) -> None:
+    """The process with the other clips fails, and so do all."""
+    write_clips(tmp_path, 4)
+
+    def work(rank: int) -> Ended:
+        if rank:
+            lines = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
+            (tmp_path / "other").mkdir()
+            for clip in tmp_path.glob("clip*"):
+                shutil.copy(clip, tmp_path / "other")
+            (tmp_path / "other" / "manifest.jsonl").write_text("".join(lines[:3]))
+        data = tmp_path / ("other/manifest.jsonl" if rank else "manifest.jsonl")
+        return run("evaluate", place / "model", "--data", data, "--output-dir", tmp_path / "out")
+
+    first, second = in_processes(2, work)
+    assert first == (2, "", "")
+    assert second[0] == 2
+    assert second[2].startswith("error: process 1 has other clips of manifest than the main process")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_both_commands(place: Path, audio: Path, tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path / "clips", 5)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tiny_audio.cli"]
+    (audio / "bad.wav").unlink()
+    for command in (
+        ["transcribe", place / "model", audio, "--no-filters"],
+        ["evaluate", place / "model", "--data", manifest, "--output-dir", tmp_path / "out", "--json"],
+    ):
+        launched = [*torchrun[:5], "--master-port", str(free_port()), *torchrun[5:], *map(str, command)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(launched, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+        if command[0] == "transcribe":
+            assert done.stdout == run(*command)[1]
+        else:
+            assert json.loads(done.stdout)[place.name]["manifest"]["num_clips"] == 5

@@ -1,0 +1,29 @@
+"""Join the processes that work together on one command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from tiny_audio.config import Stopped
+from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.world import World, joined
+
+_TIMEOUT = timedelta(days=30)
+"""Timeout of a collective. Processes that have finished their share wait for the slowest one."""
+
+
+@contextmanager
+def joined_for_inference() -> Iterator[World]:
+    """Join the other processes, if a launcher started several. Errors are as in :func:`joined`.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM. Only the main process prints this.
+    """
+    with joined(device_of("auto"), lambda text: print(text, file=sys.stderr), _TIMEOUT) as world:
+        try:
+            yield world
+        except KeyboardInterrupt as interrupt:
+            raise world.printed_by_main(Stopped("stopped")) from interrupt

@@ -1,0 +1,173 @@
+"""Transcribe one process's share of the recordings, and write all recordings to standard output in order."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tiny_audio.audio.errors import AudioError, FileError
+from tiny_audio.audio.recording import recording_blocks
+from tiny_audio.commands.transcribe._formats import TSV_HEAD, JsonArray, rendered, row
+from tiny_audio.commands.transcribe._inputs import Recording, duration
+from tiny_audio.commands.transcribe._options import Options
+from tiny_audio.commands.transcribe._outputs import OutputFolder
+from tiny_audio.commands.transcribe._screen import Screen, line, progress
+from tiny_audio.export.load import load_model
+from tiny_audio.inference.segments import Transcription
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.shares import split_evenly
+from tiny_audio.runtime.world import World
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one recording."""
+
+    truncated: bool = False
+    why_empty: str | None = None
+    error: str | None = None
+
+
+class Job:
+    """Passes a process's share of the recordings through one transcriber.
+
+    Args:
+        recordings: all recordings.
+        waiting: indices of the recordings that all processes together transcribe.
+        output: the output folder. None writes to standard output.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        waiting: Sequence[int],
+        options: Options,
+        output: OutputFolder | None,
+        write: Callable[[str], None],
+        world: World,
+    ) -> None:
+        self._recordings, self._options, self._world = recordings, options, world
+        self._output, self._write = output, write
+        self._durations_s: Sequence[float] = []
+        self._share: Sequence[int] = waiting
+        if world.size > 1:
+            self._durations_s = _durations([recordings[index] for index in waiting], world)
+            self._share = [waiting[index] for index in split_evenly(self._durations_s, world.size)[world.rank]]
+        self._live = output is None and options.format == "text" and world.size == 1 and sys.stdout.isatty()
+        self._report: Callable[[float], None] = (lambda done: None) if world.is_main else world.send_to_main
+        self._errors: dict[int, str] = {}
+        self._rows = JsonArray(write)
+        self._unwritten = deque(waiting)
+        self._finished: dict[int, tuple[Transcription, str | None]] = {}
+        """Recordings that are not on standard output yet, because an earlier one is not finished."""
+        self.results: dict[int, Result] = {}
+        """Results of the share, by index of the recording."""
+
+    def run(self, model: Path, stack: ExitStack) -> None:
+        """Transcribe the share."""
+        options, to_stdout = self._options, self._output is None
+        transcriber = None
+        if self._share:
+            loaded, tokenizer = load_model(model)
+            transcriber = Transcriber(
+                loaded.to(device_of("auto")), tokenizer, filter_hallucinations=options.filter_hallucinations
+            )
+        if self._output is not None:
+            self._output.begin()
+        recordings = [self._recordings[index] for index in self._share]
+        screen = stack.enter_context(Screen(recordings)) if self._live else None
+        if screen:
+            self._report = screen.batch_done
+        elif self._world.is_main:
+            self._report = progress(stack, lambda: self._durations_s or _durations(recordings, self._world))
+        if self._world.is_main and to_stdout:
+            if options.format == "tsv":
+                self._write(TSV_HEAD)
+            if options.format == "json":
+                stack.callback(self._rows.close)  # also closes the array after an interruption
+            stack.callback(self._write_rest)
+        if transcriber is None:
+            return
+        timed = options.words or (options.format in ("srt", "vtt") and transcriber.can_time_words)
+        events = transcriber.stream(
+            (self._blocks(index) for index in self._share),
+            word_timestamps=timed,
+            on_progress=self._report,
+            on_text=screen.text if screen else None,
+        )
+        for position, event in events:
+            if isinstance(event, Transcription):
+                self._finish(self._share[position], event)
+            elif screen and event.text:
+                self._write(line(recordings[position], event.start_s, event.text) + "\n")
+            self.receive()
+
+    def receive(self) -> None:
+        """Handle what the other processes have sent: seconds of audio that are done, and finished recordings."""
+        for value in self._world.received():
+            if isinstance(value, float):
+                self._report(value)
+            else:
+                self._write_in_order(*value)
+
+    def _finish(self, index: int, transcription: Transcription) -> None:
+        recording, error = self._recordings[index], self._errors.get(index)
+        if self._output is not None and error is None:
+            try:
+                self._output.write(recording, transcription)
+            except OSError as problem:
+                error = f"{recording.title}: its transcript cannot be written: {problem.strerror}: {problem.filename}"
+        elif self._output is None:
+            deliver = self._write_in_order if self._world.is_main else self._send
+            deliver(index, transcription, error)
+        self.results[index] = Result(transcription.truncated, transcription.why_empty, error)
+
+    def _send(self, index: int, transcription: Transcription, error: str | None) -> None:
+        self._world.send_to_main((index, transcription, error))
+
+    def _write_in_order(self, index: int, transcription: Transcription, error: str | None) -> None:
+        """Write a recording to standard output after all earlier recordings."""
+        self._finished[index] = transcription, error
+        while self._unwritten and self._unwritten[0] in self._finished:
+            first = self._unwritten.popleft()
+            self._print(first, *self._finished.pop(first))
+
+    def _write_rest(self) -> None:
+        """Write the finished recordings after an interruption, although earlier ones are missing."""
+        self.receive()
+        for index in sorted(self._finished):
+            self._print(index, *self._finished.pop(index))
+
+    def _blocks(self, index: int) -> Iterator[Tensor]:
+        """Decode a recording as far as possible, and store the error if there is one."""
+        recording = self._recordings[index]
+        try:
+            yield from recording_blocks(
+                recording.path, recording.title, track=self._options.track, channel=self._options.channel
+            )
+        except (AudioError, FileError) as error:
+            self._errors[index] = str(error)
+
+    def _print(self, index: int, transcription: Transcription, error: str | None) -> None:
+        """Write a recording to standard output, unless its segments were already written."""
+        recording, options = self._recordings[index], self._options
+        if options.format == "json":
+            self._rows.add(row(recording.name, transcription, error))
+        elif error is None and not self._live:
+            if options.format == "text":
+                self._write(f"{recording.title}\t{' '.join(transcription.text.split())}\n")
+            else:
+                self._write(rendered(recording.name, transcription, options).removeprefix(TSV_HEAD))
+
+
+def _durations(recordings: Sequence[Recording], world: World) -> list[float]:
+    """Return the duration of each recording in seconds, or 0 if the header does not state it. This is a collective."""
+    parts = world.gather([duration(one) for one in recordings[world.rank :: world.size]])
+    return [parts[index % world.size][index // world.size] for index in range(len(recordings))]

@@ -1,0 +1,30 @@
+"""Split work between processes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+
+def split_evenly(durations_s: Sequence[float], num_shares: int) -> list[list[int]]:
+    """Split items into shares of about the same total duration. The same durations always give the same shares.
+
+    The longest item that is left goes to the share with the shortest total.
+
+    Args:
+        durations_s: duration of each item. 0 means that it is not known, and the mean of the others is assumed.
+        num_shares: number of shares. Some are empty if there are fewer items.
+
+    Returns:
+        the indices of the items of each share, in ascending order.
+    """
+    known = [duration for duration in durations_s if duration > 0]
+    mean = sum(known) / len(known) if known else 1.0
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    totals = [(0.0, share) for share in range(num_shares)]
+    expected = [duration if duration > 0 else mean for duration in durations_s]
+    for index in sorted(range(len(expected)), key=lambda index: -expected[index]):
+        total, share = totals[0]
+        shares[share].append(index)
+        heapq.heapreplace(totals, (total + expected[index], share))
+    return [sorted(share) for share in shares]
