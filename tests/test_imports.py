@@ -36,6 +36,7 @@ ORDER = [
     "export",
     "training",
     "evaluation",
+    "serving",
     "commands",
     "cli",
 ]
@@ -49,7 +50,7 @@ TRAVELS_IN_FUNCTIONS = TRAVELS | {
 """Libraries that they may import inside functions."""
 LIGHT = {"numpy", "pydantic", "pydantic_core", "torch"}
 """Libraries that a part may import at the top: validating a recipe imports every part, and must be fast."""
-NEVER_TRAVELS = {"sources", "analysis", "data", "recipe", "training", "commands", "cli"}
+NEVER_TRAVELS = {"sources", "analysis", "data", "recipe", "training", "serving", "commands", "cli"}
 
 
 @cache

@@ -276,6 +276,47 @@ def transcribe(
 
 
 @app.command()
+def serve(
+    model: arg.Model,
+    host: Annotated[str, Option(help="Address to listen on. 0.0.0.0: all networks; use --api-key then.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="0: any free one.", min=0, max=65535)] = 8000,
+    api_key: arg.ApiKeys = None,
+    api_key_file: arg.ApiKeyFile = None,
+    allow_origin: arg.AllowedOrigins = None,
+    model_name: Annotated[str | None, Option(help="Name for clients. Default: the folder's name.")] = None,
+    max_padded_s: Annotated[float, Option(help="Seconds of audio in a batch, with padding.", min=1)] = 120.0,
+    max_upload_mb: Annotated[float, Option(help="Largest upload.", min=0.001)] = 100.0,
+    max_duration_s: Annotated[float, Option(help="Longest recording.", min=1)] = 7200.0,
+    max_requests: Annotated[int, Option(help="Requests at a time. Others get the status 429.", min=1)] = 128,
+    request_timeout_s: Annotated[float, Option(help="Longest time for a transcription.", min=1)] = 600.0,
+    no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
+    log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,
+) -> None:
+    """Serve a model over HTTP, for clients of OpenAI's audio API. Concurrent requests share batches.
+
+    Example: tiny-audio serve runs/mine --port 8000
+    """
+    from tiny_audio.commands.serve import serve
+
+    serve(
+        model,
+        host=host,
+        port=port,
+        api_keys=api_key or [],
+        api_key_file=api_key_file,
+        allowed_origins=allow_origin or [],
+        model_name=model_name,
+        max_padded_s=max_padded_s,
+        max_upload_mb=max_upload_mb,
+        max_duration_s=max_duration_s,
+        max_requests=max_requests,
+        request_timeout_s=request_timeout_s,
+        filter_hallucinations=not no_filters,
+        log_transcripts=log_transcripts,
+    )
+
+
+@app.command()
 def evaluate(
     targets: arg.Targets,
     data: arg.EvaluationData,

@@ -125,3 +125,20 @@ def test_formats_that_libsndfile_reads_in_part(place: Path) -> None:
     for codec, rate in (("ac3", ()), ("g726", ("-ar", "8000")), ("adpcm_swf", ("-ar", "22050"))):
         ffmpeg("-i", place / "one.wav", "-c:a", codec, *rate, "-f", "wav", place / f"{codec}.wav")
         assert len(decoded(place / f"{codec}.wav")) / SAMPLE_RATE == pytest.approx(4.0, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile one.wav\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{0}</BaseURL></MPD>',
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 49170 RTP/AVP 0\n",
+    ],
+    ids=["hls", "concat", "dash", "sdp"],
+)
+def test_files_that_a_playlist_names_are_not_opened(place: Path, playlist: str) -> None:
+    (place / "list.mp4").write_text(playlist.format(place / "one.wav"))
+    with pytest.raises(AudioError) as caught:
+        decoded(place / "list.mp4")
+    assert caught.value.reason == "undecodable"

@@ -45,6 +45,13 @@ _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
 _LEAST_GAP_S = 0.1
 """Shorter gaps between timestamps are rounding errors. FFmpeg's ``aresample`` filter has the same limit."""
 
+_DEMUXERS = (
+    "aa,aac,aax,ac3,act,adx,aiff,amr,amrnb,amrwb,ape,asf,asf_o,au,avi,avr,caf,dsf,dts,dtshd,dv,eac3,flac,flv,"
+    "g722,gsm,gxf,iff,ircam,live_flv,loas,matroska,mlp,mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,"
+    "ogg,oma,paf,pvf,qcp,rm,sbc,sds,sox,tak,truehd,tta,voc,w64,wav,wsd,wtv,wv,xwma"
+)
+"""Formats that FFmpeg may read. Playlists (HLS, DASH, concat and others) are left out: they name other files."""
+
 HINT = (
     "for m4a, mp4, aac, wma, webm and amr install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget "
     "install ffmpeg)"
@@ -71,8 +78,8 @@ def ffmpeg_blocks(
     """Yield an audio track of a file as mono float32 blocks at 16 kHz.
 
     Audio keeps its position in time: if a track begins late or has a gap, silence is inserted. Damaged sections are
-    also replaced by silence, and a warning with their positions is logged. FFmpeg may open files, but not network
-    addresses to which the file refers.
+    also replaced by silence, and a warning with their positions is logged. FFmpeg opens neither files nor
+    network addresses to which the file refers.
 
     Args:
         path: the file.
@@ -140,7 +147,8 @@ def _input(path: Path, level: str) -> list[str]:
     program = shutil.which("ffmpeg")
     assert program is not None, "callers check has_ffmpeg"
     options = ("-hide_banner", "-nostdin", "-nostats", "-v", level, "-protocol_whitelist", "file")
-    return [program, *options, "-vn", "-sn", "-dn", "-i", f"file:{path.absolute()}"]
+    formats = ("-format_whitelist", _DEMUXERS)
+    return [program, *options, *formats, "-vn", "-sn", "-dn", "-i", f"file:{path.absolute()}"]
 
 
 def _headers(path: Path) -> str:

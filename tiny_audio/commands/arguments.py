@@ -158,6 +158,27 @@ Channel = Annotated[
     ),
 ]
 
+# serve
+ApiKeys = Annotated[
+    list[str] | None,
+    Option(
+        metavar="KEY",
+        help="A key that clients must send. Can be repeated. Other users of this machine can see it, unless it comes "
+        "from the variable or from --api-key-file. Default: none is needed.",
+        envvar="TINY_AUDIO_API_KEY",
+        show_default=False,
+    ),
+]
+ApiKeyFile = Annotated[Path | None, Option(help="A file with one key per line.", dir_okay=False)]
+AllowedOrigins = Annotated[
+    list[str] | None,
+    Option(
+        metavar="ORIGIN",
+        help="Allow web pages of another origin, such as https://example.com. Can be repeated.",
+        show_default=False,
+    ),
+]
+
 # evaluate and rescore
 Targets = Annotated[
     list[str],

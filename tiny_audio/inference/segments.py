@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tiny_audio.inference.filters import EMPTY_BECAUSE, Reason
@@ -43,6 +44,11 @@ class Transcription:
     duration_s: float
     segments: tuple[Segment, ...]
     """Segments in order. Pauses of a long recording have no segment."""
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], duration_s: float) -> Transcription:
+        """Join the segments of a recording."""
+        return cls(" ".join(segment.text for segment in segments if segment.text), duration_s, tuple(segments))
 
     @property
     def why_empty(self) -> str | None:

@@ -133,8 +133,11 @@ class Transcriber:
                 on_text(index, chunk.start / SAMPLE_RATE, text)
 
             segments = iter(
-                self._transcribe_pool(
-                    [chunk for _, chunk in chunks], word_timestamps, report, on_chunk_text if on_text else None
+                self.transcribe_chunks(
+                    [chunk for _, chunk in chunks],
+                    word_timestamps=word_timestamps,
+                    on_progress=report,
+                    on_text=on_chunk_text if on_text else None,
                 )
             )
             for index, item in pool:
@@ -143,8 +146,7 @@ class Transcriber:
                     yield index, done[-1]
                 else:
                     report(max(0.0, item.duration_s - sum(segment.duration_s for segment in done)))
-                    text = " ".join(segment.text for segment in done if segment.text)
-                    yield index, Transcription(text, item.duration_s, tuple(done))
+                    yield index, Transcription.of(done, item.duration_s)
                     done = []
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
@@ -156,7 +158,7 @@ class Transcriber:
         batches, waiting_s = 1, 0.0
         for index, blocks in enumerate(recordings):
             end = _End()
-            for chunk in chunk_recording(end.counting(blocks), self.max_chunk_s):
+            for chunk in self.chunks(end.counting(blocks)):
                 pool.append((index, chunk))
                 waiting_s += len(chunk.waveform) / SAMPLE_RATE
                 if waiting_s >= batches * self._max_padded_s:
@@ -165,13 +167,37 @@ class Transcriber:
             pool.append((index, end))
         yield pool
 
-    def _transcribe_pool(
-        self, chunks: Sequence[Chunk], word_timestamps: bool, report: Callable[[float], None], on_text: OnText | None
+    def chunks(self, blocks: Iterable[Tensor]) -> Iterator[Chunk]:
+        """Yield the chunks of one recording.
+
+        Args:
+            blocks: mono float32 ``[S]`` at 16 kHz, in order.
+        """
+        return chunk_recording(blocks, self.max_chunk_s)
+
+    def batch_size(self, longest: Chunk) -> int:
+        """Return how many chunks fit into a batch in which ``longest`` is the longest."""
+        return max(1, int(self._max_padded_s / max(len(longest.waveform) / SAMPLE_RATE, _LEAST_S)))
+
+    @torch.no_grad()
+    def transcribe_chunks(
+        self,
+        chunks: Sequence[Chunk],
+        *,
+        word_timestamps: bool = False,
+        on_progress: Callable[[float], None] | None = None,
+        on_text: OnText | None = None,
     ) -> list[Segment]:
-        """Return segments in the order of the chunks.
+        """Transcribe chunks of any recordings in batches, and return segments in the order of the chunks.
 
         The longest chunks are decoded first, so that a lack of memory is noticed early.
+
+        Args:
+            chunks: see :meth:`chunks`.
+            word_timestamps, on_progress: see :meth:`transcribe`.
+            on_text: called with the index of a chunk and its text so far, before filtering.
         """
+        report = on_progress or (lambda seconds: None)
         segments: dict[int, Segment] = {}
         waiting = []
         for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
@@ -182,8 +208,7 @@ class Transcriber:
                 segments[index] = _without_text(chunks[index], None, reason, word_timestamps)
                 report(segments[index].duration_s)
         while waiting:
-            longest_s = len(chunks[waiting[0]].waveform) / SAMPLE_RATE
-            size = max(1, int(self._max_padded_s / max(longest_s, _LEAST_S)))
+            size = self.batch_size(chunks[waiting[0]])
             batch, waiting = sorted(waiting[:size]), waiting[size:]
 
             def decode(part: Sequence[int]) -> list[Segment]:

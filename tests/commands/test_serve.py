@@ -1,0 +1,98 @@
+"""``tiny-audio serve``: start, warnings, signals and exit codes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.commands.conftest import Output
+from tests.commands.transcribing import call as transcribe
+from tests.support.processes import Process, begin, finish
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[tuple[Process, str]]:
+    """A server in a process of its own, and its address."""
+    with begin("serve", *arguments, "--port", 0) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.fullmatch(r"serving \S+ at (http://\S+:\d+) \(Ctrl-C stops it\)\n", line)
+            assert found, line + (process.stderr.read() if process.stderr and process.poll() is not None else "")
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+def ask(address: str, clip: Path, key: str = "none") -> Any:
+    with OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60) as client:
+        return client.audio.transcriptions.create(file=clip, model="whisper-1")
+
+
+def test_it_serves_what_transcribe_gives_until_a_signal(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = place / "audio" / "a.wav"
+    _, wanted, _ = transcribe(capsys, place / "model", clip)
+    (tmp_path / "keys").write_text("sk-one\nsk-two\n")
+    with running(place / "model", "--no-filters", "--api-key-file", tmp_path / "keys") as (process, address):
+        assert f"{clip}\t{ask(address, clip, 'sk-two').text}\n" == wanted
+        with pytest.raises(openai.AuthenticationError):
+            ask(address, clip)
+        process.send_signal(signal.SIGTERM)
+        code, _, err = finish(process)
+    assert code == 0
+    assert "transcriptions 200" in err
+    assert "warning" not in err
+
+
+def test_ctrl_c_ends_it_and_a_second_one_at_once(place: Path) -> None:
+    with running(place / "model", "--model-name", "mine") as (process, address):
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+            connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert process.poll() is None  # a request is running
+            process.send_signal(signal.SIGINT)
+            code, _, err = finish(process)
+    assert code == 3
+    assert "running requests were ended" in err
+
+
+def test_it_warns_if_others_can_use_it(place: Path) -> None:
+    with running(place / "model", "--host", "0.0.0.0") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        code, _, err = finish(process)
+    assert code == 0
+    assert "warning: everyone who can reach 0.0.0.0" in err
+
+
+def test_wrong_arguments(place: Path, tmp_path: Path, call: Output) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = call("serve", place / "model", "--port", taken.getsockname()[1])
+    assert code == 2
+    assert "--port" in err
+    code, _, err = call("serve", place / "model", "--host", "no.such.host.invalid")
+    assert code == 2
+    assert "no.such.host.invalid" in err
+    (tmp_path / "keys").write_text("\n")
+    code, _, err = call("serve", place / "model", "--api-key-file", tmp_path / "keys")
+    assert code == 2
+    assert str(tmp_path / "keys") in err
+    assert call("serve", tmp_path)[0] == 2
+    assert call("serve", place / "model", "--api-key", "")[0] == 2

@@ -1,0 +1,102 @@
+"""A server of a tiny random model on a free port of this machine, in a thread."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from fastapi import FastAPI
+from openai import OpenAI
+
+from tests.support.models import assemble
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.serving.app import create_app
+from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.options import Limits, Options
+from tiny_audio.serving.server import Server, listen
+
+PATIENCE_S = 30.0
+
+
+@dataclass
+class Served:
+    """A running server."""
+
+    port: int
+    engine: Engine
+    app: FastAPI
+    server: Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, key: str = "none", **options: Any) -> OpenAI:
+        """The official client. It does not repeat requests."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=PATIENCE_S, **({"max_retries": 0} | options))
+
+
+@cache
+def transcriber(*, ctc: bool = True) -> Transcriber:
+    """A tiny recognizer. Its filters are off, because they suppress what a random model writes."""
+    return Transcriber(*assemble(ctc=ctc), filter_hallucinations=False)
+
+
+@contextmanager
+def serving(
+    *, ctc: bool = True, limits: Limits | None = None, engine: Engine | None = None, **options: Any
+) -> Iterator[Served]:
+    """Serve until the end of the context."""
+    engine = engine or Engine(transcriber(ctc=ctc))
+    listening = listen("127.0.0.1", 0)
+    app = create_app(engine, Options(**{"model_name": "tiny", "limits": limits or Limits()} | options))
+    server = Server(app)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield Served(listening.getsockname()[1], engine, app, server)
+    finally:
+        server.should_exit = True
+        thread.join()
+        engine.close()
+
+
+def wait_until(happened: Any, timeout_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def noise(duration_s: float, seed: int = 0) -> np.ndarray[Any, Any]:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(duration_s * SAMPLE_RATE))).astype(np.float32)
+
+
+def bursts(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Bursts of noise, separated by pauses, so that a long recording has as many chunks."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    return np.concatenate([part for index in range(count) for part in (pause, noise(1.0, seed + index))])
+
+
+def encoded(waveform: np.ndarray[Any, Any], kind: str = "WAV") -> bytes:
+    """The bytes of a file."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLE_RATE, format=kind)
+    return file.getvalue()
+
+
+def text_of(data: bytes, *, ctc: bool = True) -> str:
+    """What ``transcribe`` gives for a file."""
+    waveform, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    return transcriber(ctc=ctc).transcribe([torch.from_numpy(waveform)])[0].text

@@ -1,0 +1,246 @@
+"""Limits: sizes, durations, the number of requests, slow and vanishing clients; and what the log contains."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from tests.serving.servers import Served, encoded, noise, serving, text_of, transcriber, wait_until
+from tiny_audio.serving import server as server_module
+from tiny_audio.serving import uploads
+from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.options import Limits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CLIP = encoded(noise(1.0))
+LIMITS = Limits(max_upload_bytes=200_000, max_duration_s=20.0, max_requests=2, upload_timeout_s=1.0)
+END = b"\r\n--x--\r\n"
+HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+
+
+@pytest.fixture(scope="module")
+def limited(one_thread: None) -> Iterator[Served]:
+    with serving(limits=LIMITS) as served:
+        yield served
+
+
+def ask(server: Served, data: bytes = CLIP, **parameters: Any) -> Any:
+    with server.client() as client:
+        found = client.audio.transcriptions.create(file=("a.wav", data), **({"model": "tiny"} | parameters))
+        return list(found) if parameters.get("stream") else found
+
+
+def is_idle(server: Served) -> bool:
+    statistics = server.engine.statistics
+    return statistics.waiting_chunks == 0 and _active(server) == 0
+
+
+def _active(server: Served) -> int:
+    return int(server.app.state.service.admission.requests)
+
+
+@contextmanager
+def connected(server: Served, *parts: bytes, length: int | None = None) -> Iterator[socket.socket]:
+    """A connection on which the head of a request and these parts of its body were sent."""
+    size = sum(map(len, parts)) if length is None else length
+    head = (
+        "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {size}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head.encode() + b"".join(parts))
+        yield connection
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON of a response."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _some(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    while len(body) < int(headers["content-length"]):
+        body += _some(connection)
+    return int(first.split()[1]), headers, json.loads(body)
+
+
+def _some(connection: socket.socket) -> bytes:
+    data = connection.recv(1 << 16)
+    assert data, "the connection was closed without a response"
+    return data
+
+
+@dataclass
+class Held:
+    """An engine that stops before its next batch."""
+
+    has_stopped: threading.Event = field(default_factory=threading.Event)
+    may_run: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def held(server: Served) -> Iterator[Held]:
+    """Stop the engine before its next batch, until ``may_run`` is set or the context ends."""
+    found, original = Held(), server.engine._transcriber.transcribe_chunks
+
+    def wait_first(*arguments: Any, **options: Any) -> Any:
+        found.has_stopped.set()
+        assert found.may_run.wait(60)
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.engine._transcriber, "transcribe_chunks", wait_first)
+        try:
+            yield found
+        finally:
+            found.may_run.set()
+            wait_until(lambda: is_idle(server))
+
+
+def test_too_many_requests_get_429_with_a_time(limited: Served) -> None:
+    with held(limited), connected(limited, HEAD, CLIP, END) as one, connected(limited, HEAD, CLIP, END) as two:
+        wait_until(lambda: _active(limited) == 2)
+        with pytest.raises(openai.RateLimitError) as caught:
+            ask(limited)
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+        assert caught.value.code == "rate_limit_exceeded"
+    with connected(limited, HEAD, CLIP, END) as one, connected(limited, HEAD, CLIP, END) as two:
+        assert [answer(connection)[0] for connection in (one, two)] == [200, 200]
+    # The client waits, and sends the request again.
+    with limited.client(max_retries=2) as client:
+        assert client.audio.transcriptions.create(file=("a.wav", CLIP), model="tiny").text
+
+
+def test_the_audio_in_memory_is_limited() -> None:
+    with serving(limits=Limits(max_audio_s=3.0)) as server:
+        with held(server), connected(server, HEAD, encoded(noise(2.0)), END):
+            wait_until(lambda: server.engine.statistics.waiting_chunks or server.app.state.service.admission.audio_s)
+            with pytest.raises(openai.RateLimitError, match="audio are waiting"):
+                ask(server, encoded(noise(2.0)))
+        assert server.app.state.service.admission.audio_s == 0
+        assert ask(server, encoded(noise(2.0))).text
+
+
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_large_uploads_are_refused_while_they_arrive(limited: Served, is_stated: bool) -> None:
+    if is_stated:
+        with connected(limited, HEAD, length=10**12) as connection:
+            status, _, body = answer(connection)
+    else:
+        chunk = b"%x\r\n" % 100_000 + b"x" * 100_000 + b"\r\n"
+        head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+        with socket.create_connection(("127.0.0.1", limited.port), timeout=30) as connection:
+            kind = b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+            connection.sendall(head + kind + b"%x\r\n" % len(HEAD) + HEAD + b"\r\n" + chunk * 3)
+            status, _, body = answer(connection)
+    assert (status, body["error"]["code"]) == (413, "file_too_large")
+    wait_until(lambda: is_idle(limited))
+
+
+def test_long_recordings_are_refused_however_small_the_file(limited: Served) -> None:
+    bomb = encoded(np.zeros(600 * 16_000, np.float32), "FLAC")
+    assert len(bomb) < LIMITS.max_upload_bytes
+    started = time.monotonic()
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(limited, bomb)
+    assert caught.value.code == "too_long"
+    assert time.monotonic() - started < 5
+
+
+def test_slow_uploads_end(limited: Served) -> None:
+    with connected(limited, HEAD, length=100_000) as connection:
+        status, _, body = answer(connection)
+    assert (status, body["error"]["code"]) == (408, "upload_timeout")
+
+
+def test_silent_clients_are_not_waited_for(limited: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "IDLE_S", 0.05)
+    started = time.monotonic()
+    with connected(limited, HEAD, length=100_000) as connection:
+        assert answer(connection)[0] == 408
+    assert time.monotonic() - started < 0.9
+
+
+def test_slow_heads_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "HEAD_S", 0.05)
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost:")
+        assert connection.recv(1) == b""
+        with connected(server, HEAD, CLIP, END) as other:
+            time.sleep(0.15)
+            assert answer(other)[0] == 200
+
+
+def test_a_request_that_takes_too_long_is_given_up() -> None:
+    with serving(limits=Limits(request_timeout_s=0.2)) as server, held(server):
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(server)
+        assert caught.value.status_code == 504
+        assert caught.value.response.headers["x-should-retry"] == "false"
+        wait_until(lambda: server.engine.statistics.waiting_chunks == 0)
+        with pytest.raises(openai.APIError, match="too long"):
+            ask(server, stream=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_disconnects_frees_its_work(limited: Served, stream: bool) -> None:
+    more = b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n' if stream else b""
+    with held(limited) as engine:
+        with connected(limited, HEAD, CLIP, END):
+            assert engine.has_stopped.wait(30)
+            with connected(limited, more, HEAD, CLIP, END):
+                wait_until(lambda: limited.engine.statistics.waiting_chunks == 1)
+            wait_until(lambda: limited.engine.statistics.waiting_chunks == 0)
+        wait_until(lambda: _active(limited) == 0)
+
+
+def test_a_client_that_disconnects_while_sending_frees_its_place(limited: Served) -> None:
+    with connected(limited, HEAD, length=50_000):
+        wait_until(lambda: _active(limited) == 1)
+    wait_until(lambda: _active(limited) == 0, 0.9)
+
+
+def test_running_requests_are_finished_at_the_end() -> None:
+    with serving() as server, held(server) as engine, connected(server, HEAD, CLIP, END) as connection:
+        wait_until(lambda: _active(server) == 1)
+        server.server.should_exit = True
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(30)
+        engine.may_run.set()
+        status, _, body = answer(connection)
+    assert (status, body["text"]) == (200, text_of(CLIP))
+
+
+def test_the_log_has_no_transcripts_unless_asked(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    text = text_of(CLIP)
+    for log_transcripts in (False, True):
+        caplog.clear()
+        with serving(log_transcripts=log_transcripts) as server:
+            assert ask(server, prompt="a secret prompt").text == text
+            assert "".join(event.delta for event in ask(server, stream=True) if event.type.endswith("delta")) == text
+        assert caplog.text.count(text) == (2 if log_transcripts else 0)
+        assert "/v1/audio/transcriptions 200" in caplog.text
+        assert "secret" not in caplog.text
+        assert "a.wav" not in caplog.text
+
+
+def test_words_without_a_head_are_an_error() -> None:
+    with serving(engine=Engine(transcriber(ctc=False))) as server:
+        with pytest.raises(openai.BadRequestError, match="CTC head"):
+            ask(server, response_format="verbose_json", timestamp_granularities=["word"])
+        assert ask(server, response_format="vtt").startswith("WEBVTT\n")

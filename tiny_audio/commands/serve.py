@@ -1,0 +1,104 @@
+"""``tiny-audio serve``: serve a model over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiny_audio.config import UserError
+from tiny_audio.export.load import load_model, model_folder
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.runtime.device import device_of
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    model: Path,
+    *,
+    host: str,
+    port: int,
+    api_keys: Sequence[str],
+    api_key_file: Path | None,
+    allowed_origins: Sequence[str],
+    model_name: str | None,
+    max_padded_s: float,
+    max_upload_mb: float,
+    max_duration_s: float,
+    max_requests: int,
+    request_timeout_s: float,
+    filter_hallucinations: bool,
+    log_transcripts: bool,
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: the extra is not installed, the model cannot be loaded, or the address cannot be used.
+        Stopped: running requests were ended by a second Ctrl-C.
+    """
+    try:
+        from tiny_audio.serving.app import create_app
+        from tiny_audio.serving.engine import Engine
+        from tiny_audio.serving.options import MEGABYTE, Limits, Options
+        from tiny_audio.serving.server import Server, listen
+    except ImportError as error:
+        raise UserError(
+            f"tiny-audio serve needs the package {error.name}; install it with: pip install 'tiny-audio[serve]'"
+        ) from error
+    folder = model_folder(model)
+    options = Options(
+        model_name=model_name or _name_of(folder),
+        created=int((folder / "config.json").stat().st_mtime),
+        api_keys=(*api_keys, *_keys_in(api_key_file)),
+        allowed_origins=tuple(allowed_origins),
+        host=host,
+        log_transcripts=log_transcripts,
+        limits=Limits(
+            max_upload_bytes=round(max_upload_mb * MEGABYTE),
+            max_duration_s=max_duration_s,
+            max_requests=max_requests,
+            request_timeout_s=request_timeout_s,
+        ),
+    )
+    if not all(options.api_keys):
+        raise UserError("an API key is empty; give one, or leave it out to need none")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    with listen(host, port) as listening:
+        loaded, tokenizer = load_model(folder)
+        transcriber = Transcriber(
+            loaded.to(device_of("auto")),
+            tokenizer,
+            max_padded_s=max_padded_s,
+            filter_hallucinations=filter_hallucinations,
+        )
+        if host not in _LOOPBACK and not options.api_keys:
+            print(
+                f"warning: everyone who can reach {host} can use this server, because it has no API key; add --api-key",
+                file=sys.stderr,
+            )
+        with Engine(transcriber) as engine:
+            address = f"[{host}]" if ":" in host else host
+            message = f"serving {options.model_name} at http://{address}:{listening.getsockname()[1]} (Ctrl-C stops it)"
+            app = create_app(engine, options)
+            Server(app, lambda: print(message, flush=True)).serve_until_signal(listening)
+
+
+def _name_of(folder: Path) -> str:
+    """Return the name of a model: that of its folder, or of its run."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _keys_in(path: Path | None) -> list[str]:
+    """Return the keys in a file, one per line."""
+    if path is None:
+        return []
+    try:
+        keys = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the API keys cannot be read: {error}") from error
+    if not keys:
+        raise UserError(f"{path}: there is no API key; write one per line")
+    return keys

@@ -1,0 +1,192 @@
+"""Decide who may use the server: API keys, and the web pages from which browsers send requests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import socket
+from collections.abc import Collection, Iterable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tiny_audio.serving.errors import ApiError
+from tiny_audio.serving.options import Options
+
+OPEN_PATHS = ("/", "/health")
+"""Paths that need no key. The page itself contains nothing secret."""
+OPEN_FOLDER = "/page/"
+"""Files below this path need no key."""
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""A browser cannot set headers of a WebSocket. It sends the key as a subprotocol with this prefix, as OpenAI's realtime
+API has it, next to another subprotocol, which the server accepts."""
+_DISCARDED_BYTES, _DISCARD_S = 1 << 20, 1.0
+
+
+class AccessControl:
+    """ASGI middleware that refuses requests without a valid key, and requests from web pages of other origins.
+
+    A web page of any origin can send requests to a server on the user's own machine, and it can read the answers if its
+    host name is made to point to that machine (DNS rebinding). Therefore the host name in a request must be one of the
+    server's own unless a key is needed, and the origin of a page must be the server itself or be allowed.
+    """
+
+    def __init__(self, app: ASGIApp, options: Options) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in options.api_keys]
+        self._allowed = {origin.rstrip("/").lower() for origin in options.allowed_origins}
+        self._hosts = {"localhost", options.host.lower(), socket.gethostname().lower()}
+        self._hosts |= {urlsplit(origin).hostname or "" for origin in self._allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        problem = self._problem(headers, origin)
+        if problem is None and scope["type"] == "http" and _is_preflight(scope, headers):
+            await _preflight(origin)(scope, receive, send)
+            return
+        problem = problem or self._key_problem(scope["path"], headers)
+        if problem is not None:
+            await _refuse(problem, scope, receive, send)
+        elif origin is not None and scope["type"] == "http":
+            await self._app(scope, receive, _with_origin(send, origin))
+        else:
+            await self._app(scope, receive, send)
+
+    def _problem(self, headers: Headers, origin: str | None) -> ApiError | None:
+        host = headers.get("host", "")
+        if not self._digests and not self._is_own(host):
+            return ApiError(
+                403,
+                f"the host name {_hostname(host)!r} is not one of this server, which has no API key; use its IP "
+                "address, or start it with --api-key, or with --allow-origin for a name of its own",
+                code="host_not_allowed",
+            )
+        if origin is None or origin.lower() in self._allowed or _netloc(origin) == host.lower():
+            return None
+        return ApiError(
+            403,
+            f"a web page of {origin!r} sent this request; start the server with --allow-origin {origin} to allow it",
+            code="origin_not_allowed",
+        )
+
+    def _is_own(self, host: str) -> bool:
+        name = _hostname(host)
+        return name in self._hosts or _is_address(name)
+
+    def _key_problem(self, path: str, headers: Headers) -> ApiError | None:
+        if not self._digests or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return None
+        given = list(_keys(headers))
+        if any(_is_among(key, self._digests) for key in given):
+            return None
+        message = "the API key is not valid" if given else "an API key is needed: send `Authorization: Bearer KEY`"
+        return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _keys(headers: Headers) -> Iterable[str]:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield key.strip()
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        if protocol.strip().startswith(KEY_PROTOCOL):
+            yield protocol.strip().removeprefix(KEY_PROTOCOL)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _is_among(key: str, digests: Collection[bytes]) -> bool:
+    """Compare a key with all others, in a time that depends neither on their content nor on their lengths."""
+    given, found = _digest(key), False
+    for digest in digests:
+        found |= hmac.compare_digest(given, digest)
+    return found
+
+
+def _hostname(host: str) -> str:
+    """Return the host name without a port, in lower case. IPv6 addresses lose their brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return host.lower()
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    # A rebinding attack needs a name. A browser never sends an address that the user did not open.
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
+    return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+
+
+def _preflight(origin: str | None) -> Response:
+    headers = {
+        "Access-Control-Allow-Origin": origin or "",
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
+        "Access-Control-Max-Age": "600",
+        "Vary": "Origin",
+    }
+    return PlainTextResponse("", 204, headers=headers)
+
+
+def _with_origin(send: Send, origin: str) -> Send:
+    async def send_allowed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [
+                *message["headers"],
+                (b"access-control-allow-origin", origin.encode("latin-1")),
+                (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                (b"vary", b"Origin"),
+            ]
+        await send(message)
+
+    return send_allowed
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
+        return
+    await discard_body(receive)
+    await error.response()(scope, receive, send)
+
+
+async def discard_body(receive: Receive) -> None:
+    """Read a small body that is not needed.
+
+    A client that is still sending when the connection is closed often does not see the response.
+    """
+    size = 0
+    try:
+        async with asyncio.timeout(_DISCARD_S):
+            while size < _DISCARDED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,75 @@
+"""Limit the number of requests and the amount of decoded audio in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tiny_audio.serving.options import Limits
+
+
+class BusyError(Exception):
+    """There is no room for another request, or for more audio. The client may try again later."""
+
+
+class Ticket:
+    """The room that one request takes. It is made by :meth:`Admission.enter`."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.audio_s = 0.0
+        """Seconds of decoded audio that the request holds."""
+        self.is_valid = True
+        """Whether the request has not ended."""
+
+    def add_audio(self, seconds: float) -> None:
+        """Make room for more decoded audio. See :meth:`Admission.reserve`."""
+        self._admission.reserve(self, seconds)
+
+
+class Admission:
+    """Counts requests and their audio."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._lock = limits, threading.Lock()
+        self.requests = 0
+        """Requests that are received, waiting or running."""
+        self.audio_s = 0.0
+        """Seconds of decoded audio in memory."""
+
+    @contextmanager
+    def enter(self) -> Iterator[Ticket]:
+        """Count a request while it is in this context.
+
+        Raises:
+            BusyError: there are already ``max_requests``.
+        """
+        with self._lock:
+            if self.requests >= self._limits.max_requests:
+                raise BusyError(f"{self.requests} requests are running or waiting, which is the limit")
+            self.requests += 1
+        ticket = Ticket(self)
+        try:
+            yield ticket
+        finally:
+            with self._lock:
+                ticket.is_valid = False
+                self.requests -= 1
+                self.audio_s -= ticket.audio_s
+
+    def reserve(self, ticket: Ticket, seconds: float) -> None:
+        """Count decoded audio of a request.
+
+        Raises:
+            BusyError: the total would be above ``max_audio_s``, or the request has ended.
+        """
+        with self._lock:
+            if not ticket.is_valid:
+                raise BusyError("the request has ended")
+            if self.audio_s + seconds > self._limits.max_audio_s:
+                raise BusyError(
+                    f"{self.audio_s:.0f} s of audio are waiting; the limit is {self._limits.max_audio_s:g} s"
+                )
+            self.audio_s += seconds
+            ticket.audio_s += seconds

@@ -1,0 +1,274 @@
+"""Transcribe the recordings of many requests in shared batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from tiny_audio.config import UserError
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.chunking import Chunk
+from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.inference.transcriber import Transcriber
+
+_LOG = logging.getLogger(__name__)
+_POOL = 8
+"""Maximum number of batches in the pool whose chunks are sorted by length. Later chunks wait."""
+
+OnSegment = Callable[[Segment], object]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What an engine has done since it was started, and what is waiting."""
+
+    batches: int = 0
+    chunks: int = 0
+    audio_s: float = 0.0
+    """Seconds of transcribed audio."""
+    busy_s: float = 0.0
+    """Seconds in which a batch was running."""
+    waiting_chunks: int = 0
+    waiting_s: float = 0.0
+    """Seconds of audio in the queue."""
+
+    @property
+    def wait_s(self) -> float:
+        """Estimated time until the present queue is empty."""
+        return self.waiting_s * self.busy_s / self.audio_s if self.audio_s else 0.0
+
+
+class Job:
+    """A recording in the queue of an :class:`Engine`.
+
+    Args:
+        chunks: the chunks of the recording.
+        duration_s: duration of the recording.
+        words: keep the times of words.
+        on_segment: called in the engine's thread with each segment, in order.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], duration_s: float, words: bool, on_segment: OnSegment | None) -> None:
+        self.future: Future[Transcription] = Future()
+        """Holds the transcription. If it is canceled, the job is."""
+        self._duration_s, self._words, self._on_segment = duration_s, words, on_segment
+        self._segments: list[Segment | None] = [None] * len(chunks)
+        self._reported = 0
+        self._finish()
+
+    def result(self, timeout: float | None = None) -> Transcription:
+        """Wait for the transcription.
+
+        Raises:
+            TimeoutError: it is not there after ``timeout`` seconds.
+            concurrent.futures.CancelledError: the job was canceled.
+        """
+        return self.future.result(timeout)
+
+    def cancel(self) -> None:
+        """Take the job out of the queue. A batch that is already running is not interrupted."""
+        self.future.cancel()
+
+    def add(self, index: int, segment: Segment) -> None:
+        """Add the segment of a chunk."""
+        self._segments[index] = segment if self._words else replace(segment, words=None)
+        while self._reported < len(self._segments) and (ready := self._segments[self._reported]) is not None:
+            self._reported += 1
+            if self._on_segment is not None and not self.future.done():
+                self._on_segment(ready)
+        self._finish()
+
+    def fail(self, error: Exception) -> None:
+        """End the job with an error, unless it has ended."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def _finish(self) -> None:
+        done = [segment for segment in self._segments if segment is not None]
+        if len(done) == len(self._segments) and not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_result(Transcription.of(done, self._duration_s))
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """A chunk in the queue."""
+
+    job: Job
+    index: int
+    chunk: Chunk
+    arrived: float
+
+    @property
+    def seconds(self) -> float:
+        return len(self.chunk.waveform) / SAMPLE_RATE
+
+
+class Engine:
+    """Transcribes recordings in one thread. The chunks of all recordings share batches.
+
+    The oldest chunk in the queue is always part of the next batch, so that none waits forever. The others in this batch
+    are those of the most similar lengths. The text of a recording equals that of :meth:`Transcriber.transcribe`.
+
+    Args:
+        transcriber: see there for the size of batches.
+        gather_s: how long a chunk waits for others, if the engine has nothing else to do.
+    """
+
+    def __init__(self, transcriber: Transcriber, *, gather_s: float = 0.02) -> None:
+        self._transcriber, self._gather_s = transcriber, gather_s
+        self._changed = threading.Condition()
+        self._queue: list[_Item] = []
+        self._statistics = Statistics()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="transcription", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def can_time_words(self) -> bool:
+        """Whether the model has a CTC head, which word timestamps need."""
+        return self._transcriber.can_time_words
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the engine has done, and what is waiting."""
+        with self._changed:
+            waiting_s = sum(item.seconds for item in self._queue)
+            return replace(self._statistics, waiting_chunks=len(self._queue), waiting_s=waiting_s)
+
+    def submit(self, waveform: Tensor, *, words: bool = False, on_segment: OnSegment | None = None) -> Job:
+        """Add a recording to the queue.
+
+        Args:
+            waveform: mono float32 ``[S]`` at 16 kHz, of any length.
+            words: also return the start and end of each word.
+            on_segment: called in the engine's thread with each segment, in order.
+
+        Raises:
+            UserError: words are requested, but the model has no CTC head.
+        """
+        return self.enqueue(self.chunks([waveform]), len(waveform) / SAMPLE_RATE, words=words, on_segment=on_segment)
+
+    def chunks(self, blocks: Iterable[Tensor]) -> list[Chunk]:
+        """Cut a recording into chunks for :meth:`enqueue`. This may take seconds for a recording of an hour."""
+        return list(self._transcriber.chunks(blocks))
+
+    def enqueue(
+        self, chunks: Sequence[Chunk], duration_s: float, *, words: bool = False, on_segment: OnSegment | None = None
+    ) -> Job:
+        """Add the :meth:`chunks` of a recording to the queue. See :meth:`submit`."""
+        if words and not self.can_time_words:
+            raise UserError("word timestamps need a CTC head, and this model has none")
+        now = time.monotonic()
+        job = Job(chunks, duration_s, words, on_segment)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._queue += (_Item(job, index, chunk, now) for index, chunk in enumerate(chunks))
+            self._changed.notify()
+        job.future.add_done_callback(lambda _: self._drop(job))
+        return job
+
+    async def transcribe(
+        self, waveform: Tensor, *, words: bool = False, on_segment: OnSegment | None = None
+    ) -> Transcription:
+        """Transcribe without blocking the event loop. If the task is canceled, the job is. See :meth:`submit`."""
+        chunks = await asyncio.to_thread(self.chunks, [waveform])
+        job = self.enqueue(chunks, len(waveform) / SAMPLE_RATE, words=words, on_segment=on_segment)
+        return await asyncio.wrap_future(job.future)
+
+    def close(self) -> None:
+        """Finish the running batch, cancel what is waiting, and stop the thread."""
+        with self._changed:
+            self._closed = True
+            jobs = {item.job for item in self._queue}
+            self._changed.notify()
+        for job in jobs:
+            job.cancel()
+        self._thread.join()
+
+    def _drop(self, job: Job) -> None:
+        """Take the chunks of a job that has ended out of the queue."""
+        with self._changed:
+            self._queue = [item for item in self._queue if item.job is not job]
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            started = time.monotonic()
+            self._transcribe(batch)
+            self._count(batch, time.monotonic() - started)
+
+    def _transcribe(self, batch: Sequence[_Item]) -> None:
+        try:
+            segments = self._transcriber.transcribe_chunks(
+                [item.chunk for item in batch], word_timestamps=self.can_time_words
+            )
+        except Exception as error:
+            # One chunk may be the cause, and the others are not to blame.
+            if len(batch) > 1:
+                for item in batch:
+                    self._transcribe([item])
+                return
+            _LOG.exception("a chunk could not be transcribed")
+            batch[0].job.fail(error)
+            return
+        for item, segment in zip(batch, segments, strict=True):
+            try:
+                item.job.add(item.index, segment)
+            except Exception as error:  # of the caller's callback
+                item.job.fail(error)
+
+    def _count(self, batch: Sequence[_Item], busy_s: float) -> None:
+        with self._changed:
+            before = self._statistics
+            self._statistics = replace(
+                before,
+                batches=before.batches + 1,
+                chunks=before.chunks + len(batch),
+                audio_s=before.audio_s + sum(item.seconds for item in batch),
+                busy_s=before.busy_s + busy_s,
+            )
+
+    def _next_batch(self) -> list[_Item]:
+        """Wait for chunks, and take those of the next batch out of the queue. Empty if the engine is closed."""
+        with self._changed:
+            while not self._closed:
+                if not self._queue:
+                    self._changed.wait()
+                    continue
+                remaining = self._queue[0].arrived + self._gather_s - time.monotonic()
+                if remaining > 0 and not self._is_full():
+                    self._changed.wait(remaining)
+                    continue
+                batch = self._chosen()
+                taken = set(batch)
+                self._queue = [item for item in self._queue if item not in taken]
+                return batch
+            return []
+
+    def _is_full(self) -> bool:
+        longest = max(self._queue, key=lambda item: item.seconds)
+        return len(self._queue) >= self._transcriber.batch_size(longest.chunk)
+
+    def _chosen(self) -> list[_Item]:
+        """Return the batch that contains the oldest chunk."""
+        oldest = self._queue[0]
+        # The longest chunks have the smallest batches, so the pool is never too small.
+        pool = sorted(self._queue[: _POOL * self._transcriber.batch_size(oldest.chunk)], key=lambda item: -item.seconds)
+        while True:
+            size = self._transcriber.batch_size(pool[0].chunk)
+            batch, pool = pool[:size], pool[size:]
+            if oldest in batch:
+                return batch

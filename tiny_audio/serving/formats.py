@@ -1,0 +1,91 @@
+"""Write transcriptions in the response formats of OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from typing import Any
+
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
+from tiny_audio.serving.parameters import Parameters
+
+_UNKNOWN_LANGUAGE = "unknown"
+_LEAST_CONFIDENCE = 1e-10
+
+
+def response(transcription: Transcription, parameters: Parameters) -> Response:
+    """Return the response in the requested format."""
+    match parameters.response_format:
+        case "text":
+            return PlainTextResponse(transcription.text + "\n")
+        case "srt":
+            return Response(as_srt(cues(transcription.segments)), media_type="application/x-subrip; charset=utf-8")
+        case "vtt":
+            return Response(as_vtt(cues(transcription.segments)), media_type="text/vtt; charset=utf-8")
+        case "verbose_json":
+            return JSONResponse(_verbose(transcription, parameters))
+        case _:
+            return JSONResponse({"text": transcription.text, "usage": _usage(transcription)})
+
+
+def delta(text: str) -> str:
+    """Return the server-sent event of an additional text."""
+    return _event({"type": "transcript.text.delta", "delta": text})
+
+
+def done(transcription: Transcription) -> str:
+    """Return the server-sent event of the end of a transcription."""
+    return _event({"type": "transcript.text.done", "text": transcription.text})
+
+
+def error_event(body: dict[str, Any]) -> str:
+    """Return a server-sent event for an error after the response has begun."""
+    return _event(body)
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _usage(transcription: Transcription) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(transcription.duration_s)}
+
+
+def _verbose(transcription: Transcription, parameters: Parameters) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "task": "transcribe",
+        "language": parameters.language or _UNKNOWN_LANGUAGE,
+        "duration": round(transcription.duration_s, 3),
+        "text": transcription.text,
+    }
+    spoken = [segment for segment in transcription.segments if segment.text]
+    if "segment" in parameters.granularities:
+        found["segments"] = [_segment(index, segment) for index, segment in enumerate(spoken)]
+    if parameters.words:
+        found["words"] = [
+            {"word": word.text, "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
+            for segment in spoken
+            for word in segment.words or ()
+        ]
+    return found | {"usage": _usage(transcription)}
+
+
+def _segment(index: int, segment: Segment) -> dict[str, Any]:
+    text = segment.text.encode()
+    confidence = 1.0 if segment.confidence is None else segment.confidence
+    return {
+        "id": index,
+        "seek": round(segment.start_s * 100),
+        "start": round(segment.start_s, 3),
+        "end": round(segment.end_s, 3),
+        "text": segment.text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": round(math.log(max(confidence, _LEAST_CONFIDENCE)), 4),
+        "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
+        "no_speech_prob": 0.0,
+    }

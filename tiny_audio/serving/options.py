@@ -1,0 +1,45 @@
+"""Options and limits of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits that protect the server from large, slow or numerous requests."""
+
+    max_upload_bytes: int = 100 * MEGABYTE
+    """Maximum size of a request body."""
+    max_duration_s: float = 7200.0
+    """Maximum duration of a recording."""
+    max_requests: int = 128
+    """Maximum number of transcriptions that are received, waiting or running. Further ones get the status 429."""
+    max_audio_s: float = 4 * 3600.0
+    """Maximum seconds of decoded audio in memory, over all requests. An hour needs 230 MB. Further requests get the
+    status 429."""
+    upload_timeout_s: float = 120.0
+    """Maximum time in which a request body must arrive."""
+    request_timeout_s: float = 600.0
+    """Maximum time from the end of the upload to the response."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the server."""
+
+    model_name: str
+    """The name under which clients see the model."""
+    created: int = 0
+    """Unix time at which the model was exported."""
+    api_keys: tuple[str, ...] = ()
+    """Accepted API keys. Empty: no key is needed."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins such as ``https://example.com`` whose web pages may use the server."""
+    host: str = "127.0.0.1"
+    """The name or address on which the server listens."""
+    log_transcripts: bool = False
+    """Write transcripts to the log."""
+    limits: Limits = field(default_factory=Limits)

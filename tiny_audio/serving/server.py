@@ -1,0 +1,98 @@
+"""Listen, serve, and finish running requests before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tiny_audio.config import Stopped, UserError
+
+HEAD_S = 20.0
+"""A connection on which no request is complete for this time is closed."""
+_MAX_CONNECTIONS = 1000
+_SHUTDOWN_S = 600
+
+
+class TimedProtocol(H11Protocol):
+    """Closes connections that send the head of a request too slowly. uvicorn would wait forever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the timer."""
+        super().connection_made(transport)
+        self._seen: object = None
+        self.loop.call_later(HEAD_S, self._check)
+
+    def _check(self) -> None:
+        # An upgraded connection belongs to another protocol.
+        if self.transport.is_closing() or self not in self.connections:
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is self._seen:
+            self.transport.close()
+            return
+        self._seen = self.cycle
+        self.loop.call_later(HEAD_S, self._check)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket. Port 0 means any free one.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; give another --port "
+            "or --host"
+        ) from error
+
+
+class Server(uvicorn.Server):
+    """A server for an application.
+
+    Args:
+        app: the application.
+        on_started: called when the server accepts requests and handles signals.
+    """
+
+    def __init__(self, app: FastAPI, on_started: Callable[[], object] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=TimedProtocol,
+                ws="websockets-sansio",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,  # it would contain the queries
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_graceful_shutdown=_SHUTDOWN_S,
+            )
+        )
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and report it."""
+        await super().startup(sockets)
+        self._on_started()
+
+    def serve_until_signal(self, listening: socket.socket) -> None:
+        """Serve until SIGTERM or Ctrl-C. Then finish the running requests. A second Ctrl-C ends them.
+
+        Raises:
+            Stopped: running requests were ended.
+        """
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal after it has finished
+            self.run(sockets=[listening])
+        if self.force_exit:
+            raise Stopped("stopped at once; running requests were ended")

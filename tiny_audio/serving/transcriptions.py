@@ -1,0 +1,182 @@
+"""``POST /v1/audio/transcriptions``, as in OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.chunking import Chunk
+from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.serving import formats
+from tiny_audio.serving.access import discard_body
+from tiny_audio.serving.admission import BusyError, Ticket
+from tiny_audio.serving.errors import ApiError
+from tiny_audio.serving.metrics import LOG
+from tiny_audio.serving.parameters import Parameters, parse_parameters
+from tiny_audio.serving.service import Service
+from tiny_audio.serving.uploads import decode, receive_form
+
+T = TypeVar("T")
+_LONGEST_RETRY_S = 60
+
+
+def router(service: Service) -> APIRouter:
+    """Return the route."""
+    routes = APIRouter()
+
+    @routes.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        try:
+            async with AsyncExitStack() as stack:
+                return await _respond(service, request, stack)
+        except BusyError as error:
+            raise _busy(service, error) from error
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody receives it
+
+    return routes
+
+
+async def _respond(service: Service, request: Request, stack: AsyncExitStack) -> Response:
+    """Respond to a request. ``stack`` holds its resources."""
+    limits = service.options.limits
+    try:
+        ticket = stack.enter_context(service.admission.enter())
+    except BusyError:
+        await discard_body(request.receive)
+        raise
+    form = await receive_form(request, limits)
+    stack.push_async_callback(form.close)
+    parameters = parse_parameters(form, service.options.model_name)
+    if parameters.words and not service.engine.can_time_words:
+        raise ApiError(
+            400,
+            "this model has no CTC head, which the times of words need; send timestamp_granularities[]=segment",
+            param="timestamp_granularities[]",
+        )
+    deadline = time.monotonic() + limits.request_timeout_s
+    chunks, duration_s = await _while_connected(request, _chunks(service, parameters, ticket), deadline)
+    if parameters.stream:
+        events = _events(service, request, chunks, duration_s, deadline)
+        return _Events(events, stack.pop_all())
+    words = parameters.words or (parameters.response_format in ("srt", "vtt") and service.engine.can_time_words)
+    job = service.engine.enqueue(chunks, duration_s, words=words)
+    transcription = await _while_connected(request, _result(job.future), deadline)
+    _log(service, request, transcription)
+    return formats.response(transcription, parameters)
+
+
+async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> tuple[list[Chunk], float]:
+    """Decode the upload, and return its chunks and its duration."""
+    stopped = threading.Event()
+
+    def work() -> tuple[list[Chunk], float]:
+        waveform = decode(parameters.file.file, service.options.limits, ticket, stopped)
+        return service.engine.chunks([waveform]), len(waveform) / SAMPLE_RATE
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(service.decoders, work)
+    finally:
+        stopped.set()
+
+
+async def _result(future: Any) -> Transcription:
+    """Wait for a job. If this task is canceled, the job is."""
+    found: Transcription = await asyncio.wrap_future(future)
+    return found
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
+    """Return the result of ``work``, which is canceled if the client disconnects or the time is up.
+
+    Raises:
+        ClientDisconnect: the client has closed the connection.
+        ApiError: the time is up.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        remaining = max(0.0, deadline - time.monotonic())
+        await asyncio.wait({task, gone}, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientDisconnect
+        raise _timeout()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _timeout() -> ApiError:
+    # OpenAI's client would send the whole upload again.
+    headers = {"x-should-retry": "false"}
+    return ApiError(504, "the transcription took too long; send a shorter recording", code="timeout", headers=headers)
+
+
+def _busy(service: Service, error: BusyError) -> ApiError:
+    wait_s = min(_LONGEST_RETRY_S, max(1, math.ceil(service.engine.statistics.wait_s)))
+    headers = {"Retry-After": str(wait_s)}
+    return ApiError(429, f"{error}; try again later", code="rate_limit_exceeded", headers=headers)
+
+
+def _log(service: Service, request: Request, transcription: Transcription) -> None:
+    if service.options.log_transcripts:
+        LOG.info("%s %.2f s: %s", request.state.request_id, transcription.duration_s, transcription.text)
+
+
+class _Events(StreamingResponse):
+    """A stream of server-sent events that holds the resources of its request until it ends."""
+
+    def __init__(self, events: AsyncIterator[str], resources: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._resources:
+            await super().__call__(scope, receive, send)
+
+
+async def _events(
+    service: Service, request: Request, chunks: list[Chunk], duration_s: float, deadline: float
+) -> AsyncIterator[str]:
+    """Transcribe, and yield an event for each segment. The texts of the events are never withdrawn."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Queue[Segment | None] = asyncio.Queue()
+    job = service.engine.enqueue(
+        chunks, duration_s, on_segment=lambda segment: loop.call_soon_threadsafe(ready.put_nowait, segment)
+    )
+    job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(ready.put_nowait, None))
+    before = ""
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            while (segment := await ready.get()) is not None:
+                if segment.text:
+                    yield formats.delta(before + segment.text)
+                    before = " "
+        transcription = job.result(0)
+        _log(service, request, transcription)
+        yield formats.done(transcription)
+    except TimeoutError:
+        yield formats.error_event(_timeout().body)
+    except Exception:
+        LOG.exception("%s failed", request.state.request_id)
+        yield formats.error_event(ApiError(500, "the server failed; its log has the reason").body)
+    finally:
+        job.cancel()
