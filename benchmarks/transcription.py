@@ -77,7 +77,7 @@ def sentences(number: int, seed: int) -> Clips:
         "accents": ["en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"],
     }
     index = SOURCES.build(SOURCES.parse(config), SourceContext(cache_dir())).index()
-    return [(soundfile.read(one.audio, dtype="float32")[0], one.text) for one in index.utterances]
+    return [(soundfile.read(str(one.audio), dtype="float32")[0], one.text) for one in index.utterances]
 
 
 def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:

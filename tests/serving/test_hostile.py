@@ -95,7 +95,7 @@ def uploads() -> Iterator[tuple[str, bytes]]:
     for index, body in enumerate((b"", b"--x--\r\n", b"--y\r\n", b"\0" * 1000, b"--x\r\n" * 1000, b"-" * 100_000)):
         yield f"body {index}", request(body)
     whole = form(part("model", b"tiny"), part("file", CLIP, "a.wav"))
-    for cut in range(0, len(whole), len(whole) // 10):
+    for cut in range(0, len(whole) - 12, len(whole) // 10):
         yield f"cut {cut}", request(whole[:cut])
         yield f"late {cut}", request(whole[:cut], length=len(whole) + 1000)
     yield "endless", request(form(part("file", bytes(4_000_000), "a.wav")))
