@@ -9,6 +9,8 @@ from tiny_audio.config import UserError
 
 AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
 """Versions that work together. torchaudio loads only with some versions of torch, but does not require them."""
+SILERO = "silero-vad>=6.2.3"
+"""Weights for voice activity. An export also works without them, but then it finds pauses by loudness."""
 REQUIREMENTS = (
     *AUDIO_PAIR,
     "transformers>=5.23,<6",
@@ -16,6 +18,7 @@ REQUIREMENTS = (
     "numpy>=2",
     "pydantic>=2.12",
     "soundfile>=0.13",
+    SILERO,
 )
 """Requirements of an exported model. A test compares them with ``pyproject.toml``."""
 

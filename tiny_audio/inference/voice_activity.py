@@ -1,0 +1,145 @@
+"""Voice activity: the probability of speech in each frame, by silero-vad's network and weights.
+
+The weights are in the wheel of silero-vad (https://github.com/snakers4/silero-vad, MIT license). The package itself is
+not imported, because it sets the number of threads of the whole process. Only the weights of its TorchScript model are
+used. That model takes one frame a call, and the network below takes many, which is three times as fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, pad
+
+FRAME = 512
+"""Samples in a frame of 32 ms, which has one probability."""
+START, CONTINUE = 0.5, 0.35
+"""Speech starts at the first probability and lasts until probabilities are below the second. These are the defaults of
+silero-vad."""
+MARGIN_S = 0.1
+"""Duration of the part of a pause that belongs to the speech next to it, because it may contain soft consonants."""
+_CONTEXT = 64
+"""Samples before a frame that the network also receives."""
+_WEIGHTS = "silero_vad.jit"
+_PREFIX = "_model."
+"""Start of the names of the weights for 16 kHz."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The network's memory of earlier audio."""
+
+    context: Tensor
+    """``[64]``, the samples before the next frame."""
+    hidden: Tensor
+    """``[1, 128]``"""
+    cell: Tensor
+    """``[1, 128]``"""
+
+
+class SileroNetwork:
+    """silero-vad's network for 16 kHz.
+
+    Args:
+        weights: its tensors by name.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self._weights = weights
+
+    def initial_state(self) -> _State:
+        """Return the state before the first frame of a recording."""
+        return _State(torch.zeros(_CONTEXT), torch.zeros(1, 128), torch.zeros(1, 128))
+
+    def __call__(self, samples: Tensor, state: _State) -> tuple[list[float], _State]:
+        """Return the probability of speech of each frame, and the state after the last one.
+
+        Args:
+            samples: float32 ``[T * 512]`` at 16 kHz, on the CPU.
+            state: the state after the previous frame.
+        """
+        # Callers may run the model under autocast, which would round these weights.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            frames = torch.cat([state.context, samples]).unfold(0, _CONTEXT + FRAME, FRAME)  # [T, 576]
+            features = conv1d(
+                pad(frames, (0, 64), "reflect")[:, None], self._weights["stft.forward_basis_buffer"], stride=128
+            )
+            features = (features[:, :129] ** 2 + features[:, 129:] ** 2).sqrt()  # [T, 129, 4]
+            for layer, stride in enumerate((1, 2, 2, 1)):
+                weight, bias = (self._weights[f"encoder.{layer}.reparam_conv.{name}"] for name in ("weight", "bias"))
+                features = conv1d(features, weight, bias, stride, padding=1).relu()
+            cell = [self._weights[f"decoder.rnn.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            memory, outputs = (state.hidden, state.cell), []
+            for row in features[:, :, 0]:  # [128]
+                memory = torch.lstm_cell(row[None], memory, *cell)
+                outputs.append(memory[0])
+            logits = conv1d(
+                torch.cat(outputs)[:, :, None].relu(),
+                self._weights["decoder.decoder.2.weight"],
+                self._weights["decoder.decoder.2.bias"],
+            )
+        return logits.sigmoid().flatten().tolist(), _State(samples[-_CONTEXT:].clone(), *memory)
+
+
+@functools.cache
+def silero() -> SileroNetwork | None:
+    """Return silero-vad's network, or None if the package or its weights are not installed. It is loaded once."""
+    spec = importlib.util.find_spec("silero_vad")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "data" / _WEIGHTS
+    if not path.is_file():
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+        weights = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+    return SileroNetwork(
+        {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+    )
+
+
+class SpeechProbabilities:
+    """The probabilities of speech of a recording that arrives in blocks.
+
+    They do not depend on the sizes of the blocks. At most ``frames_per_step`` frames are held.
+
+    Args:
+        network: from :func:`silero`.
+        frames_per_step: number of frames that are computed together. One frame gives the least delay, and more frames
+            take less time for each.
+    """
+
+    def __init__(self, network: SileroNetwork, frames_per_step: int = 32) -> None:
+        self._network, self._state = network, network.initial_state()
+        self._step = frames_per_step * FRAME
+        self._held = torch.zeros(0)
+
+    def add(self, samples: Tensor) -> list[float]:
+        """Return the probabilities of the frames that these samples complete, as far as they are computed.
+
+        Args:
+            samples: the next samples, ``[S]`` at 16 kHz.
+        """
+        self._held = torch.cat([self._held, samples.detach().to("cpu", torch.float32)])
+        found: list[float] = []
+        while len(self._held) >= self._step:
+            probabilities, self._state = self._network(self._held[: self._step], self._state)
+            found += probabilities
+            self._held = self._held[self._step :]
+        return found
+
+    def end(self) -> list[float]:
+        """Return the probabilities of the remaining frames. An incomplete last frame is padded with zeros."""
+        if not len(self._held):
+            return []
+        num_frames = -(-len(self._held) // FRAME)
+        # The step has its full size, because other sizes may be rounded in another way.
+        probabilities, _ = self._network(pad(self._held, (0, self._step - len(self._held))), self._state)
+        self._held = self._held[:0]
+        return probabilities[:num_frames]
