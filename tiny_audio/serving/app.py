@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from tiny_audio.serving import status, transcriptions
+from tiny_audio.serving import live, status, transcriptions
 from tiny_audio.serving.access import AccessControl
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import handle_errors
@@ -21,6 +21,7 @@ def create_app(engine: Engine, options: Options) -> FastAPI:
     app.state.service = service
     app.include_router(status.router(service))
     app.include_router(transcriptions.router(service))
+    app.include_router(live.router(service))
     handle_errors(app)
     app.add_middleware(AccessControl, options=options)
     app.add_middleware(Observer, metrics=service.metrics)  # the outermost, so that it counts refused requests, too

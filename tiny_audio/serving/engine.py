@@ -142,6 +142,11 @@ class Engine:
         return self._transcriber.can_time_words
 
     @property
+    def max_chunk_s(self) -> float:
+        """Maximum duration in seconds of a recording that is transcribed as one chunk."""
+        return self._transcriber.max_chunk_s
+
+    @property
     def statistics(self) -> Statistics:
         """What the engine has done, and what is waiting."""
         with self._changed:

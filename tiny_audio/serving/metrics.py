@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +37,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.live_streams = Gauge("tiny_audio_live_streams", "Live streams that are open.", registry=self._registry)
         self._registry.register(_OfTheEngine(engine, admission))
 
     def text(self) -> bytes:

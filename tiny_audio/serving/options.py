@@ -27,6 +27,26 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class LiveLimits:
+    """Limits of live streams."""
+
+    max_streams: int = 32
+    """Maximum number of streams at the same time."""
+    max_message_bytes: int = 1 << 20
+    """Maximum size of a message. One with 16-bit samples contains 32 seconds."""
+    max_waiting_s: float = 30.0
+    """Maximum seconds of a stream in utterances that wait to be decoded. Beyond that, nothing is received, so that the
+    client has to wait."""
+    max_speed: float = 8.0
+    """Audio is received at most this many times as fast as real time, because finding speech takes time. The first
+    two seconds are not limited."""
+    idle_timeout_s: float = 30.0
+    """Maximum time without a message from the client."""
+    send_timeout_s: float = 30.0
+    """Maximum time in which the client must receive a message."""
+
+
+@dataclass(frozen=True)
 class Options:
     """Options of the server."""
 
@@ -43,3 +63,4 @@ class Options:
     log_transcripts: bool = False
     """Write transcripts to the log."""
     limits: Limits = field(default_factory=Limits)
+    live: LiveLimits = field(default_factory=LiveLimits)

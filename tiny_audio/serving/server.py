@@ -17,6 +17,8 @@ HEAD_S = 20.0
 """A connection on which no request is complete for this time is closed."""
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 600
+_MAX_MESSAGE_BYTES = 2 << 20
+"""A WebSocket with a larger message is closed without an explanation. The limit of live streams is lower."""
 
 
 class TimedProtocol(H11Protocol):
@@ -70,6 +72,9 @@ class Server(uvicorn.Server):
                 app,
                 http=TimedProtocol,
                 ws="websockets-sansio",
+                ws_max_size=_MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,  # audio is hardly smaller, and a small message could become a large one
+                ws_ping_timeout=None,  # answers are not read while a client has to wait
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

@@ -1,0 +1,331 @@
+"""Live text over a WebSocket: the protocol, its errors and limits, with the `websockets` client."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin, Subprotocol
+
+from tests.serving.servers import Served, serving, transcriber
+from tests.support.paths import ROOT, SHARED
+from tests.support.voice import Loudness, bursts
+from tiny_audio.audio.ffmpeg import has_ffmpeg
+from tiny_audio.audio.load import load_audio
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.serving import live
+from tiny_audio.serving.options import LiveLimits
+
+Message = dict[str, Any]
+SPEECH = bursts(0.6, 1.2, 0.8, 0.7, 0.3, 0.5, 1.0)
+END = '{"type":"end"}'
+LEARNED_VOICE_ACTIVITY = live.new_voice_activity
+
+
+@contextmanager
+def connected(server: Served, query: str = "", **options: Any) -> Iterator[ClientConnection]:
+    with connect(f"ws://127.0.0.1:{server.port}{live.PATH}{query}", compression=None, **options) as socket:
+        yield socket
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loudness() -> Iterator[None]:
+    """Noise counts as speech."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "new_voice_activity", Loudness)
+        yield
+
+
+def pcm16(waveform: Tensor) -> bytes:
+    return (waveform * 32768).round().to(torch.int16).numpy().astype("<i2").tobytes()
+
+
+def from_pcm16(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.int16).float() / 32768
+
+
+def parts(data: bytes, size: int = 6401) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def received(socket: ClientConnection) -> list[Message]:
+    """Return all messages until the server closes the connection."""
+    found = []
+    try:
+        while True:
+            found.append(json.loads(socket.recv(timeout=20)))
+    except ConnectionClosed:
+        return found
+
+
+def sent(socket: ClientConnection, *messages: bytes | str) -> list[Message]:
+    """Send messages, and return all answers."""
+    try:
+        for message in messages:
+            socket.send(message)
+    except ConnectionClosed:
+        pass
+    return received(socket)
+
+
+def finals(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message["type"] == "final"]
+
+
+def assert_equal_to_transcriber(server: Served, waveform: Tensor, found: list[Message]) -> None:
+    """Check that final texts are those of the same samples as one recording, and their words, too."""
+    spans = [(round(one["start_s"] * SAMPLE_RATE), round(one["end_s"] * SAMPLE_RATE)) for one in found]
+    offline = transcriber(ctc=True).transcribe([waveform[start:end] for start, end in spans], word_timestamps=True)
+    assert [one["text"] for one in found] == [one.text for one in offline]
+    for one, wanted in zip(found, offline, strict=True):
+        if "words" in one:
+            words = [word for segment in wanted.segments for word in segment.words or ()]
+            assert [word["word"] for word in one["words"]] == [word.text for word in words]
+            assert [word["start_s"] - one["start_s"] for word in one["words"]] == pytest.approx(
+                [word.start_s for word in words]
+            )
+
+
+def test_a_stream_gets_ready_then_texts_then_done(server: Served) -> None:
+    data = pcm16(SPEECH)
+    with connected(server, "?words=true") as socket:
+        ready, *texts, done = sent(socket, *parts(data), END)
+        assert socket.close_code == 1000
+    assert ready == {"type": "ready", "sample_rate": 16000, "max_delay_s": transcriber(ctc=True).max_chunk_s + 0.5}
+    assert done == {"type": "done", "duration_s": len(SPEECH) / SAMPLE_RATE}
+    assert [one["utterance"] for one in finals(texts)] == [0, 1]
+    assert any(one["words"] for one in finals(texts))
+    assert_equal_to_transcriber(server, from_pcm16(data), finals(texts))
+
+
+def test_partial_texts_come_before_the_end_of_the_utterance(server: Served) -> None:
+    data = pcm16(bursts(0.5, 3.0))
+    with connected(server) as socket:
+        assert json.loads(socket.recv())["type"] == "ready"
+        for part in parts(data):
+            socket.send(part)
+        partial = json.loads(socket.recv(timeout=10))
+        assert set(partial) == {"type", "utterance", "start_s", "stable", "text"}
+        assert (partial["type"], partial["utterance"]) == ("partial", 0)
+        socket.send(END)
+        *_, final, done = received(socket)
+        assert "words" not in final
+        assert (final["type"], done["type"]) == ("final", "done")
+
+
+def test_streams_do_not_disturb_each_other(server: Served) -> None:
+    waveforms = [bursts(0.5, 0.6 + 0.2 * index, 0.7, 0.9) for index in range(3)]
+    with connected(server) as one, connected(server) as two, connected(server) as three:
+        sockets = (one, two, three)
+        for step in range(20):
+            for socket, waveform in zip(sockets, waveforms, strict=True):
+                socket.send(pcm16(waveform[step * 3200 : (step + 1) * 3200]))
+        for socket, waveform in zip(sockets, waveforms, strict=True):
+            found = finals(sent(socket, END))
+            assert len(found) == 2
+            assert_equal_to_transcriber(server, from_pcm16(pcm16(waveform)), found)
+
+
+@pytest.mark.parametrize("messages", [[END], [b"", END], [b"\0", END], [pcm16(torch.zeros(8000)), END]])
+def test_streams_without_speech_are_done(server: Served, messages: list[bytes | str]) -> None:
+    with connected(server) as socket:
+        assert [one["type"] for one in sent(socket, *messages)] == ["ready", "done"]
+        assert socket.close_code == 1000
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [("?encoding=mp3", 1003), ("?words=maybe", 1008), ("?sample_rate=8000", 1008), ("?encoding=", 1003)],
+)
+def test_wrong_parameters_are_an_error_message_and_a_close_code(server: Served, query: str, code: int) -> None:
+    with connected(server, query) as socket:
+        (error,) = received(socket)
+        assert (error["type"], socket.close_code) == ("error", code)
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [("hello", 1003), ('{"type":"audio"}', 1003), ("[]", 1003), ("9" * 5000, 1003), (bytes((1 << 20) + 1), 1009)],
+)
+def test_wrong_messages_are_an_error_message_and_a_close_code(server: Served, message: str | bytes, code: int) -> None:
+    with connected(server) as socket:
+        ready, error = sent(socket, message)
+        assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", code)
+
+
+def test_words_need_a_ctc_head() -> None:
+    with serving(ctc=False) as server, connected(server, "?words=true") as socket:
+        (error,) = received(socket)
+        assert "CTC head" in error["message"]
+        assert socket.close_code == 1008
+
+
+def test_a_silent_client_is_closed() -> None:
+    with serving(live=LiveLimits(idle_timeout_s=0.1)) as server, connected(server) as socket:
+        ready, error = received(socket)
+        assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", 1008)
+
+
+def test_streams_are_limited_and_ended_ones_do_not_count() -> None:
+    with serving(live=LiveLimits(max_streams=1)) as server:
+        for _ in range(2):
+            with connected(server) as first:
+                assert json.loads(first.recv())["type"] == "ready"
+                with connected(server) as second:
+                    (error,) = received(second)
+                    assert (error["type"], second.close_code) == ("error", 1013)
+                assert sent(first, END)[-1]["type"] == "done"
+        with connected(server) as lost:
+            assert json.loads(lost.recv())["type"] == "ready"
+        for _ in range(100):
+            with connected(server) as socket:
+                if json.loads(socket.recv())["type"] == "ready":
+                    return
+            time.sleep(0.02)
+        pytest.fail("a closed stream still counts")
+
+
+def test_audio_that_comes_too_fast_has_to_wait() -> None:
+    """Nothing is received while enough audio waits to be decoded, and nothing is lost."""
+    waveform = bursts(*[0.6, 0.3] * 8)
+    with serving(live=LiveLimits(max_waiting_s=0.5)) as server, connected(server) as socket:
+        found = finals(sent(socket, *parts(pcm16(waveform), 1 << 19), END))
+        assert len(found) == 8
+        assert_equal_to_transcriber(server, from_pcm16(pcm16(waveform)), found)
+
+
+def test_the_speed_of_audio_is_limited() -> None:
+    with serving(live=LiveLimits(max_speed=4.0)) as server, connected(server) as socket:
+        started = time.monotonic()
+        assert sent(socket, pcm16(torch.zeros(10 * SAMPLE_RATE)), END)[-1]["duration_s"] == 10.0
+        assert time.monotonic() - started >= 10.0 / 4.0 - 2.0
+
+
+def test_a_failure_of_ours_is_an_error_message(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: object, **options: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(transcriber(ctc=True), "transcribe_chunks", failing)
+    with connected(server) as socket:
+        *_, error = sent(socket, pcm16(SPEECH), END)
+        assert (error["type"], socket.close_code) == ("error", 1011)
+        assert "broken" not in error["message"]
+
+
+def with_key(key: str) -> list[dict[str, Any]]:
+    """Options of a connection with a key, as programs and as browsers send it."""
+    offered = [Subprotocol(f"openai-insecure-api-key.{key}"), Subprotocol("tiny-audio")]
+    return [{"additional_headers": {"Authorization": f"Bearer {key}"}}, {"subprotocols": offered}]
+
+
+def test_a_key_is_sent_in_a_header_or_as_a_subprotocol() -> None:
+    with serving(api_keys=("secret",)) as server:
+        for options in with_key("secret"):
+            with connected(server, **options) as socket:
+                assert json.loads(socket.recv())["type"] == "ready"
+                assert socket.subprotocol == ("tiny-audio" if "subprotocols" in options else None)
+        for options in with_key("wrong"):
+            with pytest.raises(InvalidStatus, match="403"), connected(server, **options):
+                pass
+
+
+def test_web_pages_of_other_origins_are_refused(server: Served) -> None:
+    with pytest.raises(InvalidStatus, match="403"), connected(server, origin=Origin("https://other.example")):
+        pass
+    with connected(server, origin=Origin(server.url)) as socket:
+        assert json.loads(socket.recv())["type"] == "ready"
+
+
+def encoded(waveform: Tensor, container: str) -> bytes:
+    wav = io.BytesIO()
+    soundfile.write(wav, waveform.numpy(), SAMPLE_RATE, format="WAV")
+    command = ["ffmpeg", "-v", "error", "-i", "pipe:0", "-c:a", "libopus", "-b:a", "64k", "-f", container, "pipe:1"]
+    return subprocess.run(command, input=wav.getvalue(), capture_output=True, check=True).stdout
+
+
+def ffmpeg_children() -> int:
+    listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "comm="], capture_output=True, text=True)
+    return listed.stdout.split().count("ffmpeg")
+
+
+needs_ffmpeg = pytest.mark.skipif(not has_ffmpeg(), reason="needs the FFmpeg program")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("container", ["webm", "ogg"])
+def test_opus_is_decoded_while_it_arrives(server: Served, container: str) -> None:
+    data = encoded(SPEECH, container)
+    with connected(server, f"?encoding={container}") as socket:
+        found = sent(socket, *parts(data, 1000), END)
+    assert len(finals(found)) == 2
+    assert found[-1]["type"] == "done"
+    assert found[-1]["duration_s"] == pytest.approx(len(SPEECH) / SAMPLE_RATE, abs=0.1)
+    assert finals(found)[0]["start_s"] == pytest.approx(0.5, abs=0.1)
+    assert ffmpeg_children() == 0
+
+
+@needs_ffmpeg
+def test_other_data_than_opus_is_an_error(server: Served) -> None:
+    for data in (b"no audio " * 3000, encoded(SPEECH, "ogg")):
+        with connected(server, "?encoding=webm") as socket:
+            *_, error = sent(socket, *parts(data, 1000), END)
+            assert (error["type"], socket.close_code) == ("error", 1007)
+    assert ffmpeg_children() == 0
+
+
+@needs_ffmpeg
+def test_ffmpeg_ends_with_the_connection(server: Served) -> None:
+    with connected(server, "?encoding=webm") as socket:
+        socket.send(encoded(SPEECH, "webm")[:2000])
+        assert json.loads(socket.recv())["type"] == "ready"
+    for _ in range(100):
+        if ffmpeg_children() == 0:
+            return
+        time.sleep(0.02)
+    pytest.fail("FFmpeg is still running")
+
+
+def test_opus_without_ffmpeg_is_an_error(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "has_ffmpeg", lambda: False)
+    with connected(server, "?encoding=webm") as socket:
+        (error,) = received(socket)
+        assert "FFmpeg" in error["message"]
+        assert socket.close_code == 1003
+
+
+def test_the_client_in_the_documentation_works(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (ROOT / "docs/live.md").read_text().partition("```python\n")[2].partition("```")[0]
+    soundfile.write(tmp_path / "speech.wav", SPEECH.numpy(), SAMPLE_RATE)
+    monkeypatch.setattr("sys.argv", ["client.py", str(tmp_path / "speech.wav")])
+    exec(code.replace("8000", str(server.port)).replace("sleep(0.1)", "sleep(0)"), {})
+    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert (printed[0], printed.count("final"), printed[-1]) == ("ready", 2, "done")
+
+
+@pytest.mark.skipif(not (SHARED / "speech").is_dir(), reason="needs ../shared/speech")
+def test_recorded_speech_is_found_by_learned_voice_activity() -> None:
+    row = json.loads((SHARED / "speech/an4/dev.jsonl").read_text().splitlines()[0])
+    clip = load_audio(SHARED / "speech/an4" / row["audio_filepath"], max_duration_s=60.0)
+    waveform = torch.cat([torch.zeros(SAMPLE_RATE), clip, torch.zeros(SAMPLE_RATE)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "new_voice_activity", LEARNED_VOICE_ACTIVITY)
+        with serving() as server, connected(server) as socket:
+            found = finals(sent(socket, *parts(pcm16(waveform)), END))
+    assert found
+    assert 0.7 < found[0]["start_s"] < found[-1]["end_s"] < len(waveform) / SAMPLE_RATE - 0.5
+    assert_equal_to_transcriber(server, from_pcm16(pcm16(waveform)), found)

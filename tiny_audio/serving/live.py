@@ -1,0 +1,125 @@
+"""Live text over a WebSocket. docs/live.md describes the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from torch import Tensor
+
+from tiny_audio.audio.ffmpeg import has_ffmpeg
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.live import ENDPOINT_PAUSE_S, LONGEST_UTTERANCE_S, LiveStream
+from tiny_audio.inference.segments import Transcription
+from tiny_audio.inference.utterances import Utterances, VoiceActivity
+from tiny_audio.inference.voice_activity import SpeechProbabilities, silero
+from tiny_audio.serving.access import KEY_PROTOCOL
+from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.live_session import ClientError, LiveSession
+from tiny_audio.serving.metrics import LOG
+from tiny_audio.serving.opus import CONTAINERS
+from tiny_audio.serving.service import Service
+
+PATH = "/v1/audio/live"
+ENCODINGS = ("pcm16", *CONTAINERS)
+_PARAMETERS = ("encoding", "words")
+
+
+@dataclass(frozen=True)
+class _Query:
+    """The parameters of a stream."""
+
+    encoding: str
+    words: bool
+
+    @classmethod
+    def parse(cls, query: Mapping[str, str], engine: Engine) -> _Query:
+        """Read the parameters of the address.
+
+        Raises:
+            ClientError: a parameter is unknown, or has a value that is not possible here.
+        """
+        unknown = [name for name in query if name not in _PARAMETERS]
+        if unknown:
+            raise ClientError(1008, f"unknown parameter {unknown[0]!r}; use {', '.join(_PARAMETERS)}")
+        encoding, words = query.get("encoding", "pcm16"), query.get("words", "false")
+        if encoding not in ENCODINGS:
+            raise ClientError(1003, f"encoding is {encoding!r}; use {', '.join(ENCODINGS)}")
+        if encoding in CONTAINERS and not has_ffmpeg():
+            raise ClientError(1003, f"encoding={encoding} needs the FFmpeg program on the server; send pcm16")
+        if words not in ("true", "false"):
+            raise ClientError(1008, f"words is {words!r}; use true or false")
+        if words == "true" and not engine.can_time_words:
+            raise ClientError(1008, "words=true needs a model with a CTC head, and this model has none")
+        return cls(encoding, words == "true")
+
+
+def router(service: Service) -> APIRouter:
+    """Return the route of live text."""
+    routes, open_streams = APIRouter(), set[WebSocket]()
+    max_streams = service.options.live.max_streams
+    service.metrics.live_streams.set_function(lambda: len(open_streams))
+
+    @routes.websocket(PATH)
+    async def live(websocket: WebSocket) -> None:
+        await websocket.accept(_subprotocol(websocket))
+        try:
+            if len(open_streams) >= max_streams:
+                raise ClientError(1013, f"{max_streams} streams are open, which is the limit; try again later")
+            open_streams.add(websocket)
+            await _transcribe(websocket, service)
+            await websocket.close()
+        except ClientError as error:
+            await _close(websocket, error.code, error.message)
+        except WebSocketDisconnect:
+            pass
+        except Exception:
+            LOG.exception("a live stream failed")
+            await _close(websocket, 1011, "the server failed; its log has the reason")
+        finally:
+            open_streams.discard(websocket)
+
+    return routes
+
+
+def new_voice_activity() -> VoiceActivity:
+    """Return the voice activity of a new stream.
+
+    Raises:
+        ClientError: silero-vad is not installed.
+    """
+    network = silero()
+    if network is None:
+        raise ClientError(1011, "the server cannot find speech in streams; install silero-vad there")
+    return SpeechProbabilities(network, frames_per_step=1)
+
+
+async def _transcribe(websocket: WebSocket, service: Service) -> None:
+    engine = service.engine
+    query = _Query.parse(websocket.query_params, engine)
+    longest_s = min(LONGEST_UTTERANCE_S, engine.max_chunk_s)
+    utterances = Utterances(new_voice_activity(), longest_s=longest_s, pause_s=ENDPOINT_PAUSE_S)
+
+    async def decode(waveform: Tensor) -> Transcription:
+        return await engine.transcribe(waveform, words=query.words)
+
+    session = LiveSession(websocket, LiveStream(utterances), decode, query.words, service.options)
+    await session.send(type="ready", sample_rate=SAMPLE_RATE, max_delay_s=longest_s + ENDPOINT_PAUSE_S)
+    duration_s = await session.run(query.encoding)
+    await session.send(type="done", duration_s=duration_s)
+
+
+def _subprotocol(websocket: WebSocket) -> str | None:
+    """Return the subprotocol to accept: the first one that is not a key."""
+    offered: list[str] = websocket.scope["subprotocols"]
+    return next((one for one in offered if not one.startswith(KEY_PROTOCOL)), None)
+
+
+async def _close(websocket: WebSocket, code: int, message: str) -> None:
+    """Send an error, and close. The client may have disconnected."""
+    try:
+        await websocket.send_json({"type": "error", "message": message})
+        await websocket.close(code)
+    except (WebSocketDisconnect, RuntimeError):
+        pass

@@ -1,0 +1,203 @@
+"""One live stream: audio from a WebSocket in, partial and final texts out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from fastapi import WebSocket, WebSocketDisconnect
+from torch import Tensor
+
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.live import Final, LiveStream, Partial
+from tiny_audio.inference.segments import Transcription
+from tiny_audio.serving.options import Options
+from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
+
+_BLOCK = SAMPLE_RATE // 10
+"""Samples that are added at a time. Other connections are served between two blocks."""
+_BURST_S = 2.0
+"""So much time passes before the speed of the audio is limited."""
+_MAX_TEXT = 100
+"""Maximum number of characters of a text message. A longer one could be nested too deeply for the JSON parser."""
+Decode = Callable[[Tensor], Awaitable[Transcription]]
+
+
+class ClientError(Exception):
+    """A stream that is closed with an error.
+
+    Args:
+        code: the WebSocket's close code.
+        message: what was given, what is allowed, what to do.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class LiveSession:
+    """Passes one stream's audio and texts between a WebSocket and a decoder.
+
+    Args:
+        websocket: an accepted connection.
+        stream: used for this session only.
+        decode: transcribes a waveform ``[S]`` as one recording.
+        words: whether final texts have word timestamps.
+        options: the server's options.
+    """
+
+    def __init__(self, websocket: WebSocket, stream: LiveStream, decode: Decode, words: bool, options: Options) -> None:
+        self._websocket, self._stream, self._decode, self._words = websocket, stream, decode, words
+        self._limits, self._decode_timeout_s = options.live, options.limits.request_timeout_s
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._started, self._ended = asyncio.get_running_loop().time(), False
+        self._rest = b""  # the first byte of an incomplete sample
+
+    async def run(self, encoding: str) -> float:
+        """Transcribe until the client ends the stream. Return the duration of its audio in seconds.
+
+        Args:
+            encoding: ``pcm16``, or a container of Opus.
+
+        Raises:
+            ClientError: the client sent something that is not possible, or nothing for too long.
+            WebSocketDisconnect: the client has closed the connection.
+        """
+        try:
+            if encoding in CONTAINERS:
+                async with opus_decoder(encoding) as decoder, asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._receive_opus(decoder))
+                    tasks.create_task(self._read_samples(decoder, encoding))
+                    tasks.create_task(self._transcribe())
+            else:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._receive_samples())
+                    tasks.create_task(self._transcribe())
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return self._stream.duration_s
+
+    async def send(self, **message: object) -> None:
+        """Send a message to the client.
+
+        Raises:
+            WebSocketDisconnect: the client has disconnected, or does not receive.
+        """
+        try:
+            async with asyncio.timeout(self._limits.send_timeout_s):
+                await self._websocket.send_text(json.dumps(message, ensure_ascii=False))
+        except TimeoutError:
+            raise WebSocketDisconnect(1006, "the client does not receive") from None
+
+    async def _transcribe(self) -> None:
+        """Decode what is due, and send the texts."""
+        while True:
+            # More audio may arrive while texts are sent, so the state is read before.
+            self._changed.clear()
+            ended, job = self._ended, self._stream.next_job()
+            if job is not None:
+                self._stream.finish(job, await self._decoded(job.chunk.waveform))
+                self._room.set()
+            for event in self._stream.take_events():
+                await self._send_event(event)
+            if job is None:
+                if ended:
+                    return
+                await self._changed.wait()
+
+    async def _decoded(self, waveform: Tensor) -> Transcription:
+        try:
+            async with asyncio.timeout(self._decode_timeout_s):
+                return await self._decode(waveform)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ClientError(1012, "the server is shutting down") from None  # it has canceled the job
+
+    async def _send_event(self, event: Partial | Final) -> None:
+        if isinstance(event, Partial):
+            await self.send(type="partial", **asdict(event))
+            return
+        message = {"type": "final", **asdict(event)}
+        del message["words"]
+        if self._words:
+            message["words"] = [
+                {"word": word.text, "start_s": word.start_s, "end_s": word.end_s} for word in event.words or ()
+            ]
+        await self.send(**message)
+
+    async def _receive_samples(self) -> None:
+        async for data in self._messages():
+            await self._add(data)
+        self._end()
+
+    async def _receive_opus(self, decoder: OpusDecoder) -> None:
+        async for data in self._messages():
+            if not await decoder.write(data):
+                return
+        decoder.end()
+
+    async def _read_samples(self, decoder: OpusDecoder, encoding: str) -> None:
+        while data := await decoder.read():
+            await self._add(data)
+        if not await decoder.succeeded():
+            raise ClientError(1007, f"the audio cannot be decoded as Opus in {encoding}; send what `encoding` says")
+        self._end()
+
+    async def _messages(self) -> AsyncIterator[bytes]:
+        """Yield the client's audio until its message of the end."""
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_timeout_s):
+                    message = await self._websocket.receive()
+            except TimeoutError:
+                raise ClientError(
+                    1008,
+                    f'no message for {self._limits.idle_timeout_s:g} s; send audio, or {{"type":"end"}} at the end',
+                ) from None
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", 1005))
+            data = message.get("bytes")
+            if data is None:
+                if _is_end(message["text"]):
+                    return
+                raise ClientError(1003, 'a text message is not {"type":"end"}; send audio as binary messages')
+            if len(data) > self._limits.max_message_bytes:
+                raise ClientError(
+                    1009, f"a message has {len(data):,} bytes; send at most {self._limits.max_message_bytes:,}"
+                )
+            yield data
+
+    async def _add(self, data: bytes) -> None:
+        """Add 16-bit samples. Wait if they come too fast, or too much audio is not decoded yet."""
+        data = self._rest + data
+        whole = len(data) // 2 * 2
+        self._rest = data[whole:]
+        samples = torch.from_numpy(np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768)
+        for start in range(0, len(samples), _BLOCK):
+            while self._stream.waiting_s > self._limits.max_waiting_s:
+                self._room.clear()
+                await self._room.wait()
+            self._stream.add(samples[start : start + _BLOCK])
+            self._changed.set()
+            elapsed_s = asyncio.get_running_loop().time() - self._started
+            await asyncio.sleep(max(0.0, self._stream.duration_s / self._limits.max_speed - elapsed_s - _BURST_S))
+
+    def _end(self) -> None:
+        self._stream.end()
+        self._ended = True
+        self._changed.set()
+
+
+def _is_end(text: str) -> bool:
+    try:
+        message = json.loads(text[:_MAX_TEXT])
+    except ValueError:
+        return False
+    return isinstance(message, dict) and message.get("type") == "end"
