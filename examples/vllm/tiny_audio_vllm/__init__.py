@@ -1,0 +1,15 @@
+"""A plugin of vLLM for exports of Tiny Audio."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Register the config and the model. vLLM calls this in each of its processes, sometimes more than once."""
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    from tiny_audio_vllm.config import TinyAudioConfig
+
+    AutoConfig.register("tiny_audio", TinyAudioConfig, exist_ok=True)
+    # The name of the class delays the import, because vLLM must not initialize CUDA before it starts its workers.
+    ModelRegistry.register_model("TinyAudioModel", "tiny_audio_vllm.model:TinyAudioForConditionalGeneration")
