@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.conftest import tiny_recipe, write_clips
 from tests.support.paths import ROOT
+from tests.support.tutorial import python
 
 CHILD = """
 import builtins, json, os, pkgutil, sys
@@ -50,15 +48,7 @@ def test_commands_work_without_unix(tmp_path: Path) -> None:
         ["evaluate", run, "--data", tmp_path / "manifest.jsonl", "--output-dir", tmp_path / "evaluation"],
         ["doctor"],
     ]
-    process = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(commands, default=str)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    process = python(None, CHILD, json.dumps(commands, default=str))
     assert process.returncode == 0, process.stderr
     count, codes = json.loads(process.stderr.splitlines()[-1])
     assert codes == [0] * len(commands), process.stderr

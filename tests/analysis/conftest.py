@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generation__max_new_tokens": 3,
         "training__steps": 2,
         "training__warmup_steps": 1,
-        "evaluation": {"normalizer": "lower", "num_bootstrap": 100},
+        "evaluation": {"normalizer": "lower", "num_bootstrap": 100, "encoder_system_clips": 0},
     }
     (folder / "recipe.yaml").write_text(json.dumps(changed(tiny_recipe(folder), **settings)))
     for name, stack in (("small", 4), ("large", 2)):

@@ -26,15 +26,19 @@ def test_a_wrong_recipe_is_one_message_and_exit_code_2(
     path = write_recipe(changed(document, training__learning_rat=1e-3, data__max_duration_s=-1.0))
     code, out, err = call("run", path)
     assert (code, out) == (2, "")
-    process = in_a_process("validate", path)
-    assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == err
     first, *others = err.splitlines()
     assert first.startswith(f"error: {path} ")
     assert len(others) == 2
     assert "data.max_duration_s" in err
     assert "training.learning_rat: " in err
     assert "'learning_rate'" in err
+
+
+def test_the_installed_command_is_this_one(call: Output) -> None:
+    process = in_a_process("recipes", "no_such_recipe")
+    assert (process.returncode, process.stdout, process.stderr) == call("recipes", "no_such_recipe")
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
 
 
 @pytest.mark.parametrize("command", ["run", "validate", "show", "doctor"])

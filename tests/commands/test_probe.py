@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,24 +125,19 @@ def probed(recipe: Recipe) -> Probe:
     return probe_recipe(recipe, memory_gb=MEMORY_GB, durations_s=[4.0, 2.0], random_weights=True)
 
 
-@pytest.fixture(scope="module")
-def process(recipe: Recipe) -> Iterator[Process]:
-    with Process(recipe, MEMORY_GB, 0.1, True) as started:
-        yield started
-
-
 @pytest.mark.slow  # trains for half a minute to find the limits
-def test_what_is_found_fits_and_a_quarter_more_does_not(process: Process, probed: Probe) -> None:
+def test_what_is_found_fits_and_a_quarter_more_does_not(recipe: Recipe, probed: Probe) -> None:
     allowed = 0.9 * MEMORY_GB * GIB
     assert [found.duration_s for found in probed.buckets] == [4.0, 2.0]
-    assert process.allowed_bytes == int(allowed)
-    for found in probed.buckets:
-        assert 1 < found.clips < MOST_CLIPS
-        assert 0.8 * allowed < found.measured.peak_bytes <= allowed
-        assert found.measured.step_s > 0
-        assert found.measured.batches == 2
-        assert process.train(int(found.clips * 0.8), found.duration_s) is not None
-        assert process.train(int(found.clips * 1.25) + 1, found.duration_s) is None
+    with Process(recipe, MEMORY_GB, 0.1, True) as process:
+        assert process.allowed_bytes == int(allowed)
+        for found in probed.buckets:
+            assert 1 < found.clips < MOST_CLIPS
+            assert 0.8 * allowed < found.measured.peak_bytes <= allowed
+            assert found.measured.step_s > 0
+            assert found.measured.batches == 2
+            assert process.train(int(found.clips * 0.8), found.duration_s) is not None
+            assert process.train(int(found.clips * 1.25) + 1, found.duration_s) is None
     assert 0.8 < probed.buckets[0].padded_s / probed.buckets[1].padded_s < 1.25
 
 
@@ -155,16 +150,6 @@ def test_predictions_stand_beside_measurements(probed: Probe) -> None:
     assert shown["buckets"][0]["predicted_bytes"] == probed.buckets[0].predicted_bytes
     assert shown["batching"] == {"max_padded_s": probed.max_padded_s, "max_clips": probed.max_clips}
     assert json.loads(json.dumps(shown)) == shown
-
-
-def test_what_the_kernel_ends_for_its_memory_does_not_fit(process: Process) -> None:
-    assert process._child is not None
-    os.kill(process._child.pid, signal.SIGKILL)
-    assert process.train(1, 2.0) is None
-    assert process.train(1, 2.0) is not None, "the next trial has a process of its own"
-    os.kill(process._child.pid, signal.SIGTERM)
-    with pytest.raises(RunFailed, match=r"^probe: its process ended with exit code -15"):
-        process.train(1, 2.0)
 
 
 # --- refusals
@@ -195,6 +180,18 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measured process is a fork, which starts at once."""
     start = SimpleNamespace(PIPE=subprocess.PIPE, Popen=lambda command, **options: fork(serve, stderr=None, **options))
     monkeypatch.setattr("tiny_audio.commands.probe._process.subprocess", start)
+
+
+@pytest.mark.usefixtures("forks")
+def test_what_the_kernel_ends_for_its_memory_does_not_fit(recipe: Recipe) -> None:
+    with Process(recipe, 1000.0, 0.1, True) as process:  # a fork has the memory of the tests, too
+        assert process._child is not None
+        os.kill(process._child.pid, signal.SIGKILL)
+        assert process.train(1, 2.0) is None
+        assert process.train(1, 2.0) is not None, "the next trial has a process of its own"
+        os.kill(process._child.pid, signal.SIGTERM)
+        with pytest.raises(RunFailed, match=r"^probe: its process ended with exit code -15"):
+            process.train(1, 2.0)
 
 
 @pytest.mark.usefixtures("forks")

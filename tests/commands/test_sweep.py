@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "generation__max_new_tokens": 3,
     "training__steps": 2,
     "training__warmup_steps": 1,
-    "evaluation": {"normalizer": "lower", "num_bootstrap": 100},
+    "evaluation": {"normalizer": "lower", "num_bootstrap": 100, "encoder_system_clips": 0},
 }
 GRID = ("projector.stack=4,2", "training.seed=0,1")
 Write = Callable[..., Path]

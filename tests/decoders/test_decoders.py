@@ -104,7 +104,7 @@ def test_it_learns_a_transcript_and_its_end_and_comes_back_from_disk(family: str
         loss = model(waveforms, lengths, targets).decoder_loss.sum() / sum(map(len, targets))
         loss.backward()
         optimizer.step()
-        if loss < 0.02:
+        if loss < 0.1:
             break
     found = model.transcribe(waveforms, lengths, tokenizer)
     assert [(row.text, row.truncated) for row in found] == [(text, False) for text in texts]

@@ -45,11 +45,19 @@ def language_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints of an encoder and a decoder."""
+    folder = tmp_path_factory.mktemp("published")
+    original("hubert").save_pretrained(folder / "encoder")
+    language_model(folder / "decoder")
+    return folder
+
+
 @pytest.fixture
-def bases(tmp_path: Path) -> dict[str, str]:
-    """Folders of an encoder's and a decoder's checkpoint."""
-    original("hubert").save_pretrained(tmp_path / "bases" / "encoder")
-    language_model(tmp_path / "bases" / "decoder")
+def bases(published: Path, tmp_path: Path) -> dict[str, str]:
+    """Copies of these folders."""
+    shutil.copytree(published, tmp_path / "bases")
     return {kind: str(tmp_path / "bases" / kind) for kind in ("encoder", "decoder")}
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.paths import RECIPES
-from tiny_audio.plan import Plan, plan_recipe
+from tiny_audio.plan import Plan, _step, plan_recipe
 from tiny_audio.plan._hardware import GPUS, Machine
-from tiny_audio.recipe import load_recipe
+from tiny_audio.plan._step import Device, DryRunResult, Shape
+from tiny_audio.recipe import Recipe, load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,26 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+_DONE: dict[Any, DryRunResult] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dry_runs_of_plans() -> Iterator[None]:
+    """Each model and batch runs once, because many tests plan the same one."""
+    plain = _step.dry_run
+
+    def dry_run(recipe: Recipe, shape: Shape, device: Device) -> DryRunResult:
+        key = recipe.model_dump_json(exclude={"data": {"train", "evaluation"}}), shape, device
+        if key not in _DONE:
+            _DONE[key] = plain(recipe, shape, device)
+        return _DONE[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("tiny_audio.plan", "tiny_audio.plan._step"):
+            patch.setattr(f"{module}.dry_run", dry_run)
+        yield
 
 
 @pytest.fixture(scope="session")

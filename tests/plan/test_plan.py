@@ -140,11 +140,13 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
     return saved, model
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 @pytest.mark.parametrize(
     ("encoder", "changes"),
     [
         ("hubert", {}),
+        ("hubert", {"training__precision": "fp32"}),
+        ("whisper", {"training__precision": "fp32"}),
         ("hubert", {"encoder__attention": "eager", "decoder__attention": "eager"}),
         ("hubert", {"encoder__train_front_end": True, "encoder__dropout": 0.1}),
         ("whisper", {}),

@@ -137,9 +137,16 @@ def test_the_variants_are_valid(file: Path) -> None:
         assert isinstance(load_recipe(file), Recipe)
 
 
-@settings(max_examples=350, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(text=mutated())
 def test_a_mutated_document(file: Path, text: str) -> None:
+    check(file, text.encode(errors="surrogatepass"))
+
+
+@pytest.mark.slow
+@settings(max_examples=3_000, deadline=None)
+@given(text=mutated())
+def test_many_mutated_documents(file: Path, text: str) -> None:
     check(file, text.encode(errors="surrogatepass"))
 
 
@@ -185,9 +192,16 @@ def test_the_plain_recipe_is_valid(file: Path) -> None:
     assert load_recipe(file).training.learning_rate == 1e-4
 
 
-@settings(max_examples=350, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(content=mutated_bytes())
 def test_mutated_text(file: Path, content: bytes) -> None:
+    check(file, content)
+
+
+@pytest.mark.slow
+@settings(max_examples=3_000, deadline=None)
+@given(content=mutated_bytes())
+def test_many_mutated_texts(file: Path, content: bytes) -> None:
     check(file, content)
 
 
@@ -202,7 +216,7 @@ PATHS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     overrides=st.lists(
         st.one_of(st.text(max_size=20), st.tuples(PATHS, st.text(max_size=12)).map("=".join)), max_size=3

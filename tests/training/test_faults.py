@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,34 +209,52 @@ def test_checkpoints_that_are_all_damaged(document: Document, undisturbed: bytes
 # --- hubs
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+@contextmanager
+def loquacious_hub(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(8 * n, 8, row_group=2) for n in range(3)}
     with running_hub() as hub:
         hub.repos = {LOQUACIOUS_NAME: Repo(shards, LOQUACIOUS_CARD)}
-        use_hub(monkeypatch, hub.endpoint)
-        monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+        use_hub(patch, hub.endpoint)
+        patch.setenv("TINY_AUDIO_CACHE", str(cache))
         yield hub
 
 
 @pytest.fixture
-def streaming(document: Document) -> Document:
+def hub(streamed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with loquacious_hub(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def streaming(data: Path) -> Document:
     """Few clips are shuffled together, so that most row groups are fetched in the course of training."""
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "execution__checkpoint_every": 100}
-    return changed(document, **settings, data__target_text="lower")
+    return changed(eight_steps(data), **settings, data__target_text="lower")
+
+
+@pytest.fixture(scope="module")
+def streamed(one_thread: None, streaming: Document, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run on a hub without faults."""
+    folder = tmp_path_factory.mktemp("streamed")
+    with pytest.MonkeyPatch.context() as patch, loquacious_hub(patch, folder / "cache"):
+        run(streaming, folder / "run")
+    return exported(folder / "run")
 
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("fault", ["error", "stall"])
 def test_a_hub_that_goes_away(
-    hub: Hub, streaming: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, fault: Any
+    hub: Hub,
+    streaming: Document,
+    streamed: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_workers: int,
+    fault: Any,
 ) -> None:
     monkeypatch.setattr(hub_ranges, "_TIMEOUT_S", 0.2)
     streaming = changed(streaming, execution__num_workers=num_workers)
-    run(streaming, tmp_path / "undisturbed")
-    shutil.rmtree(tmp_path / "cache")
-    forget()
 
     def go_away() -> None:
         hub.fault = lambda number, path: fault
@@ -253,21 +272,18 @@ def test_a_hub_that_goes_away(
     forget()
     callback = run(streaming, tmp_path / "run")
     assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
-    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+    assert exported(tmp_path / "run") == streamed
 
 
 def test_a_hub_that_stalls_now_and_then_costs_time_only(
-    hub: Hub, streaming: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, streaming: Document, streamed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(streaming, tmp_path / "undisturbed")
-    shutil.rmtree(tmp_path / "cache")
-    forget()
     monkeypatch.setattr(hub_ranges, "_TIMEOUT_S", 0.2)
     hub.fault = lambda number, path: "stall" if path.startswith("/places/") and number % 4 == 0 else None
     before = len(hub.requests)
     run(streaming, tmp_path / "run")
     assert len(hub.requests) > before
-    assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+    assert exported(tmp_path / "run") == streamed
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
 
 

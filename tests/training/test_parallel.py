@@ -82,7 +82,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-@pytest.mark.parametrize("steps", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_losses_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str, steps: int) -> None:
     document = changed(document, training__steps=steps, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
@@ -188,10 +188,10 @@ def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, paral
     for kind in ("encoder", "decoder"):
         lora = LORA | {"dora": kind == "decoder"}
         document[kind] |= {"freeze": True, "lora": lora, "gradient_checkpointing": True}
-    document = changed(document, training__precision="bf16", execution__parallel=parallel)
+    document = changed(document, training__steps=4, training__precision="bf16", execution__parallel=parallel)
     Run(parse(document), "one", tmp_path / "one", RecordingCallback()).complete()
     first, second = complete(2, document, tmp_path / "two")
-    assert first["training"]["steps"] == 6
+    assert first["training"]["steps"] == 4
     assert second is None
     assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), rel=5e-3)
     saved = checkpoint.latest(tmp_path / "two" / "checkpoints")
@@ -205,20 +205,21 @@ def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, paral
     assert all(torch.equal(loaded[name], exported[name]) for name in exported)
 
 
-def test_evaluation_while_training_and_after_it(document: Document, data: Path, tmp_path: Path) -> None:
-    held_out = {"held_out": {"name": "manifest", "path": str(data / "manifest.jsonl")}}
+@pytest.mark.parametrize("parallel", FSDP_SLOW)
+def test_evaluation_while_training_and_after_it(document: Document, data: Path, tmp_path: Path, parallel: str) -> None:
+    (data / "few.jsonl").write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:5]))
+    held_out = {"held_out": {"name": "manifest", "path": str(data / "few.jsonl")}}
     often = {"execution__evaluate_every": 2, "execution__evaluate_set": "held_out", "evaluation__num_bootstrap": 100}
     chosen = {"training__keep_best": {"set": "held_out"}, "training__average_last": 3, "execution__checkpoint_every": 2}
     document = changed(document, data__evaluation=held_out, **often, **chosen, generation__max_new_tokens=5)
     one = Run(parse(document), "one", tmp_path / "one", RecordingCallback()).complete()
     assert one is not None
-    for parallel in PARALLEL:
-        first, second = complete(2, changed(document, execution__parallel=parallel), tmp_path / parallel)
-        assert first["evaluation"]["held_out"]["wer"] == one["evaluation"]["held_out"]["wer"]
-        assert first["training"]["final_weights"] == one["training"]["final_weights"]
-        assert second is None
-        assert [row["step"] for row in read_metrics(tmp_path / parallel / "metrics.jsonl") if "wer" in row] == [2, 4, 6]
-        assert logged(tmp_path / parallel, "wer") == logged(tmp_path / "one", "wer")
+    first, second = complete(2, changed(document, execution__parallel=parallel), tmp_path / "two")
+    assert first["evaluation"]["held_out"]["wer"] == one["evaluation"]["held_out"]["wer"]
+    assert first["training"]["final_weights"] == one["training"]["final_weights"]
+    assert second is None
+    assert [row["step"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl") if "wer" in row] == [2, 4, 6]
+    assert logged(tmp_path / "two", "wer") == logged(tmp_path / "one", "wer")
 
 
 # --- stopped and continued
@@ -243,7 +244,7 @@ def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: Path, parallel: str) -> None:
     """Two processes, of which the second is signaled; then one alone; then three: all see the clips of one alone."""
-    document = changed(document, execution__log_clips=True, training__steps=9, execution__parallel=parallel)
+    document = changed(document, execution__log_clips=True, training__steps=7, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
 
     def step_by_step(world: World, steps: int) -> Trained:
@@ -260,14 +261,14 @@ def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: P
     last = in_world(3, lambda world: step_by_step(world, 100))
     assert [process.error for process in last] == [None] * 3
     clips = read_metrics(tmp_path / "one" / "clips.jsonl")
-    assert len(clips) == 18
+    assert len(clips) == 14
     assert read_metrics(tmp_path / "run" / "clips.jsonl") == clips
     assert logged(tmp_path / "run", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-9)
     assert_close(last[0].weights, alone.weights, 1e-9)
 
 
 def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path: Path) -> None:
-    document = changed(document, encoder__dropout=0.2, decoder__dropout=0.2)
+    document = changed(document, encoder__dropout=0.2, decoder__dropout=0.2, training__steps=4)
     whole = in_world(2, lambda world: train(document, tmp_path / "whole", world))
 
     def stopping(world: World) -> Trained:
@@ -277,9 +278,8 @@ def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path:
     parts = in_world(2, lambda world: train(document, tmp_path / "parts", world))
     assert "continuing from step 2 (step-000000002)" in parts[0].notes
     assert_close(parts[0].weights, whole[0].weights, 0.0)
-    dry = changed(document, encoder__dropout=0.0, decoder__dropout=0.0)
-    in_world(2, lambda world: train(dry, tmp_path / "dry", world))
-    assert logged(tmp_path / "dry", "loss") != logged(tmp_path / "whole", "loss")
+    train(changed(document, training__steps=1, encoder__dropout=0.0, decoder__dropout=0.0), tmp_path / "dry")
+    assert logged(tmp_path / "dry", "loss")[0] != pytest.approx(logged(tmp_path / "whole", "loss")[0], rel=1e-4)
 
 
 # --- agreed on

@@ -22,7 +22,7 @@ from tiny_audio.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS = 30
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation__num_bootstrap": 100,
         "execution__log_every": 2,
         "execution__checkpoint_every": 3,
-        "execution__evaluate_every": 10,
+        "execution__evaluate_every": 8,
         "execution__evaluate_set": "held_out",
         "execution__evaluate_utterances": 2,
     }

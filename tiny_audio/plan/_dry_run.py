@@ -208,12 +208,65 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": _META}
     if all_meta:
-        return func(*args, **kwargs)
+        return _on_meta(func, args, kwargs)
     # A scalar tensor can be combined with any device.
     args, kwargs = tree_map_only(
         Tensor, lambda tensor: tensor if tensor.is_meta or not tensor.ndim else tensor.to(_META), (args, kwargs)
     )
     return func(*args, **kwargs)
+
+
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+_LAYOUTS: dict[Any, list[_Layout] | None] = {}
+"""For an operator and its arguments without content: the layouts of its results. None if they cannot be reused."""
+_MAX_LAYOUTS = 50_000
+
+
+def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator on meta tensors.
+
+    PyTorch computes the shapes of most results in Python, which takes most of the time of a dry run. Layers repeat, so
+    the layouts of results are kept.
+    """
+    key = func, _without_values(args), _without_values(tuple(kwargs.items()))
+    try:
+        layouts = _LAYOUTS.get(key)
+    except TypeError:  # an argument that has no hash
+        return func(*args, **kwargs)
+    if layouts is not None:
+        made = [torch.empty_strided(size, stride, dtype=dtype, device=_META) for size, stride, dtype in layouts]
+        return made[0] if len(func._schema.returns) == 1 else tuple(made)
+    out = func(*args, **kwargs)
+    if key not in _LAYOUTS:
+        if len(_LAYOUTS) >= _MAX_LAYOUTS:
+            _LAYOUTS.clear()
+        _LAYOUTS[key] = _layouts_of_new(func, _leaves((args, tuple(kwargs.values()))), out)
+    return out
+
+
+def _without_values(value: Any) -> Any:
+    """Return what decides the shapes of results: layouts of tensors, and other arguments with their types."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_without_values, value))
+    return type(value), value
+
+
+def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layout] | None:
+    """Return the layouts of results if all of them are new, dense tensors, and None if they share memory."""
+    results = out if isinstance(out, tuple) else (out,)
+    if func._schema.is_mutable or not all(isinstance(result, Tensor) and result.is_meta for result in results):
+        return None
+    used, layouts = {tensor.untyped_storage()._cdata for tensor in given}, []
+    for result in results:
+        storage, layout = result.untyped_storage(), (result.shape, result.stride(), result.dtype)
+        again = torch.empty_strided(layout[0], layout[1], dtype=layout[2], device=_META)
+        if storage._cdata in used or again.untyped_storage().nbytes() != storage.nbytes():
+            return None
+        used.add(storage._cdata)
+        layouts.append(layout)
+    return layouts
 
 
 def _resolve_masks(args: Any) -> Any:
