@@ -248,6 +248,9 @@ def transcribe(
     output_format: arg.TranscriptFormat = None,
     output_dir: arg.TranscriptFolder = None,
     words: arg.Words = False,
+    hotwords: arg.Hotwords = None,
+    previous_text: arg.PreviousText = None,
+    language: arg.Language = None,
     audio_track: arg.AudioTrack = None,
     channel: arg.Channel = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace existing transcripts in --output-dir.")] = False,
@@ -260,6 +263,8 @@ def transcribe(
     """
     from tiny_audio.audio.channels import parse_channel
     from tiny_audio.commands.transcribe import Options, transcribe_and_print
+    from tiny_audio.inference.hotwords_file import read_hotwords
+    from tiny_audio.model.prompt import Context
 
     if as_json and output_format not in (None, "json"):
         raise UserError(f"--json and --format {output_format} contradict each other; remove one of them")
@@ -271,6 +276,7 @@ def transcribe(
         overwrite=overwrite,
         track=audio_track,
         channel=None if channel is None else parse_channel(channel),
+        context=Context.of(None if hotwords is None else read_hotwords(hotwords), previous_text, language),
     )
     transcribe_and_print(model, audio, options)
 

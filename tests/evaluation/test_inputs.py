@@ -179,10 +179,10 @@ def test_two_targets_of_one_name(call: Output, trained: Path, tmp_path: Path) ->
 
 
 def test_options_of_a_model_of_ours(trained: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"a model of tiny-audio takes no options; how it decodes is in its config\.json"
-    ):
-        resolve_target(f"{trained / 'run'}:language=en")
+    with pytest.raises(UserError, match=r"num_beams: unknown field; Allowed: hotwords, hotwords_column, language"):
+        resolve_target(f"{trained / 'run'}:num_beams=2")
+    with pytest.raises(UserError, match=r"hotwords: .*nowhere\.txt cannot be read"):
+        resolve_target(f"{trained / 'run'}:hotwords=nowhere.txt")
 
 
 def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

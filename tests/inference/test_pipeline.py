@@ -30,7 +30,9 @@ from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import Context
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TASK = "automatic-speech-recognition"
@@ -208,6 +210,23 @@ def test_settings_of_a_call_and_of_the_pipeline(folder: Path, pipe: Any) -> None
     assert pipe(path, chunk_length_s=30, stride_length_s=(4, 2))["text"] == expected(folder)[1]
 
 
+def test_context_of_a_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = assemble(context=ContextSettings(max_tokens=32, hotwords=True, languages=("en",)))
+    pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
+    clips = [voice(0.9, 110), voice(1.2, 200)]
+    context = Context(("zero", "six"), language="en")
+    own = Transcriber(model, tokenizer, filter_hallucinations=False)
+    wanted = [one.text for one in own.transcribe([torch.from_numpy(clip) for clip in clips], contexts=context)]
+    assert wanted != [one.text for one in own.transcribe([torch.from_numpy(clip) for clip in clips])]
+    settings: dict[str, Any] = {"filter_hallucinations": False, "hotwords": "zero, six"}
+    assert [one["text"] for one in pipe(clips, language="en", **settings)] == wanted
+    assert pipe(clips[0], **settings, generate_kwargs={"language": "en"})["text"] == wanted[0]
+    with caplog.at_level("WARNING"):
+        pipe(clips[0], **settings | {"hotwords": ["one"] + [f"two {number}" for number in ("one", "six", "four")] * 2})
+        pipe(clips[0], hotwords=["one two three", "six six six", "zero zero zero", "four five six"])
+    assert "left out" in caplog.text
+
+
 def test_calls_at_one_time_keep_to_their_own_settings(folder: Path, pipe: Any) -> None:
     path, before = str(folder / "b.flac"), dict(pipe.model.config.generation)
     texts = {limit: expected(folder, max_new_tokens=limit)[1] for limit in (1, 5)}
@@ -241,7 +260,9 @@ def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"return_timestamps": "char"}, "return_timestamps='char'"),
-        ({"language": "en", "task": "x"}, "language, task: .*batch_size, return_timestamps"),
+        ({"speaker": "en", "task": "x"}, "speaker, task: .*batch_size, return_timestamps"),
+        ({"language": "en"}, "language 'en': this model was not trained"),
+        ({"hotwords": ["one"]}, "trained on transcripts without context"),
         ({"filter_hallucinations": "no"}, "filter_hallucinations='no'"),
         ({"max_new_tokens": 0}, "generation settings: max_new_tokens"),
         ({"ctc_weight": 0.5}, "generation settings: .*ctc_weight 0.5 .*num_beams is 1"),

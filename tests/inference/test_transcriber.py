@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.filters import filter_text
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.decoding import GenerationConfig, Transcript
+from tiny_audio.model.prompt import Context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -239,3 +242,47 @@ def test_word_timestamps_need_a_head() -> None:
 def test_a_batch_needs_room() -> None:
     with pytest.raises(UserError, match="max_padded_s is 0"):
         transcriber(max_padded_s=0)
+
+
+KNOWN = ContextSettings(max_tokens=32, hotwords=True)
+
+
+def test_each_recording_has_its_own_context() -> None:
+    model, tokenizer = assemble(context=KNOWN)
+    found = Transcriber(model, tokenizer, max_padded_s=20.0, filter_hallucinations=False)
+    clips = [burst(duration, number) for number, duration in enumerate((1.0, 0.4, 2.2))]
+    contexts = [Context(("zero",)), None, Context(("six", "two"))]
+    texts = [one.text for one in found.transcribe(clips, contexts=contexts)]
+    for clip, context, text in zip(clips, contexts, texts, strict=True):
+        ids = [found.encode_context(context).ids]
+        (wanted,) = model.transcribe(clip[None], torch.tensor([len(clip)]), tokenizer, ids)
+        assert text == wanted.text
+    assert texts != [one.text for one in found.transcribe(clips)]
+    shared = found.transcribe(clips, contexts=contexts[0])
+    assert shared == found.transcribe(clips, contexts=[contexts[0]] * 3)
+
+
+def test_later_chunks_of_a_recording_have_no_previous_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Transcriber(*assemble(context=KNOWN), max_padded_s=3.0, filter_hallucinations=False)
+    given = Context(("zero",), "one two")
+    later = Context(("zero",))
+    seen: list[tuple[int, Context | None]] = []
+    transcribe = found.transcribe_chunks
+
+    def spy(chunks: Sequence[Chunk], *, contexts: Sequence[Context | None], **others: Any) -> list[Segment]:
+        seen.extend((chunk.start, context) for chunk, context in zip(chunks, contexts, strict=True))
+        return transcribe(chunks, contexts=contexts, **others)
+
+    monkeypatch.setattr(found, "transcribe_chunks", spy)
+    found.transcribe([long(14)], contexts=given)
+    in_order = [context for _, context in sorted(seen, key=lambda one: one[0])]
+    assert in_order == [given] + [later] * 13
+
+
+def test_a_context_that_cannot_be_used_is_refused_before_anything_is_read() -> None:
+    def unread() -> Iterator[list[Tensor]]:
+        raise AssertionError
+        yield []
+
+    with pytest.raises(UserError, match="language 'fr'"):
+        next(transcriber().stream(unread(), contexts=Context(language="fr")))

@@ -15,6 +15,7 @@ from tiny_audio.frames import Frames
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
+from tiny_audio.model.streamer import until_end
 
 SIZES = (16_000, 5_000, 11_111)
 
@@ -233,7 +234,8 @@ def test_joint_decoding_takes_what_the_formula_says(weight: float) -> None:
             assert frames.ctc_logits is not None
             (heard,) = ctc.greedy(frames.ctc_logits, frames.lengths)
             texts = [
-                tokenizer.decode(model._until_end(row)[0], skip_special_tokens=True).strip() for row in beams.tolist()
+                tokenizer.decode(until_end(row, model.config.end_token_id)[0], skip_special_tokens=True).strip()
+                for row in beams.tolist()
             ]
             spelled = model.ctc_vocabulary.decode(heard).strip()
             scores = {}

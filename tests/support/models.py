@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS, EncoderContext
+from tiny_audio.model.context import CONTEXT_CHARACTERS, ContextSettings
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
@@ -39,6 +40,7 @@ def assemble(
     generation: GenerationConfig = GREEDY,
     hidden_size: int | None = None,
     overrides: dict[str, Any] | None = None,
+    context: ContextSettings | None = None,
 ) -> tuple[TinyAudioModel, Any]:
     """A model and its tokenizer.
 
@@ -52,6 +54,7 @@ def assemble(
         generation: the model's settings.
         hidden_size: of the encoder, instead of that of its tiny config.
         overrides: further fields of the encoder's architecture.
+        context: what the model knows about contexts; its tokenizer can then encode them.
     """
     torch.manual_seed(0)
     encoder_config: Any = ENCODERS.entry(encoder).config.tiny()  # type: ignore[attr-defined]
@@ -61,7 +64,7 @@ def assemble(
     changes = ({} if hidden_size is None else {"hidden_size": hidden_size}) | (overrides or {})
     if changes:
         encoder_config = encoder_config.model_copy(update={"overrides": encoder_config.overrides | changes})
-    tokenizer = build_tokenizer(decoder_config, transcripts)
+    tokenizer = build_tokenizer(decoder_config, (*transcripts, *([CONTEXT_CHARACTERS] if context else [])))
     if lora:
         encoder_config = with_lora(encoder_config, ENCODERS.build(encoder_config, EncoderContext()))
         decoder_config = with_lora(decoder_config, DECODERS.build(decoder_config, DecoderContext(tokenizer)))
@@ -73,6 +76,7 @@ def assemble(
         prompt=build_prompt(PromptConfig(user=prompt), tokenizer),
         ctc_vocabulary=CtcVocabulary.of(transcripts) if ctc else None,
         generation=generation,
+        context=context,
     )
     # With the usual initialization, a tiny model repeats one special token, and adapters do nothing.
     for name, parameter in model.named_parameters():

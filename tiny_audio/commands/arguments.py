@@ -139,6 +139,19 @@ TranscriptFolder = Annotated[
 Words = Annotated[
     bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
 ]
+Hotwords = Annotated[
+    Path | None,
+    Option(
+        help="A file of names and rare words that may be spoken, one on each line. Needs a model that was trained with "
+        "prompt.context.",
+        show_default=False,
+    ),
+]
+PreviousText = Annotated[str | None, Option(help="Text that was spoken before each recording.", show_default=False)]
+Language = Annotated[
+    str | None,
+    Option(help="Language of the recordings, such as en, if the model was trained with it.", show_default=False),
+]
 AudioTrack = Annotated[
     int | None,
     Option(
@@ -184,8 +197,9 @@ Targets = Annotated[
     list[str],
     Argument(
         metavar="TARGET",
-        help="The folder of a run or of a model, a model on the hub (openai/whisper-small:language=en), or "
-        "provider:NAME:key=value,... such as provider:deepgram:model=nova-3. API keys come from the environment.",
+        help="The folder of a run or of a model (runs/mine:hotwords=names.txt), a model on the hub "
+        "(openai/whisper-small:language=en), or provider:NAME:key=value,... such as provider:deepgram:model=nova-3. "
+        "API keys come from the environment.",
     ),
 ]
 EvaluationData = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
-from tiny_audio.data.clips import Clip
+from tiny_audio.data.clips import Clip, Clips
+from tiny_audio.data.contexts import TrainingContexts
 from tiny_audio.data.order import EpochPlan
 from tiny_audio.data.shared_batches import SUPPORTED, SharedBatches
 from tiny_audio.data.target_encoder import Target, TargetEncoder, TargetError
@@ -39,6 +40,9 @@ class Batch:
     """B rows of CTC labels. None if there is no CTC head."""
     seeds: list[int]
     """For each clip, the seed of its augmentation."""
+    contexts: list[tuple[int, ...]] | None = None
+    """B rows of token ids of contexts, see :class:`tiny_audio.data.contexts.TrainingContexts`. None if the recipe has
+    no contexts."""
     dropped: list[Dropped] = field(default_factory=list)
     """Planned clips that could not be used."""
 
@@ -89,7 +93,7 @@ class PlannedBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Clips,
         plan: EpochPlan,
         target_encoder: TargetEncoder,
         augmentation: AugmentationConfig,
@@ -98,6 +102,7 @@ class PlannedBatches(Dataset[Batch]):
         epoch: int,
         rank: int = 0,
         world_size: int = 1,
+        contexts: TrainingContexts | None = None,
     ) -> None:
         self.clips = clips
         self.plan = plan
@@ -106,6 +111,7 @@ class PlannedBatches(Dataset[Batch]):
         self.max_duration_s = max_duration_s
         self.seed = seed
         self.epoch = epoch
+        self.contexts = contexts
         self.part = slice(rank, None, world_size)
 
     def __len__(self) -> int:
@@ -119,6 +125,7 @@ class PlannedBatches(Dataset[Batch]):
         waveforms: list[Tensor] = []
         targets: list[Target] = []
         seeds: list[int] = []
+        contexts: list[tuple[int, ...]] = []
         dropped: list[Dropped] = []
         for index, repeat in zip(self.plan[k][self.part], self.plan.repeats_of(k)[self.part], strict=True):
             clip = self.clips[int(index)]
@@ -131,12 +138,15 @@ class PlannedBatches(Dataset[Batch]):
             waveforms.append(waveform)
             targets.append(target)
             seeds.append(seed)
+            if self.contexts is not None:
+                contexts.append(self.contexts.ids(self.clips, int(index), seed))
         return Batch(
             waveforms=_padded(waveforms),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
             targets=[torch.tensor(target.ids) for target in targets],
             ctc_targets=None if self.target_encoder.ctc is None else [target.ctc_labels or [] for target in targets],
             seeds=seeds,
+            contexts=None if self.contexts is None else contexts,
             dropped=dropped,
         )
 

@@ -94,6 +94,18 @@ class Clips(Sequence[Clip]):
             utterance = replace(utterance, text=self.target_text(utterance.text))
         return Clip(source, utterance, f"{name}/{utterance.id}")
 
+    def text_before(self, index: int, column: str) -> str:
+        """Return the target text of the row before a clip in its set.
+
+        It is empty if there is no such row, or if the rows have no metadata ``column`` or different values in it.
+        """
+        row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
+        if row == 0:
+            return ""
+        own, before = utterances[row], utterances[row - 1]
+        value = own.metadata.get(column)
+        return self.target_text(before.text) if value is not None and before.metadata.get(column) == value else ""
+
     def take(self, chosen: np.ndarray) -> Clips:
         """Select clips by their indices ``[m]``, in the given order."""
         groups = None if self.groups is None else self.groups[chosen]

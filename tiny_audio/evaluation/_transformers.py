@@ -15,6 +15,7 @@ from tiny_audio.config import Config, UserError
 from tiny_audio.evaluation.targets import ModelTarget
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.model.decoding import Transcript
+from tiny_audio.model.prompt import Context
 from tiny_audio.runtime.device import device_of, in_parts_that_fit
 from tiny_audio.runtime.quiet import quiet_transformers
 
@@ -89,8 +90,10 @@ class TransformersTarget(ModelTarget):
             words = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"{self._place}: transformers cannot load it: {words[0]}") from error
 
-    def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """See :meth:`ModelTarget.transcribe_batch`."""
+    def transcribe_batch(
+        self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
+    ) -> list[Transcript]:
+        """See :meth:`ModelTarget.transcribe_batch`. There are no contexts."""
         is_whisper = self._pipeline.type == "seq2seq_whisper"
         long = [is_whisper and len(waveform) > _WINDOW_S * SAMPLE_RATE for waveform in waveforms]
         texts: dict[int, str] = {}

@@ -158,6 +158,8 @@ def _complete(target: Target, items: Sequence[TargetOnSet], note: Callable[[str]
 
     load_s = world.main_first(load)  # the first process of a machine downloads the model
     note(f"{target.label}: ready after {load_s:.1f} s")
+    for warning in target.warnings:
+        note(f"{target.label}: {warning}")
     try:
         for work in items:
             work.complete(note, world)

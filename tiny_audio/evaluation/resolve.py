@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tiny_audio.config import UserError, expand_path
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
+from tiny_audio.evaluation.contexts import ClipContexts, ContextOptions
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
 from tiny_audio.export.load import NEEDED_FILES, model_folder
 from tiny_audio.model.config import TinyAudioConfig
@@ -55,7 +56,7 @@ def resolve_target(text: str) -> Target:
     if folder.exists():
         raise UserError(f"{text} is a file; give the folder of a run or of a model")
     # A commit may consist only of digits, which YAML would read as a number.
-    name, fields = split_spec(text, ["revision", "language"])
+    name, fields = split_spec(text, ["revision", "language", "hotwords"])
     folder = Path(expand_path(name))
     if fields and folder.is_dir():
         return _in_folder(text, folder, fields)
@@ -108,14 +109,16 @@ def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
 
 def _of_kind(text: str, label: str, place: Path, kind: str, fields: dict[str, Any], identity: dict[str, Any]) -> Target:
     if kind == TinyAudioConfig.model_type:
-        if fields.keys() - {"revision"}:
-            raise UserError(f"{text}: a model of tiny-audio takes no options; how it decodes is in its config.json")
-        return OwnTarget(label, place, {"kind": "tiny_audio", **identity})
+        try:
+            options = ContextOptions(**{key: value for key, value in fields.items() if key != "revision"})
+        except ValidationError as error:
+            raise invalid_fields(error, ContextOptions, text) from None
+        return OwnTarget(label, place, {"kind": "tiny_audio", **identity}, ClipContexts.of(options))
     try:
-        options = TransformersOptions(**fields)
+        settings = TransformersOptions(**fields)
     except ValidationError as error:
         raise invalid_fields(error, TransformersOptions, text) from None
-    return TransformersTarget(label, place, kind, options, identity)
+    return TransformersTarget(label, place, kind, settings, identity)
 
 
 def _model_type(path: Path) -> str:

@@ -18,9 +18,11 @@ from tiny_audio.config import RunFailed, UserError, identity_of
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.evaluation.batches import loaded_batches
+from tiny_audio.evaluation.contexts import ClipContexts
 from tiny_audio.export.load import check_exported, load_model
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import Transcript
+from tiny_audio.model.prompt import Context
 from tiny_audio.providers import PROVIDERS, Price, ProviderConfig, ProviderError, ProviderTranscript, encode
 from tiny_audio.runtime.device import device_of
 
@@ -57,6 +59,9 @@ class Target(ABC):
     """All settings that affect the hypotheses, as JSON. An evaluation can continue only if they are unchanged."""
     is_remote: bool = False
     """Whether a provider transcribes the clips. Only the main process of several then sends requests."""
+
+    warnings: Sequence[str] = ()
+    """Messages for the user, known after :meth:`load`."""
 
     @abstractmethod
     def check(self) -> None:
@@ -96,23 +101,36 @@ class ModelTarget(Target, ABC):
 
     max_duration_s: float = UNBOUNDED_DURATION_S
 
+    contexts: ClipContexts | None = None
+    """Contexts of the clips. None if the target uses none."""
+
     @abstractmethod
-    def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
-        """Transcribe waveforms ``[S]``, which are on the CPU. Split the batch if it does not fit into memory."""
+    def transcribe_batch(
+        self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
+    ) -> list[Transcript]:
+        """Transcribe waveforms ``[S]``, which are on the CPU. Split the batch if it does not fit into memory.
+
+        Args:
+            contexts: the context of each clip. None without contexts.
+        """
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. The longest clips come first."""
         warm = False
+        if self.contexts is not None:
+            self.contexts.check_columns(clips)
         for batch in loaded_batches(clips, max_duration_s=self.max_duration_s, max_padded_s=_BATCH_PADDED_S):
             for clip, error in batch.unread:
                 yield Outcome.unreadable(clip, error)
             if not batch.clips:
                 continue
+            contexts = None if self.contexts is None else self.contexts.of_clips(batch.clips)
             if not warm:
-                self.transcribe_batch(batch.waveforms)  # the first call also chooses kernels and allocates memory
+                # The first call also chooses kernels and allocates memory.
+                self.transcribe_batch(batch.waveforms, contexts)
                 warm = True
             began = time.perf_counter()
-            transcripts = self.transcribe_batch(batch.waveforms)
+            transcripts = self.transcribe_batch(batch.waveforms, contexts)
             time_s = (time.perf_counter() - began) / len(batch.clips)
             for clip, transcript in zip(batch.clips, transcripts, strict=True):
                 yield Outcome(clip, transcript, time_s, None)
@@ -130,8 +148,11 @@ class OwnTarget(ModelTarget):
 
     max_duration_s = float("inf")
 
-    def __init__(self, label: str, folder: Path, identity: dict[str, Any]) -> None:
-        self.label, self._folder, self.identity = label, folder, identity
+    def __init__(
+        self, label: str, folder: Path, identity: dict[str, Any], contexts: ClipContexts | None = None
+    ) -> None:
+        self.label, self._folder, self.contexts = label, folder, contexts
+        self.identity = identity if contexts is None else identity | {"context": contexts.identity()}
 
     def check(self) -> None:
         """See :meth:`Target.check`."""
@@ -143,10 +164,14 @@ class OwnTarget(ModelTarget):
         self._transcriber = Transcriber(
             model.to(device_of("auto")), tokenizer, max_padded_s=_BATCH_PADDED_S, filter_hallucinations=False
         )
+        if self.contexts is not None:
+            self.warnings = self._transcriber.encode_context(self.contexts.shared).warnings
 
-    def transcribe_batch(self, waveforms: list[Tensor]) -> list[Transcript]:
+    def transcribe_batch(
+        self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
+    ) -> list[Transcript]:
         """See :meth:`ModelTarget.transcribe_batch`."""
-        transcriptions = self._transcriber.transcribe(waveforms)
+        transcriptions = self._transcriber.transcribe(waveforms, contexts=contexts)
         return [Transcript(one.text, one.ctc_text, one.truncated) for one in transcriptions]
 
 

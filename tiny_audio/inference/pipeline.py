@@ -23,6 +23,7 @@ from tiny_audio.config import UserError, problems
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.prompt import Context
 
 MAX_DURATION_S = 24 * 3600.0
 """Maximum duration of a recording. A longer recording would not fit into memory."""
@@ -30,6 +31,9 @@ _FETCH_TIMEOUT_S = 30.0
 
 _RECORDINGS = (str, bytes, bytearray, io.IOBase, Mapping, np.ndarray, torch.Tensor)
 """Types of a single recording. Other iterables contain several recordings."""
+
+_CONTEXT = ("hotwords", "previous_text", "language")
+"""The fields of a :class:`Context`."""
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +67,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
                 result is an iterator.
             kwargs: ``batch_size`` is the number of recordings that are transcribed together, 1 by default.
                 ``return_timestamps`` is ``"word"``, which needs a CTC head, or True for the times of chunks.
-                ``filter_hallucinations=False`` turns the hallucination filters off. ``max_new_tokens``,
+                ``hotwords`` (a list, or a text with commas), ``previous_text`` and ``language`` are the context of the
+                recordings. ``filter_hallucinations=False`` turns the hallucination filters off. ``max_new_tokens``,
                 ``num_beams``, ``ctc_weight`` and ``draft`` override the model's own settings, and may also be given in
                 ``generate_kwargs``. ``chunk_length_s`` and ``stride_length_s`` are accepted but ignored, because long
                 recordings are split at pauses.
@@ -107,11 +112,17 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
                 raise UserError(f"filter_hallucinations={filter_hallucinations!r}: choose True or False")
             forward["filter_hallucinations"] = filter_hallucinations
         settings |= generate_kwargs or {}
+        context = Context.of(**{name: settings.pop(name, None) for name in _CONTEXT})
+        if context is not None:
+            forward["context"] = context
+            for warning in Transcriber(self.model, self.tokenizer).encode_context(context).warnings:
+                logger.warning(warning)
         unknown = sorted(settings.keys() - GenerationConfig.model_fields.keys())
         if unknown:
             raise UserError(
                 f"{', '.join(unknown)}: unknown argument; this pipeline accepts batch_size, return_timestamps, "
-                f"filter_hallucinations, chunk_length_s and {', '.join(GenerationConfig.model_fields)}"
+                f"filter_hallucinations, chunk_length_s, {', '.join(_CONTEXT)} and "
+                f"{', '.join(GenerationConfig.model_fields)}"
             )
         if settings:
             forward["settings"] = self._generation(settings)
@@ -137,13 +148,14 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         word_timestamps: bool = False,
         settings: GenerationConfig | None = None,
         filter_hallucinations: bool = True,
+        context: Context | None = None,
     ) -> dict[str, Any]:
         given = inputs["waveform"]
         waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
         transcriber = Transcriber(
             self.model, self.tokenizer, generation=settings, filter_hallucinations=filter_hallucinations
         )
-        transcriptions = transcriber.transcribe(waveforms, word_timestamps=word_timestamps)
+        transcriptions = transcriber.transcribe(waveforms, word_timestamps=word_timestamps, contexts=context)
         return {"transcription": transcriptions if isinstance(given, list) else transcriptions[0]}
 
     def postprocess(self, outputs: dict[str, Any], return_timestamps: str | bool = False) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from tiny_audio.inference.chunking import Chunk, chunk_recording
 from tiny_audio.inference.filters import Reason, boost_quiet, filter_text, non_speech_reason
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.word_times import Spelling, align, shifted
+from tiny_audio.model.context import EncodedContext
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.prompt import Context
+from tiny_audio.model.room import Room
 from tiny_audio.model.streamer import OnText
 from tiny_audio.runtime.device import in_parts_that_fit
 
@@ -30,6 +33,9 @@ output starts early."""
 _LEAST_S = 2.0
 """Shorter chunks count as chunks of this duration when batches are formed, because even a short chunk needs memory for
 its prompt, text and beams."""
+
+Contexts = Context | Sequence[Context | None] | None
+"""The context of all recordings, or one for each recording."""
 
 
 class Transcriber:
@@ -66,6 +72,15 @@ class Transcriber:
         self._filter = filter_hallucinations
         self.max_chunk_s = model.longest_clip_s(LONGEST_CHUNK_S)
         """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or the model's own limit if that is lower."""
+        self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
+
+    def encode_context(self, context: Context | None) -> EncodedContext:
+        """Return the token ids of a context, and warnings about it. The texts of the warnings are for the user.
+
+        Raises:
+            UserError: see :class:`tiny_audio.model.context.ContextEncoder`.
+        """
+        return self._context_encoder.encode(context)
 
     @property
     def can_time_words(self) -> bool:
@@ -78,6 +93,7 @@ class Transcriber:
         *,
         word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
+        contexts: Contexts = None,
     ) -> list[Transcription]:
         """Transcribe waveforms, and return their transcriptions in the same order.
 
@@ -85,12 +101,17 @@ class Transcriber:
             waveforms: mono float32 ``[S]`` at 16 kHz, of any length.
             word_timestamps: also return the start and end of each word.
             on_progress: called with the seconds of audio that were transcribed since the last call.
+            contexts: what is known about the recordings, such as hotwords. Previous text is used for the first chunk of
+                a recording.
 
         Raises:
-            UserError: word timestamps are requested, but the model has no CTC head.
+            UserError: word timestamps are requested, but the model has no CTC head; or a context cannot be used.
         """
         events = self.stream(
-            ([waveform] for waveform in waveforms), word_timestamps=word_timestamps, on_progress=on_progress
+            ([waveform] for waveform in waveforms),
+            word_timestamps=word_timestamps,
+            on_progress=on_progress,
+            contexts=contexts,
         )
         return [event for _, event in events if isinstance(event, Transcription)]
 
@@ -102,6 +123,7 @@ class Transcriber:
         word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
         on_text: Callable[[int, float, str], None] | None = None,
+        contexts: Contexts = None,
     ) -> Iterator[tuple[int, Segment | Transcription]]:
         """Transcribe like :meth:`transcribe`, but yield each segment early.
 
@@ -110,7 +132,7 @@ class Transcriber:
 
         Args:
             recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
-            word_timestamps, on_progress: see :meth:`transcribe`.
+            word_timestamps, on_progress, contexts: see :meth:`transcribe`.
             on_text: called while a batch is decoded, with the index of a recording, the start of one of its chunks in
                 seconds, and the chunk's text so far. This is the decoder's text before filtering.
 
@@ -122,7 +144,10 @@ class Transcriber:
                 "word timestamps need a CTC head, and this model has none; train one with a section `ctc` in its "
                 "recipe, or leave word timestamps out"
             )
+        for context in {contexts} if isinstance(contexts, Context | None) else {*contexts}:
+            self.encode_context(context)  # reports an error before anything is transcribed
         report = on_progress or (lambda seconds: None)
+        last: int | None = None  # the recording of the last chunk
         done: list[Segment] = []  # segments of the unfinished recording
         for pool in self._pools(recordings):
             chunks = [(index, item) for index, item in pool if isinstance(item, Chunk)]
@@ -132,9 +157,15 @@ class Transcriber:
                 assert on_text is not None
                 on_text(index, chunk.start / SAMPLE_RATE, text)
 
+            own: list[Context | None] = []
+            for index, _ in chunks:
+                context = contexts if isinstance(contexts, Context | None) else contexts[index]
+                own.append(context.for_later_chunks() if context and index == last else context)
+                last = index
             segments = iter(
                 self.transcribe_chunks(
                     [chunk for _, chunk in chunks],
+                    contexts=own,
                     word_timestamps=word_timestamps,
                     on_progress=report,
                     on_text=on_chunk_text if on_text else None,
@@ -184,6 +215,7 @@ class Transcriber:
         self,
         chunks: Sequence[Chunk],
         *,
+        contexts: Sequence[Context | None] | None = None,
         word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
         on_text: OnText | None = None,
@@ -194,10 +226,12 @@ class Transcriber:
 
         Args:
             chunks: see :meth:`chunks`.
+            contexts: the context of each chunk.
             word_timestamps, on_progress: see :meth:`transcribe`.
             on_text: called with the index of a chunk and its text so far, before filtering.
         """
         report = on_progress or (lambda seconds: None)
+        own = contexts or [None] * len(chunks)
         segments: dict[int, Segment] = {}
         waiting = []
         for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
@@ -213,7 +247,8 @@ class Transcriber:
 
             def decode(part: Sequence[int]) -> list[Segment]:
                 on_row_text = None if on_text is None else lambda row, text: on_text(part[row], text)
-                return self._transcribe_batch([chunks[index] for index in part], word_timestamps, on_row_text)
+                rows = [(chunks[index], own[index]) for index in part]
+                return self._transcribe_batch(rows, word_timestamps, on_row_text)
 
             decoded = in_parts_that_fit(decode, batch)
             segments |= zip(batch, decoded, strict=True)
@@ -221,15 +256,18 @@ class Transcriber:
         return [segments[index] for index in range(len(chunks))]
 
     def _transcribe_batch(
-        self, chunks: Sequence[Chunk], word_timestamps: bool, on_text: OnText | None
+        self, rows: Sequence[tuple[Chunk, Context | None]], word_timestamps: bool, on_text: OnText | None
     ) -> list[Segment]:
-        clips = [boost_quiet(chunk.waveform) if self._filter else chunk.waveform for chunk in chunks]
+        clips = [boost_quiet(chunk.waveform) if self._filter else chunk.waveform for chunk, _ in rows]
         lengths = torch.tensor([len(clip) for clip in clips], device=self._model.device)
         frames = self._model.encode(pad_sequence(clips, batch_first=True).to(self._model.device), lengths)
-        transcripts = self._model.transcribe_frames(frames, self._tokenizer, on_text, self._generation)
+        ids = [self.encode_context(context).ids for _, context in rows]
+        transcripts = self._model.transcribe_frames(
+            frames, self._tokenizer, on_text, self._generation, ids if any(ids) else None
+        )
         return [
             self._segment(chunk, transcript, frames.row(row), word_timestamps)
-            for row, (chunk, transcript) in enumerate(zip(chunks, transcripts, strict=True))
+            for row, ((chunk, _), transcript) in enumerate(zip(rows, transcripts, strict=True))
         ]
 
     def _segment(self, chunk: Chunk, transcript: Transcript, frames: Frames, word_timestamps: bool) -> Segment:

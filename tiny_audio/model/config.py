@@ -23,6 +23,8 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         ctc_characters: the CTC head's labels. None if the model has no CTC head.
         prompt_prefix_ids, prompt_suffix_ids, end_token_id: see :class:`tiny_audio.model.prompt.Prompt`.
         generation: :class:`tiny_audio.model.decoding.GenerationConfig` as a mapping.
+        context: :class:`tiny_audio.model.context.ContextSettings` as a mapping. None if the model was trained without
+            context.
         base_weights: references to the weights that an export leaves out, by part (see
             :mod:`tiny_audio.model.base_weights`). None if the export contains all weights.
     """
@@ -42,6 +44,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         prompt_suffix_ids: Sequence[int] = (),
         end_token_id: int = 0,
         generation: dict[str, Any] | None = None,
+        context: dict[str, Any] | None = None,
         base_weights: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -56,6 +59,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         self.prompt_suffix_ids = list(prompt_suffix_ids)
         self.end_token_id = end_token_id
         self.generation = generation or {}
+        self.context = context
         self.base_weights = base_weights
         super().__init__(**kwargs)
 

@@ -13,19 +13,21 @@ from transformers.initialization import no_init_weights
 from tiny_audio import ctc
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.decoders import DECODERS, DecoderConfig
-from tiny_audio.encoders import ENCODERS, EncoderConfig, FeatureTransform
+from tiny_audio.decoders import DecoderConfig
+from tiny_audio.encoders import EncoderConfig, FeatureTransform
 from tiny_audio.frames import Frames
 from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted
 from tiny_audio.model.config import TinyAudioConfig
+from tiny_audio.model.context import ContextSettings, EncodedContext
 from tiny_audio.model.decoding import GenerationConfig, Transcript
-from tiny_audio.model.limits import longest_clip_s
-from tiny_audio.model.parts import Parts, build_parts
-from tiny_audio.model.prompt import Prompt
+from tiny_audio.model.joint import best_text
+from tiny_audio.model.parts import Parts, build_parts, rebuild_parts
+from tiny_audio.model.prompt import Context, Prompt
+from tiny_audio.model.room import Room
 from tiny_audio.model.saved import SavedModel
-from tiny_audio.model.splicing import LinearCrossEntropy, TargetScores, splice, target_losses
-from tiny_audio.model.streamer import OnIds, OnText, TokenStreamer
-from tiny_audio.projectors import PROJECTORS, ProjectorConfig
+from tiny_audio.model.splicing import Contexts, LinearCrossEntropy, TargetScores, splice, target_losses
+from tiny_audio.model.streamer import OnIds, OnText, TokenStreamer, decoding, until_end
+from tiny_audio.projectors import ProjectorConfig
 
 
 class TinyAudioModel(SavedModel):
@@ -43,7 +45,7 @@ class TinyAudioModel(SavedModel):
 
     def __init__(self, config: TinyAudioConfig, parts: Parts | None = None) -> None:
         super().__init__(config)
-        self.encoder, self.projector, self.decoder, _ = parts or self._rebuild(config)
+        self.encoder, self.projector, self.decoder, _ = parts or rebuild_parts(config)
         self.ctc_vocabulary = None
         self.ctc_head: nn.Linear | None = None
         if config.ctc_characters is not None:
@@ -67,6 +69,7 @@ class TinyAudioModel(SavedModel):
         prompt: Prompt,
         ctc_vocabulary: CtcVocabulary | None = None,
         generation: GenerationConfig | None = None,
+        context: ContextSettings | None = None,
     ) -> TinyAudioModel:
         """Build the model from the configs of its parts. Load pretrained weights if the configs name a checkpoint.
 
@@ -87,21 +90,11 @@ class TinyAudioModel(SavedModel):
             prompt_suffix_ids=prompt.suffix_ids,
             end_token_id=prompt.end_id,
             generation=(generation or GenerationConfig()).model_dump(mode="json"),
+            context=None if context is None else context.model_dump(mode="json"),
         )
         model = cls(config, parts)
         model.uses_ctc_draft()  # raises for settings that the model does not support
         return model
-
-    @staticmethod
-    def _rebuild(config: TinyAudioConfig) -> Parts:
-        return build_parts(
-            ENCODERS.parse(config.encoder),
-            PROJECTORS.parse(config.projector),
-            DECODERS.parse(config.decoder),
-            encoder_architecture=config.encoder_architecture,
-            decoder_architecture=config.decoder_architecture,
-            embedding_rms=config.embedding_rms,
-        )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing. Parts are initialized when they are built, and loading a model fills every tensor."""
@@ -120,21 +113,28 @@ class TinyAudioModel(SavedModel):
         return frames if self.ctc_head is None else replace(frames, ctc_logits=self.ctc_head(frames.values))
 
     def splice(
-        self, audio: Tensor, audio_lengths: Tensor, ids: Sequence[Tensor], *, padding_side: str
+        self,
+        audio: Tensor,
+        audio_lengths: Tensor,
+        ids: Sequence[Tensor],
+        *,
+        padding_side: str,
+        contexts: Contexts | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Concatenate the prompt prefix, the audio embeddings without padding, the prompt suffix and text in each row.
+        """Concatenate prompt prefix, context, audio embeddings without padding, prompt suffix and text in each row.
 
         Args:
             audio: ``[B, N, H]``.
             audio_lengths: ``[B]``.
             ids: B rows of token ids that follow the prompt. Rows are empty at inference.
             padding_side: ``right`` to train, ``left`` to generate.
+            contexts: B rows of token ids of contexts, see :meth:`encode_context`. None if no row has a context.
 
         Returns:
             Embeddings ``[B, L, H]`` and their bool mask ``[B, L]``.
         """
         prefix, suffix = self.config.prompt_prefix_ids, self.config.prompt_suffix_ids
-        return splice(self.decoder, prefix, suffix, audio, audio_lengths, ids, padding_side)
+        return splice(self.decoder, prefix, suffix, audio, audio_lengths, ids, padding_side, contexts)
 
     def score_embeddings(
         self,
@@ -143,9 +143,11 @@ class TinyAudioModel(SavedModel):
         targets: Sequence[Tensor],
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
+        contexts: Contexts | None = None,
     ) -> Tensor:
         """Return the negative log-likelihoods ``[B]`` of B rows of token ids. Each row ends in the end token."""
-        embeddings, mask = self.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
+        texts = [row[:-1] for row in targets]
+        embeddings, mask = self.splice(audio, audio_lengths, texts, padding_side="right", contexts=contexts)
         num_shared = len(self.config.prompt_prefix_ids)
         return target_losses(self.decoder, embeddings, mask, targets, label_smoothing, linear_cross_entropy, num_shared)
 
@@ -159,6 +161,7 @@ class TinyAudioModel(SavedModel):
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
         frames: Frames | None = None,
+        contexts: Contexts | None = None,
     ) -> TargetScores:
         """Compute teacher-forced losses.
 
@@ -172,10 +175,11 @@ class TinyAudioModel(SavedModel):
             linear_cross_entropy: a function that computes losses from hidden states without logits. If None, logits
                 are computed first.
             frames: the encoder's frames of these clips, if they are known. Then the encoder is not run.
+            contexts: see :meth:`splice`.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self._with_ctc_logits(frames) if frames else self.encode(waveforms, waveform_lengths, transform)
-        return self.score_frames(frames, targets, ctc_targets, label_smoothing, linear_cross_entropy)
+        return self.score_frames(frames, targets, ctc_targets, label_smoothing, linear_cross_entropy, contexts)
 
     def score_frames(
         self,
@@ -184,19 +188,27 @@ class TinyAudioModel(SavedModel):
         ctc_targets: Sequence[Sequence[int]] | None = None,
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
+        contexts: Contexts | None = None,
     ) -> TargetScores:
         """Compute the losses of :meth:`forward` from frames of :meth:`encode`. ``ctc_targets`` None: no CTC loss."""
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
         audio, audio_lengths = self.projector(frames)
-        decoder_loss = self.score_embeddings(audio, audio_lengths, targets, label_smoothing, linear_cross_entropy)
+        settings = (label_smoothing, linear_cross_entropy, contexts)
+        decoder_loss = self.score_embeddings(audio, audio_lengths, targets, *settings)
         if self.alignment is None or not self.training:
             return TargetScores(decoder_loss, ctc_loss)
         return TargetScores(decoder_loss, ctc_loss, *self.alignment(self.decoder, audio, audio_lengths, targets))
 
     @torch.no_grad()
-    def generate(self, waveforms: Tensor, waveform_lengths: Tensor | None = None, **settings: Any) -> Any:
+    def generate(
+        self,
+        waveforms: Tensor,
+        waveform_lengths: Tensor | None = None,
+        contexts: Contexts | None = None,
+        **settings: Any,
+    ) -> Any:
         """Generate the transcripts' token ids ``[B, new tokens]``. Rows are padded after their end token.
 
         The CTC head is not used here. :meth:`transcribe` uses it if ``generation.ctc_weight`` > 0.
@@ -204,17 +216,15 @@ class TinyAudioModel(SavedModel):
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
             waveform_lengths: ``[B]`` in samples. None if no row is padded.
+            contexts: see :meth:`splice`.
             settings: settings of transformers' ``generate``. They override the model's own settings.
         """
         if waveform_lengths is None:
             waveform_lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         audio, audio_lengths = self.projector(self.encode(waveforms, waveform_lengths))
-        return self._generate_spliced(audio, audio_lengths, self.generation, **settings)
+        return self._generate_spliced(self._prompts(audio, audio_lengths, contexts), self.generation, **settings)
 
-    def _generate_spliced(
-        self, audio: Tensor, audio_lengths: Tensor, generation: GenerationConfig, **settings: Any
-    ) -> Any:
-        embeddings, mask = self._prompts(audio, audio_lengths)
+    def _generate_spliced(self, prompts: tuple[Tensor, Tensor], generation: GenerationConfig, **settings: Any) -> Any:
         defaults = {
             "max_new_tokens": generation.max_new_tokens,
             "num_beams": generation.num_beams,
@@ -222,12 +232,12 @@ class TinyAudioModel(SavedModel):
             "eos_token_id": self.config.end_token_id,
             "pad_token_id": self.config.end_token_id,
         }
-        return self.decoder.generate(embeddings, mask, **(defaults | settings))
+        return self.decoder.generate(*prompts, **(defaults | settings))
 
-    def _prompts(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _prompts(self, audio: Tensor, audio_lengths: Tensor, contexts: Contexts | None = None) -> tuple[Tensor, Tensor]:
         """Return left-padded embeddings ``[B, L, H]`` of the prompts with their audio, and the mask ``[B, L]``."""
         nothing = torch.empty(0, dtype=torch.long, device=audio.device)
-        return self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left")
+        return self.splice(audio, audio_lengths, [nothing] * len(audio), padding_side="left", contexts=contexts)
 
     @property
     def generation(self) -> GenerationConfig:
@@ -237,14 +247,25 @@ class TinyAudioModel(SavedModel):
     def longest_clip_s(self, at_most_s: float) -> float:
         """Return the duration of the longest clip that the encoder accepts and that fits the decoder's context.
 
+        If the model was trained with context, the longest context fits next to this clip.
+
         Args:
             at_most_s: upper bound of the result. It applies if the model's own limits are higher.
         """
-        encoder = ENCODERS.parse(self.config.encoder).with_architecture(self.config.encoder_architecture)
-        decoder = DECODERS.parse(self.config.decoder).with_architecture(self.config.decoder_architecture)
-        num_prompt_ids = len(self.config.prompt_prefix_ids) + len(self.config.prompt_suffix_ids)
-        num_text_ids = num_prompt_ids + self.generation.max_new_tokens
-        return longest_clip_s(encoder, self.projector, decoder.max_positions(), num_text_ids, at_most_s)
+        return Room(self.config, self.projector).longest_clip_s(at_most_s)
+
+    def encode_context(self, tokenizer: Any, *, longest_s: float = 30.0, **context: Any) -> EncodedContext:
+        """Return the token ids of a context, for ``contexts`` of :meth:`generate`.
+
+        Args:
+            tokenizer: the decoder's tokenizer.
+            longest_s: duration of the longest clip.
+            context: ``hotwords``, ``previous_text`` and ``language``, see :class:`tiny_audio.model.prompt.Context`.
+
+        Raises:
+            UserError: see :class:`tiny_audio.model.context.ContextEncoder`.
+        """
+        return Room(self.config, self.projector).context_encoder(tokenizer, longest_s).encode(Context.of(**context))
 
     def uses_ctc_draft(self, settings: GenerationConfig | None = None) -> bool:
         """Whether :meth:`transcribe` uses the CTC head's text as a draft (see ``GenerationConfig.draft``).
@@ -269,9 +290,11 @@ class TinyAudioModel(SavedModel):
         return settings.draft == "ctc"
 
     @torch.no_grad()
-    def transcribe(self, waveforms: Tensor, waveform_lengths: Tensor, tokenizer: Any) -> list[Transcript]:
+    def transcribe(
+        self, waveforms: Tensor, waveform_lengths: Tensor, tokenizer: Any, contexts: Contexts | None = None
+    ) -> list[Transcript]:
         """Transcribe a batch with the model's own settings (greedy, with beams, or jointly with the CTC head)."""
-        return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer)
+        return self.transcribe_frames(self.encode(waveforms, waveform_lengths), tokenizer, contexts=contexts)
 
     @torch.no_grad()
     def transcribe_frames(
@@ -280,6 +303,7 @@ class TinyAudioModel(SavedModel):
         tokenizer: Any,
         on_text: OnText | None = None,
         settings: GenerationConfig | None = None,
+        contexts: Contexts | None = None,
     ) -> list[Transcript]:
         """Transcribe like :meth:`transcribe`, but from the frames that :meth:`encode` returned.
 
@@ -288,24 +312,26 @@ class TinyAudioModel(SavedModel):
             tokenizer: the decoder's tokenizer.
             on_text: called with the index of a clip and its text so far.
             settings: decoding settings. None uses the model's own settings.
+            contexts: see :meth:`splice`.
         """
         audio, audio_lengths = self.projector(frames)
-        on_ids = self._decoding(on_text, tokenizer)
+        on_ids = on_text and decoding(on_text, tokenizer, self.config.end_token_id)
         settings = settings or self.generation
         num_candidates = settings.num_beams if settings.ctc_weight else 1
         ctc_texts = self.ctc_texts(frames)
         if self.uses_ctc_draft(settings):
             drafts = [text or "" for text in ctc_texts]
             limit = settings.max_new_tokens
-            decoded = self.verify(audio, audio_lengths, drafts, tokenizer, on_ids, max_new_tokens=limit)
+            decoded = self.verify(
+                audio, audio_lengths, drafts, tokenizer, on_ids, max_new_tokens=limit, contexts=contexts
+            )
             sequences = [clip.ids for clip in decoded]
         else:
             streamer = {} if on_ids is None else {"stopping_criteria": [TokenStreamer(len(audio), on_ids)]}
-            found = self._generate_spliced(
-                audio, audio_lengths, settings, num_return_sequences=num_candidates, **streamer
-            )
+            prompts = self._prompts(audio, audio_lengths, contexts)
+            found = self._generate_spliced(prompts, settings, num_return_sequences=num_candidates, **streamer)
             sequences = found.tolist()
-        rows = [self._until_end(row) for row in sequences]
+        rows = [until_end(row, self.config.end_token_id) for row in sequences]
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
         transcripts = []
         for clip, ctc_text in enumerate(ctc_texts):
@@ -317,7 +343,10 @@ class TinyAudioModel(SavedModel):
                 candidates.setdefault(ctc_text or "", False)
                 one = slice(clip, clip + 1)
                 clip_frames = Frames(frames.values[one], frames.lengths[one], frames.rate, frames.ctc_logits[one])
-                best = self._best(list(candidates), clip_frames, (audio[one], audio_lengths[one]), tokenizer, settings)
+                of_clip = (audio[one], audio_lengths[one], contexts and contexts[one])
+                scores = self._log_likelihoods(list(candidates), *of_clip, tokenizer)
+                assert self.ctc_vocabulary is not None
+                best = best_text(list(candidates), scores, clip_frames, self.ctc_vocabulary, settings.ctc_weight)
             transcripts.append(Transcript(best, ctc_text, candidates[best]))
         return transcripts
 
@@ -331,6 +360,7 @@ class TinyAudioModel(SavedModel):
         on_ids: OnIds | None = None,
         *,
         max_new_tokens: int | None = None,
+        contexts: Contexts | None = None,
     ) -> list[AssistedDecode]:
         """Decode B clips greedily, with drafts of their texts.
 
@@ -341,41 +371,24 @@ class TinyAudioModel(SavedModel):
             tokenizer: the decoder's tokenizer.
             on_ids: see :func:`tiny_audio.model.assisted.decode_assisted`.
             max_new_tokens: None uses the model's own setting.
+            contexts: see :meth:`splice`.
         """
         cache = self.decoder.cache()
         assert cache is not None, "uses_ctc_draft is False for such a decoder"
         end, limit = self.config.end_token_id, max_new_tokens or self.generation.max_new_tokens
         drafts = [TextDraft(text, tokenizer, end) for text in texts]
-        prompts = self._prompts(audio, audio_lengths)
+        prompts = self._prompts(audio, audio_lengths, contexts)
         return decode_assisted(self.decoder, cache, *prompts, drafts, max_new_tokens=limit, end_id=end, on_ids=on_ids)
 
-    def _best(
-        self,
-        texts: list[str],
-        frames: Frames,
-        audio: tuple[Tensor, Tensor],
-        tokenizer: Any,
-        settings: GenerationConfig,
-    ) -> str:
-        """Return the text with the highest joint score of decoder and CTC head, for one clip."""
-        assert self.ctc_vocabulary is not None
-        assert frames.ctc_logits is not None
-        device, count = frames.values.device, len(texts)
-        targets = [
-            torch.tensor([*tokenizer.encode(text, add_special_tokens=False), self.config.end_token_id], device=device)
-            for text in texts
-        ]
-        embeddings, lengths = audio
-        by_decoder = -self.score_embeddings(embeddings.expand(count, -1, -1), lengths.expand(count), targets)
-        labels = [self.ctc_vocabulary.encode(text) for text in texts]
-        by_ctc = ctc.log_likelihood(
-            frames.ctc_logits.expand(count, -1, -1), frames.lengths.expand(count), [row or [] for row in labels]
-        )
-        for index, row in enumerate(labels):
-            if row is None:  # a character that the head cannot spell
-                by_ctc[index] = -torch.inf
-        scores = (1 - settings.ctc_weight) * by_decoder + settings.ctc_weight * by_ctc
-        return texts[int(scores.argmax())]
+    def _log_likelihoods(
+        self, texts: Sequence[str], audio: Tensor, lengths: Tensor, contexts: Contexts | None, tokenizer: Any
+    ) -> Tensor:
+        """Return the log-likelihoods ``[K]`` of K texts of one clip under the decoder."""
+        count, end = len(texts), self.config.end_token_id
+        rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        targets = [torch.tensor([*row, end], device=audio.device) for row in rows]
+        repeated = None if contexts is None else list(contexts) * count
+        return -self.score_embeddings(audio.expand(count, -1, -1), lengths.expand(count), targets, contexts=repeated)
 
     def ctc_texts(self, frames: Frames) -> list[str | None]:
         """Return the CTC head's own greedy texts of B clips, or None for each clip if the model has no CTC head."""
@@ -383,18 +396,3 @@ class TinyAudioModel(SavedModel):
             return [None] * len(frames.lengths)
         labels = ctc.greedy(frames.ctc_logits, frames.lengths)
         return [self.ctc_vocabulary.decode(row).strip() for row in labels]
-
-    def _decoding(self, on_text: OnText | None, tokenizer: Any) -> OnIds | None:
-        """Return a callback that decodes token ids and calls ``on_text`` with the text."""
-        if on_text is None:
-            return None
-
-        def on_ids(clip: int, ids: list[int]) -> None:
-            on_text(clip, tokenizer.decode(self._until_end(ids)[0], skip_special_tokens=True).strip())
-
-        return on_ids
-
-    def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Return the ids before the first end token, and whether there is an end token."""
-        end = self.config.end_token_id
-        return (ids[: ids.index(end)], True) if end in ids else (ids, False)

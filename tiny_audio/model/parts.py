@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
+from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 
 
@@ -45,3 +46,15 @@ def build_parts(
     rms = built_decoder.embedding_rms() if embedding_rms is None else embedding_rms
     context = ProjectorContext(built_encoder.dim, built_decoder.dim, built_encoder.frame_rate, rms)
     return Parts(built_encoder, PROJECTORS.build(projector, context), built_decoder, rms)
+
+
+def rebuild_parts(config: TinyAudioConfig) -> Parts:
+    """Build the parts of a saved model without their checkpoints."""
+    return build_parts(
+        ENCODERS.parse(config.encoder),
+        PROJECTORS.parse(config.projector),
+        DECODERS.parse(config.decoder),
+        encoder_architecture=config.encoder_architecture,
+        decoder_architecture=config.decoder_architecture,
+        embedding_rms=config.embedding_rms,
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
 from tiny_audio.config import Config, UserError
 from tiny_audio.decoders import unknown_id
@@ -30,6 +32,80 @@ _CLOCK = (
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
+_NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+_Probability = Annotated[float, Field(gt=0, le=1)]
+_BETWEEN_WORDS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]")
+
+
+class HotwordsConfig(Config):
+    """Lists of words that training clips get: a few words of the transcript among words of other transcripts."""
+
+    probability: _Probability = 0.5
+    """Share of the clips that get a list."""
+    num_words: tuple[PositiveInt, PositiveInt] = (5, 100)
+    """Minimum and maximum length of a list. It is shorter if it would exceed ``prompt.context.max_tokens``."""
+    num_spoken: tuple[PositiveInt, PositiveInt] = (1, 3)
+    """Minimum and maximum number of words of the transcript in a list that has any. It is smaller if the transcript has
+    fewer words that can be hotwords."""
+    none_spoken: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the lists without a word of the transcript. They teach the model to ignore a list. Clips whose
+    transcript has no rare word get such a list, too."""
+    num_common: NonNegativeInt = 1000
+    """This many words, the most frequent ones of the training transcripts, are never hotwords."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("num_words", "num_spoken"):
+            least, most = getattr(self, name)
+            if least > most:
+                raise ValueError(f"{name} is [{least}, {most}]; write the minimum first")
+        if self.num_spoken[1] > self.num_words[1]:
+            raise ValueError(
+                f"num_spoken allows {self.num_spoken[1]} words of the transcript in a list of at most "
+                f"{self.num_words[1]}; lower num_spoken, or raise num_words"
+            )
+        return self
+
+
+class PreviousTextConfig(Config):
+    """Transcripts of the clip before, which training clips get."""
+
+    probability: _Probability = 0.5
+    """Share of the clips that get it, of the clips that have one."""
+    same: _NonEmpty
+    """Metadata column, such as ``chapter``. The previous text of a clip is the transcript of the row before it in its
+    set, if both rows have the same value in this column. The rows must be in the order of the recording."""
+    max_words: PositiveInt = 50
+    """Maximum number of words. Longer texts are used from the end."""
+
+
+class LanguageConfig(Config):
+    """The language of clips, which is stated in the prompt."""
+
+    probability: _Probability = 0.5
+    """Share of the clips whose language is stated, of the clips in one of ``codes``."""
+    codes: tuple[_NonEmpty, ...] = Field(min_length=1, strict=False)
+    """The languages that the model accepts, such as ``[en, de]``."""
+    column: _NonEmpty = "language"
+    """Metadata column with the language of a clip."""
+
+
+class ContextConfig(Config):
+    """Context that training clips get, so that the model learns to use it and to ignore it."""
+
+    max_tokens: PositiveInt = 512
+    """Maximum number of tokens of a context, also at inference. Training and inference reserve positions for them."""
+    hotwords: HotwordsConfig | None = None
+    previous_text: PreviousTextConfig | None = None
+    language: LanguageConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hotwords is None and self.previous_text is None and self.language is None:
+            raise ValueError("has none of hotwords, previous_text and language; add one, or remove context")
+        return self
+
+
 class PromptConfig(Config):
     """The text around the audio in the decoder's input."""
 
@@ -37,7 +113,10 @@ class PromptConfig(Config):
     """System message, or None. If the chat template does not support system messages, this text is put at the start of
     the user message. ``/no_think /system_override`` removes SmolLM3's long header."""
     user: str = AUDIO
-    """User message. ``{audio}`` marks the position of the audio embeddings."""
+    """User message. ``{audio}`` marks the position of the audio embeddings. If a clip has a context, it stands directly
+    before the audio."""
+    context: ContextConfig | None = None
+    """How clips get a context in training. None trains without context."""
 
     @field_validator("user")
     @classmethod
@@ -54,6 +133,44 @@ class Prompt:
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     end_id: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known about a clip before it is transcribed. It is written in the prompt, directly before the audio."""
+
+    hotwords: tuple[str, ...] = ()
+    """Names and other rare words that may be spoken."""
+    previous_text: str = ""
+    """Text that was spoken before the clip."""
+    language: str | None = None
+    """Code of the language, such as ``en``. It must be one of the languages that the model states."""
+
+    @classmethod
+    def of(
+        cls, hotwords: str | Iterable[str] | None = None, previous_text: str | None = None, language: str | None = None
+    ) -> Context | None:
+        """Create a context, or return None if nothing is given. A text of hotwords is split by :func:`hotwords_in`."""
+        words = hotwords_in(hotwords) if isinstance(hotwords, str) else tuple(_distinct(hotwords or ()))
+        context = cls(words, " ".join((previous_text or "").split()), language or None)
+        return None if context == cls() else context
+
+    def for_later_chunks(self) -> Context:
+        """Return the context of the later chunks of a recording, whose previous text is not known."""
+        return replace(self, previous_text="")
+
+
+def hotwords_in(text: str) -> tuple[str, ...]:
+    """Return the hotwords in a text, such as the content of a file.
+
+    They are separated by commas, semicolons or line breaks.
+    """
+    return tuple(_distinct(_BETWEEN_WORDS.split(text)))
+
+
+def _distinct(words: Iterable[str]) -> Iterable[str]:
+    """Return the words without surplus spaces, empty words and repetitions, in the same order."""
+    return dict.fromkeys(plain for word in words if (plain := " ".join(word.split())))
 
 
 def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
@@ -88,7 +205,7 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
         text = text.rstrip() + "\n" + _THOUGHT
     before, after = text.split(_SENTINEL)
     prefix = tuple(tokenizer.encode(before, add_special_tokens=False))
-    suffix = _encode_inside(tokenizer, after)
+    suffix = encode_inside(tokenizer, after)
     unknown = unknown_id(tokenizer)
     if unknown is not None and unknown in prefix + suffix:
         raise UserError(
@@ -161,7 +278,7 @@ def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
     return int(ids[0]) if ids and ids[0] in special else None
 
 
-def _encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
+def encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Encode text as in the middle of a document. SentencePiece tokenizers add a space at the start of a document."""
     letter = tokenizer.encode("a", add_special_tokens=False)
     if letter and str(tokenizer.convert_ids_to_tokens(letter[0])).startswith("▁"):

@@ -1,4 +1,4 @@
-"""Build the decoder's input (prompt prefix, audio embeddings, prompt suffix, text), and compute its losses."""
+"""Build the decoder's input (prompt prefix, context, audio, prompt suffix, text), and compute its losses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from tiny_audio.frames import length_mask
 LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """Function that computes cross-entropy without materializing logits. It receives hidden states ``[K, H]``, the
 language-model head's weights ``[V, H]``, targets ``[K]`` and the label smoothing, and returns losses ``[K]``."""
+
+Contexts = Sequence[Sequence[int]]
+"""B rows of token ids, which stand between the prompt's prefix and the audio. A row without context is empty."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,29 @@ def splice(
     audio_lengths: Tensor,
     ids: Sequence[Tensor],
     padding_side: str,
+    contexts: Contexts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return embeddings ``[B, L, H]`` and their bool mask ``[B, L]`` (see ``TinyAudioModel.splice``)."""
     prefix, suffix = (
         decoder.embed(torch.tensor(part, dtype=torch.long, device=audio.device)).to(audio.dtype)
         for part in (prefix_ids, suffix_ids)
     )
+    before = [prefix] * len(audio) if contexts is None else _with_contexts(decoder, prefix, contexts)
     rows = [
-        torch.cat([prefix, row[: int(length)], suffix, decoder.embed(text).to(audio.dtype)])
-        for row, length, text in zip(audio, audio_lengths, ids, strict=True)
+        torch.cat([start, row[: int(length)], suffix, decoder.embed(text).to(audio.dtype)])
+        for start, row, length, text in zip(before, audio, audio_lengths, ids, strict=True)
     ]
     embeddings = pad_sequence(rows, batch_first=True, padding_side=padding_side)
     sizes = torch.tensor([len(row) for row in rows], device=audio.device)
     mask = length_mask(sizes, embeddings.shape[1])
     return embeddings, mask if padding_side == "right" else mask.flip(1)
+
+
+def _with_contexts(decoder: Decoder, prefix: Tensor, contexts: Contexts) -> list[Tensor]:
+    """Return the embeddings of the prefix and of each row's context."""
+    ids = torch.tensor([index for row in contexts for index in row], dtype=torch.long, device=prefix.device)
+    embedded = torch.split(decoder.embed(ids).to(prefix.dtype), [len(row) for row in contexts])
+    return [torch.cat([prefix, row]) for row in embedded]
 
 
 def target_losses(

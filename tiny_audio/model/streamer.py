@@ -35,3 +35,17 @@ class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is 
         for clip, ids in enumerate(likeliest.tolist()):
             self._on_ids(clip, ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def decoding(on_text: OnText, tokenizer: Any, end_id: int) -> OnIds:
+    """Return a callback that decodes token ids and calls ``on_text`` with the text."""
+
+    def on_ids(clip: int, ids: list[int]) -> None:
+        on_text(clip, tokenizer.decode(until_end(ids, end_id)[0], skip_special_tokens=True).strip())
+
+    return on_ids
+
+
+def until_end(ids: list[int], end_id: int) -> tuple[list[int], bool]:
+    """Return the ids before the first end token, and whether there is an end token."""
+    return (ids[: ids.index(end_id)], True) if end_id in ids else (ids, False)

@@ -28,7 +28,7 @@ from tiny_audio.plan._hardware import (
     this_cpu,
 )
 from tiny_audio.plan._order import SPREAD, planned_batches
-from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst
+from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, mean_context_tokens
 from tiny_audio.plan._step import prompt_tokens_of as prompt_tokens_of
 from tiny_audio.plan._step import text_tokens_of as text_tokens_of
 from tiny_audio.recipe import Recipe
@@ -177,7 +177,8 @@ def plan_recipe(
     for part in ("encoder", "decoder"):
         if device == "cpu" and getattr(recipe, part).attention == "flash_attention_2":
             raise UserError(f"--gpu cpu: flash_attention_2 runs on a GPU only; append {part}.attention=sdpa")
-    worst, mean = dry_run_worst(recipe, device), dry_run(recipe, Shape(1, mean_s), device)
+    worst = dry_run_worst(recipe, device)
+    mean = dry_run(recipe, Shape(1, mean_s), device, context_tokens=mean_context_tokens(recipe))
     batches = planned_batches(recipe, mean_s)
     audio_h = recipe.training.steps * recipe.training.accumulation * batches.audio_s / 3600
     flops_per_s = sum(sum(counts.values()) for counts in mean.flops.values()) / mean_s

@@ -31,6 +31,8 @@ CHARACTERS_PER_S = 15
 """Average number of characters per second of English speech."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
 """Characters per token: for the tokenizer of a large language model, for trained BPE, and for single characters."""
+_CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
+"""Characters per word, including separators. Hotwords count more, because rare words have more tokens."""
 _MAX_CLIPS = 10_000
 """Maximum number of clips in a batch. The dry run creates a length and a transcript for each clip."""
 TEMPLATE_TOKENS = 30
@@ -109,19 +111,22 @@ def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
     return max((dry_run(recipe, shape, device) for shape in worst_shapes(recipe)), key=lambda done: done.peak_bytes)
 
 
-def dry_run(recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0) -> DryRunResult:
+def dry_run(
+    recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0, context_tokens: int | None = None
+) -> DryRunResult:
     """Run a training step on a batch without storage. The optimizer has its moments, as after the first step.
 
     Args:
         recipe: the recipe.
         shape: the shape of the batch.
         device: the device whose kernels and allocator are emulated.
+        context_tokens: number of tokens of each clip's context. None is the maximum of the recipe.
         text_share: factor for the amount of text. 1 is the usual amount for the duration of the longest clip.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.
     """
-    prompt_tokens = prompt_tokens_of(recipe)
+    prompt_tokens = prompt_tokens_of(recipe, context_tokens)
     from tiny_audio.model.parts_table import describe_parts
 
     built = build_on_meta(recipe, prompt_tokens)
@@ -232,8 +237,28 @@ def text_tokens_of(recipe: Recipe, duration_s: float) -> int:
     return max(2, round(duration_s * CHARACTERS_PER_S / _characters_per_token(recipe)) + 1)
 
 
-def prompt_tokens_of(recipe: Recipe) -> int:
-    """Estimate the number of tokens of the prompt."""
+def prompt_tokens_of(recipe: Recipe, context_tokens: int | None = None) -> int:
+    """Estimate the number of tokens of the prompt.
+
+    Args:
+        recipe: the recipe.
+        context_tokens: number of tokens of the context. None is the maximum of the recipe.
+    """
     text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
     template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS
-    return template + round(len(text) / _characters_per_token(recipe))
+    if context_tokens is None:
+        context_tokens = recipe.prompt.context.max_tokens if recipe.prompt.context else 0
+    return template + round(len(text) / _characters_per_token(recipe)) + context_tokens
+
+
+def mean_context_tokens(recipe: Recipe) -> int:
+    """Estimate the mean number of tokens of a clip's context, over all clips."""
+    context = recipe.prompt.context
+    if context is None:
+        return 0
+    characters = 0.0
+    if context.hotwords is not None:
+        characters += context.hotwords.probability * _CHARACTERS_PER_HOTWORD * sum(context.hotwords.num_words) / 2
+    if context.previous_text is not None:
+        characters += context.previous_text.probability * _CHARACTERS_PER_WORD * context.previous_text.max_words
+    return min(context.max_tokens, round(characters / _characters_per_token(recipe)))

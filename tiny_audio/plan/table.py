@@ -96,7 +96,9 @@ def _time(plan: Plan) -> Iterator[str]:
     )
     if any(row.price_per_hour is not None for row in plan.rows):
         yield "Prices are approximate; set yours with --price-per-hour."
-    yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {plan.worst.prompt_tokens} tokens."
+    prompt, mean = plan.worst.prompt_tokens, plan.mean.prompt_tokens
+    most = f"at most {prompt} tokens, {mean} on average" if mean < prompt else f"{prompt} tokens"
+    yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {most}."
 
 
 def _verdict(plan: Plan, row: Row) -> Iterator[str]:

@@ -23,18 +23,24 @@ class Work:
     decoder: tuple[float, float, float]
     """Coefficients of the decoder: FLOPs per position, per position², and per target token, which has logits."""
     prompt_tokens: int
+    """Number of tokens of the prompt, without context."""
     embeddings_per_s: float
 
-    def flops(self, durations_s: Sequence[float], num_tokens: Sequence[int]) -> float:
+    def flops(
+        self, durations_s: Sequence[float], num_tokens: Sequence[int], context_tokens: Sequence[int] | None = None
+    ) -> float:
         """Return the total FLOPs of several clips.
 
         Args:
             durations_s: duration of each clip, without padding.
             num_tokens: number of tokens of each clip's transcript, end token included.
+            context_tokens: number of tokens of each clip's context. None if there are no contexts.
         """
         seconds, tokens = np.asarray(durations_s, dtype=np.float64), np.asarray(num_tokens, dtype=np.float64)
         by_audio = np.stack([np.ones_like(seconds), seconds, seconds**2]).sum(1) @ self.audio
         positions = _positions(self.prompt_tokens, self.embeddings_per_s, seconds, tokens)
+        if context_tokens is not None:
+            positions = positions + np.asarray(context_tokens, dtype=np.float64)
         return float(by_audio + np.stack([positions, positions**2, tokens]).sum(1) @ self.decoder)
 
 
@@ -64,7 +70,7 @@ def _fit(recipe: Recipe, device: Device) -> Work:
     shortest = max(recipe.data.min_duration_s, longest / 8)
     # The middle clip has twice the text. Otherwise, FLOPs per position and per token could not be separated.
     points = [
-        dry_run(recipe, Shape(1, seconds), device, text_share=share)
+        dry_run(recipe, Shape(1, seconds), device, text_share=share, context_tokens=0)
         for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))
     ]
     seconds = np.array([point.shape.duration_s for point in points])

@@ -47,8 +47,9 @@ class ContextLimits:
         """Maximum duration of a training clip after it is slowed down by ``augmentation.speed``."""
         self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
         """Number of positions of the longest training clip."""
-        self.prompt = num_prompt_ids
-        """Number of positions of the prompt."""
+        context = recipe.prompt.context
+        self.prompt = num_prompt_ids + (context.max_tokens if context else 0)
+        """Number of positions of the prompt, including the longest context."""
 
     @property
     def needed(self) -> int:
@@ -136,6 +137,6 @@ def _context(recipe: Recipe, longest_s: float) -> Errors:
         yield (
             f"decoder.{recipe.decoder.name}",
             f"has {limits.max_positions} positions, and a clip of {longest_s:g} s can need {limits.needed} (audio "
-            "embeddings and generation.max_new_tokens); lower data.max_duration_s or max_new_tokens, or merge more "
-            "frames in the projector",
+            f"embeddings{', prompt.context.max_tokens' if limits.prompt else ''} and generation.max_new_tokens); lower "
+            "data.max_duration_s or max_new_tokens, or merge more frames in the projector",
         )

@@ -6,7 +6,9 @@ from typing import Any
 
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.contexts import context_settings
 from tiny_audio.data.target_encoder import TargetEncoder
+from tiny_audio.data.text import TargetText
 from tiny_audio.model.alignment import AlignmentLoss
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.quantization import quantize
@@ -60,6 +62,7 @@ def assemble(
         prompt=prompt,
         ctc_vocabulary=vocabulary,
         generation=recipe.generation,
+        context=context_settings(recipe.prompt.context, TargetText.of(recipe.data.target_text)),
     )
     if head is not None:
         assert model.ctc_head is not None

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tiny_audio.config import Failure, RunFailed, UserError
 from tiny_audio.data.batches import Batch, PlannedBatches
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.contexts import TrainingContexts
 from tiny_audio.data.order import EpochPlan
 from tiny_audio.data.prefetcher import Prefetcher
 from tiny_audio.data.target_encoder import TargetEncoder
@@ -75,6 +76,8 @@ class Batches:
         self.recipe, self.clips, self.target_encoder, self.world = recipe, clips, target_encoder, world
         self._note_dropped, self._stop = note_dropped, stop
         self._pin_memory = pin_memory
+        context = recipe.prompt.context
+        self._contexts = None if context is None else TrainingContexts.learn(context, clips, target_encoder.tokenizer)
 
     def start(self, epoch: int, index: int, plan_hash: str) -> Generator[MicroBatch | None]:
         """Yield batches, beginning with batch ``index`` of ``epoch``.
@@ -157,6 +160,7 @@ class Batches:
             epoch,
             world.rank,
             world.size,
+            self._contexts,
         )
         return DataLoader(
             _FailuresAsValues(planned),

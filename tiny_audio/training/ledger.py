@@ -66,11 +66,12 @@ class Ledger:
         """Return the amounts of this process's batches in a step."""
         seconds = [length / SAMPLE_RATE for batch in batches for length in batch.lengths.tolist()]
         tokens = [len(row) for batch in batches for row in batch.targets]
+        contexts = [len(row) for batch in batches for row in batch.contexts or [()] * len(batch.targets)]
         return Amounts(
             sum(batch.audio_s for batch in batches),
             sum(batch.padded_s for batch in batches),
             sum(tokens),
-            self._work.flops(seconds, tokens) if self._work else 0.0,
+            self._work.flops(seconds, tokens, contexts if any(contexts) else None) if self._work else 0.0,
             self.joules(),
         )
 

@@ -223,6 +223,7 @@ class Trainer:
                 label_smoothing=self.config.label_smoothing,
                 linear_cross_entropy=self.linear_cross_entropy,
                 frames=frames,
+                contexts=batch.contexts,
             )
         return scores.weighted(micro_batch.weight)
 

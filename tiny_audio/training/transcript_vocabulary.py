@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import build_tokenizer, load_tokenizer, restore_tokenizer
+from tiny_audio.model.context import CONTEXT_CHARACTERS
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.initialize import StartingPoint
 
@@ -33,7 +35,8 @@ class TranscriptVocabulary:
         clips.check_any("data.train")
         tokenizer, characters = None, None
         if recipe.decoder.tokenizer is not None and not (start and start.takes("decoder")):
-            tokenizer = build_tokenizer(recipe.decoder, clips.texts).backend_tokenizer.to_str()
+            added = [CONTEXT_CHARACTERS] if recipe.prompt.context else []
+            tokenizer = build_tokenizer(recipe.decoder, chain(clips.texts, added)).backend_tokenizer.to_str()
         head = recipe.ctc
         if head is not None and head.init == "random" and not (start and start.takes("ctc_head")):
             characters = "".join(CtcVocabulary.of(clips.texts).characters)

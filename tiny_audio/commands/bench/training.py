@@ -118,6 +118,8 @@ class TrainedBenchmark:
         for option in ("compile", "fused_cross_entropy"):
             if getattr(self.recipe.execution, option):
                 raise UserError(f"execution.{option}: a benchmark trains without it; set it to false")
+        if self.recipe.prompt.context is not None:
+            raise UserError("prompt.context: a benchmark trains without context; remove it")
         if not self.recipe.data.evaluation:
             raise UserError(
                 f"{plan.recipe_path}: data.evaluation is empty, so there is nothing to compare on; add a set"

@@ -79,6 +79,9 @@ class Job:
             transcriber = Transcriber(
                 loaded.to(device_of("auto")), tokenizer, filter_hallucinations=options.filter_hallucinations
             )
+            warnings = transcriber.encode_context(options.context).warnings
+            for warning in warnings if self._world.is_main else ():
+                print(warning, file=sys.stderr)
         if self._output is not None:
             self._output.begin()
         recordings = [self._recordings[index] for index in self._share]
@@ -101,6 +104,7 @@ class Job:
             word_timestamps=timed,
             on_progress=self._report,
             on_text=screen.text if screen else None,
+            contexts=options.context,
         )
         for position, event in events:
             if isinstance(event, Transcription):

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tiny_audio.config import UserError
+from tiny_audio.model.prompt import Context
 
 Format = Literal["text", "json", "srt", "vtt", "tsv"]
+_NO_IDENTITY = ("format", "output_dir", "overwrite")
 SUFFIXES: dict[str, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
 
 
@@ -30,9 +32,14 @@ class Options:
     channel: int | None = None
     """The channel, from 1. None averages the channels, or uses the stronger one if they cancel each other."""
 
+    context: Context | None = None
+    """What is known about all recordings, such as hotwords."""
+
     def identity(self) -> dict[str, Any]:
-        """Return the options that affect a transcript."""
-        return {key: value for key, value in asdict(self).items() if key not in ("format", "output_dir", "overwrite")}
+        """Return the options that affect a transcript, as JSON. Without context, there is no entry for it."""
+        options = {key: value for key, value in asdict(self).items() if key not in _NO_IDENTITY}
+        context = options.pop("context")
+        return options if context is None else options | {"context": context | {"hotwords": [*context["hotwords"]]}}
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):

@@ -1,0 +1,178 @@
+"""Draw the contexts of training clips: hotwords among distractors, previous text, and the language.
+
+Seeds depend on the clip and the epoch, so workers and restarts do not affect the result.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tiny_audio.config import UserError
+from tiny_audio.data.clips import Clip, Clips, ClipSet
+from tiny_audio.data.text import TargetText
+from tiny_audio.model.context import ContextEncoder, ContextSettings
+from tiny_audio.model.prompt import Context, ContextConfig, HotwordsConfig
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_NUM_CHECKED = 1000
+"""Number of clips whose metadata is read to check that a column exists."""
+
+
+def context_settings(config: ContextConfig | None, rewrite: TargetText) -> ContextSettings | None:
+    """Return what a model that is trained with this config knows about contexts. None if it is trained without.
+
+    Args:
+        config: the recipe's section ``prompt.context``.
+        rewrite: rewrites the training transcripts. It shows whether the model writes lower case.
+    """
+    if config is None:
+        return None
+    return ContextSettings(
+        max_tokens=config.max_tokens,
+        hotwords=config.hotwords is not None,
+        previous_text=config.previous_text is not None,
+        languages=config.language.codes if config.language else (),
+        lower_case=rewrite("Ab") == "ab",
+    )
+
+
+@dataclass(frozen=True)
+class TrainingContexts:
+    """Draws contexts of training clips. Loader processes unpickle it."""
+
+    config: ContextConfig
+    encoder: ContextEncoder
+    rare_words: tuple[str, ...]
+    """Words of the training transcripts that can be hotwords, sorted. Empty if the config has no hotwords."""
+
+    @classmethod
+    def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
+        """Collect the rare words of the training transcripts, which are all read.
+
+        Args:
+            config: the recipe's section ``prompt.context``.
+            clips: the training clips.
+            tokenizer: the decoder's tokenizer.
+
+        Raises:
+            UserError: no word is rare enough to be a hotword, no clip has the metadata that the config needs, or the
+                tokenizer cannot encode contexts.
+        """
+        settings = context_settings(config, clips.clips.target_text)
+        assert settings is not None
+        rare = rare_words(clips.texts, config.hotwords) if config.hotwords else ()
+        _check_metadata(config, clips.clips)
+        encoder = ContextEncoder(tokenizer, settings, settings.max_tokens)
+        encoder.encode(Context(rare[:1], "a"))  # raises if the tokenizer cannot encode any context
+        return cls(config, encoder, rare)
+
+    @cached_property
+    def _can_be_hotwords(self) -> frozenset[str]:
+        return frozenset(self.rare_words)
+
+    def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
+        """Return the token ids of a clip's context, which are empty if it gets none.
+
+        A clip whose context would contain a special token of the decoder gets none.
+
+        Args:
+            clips: the training clips.
+            index: index of the clip.
+            seed: seed of the clip in this epoch.
+        """
+        rng, clip = random.Random(f"context/{seed}"), clips[index]
+        hotwords, spoken = self._hotwords(clip.utterance.text, rng)
+        previous, language = self._previous_text(clips, index, rng), self._language(clip, rng)
+        try:
+            found = self.encoder.encode(Context(tuple(hotwords), previous, language))
+            while (excess := len(hotwords) - found.num_hotwords) > 0:
+                # The list is too long, so leave out words of other transcripts.
+                others = [word for word in hotwords if word not in spoken]
+                if not others:
+                    break
+                left_out = {*others[-excess:]}
+                hotwords = [word for word in hotwords if word not in left_out]
+                found = self.encoder.encode(Context(tuple(hotwords), previous, language))
+        except UserError:
+            return ()
+        return found.ids
+
+    def _hotwords(self, text: str, rng: random.Random) -> tuple[list[str], set[str]]:
+        """Return a list of hotwords, and those of them that are in the transcript."""
+        config = self.config.hotwords
+        if config is None or rng.random() >= config.probability:
+            return [], set()
+        words = dict.fromkeys(_WORD.findall(text))
+        candidates = [word for word in words if word in self._can_be_hotwords]
+        number = rng.randint(*config.num_words)
+        wanted = 0 if rng.random() < config.none_spoken else rng.randint(*config.num_spoken)
+        spoken = rng.sample(candidates, min(wanted, len(candidates), number))
+        in_text = {word.casefold() for word in words}
+        drawn = rng.sample(self.rare_words, min(len(self.rare_words), number + len(words)))
+        others = [word for word in drawn if word.casefold() not in in_text][: number - len(spoken)]
+        hotwords = [*spoken, *others]
+        rng.shuffle(hotwords)
+        return hotwords, set(spoken)
+
+    def _previous_text(self, clips: Clips, index: int, rng: random.Random) -> str:
+        config = self.config.previous_text
+        if config is None or rng.random() >= config.probability:
+            return ""
+        return " ".join(clips.text_before(index, config.same).split()[-config.max_words :])
+
+    def _language(self, clip: Clip, rng: random.Random) -> str | None:
+        config = self.config.language
+        if config is None or rng.random() >= config.probability:
+            return None
+        language = clip.utterance.metadata.get(config.column)
+        return language if language in config.codes else None
+
+
+def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
+    """Return the words of all texts, without the ``num_common`` most frequent ones, sorted.
+
+    Raises:
+        UserError: no word is left.
+    """
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(_WORD.findall(text))
+    frequency = Counter[str]()  # upper and lower case count together
+    for word, count in counts.items():
+        frequency[word.casefold()] += count
+    order = sorted(frequency, key=lambda word: (-frequency[word], word))
+    rare = {*order[config.num_common :]}
+    found = tuple(sorted(word for word in counts if word.casefold() in rare))
+    if not found:
+        raise UserError(
+            f"prompt.context.hotwords.num_common: {config.num_common:,} leaves no hotword, because the training "
+            f"transcripts have {len(frequency):,} different words; lower it"
+        )
+    return found
+
+
+def _check_metadata(config: ContextConfig, clips: Clips) -> None:
+    """Check that the first clips have the columns that the config names.
+
+    Raises:
+        UserError: none of them has.
+    """
+    rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
+    names = sorted({name for row in rows for name in row})
+    has = f"the training clips have {', '.join(names)}" if names else "the training clips have no metadata"
+    if config.previous_text is not None and not any(config.previous_text.same in row for row in rows):
+        raise UserError(
+            f"prompt.context.previous_text.same: no training clip has metadata {config.previous_text.same!r}; {has}"
+        )
+    language = config.language
+    if language is not None and not any(row.get(language.column) in language.codes for row in rows):
+        raise UserError(
+            f"prompt.context.language: no training clip has one of {', '.join(language.codes)} in its metadata "
+            f"{language.column!r}; {has}"
+        )

@@ -1,0 +1,86 @@
+"""Contexts of the clips of an evaluation: from a file of hotwords, or from metadata columns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import StringConstraints, model_validator
+
+from tiny_audio.config import Config, LocalPath, UserError
+from tiny_audio.data.clips import Clip
+from tiny_audio.inference.hotwords_file import read_hotwords
+from tiny_audio.model.prompt import Context
+
+_NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class ContextOptions(Config):
+    """Options of a target ``MODEL:key=value,...`` that is a model of this package."""
+
+    hotwords: LocalPath | None = None
+    """A file of hotwords for all clips."""
+    hotwords_column: _NonEmpty | None = None
+    """Metadata column with the hotwords of each clip, separated by commas."""
+    previous_text_column: _NonEmpty | None = None
+    """Metadata column with the text before each clip."""
+    language: _NonEmpty | None = None
+    """Language of all clips, if the model was trained with it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hotwords is not None and self.hotwords_column is not None:
+            raise ValueError("hotwords and hotwords_column are two lists for the same clip; remove one of them")
+        return self
+
+
+@dataclass(frozen=True)
+class ClipContexts:
+    """The contexts of all clips that a target transcribes."""
+
+    shared: Context
+    """The hotwords and the language of all clips."""
+    options: ContextOptions
+
+    @classmethod
+    def of(cls, options: ContextOptions) -> ClipContexts | None:
+        """Read the file of hotwords. Return None if no option is given.
+
+        Raises:
+            UserError: the file cannot be used.
+        """
+        if options == ContextOptions():
+            return None
+        words = () if options.hotwords is None else read_hotwords(Path(options.hotwords))
+        return cls(Context(words, language=options.language), options)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what affects the hypotheses, as JSON. Of the file, it is a hash of the words."""
+        options = self.options.model_dump(exclude_none=True, exclude={"hotwords"})
+        words = self.shared.hotwords
+        digest = {"hotwords": hashlib.sha256("\n".join(words).encode()).hexdigest()} if words else {}
+        return options | digest
+
+    def of_clips(self, clips: Sequence[Clip]) -> list[Context | None]:
+        """Return the context of each clip."""
+        return [self._of_clip(clip) for clip in clips]
+
+    def _of_clip(self, clip: Clip) -> Context | None:
+        metadata, options = clip.utterance.metadata, self.options
+        words = self.shared.hotwords if options.hotwords_column is None else metadata.get(options.hotwords_column)
+        previous = None if options.previous_text_column is None else metadata.get(options.previous_text_column)
+        return Context.of(words, previous, options.language)
+
+    def check_columns(self, clips: Sequence[Clip]) -> None:
+        """Check that the clips have the metadata columns.
+
+        Raises:
+            UserError: no clip has a column.
+        """
+        for name in (self.options.hotwords_column, self.options.previous_text_column):
+            if name is not None and not any(name in clip.utterance.metadata for clip in clips):
+                known = ", ".join(sorted({key for clip in clips for key in clip.utterance.metadata})) or "none"
+                raise UserError(f"no clip has the metadata column {name!r}; the clips have {known}")
