@@ -156,7 +156,7 @@ def correct(text: str, words: Sequence[str]) -> list[bool]:
 
 
 def percentiles(values: Sequence[float]) -> list[str]:
-    return [f"{np.percentile(values, percent):.2f}" for percent in (50, 95, 100)]
+    return [f"{np.percentile(values, percent):.2f}" if values else "–" for percent in (50, 95, 100)]
 
 
 def share(values: Sequence[bool]) -> str:

@@ -114,6 +114,18 @@ def test_inference_of_a_trained_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_live(tmp_path: Path) -> None:
+    model, tokenizer = assemble()
+    export_model(model, tokenizer, tmp_path / "model")
+    page = tmp_path / "live.md"
+    printed = run("benchmarks/live.py", str(tmp_path / "model"), "--clips", "3", "--output", str(page))
+    assert "3 clips in streams of" in printed
+    assert "| a decoding | 0." in printed
+    assert "final texts are those of the transcriber: holds" in printed
+    assert printed.strip() in page.read_text()
+
+
+@pytest.mark.slow
 def test_inference_of_random_weights() -> None:
     printed = run("benchmarks/inference.py", "--tiny", "--clips", "2", "--rounds", "1")
     for line in printed.splitlines():

@@ -63,7 +63,7 @@ def test_final_texts_equal_those_of_the_transcriber_for_the_same_samples() -> No
     def decode(job: Job) -> Transcription:
         return transcriber.transcribe([job.chunk.waveform], word_timestamps=True)[0]
 
-    events = list(run(new_stream(), SPEECH, decode, 0.4))
+    events = list(run(new_stream(), SPEECH, decode, 1.0))
     found = finals(events)
     assert [one.utterance for one in found] == list(range(len(found)))
     assert len(found) >= 5

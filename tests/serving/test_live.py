@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from tiny_audio.serving import live
 from tiny_audio.serving.options import LiveLimits
 
 Message = dict[str, Any]
-SPEECH = bursts(0.6, 1.2, 0.8, 0.7, 0.3, 0.5, 1.0)
+SPEECH = bursts(0.4, 0.6, 0.7, 0.3, 0.2, 0.2, 0.6)
 END = '{"type":"end"}'
 LEARNED_VOICE_ACTIVITY = live.new_voice_activity
 
@@ -127,10 +128,10 @@ def test_partial_texts_come_before_the_end_of_the_utterance(server: Served) -> N
 
 
 def test_streams_do_not_disturb_each_other(server: Served) -> None:
-    waveforms = [bursts(0.5, 0.6 + 0.2 * index, 0.7, 0.9) for index in range(3)]
+    waveforms = [bursts(0.3, 0.4 + 0.2 * index, 0.7, 0.3) for index in range(3)]
     with connected(server) as one, connected(server) as two, connected(server) as three:
         sockets = (one, two, three)
-        for step in range(20):
+        for step in range(10):
             for socket, waveform in zip(sockets, waveforms, strict=True):
                 socket.send(pcm16(waveform[step * 3200 : (step + 1) * 3200]))
         for socket, waveform in zip(sockets, waveforms, strict=True):
@@ -214,6 +215,25 @@ def test_the_speed_of_audio_is_limited() -> None:
         assert time.monotonic() - started >= 10.0 / 4.0 - 2.0
 
 
+def test_a_server_that_ends_closes_its_streams() -> None:
+    with serving() as server, connected(server) as socket:
+        assert json.loads(socket.recv())["type"] == "ready"
+        server.server.should_exit = True
+        assert received(socket) == []
+        assert socket.close_code == 1012
+
+
+def test_metrics_and_the_log_have_the_streams(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tiny_audio.serving")
+    with serving() as server, connected(server) as socket:
+        assert json.loads(socket.recv())["type"] == "ready"
+        with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+            assert b"tiny_audio_live_streams 1.0" in answer.read()
+        assert sent(socket, END)[-1]["type"] == "done"
+    (message,) = [message for message in caplog.messages if message.startswith(live.PATH)]
+    assert message.split()[1] == "1000"
+
+
 def test_a_failure_of_ours_is_an_error_message(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*arguments: object, **options: object) -> None:
         raise RuntimeError("broken")
@@ -273,7 +293,7 @@ def test_opus_is_decoded_while_it_arrives(server: Served, container: str) -> Non
     assert len(finals(found)) == 2
     assert found[-1]["type"] == "done"
     assert found[-1]["duration_s"] == pytest.approx(len(SPEECH) / SAMPLE_RATE, abs=0.1)
-    assert finals(found)[0]["start_s"] == pytest.approx(0.5, abs=0.1)
+    assert finals(found)[0]["start_s"] == pytest.approx(0.3, abs=0.1)
     assert ffmpeg_children() == 0
 
 

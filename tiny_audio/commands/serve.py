@@ -28,6 +28,7 @@ def serve(
     max_upload_mb: float,
     max_duration_s: float,
     max_requests: int,
+    max_streams: int,
     request_timeout_s: float,
     filter_hallucinations: bool,
     log_transcripts: bool,
@@ -41,7 +42,7 @@ def serve(
     try:
         from tiny_audio.serving.app import create_app
         from tiny_audio.serving.engine import Engine
-        from tiny_audio.serving.options import MEGABYTE, Limits, Options
+        from tiny_audio.serving.options import MEGABYTE, Limits, LiveLimits, Options
         from tiny_audio.serving.server import Server, listen
     except ImportError as error:
         raise UserError(
@@ -61,6 +62,7 @@ def serve(
             max_requests=max_requests,
             request_timeout_s=request_timeout_s,
         ),
+        live=LiveLimits(max_streams=max_streams),
     )
     if not all(options.api_keys):
         raise UserError("an API key is empty; give one, or leave it out to need none")

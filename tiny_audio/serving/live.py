@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ def router(service: Service) -> APIRouter:
     @routes.websocket(PATH)
     async def live(websocket: WebSocket) -> None:
         await websocket.accept(_subprotocol(websocket))
+        started, code = time.monotonic(), 1000
         try:
             if len(open_streams) >= max_streams:
                 raise ClientError(1013, f"{max_streams} streams are open, which is the limit; try again later")
@@ -71,14 +73,17 @@ def router(service: Service) -> APIRouter:
             await _transcribe(websocket, service)
             await websocket.close()
         except ClientError as error:
-            await _close(websocket, error.code, error.message)
-        except WebSocketDisconnect:
-            pass
+            code = error.code
+            await _close(websocket, code, error.message)
+        except WebSocketDisconnect as gone:
+            code = gone.code
         except Exception:
+            code = 1011
             LOG.exception("a live stream failed")
-            await _close(websocket, 1011, "the server failed; its log has the reason")
+            await _close(websocket, code, "the server failed; its log has the reason")
         finally:
             open_streams.discard(websocket)
+            LOG.info("%s %d %.3f s", PATH, code, time.monotonic() - started)
 
     return routes
 

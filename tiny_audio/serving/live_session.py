@@ -15,6 +15,7 @@ from torch import Tensor
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.live import Final, LiveStream, Partial
 from tiny_audio.inference.segments import Transcription
+from tiny_audio.serving.metrics import LOG
 from tiny_audio.serving.options import Options
 from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
 
@@ -54,6 +55,7 @@ class LiveSession:
     def __init__(self, websocket: WebSocket, stream: LiveStream, decode: Decode, words: bool, options: Options) -> None:
         self._websocket, self._stream, self._decode, self._words = websocket, stream, decode, words
         self._limits, self._decode_timeout_s = options.live, options.limits.request_timeout_s
+        self._log_transcripts = options.log_transcripts
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._started, self._ended = asyncio.get_running_loop().time(), False
         self._rest = b""  # the first byte of an incomplete sample
@@ -124,6 +126,8 @@ class LiveSession:
         if isinstance(event, Partial):
             await self.send(type="partial", **asdict(event))
             return
+        if self._log_transcripts:
+            LOG.info("live, %.2f to %.2f s: %s", event.start_s, event.end_s, event.text)
         message = {"type": "final", **asdict(event)}
         del message["words"]
         if self._words:
