@@ -136,6 +136,18 @@ def test_inference_of_random_weights() -> None:
     assert "| assisted, 30% of the tokens wrong, batched, merged | " in printed
 
 
+@pytest.mark.slow
+def test_serving(tmp_path: Path) -> None:
+    export_model(*assemble(), tmp_path / "model")
+    page = tmp_path / "serving.md"
+    small = ["--clients", "4", "--seconds", "0", "--requests", "100", "--clips", "8", "--output", str(page)]
+    printed = run("benchmarks/serving.py", str(tmp_path / "model"), *small)
+    assert "4 clients, 10" in printed
+    assert "- no errors but 429 (0: []): holds" in printed
+    assert "- the texts of `transcribe` (0 differ: []): holds" in printed
+    assert printed.strip() in page.read_text()
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda script: script.stem)
 def test_imports_from_the_package_exist(script: Path) -> None:
     for node in ast.walk(ast.parse(script.read_text())):
