@@ -296,6 +296,7 @@ def serve(
     max_requests: Annotated[int, Option(help="Requests at a time. Others get the status 429.", min=1)] = 128,
     max_streams: Annotated[int, Option(help="Live streams at a time.", min=1)] = 32,
     request_timeout_s: Annotated[float, Option(help="Longest time for a transcription.", min=1)] = 600.0,
+    hotwords: arg.Hotwords = None,
     no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
     log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,
 ) -> None:
@@ -320,6 +321,7 @@ def serve(
         max_streams=max_streams,
         request_timeout_s=request_timeout_s,
         filter_hallucinations=not no_filters,
+        hotwords=hotwords,
         log_transcripts=log_transcripts,
     )
 

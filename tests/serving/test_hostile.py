@@ -179,7 +179,7 @@ def test_there_are_200() -> None:
 
 def test_some_hostile_uploads(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
     fast = [(name, data) for name, data in UPLOADS if not name.startswith(("damaged", "late", "header", "silence"))]
-    check(hostile_server, fast[::4] + [case for case in UPLOADS if case[0].startswith("damaged")][:3], caplog)
+    check(hostile_server, fast[::8] + [case for case in UPLOADS if case[0].startswith("damaged")][:1], caplog)
 
 
 @pytest.mark.slow

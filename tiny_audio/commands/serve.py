@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tiny_audio.config import UserError
 from tiny_audio.export.load import load_model, model_folder
+from tiny_audio.inference.hotwords_file import read_hotwords
 from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.prompt import Context
 from tiny_audio.runtime.device import device_of
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,6 +33,7 @@ def serve(
     max_streams: int,
     request_timeout_s: float,
     filter_hallucinations: bool,
+    hotwords: Path | None,
     log_transcripts: bool,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
@@ -55,6 +58,7 @@ def serve(
         api_keys=(*api_keys, *_keys_in(api_key_file)),
         allowed_origins=tuple(allowed_origins),
         host=host,
+        hotwords=() if hotwords is None else read_hotwords(hotwords),
         log_transcripts=log_transcripts,
         limits=Limits(
             max_upload_bytes=round(max_upload_mb * MEGABYTE),
@@ -75,6 +79,8 @@ def serve(
             max_padded_s=max_padded_s,
             filter_hallucinations=filter_hallucinations,
         )
+        for warning in transcriber.encode_context(Context.of(options.hotwords)).warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         if host not in _LOOPBACK and not options.api_keys:
             print(
                 f"warning: everyone who can reach {host} can use this server, because it has no API key; add --api-key",

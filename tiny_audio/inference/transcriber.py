@@ -16,7 +16,7 @@ from tiny_audio.inference.chunking import Chunk, chunk_recording
 from tiny_audio.inference.filters import Reason, boost_quiet, filter_text, non_speech_reason
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.word_times import Spelling, align, shifted
-from tiny_audio.model.context import EncodedContext
+from tiny_audio.model.context import ContextSettings, EncodedContext
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import Context
@@ -73,6 +73,11 @@ class Transcriber:
         self.max_chunk_s = model.longest_clip_s(LONGEST_CHUNK_S)
         """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or the model's own limit if that is lower."""
         self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
+
+    @property
+    def context_settings(self) -> ContextSettings:
+        """What the model knows about contexts."""
+        return self._context_encoder.settings
 
     def encode_context(self, context: Context | None) -> EncodedContext:
         """Return the token ids of a context, and warnings about it. The texts of the warnings are for the user.

@@ -17,6 +17,8 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings, EncodedContext
+from tiny_audio.model.prompt import Context
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
@@ -104,6 +106,7 @@ class _Item:
     index: int
     chunk: Chunk
     arrived: float
+    context: Context | None
 
     @property
     def seconds(self) -> float:
@@ -153,45 +156,78 @@ class Engine:
             waiting_s = sum(item.seconds for item in self._queue)
             return replace(self._statistics, waiting_chunks=len(self._queue), waiting_s=waiting_s)
 
-    def submit(self, waveform: Tensor, *, words: bool = False, on_segment: OnSegment | None = None) -> Job:
+    @property
+    def context_settings(self) -> ContextSettings:
+        """What the model knows about contexts."""
+        return self._transcriber.context_settings
+
+    def encode_context(self, context: Context | None) -> EncodedContext:
+        """Check a context. See :meth:`Transcriber.encode_context`."""
+        return self._transcriber.encode_context(context)
+
+    def submit(
+        self,
+        waveform: Tensor,
+        *,
+        words: bool = False,
+        context: Context | None = None,
+        on_segment: OnSegment | None = None,
+    ) -> Job:
         """Add a recording to the queue.
 
         Args:
             waveform: mono float32 ``[S]`` at 16 kHz, of any length.
             words: also return the start and end of each word.
+            context: what is known about the recording. Previous text is used for its first chunk.
             on_segment: called in the engine's thread with each segment, in order.
 
         Raises:
             UserError: words are requested, but the model has no CTC head.
         """
-        return self.enqueue(self.chunks([waveform]), len(waveform) / SAMPLE_RATE, words=words, on_segment=on_segment)
+        chunks, duration_s = self.chunks([waveform]), len(waveform) / SAMPLE_RATE
+        return self.enqueue(chunks, duration_s, words=words, context=context, on_segment=on_segment)
 
     def chunks(self, blocks: Iterable[Tensor]) -> list[Chunk]:
         """Cut a recording into chunks for :meth:`enqueue`. This may take seconds for a recording of an hour."""
         return list(self._transcriber.chunks(blocks))
 
     def enqueue(
-        self, chunks: Sequence[Chunk], duration_s: float, *, words: bool = False, on_segment: OnSegment | None = None
+        self,
+        chunks: Sequence[Chunk],
+        duration_s: float,
+        *,
+        words: bool = False,
+        context: Context | None = None,
+        on_segment: OnSegment | None = None,
     ) -> Job:
         """Add the :meth:`chunks` of a recording to the queue. See :meth:`submit`."""
         if words and not self.can_time_words:
             raise UserError("word timestamps need a CTC head, and this model has none")
         now = time.monotonic()
         job = Job(chunks, duration_s, words, on_segment)
+        later = context and context.for_later_chunks()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._queue += (_Item(job, index, chunk, now) for index, chunk in enumerate(chunks))
+            self._queue += (
+                _Item(job, index, chunk, now, later if index else context) for index, chunk in enumerate(chunks)
+            )
             self._changed.notify()
         job.future.add_done_callback(lambda _: self._drop(job))
         return job
 
     async def transcribe(
-        self, waveform: Tensor, *, words: bool = False, on_segment: OnSegment | None = None
+        self,
+        waveform: Tensor,
+        *,
+        words: bool = False,
+        context: Context | None = None,
+        on_segment: OnSegment | None = None,
     ) -> Transcription:
         """Transcribe without blocking the event loop. If the task is canceled, the job is. See :meth:`submit`."""
         chunks = await asyncio.to_thread(self.chunks, [waveform])
-        job = self.enqueue(chunks, len(waveform) / SAMPLE_RATE, words=words, on_segment=on_segment)
+        duration_s = len(waveform) / SAMPLE_RATE
+        job = self.enqueue(chunks, duration_s, words=words, context=context, on_segment=on_segment)
         return await asyncio.wrap_future(job.future)
 
     def close(self) -> None:
@@ -218,7 +254,9 @@ class Engine:
     def _transcribe(self, batch: Sequence[_Item]) -> None:
         try:
             segments = self._transcriber.transcribe_chunks(
-                [item.chunk for item in batch], word_timestamps=self.can_time_words
+                [item.chunk for item in batch],
+                contexts=[item.context for item in batch],
+                word_timestamps=self.can_time_words,
             )
         except Exception as error:
             # One chunk may be the cause, and the others are not to blame.

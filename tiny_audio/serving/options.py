@@ -60,6 +60,8 @@ class Options:
     """Origins such as ``https://example.com`` whose web pages may use the server."""
     host: str = "127.0.0.1"
     """The name or address on which the server listens."""
+    hotwords: tuple[str, ...] = ()
+    """Names and rare words that every recording may contain."""
     log_transcripts: bool = False
     """Write transcripts to the log."""
     limits: Limits = field(default_factory=Limits)

@@ -18,9 +18,11 @@ from starlette.types import Receive, Scope, Send
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.segments import Segment, Transcription
+from tiny_audio.model.prompt import Context
 from tiny_audio.serving import formats
 from tiny_audio.serving.access import discard_body
 from tiny_audio.serving.admission import BusyError, Ticket
+from tiny_audio.serving.contexts import context_of
 from tiny_audio.serving.errors import ApiError
 from tiny_audio.serving.metrics import LOG
 from tiny_audio.serving.parameters import Parameters, parse_parameters
@@ -65,13 +67,20 @@ async def _respond(service: Service, request: Request, stack: AsyncExitStack) ->
             "this model has no CTC head, which the times of words need; send timestamp_granularities[]=segment",
             param="timestamp_granularities[]",
         )
+    context = context_of(
+        service.engine,
+        service.options.hotwords,
+        prompt=parameters.prompt,
+        keywords=parameters.keywords,
+        language=parameters.language,
+    )
     deadline = time.monotonic() + limits.request_timeout_s
     chunks, duration_s = await _while_connected(request, _chunks(service, parameters, ticket), deadline)
     if parameters.stream:
-        events = _events(service, request, chunks, duration_s, deadline)
+        events = _events(service, request, chunks, duration_s, context, deadline)
         return _Events(events, stack.pop_all())
     words = parameters.words or (parameters.response_format in ("srt", "vtt") and service.engine.can_time_words)
-    job = service.engine.enqueue(chunks, duration_s, words=words)
+    job = service.engine.enqueue(chunks, duration_s, words=words, context=context)
     transcription = await _while_connected(request, _result(job.future), deadline)
     _log(service, request, transcription)
     return formats.response(transcription, parameters)
@@ -154,13 +163,21 @@ class _Events(StreamingResponse):
 
 
 async def _events(
-    service: Service, request: Request, chunks: list[Chunk], duration_s: float, deadline: float
+    service: Service,
+    request: Request,
+    chunks: list[Chunk],
+    duration_s: float,
+    context: Context | None,
+    deadline: float,
 ) -> AsyncIterator[str]:
     """Transcribe, and yield an event for each segment. The texts of the events are never withdrawn."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Queue[Segment | None] = asyncio.Queue()
     job = service.engine.enqueue(
-        chunks, duration_s, on_segment=lambda segment: loop.call_soon_threadsafe(ready.put_nowait, segment)
+        chunks,
+        duration_s,
+        context=context,
+        on_segment=lambda segment: loop.call_soon_threadsafe(ready.put_nowait, segment),
     )
     job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(ready.put_nowait, None))
     before = ""

@@ -1,0 +1,82 @@
+"""Which parameters become the context that the model reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import openai
+import pytest
+import soundfile
+import torch
+
+from tests.serving.servers import Served, bursts, encoded, noise, serving
+from tests.support.models import assemble
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings
+from tiny_audio.model.prompt import Context
+from tiny_audio.serving.contexts import context_of
+from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.errors import ApiError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAINED = ContextSettings(hotwords=True, languages=("en", "de"))
+
+
+def transcriber(settings: ContextSettings | None) -> Transcriber:
+    return Transcriber(*assemble(context=settings), filter_hallucinations=False)
+
+
+@pytest.fixture(scope="module")
+def trained(one_thread: None) -> Iterator[Served]:
+    with serving(engine=Engine(transcriber(TRAINED)), hotwords=("one",)) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (None, Context(("one",))),
+        (TRAINED, Context(("one", "two", "three", "four"), "", "en")),
+        (ContextSettings(previous_text=True), Context(("one",), "three, four")),
+        (ContextSettings(hotwords=True, previous_text=True), Context(("one", "two", "three", "four"))),
+    ],
+)
+def test_only_what_the_model_was_trained_with_is_used(settings: ContextSettings | None, wanted: Context) -> None:
+    with Engine(transcriber(settings or ContextSettings())) as engine:
+        given = {"prompt": "three, four", "keywords": ("two",), "language": "en"}
+        assert context_of(engine, ("one",), **given) == wanted  # type: ignore[arg-type]
+        assert context_of(engine) is None
+
+
+def test_a_language_that_the_model_was_not_trained_with(trained: Served) -> None:
+    with pytest.raises(ApiError, match="'fr'") as caught:
+        context_of(trained.engine, language="fr")
+    assert caught.value.status == 400
+
+
+def test_texts_equal_those_of_transcribe_with_the_same_context(trained: Served) -> None:
+    waveforms = {"short": noise(1.0), "long": bursts(17)}
+    contexts = Context(("one", "four", "two"), "", "de")
+    with trained.client() as client:
+        for waveform in waveforms.values():
+            recording = torch.from_numpy(soundfile.read(io.BytesIO(encoded(waveform)), dtype="float32")[0])
+            (wanted,) = transcriber(TRAINED).transcribe([recording], contexts=contexts)
+            parameters = {"prompt": "two", "language": "de", "extra_body": {"keywords[]": "four"}}
+            for stream in (False, True):
+                found = client.audio.transcriptions.create(
+                    file=("a.wav", encoded(waveform)), model="tiny", stream=stream, **parameters
+                )
+                assert (list(found)[-1] if stream else found).text == wanted.text
+        without = transcriber(TRAINED).transcribe([recording])[0].text
+        assert wanted.text != without
+        with pytest.raises(openai.BadRequestError, match="'fr'"):
+            client.audio.transcriptions.create(file=("a.wav", encoded(noise(1.0))), model="tiny", language="fr")
+
+
+def test_only_the_first_chunk_has_the_previous_text() -> None:
+    recording = torch.from_numpy(bursts(17))
+    own, context = transcriber(ContextSettings(previous_text=True)), Context((), "one two three")
+    (wanted,) = own.transcribe([recording], contexts=context)
+    with Engine(own) as engine:
+        assert engine.submit(recording, context=context).result(60).text == wanted.text

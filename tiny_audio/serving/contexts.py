@@ -1,0 +1,45 @@
+"""Turn parameters of requests into the context that the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tiny_audio.config import UserError
+from tiny_audio.model.prompt import Context, hotwords_in
+from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.errors import ApiError
+
+
+def context_of(
+    engine: Engine,
+    hotwords: Sequence[str] = (),
+    *,
+    prompt: str | None = None,
+    keywords: Sequence[str] = (),
+    language: str | None = None,
+) -> Context | None:
+    """Return the context of a recording.
+
+    Many clients always send a prompt and a language, and a model that was not trained with them gets worse by them.
+    Therefore only what the model was trained with is used.
+
+    Args:
+        engine: the engine with the model.
+        hotwords: hotwords of all recordings. They are always used.
+        prompt: hotwords if the model was trained with them, or else previous text if it was trained with that.
+        keywords: further hotwords.
+        language: code of the language.
+
+    Raises:
+        ApiError: the model does not accept the language, or a text contains a special token of the decoder.
+    """
+    settings = engine.context_settings
+    if settings.hotwords:
+        hotwords = (*hotwords, *keywords, *hotwords_in(prompt or ""))
+    previous_text = prompt if settings.previous_text and not settings.hotwords else None
+    context = Context.of(hotwords, previous_text, language if settings.languages else None)
+    try:
+        engine.encode_context(context)
+    except UserError as error:
+        raise ApiError(400, str(error), code="context_not_usable") from error
+    return context
