@@ -231,6 +231,7 @@ def push(
     model: arg.Model,
     repo: arg.Repo,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
+    space: Annotated[bool, Option("--space", help="Also push a Space REPO: a Gradio app to try the model.")] = False,
 ) -> None:
     """Upload an exported model to the Hugging Face hub. The token comes from HF_TOKEN or `hf auth login`.
 
@@ -238,7 +239,8 @@ def push(
     """
     from tiny_audio.commands.push import push_folder
 
-    print(push_folder(model, repo, private=private))
+    for url in push_folder(model, repo, private=private, space=space):
+        print(url)
 
 
 @app.command()

@@ -98,6 +98,14 @@ def test_front_matter_has_the_results_as_an_index(card: ModelCard) -> None:
     assert "interval_95" not in (results["held_out", "cer"].metric_args or {})
 
 
+def test_sets_of_one_source_keep_their_names() -> None:
+    report = copy.deepcopy(REPORT)
+    sets = report["recipe"]["data"]["evaluation"]
+    sets["wild"] = sets["held_out"]
+    results = ModelCard(model_card(report)).data.eval_results or []
+    assert {one.dataset_name for one in results} == {"held_out", "wild"}
+
+
 def test_the_page_has_licenses_and_a_citation_and_no_folder_of_this_machine(card: ModelCard) -> None:
     text = card.text
     assert "| HuggingFaceTB/SmolLM3-3B | apache-2.0 |" in text

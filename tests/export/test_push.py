@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from tests.support.hub_uploads import TOKEN, UploadHub, upload_hub
@@ -61,6 +62,33 @@ def test_a_repository_that_is_there_gets_a_commit(hub: UploadHub, exported: Path
     assert main(["push", str(exported), "me/there"]) == 0
     assert {"LICENSE", "model.safetensors", "README.md"} <= hub.repos["me/there"].keys()
     assert not hub.private
+
+
+def test_a_space_runs_the_commit_of_its_model(
+    hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(exported), "me/x", "--space", "--private"]) == 0
+    model, space = capsys.readouterr().out.split()
+    assert model.startswith(f"{hub.endpoint}/me/x/commit/")
+    assert space.startswith(f"{hub.endpoint}/spaces/me/x/commit/")
+    assert hub.private == {"me/x": True, "spaces/me/x": True}
+    files = {name: content.decode() for name, content in hub.repos["spaces/me/x"].items()}
+    assert files.keys() == {"README.md", "app.py", "requirements.txt"}
+    assert f"REVISION: str | None = {model.rpartition('/')[2]!r}" in files["app.py"]
+    assert files["requirements.txt"] == (exported / "requirements.txt").read_text()
+    header = yaml.safe_load(files["README.md"].split("---")[1])
+    assert header["models"] == ["me/x"]
+    assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
+
+
+def test_a_refused_space_is_named(hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.refused_spaces = True
+    capsys.readouterr()
+    assert main(["push", str(exported), "me/x", "--space"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{hub.endpoint}/me/x/commit/")  # the model is there
+    assert "(403)" in printed.err
+    assert "the Space me/x" in printed.err
 
 
 def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

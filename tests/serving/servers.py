@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from openai import OpenAI
 from tests.support.models import assemble
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.serving.app import create_app
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.options import Limits, Options
+from tiny_audio.serving.page.card import read_card
 from tiny_audio.serving.server import Server, listen
 
 PATIENCE_S = 30.0
@@ -47,9 +50,15 @@ class Served:
 
 
 @cache
+def model(*, ctc: bool = True) -> tuple[TinyAudioModel, Any]:
+    """A tiny model and its tokenizer."""
+    return assemble(ctc=ctc)
+
+
+@cache
 def transcriber(*, ctc: bool = True) -> Transcriber:
     """A tiny recognizer. Its filters are off, because they suppress what a random model writes."""
-    return Transcriber(*assemble(ctc=ctc), filter_hallucinations=False)
+    return Transcriber(*model(ctc=ctc), filter_hallucinations=False)
 
 
 @contextmanager
@@ -59,7 +68,8 @@ def serving(
     """Serve until the end of the context."""
     engine = engine or Engine(transcriber(ctc=ctc))
     listening = listen("127.0.0.1", 0)
-    app = create_app(engine, Options(**{"model_name": "tiny", "limits": limits or Limits()} | options))
+    card = read_card("tiny", Path("no model card"), model(ctc=ctc)[0])
+    app = create_app(engine, Options(**{"model_name": "tiny", "limits": limits or Limits()} | options), card)
     server = Server(app)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

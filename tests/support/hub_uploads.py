@@ -26,11 +26,13 @@ class UploadHub:
     """Repositories, and what is refused."""
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """By name. That of a Space begins with ``spaces/``."""
     private: dict[str, bool] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
     """Headers of the commits: ``summary`` and ``description``."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By the last step of a path, such as ``create`` or ``commit``: status and words."""
+    refused_spaces: bool = False
     stored: dict[str, bytes] = field(default_factory=dict)
     """LFS objects by SHA-256."""
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -86,12 +88,19 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._send(200, {"transfer": "basic", "objects": objects})
         elif action == "commit":
-            self._commit("/".join(steps[2:4]), body)
+            name = "/".join(steps[2:4])
+            self._commit(f"spaces/{name}" if steps[1] == "spaces" else name, body)
         else:
             self._send(404, {"error": f"nothing at {self.path}"})
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"
+        if asked.get("type") == "space":
+            assert asked["sdk"] == "gradio"
+            if self.hub.refused_spaces:
+                self._send(403, {"error": "No Spaces here"})
+                return
+            name = f"spaces/{name}"
         if name in self.hub.repos:
             self._send(409, {"error": "You already created this model repo", "url": f"{self.hub.endpoint}/{name}"})
             return

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tiny_audio.config import UserError
 from tiny_audio.export import EXPORTS, ExportConfig
 from tiny_audio.export.load import model_folder
 
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
 
-def push_folder(folder: Path, repo: str, *, private: bool) -> str:
+
+def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) -> Iterator[str]:
     """Upload an exported model in one commit, and create the repository if it does not exist.
 
     The token comes from ``HF_TOKEN`` or ``hf auth login``.
@@ -18,19 +25,22 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
         folder: folder of an exported model or of a finished run.
         repo: ``owner/name``.
         private: make a new repository private. An existing one is not changed.
+        space: also upload a Space of the same name, in which visitors can try the model.
 
-    Returns:
-        the URL of the commit.
+    Yields:
+        the URL of each commit: that of the model, and that of the Space.
 
     Raises:
         UserError: the export is incomplete, there is no token, or the hub rejects the upload or does not answer.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     source, export = _format_of(folder)
     export.check_pushable(source)
+    if space and not (source / "requirements.txt").is_file():
+        raise UserError(f"{source}: requirements.txt is missing, which a Space needs; export it again")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -43,7 +53,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
             "(https://huggingface.co/settings/tokens), or run `hf auth login`"
         )
     api = HfApi()
-    try:
+    with _hub_errors(api, repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo,
@@ -51,6 +61,32 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
             allow_patterns=list(export.files),
             commit_message="A model that tiny-audio exported",
         )
+    yield commit.commit_url
+    if space:
+        with _hub_errors(api, f"the Space {repo}"):
+            yield _push_space(api, repo, commit, source / "requirements.txt", private=private).commit_url
+
+
+def _push_space(api: HfApi, repo: str, model: CommitInfo, requirements: Path, *, private: bool) -> CommitInfo:
+    """Upload a Space that runs one commit of a model's repository."""
+    from tiny_audio.serving.space import write_space
+
+    api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(Path(folder), repo, model.oid, requirements.read_text(encoding="utf-8"))
+        return api.upload_folder(
+            repo_id=repo, repo_type="space", folder_path=folder, commit_message=f"An app for {repo}"
+        )
+
+
+@contextmanager
+def _hub_errors(api: HfApi, repo: str) -> Iterator[None]:
+    """Turn the errors of uploads into messages."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
     except OfflineModeIsEnabled as error:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it") from error
     except HfHubHTTPError as error:
@@ -63,7 +99,6 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
     except (RuntimeError, ValueError) as error:
         cause = error.__cause__
         raise UserError(f"the upload to {repo} failed: {_first_line(error)} {_first_line(cause)}".rstrip()) from error
-    return commit.commit_url
 
 
 def _format_of(folder: Path) -> tuple[Path, type[ExportConfig]]:

@@ -46,6 +46,7 @@ def serve(
         from tiny_audio.serving.app import create_app
         from tiny_audio.serving.engine import Engine
         from tiny_audio.serving.options import MEGABYTE, Limits, LiveLimits, Options
+        from tiny_audio.serving.page.card import read_card
         from tiny_audio.serving.server import Server, listen
     except ImportError as error:
         raise UserError(
@@ -89,7 +90,7 @@ def serve(
         with Engine(transcriber) as engine:
             address = f"[{host}]" if ":" in host else host
             message = f"serving {options.model_name} at http://{address}:{listening.getsockname()[1]} (Ctrl-C stops it)"
-            app = create_app(engine, options)
+            app = create_app(engine, options, read_card(options.model_name, folder, loaded))
             Server(app, lambda: print(message, flush=True)).serve_until_signal(listening)
 
 

@@ -124,6 +124,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
             task_name="Automatic Speech Recognition",
             dataset_type=str(source.get("repo") or source["name"]),
             dataset_name=name,
+            dataset_split=name,  # Results of one source with the same split get one name.
             metric_type=metric,
             metric_name=metric.upper(),
             metric_value=round(100 * scores[metric], 2),

@@ -10,11 +10,19 @@ from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import handle_errors
 from tiny_audio.serving.metrics import Observer
 from tiny_audio.serving.options import Options
+from tiny_audio.serving.page import routes as page
+from tiny_audio.serving.page.card import Card
 from tiny_audio.serving.service import Service
 
 
-def create_app(engine: Engine, options: Options) -> FastAPI:
-    """Return an application that serves the model of ``engine``. The caller closes the engine."""
+def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
+    """Return an application that serves the model of ``engine``.
+
+    Args:
+        engine: transcribes. The caller closes it.
+        options: the server's options.
+        card: what the web page says about the model.
+    """
     service = Service(engine, options)
     # FastAPI's own pages load scripts from other hosts.
     app = FastAPI(title="Tiny Audio", docs_url=None, redoc_url=None, openapi_url=None)
@@ -22,6 +30,8 @@ def create_app(engine: Engine, options: Options) -> FastAPI:
     app.include_router(status.router(service))
     app.include_router(transcriptions.router(service))
     app.include_router(live.router(service))
+    app.include_router(page.files_router())
+    app.include_router(page.router(card))
     handle_errors(app)
     app.add_middleware(AccessControl, options=options)
     app.add_middleware(Observer, metrics=service.metrics)  # the outermost, so that it counts refused requests, too

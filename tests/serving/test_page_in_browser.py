@@ -1,0 +1,262 @@
+"""The web page in Chromium, against a real server. The browser's microphone plays a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pysubs2
+import pytest
+import soundfile
+import webvtt
+
+from tests.serving.servers import Served, bursts, encoded, serving, text_of
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.serving.options import Limits
+from tiny_audio.sources import SOURCES, SourceContext
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; see CONTRIBUTING.md")
+MICROPHONE_RATE = 48_000
+LONG = bursts(17)  # so long that it is cut into chunks
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray[Any, Any]:
+    """Some spoken commands, with pauses between them."""
+    config = SOURCES.parse({"name": "synthetic", "num_utterances": 3, "grammars": ["home"]})
+    source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    waves = [soundfile.read(str(one.audio), dtype="float32")[0] for one in source.index().utterances]
+    return np.concatenate([part for wave in waves for part in (wave, pause)])
+
+
+@pytest.fixture(scope="module")
+def browser(speech: np.ndarray[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    clip = tmp_path_factory.mktemp("microphone") / "clip.wav"
+    soundfile.write(clip, np.repeat(speech, MICROPHONE_RATE // SAMPLE_RATE), MICROPHONE_RATE)
+    arguments = [
+        "--no-sandbox",  # for tests that run as root
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={clip}",
+        "--host-resolver-rules=MAP page.test 127.0.0.1",
+    ]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    """A window of a phone's size."""
+    context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
+    context.set_default_timeout(30_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: Any, server: Served) -> Iterator[Any]:
+    """The page, whose scripts must not fail."""
+    problems: list[str] = []
+    context.on("weberror", lambda error: problems.append(str(error.error)))
+    context.on("console", lambda message: problems.append(message.text) if _is_problem(message) else None)
+    yield opened(context, server)
+    assert problems == []
+
+
+def opened(context: Any, server: Served) -> Any:
+    """The page, with the model's card."""
+    page = context.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#about:not([hidden])")
+    return page
+
+
+def _is_problem(message: Any) -> bool:
+    # Chromium reports each connection with an error. The page shows them, or has another way.
+    return message.type == "error" and not message.text.startswith(("Failed to load resource", "WebSocket connection"))
+
+
+def transcribe(page: Any, data: bytes) -> str:
+    """Choose a file, and return the text on the page."""
+    page.set_input_files("#file", {"name": "my clip.wav", "mimeType": "audio/wav", "buffer": data})
+    return shown(page)
+
+
+def shown(page: Any) -> str:
+    page.wait_for_selector("#result:not([hidden])")
+    return " ".join(page.locator("#transcript .unit").all_inner_texts())
+
+
+def download(page: Any, kind: str) -> tuple[str, str]:
+    """The name and the content of a download."""
+    with page.expect_download() as caught:
+        page.click(f"[data-format={kind}]")
+    return caught.value.suggested_filename, Path(caught.value.path()).read_text()
+
+
+def test_a_file(page: Any) -> None:
+    text = text_of(encoded(LONG))
+    assert len(text.split()) > 3
+    assert transcribe(page, encoded(LONG)) == text
+    assert download(page, "txt") == ("my clip.txt", f"{text}\n")
+    name, content = download(page, "json")
+    found = json.loads(content)
+    assert (name, found["text"]) == ("my clip.json", text)
+    assert " ".join(word["word"] for word in found["words"]) == text
+    for kind in ("srt", "vtt"):
+        name, content = download(page, kind)
+        parsed = pysubs2.SSAFile.from_string(content, format_=kind)
+        assert " ".join(" ".join(event.plaintext.split()) for event in parsed) == text
+    assert len(webvtt.from_string(content).captions) == len(parsed)
+    # Nothing is wider than a phone.
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_words_follow_the_player_and_the_keyboard(page: Any) -> None:
+    transcribe(page, encoded(LONG))
+    words = json.loads(download(page, "json")[1])["words"]
+    assert len(words) > 2
+    units = page.locator(".unit")
+    for index in (1, len(words) - 1):
+        middle = (words[index]["start"] + words[index]["end"]) / 2
+        page.evaluate("seconds => { document.getElementById('player').currentTime = seconds }", middle)
+        playwright.expect(units.nth(index)).to_have_class("unit current")
+        assert page.locator(".unit.current").count() == 1
+    page.focus("#transcript")
+    page.keyboard.press("ArrowLeft")
+    playwright.expect(units.nth(len(words) - 2)).to_have_class("unit current")
+    units.first.click()
+    playwright.expect(units.first).to_have_class("unit current")
+    assert page.evaluate("document.getElementById('player').currentTime") == pytest.approx(words[0]["start"], abs=0.01)
+    page.focus("#transcript")
+    page.keyboard.press(" ")
+    playwright.expect(page.locator("#player")).to_have_js_property("paused", False)
+
+
+def test_a_model_without_word_times_shows_segments(context: Any) -> None:
+    with serving(ctc=False) as server:
+        page = opened(context, server)
+        assert transcribe(page, encoded(LONG)) == text_of(encoded(LONG), ctc=False)
+        assert page.locator(".unit").count() == len(json.loads(download(page, "json")[1])["segments"])
+
+
+def test_without_permission_the_page_says_so(page: Any) -> None:
+    page.click("#record")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "microphone" in page.inner_text("#error")
+    assert transcribe(page, encoded(LONG))  # files work
+    assert page.locator("#error").is_hidden()
+
+
+def test_a_key_and_a_busy_server(context: Any) -> None:
+    with serving(api_keys=("secret",), limits=Limits(max_requests=0)) as server:
+        page = context.new_page()
+        page.goto(server.url)
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#key")).to_have_value("")
+        playwright.expect(page.locator("#key")).to_be_focused()
+        page.fill("#key", "secret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#about:not([hidden])")
+        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+        page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": encoded(LONG)})
+        page.wait_for_selector("#retry:not([hidden])")
+        assert "busy" in page.inner_text("#error")
+        # Browsers give the microphone only to secure pages.
+        page.goto(f"http://page.test:{server.port}")
+        assert page.locator("#record").is_disabled()
+        assert "HTTPS" in page.inner_text("#status")
+
+
+def test_a_file_that_is_no_audio(page: Any) -> None:
+    page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": b"no audio" * 100})
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.locator("#retry").is_hidden()
+    assert page.locator("#record").is_enabled()
+
+
+def test_everything_is_reached_and_named_by_the_keyboard(page: Any) -> None:
+    transcribe(page, encoded(LONG))
+    page.evaluate("document.activeElement.blur()")
+    reached = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.dataset.format"))
+    places = [reached.index(one) for one in ("record", "choose", "copy", "transcript", "player")]
+    assert places == sorted(places)
+    unnamed = "[...document.querySelectorAll('button')].filter((one) => !one.innerText.trim() && one.checkVisibility())"
+    assert page.evaluate(f"{unnamed}.length") == 0
+
+
+def begin(page: Any) -> None:
+    """Press Record."""
+    page.context.grant_permissions(["microphone"])
+    page.click("#record")
+    page.wait_for_selector("[data-state=recording]")
+
+
+def end(page: Any) -> tuple[np.ndarray[Any, Any], str]:
+    """Press Stop, and return the samples and the text on the page."""
+    page.click("#record")
+    text = shown(page)
+    with page.expect_download() as caught:
+        page.click("#wav")
+    waveform, rate = soundfile.read(caught.value.path(), dtype="float32")
+    assert rate == SAMPLE_RATE
+    return waveform, text
+
+
+def similarity(recorded: np.ndarray[Any, Any], played: np.ndarray[Any, Any]) -> float:
+    """The highest correlation of a recording with any part of the clip, which the microphone repeats."""
+    part = recorded[SAMPLE_RATE // 2 :]
+    whole = np.tile(played, 3)
+    size = len(whole) + len(part)
+    products = np.fft.irfft(np.fft.rfft(whole, size) * np.conj(np.fft.rfft(part, size)), size)[: len(whole) - len(part)]
+    sums = np.concatenate([[0], np.cumsum(whole.astype(np.float64) ** 2)])
+    energies = (sums[len(part) :] - sums[: -len(part)])[: len(products)]
+    return float(np.max(products / np.sqrt(energies * np.sum(part.astype(np.float64) ** 2) + 1e-9)))
+
+
+def test_live_text_is_that_of_its_samples(page: Any, speech: np.ndarray[Any, Any]) -> None:
+    begin(page)
+    page.wait_for_selector("#final span")
+    waveform, text = end(page)
+    assert similarity(waveform, speech) > 0.9
+    segments = json.loads(download(page, "json")[1])["segments"]
+    assert " ".join(segment["text"] for segment in segments) == text
+    for segment in segments:
+        samples = waveform[round(segment["start"] * SAMPLE_RATE) : round(segment["end"] * SAMPLE_RATE)]
+        assert segment["text"] == text_of(encoded(samples))
+
+
+def test_a_recording_without_live_text(context: Any, server: Served) -> None:
+    """As in a browser that cannot connect, or on a server that has too many streams."""
+    context.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
+    page = opened(context, server)
+    begin(page)
+    page.wait_for_timeout(1000)
+    waveform, text = end(page)
+    assert text == text_of(encoded(waveform))
+
+
+def test_a_browser_that_does_not_resample_the_microphone(context: Any, server: Served, speech: Any) -> None:
+    """As Firefox, which refuses a microphone of another rate than the context's."""
+    context.add_init_script(
+        "const create = AudioContext.prototype.createMediaStreamSource;"
+        "AudioContext.prototype.createMediaStreamSource = function (stream) {"
+        "  if (this.sampleRate === 16000) throw new DOMException('another rate', 'NotSupportedError');"
+        "  return create.call(this, stream); };"
+    )
+    page = opened(context, server)
+    begin(page)
+    page.wait_for_timeout(1200)
+    assert similarity(end(page)[0], speech) > 0.9

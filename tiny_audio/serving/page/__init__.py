@@ -1,0 +1,1 @@
+"""The web page: record or choose a file, and read its text."""

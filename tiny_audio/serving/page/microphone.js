@@ -1,0 +1,84 @@
+// The microphone, as 16-bit samples at 16 kHz.
+
+export const RATE = 16000;
+const CUTOFF_HZ = 7000;
+// Q factors of the four stages of a Butterworth filter of order 8.
+const BUTTERWORTH = [0.5098, 0.6013, 0.9, 2.5629];
+
+/**
+ * Open the microphone. The browser may ask the user for permission.
+ *
+ * @param {(samples: Int16Array) => void} onSamples called with each 100 ms of audio
+ * @param {() => void} onLost called if the device disappears
+ * @returns {Promise<() => Promise<void>>} stops the microphone, after the last samples were delivered
+ */
+export async function openMicrophone(onSamples, onLost) {
+  const stream = await navigator.mediaDevices.getUserMedia({
+    // Filters for calls remove parts of the speech that a recognizer needs.
+    audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
+  });
+  const release = () => stream.getTracks().forEach((track) => track.stop());
+  try {
+    const source = sourceOf(stream);
+    const context = source.context;
+    await context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
+    const worklet = new AudioWorkletNode(context, "samples", { channelCount: 1, channelCountMode: "explicit" });
+    const ended = new Promise((resolve) => {
+      worklet.port.onmessage = ({ data }) => (data === "ended" ? resolve() : onSamples(data));
+    });
+    // Some browsers run only nodes that lead to the loudspeaker. This one writes silence.
+    source.connect(worklet).connect(context.destination);
+    await context.resume();
+    stream.getAudioTracks()[0].onended = onLost;
+    // A phone whose screen turns off stops the microphone.
+    const awake = await navigator.wakeLock?.request("screen").catch(() => null);
+    return async () => {
+      worklet.port.postMessage("end");
+      // A phone call can suspend the context, which then answers nothing.
+      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 1000))]);
+      release();
+      await Promise.all([context.close(), awake?.release()]);
+    };
+  } catch (error) {
+    release();
+    throw error;
+  }
+}
+
+/** Return a node with the audio of the stream below 8 kHz. */
+function sourceOf(stream) {
+  const context = new AudioContext({ sampleRate: RATE });
+  try {
+    return context.createMediaStreamSource(stream);
+  } catch (error) {
+    // Firefox does not resample microphones.
+    context.close();
+    if (error.name !== "NotSupportedError") throw error;
+  }
+  const own = new AudioContext();
+  return BUTTERWORTH.reduce((node, q) => {
+    // Web Audio takes this Q in decibels.
+    const stage = new BiquadFilterNode(own, { type: "lowpass", frequency: CUTOFF_HZ, Q: 20 * Math.log10(q) });
+    return node.connect(stage);
+  }, own.createMediaStreamSource(stream));
+}
+
+/** Return a WAV file of the samples. */
+export function wavFile(chunks) {
+  const size = chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0);
+  const header = new DataView(new ArrayBuffer(44));
+  const text = (offset, letters) => [...letters].forEach((letter, i) => header.setUint8(offset + i, letter.charCodeAt(0)));
+  text(0, "RIFF");
+  header.setUint32(4, 36 + size, true);
+  text(8, "WAVEfmt ");
+  header.setUint32(16, 16, true); // size of this section
+  header.setUint16(20, 1, true); // PCM
+  header.setUint16(22, 1, true); // channels
+  header.setUint32(24, RATE, true);
+  header.setUint32(28, 2 * RATE, true); // bytes per second
+  header.setUint16(32, 2, true); // bytes per sample
+  header.setUint16(34, 16, true); // bits per sample
+  text(36, "data");
+  header.setUint32(40, size, true);
+  return new Blob([header, ...chunks], { type: "audio/wav" });
+}

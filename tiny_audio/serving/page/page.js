@@ -1,0 +1,333 @@
+import { openMicrophone, wavFile, RATE } from "./microphone.js";
+import { openLive, readCard, setKey, subtitles, transcribe, ServerError } from "./server.js";
+import { clock, Transcript } from "./transcript.js";
+
+const $ = (id) => document.getElementById(id);
+const player = $("player");
+const transcript = new Transcript($("transcript"), player);
+
+let card = null; // what the server says about its model
+let microphone = null; // stops the microphone
+let live = null; // connection for live text
+let recorded = []; // samples of the recording
+let running = null; // AbortController of a request
+let last = null; // {audio, name} that was transcribed last, for another try
+let result = null; // transcript on the page
+
+// States: idle, starting (waits for permission), recording, finishing (waits for the last texts), transcribing (a file).
+
+function enter(state, status) {
+  document.body.dataset.state = state;
+  $("status").textContent = status;
+  $("clock").textContent = "";
+  const recording = state === "recording";
+  $("record-label").textContent = recording ? "Stop" : "Record";
+  $("record").disabled = !(recording || (state === "idle" && canRecord()));
+  $("choose").disabled = state !== "idle";
+  $("cancel").hidden = !["finishing", "transcribing"].includes(state);
+  if (!recording) $("record").style.removeProperty("--level");
+}
+
+const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode);
+const READY = canRecord()
+  ? "Press Record and speak, or choose a file."
+  : "Choose a file. To record, open this page over HTTPS or at localhost: browsers give the microphone to no other pages.";
+
+function showError(text, retry = null) {
+  $("error-text").textContent = text;
+  $("error").hidden = false;
+  $("retry").hidden = !retry;
+  $("retry").onclick = retry;
+}
+
+function reset() {
+  $("error").hidden = true;
+  $("result").hidden = $("transcript").hidden = $("copy").hidden = true;
+  $("live").hidden = true;
+  $("placeholder").hidden = false;
+  $("final").replaceChildren();
+  $("stable").textContent = $("partial").textContent = "";
+  player.pause();
+  result = null;
+}
+
+// Recording
+
+function whyNoMicrophone(error) {
+  const reasons = {
+    NotAllowedError: "This page may not use the microphone. Allow it in the browser's settings for this site, then press Record again.",
+    NotFoundError: "No microphone was found. Connect one, then press Record again.",
+    NotReadableError: "The microphone cannot be used. Another program may be using it.",
+  };
+  return reasons[error.name] ?? `The microphone cannot be used: ${error.message}`;
+}
+
+async function record() {
+  reset();
+  enter("starting", "Waiting for the microphone…");
+  recorded = [];
+  let samples = 0;
+  try {
+    microphone = await openMicrophone(
+      (chunk) => {
+        recorded.push(chunk);
+        samples += chunk.length;
+        live?.send(chunk);
+        showRecording(chunk, samples / RATE);
+      },
+      () => stop(),
+    );
+  } catch (error) {
+    enter("idle", READY);
+    showError(whyNoMicrophone(error));
+    return;
+  }
+  live = openLive(card?.words ?? false, showLive, onLiveLost);
+  recorded.forEach((chunk) => live.send(chunk));
+  enter("recording", "Recording");
+}
+
+function showRecording(chunk, seconds) {
+  if (document.body.dataset.state !== "recording") return;
+  $("clock").textContent = clock(seconds);
+  const power = chunk.reduce((sum, value) => sum + value * value, 0) / chunk.length;
+  const decibels = 10 * Math.log10(power / 32768 ** 2 + 1e-10);
+  $("record").style.setProperty("--level", Math.max(0, Math.min(1, 1 + decibels / 50)).toFixed(2));
+}
+
+function onLiveLost() {
+  // The recording is sent as a file at its end.
+  if (document.body.dataset.state === "recording") $("status").textContent = "Recording. The text follows when you stop.";
+}
+
+function showLive({ final, stable, partial }) {
+  $("placeholder").hidden = true;
+  $("live").hidden = false;
+  const box = $("final");
+  // Screen readers announce what is added. What is there stays untouched.
+  for (const text of final.slice(box.childElementCount)) {
+    const span = document.createElement("span");
+    span.textContent = `${text} `;
+    box.append(span);
+  }
+  $("stable").textContent = stable;
+  $("partial").textContent = partial;
+  $("live").scrollTop = $("live").scrollHeight;
+}
+
+async function stop() {
+  if (document.body.dataset.state !== "recording") return;
+  enter("finishing", "Finishing…");
+  await microphone();
+  const audio = wavFile(recorded);
+  recorded = [];
+  last = { audio, name: "recording.wav", recorded: true };
+  const found = await live.end();
+  live = null;
+  if (document.body.dataset.state !== "finishing") return; // canceled
+  // Without a connection for live text, the recording is sent as a file.
+  if (found) showResult(found);
+  else await transcribeLast();
+}
+
+// Files
+
+async function take(file) {
+  if (!file || document.body.dataset.state !== "idle") return;
+  last = { audio: file, name: file.name };
+  await transcribeLast();
+}
+
+async function transcribeLast() {
+  reset();
+  running = new AbortController();
+  enter("transcribing", `Transcribing ${last.name}`);
+  const begun = performance.now();
+  const timer = setInterval(() => ($("clock").textContent = clock((performance.now() - begun) / 1000)), 1000);
+  try {
+    const options = { model: card?.name ?? "", words: card?.words ?? false, signal: running.signal };
+    const found = await transcribe(last.audio, last.name, options);
+    clearInterval(timer);
+    showResult(found);
+  } catch (error) {
+    clearInterval(timer);
+    enter("idle", READY);
+    if (error.name !== "AbortError") report(error, transcribeLast);
+  }
+}
+
+function report(error, retry) {
+  if (!(error instanceof ServerError)) throw error;
+  if (error.status === 401) {
+    askForKey(retry);
+  } else if (error.status === 429) {
+    const when = error.retryAfterS ? `in ${error.retryAfterS} s` : "in a moment";
+    showError(`The server is busy. Try again ${when}.`, retry);
+  } else {
+    // Another try helps only if the server, and not the file, is the reason.
+    showError(error.message, error.status === 0 || error.status >= 500 ? retry : null);
+  }
+}
+
+function cancel() {
+  running?.abort();
+  live?.close();
+  reset();
+  enter("idle", READY);
+}
+
+// The result
+
+function showResult(found) {
+  result = found;
+  enter("idle", READY);
+  $("live").hidden = true;
+  $("placeholder").hidden = true;
+  $("result").hidden = false;
+  if (player.src) URL.revokeObjectURL(player.src);
+  player.src = URL.createObjectURL(last.audio);
+  $("player-error").hidden = true;
+  player.hidden = false;
+  const empty = !found.text;
+  $("transcript").hidden = false;
+  $("transcript").tabIndex = empty ? -1 : 0;
+  $("copy").hidden = empty || !navigator.clipboard;
+  document.querySelectorAll("[data-format]").forEach((button) => (button.disabled = empty));
+  $("wav").disabled = false;
+  $("wav").hidden = !last.recorded;
+  if (empty) {
+    $("transcript").textContent = "No speech was found.";
+    $("transcript-hint").textContent = "";
+  } else {
+    transcript.show(found);
+    const unit = found.words?.length ? "word" : "segment";
+    $("transcript-hint").textContent = `Select a ${unit} to play from there. With the keyboard: ← and → move, Space plays.`;
+  }
+}
+
+async function download(format) {
+  const contents = {
+    wav: () => last.audio,
+    txt: () => `${result.text}\n`,
+    json: () => `${JSON.stringify(result, null, 2)}\n`,
+    srt: () => subtitles("srt", result),
+    vtt: () => subtitles("vtt", result),
+  };
+  try {
+    const content = await contents[format]();
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content]));
+    link.download = `${last.name.replace(/\.[^.]*$/, "")}.${format}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  } catch (error) {
+    report(error, () => download(format));
+  }
+}
+
+async function copy() {
+  await navigator.clipboard.writeText(result.text);
+  $("copy").textContent = "Copied";
+  setTimeout(() => ($("copy").textContent = "Copy text"), 1500);
+}
+
+// The model
+
+async function loadCard() {
+  try {
+    card = await readCard();
+  } catch (error) {
+    report(error, loadCard);
+    return;
+  }
+  $("model-name").textContent = card.name;
+  $("model-name").title = card.name;
+  $("model-name").hidden = false;
+  const whole = (value) => value.toLocaleString("en-US");
+  fill(
+    $("parts"),
+    card.parts.map(({ part, kind, initialized_from, parameters }) => [part, kind, initialized_from, whole(parameters)]),
+  );
+  fill(
+    $("scores"),
+    card.scores.map(({ set, wer, interval_95, num_utterances }) => [
+      set,
+      `${wer.toFixed(2)} %`,
+      interval_95 ? interval_95.map((bound) => bound.toFixed(2)).join(" – ") : "",
+      num_utterances === null ? "" : whole(num_utterances),
+    ]),
+  );
+  $("scores").hidden = !card.scores.length;
+  $("no-scores").hidden = card.scores.length > 0;
+  $("about").hidden = false;
+}
+
+function fill(table, rows) {
+  const numbers = [...table.tHead.rows[0].cells].map((cell) => cell.className);
+  const lines = rows.map((cells) => {
+    const line = document.createElement("tr");
+    cells.forEach((text, index) => {
+      const cell = document.createElement(index ? "td" : "th");
+      if (!index) cell.scope = "row";
+      cell.className = numbers[index];
+      cell.textContent = text;
+      line.append(cell);
+    });
+    return line;
+  });
+  table.tBodies[0].replaceChildren(...lines);
+}
+
+function askForKey(retry) {
+  $("key-form").hidden = false;
+  $("key").value = "";
+  $("key").focus();
+  $("key-form").onsubmit = async (event) => {
+    event.preventDefault();
+    setKey($("key").value.trim());
+    $("key-form").hidden = true;
+    if (!card) await loadCard();
+    if (card && retry !== loadCard) await retry();
+  };
+}
+
+// Events
+
+$("record").onclick = () => (document.body.dataset.state === "recording" ? stop() : record());
+$("choose").onclick = () => $("file").click();
+$("cancel").onclick = cancel;
+$("copy").onclick = copy;
+$("file").onchange = ({ target }) => {
+  take(target.files[0]);
+  target.value = ""; // The same file can be chosen again.
+};
+document.querySelectorAll("[data-format]").forEach((button) => {
+  button.onclick = () => download(button.dataset.format);
+});
+player.onerror = () => {
+  if (result === null) return;
+  player.hidden = true;
+  $("player-error").hidden = false;
+};
+
+const hasFile = (event) => event.dataTransfer?.types.includes("Files");
+window.addEventListener("dragover", (event) => {
+  if (!hasFile(event)) return;
+  event.preventDefault();
+  $("drop").hidden = document.body.dataset.state !== "idle";
+});
+window.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("drop").hidden = true;
+});
+window.addEventListener("drop", (event) => {
+  $("drop").hidden = true;
+  if (!hasFile(event)) return;
+  event.preventDefault();
+  take(event.dataTransfer.files[0]);
+});
+window.addEventListener("beforeunload", (event) => {
+  if (document.body.dataset.state === "recording") event.preventDefault(); // The browser asks the user.
+});
+
+enter("idle", READY);
+loadCard();
