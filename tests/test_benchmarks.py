@@ -17,6 +17,7 @@ from tests.conftest import changed, tiny_recipe, write_clips
 from tests.support.models import assemble
 from tests.support.processes import finish, fork
 from tiny_audio.export.huggingface import export_model
+from tiny_audio.model.context import ContextSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +67,20 @@ def test_training(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("# Training: planned batches and labeled logits against a plain loop\n\nMeasured on 20")
     assert printed.strip() in text
+
+
+@pytest.mark.slow
+def test_context(tmp_path: Path) -> None:
+    export_model(*assemble(context=ContextSettings(max_tokens=40, hotwords=True)), tmp_path / "model")
+    manifest = str(write_clips(tmp_path, 4))
+    page = tmp_path / "context.md"
+    small = ["--words", "3", "--num-common", "2", "--sounds", "1"]
+    arguments = [str(tmp_path / "model"), "--data", manifest, "--text", manifest, *small, "--output", str(page)]
+    printed = run("benchmarks/context.py", *arguments)
+    assert printed.count("| list | ") == 1
+    assert "other words against no list, in points: rare words " in printed
+    assert "| loud noise, filters | " in printed
+    assert printed.strip() in page.read_text()
 
 
 @pytest.mark.slow

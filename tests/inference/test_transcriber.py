@@ -284,5 +284,7 @@ def test_a_context_that_cannot_be_used_is_refused_before_anything_is_read() -> N
         raise AssertionError
         yield []
 
+    with pytest.raises(UserError, match="2 contexts for 1 recordings"):
+        transcriber().transcribe([burst(1.0)], contexts=[None, None])
     with pytest.raises(UserError, match="language 'fr'"):
         next(transcriber().stream(unread(), contexts=Context(language="fr")))

@@ -112,6 +112,10 @@ class Transcriber:
         Raises:
             UserError: word timestamps are requested, but the model has no CTC head; or a context cannot be used.
         """
+        if not isinstance(contexts, Context | None) and len(contexts) != len(waveforms):
+            raise UserError(
+                f"there are {len(contexts)} contexts for {len(waveforms)} recordings; give one for each, or one for all"
+            )
         events = self.stream(
             ([waveform] for waveform in waveforms),
             word_timestamps=word_timestamps,

@@ -1,0 +1,87 @@
+"""`evaluate` with hotwords for all clips, and for each clip, next to the same model without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_clips
+from tests.evaluation.outputs import Output, rows_in
+from tests.support.models import assemble
+from tiny_audio.audio.load import load_audio
+from tiny_audio.config import UserError
+from tiny_audio.evaluation.contexts import ClipContexts, ContextOptions
+from tiny_audio.evaluation.resolve import resolve_target
+from tiny_audio.export.huggingface import export_model
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings
+from tiny_audio.model.prompt import Context
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
+
+
+@pytest.fixture(scope="module")
+def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a file of hotwords, and clips of which the first has a list of its own."""
+    folder = tmp_path_factory.mktemp("place")
+    export_model(*assemble(context=KNOWN), folder / "model")
+    manifest = write_clips(folder, 3)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0]["names"] = "six, two"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "names.txt").write_text("zero\nfive\n")
+    return folder
+
+
+def texts(folder: Path) -> list[str]:
+    return [row["pred_text"] for row in rows_in(folder / "manifest")]
+
+
+def test_with_and_without_hotwords(call: Output, place: Path, tmp_path: Path) -> None:
+    model, names = place / "model", place / "names.txt"
+    targets = [model, f"{model}:hotwords={names},language=en", f"{model}:hotwords_column=names"]
+    code, out, err = call(*targets, "--data", place / "manifest.jsonl", "--output-dir", tmp_path, "--json")
+    assert (code, "trained" in err) == (0, False)
+    assert all("comparison" in sets["manifest"] for sets in list(json.loads(out).values())[1:])
+    folders = sorted(tmp_path.glob("*/manifest"), key=lambda path: len(path.parent.name))
+    plain, column, shared = (texts(path.parent) for path in folders)
+    rows = rows_in(folders[0])
+    clips = [load_audio(Path(row["audio_filepath"]), max_duration_s=60.0) for row in rows]
+    found = Transcriber(*assemble(context=KNOWN), filter_hallucinations=False)
+    own = [Context(("six", "two")) if row["metadata"].get("names") else None for row in rows]
+    for given, contexts in (
+        (plain, None),
+        (column, own),
+        (shared, Context(("zero", "five"), language="en")),
+    ):
+        assert given == [one.text for one in found.transcribe(clips, contexts=contexts)]
+    assert plain != shared
+
+
+def test_a_column_that_no_clip_has(call: Output, place: Path, tmp_path: Path) -> None:
+    target = f"{place / 'model'}:hotwords_column=nams"
+    code, _, err = call(target, "--data", place / "manifest.jsonl", "--output-dir", tmp_path)
+    assert code == 2
+    assert "'nams'" in err
+    assert "names" in err
+
+
+def test_other_hotwords_are_another_target(place: Path) -> None:
+    plain = resolve_target(str(place / "model"))
+    found = [resolve_target(f"{place / 'model'}:hotwords={place / name}") for name in ("names.txt", "names.txt")]
+    assert "context" not in plain.identity
+    assert found[0].identity == found[1].identity != plain.identity
+    (place / "others.txt").write_text("six")
+    other = resolve_target(f"{place / 'model'}:hotwords={place / 'others.txt'}")
+    assert other.identity["context"] != found[0].identity["context"]
+    assert len({plain.label, found[0].label, other.label}) == 3
+
+
+def test_two_lists_for_a_clip(place: Path) -> None:
+    with pytest.raises(UserError, match="hotwords and hotwords_column"):
+        resolve_target(f"{place / 'model'}:hotwords={place / 'names.txt'},hotwords_column=names")
+    assert ClipContexts.of(ContextOptions()) is None
