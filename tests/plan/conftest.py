@@ -32,10 +32,10 @@ def dry_runs_of_plans() -> Iterator[None]:
     """Each model and batch runs once, because many tests plan the same one."""
     plain = _step.dry_run
 
-    def dry_run(recipe: Recipe, shape: Shape, device: Device) -> DryRunResult:
-        key = recipe.model_dump_json(exclude={"data": {"train", "evaluation"}}), shape, device
+    def dry_run(recipe: Recipe, shape: Shape, device: Device, **options: Any) -> DryRunResult:
+        key = recipe.model_dump_json(exclude={"data": {"train", "evaluation"}}), shape, device, str(options)
         if key not in _DONE:
-            _DONE[key] = plain(recipe, shape, device)
+            _DONE[key] = plain(recipe, shape, device, **options)
         return _DONE[key]
 
     with pytest.MonkeyPatch.context() as patch:

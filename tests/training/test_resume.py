@@ -36,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ctc": {"weight": 0.5},
         "alignment": {"steps": 30},
         "prompt": {
-            "context": {"max_tokens": 60, "hotwords": {"num_words": [1, 4], "num_spoken": [1, 2], "num_common": 1}}
+            "context": {"max_tokens": 60, "hotwords": {"num_words": [1, 4], "num_spoken": [1, 2], "num_common": 0}}
         },
         "encoder__dropout": 0.1,
         "decoder__dropout": 0.1,
