@@ -22,12 +22,17 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
 from tests.serving.servers import Served, serving, transcriber
+from tests.support.models import assemble
 from tests.support.paths import ROOT, SHARED
 from tests.support.voice import Loudness, bursts
 from tiny_audio.audio.ffmpeg import has_ffmpeg
 from tiny_audio.audio.load import load_audio
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings
+from tiny_audio.model.prompt import Context
 from tiny_audio.serving import live
+from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.options import LiveLimits
 
 Message = dict[str, Any]
@@ -165,6 +170,22 @@ def test_wrong_messages_are_an_error_message_and_a_close_code(server: Served, me
     with connected(server) as socket:
         ready, error = sent(socket, message)
         assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", code)
+
+
+def test_prompt_and_language_are_the_context_of_every_utterance() -> None:
+    settings = ContextSettings(hotwords=True, languages=("en", "de"))
+    found = Transcriber(*assemble(context=settings), filter_hallucinations=False)
+    with serving(engine=Engine(found)) as server:
+        with connected(server, "?prompt=one,+two&language=de") as socket:
+            texts = [(one["start_s"], one["end_s"], one["text"]) for one in finals(sent(socket, pcm16(SPEECH), END))]
+        with connected(server, "?language=fr") as socket:
+            (error,) = received(socket)
+            assert (error["type"], socket.close_code) == ("error", 1008)
+    waveform = from_pcm16(pcm16(SPEECH))
+    clips = [waveform[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] for start, end, _ in texts]
+    wanted = found.transcribe(clips, contexts=Context(("one", "two"), "", "de"))
+    assert [text for _, _, text in texts] == [one.text for one in wanted]
+    assert [text for _, _, text in texts] != [one.text for one in found.transcribe(clips)]
 
 
 def test_words_need_a_ctc_head() -> None:

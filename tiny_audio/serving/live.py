@@ -15,8 +15,10 @@ from tiny_audio.inference.live import ENDPOINT_PAUSE_S, LONGEST_UTTERANCE_S, Liv
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.inference.utterances import Utterances, VoiceActivity
 from tiny_audio.inference.voice_activity import SpeechProbabilities, silero
+from tiny_audio.model.prompt import Context
 from tiny_audio.serving.access import KEY_PROTOCOL
-from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.contexts import context_of
+from tiny_audio.serving.errors import ApiError
 from tiny_audio.serving.live_session import ClientError, LiveSession
 from tiny_audio.serving.metrics import LOG
 from tiny_audio.serving.opus import CONTAINERS
@@ -24,7 +26,7 @@ from tiny_audio.serving.service import Service
 
 PATH = "/v1/audio/live"
 ENCODINGS = ("pcm16", *CONTAINERS)
-_PARAMETERS = ("encoding", "words")
+_PARAMETERS = ("encoding", "words", "prompt", "language")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class _Query:
 
     encoding: str
     words: bool
+    context: Context | None
 
     @classmethod
-    def parse(cls, query: Mapping[str, str], engine: Engine) -> _Query:
+    def parse(cls, query: Mapping[str, str], service: Service) -> _Query:
         """Read the parameters of the address.
 
         Raises:
@@ -51,9 +54,15 @@ class _Query:
             raise ClientError(1003, f"encoding={encoding} needs the FFmpeg program on the server; send pcm16")
         if words not in ("true", "false"):
             raise ClientError(1008, f"words is {words!r}; use true or false")
-        if words == "true" and not engine.can_time_words:
+        if words == "true" and not service.engine.can_time_words:
             raise ClientError(1008, "words=true needs a model with a CTC head, and this model has none")
-        return cls(encoding, words == "true")
+        try:
+            context = context_of(
+                service.engine, service.options.hotwords, prompt=query.get("prompt"), language=query.get("language")
+            )
+        except ApiError as error:
+            raise ClientError(1008, error.message) from error
+        return cls(encoding, words == "true", context)
 
 
 def router(service: Service) -> APIRouter:
@@ -101,13 +110,12 @@ def new_voice_activity() -> VoiceActivity:
 
 
 async def _transcribe(websocket: WebSocket, service: Service) -> None:
-    engine = service.engine
-    query = _Query.parse(websocket.query_params, engine)
-    longest_s = min(LONGEST_UTTERANCE_S, engine.max_chunk_s)
+    query = _Query.parse(websocket.query_params, service)
+    longest_s = min(LONGEST_UTTERANCE_S, service.engine.max_chunk_s)
     utterances = Utterances(new_voice_activity(), longest_s=longest_s, pause_s=ENDPOINT_PAUSE_S)
 
     async def decode(waveform: Tensor) -> Transcription:
-        return await engine.transcribe(waveform, words=query.words)
+        return await service.engine.transcribe(waveform, words=query.words, context=query.context)
 
     session = LiveSession(websocket, LiveStream(utterances), decode, query.words, service.options)
     await session.send(type="ready", sample_rate=SAMPLE_RATE, max_delay_s=longest_s + ENDPOINT_PAUSE_S)
