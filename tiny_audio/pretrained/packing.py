@@ -170,7 +170,15 @@ def attend_by_kernel(
     return attended
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it would compile once for each number of rows
+def exclude_rows_from_compilation() -> None:
+    """Exclude attention row by row from ``torch.compile``, which would compile it once for each number of rows.
+
+    This is no decorator, because it imports the compiler. That takes longer than all other work of ``validate``.
+    """
+    global _attend_row_by_row
+    _attend_row_by_row = torch.compiler.disable(_attend_row_by_row)  # type: ignore[no-untyped-call]
+
+
 def _attend_row_by_row(
     query: Tensor,
     key: Tensor,

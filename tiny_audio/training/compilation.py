@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tiny_audio.config import UserError
+from tiny_audio.pretrained.packing import exclude_rows_from_compilation
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> int:
@@ -39,6 +40,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]
+    exclude_rows_from_compilation()
     for layer in layers:
         layer.compile(dynamic=True)
     return len(layers)
