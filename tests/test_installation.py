@@ -134,10 +134,12 @@ def check(environment: Environment, *modules: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_recipes(wheel: Path) -> None:
+def test_a_wheel_holds_the_recipes_and_the_web_page(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {f"tiny_audio/recipes/{path.relative_to(RECIPES)}" for path in RECIPES.rglob("*.yaml")} <= names
+    page = ROOT / "tiny_audio" / "serving" / "page"
+    assert {f"tiny_audio/serving/page/{path.name}" for path in page.iterdir() if path.is_file()} <= names
     assert not [name for name in names if not name.startswith(("tiny_audio/", "tiny_audio-"))]
 
 

@@ -22,7 +22,10 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.serving.space import write_space
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed"),
+]
 
 
 def answers(url: str) -> bool:
@@ -42,7 +45,7 @@ def call(url: str, clip: Path) -> Any:
     return json.loads(data.removeprefix("data: "))
 
 
-@pytest.mark.parametrize("ctc", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ctc", [True, False])
 def test_the_app_transcribes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctc: bool) -> None:
     model, tokenizer = assemble(ctc=ctc)
     export_model(model, tokenizer, tmp_path / "model")
