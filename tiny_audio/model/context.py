@@ -151,8 +151,8 @@ class ContextEncoder:
         given = {"hotwords": context.hotwords, "previous text": context.previous_text}
         trained = {"hotwords": self.settings.hotwords, "previous text": self.settings.previous_text}
         return [
-            f"{name}: this model was not trained to use {'them' if name == 'hotwords' else 'it'}, so the text may get "
-            "worse; train with prompt.context"
+            f"{name}: this model was not trained with prompt.context, so it may write "
+            f"{'them' if name == 'hotwords' else 'it'} instead of the speech; train it so, or leave this out"
             for name, value in given.items()
             if value and not trained[name]
         ]
