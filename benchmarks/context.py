@@ -1,4 +1,4 @@
-"""Measure what lists of hotwords change: errors on rare words, on other words, and words that nobody said.
+"""Measure what lists of hotwords change: errors on rare words, on other words, and words that nobody spoke.
 
     python benchmarks/context.py runs/mine --data test.jsonl --text train.jsonl --words 100
 
