@@ -118,13 +118,14 @@ function showLive({ final, stable, partial }) {
 async function stop() {
   if (document.body.dataset.state !== "recording") return;
   enter("finishing", "Finishing…");
+  const connection = live;
   await microphone();
   const audio = wavFile(recorded);
   recorded = [];
   last = { audio, name: "recording.wav", recorded: true };
-  const found = await live.end();
+  const found = await connection.end();
+  if (live !== connection) return; // canceled
   live = null;
-  if (document.body.dataset.state !== "finishing") return; // canceled
   // Without a connection for live text, the recording is sent as a file.
   if (found) showResult(found);
   else await transcribeLast();
@@ -172,6 +173,7 @@ function report(error, retry) {
 function cancel() {
   running?.abort();
   live?.close();
+  live = null;
   reset();
   enter("idle", READY);
 }
