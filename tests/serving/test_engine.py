@@ -79,8 +79,19 @@ def test_jobs_share_batches_of_similar_lengths() -> None:
             jobs = [engine.submit(wave(duration, 1)) for duration in (2.0, 0.5, 4.0, 0.6, 2.1, 3.9, 0.7)]
         for job in jobs:
             job.result(60)
-    # The oldest has 2.0 s. Of the others, the next longest fit with it into 8 s.
+    # The first has 2.0 s. Of the others, the next longest fit with it into 8 s.
     assert recorded.batches[1:] == [[2.1, 2.0, 0.7], [0.6, 0.5], [4.0, 3.9]]
+
+
+def test_a_long_recording_does_not_hold_up_later_ones() -> None:
+    recorded = Recorded(max_padded_s=2.0)
+    with Engine(recorded, gather_s=0.0) as engine:
+        with stopped(engine, recorded):
+            jobs = [engine.submit(torch.from_numpy(bursts(17))), engine.submit(wave(1.5))]
+        for job in jobs:
+            job.result(60)
+    assert len(recorded.batches) == 19
+    assert recorded.batches.index([1.5]) < 9
 
 
 def test_chunks_wait_for_others_until_a_deadline() -> None:

@@ -109,6 +109,11 @@ class _Item:
     context: Context | None
 
     @property
+    def due(self) -> float:
+        """Place in the queue: when the chunk would begin if its recording were played from its arrival on."""
+        return self.arrived + self.chunk.start / SAMPLE_RATE
+
+    @property
     def seconds(self) -> float:
         return len(self.chunk.waveform) / SAMPLE_RATE
 
@@ -116,8 +121,10 @@ class _Item:
 class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
-    The oldest chunk in the queue is always part of the next batch, so that none waits forever. The others in this batch
-    are those of the most similar lengths. The text of a recording equals that of :meth:`Transcriber.transcribe`.
+    The queue is in the order in which the chunks would begin if all recordings were played from their arrival on. So a
+    long recording does not hold up later requests and live streams. The first chunk in the queue is always part of the
+    next batch, so that none waits forever. The others in this batch are those of the most similar lengths. The text of
+    a recording equals that of :meth:`Transcriber.transcribe`.
 
     Args:
         transcriber: see there for the size of batches.
@@ -212,6 +219,7 @@ class Engine:
             self._queue += (
                 _Item(job, index, chunk, now, later if index else context) for index, chunk in enumerate(chunks)
             )
+            self._queue.sort(key=lambda item: item.due)
             self._changed.notify()
         job.future.add_done_callback(lambda _: self._drop(job))
         return job
@@ -306,12 +314,12 @@ class Engine:
         return len(self._queue) >= self._transcriber.batch_size(longest.chunk)
 
     def _chosen(self) -> list[_Item]:
-        """Return the batch that contains the oldest chunk."""
-        oldest = self._queue[0]
+        """Return the batch that contains the first chunk of the queue."""
+        first = self._queue[0]
         # The longest chunks have the smallest batches, so the pool is never too small.
-        pool = sorted(self._queue[: _POOL * self._transcriber.batch_size(oldest.chunk)], key=lambda item: -item.seconds)
+        pool = sorted(self._queue[: _POOL * self._transcriber.batch_size(first.chunk)], key=lambda item: -item.seconds)
         while True:
             size = self._transcriber.batch_size(pool[0].chunk)
             batch, pool = pool[:size], pool[size:]
-            if oldest in batch:
+            if first in batch:
                 return batch
