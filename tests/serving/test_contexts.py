@@ -55,6 +55,13 @@ def test_a_language_that_the_model_was_not_trained_with(trained: Served) -> None
     assert caught.value.status == 400
 
 
+def test_long_texts_are_refused(trained: Served) -> None:
+    for given in ({"prompt": "a" * 20_001}, {"prompt": "a" * 10_000, "keywords": ("b" * 10_001,)}):
+        with pytest.raises(ApiError, match="20,001") as caught:
+            context_of(trained.engine, **given)  # type: ignore[arg-type]
+        assert caught.value.status == 400
+
+
 def test_texts_equal_those_of_transcribe_with_the_same_context(trained: Served) -> None:
     waveforms = {"short": noise(1.0), "long": bursts(17)}
     contexts = Context(("one", "four", "two"), "", "de")

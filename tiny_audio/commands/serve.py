@@ -64,6 +64,7 @@ def serve(
         limits=Limits(
             max_upload_bytes=round(max_upload_mb * MEGABYTE),
             max_duration_s=max_duration_s,
+            max_audio_s=max(Limits.max_audio_s, max_duration_s),
             max_requests=max_requests,
             request_timeout_s=request_timeout_s,
         ),

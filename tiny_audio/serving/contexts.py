@@ -9,6 +9,10 @@ from tiny_audio.model.prompt import Context, hotwords_in
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import ApiError
 
+MAX_CHARACTERS = 20_000
+"""Maximum number of characters of a request's prompt and keywords. Models read fewer tokens than this, and encoding
+millions of characters would delay other requests."""
+
 
 def context_of(
     engine: Engine,
@@ -31,8 +35,16 @@ def context_of(
         language: code of the language.
 
     Raises:
-        ApiError: the model does not accept the language, or a text contains a special token of the decoder.
+        ApiError: the texts are too long, the model does not accept the language, or a text contains a special token of
+            the decoder.
     """
+    size = len(prompt or "") + sum(map(len, keywords))
+    if size > MAX_CHARACTERS:
+        raise ApiError(
+            400,
+            f"prompt and keywords have {size:,} characters; send at most {MAX_CHARACTERS:,}",
+            code="context_too_long",
+        )
     settings = engine.context_settings
     if settings.hotwords:
         hotwords = (*hotwords, *keywords, *hotwords_in(prompt or ""))
