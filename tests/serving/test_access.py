@@ -79,7 +79,8 @@ def test_pages_of_an_allowed_origin() -> None:
     preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     status, headers = ask(preflight, method="OPTIONS", allowed_origins=(origin,), api_keys=KEYS)
     assert (status, headers["access-control-allow-origin"]) == (204, origin)
-    assert ask({"Origin": origin}, allowed_origins=(origin,), api_keys=KEYS)[0] == 401
+    status, headers = ask({"Origin": origin}, allowed_origins=(origin,), api_keys=KEYS)
+    assert (status, headers["access-control-allow-origin"]) == (401, origin)
     assert ask({"Origin": origin}, kind="websocket", allowed_origins=(origin,))[0] == 101
 
 

@@ -239,6 +239,21 @@ def test_the_log_has_no_transcripts_unless_asked(caplog: pytest.LogCaptureFixtur
         assert "a.wav" not in caplog.text
 
 
+def test_a_failure_of_the_server_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    caplog.set_level(logging.INFO)
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.engine, "enqueue", fail)
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(server)
+        metrics = server.app.state.service.metrics.text().decode()
+    assert caught.value.status_code == 500
+    assert 'tiny_audio_requests_total{path="/v1/audio/transcriptions",status="500"} 1.0' in metrics
+    assert "/v1/audio/transcriptions 500" in caplog.text
+
+
 def test_words_without_a_head_are_an_error() -> None:
     with serving(engine=Engine(transcriber(ctc=False))) as server:
         with pytest.raises(openai.BadRequestError, match="CTC head"):

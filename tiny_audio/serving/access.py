@@ -50,16 +50,17 @@ class AccessControl:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         problem = self._problem(headers, origin)
-        if problem is None and scope["type"] == "http" and _is_preflight(scope, headers):
-            await _preflight(origin)(scope, receive, send)
-            return
+        if problem is None and scope["type"] == "http":
+            if _is_preflight(scope, headers):
+                await _preflight(origin)(scope, receive, send)
+                return
+            if origin is not None:  # an allowed page must also be able to read that its key is missing
+                send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)
-        if problem is not None:
-            await _refuse(problem, scope, receive, send)
-        elif origin is not None and scope["type"] == "http":
-            await self._app(scope, receive, _with_origin(send, origin))
-        else:
+        if problem is None:
             await self._app(scope, receive, send)
+        else:
+            await _refuse(problem, scope, receive, send)
 
     def _problem(self, headers: Headers, origin: str | None) -> ApiError | None:
         host = headers.get("host", "")

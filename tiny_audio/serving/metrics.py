@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tiny_audio.serving.admission import Admission
@@ -95,6 +96,11 @@ class Observer:
 
         try:
             await self._app(scope, receive, send_measured)
+        except ClientDisconnect:
+            pass  # nobody receives a response
+        except Exception:
+            status = 500  # the response is sent outside of this middleware
+            raise
         finally:
             seconds = time.monotonic() - started
             route = scope.get("route")
