@@ -81,7 +81,15 @@ def test_unusable_contexts(place: Path, aware: Path, tmp_path: Path, capsys: pyt
     assert str(tmp_path / "nowhere.txt") in err
 
 
-@pytest.mark.parametrize(("content", "problem"), [(b" \n,\n", "no hotword"), (b"\xff\xff\xff\xff", "not text")])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b" \n,\n", "no hotword"),
+        (b"\xff\xff\xff\xff", "not text"),
+        (("ä" * 5_000_001).encode(), "bytes"),  # the limit is in the middle of a character
+    ],
+    ids=["empty", "binary", "large"],
+)
 def test_unusable_files(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes(content)

@@ -20,13 +20,14 @@ def read_hotwords(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
-        text = decoded(content)
     except OSError as error:
         raise UserError(f"hotwords: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"hotwords: {path} is not text; give a file with a word or a name on each line") from error
     if len(content) > _MAX_BYTES:
         raise UserError(f"hotwords: {path} has more than {_MAX_BYTES:,} bytes; a list has at most some hundred words")
+    try:
+        text = decoded(content)
+    except UnicodeDecodeError as error:
+        raise UserError(f"hotwords: {path} is not text; give a file with a word or a name on each line") from error
     words = hotwords_in(text)
     if not words:
         raise UserError(f"hotwords: {path} has no hotword; write a word or a name on each line")
