@@ -90,7 +90,9 @@ def parse_parameters(form: FormData, model_name: str) -> Parameters:
     )
     if found.stream and found.response_format not in ("json", "text"):
         raise ApiError(
-            400, f"stream is true and response_format is {response_format}; only json can be streamed", param="stream"
+            400,
+            f"stream is true and response_format is {response_format}; only json and text can be streamed",
+            param="stream",
         )
     return found
 

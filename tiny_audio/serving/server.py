@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tiny_audio.config import Stopped, UserError
+from tiny_audio.serving.metrics import LOG
 
 HEAD_S = 20.0
 """A connection on which no request is complete for this time is closed."""
@@ -90,6 +91,12 @@ class Server(uvicorn.Server):
         """Start, and report it."""
         await super().startup(sockets)
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish the running requests."""
+        if self.server_state.tasks:
+            LOG.info("stopping when the running requests are finished; Ctrl-C ends them")
+        await super().shutdown(sockets)
 
     def serve_until_signal(self, listening: socket.socket) -> None:
         """Serve until SIGTERM or Ctrl-C. Then finish the running requests. A second Ctrl-C ends them.
