@@ -73,6 +73,7 @@ def test_ctrl_c_ends_it_and_a_second_one_at_once(place: Path) -> None:
     assert code == 3
     assert "stopping when the running requests are finished" in err
     assert "running requests were ended" in err
+    assert "Traceback" not in err
 
 
 def test_it_warns_if_others_can_use_it(place: Path) -> None:

@@ -245,6 +245,7 @@ def test_m4a_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert code == 2
     assert err.startswith(f"error: {clip}: not an audio file that can be decoded")
     assert "; FFmpeg cannot decode it: " in err
+    assert err.count(str(clip)) == 1
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])

@@ -140,6 +140,12 @@ def test_texts_without_times_are_refused(server: Served, value: object) -> None:
         post(server, "/v1/subtitles/srt", value)
 
 
+def test_unknown_subtitles_are_refused_in_the_form_of_the_api(server: Served) -> None:
+    with pytest.raises(HTTPError, match="400") as found:
+        post(server, "/v1/subtitles/doc", {"segments": []})
+    assert "'srt' or 'vtt'" in json.load(found.value)["error"]["message"]
+
+
 def colors() -> list[dict[str, str]]:
     """The colors of the light and the dark mode."""
     blocks = re.findall(r":root \{([^}]*)\}", (PAGE / "page.css").read_text())

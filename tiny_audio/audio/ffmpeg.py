@@ -128,11 +128,12 @@ def _blocks(
             process.wait()
             process.stdout.close()
         errors.seek(0)
-        log = errors.read(_MAX_LOG_BYTES).decode(errors="replace")
+        # FFmpeg's messages name the file, which may be a temporary copy.
+        log = errors.read(_MAX_LOG_BYTES).decode(errors="replace").replace(f"file:{path}: ", "")
     problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
     if num_lost_bytes:
         problems.append(f"{num_lost_bytes:,} bytes are no AAC frames")
-    cause = " ".join(" ".join(problems or [f"status {code}"]).split())[-_MAX_MESSAGE:]
+    cause = " ".join(" ".join(problems or [f"status {code}" if code else "no samples"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
     if problems or code != 0 or _ADDED.search(log):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from tiny_audio.commands.exit_codes import STOPPED
 from tiny_audio.config import UserError
 from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.inference.hotwords_file import read_hotwords
@@ -40,7 +43,6 @@ def serve(
 
     Raises:
         UserError: the extra is not installed, the model cannot be loaded, or the address cannot be used.
-        Stopped: running requests were ended by a second Ctrl-C.
     """
     try:
         from tiny_audio.serving.app import create_app
@@ -92,7 +94,13 @@ def serve(
             address = f"[{host}]" if ":" in host else host
             message = f"serving {options.model_name} at http://{address}:{listening.getsockname()[1]} (Ctrl-C stops it)"
             app = create_app(engine, options, read_card(options.model_name, folder, loaded))
-            Server(app, lambda: print(message, flush=True)).serve_until_signal(listening)
+            Server(app, lambda: print(message, flush=True), _end_at_once).serve_until_signal(listening)
+
+
+def _end_at_once() -> NoReturn:
+    """End the process. Without this, Python would wait until the running batch is finished."""
+    print("stopped at once; running requests were ended", file=sys.stderr, flush=True)
+    os._exit(STOPPED)
 
 
 def _name_of(folder: Path) -> str:

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tiny_audio.config import Stopped, UserError
+from tiny_audio.config import UserError
 from tiny_audio.serving.metrics import LOG
 
 HEAD_S = 20.0
@@ -65,9 +65,15 @@ class Server(uvicorn.Server):
     Args:
         app: the application.
         on_started: called when the server accepts requests and handles signals.
+        end_at_once: called after a second Ctrl-C if requests are still running. It ends the process.
     """
 
-    def __init__(self, app: FastAPI, on_started: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        on_started: Callable[[], object] = lambda: None,
+        end_at_once: Callable[[], object] = lambda: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -85,7 +91,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_SHUTDOWN_S,
             )
         )
-        self._on_started = on_started
+        self._on_started, self._end_at_once = on_started, end_at_once
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and report it."""
@@ -93,18 +99,14 @@ class Server(uvicorn.Server):
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish the running requests."""
+        """Finish the running requests, unless there is a second Ctrl-C."""
         if self.server_state.tasks:
             LOG.info("stopping when the running requests are finished; Ctrl-C ends them")
         await super().shutdown(sockets)
+        if self.force_exit:
+            self._end_at_once()
 
     def serve_until_signal(self, listening: socket.socket) -> None:
-        """Serve until SIGTERM or Ctrl-C. Then finish the running requests. A second Ctrl-C ends them.
-
-        Raises:
-            Stopped: running requests were ended.
-        """
+        """Serve until SIGTERM or Ctrl-C. Then finish the running requests."""
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal after it has finished
             self.run(sockets=[listening])
-        if self.force_exit:
-            raise Stopped("stopped at once; running requests were ended")
