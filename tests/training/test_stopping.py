@@ -23,7 +23,8 @@ from tests.support.training import (
     run,
     steps_kept,
 )
-from tiny_audio.config import Stopped
+from tiny_audio.config import Stopped, UserError
+from tiny_audio.decoders import load_tokenizer
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopAsked, StopSignal
 
@@ -49,6 +50,22 @@ def send(*numbers: signal.Signals) -> Callable[[], None]:
 
 
 # --- one signal, two signals
+
+
+def test_a_signal_while_a_library_reads_a_file_is_not_an_error_in_the_file(tmp_path: Path) -> None:
+    def load(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE_S)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.AutoTokenizer.from_pretrained", load)
+        with pytest.raises(Stopped, match="SIGTERM"), StopSignal():
+            load_tokenizer(str(tmp_path), None)
+
+
+def test_an_error_in_a_file_remains_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer"), StopSignal():
+        load_tokenizer(str(tmp_path), None)
 
 
 def test_two_signals_at_once_are_one(document: Document, tmp_path: Path) -> None:

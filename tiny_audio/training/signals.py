@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from tiny_audio.config import Stopped
+from tiny_audio.config import Stopped, UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CONTINUE = "all work so far is saved; the same command continues"
@@ -47,6 +47,12 @@ class StopSignal:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        # Code that handles every Exception of a library may report the stop as an error in a file.
+        cause: BaseException | None = error if isinstance(error, UserError) else None
+        while cause is not None and not isinstance(cause, Stopped):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
 
     @contextmanager
     def deferred(self, lost: Callable[[], str]) -> Iterator[None]:
