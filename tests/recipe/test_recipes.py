@@ -75,6 +75,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         document[kind] = tiny.model_dump(mode="json") | kept
     if document["ctc"] is not None:
         document["ctc"]["init"] = "random"
+    if document["alignment"] is not None and document["alignment"]["alone_steps"] is not None:
+        document["alignment"]["alone_steps"] = 1
     clips = {"name": "manifest", "path": str(write_clips(folder, 4))}
     document["data"] |= {"train": {"clips": clips}, "evaluation": {"held_out": clips}}
     document["data"] |= {"min_duration_s": 0.3, "max_duration_s": 10.0}

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.models import assemble, batch
-from tests.support.training import gather, logged, make_trainer, parse
+from tests.support.training import ActingCallback, gather, logged, make_trainer, parse, recipe_on
 from tiny_audio.ctc import AlignmentConfig
 from tiny_audio.model.alignment import AlignmentLoss
+from tiny_audio.recipe._cross_field_rules import cross_field_errors
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 MODEL, TOKENIZER = assemble()
@@ -99,6 +100,13 @@ def test_the_weight_falls_to_zero() -> None:
     assert AlignmentConfig(weight=0.5).weight_at(10**6) == 0.5
 
 
+def test_the_weight_falls_after_the_steps_without_the_decoder() -> None:
+    config = AlignmentConfig(weight=0.5, steps=10, alone_steps=4)
+    assert [config.weight_at(step) for step in (0, 3, 4, 9, 14)] == [0.5, 0.5, 0.5, 0.25, 0.0]
+    assert [config.is_alone(step) for step in (0, 3, 4)] == [True, True, False]
+    assert not AlignmentConfig().is_alone(0)
+
+
 # --- runs
 
 
@@ -120,6 +128,31 @@ def test_a_run_logs_it(document: Document, tmp_path: Path) -> None:
     assert total == pytest.approx([one + 0.5 * other for one, other in zip(decoder, aligned, strict=True)])
     assert ctc == [None] * 4
     assert logged(folder, "unaligned_clips") == sorted(logged(folder, "unaligned_clips"))
+
+
+def test_first_steps_leave_out_the_decoder(tmp_path: Path) -> None:
+    document = changed(recipe_on(tmp_path), training__steps=4, execution__log_every=3, alignment={"alone_steps": 2})
+    moved: set[str] = set()
+    callback = ActingCallback(2, lambda: moved.update(name for name in initial if changes(name)))
+    trainer = make_trainer(document, tmp_path / "run", callback=callback)
+    initial = {name: tensor.clone() for name, tensor in trainer.bare_model.named_parameters() if tensor.requires_grad}
+
+    def changes(name: str) -> bool:
+        return not torch.equal(trainer.bare_model.get_parameter(name), initial[name])
+
+    trainer.run()
+    assert [step for step, _ in callback.steps] == [2, 3, 4]
+    assert {name.split(".")[0] for name in initial} == {"encoder", "projector", "decoder"}
+    assert {name.split(".")[0] for name in moved} == {"encoder", "projector"}
+    assert any(changes(name) for name in initial if name.startswith("decoder"))
+    assert [loss is None for loss in logged(tmp_path / "run", "decoder_loss")] == [True, False, False]
+    assert min(logged(tmp_path / "run", "alignment_loss")) > 0
+
+
+def test_steps_without_the_decoder_end_before_the_run(document: Document) -> None:
+    for alone_steps, expected in ((3, []), (4, ["alignment.alone_steps"])):
+        recipe = parse(changed(document, alignment={"alone_steps": alone_steps}))
+        assert [place for place, _ in cross_field_errors(recipe)] == expected
 
 
 def test_without_the_section_nothing_changes(document: Document) -> None:

@@ -76,7 +76,9 @@ class ConsoleCallback:
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Update the progress bar. Without a terminal, print a line every 100 steps."""
-        losses = f"loss {values['decoder_loss']:.3f}"
+        decoder_loss = values["decoder_loss"]
+        aligns = decoder_loss is None  # the decoder is left out
+        losses = f"alignment {values['alignment_loss']:.3f}" if aligns else f"loss {decoder_loss:.3f}"
         if values["ctc_loss"] is not None:
             losses += f", CTC {values['ctc_loss']:.3f}"
         speed = f"{values['audio_hours_per_hour']:.0f} h/h"

@@ -162,6 +162,7 @@ class TinyAudioModel(SavedModel):
         linear_cross_entropy: LinearCrossEntropy | None = None,
         frames: Frames | None = None,
         contexts: Contexts | None = None,
+        skip_decoder: bool = False,
     ) -> TargetScores:
         """Compute teacher-forced losses.
 
@@ -176,10 +177,12 @@ class TinyAudioModel(SavedModel):
                 are computed first.
             frames: the encoder's frames of these clips, if they are known. Then the encoder is not run.
             contexts: see :meth:`splice`.
+            skip_decoder: whether to leave out the decoder's loss, which is then 0.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self._with_ctc_logits(frames) if frames else self.encode(waveforms, waveform_lengths, transform)
-        return self.score_frames(frames, targets, ctc_targets, label_smoothing, linear_cross_entropy, contexts)
+        settings = (label_smoothing, linear_cross_entropy, contexts, skip_decoder)
+        return self.score_frames(frames, targets, ctc_targets, *settings)
 
     def score_frames(
         self,
@@ -189,14 +192,18 @@ class TinyAudioModel(SavedModel):
         label_smoothing: float = 0.0,
         linear_cross_entropy: LinearCrossEntropy | None = None,
         contexts: Contexts | None = None,
+        skip_decoder: bool = False,
     ) -> TargetScores:
         """Compute the losses of :meth:`forward` from frames of :meth:`encode`. ``ctc_targets`` None: no CTC loss."""
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
         audio, audio_lengths = self.projector(frames)
-        settings = (label_smoothing, linear_cross_entropy, contexts)
-        decoder_loss = self.score_embeddings(audio, audio_lengths, targets, *settings)
+        if skip_decoder:
+            decoder_loss = torch.zeros(len(targets), device=audio.device)
+        else:
+            settings = (label_smoothing, linear_cross_entropy, contexts)
+            decoder_loss = self.score_embeddings(audio, audio_lengths, targets, *settings)
         if self.alignment is None or not self.training:
             return TargetScores(decoder_loss, ctc_loss)
         return TargetScores(decoder_loss, ctc_loss, *self.alignment(self.decoder, audio, audio_lengths, targets))

@@ -27,7 +27,11 @@ class Work:
     embeddings_per_s: float
 
     def flops(
-        self, durations_s: Sequence[float], num_tokens: Sequence[int], context_tokens: Sequence[int] | None = None
+        self,
+        durations_s: Sequence[float],
+        num_tokens: Sequence[int],
+        context_tokens: Sequence[int] | None = None,
+        skip_decoder: bool = False,
     ) -> float:
         """Return the total FLOPs of several clips.
 
@@ -35,9 +39,12 @@ class Work:
             durations_s: duration of each clip, without padding.
             num_tokens: number of tokens of each clip's transcript, end token included.
             context_tokens: number of tokens of each clip's context. None if there are no contexts.
+            skip_decoder: whether the decoder is left out.
         """
         seconds, tokens = np.asarray(durations_s, dtype=np.float64), np.asarray(num_tokens, dtype=np.float64)
         by_audio = np.stack([np.ones_like(seconds), seconds, seconds**2]).sum(1) @ self.audio
+        if skip_decoder:
+            return float(by_audio)
         positions = _positions(self.prompt_tokens, self.embeddings_per_s, seconds, tokens)
         if context_tokens is not None:
             positions = positions + np.asarray(context_tokens, dtype=np.float64)

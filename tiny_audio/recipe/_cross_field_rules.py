@@ -193,6 +193,13 @@ def _optimization(recipe: Recipe) -> Errors:
             "training.warmup_steps",
             f"{training.warmup_steps} must be less than training.steps, {training.steps}; lower it",
         )
+    alignment = recipe.alignment
+    if alignment is not None and alignment.alone_steps is not None and alignment.alone_steps >= training.steps:
+        yield (
+            "alignment.alone_steps",
+            f"{alignment.alone_steps} must be less than training.steps, {training.steps}, because the decoder is not "
+            "trained in these steps; lower it",
+        )
     if training.schedule == "constant" and training.final_learning_rate_ratio:
         yield "training.final_learning_rate_ratio", "has no effect with schedule: constant; set it to 0"
     for beta in training.adam_betas:

@@ -62,8 +62,8 @@ class Ledger:
         if not progress.logged:
             progress.logged = self._sums()
 
-    def amounts(self, batches: Sequence[Batch]) -> Amounts:
-        """Return the amounts of this process's batches in a step."""
+    def amounts(self, batches: Sequence[Batch], skip_decoder: bool = False) -> Amounts:
+        """Return the amounts of this process's batches in a step, in which the decoder may have been left out."""
         seconds = [length / SAMPLE_RATE for batch in batches for length in batch.lengths.tolist()]
         tokens = [len(row) for batch in batches for row in batch.targets]
         contexts = [len(row) for batch in batches for row in batch.contexts or [()] * len(batch.targets)]
@@ -71,7 +71,7 @@ class Ledger:
             sum(batch.audio_s for batch in batches),
             sum(batch.padded_s for batch in batches),
             sum(tokens),
-            self._work.flops(seconds, tokens, contexts if any(contexts) else None) if self._work else 0.0,
+            self._work.flops(seconds, tokens, contexts if any(contexts) else None, skip_decoder) if self._work else 0.0,
             self.joules(),
         )
 

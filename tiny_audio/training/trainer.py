@@ -101,7 +101,9 @@ class Trainer:
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
             # Buffers do not change in training, because batch norms are frozen.
-            self.model = DistributedDataParallel(model, forward_sync_buffers=False)
+            # In some steps, no gradient reaches the decoder's adapters.
+            unused = recipe.alignment is not None and recipe.alignment.alone_steps is not None
+            self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
             compile_layers(model, self.device)
         fused = recipe.execution.fused_cross_entropy
@@ -224,21 +226,27 @@ class Trainer:
                 linear_cross_entropy=self.linear_cross_entropy,
                 frames=frames,
                 contexts=batch.contexts,
+                skip_decoder=self._skips_decoder(self.progress.step),
             )
         return scores.weighted(micro_batch.weight)
+
+    def _skips_decoder(self, step: int) -> bool:
+        return self.recipe.alignment is not None and self.recipe.alignment.is_alone(step)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
         """Update the counts, then log and evaluate if this step requires it."""
         execution, progress = self.recipe.execution, self.progress
         last = step.batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
-        own = self.ledger.amounts([micro_batch.batch for micro_batch in step.batches if micro_batch.weight])
+        used = [micro_batch.batch for micro_batch in step.batches if micro_batch.weight]
+        own = self.ledger.amounts(used, self._skips_decoder(progress.step - 1))
         sums = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops, own.joules])
         audio_s, padded_s, tokens, flops, joules = sums
         self.ledger.add_step(Amounts(audio_s, padded_s, int(tokens), flops, joules), step.wall_s)
         if execution.log_clips:
             self._write(lambda: self._log_clips(step.batches))
-        if progress.step % execution.log_every == 0 or progress.step == self.config.steps:
+        alone_steps = self.recipe.alignment.alone_steps if self.recipe.alignment else None
+        if progress.step % execution.log_every == 0 or progress.step in (alone_steps, self.config.steps):
             self._write(lambda: self._log(step.result.gradient_norm))
             progress.start_window()
         if self._selection.is_due(progress):
@@ -301,19 +309,19 @@ class Trainer:
             self._clips_log.write(self.progress.step, epoch=micro_batch.epoch, batch=micro_batch.index, clips=clips)
 
     def _log(self, gradient_norm: float) -> None:
-        progress, ctc = self.progress, self.recipe.ctc
+        progress, ctc, alignment = self.progress, self.recipe.ctc, self.recipe.alignment
         decoder_loss = progress.window_decoder_loss / progress.window_tokens if progress.window_tokens else math.nan
         ctc_loss = progress.window_ctc_loss / max(1, progress.window_labels) if ctc else None
         loss = decoder_loss + (ctc.weight * ctc_loss if ctc and ctc_loss is not None else 0.0)
         aligned: dict[str, Any] = {}
-        if self.recipe.alignment is not None:
+        if alignment is not None:
             alignment_loss = progress.window_alignment_loss / max(1, progress.window_tokens)
-            loss += self.recipe.alignment.weight_at(progress.step - 1) * alignment_loss
+            loss += alignment.weight_at(progress.step - 1) * alignment_loss
             aligned = {"alignment_loss": alignment_loss, "unaligned_clips": progress.unaligned_clips}
         values = {
             "epoch": progress.epoch,
             "loss": loss,
-            "decoder_loss": decoder_loss,
+            "decoder_loss": None if self._skips_decoder(progress.step - 1) else decoder_loss,
             "ctc_loss": ctc_loss,
             **aligned,
             "learning_rate": learning_rate(self.config, progress.step - 1),

@@ -120,10 +120,10 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
     train = [row for row in metrics if row.get("kind") == "train"]
     scores = [row for row in metrics if row.get("kind") == "evaluation"]
     sets = dict.fromkeys(str(row.get("set")) for row in scores)
-    losses = {"loss": "loss", "decoder_loss": "decoder", "ctc_loss": "CTC"}
+    losses = {"loss": "loss", "decoder_loss": "decoder", "ctc_loss": "CTC", "alignment_loss": "alignment"}
     loss = [Series(name, _points(train, key)) for key, name in losses.items()]
-    if not loss[2].points:
-        loss = loss[:1]  # without a CTC head, the loss equals the decoder's loss
+    if not any(series.points for series in loss[2:]):
+        loss = loss[:1]  # without other losses, the loss equals the decoder's loss
     wer, bits = (
         [Series(name, _points([row for row in scores if str(row.get("set")) == name], key)) for name in sets]
         for key in ("wer", "bits_from_audio")

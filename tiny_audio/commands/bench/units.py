@@ -170,7 +170,7 @@ def train(
     progress, curve = Progress(), list[tuple[int, float]]()
     optimizer = build_optimizer(model, recipe)
     model.train()
-    loop = TrainingLoop(model, optimizer, recipe, partial(_score, model, recipe), budget, progress)
+    loop = TrainingLoop(model, optimizer, recipe, partial(_score, model, recipe, progress), budget, progress)
     for _ in loop.steps(_endless(epochs)):
         if progress.step % recipe.execution.log_every == 0 and progress.window_tokens:
             curve.append((progress.step, progress.window_decoder_loss / progress.window_tokens))
@@ -190,10 +190,16 @@ def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[Train
         epoch += 1
 
 
-def _score(model: TinyAudioModel, recipe: Recipe, batch: TrainingBatch) -> TargetScores:
-    config = recipe.training
+def _score(model: TinyAudioModel, recipe: Recipe, progress: Progress, batch: TrainingBatch) -> TargetScores:
+    config, alignment = recipe.training, recipe.alignment
     with autocast(config.precision, model.device):
-        return model.score_frames(batch.frames(), batch.targets, batch.ctc_targets, config.label_smoothing)
+        return model.score_frames(
+            batch.frames(),
+            batch.targets,
+            batch.ctc_targets,
+            config.label_smoothing,
+            skip_decoder=alignment is not None and alignment.is_alone(progress.step),
+        )
 
 
 def decode(
