@@ -18,9 +18,10 @@ export async function openMicrophone(onSamples, onLost) {
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
   });
   const release = () => stream.getTracks().forEach((track) => track.stop());
+  let context;
   try {
     const source = sourceOf(stream);
-    const context = source.context;
+    context = source.context;
     await context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
     const worklet = new AudioWorkletNode(context, "samples", { channelCount: 1, channelCountMode: "explicit" });
     const ended = new Promise((resolve) => {
@@ -41,6 +42,7 @@ export async function openMicrophone(onSamples, onLost) {
     };
   } catch (error) {
     release();
+    context?.close(); // Browsers allow only a few.
     throw error;
   }
 }
