@@ -18,6 +18,7 @@ import torch
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference import chunking
 from tiny_audio.projectors import PROJECTORS
 
 # No test cuts the power, and flushing files to the disk would take a tenth of the time of a run.
@@ -53,6 +54,14 @@ def tiny_recipe(folder: Path) -> Document:
         "evaluation": {"encoder_system_clips": 0},
         "execution": {"device": "cpu", "log_every": 5},
     }
+
+
+@pytest.fixture(scope="module")
+def pauses_by_loudness() -> Iterator[None]:
+    """Find pauses without silero-vad, because the sounds of many tests are noise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunking, "silero", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def recipe(case: Case, folders: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("pauses_by_loudness")
 @pytest.mark.parametrize("case", cases(whole()))
 def test_a_folder_that_works(case: Case, folders: Path, tmp_path: Path, call: Output) -> None:
     path = recipe(case, folders, tmp_path)

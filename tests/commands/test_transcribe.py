@@ -31,6 +31,7 @@ from tiny_audio.frames import SAMPLE_RATE
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.usefixtures("pauses_by_loudness")
 def test_every_format_tells_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = place / "audio" / "deep" / "long.flac"
     (row,) = json.loads(call(capsys, place / "model", long, "--format", "json", "--words")[1])

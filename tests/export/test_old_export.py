@@ -62,6 +62,7 @@ def test_load_model() -> None:
         assert transcript.text == transcript.ctc_text == EXPECTED["pipeline"][name]
 
 
+@pytest.mark.usefixtures("pauses_by_loudness")
 @pytest.mark.parametrize("flags", [[], ["--no-filters"]], ids=["filtered", "unfiltered"])
 def test_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []

@@ -16,6 +16,7 @@ import torchaudio
 from tests.support.paths import SHARED
 from tiny_audio.audio.load import load_audio
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference import filters
 from tiny_audio.inference.filters import (
     boost_quiet,
     collapse_impossible_repeats,
@@ -57,6 +58,19 @@ def test_non_speech_is_classified(level: float) -> None:
     assert reason_of(level * melody()) == "tones"
     assert reason_of(level * np.sin(2 * np.pi * 440 * seconds(2))) in ("noise", "tones")
     assert reason_of(level * np.sin(2 * np.pi * (200 + 500 * seconds(2)) * seconds(2))) == "tones"
+
+
+def test_sounds_without_a_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    beeps = 0.1 * np.sin(2 * np.pi * (3000 * seconds(4) + 20 * np.sin(2 * np.pi * 6 * seconds(4))))
+    beeps *= np.sin(2 * np.pi * 3 * seconds(4)) > 0
+    clicks = 1e-4 * rng.standard_normal(4 * SAMPLE_RATE)
+    for start in range(3200, 60_000, 4800):
+        clicks[start : start + 800] += np.diff(rng.standard_normal(801)) * np.exp(-np.arange(800) / 80) * 0.1
+    assert reason_of(clicks) == "no_voice"
+    assert reason_of(beeps) is not None
+    monkeypatch.setattr(filters, "silero", lambda: None)
+    assert reason_of(clicks) is None
 
 
 def test_silence() -> None:

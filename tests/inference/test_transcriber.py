@@ -22,7 +22,7 @@ from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 from tiny_audio.model.prompt import Context
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 
 
 def burst(duration_s: float, seed: int = 0) -> Tensor:
@@ -199,7 +199,7 @@ def test_the_ctc_head_checks_the_text(ctc_text: str, decoder_text: str, text: st
     frames = Frames(torch.zeros(1, logits.shape[1], 4), torch.tensor([logits.shape[1]]), 50.0, logits)
     chunk = Chunk(SAMPLE_RATE, burst(logits.shape[1] / 50))
     transcript = Transcript(decoder_text, ctc_text, False)
-    segment = Transcriber(model, tokenizer)._segment(chunk, transcript, frames, True)
+    segment = Transcriber(model, tokenizer)._segment(chunk, transcript, frames)
     assert (segment.text, segment.suppressed) == (text, reason)
     assert segment.words is not None
     assert [word.text for word in segment.words] == text.split()
@@ -225,9 +225,9 @@ def test_without_a_head_only_impossible_repeats_are_collapsed() -> None:
     chunk, frames = Chunk(0, burst(1.0)), Frames(torch.zeros(1, 50, 4), torch.tensor([50]), 50.0)
     transcript = Transcript("no no no no", None, True)
     found = Transcriber(model, tokenizer)
-    looped = found._segment(chunk, transcript, frames, False)
+    looped = found._segment(chunk, transcript, frames)
     assert (looped.text, looped.suppressed, looped.truncated, looped.confidence) == ("no", "loop", True, None)
-    ended = found._segment(chunk, replace(transcript, truncated=False), frames, False)
+    ended = found._segment(chunk, replace(transcript, truncated=False), frames)
     assert (ended.text, ended.suppressed) == ("no no no no", None)
 
 

@@ -21,7 +21,7 @@ from tiny_audio.inference.segments import Segment
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.serving.engine import Engine
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 
 
 class Recorded(Transcriber):

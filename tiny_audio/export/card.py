@@ -226,9 +226,12 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     yield "It learned the languages, voices and recording conditions of its training data. Others were not " + (
         f"tested, except in the set{'s' * (len(sets) > 1)} above." if sets else "tested."
     )
-    longest = report["recipe"]["data"]["max_duration_s"]
+    durations = report["training"].get("clip_durations")
+    bounds = f"at most {report['recipe']['data']['max_duration_s']:g} s"
+    if durations:
+        bounds = f"{durations['min_s']:g} to {durations['max_s']:g} s (median {durations['median_s']:g} s)"
     yield (
-        f"It was trained on clips of at most {longest:g} s. Recordings that are longer than {LONGEST_CHUNK_S:g} s or "
+        f"It was trained on clips of {bounds}. Recordings that are longer than these, than {LONGEST_CHUNK_S:g} s or "
         "than its encoder accepts are split at pauses."
     )
     for name, scores in sets.items():

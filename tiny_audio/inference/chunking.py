@@ -1,43 +1,62 @@
-"""Cut long recordings into chunks at pauses. Pauses are found by loudness. The memory needed is bounded."""
+"""Cut long recordings into chunks at pauses. The memory needed is bounded.
+
+Pauses are where :mod:`tiny_audio.inference.voice_activity` finds no speech. If silero-vad is not installed, they are
+where the audio is soft.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
-
-FRAME = SAMPLE_RATE // 100
-"""Samples in an analysis frame of 10 ms."""
+from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Levels, Loudness, speech_level
+from tiny_audio.inference.voice_activity import MARGIN_S, silero
 
 PAUSE_S = 0.5
 """Minimum duration of a pause that ends a chunk. Pauses between sentences are longer, and pauses between words are
 shorter."""
-MARGIN_S = 0.1
-"""Duration of the part of a pause that is kept at each end of a chunk, because it may contain soft consonants."""
+BRIEF_PAUSE_S = 0.1
+"""Minimum duration of a pause at which a chunk of at least the usual duration is cut. It is the shortest silence of
+silero-vad's defaults."""
+_MAYBE = 0.1
+"""Audio is left out as a pause only if the probability of speech is below this value."""
 _SHORTEST_S = 0.03
 """A sound between two pauses is treated as a click, not as speech, if it is shorter than this."""
-_STRETCH = 3000
-"""Number of frames in a stretch, which has one threshold. The threshold is computed from the stretch and from the same
-number of frames before and after it."""
-# Number of frames in the moving average that smooths powers (50 ms).
-_SMOOTHED = 5
-_PAUSE, _MARGIN, _SHORTEST = (round(s * SAMPLE_RATE / FRAME) for s in (PAUSE_S, MARGIN_S, _SHORTEST_S))
+_MAX_OVERLAP_S, _MAX_SHARED = 2.0, 0.25
+"""Maximum overlap of two chunks, in seconds and as a share of the maximum duration of a chunk."""
+_SMOOTHED = 11
+"""Number of frames in the moving average that finds the softest moment (0.11 s)."""
 
-_QUIETEST_DB = -110.0
-"""Minimum level of a frame, so that digital silence has a finite level. It is below the noise of 16-bit samples."""
-_ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
-"""A frame is speech if it is at least ``_ABOVE_FLOOR_DB`` above the noise floor and at most ``_BELOW_SPEECH_DB`` below
-the loudest frames. If the difference between the noise floor and the loudest frames is small, any frame that is at most
-``_RANGE_DB`` below the loudest frames is speech."""
 
-Levels = NDArray[np.float64]
+def _frames(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE / FRAME)
+
+
+_PAUSE, _BRIEF_PAUSE, _MARGIN, _SHORTEST = map(_frames, (PAUSE_S, BRIEF_PAUSE_S, MARGIN_S, _SHORTEST_S))
+
+
+@dataclass(frozen=True)
+class ChunkDurations:
+    """The durations of chunks."""
+
+    max_s: float
+    """A recording of at most this duration is one chunk."""
+    longest_s: float
+    """Maximum duration of the chunks of a longer recording."""
+    usual_s: float
+    """A chunk of at least this duration is cut at a brief pause if there is no longer one."""
+
+    @classmethod
+    def up_to(cls, max_s: float) -> ChunkDurations:
+        """Return the durations for a model whose usual durations are unknown."""
+        return cls(max_s, max_s, max_s / 2)
 
 
 @dataclass(frozen=True)
@@ -48,125 +67,124 @@ class Chunk:
     """Start in samples from the beginning of the recording."""
     waveform: Tensor
     """``[S]`` float32 at 16 kHz."""
+    overlap: int = 0
+    """Samples at its end that are also at the beginning of the next chunk."""
 
 
-def chunk_recording(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator[Chunk]:
-    """Yield a recording of at most ``max_duration_s`` as one chunk, or the chunks of a longer recording.
+def chunk_recording(blocks: Iterable[Tensor], durations: ChunkDurations) -> Iterator[Chunk]:
+    """Yield a recording of at most the maximum duration as one chunk, or the chunks of a longer recording.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
-        max_duration_s: maximum duration of a chunk.
+        durations: the durations of chunks.
     """
     iterator, begun, samples = iter(blocks), list[Tensor](), 0
     for block in iterator:
         begun.append(block)
         samples += len(block)
-        if samples > max_duration_s * SAMPLE_RATE:
-            yield from split_at_pauses(chain(begun, iterator), max_duration_s)
+        if samples > durations.max_s * SAMPLE_RATE:
+            yield from split_at_pauses(chain(begun, iterator), durations)
             return
     if samples:
         yield Chunk(0, torch.cat(begun))
 
 
-def split_at_pauses(blocks: Iterable[Tensor], max_duration_s: float) -> Iterator[Chunk]:
+def split_at_pauses(
+    blocks: Iterable[Tensor], durations: ChunkDurations, activity: Activity | None = None
+) -> Iterator[Chunk]:
     """Cut a recording at its pauses, and leave the pauses out.
 
-    If there is no pause for ``max_duration_s``, the recording is cut at the softest moment of the second half of that
-    time. The chunks do not depend on how the recording is divided into blocks. Only a few minutes of audio are in
-    memory.
+    A pause of 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest brief pause
+    after the usual duration. If there is none, it is cut at a soft moment, and the next chunk begins at an earlier soft
+    moment. The two chunks overlap, so that each word near the cut is whole in one of them. The chunks do not depend on
+    how the recording is divided into blocks. Only a few minutes of audio are in memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
-        max_duration_s: maximum duration of a chunk.
+        durations: the durations of chunks.
+        activity: finds the pauses. None uses silero-vad, or loudness if it is not installed.
     """
-    chunker = _Chunker(int(max_duration_s * SAMPLE_RATE / FRAME))
-    held, first = torch.zeros(0), 0  # audio that may still be needed, and the index of its first sample
-    powers, first_power = np.zeros(0), 0  # powers that may still be needed, and the index of their first frame
-    measured = judged = 0
+    activity = activity or _default_activity()
+    chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s))
+    held, first, judged = torch.zeros(0), 0, 0  # audio that may still be needed, and the index of its first sample
     endings: list[Tensor | None] = [None]
-    for block in chain(blocks, endings):
+    for block in chain(_of_a_second(blocks), endings):
         if block is not None:
             held = torch.cat([held, block])
-        new = held[max(0, measured * FRAME - 1 - first) :]
-        powers = np.concatenate([powers, _powers(new, has_previous=measured > 0, ended=block is None)])
-        measured = first_power + len(powers)
-        while measured - judged >= 2 * _STRETCH or (block is None and judged < measured):
-            stop = min(judged + _STRETCH, measured)
-            smooth = _levels(powers[: judged + 2 * _STRETCH - first_power])
-            speech_db = _threshold(smooth)
-            for index in range(judged, stop):
-                level = float(smooth[index - first_power])
-                for start, end in chunker.add_frame(index, level, level > speech_db):
-                    yield _cut_out(held, first, start, end)
-            judged = stop
-            dropped = max(first_power, judged - _STRETCH)
-            powers, first_power = powers[dropped - first_power :], dropped
-            keep = min(chunker.first_needed(judged), judged) * FRAME - 1
-            if keep > first:
-                held, first = held[keep - first :].clone(), keep
-    for start, end in chunker.end():
-        yield _cut_out(held, first, start, end)
+        for level, probability in activity.end() if block is None else activity.add(block):
+            for span in chunker.add_frame(judged, level, probability):
+                yield _cut_out(held, first, span)
+            judged += 1
+        keep = min(chunker.first_needed(judged), judged) * FRAME
+        if keep > first:
+            held, first = held[keep - first :].clone(), keep
+    for span in chunker.end():
+        yield _cut_out(held, first, span)
 
 
-def _cut_out(held: Tensor, first: int, start: int, end: int) -> Chunk:
-    return Chunk(start * FRAME, held[start * FRAME - first : end * FRAME - first].clone())
+def _of_a_second(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield blocks of at least a second, because each block is copied together with all audio that is held."""
+    gathered: list[Tensor] = []
+    for block in blocks:
+        gathered.append(block)
+        if sum(map(len, gathered)) >= SAMPLE_RATE:
+            yield torch.cat(gathered)
+            gathered = []
+    if gathered:
+        yield torch.cat(gathered)
 
 
-def _powers(audio: Tensor, *, has_previous: bool, ended: bool) -> Levels:
-    """Return the mean square of each frame, after a pre-emphasis that attenuates rumble.
-
-    Args:
-        audio: samples of the frames. If ``has_previous`` is True, the sample before the first frame comes first.
-        has_previous: whether ``audio`` begins with the sample before the first frame.
-        ended: whether the recording has ended, so that an incomplete last frame is padded with zeros.
-    """
-    samples = audio.double().numpy()
-    sharpened = samples[1:] - 0.97 * samples[:-1]
-    if not has_previous:
-        sharpened = np.concatenate([samples[:1] * 0.03, sharpened])
-    if ended:
-        sharpened = np.pad(sharpened, (0, -len(sharpened) % FRAME))
-    whole = sharpened[: len(sharpened) // FRAME * FRAME].reshape(-1, FRAME)
-    return np.asarray((whole**2).mean(1))
+def _default_activity() -> Activity:
+    network = silero()
+    return Loudness() if network is None else LearnedActivity(network)
 
 
-def _levels(powers: Levels) -> Levels:
-    """Return the levels in decibels relative to full scale, smoothed over 50 ms."""
-    smooth = np.convolve(powers, np.ones(_SMOOTHED) / _SMOOTHED, "same")
-    return np.asarray(10 * np.log10(np.maximum(smooth, 10 ** (_QUIETEST_DB / 10))))
+@dataclass(frozen=True)
+class _Span:
+    """A chunk in frames."""
+
+    start: int
+    end: int
+    overlap: int = 0
+    """Frames at its end that are also in the next chunk."""
 
 
-def _threshold(levels: Levels) -> float:
-    """Return the level above which a frame is speech."""
-    floor, loud = np.percentile(levels, [10, 99])
-    return float(min(max(floor + _ABOVE_FLOOR_DB, loud - _BELOW_SPEECH_DB), loud - _RANGE_DB))
+def _cut_out(held: Tensor, first: int, span: _Span) -> Chunk:
+    start, end = span.start * FRAME - first, span.end * FRAME - first
+    return Chunk(span.start * FRAME, held[start:end].clone(), span.overlap * FRAME)
 
 
 @dataclass
 class _Chunker:
-    """Receives frames one by one, and yields chunks as (first frame, end)."""
+    """Receives frames one by one, and yields chunks."""
 
     longest: int
+    usual: int
     start: int | None = None
     last: int = 0
-    """The last frame with speech."""
+    """The last frame that may be speech."""
     free_from: int = 0
     """The end of the previous chunk."""
-    history: list[tuple[float, bool]] = field(default_factory=list)
-    """Level of each frame since ``start``, and whether the frame is speech."""
+    history: list[tuple[float, float]] = field(default_factory=list)
+    """Level and probability of speech of each frame since ``start``."""
+    waiting: _Span | None = None
+    """A chunk whose end is in the current chunk. It waits until the current chunk has speech of its own."""
 
     def first_needed(self, judged: int) -> int:
         """Return the first frame that may still become part of a chunk."""
+        if self.waiting is not None:
+            return self.waiting.start
         return max(self.free_from, judged - _MARGIN) if self.start is None else self.start
 
-    def add_frame(self, index: int, level: float, active: bool) -> Iterator[tuple[int, int]]:
-        """Add the next frame, and yield a chunk if this frame closes it."""
+    def add_frame(self, index: int, level: float, probability: float) -> Iterator[_Span]:
+        """Add the next frame, and yield the chunks that it completes."""
+        active = probability >= _MAYBE
         if self.start is None:
             if not active:
                 return
             self.start = max(self.free_from, index - _MARGIN)
-            self.history = [(np.inf, False)] * (index - self.start)
-        self.history.append((level, active))
+            self.history = [(np.inf, 1.0)] * (index - self.start)
+        self.history.append((level, probability))
         if active:
             self.last = index
         if index - self.last >= _PAUSE:
@@ -174,25 +192,69 @@ class _Chunker:
         elif len(self.history) >= self.longest:
             yield from self._cut()
 
-    def end(self) -> Iterator[tuple[int, int]]:
+    def end(self) -> Iterator[_Span]:
         """Yield the last chunk if it is still open at the end of the recording."""
         if self.start is not None:
             yield from self._close(min(self.last + 1 + _MARGIN, self.start + len(self.history)))
 
-    def _close(self, end: int) -> Iterator[tuple[int, int]]:
+    def _close(self, end: int) -> Iterator[_Span]:
         assert self.start is not None
-        if sum(active for _, active in self.history) >= _SHORTEST:
+        is_new = self.waiting is None or self.last >= self.waiting.end
+        if is_new and sum(probability >= _MAYBE for _, probability in self.history) >= _SHORTEST:
             self.free_from = end
-            yield self.start, end
+            yield from self._emitted(_Span(self.start, end))
+        elif self.waiting is not None:
+            # The waiting chunk has all speech of this one. Only the margin may be missing.
+            self.free_from = min(max(self.waiting.end, end), self.waiting.start + self.longest)
+            yield replace(self.waiting, end=self.free_from, overlap=0)
+            self.waiting = None
         self.start = None
 
-    def _cut(self) -> Iterator[tuple[int, int]]:
-        """Cut the chunk at the softest moment of its second half."""
+    def _cut(self) -> Iterator[_Span]:
+        """Cut the chunk at a brief pause, or at a soft moment with an overlap."""
         assert self.start is not None
-        levels = np.array([level for level, _ in self.history[self.longest // 2 :]])
-        smooth = np.convolve(levels, np.ones(11) / 11, "valid") if len(levels) >= 11 else levels
-        offset = self.longest // 2 + int(smooth.argmin()) + (len(levels) - len(smooth)) // 2
-        self.free_from = cut = self.start + max(1, offset)
-        yield self.start, cut
-        self.history = self.history[cut - self.start :]
-        self.start = cut if any(active for _, active in self.history) else None
+        pause = self._longest_brief_pause()
+        if pause is not None:
+            cut = next_start = self._softest(*pause)
+        else:
+            overlap = min(_frames(_MAX_OVERLAP_S), int(self.longest * _MAX_SHARED))
+            cut = self._softest(self.longest - overlap // 2, self.longest)
+            next_start = self._softest(cut - overlap, cut - overlap // 2)
+        span = _Span(self.start, self.start + cut, cut - next_start)
+        yield from self._emitted(span)
+        self.history = self.history[next_start:]
+        self.start = self.free_from = span.start + next_start
+        if not span.overlap and self.last < self.start:
+            self.start = None
+
+    def _emitted(self, span: _Span) -> Iterator[_Span]:
+        """Yield the waiting chunk, then this one, unless this one has to wait."""
+        if self.waiting is not None:
+            yield self.waiting
+        self.waiting = span if span.overlap else None
+        if not span.overlap:
+            yield span
+
+    def _longest_brief_pause(self) -> tuple[int, int] | None:
+        """Return the first frame and the end of the longest pause between the usual and the maximum duration.
+
+        A brief pause is found by its level, because silero-vad reacts too slowly to the shortest of these pauses.
+        """
+        levels = self._smooth_levels(_SMOOTHED // 2)
+        threshold = speech_level(levels[np.isfinite(levels)])
+        pauses, index = [], 0
+        for is_speech, group in itertools.groupby((levels > threshold).tolist()):
+            begin, index = index, index + len(list(group))
+            if not is_speech and index - begin >= _BRIEF_PAUSE and index > self.usual:
+                pauses.append((max(begin, 1), index))
+        return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
+
+    def _softest(self, begin: int, end: int) -> int:
+        """Return the frame in the middle of the softest moment within a span of the history."""
+        return max(1, begin + int(self._smooth_levels(_SMOOTHED)[begin:end].argmin()))
+
+    def _smooth_levels(self, num_frames: int) -> Levels:
+        """Return the levels of the history, averaged over an odd number of frames."""
+        levels = np.array([level for level, _ in self.history])
+        padded = np.pad(levels, num_frames // 2, mode="edge")
+        return np.asarray(np.convolve(padded, np.ones(num_frames) / num_frames, "valid"))

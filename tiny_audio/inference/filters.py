@@ -18,13 +18,15 @@ from torch import Tensor
 from tiny_audio import ctc
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.frames import SAMPLE_RATE, Frames
+from tiny_audio.inference.voice_activity import SpeechProbabilities, silero
 from tiny_audio.inference.word_times import Spelling
 from tiny_audio.model.decoding import Transcript
 
-Reason = Literal["silence", "noise", "tones", "ctc_silent", "ctc_disagrees", "loop"]
+NonSpeech = Literal["silence", "noise", "tones", "no_voice"]
+Reason = NonSpeech | Literal["ctc_silent", "ctc_disagrees", "loop"]
 """Why a text differs from the decoder's output:
 
-- ``silence``, ``noise``, ``tones``: the sound is not speech, so it was not decoded
+- ``silence``, ``noise``, ``tones``, ``no_voice``: the sound is not speech, so it was not decoded
 - ``ctc_silent``: the CTC head's own text is empty
 - ``ctc_disagrees``: the CTC head gives the text a much lower likelihood than the head's own text
 - ``loop``: words that were repeated many times are written once
@@ -34,6 +36,7 @@ EMPTY_BECAUSE: dict[Reason, str] = {
     "silence": "the recording is silent",
     "noise": "the sound is steady, like noise or a single tone (filter: noise)",
     "tones": "the sound consists of steady tones (filter: tones)",
+    "no_voice": "silero-vad finds no voice (filter: no_voice)",
     "ctc_silent": "the CTC head wrote nothing, so the decoder's text was suppressed (filter: ctc_silent)",
     "ctc_disagrees": "the CTC head rejects the decoder's text (filter: ctc_disagrees)",
     "loop": "the text only repeats itself (filter: loop)",
@@ -71,6 +74,12 @@ _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
 value. A sound consists of tones if its share of steady frames is above the second value, and its mean correlation is
 above the third value. Tones have at least 0.31 and 0.60, and speech has at most 0.18 and 0.57."""
 
+NO_VOICE = 0.03
+"""A sound has no voice if the probability of speech is below this value in every frame. The highest probability in a
+clip was at least 0.40 in recorded speech (AN4 and LibriSpeech), also in louder noise and in the bands and codecs of
+telephones. It was at least 0.035 in synthetic speech in the same conditions. White noise has up to 0.07 and melodies up
+to 0.91, so this rule does not replace those above. ``benchmarks/chunking.py`` measures these values."""
+
 # Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
 MAX_CHARACTERS_PER_S = 30.0
@@ -96,7 +105,7 @@ def boost_quiet(waveform: Tensor) -> Tensor:
     return louder
 
 
-def non_speech_reason(waveform: Tensor) -> Literal["silence", "noise", "tones"] | None:
+def non_speech_reason(waveform: Tensor) -> NonSpeech | None:
     """Return the class of a sound that is certainly not speech, or None if the sound may be speech.
 
     Even in loud noise, the spectrum of speech changes its shape and does not consist of steady tones. A single word in
@@ -107,16 +116,25 @@ def non_speech_reason(waveform: Tensor) -> Literal["silence", "noise", "tones"] 
     """
     samples = waveform.detach().cpu().double().numpy()
     last = max(0, len(samples) - _STRETCH)
-    reasons = set[Literal["silence", "noise", "tones"]]()
+    reasons = set[NonSpeech]()
     for start in [*range(0, last, _STRETCH // 2), last]:
         reason = _non_speech_reason(samples[start : start + _STRETCH])
         if reason is None:
-            return None
+            return "no_voice" if _has_no_voice(waveform) else None
         reasons.add(reason)
     return "noise" if "noise" in reasons else "tones" if "tones" in reasons else "silence"
 
 
-def _non_speech_reason(samples: Array) -> Literal["silence", "noise", "tones"] | None:
+def _has_no_voice(waveform: Tensor) -> bool:
+    """Whether silero-vad finds no voice in any frame. False if it is not installed."""
+    network = silero()
+    if network is None:
+        return False
+    found = SpeechProbabilities(network)
+    return max([*found.add(boost_quiet(waveform)), *found.end()]) < NO_VOICE
+
+
+def _non_speech_reason(samples: Array) -> NonSpeech | None:
     if float(np.abs(samples).max(initial=0.0)) < _SILENT_PEAK:
         return "silence"
     sharpened = np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])

@@ -163,6 +163,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         transcription = outputs["transcription"]
         if transcription.truncated:
             logger.warning("a transcript was truncated at max_new_tokens; raise it if the speech goes on")
+        if transcription.warning is not None:
+            logger.warning(transcription.warning)
         if transcription.why_empty is not None:
             logger.warning("a transcript is empty: %s", transcription.why_empty)
         result: dict[str, Any] = {"text": transcription.text}

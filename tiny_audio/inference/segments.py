@@ -44,11 +44,14 @@ class Transcription:
     duration_s: float
     segments: tuple[Segment, ...]
     """Segments in order. Pauses of a long recording have no segment."""
+    warning: str | None = None
+    """The reason why the text is unreliable, if the recording is far shorter than the clips that the model was trained
+    on."""
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], duration_s: float) -> Transcription:
+    def of(cls, segments: Sequence[Segment], duration_s: float, warning: str | None = None) -> Transcription:
         """Join the segments of a recording."""
-        return cls(" ".join(segment.text for segment in segments if segment.text), duration_s, tuple(segments))
+        return cls(" ".join(segment.text for segment in segments if segment.text), duration_s, tuple(segments), warning)
 
     @property
     def why_empty(self) -> str | None:
@@ -56,7 +59,7 @@ class Transcription:
         if self.text:
             return None
         if not self.segments:
-            return "no sound is louder than the background noise"
+            return "no speech was found"
         reasons = dict.fromkeys(segment.suppressed for segment in self.segments)
         return "; ".join("the model wrote nothing" if reason is None else EMPTY_BECAUSE[reason] for reason in reasons)
 

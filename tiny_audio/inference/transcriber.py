@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE, Frames
-from tiny_audio.inference.chunking import Chunk, chunk_recording
+from tiny_audio.inference.chunking import Chunk, ChunkDurations, chunk_recording
 from tiny_audio.inference.filters import Reason, boost_quiet, filter_text, non_speech_reason
+from tiny_audio.inference.joining import Joiner
 from tiny_audio.inference.segments import Segment, Transcription
-from tiny_audio.inference.word_times import Spelling, align, shifted
+from tiny_audio.inference.word_times import Spelling, align, evenly_spread, shifted
 from tiny_audio.model.context import ContextSettings, EncodedContext
 from tiny_audio.model.decoding import GenerationConfig, Transcript
 from tiny_audio.model.model import TinyAudioModel
@@ -70,8 +71,7 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._filter = filter_hallucinations
-        self.max_chunk_s = model.longest_clip_s(LONGEST_CHUNK_S)
-        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or the model's own limit if that is lower."""
+        self._durations = _chunk_durations(model)
         self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
 
     @property
@@ -86,6 +86,11 @@ class Transcriber:
             UserError: see :class:`tiny_audio.model.context.ContextEncoder`.
         """
         return self._context_encoder.encode(context)
+
+    @property
+    def max_chunk_s(self) -> float:
+        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or a lower limit of the model or its training clips."""
+        return self._durations.max_s
 
     @property
     def can_time_words(self) -> bool:
@@ -158,6 +163,7 @@ class Transcriber:
         report = on_progress or (lambda seconds: None)
         last: int | None = None  # the recording of the last chunk
         done: list[Segment] = []  # segments of the unfinished recording
+        joiner, trained = Joiner(keep_words=word_timestamps), self._model.clip_durations
         for pool in self._pools(recordings):
             chunks = [(index, item) for index, item in pool if isinstance(item, Chunk)]
 
@@ -175,19 +181,28 @@ class Transcriber:
                 self.transcribe_chunks(
                     [chunk for _, chunk in chunks],
                     contexts=own,
-                    word_timestamps=word_timestamps,
                     on_progress=report,
                     on_text=on_chunk_text if on_text else None,
                 )
             )
             for index, item in pool:
-                if isinstance(item, Chunk):
-                    done.append(next(segments))
-                    yield index, done[-1]
-                else:
+                finished = joiner.add(item, next(segments)) if isinstance(item, Chunk) else joiner.end()
+                for segment in finished:
+                    done.append(segment)
+                    yield index, segment
+                if isinstance(item, _End):
                     report(max(0.0, item.duration_s - sum(segment.duration_s for segment in done)))
-                    yield index, Transcription.of(done, item.duration_s)
+                    warning = trained.warning(item.duration_s) if trained else None
+                    yield index, Transcription.of(done, item.duration_s, warning)
                     done = []
+
+    def chunks(self, blocks: Iterable[Tensor]) -> Iterator[Chunk]:
+        """Cut a recording into chunks that suit the model.
+
+        Args:
+            blocks: mono float32 ``[S]`` at 16 kHz, in order.
+        """
+        return chunk_recording(blocks, self._durations)
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
         """Yield pools, each with enough chunks for several batches.
@@ -207,14 +222,6 @@ class Transcriber:
             pool.append((index, end))
         yield pool
 
-    def chunks(self, blocks: Iterable[Tensor]) -> Iterator[Chunk]:
-        """Yield the chunks of one recording.
-
-        Args:
-            blocks: mono float32 ``[S]`` at 16 kHz, in order.
-        """
-        return chunk_recording(blocks, self.max_chunk_s)
-
     def batch_size(self, longest: Chunk) -> int:
         """Return how many chunks fit into a batch in which ``longest`` is the longest."""
         return max(1, int(self._max_padded_s / max(len(longest.waveform) / SAMPLE_RATE, _LEAST_S)))
@@ -225,19 +232,22 @@ class Transcriber:
         chunks: Sequence[Chunk],
         *,
         contexts: Sequence[Context | None] | None = None,
-        word_timestamps: bool = False,
         on_progress: Callable[[float], None] | None = None,
         on_text: OnText | None = None,
     ) -> list[Segment]:
         """Transcribe chunks of any recordings in batches, and return segments in the order of the chunks.
 
         The longest chunks are decoded first, so that a lack of memory is noticed early.
+        :class:`tiny_audio.inference.joining.Joiner` joins the segments of a recording.
 
         Args:
             chunks: see :meth:`chunks`.
             contexts: the context of each chunk.
-            word_timestamps, on_progress: see :meth:`transcribe`.
+            on_progress: see :meth:`transcribe`.
             on_text: called with the index of a chunk and its text so far, before filtering.
+
+        Returns:
+            segments with words. The words have estimated times if the model has no CTC head.
         """
         report = on_progress or (lambda seconds: None)
         own = contexts or [None] * len(chunks)
@@ -248,7 +258,7 @@ class Transcriber:
             if reason is None and len(chunks[index].waveform):
                 waiting.append(index)
             else:
-                segments[index] = _without_text(chunks[index], None, reason, word_timestamps)
+                segments[index] = _without_text(chunks[index], None, reason)
                 report(segments[index].duration_s)
         while waiting:
             size = self.batch_size(chunks[waiting[0]])
@@ -256,17 +266,14 @@ class Transcriber:
 
             def decode(part: Sequence[int]) -> list[Segment]:
                 on_row_text = None if on_text is None else lambda row, text: on_text(part[row], text)
-                rows = [(chunks[index], own[index]) for index in part]
-                return self._transcribe_batch(rows, word_timestamps, on_row_text)
+                return self._transcribe_batch([(chunks[index], own[index]) for index in part], on_row_text)
 
             decoded = in_parts_that_fit(decode, batch)
             segments |= zip(batch, decoded, strict=True)
             report(sum(segment.duration_s for segment in decoded))
         return [segments[index] for index in range(len(chunks))]
 
-    def _transcribe_batch(
-        self, rows: Sequence[tuple[Chunk, Context | None]], word_timestamps: bool, on_text: OnText | None
-    ) -> list[Segment]:
+    def _transcribe_batch(self, rows: Sequence[tuple[Chunk, Context | None]], on_text: OnText | None) -> list[Segment]:
         clips = [boost_quiet(chunk.waveform) if self._filter else chunk.waveform for chunk, _ in rows]
         lengths = torch.tensor([len(clip) for clip in clips], device=self._model.device)
         frames = self._model.encode(pad_sequence(clips, batch_first=True).to(self._model.device), lengths)
@@ -275,32 +282,42 @@ class Transcriber:
             frames, self._tokenizer, on_text, self._generation, ids if any(ids) else None
         )
         return [
-            self._segment(chunk, transcript, frames.row(row), word_timestamps)
+            self._segment(chunk, transcript, frames.row(row))
             for row, ((chunk, _), transcript) in enumerate(zip(rows, transcripts, strict=True))
         ]
 
-    def _segment(self, chunk: Chunk, transcript: Transcript, frames: Frames, word_timestamps: bool) -> Segment:
+    def _segment(self, chunk: Chunk, transcript: Transcript, frames: Frames) -> Segment:
         """Filter and align the transcript of one chunk. ``frames`` are the chunk's frames, without padding."""
         text, reason, vocabulary = transcript.text, None, self._model.ctc_vocabulary
         start_s, duration_s = chunk.start / SAMPLE_RATE, len(chunk.waveform) / SAMPLE_RATE
         if self._filter:
             text, reason = filter_text(transcript, frames, duration_s, vocabulary)
         if not text:
-            return _without_text(chunk, transcript, reason, word_timestamps)
-        aligned = None
+            return _without_text(chunk, transcript, reason)
+        words, confidence = evenly_spread(text.split(), start_s, start_s + duration_s), None
         if frames.ctc_logits is not None and vocabulary is not None:
             log_probs = frames.ctc_logits[0].float().log_softmax(-1)
             aligned = align(Spelling.of(text, vocabulary), log_probs, frames.rate, duration_s)
+            words, confidence = tuple(shifted(word, start_s) for word in aligned.words), aligned.confidence
         return Segment(
             start_s,
             start_s + duration_s,
             text,
             transcript.ctc_text,
             transcript.truncated,
-            aligned.confidence if aligned else None,
-            tuple(shifted(word, start_s) for word in aligned.words) if aligned and word_timestamps else None,
+            confidence,
+            words,
             reason,
         )
+
+
+def _chunk_durations(model: TinyAudioModel) -> ChunkDurations:
+    longest_s, trained = model.longest_clip_s(LONGEST_CHUNK_S), model.clip_durations
+    if trained is None:
+        return ChunkDurations.up_to(longest_s)
+    max_s = min(longest_s, trained.max_s)
+    longest_s = min(max_s, trained.p95_s)
+    return ChunkDurations(max_s, longest_s, min(trained.median_s, longest_s / 2))
 
 
 @dataclass
@@ -321,9 +338,9 @@ class _End:
         return self.samples / SAMPLE_RATE
 
 
-def _without_text(chunk: Chunk, transcript: Transcript | None, reason: Reason | None, word_timestamps: bool) -> Segment:
+def _without_text(chunk: Chunk, transcript: Transcript | None, reason: Reason | None) -> Segment:
     start_s = chunk.start / SAMPLE_RATE
     end_s = start_s + len(chunk.waveform) / SAMPLE_RATE
     ctc_text = transcript.ctc_text if transcript else None
     truncated = bool(transcript and transcript.truncated)
-    return Segment(start_s, end_s, "", ctc_text, truncated, None, () if word_timestamps else None, reason)
+    return Segment(start_s, end_s, "", ctc_text, truncated, None, (), reason)

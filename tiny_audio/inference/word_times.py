@@ -123,6 +123,11 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
     return Alignment(_apart(_filled(spelling.words, words, duration_s), 1 / rate, duration_s), confidence)
 
 
+def evenly_spread(words: Sequence[str], start_s: float, end_s: float) -> tuple[Word, ...]:
+    """Return words whose times divide a span evenly. They have no confidence, because they are not aligned."""
+    return _filled(words, [None] * len(words), end_s, start_s)
+
+
 def shifted(word: Word, by_s: float) -> Word:
     """Return the word with its times shifted by ``by_s``, for example from a chunk to its recording."""
     return replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)
@@ -148,7 +153,7 @@ def _geometric_mean(log_probs: Sequence[float]) -> float:
     return math.exp(sum(log_probs) / len(log_probs))
 
 
-def _filled(texts: Sequence[str], words: Sequence[Word | None], duration_s: float) -> tuple[Word, ...]:
+def _filled(texts: Sequence[str], words: Sequence[Word | None], end_s: float, start_s: float = 0.0) -> tuple[Word, ...]:
     """Return all words. Adjacent words without times divide the gap between their neighbors evenly."""
     found: list[Word] = []
     index = 0
@@ -160,7 +165,7 @@ def _filled(texts: Sequence[str], words: Sequence[Word | None], duration_s: floa
             continue
         stop = next((later for later in range(index, len(texts)) if words[later] is not None), len(texts))
         after = words[stop] if stop < len(texts) else None
-        begin, end = (found[-1].end_s if found else 0.0), (after.start_s if after else duration_s)
+        begin, end = (found[-1].end_s if found else start_s), (after.start_s if after else end_s)
         step = (end - begin) / (stop - index)
         found += [
             Word(texts[index + offset], begin + step * offset, begin + step * (offset + 1), None)

@@ -27,6 +27,8 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
             context.
         base_weights: references to the weights that an export leaves out, by part (see
             :mod:`tiny_audio.model.base_weights`). None if the export contains all weights.
+        clip_durations: :class:`tiny_audio.model.clip_durations.ClipDurations` of the training clips as a mapping. None
+            if they are not recorded, as in older versions.
     """
 
     model_type = "tiny_audio"
@@ -46,6 +48,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         generation: dict[str, Any] | None = None,
         context: dict[str, Any] | None = None,
         base_weights: dict[str, Any] | None = None,
+        clip_durations: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder
@@ -61,6 +64,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         self.generation = generation or {}
         self.context = context
         self.base_weights = base_weights
+        self.clip_durations = clip_durations
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> TinyAudioConfig:

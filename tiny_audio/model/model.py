@@ -17,6 +17,7 @@ from tiny_audio.decoders import DecoderConfig
 from tiny_audio.encoders import EncoderConfig, FeatureTransform
 from tiny_audio.frames import Frames
 from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted
+from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.context import ContextSettings, EncodedContext
 from tiny_audio.model.decoding import GenerationConfig, Transcript
@@ -250,6 +251,12 @@ class TinyAudioModel(SavedModel):
     def generation(self) -> GenerationConfig:
         """The model's own decoding settings."""
         return GenerationConfig(**self.config.generation)
+
+    @property
+    def clip_durations(self) -> ClipDurations | None:
+        """Durations of the clips that the model was trained on. None if they are not recorded."""
+        recorded = self.config.clip_durations
+        return None if recorded is None else ClipDurations(**recorded)
 
     def longest_clip_s(self, at_most_s: float) -> float:
         """Return the duration of the longest clip that the encoder accepts and that fits the decoder's context.

@@ -15,6 +15,7 @@ from torch import Tensor
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.chunking import Chunk
+from tiny_audio.inference.joining import Joiner
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings, EncodedContext
@@ -60,9 +61,12 @@ class Job:
     def __init__(self, chunks: Sequence[Chunk], duration_s: float, words: bool, on_segment: OnSegment | None) -> None:
         self.future: Future[Transcription] = Future()
         """Holds the transcription. If it is canceled, the job is."""
-        self._duration_s, self._words, self._on_segment = duration_s, words, on_segment
-        self._segments: list[Segment | None] = [None] * len(chunks)
-        self._reported = 0
+        self._chunks, self._duration_s, self._on_segment = chunks, duration_s, on_segment
+        self._early: dict[int, Segment] = {}
+        """Segments that wait for the segments of earlier chunks."""
+        self._num_joined = 0
+        self._joiner = Joiner(keep_words=words)
+        self._segments: list[Segment] = []
         self._finish()
 
     def result(self, timeout: float | None = None) -> Transcription:
@@ -80,11 +84,14 @@ class Job:
 
     def add(self, index: int, segment: Segment) -> None:
         """Add the segment of a chunk."""
-        self._segments[index] = segment if self._words else replace(segment, words=None)
-        while self._reported < len(self._segments) and (ready := self._segments[self._reported]) is not None:
-            self._reported += 1
-            if self._on_segment is not None and not self.future.done():
-                self._on_segment(ready)
+        self._early[index] = segment
+        while (ready := self._early.pop(self._num_joined, None)) is not None:
+            chunk = self._chunks[self._num_joined]
+            self._num_joined += 1
+            for finished in self._joiner.add(chunk, ready):
+                self._segments.append(finished)
+                if self._on_segment is not None and not self.future.done():
+                    self._on_segment(finished)
         self._finish()
 
     def fail(self, error: Exception) -> None:
@@ -93,9 +100,10 @@ class Job:
             self.future.set_exception(error)
 
     def _finish(self) -> None:
-        done = [segment for segment in self._segments if segment is not None]
-        if len(done) == len(self._segments) and not self.future.done() and self.future.set_running_or_notify_cancel():
-            self.future.set_result(Transcription.of(done, self._duration_s))
+        if self._num_joined < len(self._chunks) or self.future.done():
+            return
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(Transcription.of(self._segments, self._duration_s))
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,9 +270,7 @@ class Engine:
     def _transcribe(self, batch: Sequence[_Item]) -> None:
         try:
             segments = self._transcriber.transcribe_chunks(
-                [item.chunk for item in batch],
-                contexts=[item.context for item in batch],
-                word_timestamps=self.can_time_words,
+                [item.chunk for item in batch], contexts=[item.context for item in batch]
             )
         except Exception as error:
             # One chunk may be the cause, and the others are not to blame.

@@ -80,6 +80,7 @@ class SavedStep:
         self._check_inputs(recipe, start, training)
         recipe = pinned(recipe, training.inputs)
         model, tokenizer, _ = assemble(recipe, None, start, learned.vocabulary)
+        model.config.clip_durations = training.config_durations
         try:
             device = device_of(recipe.execution.device)
         except UserError:  # this machine does not have the recipe's device
@@ -115,7 +116,7 @@ class SavedStep:
             "step": self.step,
             "monitored": monitored,
             "parts": describe_parts(model),
-            "training": summary(read_progress(self.folder)),
+            "training": summary(read_progress(self.folder)) | {"clip_durations": training.config_durations},
             "evaluation": {},
             "ledger": None,
             "dropped": dict(Counter(drop.reason for drop in read_dropped(self.run / "dropped.jsonl"))),

@@ -92,7 +92,7 @@ class ReportStage:
             "name": run.name,
             "parameters": {row["part"]: {k: row[k] for k in ("total", "trainable")} for row in training.parts},
             "parts": training.parts,
-            "training": training.summary,
+            "training": training.summary | {"clip_durations": training.config_durations},
             "ledger": account(totals, recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
             "evaluation": {name: done.scores for name, done in scored.items()},
             "decoder_gain": [gain.to_json() for gain in gains],

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from tiny_audio.analysis.decoder_gain import Speed
 from tiny_audio.analysis.normalizer_names import NormalizerName
+from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.plan.work import Work
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
@@ -59,6 +60,13 @@ class TrainingState:
     totals: dict[str, Any] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
+    clip_durations: ClipDurations | None = None
+    """Durations of the training clips. None in runs of older versions."""
+
+    @property
+    def config_durations(self) -> dict[str, float] | None:
+        """The durations as the model's config has them."""
+        return None if self.clip_durations is None else asdict(self.clip_durations)
 
 
 @dataclass(frozen=True)

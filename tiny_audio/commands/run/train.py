@@ -16,6 +16,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.evaluation.audio_bits import spread
+from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.plan.work import Work, work_of
@@ -82,7 +83,9 @@ class TrainStage:
         start = world.collective(
             lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
         )
-        inputs, work = world.broadcast_from_main(lambda: self._record(recipe, self._inputs(recipe, clips, start)))
+        inputs, work = world.broadcast_from_main(
+            lambda: self._record(recipe, self._inputs(recipe, clips, start), clips)
+        )
         recipe = pinned(recipe, inputs)
         world.collective(
             lambda: None if world.is_main else _check_same(inputs, training_inputs(recipe, clips, start), world)
@@ -104,6 +107,7 @@ class TrainStage:
             model = self._whole_model(recipe, clips, start, vocabulary, trainer.final.steps)
         training = run.state.training
         assert training is not None
+        model.config.clip_durations = training.config_durations
         training.summary = summary(progress) | trainer.final.as_json()
         training.totals = trainer.ledger.totals()
         training.parts, training.finished = describe_parts(model), True
@@ -130,8 +134,11 @@ class TrainStage:
         selection = self._run.clips.evaluation(best.set).fingerprint if best else None
         return replace(training_inputs(recipe, clips, start), selection=selection)
 
-    def _record(self, recipe: Recipe, inputs: TrainingInputs) -> tuple[TrainingInputs, Work | None]:
-        """Record the inputs, or check that they equal the recorded inputs. Also record the FLOPs of a clip."""
+    def _record(self, recipe: Recipe, inputs: TrainingInputs, clips: ClipSet) -> tuple[TrainingInputs, Work | None]:
+        """Record the inputs, or check that they equal the recorded inputs.
+
+        Also record the durations of the clips and the FLOPs of a clip.
+        """
         run = self._run
         recorded = run.state.training
         if recorded is None:
@@ -147,6 +154,7 @@ class TrainStage:
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
                 )
+        recorded.clip_durations = ClipDurations.of(clips.clips.durations_s)
         if recorded.work is None:  # a new run, or a run of an older version
             recorded.work = self._work(recipe)
         run.save()

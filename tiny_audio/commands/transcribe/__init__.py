@@ -36,6 +36,8 @@ class Outcome:
     """Recordings with a text that was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
     """A message with the reason for each recording without any text."""
+    unusual: list[str] = field(default_factory=list)
+    """A warning for each recording that is far shorter than the clips that the model was trained on."""
     left_out: list[str] = field(default_factory=list)
     """A message for each folder with files that are not audio."""
     errors: list[str] = field(default_factory=list)
@@ -49,6 +51,8 @@ class Outcome:
         self.done += 1
         if result.truncated:
             self.truncated.append(recording.title)
+        if result.warning is not None:
+            self.unusual.append(f"{recording.title}: {result.warning}")
         if result.why_empty is not None:
             self.empty.append(f"{recording.title}: no text: {result.why_empty}")
 
@@ -75,6 +79,8 @@ def _print_summary(outcome: Outcome, options: Options) -> None:
         print(message, file=sys.stderr)
     for name in outcome.truncated:
         print(f"{name}: a text was truncated at max_new_tokens; words may be missing", file=sys.stderr)
+    for warning in outcome.unusual:
+        print(warning, file=sys.stderr)
     for why in outcome.empty:
         print(f"{why}; check the audio, or add --no-filters", file=sys.stderr)
 

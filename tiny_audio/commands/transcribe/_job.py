@@ -32,6 +32,7 @@ class Result:
 
     truncated: bool = False
     why_empty: str | None = None
+    warning: str | None = None
     error: str | None = None
 
 
@@ -131,7 +132,7 @@ class Job:
         elif self._output is None:
             deliver = self._write_in_order if self._world.is_main else self._send
             deliver(index, transcription, error)
-        self.results[index] = Result(transcription.truncated, transcription.why_empty, error)
+        self.results[index] = Result(transcription.truncated, transcription.why_empty, transcription.warning, error)
 
     def _send(self, index: int, transcription: Transcription, error: str | None) -> None:
         self._world.send_to_main((index, transcription, error))

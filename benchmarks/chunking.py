@@ -1,0 +1,161 @@
+"""Compare a recording without pauses with its clips one by one.
+
+    python benchmarks/chunking.py runs/quickstart                                           60 synthesized sentences
+    python benchmarks/chunking.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl
+
+The clips are joined as they are, and with the pauses within and between them cut out, so that every chunk that reaches
+its maximum duration must be cut within speech. The recording is transcribed in chunks, with pauses by silero-vad and by
+loudness, with and without the durations of the training clips. Words that a cut loses or doubles are deletions and
+insertions beyond those of the clips one by one.
+
+It also measures how likely silero-vad finds speech and sounds without speech.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from record import Record
+from transcription import Clips, in_band, non_speech_clips, sentences, texts
+
+from tiny_audio.analysis.scoring import align, normalizer
+from tiny_audio.export.load import load_model, model_folder
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference import chunking
+from tiny_audio.inference.filters import NO_VOICE, boost_quiet
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.inference.voice_activity import CONTINUE, FRAME, SpeechProbabilities, silero
+from tiny_audio.model.clip_durations import ClipDurations
+
+NUM_SENTENCES, SEED = 60, 41
+MAX_WER_RATIO = 2.0
+TELEPHONE_HZ = (300, 3400)
+
+
+def from_manifest(path: Path, number: int | None) -> Clips:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = rows if number is None else rows[:: max(1, len(rows) // number)][:number]
+    return [(soundfile.read(path.parent / row["audio_filepath"], dtype="float32")[0], row["text"]) for row in rows]
+
+
+def durations_of(path: Path) -> ClipDurations:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return ClipDurations.of(np.array([row["duration"] for row in rows]))
+
+
+def without_pauses(wave: np.ndarray) -> np.ndarray:
+    """The frames that are speech, with 64 ms before and after."""
+    network = silero()
+    assert network is not None, "this benchmark needs silero-vad"
+    found = SpeechProbabilities(network)
+    probabilities = [*found.add(torch.from_numpy(wave)), *found.end()]
+    speech = np.convolve(np.array(probabilities) >= CONTINUE, np.ones(5), "same") > 0
+    return wave[np.repeat(speech, FRAME)[: len(wave)]]
+
+
+def row(name: str, references: list[str], hypotheses: list[str], chunks: object = "", suppressed: object = "") -> list:
+    # As one text: alignments over the joints of clips can only be cheaper.
+    (one,) = align([" ".join(references)], [" ".join(hypotheses)], normalizer("lower"))
+    errors = (one.substitutions, one.deletions, one.insertions)
+    return [name, f"{one.errors / one.num_reference_words:.1%}", *errors, chunks, suppressed]
+
+
+def recording(record: Record, recognizer: Transcriber, known: ClipDurations | None, title: str, clips: Clips) -> None:
+    references, waves = [text for _, text in clips], [wave for wave, _ in clips]
+    rows = [row("one by one", references, texts(recognizer, waves))]
+    whole = torch.from_numpy(np.concatenate(waves))
+    for durations, learned in ((None, False), (None, True), (known, False), (known, True)):
+        if durations is None and known is None and learned:
+            continue
+        recognizer._model.config.clip_durations = None if durations is None else vars(durations)
+        own = Transcriber(recognizer._model, recognizer._tokenizer)
+        network, chunking.silero = chunking.silero, chunking.silero if learned else lambda: None
+        (result,) = own.transcribe([whole])
+        chunking.silero = network
+        name = f"{'silero-vad' if learned else 'loudness'}, {'known' if durations else 'unknown'} durations"
+        suppressed = sum(segment.suppressed is not None for segment in result.segments)
+        rows.append(row(name, references, [result.text], len(result.segments), suppressed))
+    recognizer._model.config.clip_durations = None if known is None else vars(known)
+    seconds = len(whole) / SAMPLE_RATE
+    record.say(f"## {title}: {len(clips)} clips, {seconds:.0f} s\n")
+    record.table(["", "WER", "substituted", "deleted", "inserted", "chunks", "suppressed"], rows)
+    rates = [float(str(cells[1]).rstrip("%")) for cells in (rows[0], rows[-1])]
+    record.bar("WER at most twice that of the clips one by one", rates[1] <= MAX_WER_RATIO * rates[0])
+
+
+def highest(wave: np.ndarray) -> float:
+    """The highest probability of speech in a clip."""
+    network = silero()
+    assert network is not None, "this benchmark needs silero-vad"
+    found = SpeechProbabilities(network)
+    samples = boost_quiet(torch.from_numpy(np.asarray(wave, np.float32)))
+    return max([*found.add(samples), *found.end()])
+
+
+def over_telephone(wave: np.ndarray) -> np.ndarray:
+    """The sound at 8 kHz, without the band below 300 Hz, in 8-bit mu-law."""
+    narrow = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, 8000)
+    narrow = torchaudio.functional.highpass_biquad(narrow, 8000, TELEPHONE_HZ[0]).clamp(-1, 1)
+    coded = torchaudio.functional.mu_law_encoding(narrow, 256)
+    decoded = torchaudio.functional.mu_law_decoding(coded, 256)
+    return torchaudio.functional.resample(decoded, 8000, SAMPLE_RATE).numpy()
+
+
+def in_noise(wave: np.ndarray, snr_db: float) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(len(wave))
+    return wave + noise * np.sqrt((wave**2).mean()) * 10 ** (-snr_db / 20)
+
+
+def voices(record: Record, clips: Clips) -> None:
+    kinds = {
+        "as they are": [wave for wave, _ in clips],
+        "white noise as loud": [in_noise(wave, 0) for wave, _ in clips],
+        "white noise 5 dB louder": [in_noise(wave, -5) for wave, _ in clips],
+        "300 to 3,400 Hz": [in_band(wave, *TELEPHONE_HZ) for wave, _ in clips],
+        "mu-law at 8 kHz, noise at 10 dB": [in_noise(over_telephone(wave), 10) for wave, _ in clips],
+    }
+    rows = [
+        [kind, *(f"{np.quantile([highest(wave) for wave in waves], q):.3f}" for q in (0, 0.05, 1))]
+        for kind, waves in (kinds | non_speech_clips()).items()
+    ]
+    record.say("## Highest probability of speech in a clip\n")
+    record.table(["clips", "lowest", "5 % quantile", "highest"], rows)
+    record.bar(
+        "speech is never below the limit of the filter no_voice",
+        all(float(cells[1]) >= NO_VOICE for cells in rows[: len(kinds)]),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path, help="a run, or its model folder")
+    parser.add_argument("--manifest", type=Path, help="JSONL of clips; default: sentences of the quickstart")
+    parser.add_argument("--clips", type=int, help="number of clips of the manifest")
+    parser.add_argument("--clips-of", type=Path, help="JSONL of the training clips, if the export has no durations")
+    parser.add_argument("--output", type=Path, help="write the page there")
+    arguments = parser.parse_args()
+    record = Record("Chunks of a recording without pauses", arguments.output)
+    model, tokenizer = load_model(model_folder(arguments.model))
+    known = durations_of(arguments.clips_of) if arguments.clips_of else model.clip_durations
+    model.config.clip_durations = None if known is None else vars(known)
+    recognizer = Transcriber(model, tokenizer)
+    given = arguments.manifest
+    clips = sentences(NUM_SENTENCES, SEED) if given is None else from_manifest(given, arguments.clips)
+    recording(record, recognizer, known, "Clips joined as they are", clips)
+    dense = [(without_pauses(wave), text) for wave, text in clips]
+    recording(record, recognizer, known, "Pauses cut out", dense)
+    narrow = [(in_band(wave, *TELEPHONE_HZ), text) for wave, text in dense]
+    recording(record, recognizer, known, "The same in the band of telephones", narrow)
+    voices(record, clips)
+    return record.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

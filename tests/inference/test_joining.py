@@ -1,0 +1,108 @@
+"""Segments of overlapping chunks are joined without a lost or doubled word."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tiny_audio.inference.chunking import Chunk
+from tiny_audio.inference.joining import Joiner, join, joined
+from tiny_audio.inference.segments import Segment
+from tiny_audio.inference.word_times import Word, evenly_spread
+
+
+def segment(words: list[tuple[str, float]], start_s: float, end_s: float, *, aligned: bool = True) -> Segment:
+    """Words of 0.3 s by their starts. Without an alignment, their times are estimates."""
+    texts = [text for text, _ in words]
+    timed = (
+        tuple(Word(text, at, at + 0.3, 0.9) for text, at in words) if aligned else evenly_spread(texts, start_s, end_s)
+    )
+    return Segment(start_s, end_s, " ".join(texts), " ".join(texts), False, None, timed, None)
+
+
+def timed(words: str) -> list[tuple[str, float]]:
+    """Read words and their starts, written as ``word@seconds``."""
+    return [(text, float(start_s)) for text, start_s in (word.split("@") for word in words.split())]
+
+
+def text_of(first: Segment, second: Segment) -> str:
+    before, after = join(first, second)
+    assert before.end_s == after.start_s
+    assert before.words is not None
+    assert after.words is not None
+    for one in (before, after):
+        assert one.text == " ".join(word.text for word in one.words or ())
+        assert all(one.start_s <= word.start_s < word.end_s <= one.end_s for word in one.words or ())
+    return f"{before.text} {after.text}".strip()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        # A word of the overlap that both have.
+        ("turn@3.0 the@3.4 lights@3.7", "the@3.42 lights@3.72 on@4.1", "turn the lights on"),
+        # The cut went through the last word of the first chunk, and the first word of the second one.
+        ("turn@3.0 the@3.4 lie@3.7", "urn@3.1 the@3.4 lights@3.7", "turn the lights"),
+        # Equal words in a row.
+        ("one@2.9 one@3.2 one@3.5 two@3.8", "one@3.21 one@3.5 two@3.8 two@4.1", "one one one two two"),
+        # The same word elsewhere in the overlap is another word.
+        ("no@3.0 yes@3.6", "yes@3.6 no@4.0", "no yes no"),
+        # No word in common: the middle decides.
+        ("a@2.0 b@3.0 x@3.6", "y@3.1 c@3.6 d@4.1", "a b c d"),
+        ("Lights,@3.3", "lights@3.3 on.@3.8", "Lights, on."),
+        ("", "on@3.4", "on"),
+        ("on@3.4", "", "on"),
+        ("", "", ""),
+    ],
+)
+def test_words_of_an_overlap_are_kept_once(first: str, second: str, text: str) -> None:
+    assert text_of(segment(timed(first), 0.0, 4.0), segment(timed(second), 3.0, 5.0)) == text
+
+
+def test_every_cut_through_a_text_is_joined_exactly() -> None:
+    words = ["zero", "two", "two", "seven", "nine", "nine", "nine", "four", "one", "one", "two", "eight"]
+    for jitter in range(20):
+        rng = random.Random(jitter)
+        times = [0.5 * index for index in range(len(words))]
+        cut = rng.randrange(2, len(words) - 2)
+        first = [(word, at + rng.uniform(-0.08, 0.08)) for word, at in zip(words, times, strict=True)][: cut + 1]
+        second = [(word, at + rng.uniform(-0.08, 0.08)) for word, at in zip(words, times, strict=True)][cut - 1 :]
+        # A chunk begins and ends between words.
+        begin_s, end_s = times[cut - 1] - 0.1, times[cut] + 0.4
+        found = text_of(segment(first, -0.1, end_s), segment(second, begin_s, 7.0))
+        assert found.split() == words
+
+
+@pytest.mark.parametrize("cut", range(4, 10))
+def test_without_an_alignment_the_longest_common_words_decide(cut: int) -> None:
+    words = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "lay", "on", "the", "rug", "all", "day"]
+    first = segment([(word, 0.0) for word in words[: cut + 2]], 0.0, 0.4 * (cut + 2), aligned=False)
+    second = segment([(word, 0.0) for word in words[cut - 1 :]], 0.4 * (cut - 1), 6.4, aligned=False)
+    assert text_of(first, second).split() == words
+
+
+def test_the_texts_of_the_ctc_head_are_joined_too() -> None:
+    first, second = join(
+        segment([("turn", 3.0), ("the", 3.4), ("lights", 3.7)], 2.0, 4.0),
+        segment([("the", 3.4), ("lights", 3.7), ("on", 4.1)], 3.0, 5.0),
+    )
+    assert f"{first.ctc_text} {second.ctc_text}".split() == ["turn", "the", "lights", "on"]
+
+
+def test_a_segment_waits_only_for_a_chunk_that_overlaps() -> None:
+    chunks = [Chunk(0, torch.zeros(64_000), 16_000), Chunk(48_000, torch.zeros(32_000)), Chunk(80_000, torch.zeros(9))]
+    segments = [
+        segment([("a", 1.0), ("b", 3.3)], 0.0, 4.0),
+        segment([("b", 3.3), ("c", 4.5)], 3.0, 5.0),
+        segment([("d", 5.0)], 5.0, 6.0),
+    ]
+    joiner = Joiner(keep_words=False)
+    found = [[one.text for one in joiner.add(*pair)] for pair in zip(chunks, segments, strict=True)]
+    assert found == [[], ["a b", "c"], ["d"]]
+    assert list(joiner.end()) == []
+    assert all(one.words is None for one in joined(chunks, segments, keep_words=False))
+    cut_off = Joiner(keep_words=True)
+    assert list(cut_off.add(chunks[0], segments[0])) == []
+    assert list(cut_off.end()) == segments[:1]

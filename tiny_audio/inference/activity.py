@@ -1,0 +1,149 @@
+"""The level and the probability of speech of each frame of a recording, learned or from loudness."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference import voice_activity
+from tiny_audio.inference.voice_activity import SileroNetwork, SpeechProbabilities
+
+FRAME = SAMPLE_RATE // 100
+"""Samples in an analysis frame of 10 ms."""
+_STRETCH = 30 * SAMPLE_RATE // FRAME
+"""Number of frames in a stretch, which has one threshold. The threshold is computed from the stretch and from the same
+number of frames before and after it."""
+_SMOOTHED = 5
+"""Number of frames in the moving average that smooths powers (50 ms)."""
+_QUIETEST_DB = -110.0
+"""Minimum level of a frame, so that digital silence has a finite level. It is below the noise of 16-bit samples."""
+_ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
+"""A frame is speech if it is at least ``_ABOVE_FLOOR_DB`` above the noise floor and at most ``_BELOW_SPEECH_DB`` below
+the loudest frames. If the difference between the noise floor and the loudest frames is small, any frame that is at most
+``_RANGE_DB`` below the loudest frames is speech."""
+
+Levels = NDArray[np.float64]
+Frames = list[tuple[float, float]]
+"""Level in decibels relative to full scale, and probability of speech, of consecutive frames."""
+
+
+class Activity(Protocol):
+    """Measures a recording that arrives in blocks. The frames do not depend on the sizes of the blocks."""
+
+    def add(self, block: Tensor) -> Frames:
+        """Return the next frames that are known after this block, mono float32 ``[S]`` at 16 kHz."""
+
+    def end(self) -> Frames:
+        """Return the remaining frames. An incomplete last frame is padded with zeros."""
+
+
+class LearnedActivity:
+    """The probability of speech of silero-vad. Frames are known about a second after their audio."""
+
+    def __init__(self, network: SileroNetwork) -> None:
+        self._powers, self._probabilities = _Powers(), SpeechProbabilities(network)
+        self._waiting, self._next = np.zeros(0), 0  # powers without a probability, and the index of their first frame
+        self._known, self._first = (
+            np.zeros(0),
+            0,
+        )  # probabilities that may still be needed, and the index of their first
+
+    def add(self, block: Tensor) -> Frames:
+        """See :class:`Activity`."""
+        return self._frames(self._powers.add(block), self._probabilities.add(block))
+
+    def end(self) -> Frames:
+        """See :class:`Activity`."""
+        probabilities = self._probabilities.end()
+        last = float(np.concatenate([[0.0], self._known, probabilities])[-1])
+        found = self._frames(self._powers.end(), probabilities)
+        # The middle of an incomplete last frame may be after the last probability.
+        return found + [(level, last) for level in _decibels(self._waiting).tolist()]
+
+    def _frames(self, powers: Levels, probabilities: list[float]) -> Frames:
+        """Return the frames whose middle is within a known probability."""
+        self._waiting = np.concatenate([self._waiting, powers])
+        self._known = np.concatenate([self._known, probabilities])
+        middles = (self._next + np.arange(len(self._waiting))) * FRAME + FRAME // 2
+        owners = middles // voice_activity.FRAME - self._first
+        each = self._known[owners[owners < len(self._known)]]
+        levels, self._waiting = _decibels(self._waiting[: len(each)]), self._waiting[len(each) :]
+        self._next += len(each)
+        used = min(self._next * FRAME // voice_activity.FRAME - self._first, len(self._known))
+        self._known, self._first = self._known[used:], self._first + used
+        return list(zip(levels.tolist(), each.tolist(), strict=True))
+
+
+class Loudness:
+    """1 for frames that are louder than the background, and 0 for others. Frames are known a minute after their audio.
+
+    This is used without silero-vad.
+    """
+
+    def __init__(self) -> None:
+        self._measured = _Powers()
+        self._powers, self._first = np.zeros(0), 0  # powers that may still be needed, and the index of their first
+        self._judged = 0
+
+    def add(self, block: Tensor) -> Frames:
+        """See :class:`Activity`."""
+        self._powers = np.concatenate([self._powers, self._measured.add(block)])
+        found: Frames = []
+        while self._first + len(self._powers) - self._judged >= 2 * _STRETCH:
+            found += self._next_stretch()
+        return found
+
+    def end(self) -> Frames:
+        """See :class:`Activity`."""
+        self._powers = np.concatenate([self._powers, self._measured.end()])
+        found: Frames = []
+        while self._judged < self._first + len(self._powers):
+            found += self._next_stretch()
+        return found
+
+    def _next_stretch(self) -> Frames:
+        stop = min(self._judged + _STRETCH, self._first + len(self._powers))
+        seen = self._powers[: self._judged + 2 * _STRETCH - self._first]
+        levels = _decibels(np.convolve(seen, np.ones(_SMOOTHED) / _SMOOTHED, "same"))
+        threshold, own = speech_level(levels), levels[self._judged - self._first : stop - self._first]
+        self._judged = stop
+        dropped = max(self._first, stop - _STRETCH)
+        self._powers, self._first = self._powers[dropped - self._first :], dropped
+        return [(level, float(level > threshold)) for level in own.tolist()]
+
+
+class _Powers:
+    """Computes the mean square of each frame, after a pre-emphasis that attenuates rumble."""
+
+    def __init__(self) -> None:
+        self._held: Levels = np.zeros(0)
+        """The sample before the next frame, and samples of an incomplete frame."""
+
+    def add(self, block: Tensor) -> Levels:
+        """Return the powers of the frames that this block completes."""
+        samples = block.detach().cpu().double().numpy()
+        if not len(self._held) and len(samples):
+            samples = np.concatenate([samples[:1], samples])
+        self._held = np.concatenate([self._held, samples])
+        num_frames = max(0, len(self._held) - 1) // FRAME
+        used, self._held = self._held[: num_frames * FRAME + 1], self._held[num_frames * FRAME :]
+        return np.asarray(((used[1:] - 0.97 * used[:-1]).reshape(-1, FRAME) ** 2).mean(1)) if num_frames else used[:0]
+
+    def end(self) -> Levels:
+        """Return the power of an incomplete last frame, if there is one."""
+        rest = self._held[1:] - 0.97 * self._held[:-1] if len(self._held) > 1 else self._held[:0]
+        return np.array([(rest**2).sum() / FRAME]) if len(rest) else rest
+
+
+def _decibels(powers: Levels) -> Levels:
+    return np.asarray(10 * np.log10(np.maximum(powers, 10 ** (_QUIETEST_DB / 10))))
+
+
+def speech_level(levels: Levels) -> float:
+    """Return the level above which a frame is speech, from the levels around it."""
+    floor, loud = np.percentile(levels, [10, 99])
+    return float(min(max(floor + _ABOVE_FLOOR_DB, loud - _BELOW_SPEECH_DB), loud - _RANGE_DB))
