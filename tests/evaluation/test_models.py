@@ -184,6 +184,7 @@ def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.
         assert "the model cannot be downloaded from the Hugging Face hub: " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("pauses_by_loudness")
 def test_a_long_clip_is_what_transcribe_makes_of_it(
     evaluated: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

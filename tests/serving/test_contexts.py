@@ -19,7 +19,7 @@ from tiny_audio.serving.contexts import context_of
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import ApiError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 TRAINED = ContextSettings(hotwords=True, languages=("en", "de"))
 
 
