@@ -12,12 +12,14 @@ from tests.evaluation.outputs import Output, rows_in
 from tests.support.models import assemble
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
+from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation.contexts import ClipContexts, ContextOptions
 from tiny_audio.evaluation.resolve import resolve_target
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.prompt import Context
+from tiny_audio.sources import Utterance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,3 +87,16 @@ def test_two_lists_for_a_clip(place: Path) -> None:
     with pytest.raises(UserError, match="hotwords and hotwords_column"):
         resolve_target(f"{place / 'model'}:hotwords={place / 'names.txt'},hotwords_column=names")
     assert ClipContexts.of(ContextOptions()) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("names", 7), ("names", ["six", 2]), ("before", ["six"])], ids=["number", "list", "text"]
+)
+def test_a_column_of_another_type_names_the_clip(column: str, value: object) -> None:
+    options = ContextOptions(**{"hotwords_column" if column == "names" else "previous_text_column": column})
+    utterance = Utterance("u1", 1.0, "six", None, {column: value})  # type: ignore[dict-item]
+    clip = Clip(None, utterance, "set/u1")  # type: ignore[arg-type]  # no audio is read
+    contexts = ClipContexts.of(options)
+    assert contexts is not None
+    with pytest.raises(UserError, match=f"set/u1.*{column}"):
+        contexts.of_clips([clip])

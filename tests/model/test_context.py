@@ -251,3 +251,8 @@ def test_settings_are_saved(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     assert ContextSettings.model_validate(loaded.config.context, strict=False) == KNOWN
+
+
+def test_hotwords_in_a_list_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"list.*Context\.of"):
+        Context(["six"])  # type: ignore[arg-type]

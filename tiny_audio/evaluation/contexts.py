@@ -65,13 +65,25 @@ class ClipContexts:
         return options | digest
 
     def of_clips(self, clips: Sequence[Clip]) -> list[Context | None]:
-        """Return the context of each clip."""
+        """Return the context of each clip.
+
+        Raises:
+            UserError: a column of a clip has a value of another type.
+        """
         return [self._of_clip(clip) for clip in clips]
 
     def _of_clip(self, clip: Clip) -> Context | None:
-        metadata, options = clip.utterance.metadata, self.options
-        words = self.shared.hotwords if options.hotwords_column is None else metadata.get(options.hotwords_column)
-        previous = None if options.previous_text_column is None else metadata.get(options.previous_text_column)
+        options = self.options
+        words: Any = self.shared.hotwords
+        if options.hotwords_column is not None:
+            words = clip.utterance.metadata.get(options.hotwords_column)
+            if not _is_words(words):
+                raise _wrong(clip, options.hotwords_column, words, "a text or a list of texts")
+        previous: Any = None
+        if options.previous_text_column is not None:
+            previous = clip.utterance.metadata.get(options.previous_text_column)
+            if previous is not None and not isinstance(previous, str):
+                raise _wrong(clip, options.previous_text_column, previous, "a text")
         return Context.of(words, previous, options.language)
 
     def check_columns(self, clips: Sequence[Clip]) -> None:
@@ -84,3 +96,13 @@ class ClipContexts:
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):
                 known = ", ".join(sorted({key for clip in clips for key in clip.utterance.metadata})) or "none"
                 raise UserError(f"no clip has the metadata column {name!r}; the clips have {known}")
+
+
+def _is_words(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(word, str) for word in value)
+    return value is None or isinstance(value, str)
+
+
+def _wrong(clip: Clip, column: str, value: object, allowed: str) -> UserError:
+    return UserError(f"{clip.id}: the metadata column {column!r} has {value!r}; it must have {allowed}")

@@ -146,6 +146,13 @@ class Context:
     language: str | None = None
     """Code of the language, such as ``en``. It must be one of the languages that the model states."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.hotwords, tuple):
+            raise UserError(
+                f"hotwords is a {type(self.hotwords).__name__}; give a tuple of texts, or use Context.of, which takes "
+                "lists and texts, too"
+            )
+
     @classmethod
     def of(
         cls, hotwords: str | Iterable[str] | None = None, previous_text: str | None = None, language: str | None = None

@@ -238,7 +238,7 @@ def joined(
         torch.cuda.set_device(launch.local_rank)
     # The collectives of World use the CPU, so that they do not wait for a GPU.
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = _meeting_point(launch, note)
+    store = _store_of_launch(launch, note)
     dist.init_process_group(backends, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
     try:
         yield World(launch.rank, launch.local_rank, launch.size, Mailbox(store, launch.rank, launch.size))
@@ -246,7 +246,7 @@ def joined(
         dist.destroy_process_group()
 
 
-def _meeting_point(launch: Launch, note: Callable[[str], None]) -> Any:
+def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
     """Return the store, after all processes have connected to it.
 
     Raises:
@@ -270,7 +270,7 @@ def _meeting_point(launch: Launch, note: Callable[[str], None]) -> Any:
                 was_noted = True
             time.sleep(_POLL_S)
     except dist.DistError as error:
-        found = f"only {present} of them met" if present else "the main process could not be reached"
+        found = f"only {present} of them connected" if present else "the main process could not be reached"
         raise UserError(
             f"WORLD_SIZE is {launch.size}, but {found} at {address}:{launch.port} within "
             f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them with torchrun or "
