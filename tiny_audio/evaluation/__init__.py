@@ -11,7 +11,6 @@ from tiny_audio.data.evaluation_clips import check_group_by
 from tiny_audio.evaluation.batches import loaded_batches
 from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis
 from tiny_audio.inference.transcriber import Transcriber
-from tiny_audio.model.decoding import Transcript
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
 
@@ -47,8 +46,8 @@ def transcribe_clips(
     by_id, dropped = {}, []
     for batch in loaded_batches(clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s):
         dropped += [Dropped(clip.id, error.reason, str(error)) for clip, error in batch.unread]
-        for clip, found in zip(batch.clips, transcriber.transcribe(batch.waveforms), strict=True):
-            by_id[clip.id] = hypothesis(clip, Transcript(found.text, found.ctc_text, found.truncated))
+        for clip, transcript in zip(batch.clips, transcriber.transcripts(batch.waveforms), strict=True):
+            by_id[clip.id] = hypothesis(clip, transcript)
     return [by_id[clip.id] for clip in clips if clip.id in by_id], dropped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -158,7 +159,8 @@ class TargetOnSet:
             groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
             durations_s=[row["duration"] for row in rows],
         )
-        audio_s, time_s = (sum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
+        # Exact sums do not depend on the order in which several processes finish their clips.
+        audio_s, time_s = (math.fsum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
         price = self.target.price()
         scores |= {
             "target": self.target.label,

@@ -171,8 +171,7 @@ class OwnTarget(ModelTarget):
         self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
     ) -> list[Transcript]:
         """See :meth:`ModelTarget.transcribe_batch`."""
-        transcriptions = self._transcriber.transcribe(waveforms, contexts=contexts)
-        return [Transcript(one.text, one.ctc_text, one.truncated) for one in transcriptions]
+        return self._transcriber.transcripts(waveforms, contexts)
 
 
 class ProviderTarget(Target):

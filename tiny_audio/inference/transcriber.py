@@ -129,6 +129,15 @@ class Transcriber:
         )
         return [event for _, event in events if isinstance(event, Transcription)]
 
+    def transcripts(self, waveforms: Sequence[Tensor], contexts: Contexts = None) -> list[Transcript]:
+        """Transcribe like :meth:`transcribe`, and return the transcript of each recording as if it were one clip.
+
+        With a CTC head, ``ctc_text`` is always a text. It is empty if a long recording has no speech.
+        """
+        found = self.transcribe(waveforms, contexts=contexts)
+        silent = "" if self.can_time_words else None
+        return [Transcript(one.text, silent if one.ctc_text is None else one.ctc_text, one.truncated) for one in found]
+
     @torch.no_grad()
     def stream(
         self,
