@@ -71,7 +71,7 @@ def test_ctrl_c_ends_it_and_a_second_one_at_once(place: Path) -> None:
             process.send_signal(signal.SIGINT)
             code, _, err = finish(process)
     assert code == 3
-    assert "stopping when the running requests are finished" in err
+    assert "finishing the running requests" in err
     assert "running requests were ended" in err
     assert "Traceback" not in err
 

@@ -44,10 +44,10 @@ def test_a_recording_without_a_reference(tmp_path: Path) -> None:
         chunked_manifest(*data_sets(tmp_path, {"a": "call a"}), "test", tmp_path)
 
 
-def test_data_sets_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for settings in (datasets.config, huggingface_hub.constants):  # the hub's client would try again and again
         monkeypatch.setattr(settings, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nobody/chunks and nobody/calls are needed"):
+    with pytest.raises(UserError, match="nobody/chunks and nobody/calls cannot be downloaded"):
         chunked_manifest("nobody/chunks", "nobody/calls", "test", tmp_path)
 
 

@@ -21,8 +21,7 @@ from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
-"""Duration of Whisper's window. Whisper needs timestamps to transcribe longer clips, so they are switched on for these
-clips."""
+"""Duration of Whisper's window. Timestamps are switched on for longer clips, because Whisper needs them there."""
 
 
 class TransformersOptions(Config):
@@ -118,9 +117,9 @@ class TransformersTarget(ModelTarget):
         return [result["text"].strip() for result in results]
 
     def _takes_batches(self) -> bool:
-        """Whether clips may be padded. The pipeline needs a padding token, and a CTC model needs an attention mask.
+        """Whether clips can be padded and batched. This needs a padding token, and an attention mask in CTC models.
 
-        wav2vec 2.0's base models use no mask, so they would treat padding as silence in the recording.
+        wav2vec 2.0's base models use no mask. They would treat padding as silence in the recording.
         """
         masks = self._pipeline.feature_extractor.return_attention_mask or not self._pipeline.type.startswith("ctc")
         return masks and self._pipeline.tokenizer.pad_token_id is not None

@@ -1,4 +1,4 @@
-"""Measure how much a model uses the audio: its losses with each clip's own audio and with that of another clip."""
+"""Measure how much a model uses the audio: its losses with the clip's own audio and with another clip's audio."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
 NUM_CLIPS = 100
-"""Maximum number of clips that are measured in a set. They are spread over the set."""
+"""Maximum number of clips of a set that are measured. They are spread evenly over the set."""
 _NUM_NEAREST = 8
-"""The audio comes from one of this many clips with the most similar durations."""
+"""The other clip is one of this many clips with the most similar durations."""
 _SEED = 0
 
 
@@ -38,7 +38,7 @@ class _Embedded:
 
 
 def spread(clips: Sequence[Clip], most: int) -> Sequence[Clip]:
-    """Return at most ``most`` clips, at equal distances in the set, because corpora are often sorted."""
+    """Return at most ``most`` clips, spread evenly over the set, because corpora are often sorted."""
     return clips[:: -(-len(clips) // most)] if clips else clips
 
 
@@ -54,8 +54,8 @@ def measure_losses(
 ) -> dict[str, ClipLosses]:
     """Return the losses of at most :data:`NUM_CLIPS` clips by id.
 
-    Each clip is encoded once. Then the decoder computes two teacher-forced passes, which take much less time than
-    decoding. Clips that cannot be read, and clips whose references have no target or equal all others, are left out.
+    Each clip is encoded once. Then the decoder makes two teacher-forced passes, which take much less time than
+    decoding. A clip is left out if it cannot be read, if its reference has no target, or if all references are equal.
 
     Args:
         model: the model, in evaluation mode.
@@ -91,7 +91,7 @@ def measure_losses(
 
 
 def choose_partners(texts: Sequence[str], seed: int = _SEED) -> list[int | None]:
-    """Choose another clip for each clip: one of those with the most similar durations and another text.
+    """For each clip, choose a clip of similar duration that has another text.
 
     Args:
         texts: the text of each clip. Clips are sorted by duration.

@@ -11,7 +11,7 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.clips import Clip
 
 _SHORTEST_S = 0.1
-"""Shorter clips count as clips of this duration when batches are filled, which limits the number of clips."""
+"""Minimum duration that a clip counts for in a batch. It limits the number of clips."""
 
 
 @dataclass

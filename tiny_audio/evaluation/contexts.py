@@ -19,7 +19,7 @@ _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class ContextOptions(Config):
-    """Options of a target ``MODEL:key=value,...`` that is a model of this package."""
+    """Options of a target ``MODEL:key=value,...``, for models of this package."""
 
     hotwords: LocalPath | None = None
     """A file of hotwords for all clips."""
@@ -33,7 +33,7 @@ class ContextOptions(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.hotwords is not None and self.hotwords_column is not None:
-            raise ValueError("hotwords and hotwords_column are two lists for the same clip; remove one of them")
+            raise ValueError("hotwords and hotwords_column are both given; remove one of them")
         return self
 
 
@@ -58,7 +58,7 @@ class ClipContexts:
         return cls(Context(words, language=options.language), options)
 
     def identity(self) -> dict[str, Any]:
-        """Return what affects the hypotheses, as JSON. Of the file, it is a hash of the words."""
+        """Return the settings that affect the hypotheses, as JSON. The file is represented by a hash of its words."""
         options = self.options.model_dump(exclude_none=True, exclude={"hotwords"})
         words = self.shared.hotwords
         digest = {"hotwords": hashlib.sha256("\n".join(words).encode()).hexdigest()} if words else {}
@@ -68,7 +68,7 @@ class ClipContexts:
         """Return the context of each clip.
 
         Raises:
-            UserError: a column of a clip has a value of another type.
+            UserError: a clip has a value of a wrong type in one of the columns.
         """
         return [self._of_clip(clip) for clip in clips]
 
@@ -90,7 +90,7 @@ class ClipContexts:
         """Check that the clips have the metadata columns.
 
         Raises:
-            UserError: no clip has a column.
+            UserError: a column exists in no clip.
         """
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):

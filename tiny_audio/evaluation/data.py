@@ -41,7 +41,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
     Args:
         texts: each text is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            random but fixed. A smaller number chooses a subset of the clips that a larger number chooses.
+            random but fixed, and a larger number includes the choice of a smaller number.
         cache: folder for the sources' downloads. None uses the user's cache folder.
 
     Raises:
@@ -91,8 +91,8 @@ def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
     wrong = [key for key, value in document.items() if not (isinstance(value, dict) and "name" in value)]
     if wrong or not document:
         raise UserError(
-            f"--data {path}: must hold a source, such as `name: librispeech`, or several under names of their own, "
-            f"such as `clean: {{name: librispeech, split: test.clean}}`; {wrong[0] if wrong else 'it'!r} is none"
+            f"--data {path}: {wrong[0] if wrong else 'it'!r} is not a source; write one source, such as "
+            "`name: librispeech`, or several named ones, such as `clean: {name: librispeech, split: test.clean}`"
         )
     return {folder_name(key): value for key, value in document.items()}
 
@@ -114,5 +114,5 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
 
 
 def _lot(clip_id: str) -> bytes:
-    """Return a random but fixed rank. The first clips of a set are not a fair sample, because sets are often sorted."""
+    """Return a random but fixed rank. Sets are often sorted, so their first clips would not be a fair sample."""
     return hashlib.sha256(clip_id.encode()).digest()

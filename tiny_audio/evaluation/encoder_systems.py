@@ -1,4 +1,4 @@
-"""Recognizers that an encoder has without the decoder: the recognizer of its checkpoint, and the CTC head."""
+"""Recognizers that use the encoder but not the decoder: the published checkpoint itself, and the CTC head."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tiny_audio.pretrained.checkpoints import read_json
 NUM_TIMED = 10
 """Number of clips on which the speed is measured."""
 _NUM_COUNTED = 3
-"""Number of these clips whose FLOPs are counted, which is slower."""
+"""Number of clips whose FLOPs are counted. Counting is slower."""
 
 
 def checkpoint_recognizer(encoder: EncoderConfig, device: str) -> TransformersTarget | None:
-    """Return the recognizer that the encoder's checkpoint was published as, with its own head or decoder.
+    """Return the encoder's checkpoint as a recognizer, with the head or decoder that it was published with.
 
-    Return None if the encoder has random weights, or the checkpoint is no recognizer of transformers.
+    Return None if the encoder has random weights, or if transformers cannot use the checkpoint as a recognizer.
 
     Args:
         encoder: the encoder's config.
@@ -67,7 +67,7 @@ def ctc_head(model: TinyAudioModel) -> Callable[[list[Tensor]], object]:
 
 
 def measure_speed(transcribe: Callable[[list[Tensor]], object], waveforms: Sequence[Tensor]) -> Speed:
-    """Measure a recognizer on waveforms ``[S]``, which are passed one by one. There must be at least one."""
+    """Measure a recognizer on at least one waveform ``[S]``. Waveforms are passed one by one."""
     counted = waveforms[:_NUM_COUNTED]
     # FlopCounterMode does not count fused attention on a CPU, so attention uses plain matrix products here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

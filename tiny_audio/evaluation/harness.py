@@ -1,8 +1,8 @@
-"""Evaluate targets on data sets. Hypotheses, scores, times and costs are written to a folder for each target and set.
+"""Evaluate targets on data sets. Each target and set has a folder with hypotheses, scores, times and costs.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
-manifests. Rows are appended one by one, so an interrupted evaluation can continue. It then transcribes only the missing
-and failed clips. ``scores.json`` is computed from these rows.
+manifests. Rows are appended one by one. After an interruption, the evaluation transcribes only the missing and failed
+clips. ``scores.json`` is computed from these rows.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Evaluated:
 
     Args:
         scores: scores by label of the target and name of the set.
-        comparisons: comparisons of the targets by name of the set (see :mod:`tiny_audio.analysis.comparison`), if
-            there are clips that all targets transcribed. The first target is the baseline.
+        comparisons: comparisons of the targets by name of the set (see :mod:`tiny_audio.analysis.comparison`). A set is
+            missing if no clip was transcribed by all targets. The first target is the baseline.
     """
 
     scores: dict[str, Scores]
@@ -83,8 +83,8 @@ def evaluate_targets(
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
         compare: callback that compares a target's training data with the sets.
         note: callback for progress messages.
-        failed: callback for a target that could not be evaluated, with its label and the error. It is used if there
-            are several targets, and the evaluation continues with the next target.
+        failed: callback for a target that could not be evaluated, with its label and the error. If there are several
+            targets, the evaluation continues with the next one. The error of a single target is raised.
         world: the processes that share the clips. All of them call this function, with the same targets and sets.
 
     Returns:
@@ -94,8 +94,8 @@ def evaluate_targets(
         ``dropped``.
 
     Raises:
-        UserError: a folder has results of another target or other data, nothing can be scored, a key or package is
-            missing, or the only target cannot be loaded.
+        UserError: a folder has results of another target or other data; nothing can be scored; a key or package is
+            missing; or the only target cannot be loaded.
         RunFailed: there is only one target, and it transcribed no clip.
     """
     for data in sets:
@@ -171,7 +171,7 @@ def _complete(target: Target, items: Sequence[TargetOnSet], note: Callable[[str]
 def comparison_commands(
     evaluated: Evaluated, output_dir: Path, normalizer: Normalizer, group_by: str | None
 ) -> list[str]:
-    """Return a command for each comparison. The command writes a page of the clips on which the targets differ."""
+    """Return a command for each comparison. It writes a page of the clips whose texts differ between the targets."""
     options = ["--normalizer", normalizer.name, *([] if group_by is None else ["--group-by", group_by])]
     commands = []
     for name in evaluated.comparisons:

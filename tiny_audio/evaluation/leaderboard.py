@@ -44,12 +44,12 @@ class LeaderboardSet:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Names of columns that differ from the source's defaults."""
     task: str | None = None
-    """The set's task id in files of results. None if the hub's registry of tasks is not known to have an id for it."""
+    """The set's task id in files of results. None if no id in the hub's registry of tasks is known."""
     parent: str | None = None
     """The repository with the references, if the recordings of the set are split into chunks."""
 
     def source(self, cache: Path) -> dict[str, Any]:
-        """Return the fields of the set's source. If its recordings are split into chunks, the set is downloaded now."""
+        """Return the fields of the set's source. A set whose recordings are split into chunks is downloaded now."""
         if self.parent is not None:
             return {"name": "manifest", "path": str(chunked_manifest(self.repo, self.parent, self.split, cache))}
         return {"name": "hub", "repo": self.repo, "config": self.config, "split": self.split, **self.columns}
@@ -95,7 +95,8 @@ GROUPS: dict[str, dict[str, LeaderboardSet]] = {
     "leaderboard_long": _RECORDINGS,
     "leaderboard_multilingual": _OTHER_LANGUAGES,
 }
-"""The current sets of each track, by name of the track. The name selects all sets, and ``TRACK/SET`` selects one."""
+"""The current sets of each track, by name of the track. On the command line, ``TRACK`` selects all sets of a track, and
+``TRACK/SET`` selects one."""
 SETS: dict[str, LeaderboardSet] = {
     f"{group}/{name}": each
     for group, sets in (GROUPS | {"leaderboard": _ENGLISH | _FORMERLY}).items()
@@ -133,8 +134,8 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     except (OSError, ValueError, httpx2.HTTPError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{repo} and {parent} are needed, and cannot be downloaded: {reason}; check the network, and that you may "
-            "read them (hf auth login)"
+            f"{repo} and {parent} cannot be downloaded: {reason}; check the network, and that you may read them (hf "
+            "auth login)"
         ) from error
     except KeyError as error:
         raise UserError(f"{parent} has no column {error.args[0]}, so its references cannot be read") from error
@@ -173,12 +174,12 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write a target's results in the format of ``.eval_results`` on the hub, and return the path of the file.
 
-    Nothing is written and None is returned if there is no result with a task id. The mean is included if all current
-    sets of the English track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
+    If no set has a task id, write nothing and return None. The mean is included if all current sets of the English
+    track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
 
     Args:
         scores: scores of whole sets, by name of the set.
-        folder: folder for the file, which is written to :data:`RESULTS` in it.
+        folder: the file is written to :data:`RESULTS` in this folder.
         date: date of the evaluation in ISO 8601 format.
     """
     from huggingface_hub import EvalResultEntry

@@ -25,10 +25,10 @@ from tiny_audio.runtime.world import World
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Compared = Mapping[str, Comparison | None]
-"""Comparison of each set with a target's training data, by name of the set. None if the training data cannot be read.
-The mapping is empty if the training data is not known."""
+"""Comparison of each set with a target's training data, by name of the set. None if the training data cannot be read,
+and empty if it is not known."""
 _Row = tuple[Hypothesis, bool]
-"""A row, and whether the clip's audio cannot be loaded."""
+"""A row, and True if the clip's audio cannot be loaded."""
 
 
 class TargetOnSet:
@@ -207,7 +207,7 @@ class TargetOnSet:
 
 
 def _given(value: Any) -> Any:
-    """Return the options that are not None, because an older version may not have had the other options."""
+    """Return the options that are not None. Older versions may not have had the others."""
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 

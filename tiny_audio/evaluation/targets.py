@@ -42,7 +42,7 @@ class Outcome:
     For a provider, this is the time from the first request to the text, including retries and waiting times."""
     error: str | None
     is_audio: bool = False
-    """Whether the clip's audio cannot be loaded, so that every target fails."""
+    """True if the error is that the clip's audio cannot be loaded. Then every target fails."""
 
     @classmethod
     def unreadable(cls, clip: Clip, error: AudioError) -> Outcome:
@@ -58,10 +58,10 @@ class Target(ABC):
     identity: dict[str, Any]
     """All settings that affect the hypotheses, as JSON. An evaluation can continue only if they are unchanged."""
     is_remote: bool = False
-    """Whether a provider transcribes the clips. Only the main process of several then sends requests."""
+    """Whether a provider transcribes the clips. Then only the main process sends requests."""
 
     warnings: Sequence[str] = ()
-    """Messages for the user, known after :meth:`load`."""
+    """Messages for the user. They are complete after :meth:`load`."""
 
     @abstractmethod
     def check(self) -> None:
@@ -192,9 +192,9 @@ class ProviderTarget(Target):
         self._provider = PROVIDERS.build(self._config)
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the answers.
+        """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the responses.
 
-        After an error or Ctrl-C, answers to pending requests are still yielded, because the provider may charge for
+        After an error or Ctrl-C, responses to pending requests are still yielded, because the provider may charge for
         them. A second Ctrl-C stops immediately.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
@@ -226,7 +226,7 @@ class ProviderTarget(Target):
                         failures = 0 if outcome.error is None else failures + 1
                     if failures >= _GIVE_UP_AFTER:
                         end = end or RunFailed(
-                            f"{self.label}: no answer for {failures} clips in a row, the last: {outcome.error}; "
+                            f"{self.label}: {failures} clips in a row failed, the last with: {outcome.error}; the "
                             "transcripts so far are kept, and the same command continues from there"
                         )
         finally:

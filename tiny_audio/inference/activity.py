@@ -1,4 +1,4 @@
-"""The level and the probability of speech of each frame of a recording, learned or from loudness."""
+"""The level and the speech probability of each frame of a recording, by silero-vad or by loudness."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tiny_audio.inference.voice_activity import SileroNetwork, SpeechProbabiliti
 FRAME = SAMPLE_RATE // 100
 """Samples in an analysis frame of 10 ms."""
 _STRETCH = 30 * SAMPLE_RATE // FRAME
-"""Number of frames in a stretch, which has one threshold. The threshold is computed from the stretch and from the same
-number of frames before and after it."""
+"""Number of frames in a stretch. All of them share one threshold, which is computed from this stretch, the one before,
+and the one after."""
 _SMOOTHED = 5
 """Number of frames in the moving average that smooths powers (50 ms)."""
 _QUIETEST_DB = -110.0
@@ -42,15 +42,18 @@ class Activity(Protocol):
 
 
 class LearnedActivity:
-    """The probability of speech of silero-vad. Frames are known about a second after their audio."""
+    """The probability of speech from silero-vad. A frame is known about a second after its audio."""
 
     def __init__(self, network: SileroNetwork) -> None:
         self._powers, self._probabilities = _Powers(), SpeechProbabilities(network)
-        self._waiting, self._next = np.zeros(0), 0  # powers without a probability, and the index of their first frame
+        self._waiting, self._next = (
+            np.zeros(0),
+            0,
+        )  # powers without a probability so far, and the index of the first one
         self._known, self._first = (
             np.zeros(0),
             0,
-        )  # probabilities that may still be needed, and the index of their first
+        )  # probabilities that may still be needed, and the index of the first one
 
     def add(self, block: Tensor) -> Frames:
         """See :class:`Activity`."""
@@ -65,7 +68,7 @@ class LearnedActivity:
         return found + [(level, last) for level in _decibels(self._waiting).tolist()]
 
     def _frames(self, powers: Levels, probabilities: list[float]) -> Frames:
-        """Return the frames whose middle is within a known probability."""
+        """Return the frames whose probability is known. It is the one at the middle of the frame."""
         self._waiting = np.concatenate([self._waiting, powers])
         self._known = np.concatenate([self._known, probabilities])
         middles = (self._next + np.arange(len(self._waiting))) * FRAME + FRAME // 2
@@ -79,14 +82,14 @@ class LearnedActivity:
 
 
 class Loudness:
-    """1 for frames that are louder than the background, and 0 for others. Frames are known a minute after their audio.
+    """1 for frames louder than the background, and 0 for others. A frame is known a minute after its audio.
 
     This is used without silero-vad.
     """
 
     def __init__(self) -> None:
         self._measured = _Powers()
-        self._powers, self._first = np.zeros(0), 0  # powers that may still be needed, and the index of their first
+        self._powers, self._first = np.zeros(0), 0  # powers that may still be needed, and the index of the first one
         self._judged = 0
 
     def add(self, block: Tensor) -> Frames:

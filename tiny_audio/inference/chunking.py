@@ -20,17 +20,16 @@ from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Leve
 from tiny_audio.inference.voice_activity import MARGIN_S, silero
 
 PAUSE_S = 0.5
-"""Minimum duration of a pause that ends a chunk. Pauses between sentences are longer, and pauses between words are
-shorter."""
+"""A pause of at least this duration ends a chunk. It separates sentences: pauses between words are shorter."""
 BRIEF_PAUSE_S = 0.1
-"""Minimum duration of a pause at which a chunk of at least the usual duration is cut. It is the shortest silence of
-silero-vad's defaults."""
+"""A chunk of at least the usual duration is cut at a pause of at least this duration. The value is silero-vad's default
+for the shortest silence."""
 _MAYBE = 0.1
 """Audio is left out as a pause only if the probability of speech is below this value."""
 _SHORTEST_S = 0.03
 """A sound between two pauses is treated as a click, not as speech, if it is shorter than this."""
 _MAX_OVERLAP_S, _MAX_SHARED = 2.0, 0.25
-"""Maximum overlap of two chunks, in seconds and as a share of the maximum duration of a chunk."""
+"""Maximum overlap of two chunks, in seconds, and as a share of a chunk's maximum duration."""
 _SMOOTHED = 11
 """Number of frames in the moving average that finds the softest moment (0.11 s)."""
 
@@ -51,7 +50,7 @@ class ChunkDurations:
     longest_s: float
     """Maximum duration of the chunks of a longer recording."""
     usual_s: float
-    """A chunk of at least this duration is cut at a brief pause if there is no longer one."""
+    """Once a chunk has this duration, brief pauses are considered if no longer pause is found."""
 
     @classmethod
     def up_to(cls, max_s: float) -> ChunkDurations:
@@ -68,7 +67,7 @@ class Chunk:
     waveform: Tensor
     """``[S]`` float32 at 16 kHz."""
     overlap: int = 0
-    """Samples at its end that are also at the beginning of the next chunk."""
+    """Number of samples at the end of this chunk that are repeated at the start of the next chunk."""
 
 
 def chunk_recording(blocks: Iterable[Tensor], durations: ChunkDurations) -> Iterator[Chunk]:
@@ -96,13 +95,13 @@ def split_at_pauses(
 
     A pause of 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest brief pause
     after the usual duration. If there is none, it is cut at a soft moment, and the next chunk begins at an earlier soft
-    moment. The two chunks overlap, so that each word near the cut is whole in one of them. The chunks do not depend on
-    how the recording is divided into blocks. Only a few minutes of audio are in memory.
+    moment. The two chunks overlap, so that each word near the cut is complete in one of them. The division into blocks
+    does not affect the chunks. Only a few minutes of audio are in memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
-        activity: finds the pauses. None uses silero-vad, or loudness if it is not installed.
+        activity: finds the pauses. None uses silero-vad if it is installed, else loudness.
     """
     activity = activity or _default_activity()
     chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s))
@@ -146,7 +145,7 @@ class _Span:
     start: int
     end: int
     overlap: int = 0
-    """Frames at its end that are also in the next chunk."""
+    """Number of frames at the end that are repeated in the next chunk."""
 
 
 def _cut_out(held: Tensor, first: int, span: _Span) -> Chunk:
@@ -168,7 +167,7 @@ class _Chunker:
     history: list[tuple[float, float]] = field(default_factory=list)
     """Level and probability of speech of each frame since ``start``."""
     waiting: _Span | None = None
-    """A chunk whose end is in the current chunk. It waits until the current chunk has speech of its own."""
+    """The previous chunk, if it overlaps the current one. It waits until the current chunk has speech of its own."""
 
     def first_needed(self, judged: int) -> int:
         """Return the first frame that may still become part of a chunk."""
@@ -204,7 +203,7 @@ class _Chunker:
             self.free_from = end
             yield from self._emitted(_Span(self.start, end))
         elif self.waiting is not None:
-            # The waiting chunk has all speech of this one. Only the margin may be missing.
+            # The waiting chunk contains all speech of this chunk. Only the margin may be missing.
             self.free_from = min(max(self.waiting.end, end), self.waiting.start + self.longest)
             yield replace(self.waiting, end=self.free_from, overlap=0)
             self.waiting = None

@@ -1,9 +1,9 @@
 """Hallucination filters: sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
-Each threshold lies between the values that were measured on speech and the values that were measured on noises and
-tones. The speech is synthetic, read or spelled, with and without white noise of the same loudness. It was also limited
-to the bands of telephones and other narrow channels, and encoded with codecs of low bit rates.
-``benchmarks/transcription.py`` measures these values. If a sound may be speech, it is not filtered.
+Each threshold lies between the values measured on speech and the values measured on noises and tones. The speech was
+synthetic, read aloud or spelled. It was measured clean, with white noise of the same loudness, limited to the bands of
+telephones and other narrow channels, and encoded at low bit rates. ``benchmarks/transcription.py`` repeats these
+measurements. If a sound may be speech, it is not filtered.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ EMPTY_BECAUSE: dict[Reason, str] = {
 """The reasons as phrases for messages."""
 
 _SILENT_PEAK = 1e-4
-"""A sound with a lower peak is silence. This value is about three steps of 16-bit audio, and speech is louder."""
+"""A sound with a lower peak is silence. The value is about three steps of 16-bit audio. Speech is louder."""
 # Audio with a peak below the first value is amplified to a peak of at least the second value.
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
 
 _STRETCH = 4 * SAMPLE_RATE
-"""Number of samples in a stretch of audio, which is classified as a whole."""
+"""Audio is classified in stretches of this many samples."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
-"""Minimum and maximum of the measured band's lower limit, and minimum and maximum of its upper limit."""
+"""Ranges in Hz for the lower limit and for the upper limit of the measured band."""
 _EMPTY_DB = 60.0
 """A part of the spectrum counts as empty if it is this far below the rest."""
 # The fine structure of the spectrum is measured up to this frequency.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
-"""A sound is noise if no band changes by this much, because the spectrum of noise keeps its shape. In noise, a band
-changes by at most 4.2 dB. In speech with noise of the same loudness, at least one band changes by 6.1 dB or more."""
+"""A sound is noise if every band changes less than this, because the spectrum of noise keeps its shape. In noise, bands
+change by at most 4.2 dB. In speech with noise of the same loudness, at least one band changes by 6.1 dB or more."""
 _TONAL_FLATNESS_DB = -40.0
 """A sound consists of tones if the 90th percentile of its frames' flatness is below this value. Pure tones have -45 dB
 or less. Speech has -23 dB or more. Speech in an MP3 with 8 kbit/s has -33 dB, because the format omits most of the
@@ -75,10 +75,10 @@ value. A sound consists of tones if its share of steady frames is above the seco
 above the third value. Tones have at least 0.31 and 0.60, and speech has at most 0.18 and 0.57."""
 
 NO_VOICE = 0.03
-"""A sound has no voice if the probability of speech is below this value in every frame. The highest probability in a
-clip was at least 0.40 in recorded speech (AN4 and LibriSpeech), also in louder noise and in the bands and codecs of
-telephones. It was at least 0.035 in synthetic speech in the same conditions. White noise has up to 0.07 and melodies up
-to 0.91, so this rule does not replace those above. ``benchmarks/chunking.py`` measures these values."""
+"""A sound has no voice if the probability of speech is below this value in every frame. The highest probability of a
+clip was at least 0.40 in recorded speech (AN4 and LibriSpeech) and at least 0.035 in synthetic speech. This includes
+speech in louder noise and in the bands and codecs of telephones. White noise reaches 0.07 and melodies 0.91, so this
+rule does not replace the rules above. ``benchmarks/chunking.py`` measures these values."""
 
 # Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
@@ -96,7 +96,7 @@ Array = NDArray[np.float64]
 def boost_quiet(waveform: Tensor) -> Tensor:
     """Amplify very soft audio (peak below 2% of full scale) by a power of two. Return other audio unchanged.
 
-    Training data does not contain such soft audio, and front ends that measure loudness would treat it as silence.
+    Training data does not contain audio this soft, and some front ends would treat it as silence.
     """
     peak = float(waveform.abs().max()) if len(waveform) else 0.0
     if not _SILENT_PEAK <= peak < _QUIET_PEAK:
@@ -224,9 +224,9 @@ def _similarity(spectra: Array, low_hz: float, high_hz: float) -> Array:
 
 
 def collapse_repeats(text: str) -> str:
-    """Reduce a word or group of words that occurs four or more times in a row to one occurrence.
+    """Write a word or group of words once if it occurs four or more times in a row.
 
-    The longest run is collapsed first. This is repeated until there are no runs left. Case and punctuation are ignored.
+    The longest run is collapsed first, until there are no runs left. Case and punctuation are ignored.
     """
     words = text.split()
     while (found := _loop(words)) is not None:
@@ -256,8 +256,8 @@ def _loop(words: list[str]) -> tuple[int, int, int] | None:
 def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float) -> str | None:
     """Collapse repeats if the text is truncated or too long for its clip. Return None if nothing is collapsed.
 
-    This is used for models without a CTC head. People can say a word four times in a row, so repeats alone are no
-    reason to change the text.
+    This is for models without a CTC head. A person may say a word four times in a row, so repeats alone do not justify
+    a change.
     """
     if not truncated and len(text) <= MAX_CHARACTERS_PER_S * duration_s:
         return None

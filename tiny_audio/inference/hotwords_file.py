@@ -23,7 +23,7 @@ def read_hotwords(path: Path) -> tuple[str, ...]:
     except OSError as error:
         raise UserError(f"hotwords: {path} cannot be read: {error.strerror}") from error
     if len(content) > _MAX_BYTES:
-        raise UserError(f"hotwords: {path} has more than {_MAX_BYTES:,} bytes; a list has at most some hundred words")
+        raise UserError(f"hotwords: {path} has more than {_MAX_BYTES:,} bytes; give a list of a few hundred words")
     try:
         text = decoded(content)
     except UnicodeDecodeError as error:

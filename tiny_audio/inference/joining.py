@@ -1,4 +1,4 @@
-"""Join the texts of overlapping chunks, so that no word at a cut is lost or doubled."""
+"""Join the texts of overlapping chunks, so that no word at a cut is lost or repeated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Joiner:
         self._waiting: Segment | None = None
 
     def add(self, chunk: Chunk, segment: Segment) -> Iterator[Segment]:
-        """Yield the segments that are finished. A segment waits if the next chunk overlaps its own.
+        """Yield the segments that are finished. A segment is not finished while the next chunk overlaps it.
 
         Args:
             chunk: the next chunk.
@@ -43,7 +43,7 @@ class Joiner:
             yield self._finished(segment)
 
     def end(self) -> Iterator[Segment]:
-        """Yield the last segment if it still waits, because the recording ended early."""
+        """Yield the last segment if it is not finished yet because the recording ended early."""
         if self._waiting is not None:
             yield self._finished(self._waiting)
             self._waiting = None
@@ -61,7 +61,7 @@ def joined(chunks: Iterable[Chunk], segments: Iterable[Segment], *, keep_words: 
 
 @dataclass(frozen=True)
 class _Cut:
-    """The number of words that stay in the first segment, and the number that leave the second one."""
+    """The number of words that stay in the first segment, and the number that are removed from the second."""
 
     kept: int
     left_out: int
@@ -70,9 +70,9 @@ class _Cut:
 def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
     """Divide the words of two overlapping segments, so that each spoken word is in one of them.
 
-    The first segment ends, and the second one begins, after a word that both contain. Of the words that both contain,
-    this is one within the longest sequence of equal words, near the middle of the overlap. If the segments have no
-    word in common, they are divided at the middle of the overlap. If only one of them has text, its text stays whole.
+    The cut is after a word that both segments contain: one in their longest sequence of equal words, near the middle of
+    the overlap. If the segments have no word in common, the cut is at the middle of the overlap. If only one of them
+    has text, it keeps all of it.
 
     Args:
         first, second: segments with words. The second one begins before the first one ends.
@@ -136,7 +136,7 @@ def _between(before: Sequence[Word], after: Sequence[Word], begin_s: float, end_
 
 
 def _joined_ctc(first: Segment, second: Segment) -> tuple[str | None, str | None]:
-    """Divide the CTC head's own texts in the same way, with estimated times."""
+    """Divide the CTC head's texts in the same way. Their words have estimated times."""
     if not first.ctc_text or not second.ctc_text:
         return first.ctc_text, second.ctc_text
     words = [evenly_spread(str(one.ctc_text).split(), one.start_s, one.end_s) for one in (first, second)]

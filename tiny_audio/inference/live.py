@@ -1,6 +1,6 @@
-"""Live text of a running stream: blocks of audio in, partial and final texts out. No network, threads or clocks.
+"""Live text of a running stream: blocks of audio in, partial and final texts out.
 
-The caller decodes, and so decides when and where:
+This module uses no network, threads or clocks. The caller decodes the audio:
 
     stream = LiveStream(Utterances(activity, longest_s=15.0, pause_s=0.5))
     for block in microphone:
@@ -26,15 +26,15 @@ from tiny_audio.inference.utterances import Utterances
 from tiny_audio.inference.word_times import Word, shifted
 
 LONGEST_UTTERANCE_S = 15.0
-"""Maximum duration of an utterance. Longer ones would delay their text, and each partial text decodes the whole
-utterance."""
+"""Maximum duration of an utterance. The final text of a longer utterance would come late, and each of its partial texts
+would take long, because the whole utterance is decoded again."""
 ENDPOINT_PAUSE_S = 0.5
-"""Minimum duration of the pause that ends an utterance."""
+"""A pause of at least this duration ends an utterance."""
 PARTIAL_INTERVAL_S = 0.4
 """Minimum duration of new audio between two partial texts."""
 EARLY_PAUSE_S = 0.2
-"""After a pause of this duration, the utterance is decoded again at once. If the pause goes on, the result is already
-the final text."""
+"""After a pause of this duration, the utterance is decoded at once. If the pause continues, this result becomes the
+final text."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Partial:
     start_s: float
     """Start of the utterance in seconds from the beginning of the stream."""
     stable: str
-    """The beginning of ``text`` on whose words this decoding and the previous one agree."""
+    """The words at the start of ``text`` that are the same as in the previous partial text."""
     text: str
 
 
@@ -58,8 +58,8 @@ class Final:
     start_s: float
     end_s: float
     text: str
-    """Text that ``Transcriber.transcribe`` gives for the utterance's samples as one recording. Empty if the sound was
-    not speech."""
+    """The same text as ``Transcriber.transcribe`` gives for the utterance as a recording. Empty if the sound was not
+    speech."""
     words: tuple[Word, ...] | None
     """Words with times in seconds from the beginning of the stream. None unless word timestamps were requested."""
 
@@ -77,12 +77,12 @@ class Job:
 class LiveStream:
     """Turns one stream into partial and final texts.
 
-    There is at most one job at a time, so a slow machine gets fewer partial texts. An utterance that has ended is
-    decoded before the one that is being spoken. After a partial text, the stream waits for at least as long as its
-    decoding took. Events are in the order of their utterances.
+    There is at most one job at a time, so a slow machine produces fewer partial texts. Utterances that have ended are
+    decoded before the one that is being spoken. Between two partial texts, the stream waits at least as long as the
+    first one took to decode. Events are in the order of their utterances.
 
     Args:
-        utterances: finds the utterances; used for this stream only.
+        utterances: finds the utterances. It must not be shared with other streams.
     """
 
     def __init__(self, utterances: Utterances) -> None:
@@ -116,7 +116,7 @@ class LiveStream:
         self._finalize()
 
     def next_job(self) -> Job | None:
-        """Return what to decode now. None if there is nothing to decode, or a job is not finished yet."""
+        """Return the next job. None if there is nothing to decode, or the last job is not finished."""
         if self._job is not None:
             return None
         if self._ended:
@@ -129,7 +129,7 @@ class LiveStream:
         return self._job
 
     def finish(self, job: Job, transcription: Transcription) -> None:
-        """Add the transcription of a job's waveform as one recording."""
+        """Add the transcription of a job's waveform."""
         assert job is self._job
         self._job, self._decoded = None, (job.chunk, transcription)
         if not job.final:
@@ -161,7 +161,7 @@ class LiveStream:
             self._events.append(self._partial)
 
     def _finalize(self) -> None:
-        """Give the first utterances that have ended their final texts, if they were decoded."""
+        """Add the final texts of utterances that have ended and were decoded, in order."""
         while self._ended and self._decoded is not None and _is_same(self._ended[0], self._decoded[0]):
             chunk, transcription = self._ended.popleft(), self._decoded[1]
             start_s, duration_s = chunk.start / SAMPLE_RATE, len(chunk.waveform) / SAMPLE_RATE
@@ -172,7 +172,7 @@ class LiveStream:
 
 
 def common_words(first: str, second: str) -> str:
-    """Return the beginning of the second text whose words are also the first words of the first text.
+    """Return the words at the start of the second text that are also at the start of the first text.
 
     >>> common_words("turn the light", "turn the lights off")
     'turn the'

@@ -41,9 +41,15 @@ logger = logging.get_logger(__name__)
 class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is untyped here
     """Transcribes recordings.
 
-    A recording is a path, a URL, the bytes of a file, an array of samples at 16 kHz, a decoder of torchcodec (as in
-    rows of ``datasets`` 4 and later), or a mapping. A mapping has ``raw`` or ``array`` with ``sampling_rate``, or
-    ``bytes`` or ``path`` (as in data sets without decoding), or a recording in ``audio`` (as in rows of data sets).
+    A recording can be:
+
+    - a path, a URL, or the bytes of a file
+    - an array of samples at 16 kHz
+    - a decoder of torchcodec, as in rows of ``datasets`` 4 and later
+    - a mapping with ``raw`` or ``array``, and ``sampling_rate``
+    - a mapping with ``bytes`` or ``path``, as in data sets without decoding
+    - a mapping with one of these in ``audio``, as in rows of data sets
+
     Lists, columns and data sets of recordings are also accepted.
     """
 
@@ -55,7 +61,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            # For batches, transformers requires a padding token, although nothing is padded with it.
+            # transformers requires a padding token for batches, although this model never uses one.
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.end_token_id)
         super().__init__(model, tokenizer=tokenizer, **kwargs)
 
@@ -162,7 +168,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         """Return the text and the requested timestamps."""
         transcription = outputs["transcription"]
         if transcription.truncated:
-            logger.warning("a transcript was truncated at max_new_tokens; raise it if the speech goes on")
+            logger.warning("a transcript was truncated at max_new_tokens; raise it if words are missing")
         if transcription.warning is not None:
             logger.warning(transcription.warning)
         if transcription.why_empty is not None:

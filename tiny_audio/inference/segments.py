@@ -17,7 +17,7 @@ class Segment:
     """Start in seconds from the beginning of the recording."""
     end_s: float
     text: str
-    """Text of the chunk. Empty if nothing was spoken."""
+    """Text of the chunk. Empty if no speech was found."""
     ctc_text: str | None
     """The CTC head's own greedy text, unfiltered. None if the model has no CTC head or the sound is not speech."""
     truncated: bool
@@ -45,8 +45,7 @@ class Transcription:
     segments: tuple[Segment, ...]
     """Segments in order. Pauses of a long recording have no segment."""
     warning: str | None = None
-    """The reason why the text is unreliable, if the recording is far shorter than the clips that the model was trained
-    on."""
+    """Says that the text is unreliable if the recording is far shorter than the training clips. Otherwise None."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment], duration_s: float, warning: str | None = None) -> Transcription:

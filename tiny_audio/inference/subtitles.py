@@ -13,7 +13,7 @@ from tiny_audio.inference.word_times import Word
 # Maximum number of characters in a line, and of lines in a cue.
 LINE_CHARACTERS, LINES = 42, 2
 LONGEST_S, SHORTEST_S = 7.0, 1.0
-"""Maximum and minimum duration of a cue. A shorter cue is extended to ``SHORTEST_S``, but not into the next cue."""
+"""Maximum and minimum duration of a cue. A cue that is too short is extended, but not into the next cue."""
 _SENTENCE_END = re.compile(r"[.?!…][\"'”’)]*$")
 _PAUSE_S = 0.7
 """A new cue starts after a pause of at least this duration."""
@@ -26,15 +26,15 @@ class Cue:
     start_s: float
     end_s: float
     text: str
-    """At most two lines. A line is longer than ``LINE_CHARACTERS`` only if it is a single longer word."""
+    """At most two lines. A line is longer than ``LINE_CHARACTERS`` only if it consists of one long word."""
 
 
 def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
     """Return the cues of a recording, in order and without overlaps.
 
     Args:
-        segments: segments of one recording. If a segment has no word times, its duration is divided among its words in
-            proportion to their lengths.
+        segments: segments of one recording. If a segment has no word times, they are estimated from the lengths of its
+            words.
         each_word: create a cue for every word.
     """
     found: list[Cue] = []

@@ -32,19 +32,19 @@ _LARGEST_POOL = 8
 """Maximum number of batches in a pool. The chunks of a pool are sorted by length. The first pools are smaller, so that
 output starts early."""
 _LEAST_S = 2.0
-"""Shorter chunks count as chunks of this duration when batches are formed, because even a short chunk needs memory for
-its prompt, text and beams."""
+"""Minimum duration that a chunk counts for in the size of a batch. Even a short chunk needs memory for its prompt, text
+and beams."""
 
 Contexts = Context | Sequence[Context | None] | None
-"""The context of all recordings, or one for each recording."""
+"""One context for all recordings, or a list with one for each recording."""
 
 
 class Transcriber:
     """Transcribes recordings of any length in batches.
 
-    A recording of at most ``max_chunk_s`` is one chunk, which is transcribed in the same way as by
-    ``model.transcribe``. Longer recordings are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches
-    contain chunks of similar length from all recordings. The text of a chunk does not depend on its batch.
+    A recording of at most ``max_chunk_s`` is one chunk. It is transcribed as by ``model.transcribe``. Longer recordings
+    are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches contain chunks of similar length from all
+    recordings. The text of a chunk does not depend on its batch.
 
     Args:
         model: the model, in evaluation mode, on its device.
@@ -76,11 +76,11 @@ class Transcriber:
 
     @property
     def context_settings(self) -> ContextSettings:
-        """What the model knows about contexts."""
+        """The kinds of context that the model was trained with."""
         return self._context_encoder.settings
 
     def encode_context(self, context: Context | None) -> EncodedContext:
-        """Return the token ids of a context, and warnings about it. The texts of the warnings are for the user.
+        """Return the token ids of a context, and warnings for the user.
 
         Raises:
             UserError: see :class:`tiny_audio.model.context.ContextEncoder`.
@@ -89,7 +89,7 @@ class Transcriber:
 
     @property
     def max_chunk_s(self) -> float:
-        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or a lower limit of the model or its training clips."""
+        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or less if the model or its training clips need it."""
         return self._durations.max_s
 
     @property
@@ -150,8 +150,8 @@ class Transcriber:
     ) -> Iterator[tuple[int, Segment | Transcription]]:
         """Transcribe like :meth:`transcribe`, but yield each segment early.
 
-        The transcription of a recording follows its last segment. Only parts of recordings are in memory. Blocks are
-        read one recording after the other, at most a few batches ahead.
+        The transcription of a recording follows its last segment. Recordings are read in order, at most a few batches
+        ahead, so memory stays bounded.
 
         Args:
             recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
@@ -160,7 +160,7 @@ class Transcriber:
                 seconds, and the chunk's text so far. This is the decoder's text before filtering.
 
         Yields:
-            The index of a recording, and one of its segments or its transcription.
+            The index of a recording, with one of its segments or its transcription.
         """
         if word_timestamps and not self.can_time_words:
             raise UserError(
@@ -216,7 +216,7 @@ class Transcriber:
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
         """Yield pools, each with enough chunks for several batches.
 
-        The items of a pool are the index of a recording, and one of its chunks or its end.
+        Each item is the index of a recording, with one of its chunks or its end.
         """
         pool: list[tuple[int, Chunk | _End]] = []
         batches, waiting_s = 1, 0.0
@@ -331,7 +331,7 @@ def _chunk_durations(model: TinyAudioModel) -> ChunkDurations:
 
 @dataclass
 class _End:
-    """The end of a recording. It counts the recording's samples."""
+    """Marks the end of a recording in a pool, and holds the recording's number of samples."""
 
     samples: int = 0
 

@@ -13,9 +13,9 @@ from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.voice_activity import CONTINUE, FRAME, MARGIN_S, START
 
 BRIEF_PAUSE_S = 0.2
-"""Minimum duration of a pause that ends an utterance of more than half the maximum duration."""
+"""A pause of at least this duration ends an utterance that is longer than half the maximum duration."""
 _SHORTEST_S = 0.06
-"""A sound with less speech is treated as a click."""
+"""A sound with less speech than this is treated as a click."""
 _SMOOTHED = 3
 """Number of frames in the moving average that finds the softest moment."""
 _MARGIN, _SHORTEST, _BRIEF_PAUSE = (round(s * SAMPLE_RATE) for s in (MARGIN_S, _SHORTEST_S, BRIEF_PAUSE_S))
@@ -33,21 +33,20 @@ class Utterances:
     """Cuts a stream into utterances.
 
     An utterance ends after a pause of ``pause_s``. After half of ``longest_s``, a pause of :data:`BRIEF_PAUSE_S` ends
-    it. Speech without such a pause is cut at ``longest_s``, at the softest moment of the second half of that time. The
-    rest begins the next utterance, so no sample is lost. Utterances do not depend on how the stream is divided into
-    blocks.
+    it. Speech without such a pause is cut after ``longest_s``, at the softest moment of the second half. The rest
+    begins the next utterance, so no sample is lost. The division into blocks does not affect the utterances.
 
     Args:
-        activity: used for this stream only.
+        activity: finds the speech. It must not be shared with other streams.
         longest_s: maximum duration of an utterance.
-        pause_s: minimum duration of the pause that ends an utterance.
+        pause_s: a pause of at least this duration ends an utterance.
     """
 
     def __init__(self, activity: VoiceActivity, *, longest_s: float, pause_s: float) -> None:
         self._activity = activity
         self._longest, self._pause = int(longest_s * SAMPLE_RATE), int(pause_s * SAMPLE_RATE)
         self._held, self._first = torch.zeros(0), 0  # audio that may still be needed, and the index of its first sample
-        self._judged = 0  # samples whose frames were judged
+        self._judged = 0  # number of samples whose speech probability is known
         self._free_from = 0  # the end of the previous utterance
         self._start: int | None = None
         self._speech_end = 0
@@ -65,13 +64,13 @@ class Utterances:
 
     @property
     def open(self) -> Chunk | None:
-        """The utterance that is being spoken: its sound so far, without the pause after its last speech."""
+        """The audio so far of the utterance that is being spoken, without the pause at its end."""
         if self._start is None or not self._is_speech(self._active):
             return None
         return self._cut_out(self._start, min(self._speech_end + _MARGIN, self._judged))
 
     def add(self, block: Tensor) -> list[Chunk]:
-        """Add samples, and return the utterances that they end.
+        """Add samples, and return the utterances that end in them.
 
         Args:
             block: mono float32 ``[S]`` at 16 kHz.

@@ -2,7 +2,7 @@
 
 The weights are in the wheel of silero-vad (https://github.com/snakers4/silero-vad, MIT license). The package itself is
 not imported, because it sets the number of threads of the whole process. Only the weights of its TorchScript model are
-used. That model takes one frame a call, and the network below takes many, which is three times as fast.
+used. That model takes one frame per call. The network below takes many frames, which is three times as fast.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
 FRAME = 512
-"""Samples in a frame of 32 ms, which has one probability."""
+"""Samples in a frame of 32 ms. Each frame has one probability."""
 START, CONTINUE = 0.5, 0.35
-"""Speech starts at the first probability and lasts until probabilities are below the second. These are the defaults of
-silero-vad."""
+"""Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
+silero-vad's defaults."""
 MARGIN_S = 0.1
-"""Duration of the part of a pause that belongs to the speech next to it, because it may contain soft consonants."""
+"""This much of a pause is kept with the speech next to it, because it may contain soft consonants."""
 _CONTEXT = 64
 """Samples before a frame that the network also receives."""
 _WEIGHTS = "silero_vad.jit"
 _PREFIX = "_model."
-"""Start of the names of the weights for 16 kHz."""
+"""Prefix of the names of the weights for 16 kHz."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class SpeechProbabilities:
         self._held = torch.zeros(0)
 
     def add(self, samples: Tensor) -> list[float]:
-        """Return the probabilities of the frames that these samples complete, as far as they are computed.
+        """Return the probabilities that are known after these samples.
 
         Args:
             samples: the next samples, ``[S]`` at 16 kHz.
@@ -139,7 +139,7 @@ class SpeechProbabilities:
         if not len(self._held):
             return []
         num_frames = -(-len(self._held) // FRAME)
-        # The step has its full size, because other sizes may be rounded in another way.
+        # Always compute a full step, because another size could be rounded differently.
         probabilities, _ = self._network(pad(self._held, (0, self._step - len(self._held))), self._state)
         self._held = self._held[:0]
         return probabilities[:num_frames]

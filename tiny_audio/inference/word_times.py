@@ -23,8 +23,8 @@ class Word:
     start_s: float
     end_s: float
     confidence: float | None
-    """Geometric mean of the CTC head's probabilities of the word's characters. The probability of a character is that
-    of its best frame in the likeliest alignment of the whole text. None if the head cannot spell the word."""
+    """Geometric mean of the probabilities that the CTC head gives the word's characters. Each character counts with its
+    best frame in the likeliest alignment of the whole text. None if the head cannot spell the word."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
     """Find the most likely alignment of a text.
 
     A word lasts from the first frame of its first character to the last frame of its last character. A word that the
-    head cannot spell gets the gap between its neighbors. If there are too few frames for the text, the words divide the
-    clip evenly. Every word lasts at least one frame, or the clip's duration divided by the number of words if that is
-    shorter. If a gap is too short for its word, the word takes time from its neighbors. Words do not overlap, and no
-    word ends after the clip.
+    head cannot spell fills the gap between its neighbors. If the gap is too short, the word takes time from its
+    neighbors. If there are too few frames for the text, the words divide the clip evenly. Every word lasts at least one
+    frame, or the clip's duration divided by the number of words if that is shorter. Words do not overlap, and no word
+    ends after the clip.
 
     Args:
         spelling: the spelling of the text.

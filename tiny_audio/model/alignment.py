@@ -14,7 +14,7 @@ from tiny_audio.decoders import Decoder
 
 
 class AlignmentLoss(nn.Module):
-    """The alignment loss of a run. It has no parameters, and nothing of it is saved.
+    """The alignment loss of a run. It has no parameters, and checkpoints do not contain it.
 
     B clips · N audio embeddings · H decoder channels · K labels
 
@@ -34,7 +34,7 @@ class AlignmentLoss(nn.Module):
     def forward(
         self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return the negative log-likelihoods ``[B]`` of the targets, and ``[B]`` bool: whether each target fits.
+        """Return the targets' negative log-likelihoods ``[B]``, and a bool tensor ``[B]``: whether each target fits.
 
         A target with more tokens than the clip has audio embeddings does not fit, and its loss is 0.
 

@@ -1,8 +1,8 @@
 """Exports without base weights: find the tensors that can be left out, and restore them.
 
-If encoder and decoder are frozen, only about a hundredth of the weights is trained. An export without base weights
-contains only the trained weights. For all other weights, it refers to a commit on the hub or to a folder. A tensor
-counts as trained if it differs from the checkpoint in any bit.
+If the encoder and the decoder are frozen, only about 1% of the weights are trained. An export without base weights
+contains only the trained weights. For the others, it refers to a commit on the hub or to a folder. A tensor counts as
+trained if it differs from the checkpoint in any bit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ KINDS = ("encoder", "decoder")
 
 Reference = dict[str, Any]
 """A part's entry in the ``base_weights`` of ``config.json``. ``tensors`` is the number of tensors that the export
-leaves out, ``dtype`` is their type in training, and ``fingerprint`` is the result of
-:func:`tiny_audio.pretrained.identity.checkpoint_identity`. In older exports it is that of :func:`_hash_of_weights`."""
+leaves out, and ``dtype`` is their type in training. ``fingerprint`` is the result of
+:func:`tiny_audio.pretrained.identity.checkpoint_identity`, or of :func:`_hash_of_weights` in older exports."""
 
 
 def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Reference]:
@@ -68,7 +68,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
             }
         elif part.freeze:
             raise UserError(
-                f"{kind}: no tensor in {part.pretrained!r} equals the model's, so the checkpoint has changed since the "
+                f"{kind}: no tensor in {part.pretrained!r} equals the model's, so the checkpoint has changed since "
                 "training; restore it, or export all weights"
             )
     return found
@@ -92,8 +92,8 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
         names = {name for name in missing if name.startswith(f"{kind}.")}
         if len(names) != reference["tensors"]:
             raise UserError(
-                f"the export lacks {len(names):,} tensors of the {kind}, and {reference['tensors']:,} come from "
-                f"{part.pretrained!r}, so it is incomplete; copy or export the model again"
+                f"the export is incomplete: it lacks {len(names):,} tensors of the {kind}, but only "
+                f"{reference['tensors']:,} come from {part.pretrained!r}; copy or export the model again"
             )
         folder, recorded = Path(part.pretrained), reference["fingerprint"]
         if folder.is_dir() and checkpoint_identity(part) != recorded and _hash_of_weights(folder) != recorded:
@@ -103,7 +103,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 "all its weights"
             )
         base = _base_tensors(kind, part)
-        # Weights are quantized from the type that they have in the checkpoint.
+        # Quantization starts from the data type that the weights have in the checkpoint.
         exact = {
             f"{kind}.{path}.weight"
             for path in quantizable(getattr(model, kind))
@@ -147,7 +147,7 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: data type in which the weights of a quantized part are restored. None does not quantize them.
+        quantized: data type of the restored weights of a quantized part. None: the weights are not quantized.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):

@@ -1,4 +1,4 @@
-"""Encode the context of a clip as token ids, which stand in the prompt directly before the audio.
+"""Encode the context of a clip as token ids. In the prompt, they are directly before the audio.
 
 The text has a line for each kind of context that is given::
 
@@ -6,7 +6,7 @@ The text has a line for each kind of context that is given::
     Words: Ada Lovelace, Babbage
     Previous text: The first program was written in
 
-Without context there is no line, and the prompt consists of the same ids as that of a model without context.
+Without context there are no lines, and the prompt is the same as for a model that was trained without context.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tiny_audio.decoders import unknown_id
 from tiny_audio.model.prompt import Context, encode_inside
 
 _SHOWN = 5
-"""Maximum number of left out hotwords that a warning names."""
+"""Maximum number of omitted hotwords that a warning names."""
 
 
 class ContextSettings(Config):
-    """What a model knows about contexts. It is stored in the ``config.json`` of an export."""
+    """The kinds of context that a model was trained with. Stored in the ``config.json`` of an export."""
 
     max_tokens: PositiveInt = 512
     """Maximum number of tokens of a context."""
@@ -43,14 +43,14 @@ class ContextSettings(Config):
 
 @dataclass(frozen=True)
 class EncodedContext:
-    """The token ids of a context, and what the user should know about it."""
+    """The token ids of a context, and warnings for the user."""
 
     ids: tuple[int, ...] = ()
     """Token ids between the prompt's prefix and the audio. Empty without context."""
     num_hotwords: int = 0
-    """Number of hotwords in it. The others were left out."""
+    """Number of hotwords in ``ids``. The others were left out."""
     warnings: tuple[str, ...] = ()
-    """Messages: what was left out, and what the model was not trained with."""
+    """Messages about parts that were left out, or that the model was not trained with."""
 
 
 def context_text(hotwords: Sequence[str] = (), previous_text: str = "", language: str | None = None) -> str:
@@ -65,12 +65,12 @@ CONTEXT_CHARACTERS = context_text(("a", "b"), "a", "a")
 
 @dataclass(frozen=True)
 class ContextEncoder:
-    """Encodes contexts for one model. The same context is encoded once. Loader processes unpickle it."""
+    """Encodes contexts for one model. The same context is encoded only once. Instances can be pickled."""
 
     tokenizer: Any
     settings: ContextSettings
     max_tokens: int
-    """Maximum number of tokens of a context: that of the settings, or less if the decoder's context is too small."""
+    """Maximum number of tokens of a context: ``settings.max_tokens``, or less if the decoder's context is too small."""
 
     @cached_property
     def encode(self) -> Callable[[Context | None], EncodedContext]:
@@ -132,7 +132,7 @@ class ContextEncoder:
         ids = self._ids(text)
         if len(ids) > self.max_tokens:  # not even the language fits
             raise UserError(
-                f"the language {language!r} has {len(ids)} tokens, and a context of this model has at most "
+                f"the language {language!r} has {len(ids)} tokens, but a context of this model has at most "
                 f"{self.max_tokens}; leave the language out"
             )
         return EncodedContext(ids, kept, tuple(warnings))

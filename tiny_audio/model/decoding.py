@@ -18,9 +18,9 @@ class GenerationConfig(Config):
     num_beams: PositiveInt = 1
     """Number of beams. 1 means greedy decoding."""
     ctc_weight: float = Field(default=0.0, ge=0, lt=1)
-    """Weight w of the CTC head in joint decoding (after Watanabe et al. 2017). The decoder and the CTC head both score
-    the beams and the head's greedy text. The text with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0
-    uses only the decoder."""
+    """Weight w of the CTC head in joint decoding (after Watanabe et al. 2017). The candidates are the beams and the CTC
+    head's greedy text. The candidate with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses only the
+    decoder."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
     faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding
@@ -32,12 +32,12 @@ class GenerationConfig(Config):
     def _check(self) -> GenerationConfig:
         if self.ctc_weight and self.num_beams == 1:
             raise ValueError(
-                f"ctc_weight {self.ctc_weight} chooses between several candidates and num_beams is 1; set num_beams: 4"
+                f"ctc_weight {self.ctc_weight} chooses between several beams, but num_beams is 1; set num_beams: 4"
             )
         if self.draft == "ctc" and self.num_beams > 1:
             raise ValueError(
-                f"draft: ctc works for greedy decoding and num_beams is {self.num_beams}; set num_beams: 1, or leave "
-                "draft out"
+                f"draft: ctc works only for greedy decoding, but num_beams is {self.num_beams}; set num_beams: 1, or "
+                "leave draft out"
             )
         return self
 

@@ -1,7 +1,7 @@
 """Write and read ``generation_config.json``, the file with the decoding settings of transformers' models.
 
-The file is written from the model's own settings, and overrides them on loading. So decoding can be changed by editing
-the file. ``ctc_weight`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
+The file is written from the model's own settings. When a model is loaded, the file overrides them, so users can edit
+it. ``ctc_weight`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
 """
 
 from __future__ import annotations

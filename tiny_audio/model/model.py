@@ -53,7 +53,7 @@ class TinyAudioModel(SavedModel):
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
         self.alignment: nn.Module | None = None  # set by training, see model/alignment.py
-        # All parts are already initialized. transformers' generic initialization would overwrite their weights.
+        # Keep transformers from initializing the parts again, which would overwrite their weights.
         with no_init_weights():
             self.post_init()
         # post_init finds tied weights only in direct children, but the tied embeddings are one level deeper.
@@ -176,9 +176,9 @@ class TinyAudioModel(SavedModel):
             label_smoothing: share of each target's probability that is spread over the vocabulary.
             linear_cross_entropy: a function that computes losses from hidden states without logits. If None, logits
                 are computed first.
-            frames: the encoder's frames of these clips, if they are known. Then the encoder is not run.
+            frames: the encoder's frames of these clips. If given, the encoder is not run.
             contexts: see :meth:`splice`.
-            skip_decoder: whether to leave out the decoder's loss, which is then 0.
+            skip_decoder: leave out the decoder's loss. It is then 0.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self._with_ctc_logits(frames) if frames else self.encode(waveforms, waveform_lengths, transform)
@@ -195,7 +195,10 @@ class TinyAudioModel(SavedModel):
         contexts: Contexts | None = None,
         skip_decoder: bool = False,
     ) -> TargetScores:
-        """Compute the losses of :meth:`forward` from frames of :meth:`encode`. ``ctc_targets`` None: no CTC loss."""
+        """Compute the losses of :meth:`forward` from the frames of :meth:`encode`.
+
+        There is no CTC loss if ``ctc_targets`` is None.
+        """
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
@@ -259,9 +262,9 @@ class TinyAudioModel(SavedModel):
         return None if recorded is None else ClipDurations(**recorded)
 
     def longest_clip_s(self, at_most_s: float) -> float:
-        """Return the duration of the longest clip that the encoder accepts and that fits the decoder's context.
+        """Return the maximum duration of a clip, given the encoder's limit and the size of the decoder's context.
 
-        If the model was trained with context, the longest context fits next to this clip.
+        If the model was trained with context, there is also room for the longest context.
 
         Args:
             at_most_s: upper bound of the result. It applies if the model's own limits are higher.
@@ -293,8 +296,8 @@ class TinyAudioModel(SavedModel):
             raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
         if settings.draft == "ctc" and not can_rewind:
             raise UserError(
-                f"generation.draft: the decoder {self.config.decoder['name']!r} cannot rewind its cache, which drafts "
-                "require; leave draft out"
+                f"generation.draft: drafts need a cache that can be rewound, and that of the decoder "
+                f"{self.config.decoder['name']!r} cannot; leave draft out"
             )
         if settings.draft is None:
             in_half = torch.is_autocast_enabled(self.device.type) or any(

@@ -37,7 +37,7 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
             return_tensors: only ``"pt"``.
 
         Returns:
-            ``waveforms [B, S]``, float32 and zero after the end of each clip, and ``waveform_lengths [B]`` in samples.
+            ``waveforms [B, S]`` (float32, padded with zeros), and ``waveform_lengths [B]`` in samples.
 
         Raises:
             UserError: ``sampling_rate`` or ``return_tensors`` is not supported, there is no clip, or a clip is empty,
@@ -45,7 +45,7 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
         """
         if sampling_rate != SAMPLE_RATE:
             raise UserError(
-                f"the audio has {sampling_rate:,} Hz, and {SAMPLE_RATE:,} Hz is required; resample it first, for "
+                f"the audio has {sampling_rate:,} Hz, but {SAMPLE_RATE:,} Hz is required; resample it first, for "
                 f"example with torchaudio.functional.resample(audio, {sampling_rate}, {SAMPLE_RATE})"
             )
         if return_tensors != "pt":
@@ -72,16 +72,16 @@ def _mono(clip: Waveform, index: int) -> Tensor:
     waveform = torch.as_tensor(clip)
     if waveform.ndim != 1:
         raise UserError(
-            f"clip {index} has the shape {tuple(waveform.shape)}, and one channel of samples is required; average the "
+            f"clip {index} has the shape {tuple(waveform.shape)}, but one channel of samples is required; average the "
             "channels of stereo audio, take the only row of [1, samples], and pass a batch as a list of clips"
         )
     if not waveform.is_floating_point():
         raise UserError(
-            f"clip {index} holds {str(waveform.dtype).removeprefix('torch.')}, and floating-point samples between "
+            f"clip {index} has {str(waveform.dtype).removeprefix('torch.')}, but floating-point samples between "
             "-1 and 1 are required; divide 16-bit samples by 32768"
         )
     if len(waveform) == 0:
         raise UserError(f"clip {index} is empty; leave it out")
     if not torch.isfinite(waveform).all():
-        raise UserError(f"clip {index} holds NaN or infinite samples; leave it out")
+        raise UserError(f"clip {index} has NaN or infinite samples; leave it out")
     return waveform.float()

@@ -14,21 +14,21 @@ from tiny_audio.config import Config, UserError
 from tiny_audio.decoders import unknown_id
 
 AUDIO = "{audio}"
-# Private-use characters. No template strips them, and no transcript contains them.
+# Private-use characters. Templates do not strip them, and transcripts do not contain them.
 _SENTINEL, _REPLY = "\ue000", "\ue001"
 # Some templates print today's date, but a prompt must not change from day to day. They print this date instead, which
 # is the default date of Llama 3's template.
 _DAY = date(2024, 7, 26)
 _DAY_PARTS = {f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBdFHIjmMpSyY"}
 _DAY_PARTS |= {f"%-{code}": _DAY_PARTS[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSy"}
-# Prepended to templates that call strftime_now, to replace transformers' own function. A line break at the start of the
-# template is kept, because this text ends in an empty expression. After a block, Jinja would remove the line break.
+# Prepended to templates that call strftime_now, to replace transformers' own function. The empty expression at the end
+# keeps a line break at the start of the template, which Jinja would remove after a block.
 _CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set shown = namespace(text=format) -%}"
     "{%- for code, part in day_parts.items() -%}{%- set shown.text = shown.text.replace(code, part) -%}{%- endfor -%}"
     "{{- shown.text -}}{%- endmacro -%}{{- '' }}"
 )
-# A thinking model generates the second text after `<think>` and a line break if thinking is off.
+# A thinking model generates the second text after `<think>` and a line break if thinking is switched off.
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
@@ -38,20 +38,20 @@ _BETWEEN_WORDS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]")
 
 
 class HotwordsConfig(Config):
-    """Lists of words that training clips get: a few words of the transcript among words of other transcripts."""
+    """Lists of hotwords for training clips: a few words of the transcript among words of other transcripts."""
 
     probability: _Probability = 0.5
     """Share of the clips that get a list."""
     num_words: tuple[PositiveInt, PositiveInt] = (5, 100)
     """Minimum and maximum length of a list. It is shorter if it would exceed ``prompt.context.max_tokens``."""
     num_spoken: tuple[PositiveInt, PositiveInt] = (1, 3)
-    """Minimum and maximum number of words of the transcript in a list that has any. It is smaller if the transcript has
-    fewer words that can be hotwords."""
+    """Minimum and maximum number of words from the transcript, in lists that have any. There are fewer if the
+    transcript has fewer words that can be hotwords."""
     none_spoken: float = Field(default=0.3, ge=0, lt=1)
-    """Share of the lists without a word of the transcript. They teach the model to ignore a list. Clips whose
-    transcript has no rare word get such a list, too."""
+    """Share of the lists that have no word of the transcript. They teach the model to ignore a list. A clip whose
+    transcript has no rare word always gets such a list."""
     num_common: NonNegativeInt = 1000
-    """This many words, the most frequent ones of the training transcripts, are never hotwords."""
+    """This number of the most frequent words in the training transcripts are never hotwords."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -68,22 +68,22 @@ class HotwordsConfig(Config):
 
 
 class PreviousTextConfig(Config):
-    """Transcripts of the clip before, which training clips get."""
+    """Previous text for training clips: the transcript of the clip before."""
 
     probability: _Probability = 0.5
-    """Share of the clips that get it, of the clips that have one."""
+    """Share of the clips that get their previous text, among those that have one."""
     same: _NonEmpty
     """Metadata column, such as ``chapter``. The previous text of a clip is the transcript of the row before it in its
     set, if both rows have the same value in this column. The rows must be in the order of the recording."""
     max_words: PositiveInt = 50
-    """Maximum number of words. Longer texts are used from the end."""
+    """Maximum number of words. Of a longer text, the last words are used."""
 
 
 class LanguageConfig(Config):
-    """The language of clips, which is stated in the prompt."""
+    """Statement of a clip's language in the prompt."""
 
     probability: _Probability = 0.5
-    """Share of the clips whose language is stated, of the clips in one of ``codes``."""
+    """Share of the clips whose language is stated, among the clips in one of ``codes``."""
     codes: tuple[_NonEmpty, ...] = Field(min_length=1, strict=False)
     """The languages that the model accepts, such as ``[en, de]``."""
     column: _NonEmpty = "language"
@@ -91,10 +91,10 @@ class LanguageConfig(Config):
 
 
 class ContextConfig(Config):
-    """Context that training clips get, so that the model learns to use it and to ignore it."""
+    """Context for training clips, so that the model learns when to use it and when to ignore it."""
 
     max_tokens: PositiveInt = 512
-    """Maximum number of tokens of a context, also at inference. Training and inference reserve positions for them."""
+    """Maximum number of tokens of a context in training and at inference. The decoder reserves positions for them."""
     hotwords: HotwordsConfig | None = None
     previous_text: PreviousTextConfig | None = None
     language: LanguageConfig | None = None
@@ -113,8 +113,8 @@ class PromptConfig(Config):
     """System message, or None. If the chat template does not support system messages, this text is put at the start of
     the user message. ``/no_think /system_override`` removes SmolLM3's long header."""
     user: str = AUDIO
-    """User message. ``{audio}`` marks the position of the audio embeddings. If a clip has a context, it stands directly
-    before the audio."""
+    """User message. ``{audio}`` marks the position of the audio embeddings. The context of a clip, if any, is inserted
+    directly before the audio."""
     context: ContextConfig | None = None
     """How clips get a context in training. None trains without context."""
 
@@ -137,20 +137,20 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known about a clip before it is transcribed. It is written in the prompt, directly before the audio."""
+    """Information about a clip before it is transcribed. It is part of the prompt, directly before the audio."""
 
     hotwords: tuple[str, ...] = ()
     """Names and other rare words that may be spoken."""
     previous_text: str = ""
     """Text that was spoken before the clip."""
     language: str | None = None
-    """Code of the language, such as ``en``. It must be one of the languages that the model states."""
+    """Code of the language, such as ``en``. It must be one of the languages that the model accepts."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.hotwords, tuple):
             raise UserError(
-                f"hotwords is a {type(self.hotwords).__name__}; give a tuple of texts, or use Context.of, which takes "
-                "lists and texts, too"
+                f"hotwords is a {type(self.hotwords).__name__}; give a tuple of texts, or use Context.of, which also "
+                "takes lists and texts"
             )
 
     @classmethod
@@ -163,7 +163,7 @@ class Context:
         return None if context == cls() else context
 
     def for_later_chunks(self) -> Context:
-        """Return the context of the later chunks of a recording, whose previous text is not known."""
+        """Return the context for the later chunks of a recording. It has no previous text."""
         return replace(self, previous_text="")
 
 
@@ -216,8 +216,8 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
     unknown = unknown_id(tokenizer)
     if unknown is not None and unknown in prefix + suffix:
         raise UserError(
-            f"prompt: the tokenizer has no token for a part of {text.replace(_SENTINEL, AUDIO)!r}; a tokenizer that is "
-            "trained on the transcripts has only their characters: leave out prompt.system and other words"
+            f"prompt: the tokenizer has no token for a part of {text.replace(_SENTINEL, AUDIO)!r}; a tokenizer trained "
+            "on the transcripts has only their characters: leave out prompt.system and other words"
         )
     return Prompt(prefix, suffix, end_id)
 
@@ -231,9 +231,9 @@ def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Message
     if system is None:
         return alone
     both = [{"role": "system", "content": system}, *alone]
-    # The system message becomes the start of the user message, as in Gemma 3's template.
+    # Put the system message at the start of the user message, as Gemma 3's template does.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches, which the rendered text need not contain.
+    # Words such as `/no_think` are switches. The rendered text need not contain them.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)
@@ -286,7 +286,7 @@ def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
 
 
 def encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Encode text as in the middle of a document. SentencePiece tokenizers add a space at the start of a document."""
+    """Encode text as in the middle of a document, where SentencePiece tokenizers do not add a space."""
     letter = tokenizer.encode("a", add_special_tokens=False)
     if letter and str(tokenizer.convert_ids_to_tokens(letter[0])).startswith("▁"):
         ids = tokenizer.encode(f"a{text}", add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""What fits into a model: the longest clip that it accepts, and the longest context of a clip."""
+"""Limits of a model: the longest clip and the longest context that fit into its decoder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tiny_audio.projectors import Projector
 
 @dataclass(frozen=True)
 class Room:
-    """The positions in a model's decoder, and how clips and contexts share them."""
+    """Divides the positions of a model's decoder between clips and contexts."""
 
     config: TinyAudioConfig
     projector: Projector
 
     def longest_clip_s(self, at_most_s: float) -> float:
-        """Return the duration of the longest clip, see ``TinyAudioModel.longest_clip_s``."""
+        """See ``TinyAudioModel.longest_clip_s``."""
         config = self.config
         encoder = ENCODERS.parse(config.encoder).with_architecture(config.encoder_architecture or {})
         reserved = self.settings.max_tokens if config.context else 0
@@ -39,7 +39,7 @@ class Room:
 
     @property
     def settings(self) -> ContextSettings:
-        """What the model knows about contexts."""
+        """The kinds of context that the model was trained with."""
         return ContextSettings.model_validate(self.config.context or {}, strict=False)
 
     @property

@@ -20,7 +20,7 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load like transformers, but reject wrong keys, and load weights that the export left out from checkpoints.
+        """Load like transformers, but reject wrong keys. Weights that the export left out come from their checkpoints.
 
         With ``output_loading_info``, wrong keys are returned and raise no error. By default, only safetensors files
         are read.

@@ -18,7 +18,7 @@ LinearCrossEntropy = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 language-model head's weights ``[V, H]``, targets ``[K]`` and the label smoothing, and returns losses ``[K]``."""
 
 Contexts = Sequence[Sequence[int]]
-"""B rows of token ids, which stand between the prompt's prefix and the audio. A row without context is empty."""
+"""B rows of token ids between the prompt's prefix and the audio. A row without context is empty."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TargetScores:
     ctc_loss: Tensor | None
     """``[B]``, the sum in nats over each row's labels. None if there are no CTC targets or no CTC head."""
     alignment_loss: Tensor | None = None
-    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows that do not fit. None without
-    an alignment loss."""
+    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows with too few audio embeddings.
+    None without an alignment loss."""
     aligned: Tensor | None = None
     """``[B]`` bool: whether the row has enough audio embeddings for its tokens. None without an alignment loss."""
 
@@ -95,7 +95,7 @@ def target_losses(
         mask: ``[B, L]``.
         targets: B rows of token ids.
         label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
-        num_shared: number of first positions that are the same in all rows.
+        num_shared: number of positions at the start that are the same in all rows.
     """
     sizes = torch.tensor([len(row) for row in targets], device=embeddings.device)
     # Each position predicts the next token, so the last position before the text predicts the first target.

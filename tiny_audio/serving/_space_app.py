@@ -37,7 +37,7 @@ def build_demo() -> Any:
         ],
         title=MODEL.rpartition("/")[2],
         description=f"Speech to text with [{MODEL}](https://huggingface.co/{MODEL}). "
-        "It can write words that nobody spoke.",
+        "The model can write words that nobody spoke.",
         flagging_mode="never",
         api_name="transcribe",
     )

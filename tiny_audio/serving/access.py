@@ -1,4 +1,4 @@
-"""Decide who may use the server: API keys, and the web pages from which browsers send requests."""
+"""Access control: API keys, host names, and the web pages that may send requests."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ OPEN_PATHS = ("/", "/health")
 OPEN_FOLDER = "/page/"
 """Files below this path need no key."""
 KEY_PROTOCOL = "openai-insecure-api-key."
-"""A browser cannot set headers of a WebSocket. It sends the key as a subprotocol with this prefix, as OpenAI's realtime
-API has it, next to another subprotocol, which the server accepts."""
+"""Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Browsers cannot set headers of
+a WebSocket. They offer this subprotocol together with another one, which the server accepts."""
 _DISCARDED_BYTES, _DISCARD_S = 1 << 20, 1.0
 
 
 class AccessControl:
     """ASGI middleware that refuses requests without a valid key, and requests from web pages of other origins.
 
-    A web page of any origin can send requests to a server on the user's own machine, and it can read the answers if its
-    host name is made to point to that machine (DNS rebinding). Therefore the host name in a request must be one of the
-    server's own unless a key is needed, and the origin of a page must be the server itself or be allowed.
+    A web page of any origin can send requests to a server on the user's own machine. It can also read the responses if
+    its host name is made to point to that machine (DNS rebinding). Therefore a page must come from this server or from
+    an allowed origin. If no key is needed, the host name in a request must also be one of the server's own.
     """
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
@@ -54,7 +54,7 @@ class AccessControl:
             if _is_preflight(scope, headers):
                 await _preflight(origin)(scope, receive, send)
                 return
-            if origin is not None:  # an allowed page must also be able to read that its key is missing
+            if origin is not None:  # otherwise the browser would hide the error from an allowed page
                 send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)
         if problem is None:
@@ -107,7 +107,7 @@ def _digest(key: str) -> bytes:
 
 
 def _is_among(key: str, digests: Collection[bytes]) -> bool:
-    """Compare a key with all others, in a time that depends neither on their content nor on their lengths."""
+    """Whether a key is valid. The time does not depend on the content or the length of any key."""
     given, found = _digest(key), False
     for digest in digests:
         found |= hmac.compare_digest(given, digest)
@@ -130,7 +130,7 @@ def _netloc(origin: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # A rebinding attack needs a name. A browser never sends an address that the user did not open.
+    # DNS rebinding needs a name. The host is an address only if the user or a page opened that address.
     try:
         ipaddress.ip_address(name)
     except ValueError:

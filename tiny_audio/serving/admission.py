@@ -10,21 +10,21 @@ from tiny_audio.serving.options import Limits
 
 
 class BusyError(Exception):
-    """There is no room for another request, or for more audio. The client may try again later."""
+    """A limit of requests or audio is reached. The client may try again later."""
 
 
 class Ticket:
-    """The room that one request takes. It is made by :meth:`Admission.enter`."""
+    """A request that is counted by :class:`Admission`. Created by :meth:`Admission.enter`."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self.audio_s = 0.0
         """Seconds of decoded audio that the request holds."""
         self.is_valid = True
-        """Whether the request has not ended."""
+        """Whether the request is still being counted."""
 
     def add_audio(self, seconds: float) -> None:
-        """Make room for more decoded audio. See :meth:`Admission.reserve`."""
+        """Count more decoded audio. See :meth:`Admission.reserve`."""
         self._admission.reserve(self, seconds)
 
 
@@ -40,10 +40,10 @@ class Admission:
 
     @contextmanager
     def enter(self) -> Iterator[Ticket]:
-        """Count a request while it is in this context.
+        """Count a request inside the ``with`` block.
 
         Raises:
-            BusyError: there are already ``max_requests``.
+            BusyError: ``max_requests`` requests are already counted.
         """
         with self._lock:
             if self.requests >= self._limits.max_requests:
@@ -62,7 +62,7 @@ class Admission:
         """Count decoded audio of a request.
 
         Raises:
-            BusyError: the total would be above ``max_audio_s``, or the request has ended.
+            BusyError: the total would exceed ``max_audio_s``, or the request has ended.
         """
         with self._lock:
             if not ticket.is_valid:

@@ -34,5 +34,5 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
     app.include_router(page.router(card))
     handle_errors(app)
     app.add_middleware(AccessControl, options=options)
-    app.add_middleware(Observer, metrics=service.metrics)  # the outermost, so that it counts refused requests, too
+    app.add_middleware(Observer, metrics=service.metrics)  # outermost, so that refused requests are counted too
     return app

@@ -24,13 +24,14 @@ def context_of(
 ) -> Context | None:
     """Return the context of a recording.
 
-    Many clients always send a prompt and a language, and a model that was not trained with them gets worse by them.
-    Therefore only what the model was trained with is used.
+    Many clients always send a prompt and a language. They make the text of a model worse that was not trained with
+    them. Therefore only the kinds of context that the model was trained with are used.
 
     Args:
         engine: the engine with the model.
-        hotwords: hotwords of all recordings. They are always used.
-        prompt: hotwords if the model was trained with them, or else previous text if it was trained with that.
+        hotwords: the server's own hotwords for all recordings. They are always used.
+        prompt: used as hotwords if the model was trained with hotwords, else as previous text if it was trained with
+            previous text.
         keywords: further hotwords.
         language: code of the language.
 

@@ -23,14 +23,14 @@ from tiny_audio.model.prompt import Context
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
-"""Maximum number of batches in the pool whose chunks are sorted by length. Later chunks wait."""
+"""Number of batches for which chunks are considered together. They are sorted by length. Later chunks wait."""
 
 OnSegment = Callable[[Segment], object]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What an engine has done since it was started, and what is waiting."""
+    """Totals since the engine was started, and the current queue."""
 
     batches: int = 0
     chunks: int = 0
@@ -44,7 +44,7 @@ class Statistics:
 
     @property
     def wait_s(self) -> float:
-        """Estimated time until the present queue is empty."""
+        """Estimated seconds until the current queue is empty."""
         return self.waiting_s * self.busy_s / self.audio_s if self.audio_s else 0.0
 
 
@@ -60,7 +60,7 @@ class Job:
 
     def __init__(self, chunks: Sequence[Chunk], duration_s: float, words: bool, on_segment: OnSegment | None) -> None:
         self.future: Future[Transcription] = Future()
-        """Holds the transcription. If it is canceled, the job is."""
+        """Holds the transcription. Canceling it cancels the job."""
         self._chunks, self._duration_s, self._on_segment = chunks, duration_s, on_segment
         self._early: dict[int, Segment] = {}
         """Segments that wait for the segments of earlier chunks."""
@@ -73,7 +73,7 @@ class Job:
         """Wait for the transcription.
 
         Raises:
-            TimeoutError: it is not there after ``timeout`` seconds.
+            TimeoutError: the job has not ended after ``timeout`` seconds.
             concurrent.futures.CancelledError: the job was canceled.
         """
         return self.future.result(timeout)
@@ -118,7 +118,7 @@ class _Item:
 
     @property
     def due(self) -> float:
-        """Place in the queue: when the chunk would begin if its recording were played from its arrival on."""
+        """Time at which the chunk would begin if its recording were played from its arrival on. It orders the queue."""
         return self.arrived + self.chunk.start / SAMPLE_RATE
 
     @property
@@ -129,14 +129,14 @@ class _Item:
 class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
-    The queue is in the order in which the chunks would begin if all recordings were played from their arrival on. So a
-    long recording does not hold up later requests and live streams. The first chunk in the queue is always part of the
-    next batch, so that none waits forever. The others in this batch are those of the most similar lengths. The text of
-    a recording equals that of :meth:`Transcriber.transcribe`.
+    The queue is sorted by the time at which each chunk would begin if its recording were played from its arrival on.
+    Therefore a long recording does not delay later requests and live streams. The next batch consists of the first
+    chunk in the queue, so that no chunk waits forever, and of the chunks with the most similar lengths. The text of a
+    recording is the same as from :meth:`Transcriber.transcribe`.
 
     Args:
-        transcriber: see there for the size of batches.
-        gather_s: how long a chunk waits for others, if the engine has nothing else to do.
+        transcriber: determines the size of batches.
+        gather_s: maximum seconds that an idle engine waits for more chunks before it starts a batch.
     """
 
     def __init__(self, transcriber: Transcriber, *, gather_s: float = 0.02) -> None:
@@ -166,14 +166,14 @@ class Engine:
 
     @property
     def statistics(self) -> Statistics:
-        """What the engine has done, and what is waiting."""
+        """Totals since the start, and the current queue."""
         with self._changed:
             waiting_s = sum(item.seconds for item in self._queue)
             return replace(self._statistics, waiting_chunks=len(self._queue), waiting_s=waiting_s)
 
     @property
     def context_settings(self) -> ContextSettings:
-        """What the model knows about contexts."""
+        """The kinds of context that the model was trained with."""
         return self._transcriber.context_settings
 
     def encode_context(self, context: Context | None) -> EncodedContext:
@@ -240,14 +240,14 @@ class Engine:
         context: Context | None = None,
         on_segment: OnSegment | None = None,
     ) -> Transcription:
-        """Transcribe without blocking the event loop. If the task is canceled, the job is. See :meth:`submit`."""
+        """Transcribe without blocking the event loop. Canceling the task cancels the job. See :meth:`submit`."""
         chunks = await asyncio.to_thread(self.chunks, [waveform])
         duration_s = len(waveform) / SAMPLE_RATE
         job = self.enqueue(chunks, duration_s, words=words, context=context, on_segment=on_segment)
         return await asyncio.wrap_future(job.future)
 
     def close(self) -> None:
-        """Finish the running batch, cancel what is waiting, and stop the thread."""
+        """Finish the running batch, cancel the waiting jobs, and stop the thread."""
         with self._changed:
             self._closed = True
             jobs = {item.job for item in self._queue}
@@ -257,7 +257,7 @@ class Engine:
         self._thread.join()
 
     def _drop(self, job: Job) -> None:
-        """Take the chunks of a job that has ended out of the queue."""
+        """Remove the chunks of a job from the queue."""
         with self._changed:
             self._queue = [item for item in self._queue if item.job is not job]
 
@@ -273,7 +273,7 @@ class Engine:
                 [item.chunk for item in batch], contexts=[item.context for item in batch]
             )
         except Exception as error:
-            # One chunk may be the cause, and the others are not to blame.
+            # A single chunk may have caused the error. Transcribe each one separately.
             if len(batch) > 1:
                 for item in batch:
                     self._transcribe([item])
@@ -284,7 +284,7 @@ class Engine:
         for item, segment in zip(batch, segments, strict=True):
             try:
                 item.job.add(item.index, segment)
-            except Exception as error:  # of the caller's callback
+            except Exception as error:  # raised by the caller's callback
                 item.job.fail(error)
 
     def _count(self, batch: Sequence[_Item], busy_s: float) -> None:
@@ -299,7 +299,7 @@ class Engine:
             )
 
     def _next_batch(self) -> list[_Item]:
-        """Wait for chunks, and take those of the next batch out of the queue. Empty if the engine is closed."""
+        """Wait for chunks, and remove the next batch from the queue. Empty if the engine is closed."""
         with self._changed:
             while not self._closed:
                 if not self._queue:
@@ -322,7 +322,7 @@ class Engine:
     def _chosen(self) -> list[_Item]:
         """Return the batch that contains the first chunk of the queue."""
         first = self._queue[0]
-        # The longest chunks have the smallest batches, so the pool is never too small.
+        # Batches of the longest chunks are the smallest, so the pool always fills a batch of other chunks.
         pool = sorted(self._queue[: _POOL * self._transcriber.batch_size(first.chunk)], key=lambda item: -item.seconds)
         while True:
             size = self._transcriber.batch_size(pool[0].chunk)

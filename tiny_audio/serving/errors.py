@@ -1,4 +1,4 @@
-"""Errors in the form of OpenAI's API, which its clients turn into exceptions."""
+"""Error responses in the form of OpenAI's API. Its clients raise them as exceptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ApiError(Exception):
     Args:
         status: the HTTP status.
         message: what was given, what is allowed, what to do.
-        param: the form field at fault.
+        param: the form field that caused the error.
         code: a code for programs.
         headers: further headers of the response.
     """
@@ -48,7 +48,7 @@ class ApiError(Exception):
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer every error with a JSON object, also unknown paths and errors of ours."""
+    """Answer every error with a JSON object, including unknown paths and internal errors."""
 
     @app.exception_handler(ApiError)
     def known(request: Request, error: ApiError) -> JSONResponse:

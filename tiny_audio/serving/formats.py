@@ -33,17 +33,17 @@ def response(transcription: Transcription, parameters: Parameters) -> Response:
 
 
 def delta(text: str) -> str:
-    """Return the server-sent event of an additional text."""
+    """Return the server-sent event for additional text."""
     return _event({"type": "transcript.text.delta", "delta": text})
 
 
 def done(transcription: Transcription) -> str:
-    """Return the server-sent event of the end of a transcription."""
+    """Return the server-sent event for the end of a transcription."""
     return _event({"type": "transcript.text.done", "text": transcription.text})
 
 
 def error_event(body: dict[str, Any]) -> str:
-    """Return a server-sent event for an error after the response has begun."""
+    """Return the server-sent event for an error that occurs after the response has begun."""
     return _event(body)
 
 

@@ -42,7 +42,7 @@ class _Query:
         """Read the parameters of the address.
 
         Raises:
-            ClientError: a parameter is unknown, or has a value that is not possible here.
+            ClientError: a parameter is unknown, or its value is invalid or not supported by this server.
         """
         unknown = [name for name in query if name not in _PARAMETERS]
         if unknown:

@@ -20,9 +20,9 @@ from tiny_audio.serving.options import Options
 from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
 
 _BLOCK = SAMPLE_RATE // 10
-"""Samples that are added at a time. Other connections are served between two blocks."""
+"""Samples that are processed in one step. Other connections are served between the steps."""
 _BURST_S = 2.0
-"""So much time passes before the speed of the audio is limited."""
+"""Seconds at the start of a stream in which the speed of the audio is not limited."""
 _MAX_TEXT = 100
 """Maximum number of characters of a text message. A longer one could be nested too deeply for the JSON parser."""
 Decode = Callable[[Tensor], Awaitable[Transcription]]
@@ -48,7 +48,7 @@ class LiveSession:
         websocket: an accepted connection.
         stream: used for this session only.
         decode: transcribes a waveform ``[S]`` as one recording.
-        words: whether final texts have word timestamps.
+        words: whether final texts include word timestamps.
         options: the server's options.
     """
 
@@ -67,7 +67,7 @@ class LiveSession:
             encoding: ``pcm16``, or a container of Opus.
 
         Raises:
-            ClientError: the client sent something that is not possible, or nothing for too long.
+            ClientError: the client sent invalid data, or sent nothing for too long.
             WebSocketDisconnect: the client has closed the connection.
         """
         try:
@@ -97,9 +97,9 @@ class LiveSession:
             raise WebSocketDisconnect(1006, "the client does not receive") from None
 
     async def _transcribe(self) -> None:
-        """Decode what is due, and send the texts."""
+        """Decode utterances and send their texts until the stream ends."""
         while True:
-            # More audio may arrive while texts are sent, so the state is read before.
+            # Read the state first, because more audio may arrive while texts are sent.
             self._changed.clear()
             ended, job = self._ended, self._stream.next_job()
             if job is not None:
@@ -120,7 +120,7 @@ class LiveSession:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise ClientError(1012, "the server is shutting down") from None  # it has canceled the job
+            raise ClientError(1012, "the server is shutting down") from None  # shutting down cancels jobs
 
     async def _send_event(self, event: Partial | Final) -> None:
         if isinstance(event, Partial):
@@ -155,7 +155,7 @@ class LiveSession:
         self._end()
 
     async def _messages(self) -> AsyncIterator[bytes]:
-        """Yield the client's audio until its message of the end."""
+        """Yield the client's audio until its end message."""
         while True:
             try:
                 async with asyncio.timeout(self._limits.idle_timeout_s):
@@ -179,7 +179,7 @@ class LiveSession:
             yield data
 
     async def _add(self, data: bytes) -> None:
-        """Add 16-bit samples. Wait if they come too fast, or too much audio is not decoded yet."""
+        """Add 16-bit samples. Wait if they arrive too fast, or if too much audio is waiting to be decoded."""
         data = self._rest + data
         whole = len(data) // 2 * 2
         self._rest = data[whole:]

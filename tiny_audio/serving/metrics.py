@@ -1,4 +1,4 @@
-"""Measure the server for Prometheus, and write a log line for each request."""
+"""Metrics for Prometheus, and a log line for each request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "tiny_audio_requests",
-            "Requests that were answered or ended.",
+            "Finished requests.",
             ("path", "status"),
             registry=self._registry,
         )
@@ -72,7 +72,7 @@ class _OfTheEngine(Collector):
 class Observer:
     """ASGI middleware that counts and logs requests, and gives each response a request id.
 
-    The log has the path, without the query, because a query may contain a prompt.
+    The log contains the path but not the query, because a query may contain a prompt.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -84,7 +84,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         started, request_id = time.monotonic(), uuid.uuid4().hex
-        status = 499  # the client has gone before there was a response, as nginx counts it
+        status = 499  # the client disconnected before the response (nginx's code)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_measured(message: Message) -> None:
@@ -97,14 +97,14 @@ class Observer:
         try:
             await self._app(scope, receive, send_measured)
         except ClientDisconnect:
-            pass  # nobody receives a response
+            pass  # there is no client to respond to
         except Exception:
-            status = 500  # the response is sent outside of this middleware
+            status = 500  # the response is sent outside this middleware
             raise
         finally:
             seconds = time.monotonic() - started
             route = scope.get("route")
-            # Unknown paths share a label, so that nobody can make endless labels.
+            # Unknown paths share one label. Otherwise clients could create any number of labels.
             path = getattr(route, "path", "other")
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.seconds.labels(path).observe(seconds)

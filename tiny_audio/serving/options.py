@@ -16,12 +16,12 @@ class Limits:
     max_duration_s: float = 7200.0
     """Maximum duration of a recording."""
     max_requests: int = 128
-    """Maximum number of transcriptions that are received, waiting or running. Further ones get the status 429."""
+    """Maximum number of requests that are received, waiting or running. Further requests get status 429."""
     max_audio_s: float = 4 * 3600.0
-    """Maximum seconds of decoded audio in memory, over all requests. An hour needs 230 MB. Further requests get the
-    status 429."""
+    """Maximum seconds of decoded audio in memory, over all requests. Further requests get status 429. One hour needs
+    230 MB."""
     upload_timeout_s: float = 120.0
-    """Maximum time in which a request body must arrive."""
+    """Maximum time that a request body may take to arrive."""
     request_timeout_s: float = 600.0
     """Maximum time from the end of the upload to the response."""
 
@@ -33,17 +33,17 @@ class LiveLimits:
     max_streams: int = 32
     """Maximum number of streams at the same time."""
     max_message_bytes: int = 1 << 20
-    """Maximum size of a message. One with 16-bit samples contains 32 seconds."""
+    """Maximum size of a message. The default is about 32 seconds of 16-bit samples."""
     max_waiting_s: float = 30.0
-    """Maximum seconds of a stream in utterances that wait to be decoded. Beyond that, nothing is received, so that the
-    client has to wait."""
+    """Maximum seconds of one stream's audio that wait to be decoded. Above this limit, the server stops receiving, and
+    the client has to wait."""
     max_speed: float = 8.0
-    """Audio is received at most this many times as fast as real time, because finding speech takes time. The first
-    two seconds are not limited."""
+    """Maximum speed at which audio is received, as a multiple of real time. It limits the work of finding speech. The
+    first two seconds of a stream are not limited."""
     idle_timeout_s: float = 30.0
     """Maximum time without a message from the client."""
     send_timeout_s: float = 30.0
-    """Maximum time in which the client must receive a message."""
+    """Maximum time that the client may take to receive a message."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Options:
     """Options of the server."""
 
     model_name: str
-    """The name under which clients see the model."""
+    """The model's name in requests and responses."""
     created: int = 0
     """Unix time at which the model was exported."""
     api_keys: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Decode Opus that arrives in parts, such as that of a browser's MediaRecorder, with the FFmpeg program."""
+"""Decode a stream of Opus audio, for example from a browser's MediaRecorder, with the FFmpeg program."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from tiny_audio.frames import SAMPLE_RATE
 
 CONTAINERS = {"webm": "matroska", "ogg": "ogg"}
-"""FFmpeg's names of the containers."""
+"""Supported containers, by FFmpeg's names."""
 
 
 class OpusDecoder:
-    """A running FFmpeg process. It is made by :func:`opus_decoder`."""
+    """A running FFmpeg process. Created by :func:`opus_decoder`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -23,10 +23,10 @@ class OpusDecoder:
         self._process, self._input, self._output = process, process.stdin, process.stdout
 
     async def write(self, data: bytes) -> bool:
-        """Decode more data. Wait while too much of it is not decoded yet.
+        """Decode more data. Wait while too much data is not decoded yet.
 
         Returns:
-            Whether FFmpeg takes more data. It stops at data that it cannot decode.
+            Whether FFmpeg accepts more data. It does not after data that it cannot decode.
         """
         try:
             self._input.write(data)
@@ -36,7 +36,7 @@ class OpusDecoder:
         return True
 
     def end(self) -> None:
-        """Say that there is no more data."""
+        """Tell FFmpeg that there is no more data."""
         self._input.close()
 
     async def read(self) -> bytes:
@@ -50,9 +50,9 @@ class OpusDecoder:
 
 @asynccontextmanager
 async def opus_decoder(container: str) -> AsyncIterator[OpusDecoder]:
-    """Start FFmpeg, and end it with the context.
+    """Run FFmpeg inside the ``with`` block.
 
-    FFmpeg reads standard input only. It may not open files or addresses, and uses no other decoders.
+    FFmpeg reads only standard input. It may not open files or addresses, or use decoders other than Opus.
 
     Args:
         container: one of :data:`CONTAINERS`.

@@ -1,4 +1,4 @@
-"""Read the form fields of a transcription request. Each is used, has no effect by documentation, or is rejected."""
+"""Read the form fields of a transcription request. Each field is used, documented as ignored, or rejected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALIASES = (
     *("whisper-1", "gpt-transcribe", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"),
     "gpt-4o-mini-transcribe-2025-12-15",
 )
-"""Names of OpenAI's models. Many clients can send no others, so they mean the served model, too."""
+"""Names of OpenAI's models, which also select the served model. Many clients cannot send any other name."""
 _REPEATED = (
     "timestamp_granularities",
     "include",
@@ -31,7 +31,7 @@ _SINGLE = ("file", "model", "language", "prompt", "response_format", "temperatur
 _UNSUPPORTED = {
     "known_speaker_names": "this server does not tell speakers apart",
     "known_speaker_references": "this server does not tell speakers apart",
-    "languages": "this server does not detect languages; send `language` if there is one",
+    "languages": "this server does not detect languages; send `language` if the language is known",
 }
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
@@ -101,7 +101,7 @@ def check_model(given: str, model_name: str) -> None:
     """Check the name of a model.
 
     Raises:
-        ApiError: it is neither the served model's nor one of :data:`ALIASES`.
+        ApiError: it is neither the served model's name nor one of :data:`ALIASES`.
     """
     if given != model_name and given not in ALIASES:
         message = f"the model {given!r} does not exist; this server has {model_name!r}"
@@ -157,7 +157,7 @@ def _check_temperature(value: str | None) -> None:
     except ValueError:
         raise ApiError(400, f"temperature is {value!r}; send 0, or leave it out", param="temperature") from None
     if temperature != 0:
-        raise _rejected("temperature", f"it is {value}, and decoding is not random here; send 0, or leave it out")
+        raise _rejected("temperature", f"it is {value}, but decoding is never random; send 0, or leave it out")
 
 
 def _language(value: str | None) -> str | None:
@@ -173,6 +173,6 @@ def _granularities(texts: Mapping[str, Sequence[str]], response_format: str) -> 
         return frozenset({"segment"})
     if response_format != "verbose_json":
         raise ApiError(
-            400, f"{name}[] needs response_format verbose_json, and it is {response_format}", param=f"{name}[]"
+            400, f"{name}[] needs response_format verbose_json, but it is {response_format}", param=f"{name}[]"
         )
     return frozenset(cast(Granularity, _one_of(f"{name}[]", value, get_args(Granularity))) for value in given)

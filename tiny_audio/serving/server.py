@@ -1,4 +1,4 @@
-"""Listen, serve, and finish running requests before the end."""
+"""The HTTP server. It finishes running requests before it stops."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tiny_audio.config import UserError
 from tiny_audio.serving.metrics import LOG
 
 HEAD_S = 20.0
-"""A connection on which no request is complete for this time is closed."""
+"""A connection is closed if no request is completed for this time."""
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 600
 _MAX_MESSAGE_BYTES = 2 << 20
-"""A WebSocket with a larger message is closed without an explanation. The limit of live streams is lower."""
+"""A WebSocket is closed without an error message after a larger message. The limit of live streams is lower."""
 
 
 class TimedProtocol(H11Protocol):
@@ -80,8 +80,8 @@ class Server(uvicorn.Server):
                 http=TimedProtocol,
                 ws="websockets-sansio",
                 ws_max_size=_MAX_MESSAGE_BYTES,
-                ws_per_message_deflate=False,  # audio is hardly smaller, and a small message could become a large one
-                ws_ping_timeout=None,  # answers are not read while a client has to wait
+                ws_per_message_deflate=False,  # audio hardly shrinks, and a small message could expand to a huge one
+                ws_ping_timeout=None,  # pongs are not read while a client has to wait
                 lifespan="off",
                 log_config=None,
                 log_level="warning",
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish the running requests, unless there is a second Ctrl-C."""
         if self.server_state.tasks:
-            LOG.info("stopping when the running requests are finished; Ctrl-C ends them")
+            LOG.info("finishing the running requests, then stopping; press Ctrl-C to stop at once")
         await super().shutdown(sockets)
         if self.force_exit:
             self._end_at_once()

@@ -1,4 +1,4 @@
-"""What the routes of one server share."""
+"""Objects shared by all routes of one server."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tiny_audio.serving.metrics import Metrics
 from tiny_audio.serving.options import Options
 
 _DECODERS = 8
-"""Number of uploads that are decoded at the same time. A slow one must not keep others waiting."""
+"""Number of uploads that are decoded at the same time, so that a slow upload does not delay others."""
 
 
 @dataclass
 class Service:
-    """The engine, the options and what counts requests."""
+    """The engine, the options, and the counters of requests."""
 
     engine: Engine
     options: Options

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 GRADIO_VERSION = "6.31.0"
-"""The version of Gradio that the app is tested with. The hub installs it."""
+"""The version of Gradio that the app was tested with. The hub installs it."""
 _PYTHON_VERSION = "3.12"
 
 
@@ -18,7 +18,7 @@ def write_space(folder: Path, model: str, revision: str | None, requirements: st
     Args:
         folder: an existing folder.
         model: the model's repository on the hub, or a local folder.
-        revision: a commit of the repository, so that the Space always runs the code and weights of that commit.
+        revision: a commit of the repository. The Space always runs the code and weights of this commit.
         requirements: the model's ``requirements.txt``.
     """
     app = files("tiny_audio.serving").joinpath("_space_app.py").read_text(encoding="utf-8")

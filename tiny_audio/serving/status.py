@@ -1,4 +1,4 @@
-"""Routes that tell about the server: its model, its health and its metrics."""
+"""Routes for the server's model, health and metrics."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ async def _respond(service: Service, request: Request, stack: AsyncExitStack) ->
     if parameters.words and not service.engine.can_time_words:
         raise ApiError(
             400,
-            "this model has no CTC head, which the times of words need; send timestamp_granularities[]=segment",
+            "the times of words need a CTC head, and this model has none; send timestamp_granularities[]=segment",
             param="timestamp_granularities[]",
         )
     context = context_of(
@@ -101,17 +101,17 @@ async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> t
 
 
 async def _result(future: Any) -> Transcription:
-    """Wait for a job. If this task is canceled, the job is."""
+    """Wait for a job. Canceling this task cancels the job."""
     found: Transcription = await asyncio.wrap_future(future)
     return found
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
-    """Return the result of ``work``, which is canceled if the client disconnects or the time is up.
+    """Return the result of ``work``. Cancel it if the client disconnects or the deadline passes.
 
     Raises:
         ClientDisconnect: the client has closed the connection.
-        ApiError: the time is up.
+        ApiError: the deadline has passed.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
@@ -134,7 +134,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _timeout() -> ApiError:
-    # OpenAI's client would send the whole upload again.
+    # Without this header, OpenAI's client would send the whole upload again.
     headers = {"x-should-retry": "false"}
     return ApiError(504, "the transcription took too long; send a shorter recording", code="timeout", headers=headers)
 
@@ -170,7 +170,7 @@ async def _events(
     context: Context | None,
     deadline: float,
 ) -> AsyncIterator[str]:
-    """Transcribe, and yield an event for each segment. The texts of the events are never withdrawn."""
+    """Transcribe, and yield an event for each segment. Later events never change the text of earlier ones."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Queue[Segment | None] = asyncio.Queue()
     job = service.engine.enqueue(

@@ -27,16 +27,16 @@ from tiny_audio.serving.options import MEGABYTE, Limits
 
 MAX_FIELDS, MAX_FIELD_BYTES = 300, 1 << 14
 IDLE_S = 20.0
-"""A client that sends nothing for this time is not waited for."""
+"""Maximum time without data from the client."""
 LABEL = "file"
-"""Name of an upload in messages. The client's own name for it may be private, and may contain anything."""
+"""Name of an upload in messages. The client's file name may be private or contain any characters."""
 
 
 async def receive_form(request: Request, limits: Limits) -> FormData:
     """Receive a form with at most one file. The caller closes it.
 
     Raises:
-        ApiError: the body is no form, or it is too large or too slow.
+        ApiError: the body is not a form, too large, or too slow.
         ClientDisconnect: the client has closed the connection.
     """
     body = _Body(request, limits)
@@ -61,7 +61,7 @@ class _Body(MultiPartParser):
         """Whether more of the body will arrive."""
 
     def on_end(self) -> None:
-        """Remember that the last boundary was found. Without it, the file may be cut off."""
+        """Record that the last boundary was found. Without it, the file may be incomplete."""
         self._is_complete = True
 
     async def form(self) -> FormData:
@@ -78,7 +78,7 @@ class _Body(MultiPartParser):
             async with asyncio.timeout(self._limits.upload_timeout_s):
                 return await self.parse()
         except TimeoutError:
-            message = f"the upload did not arrive within {self._limits.upload_timeout_s:g} s, or stopped"
+            message = f"the upload stopped, or did not arrive within {self._limits.upload_timeout_s:g} s"
             raise ApiError(408, message, code="upload_timeout") from None
         except MultiPartException as error:
             raise ApiError(400, f"the form cannot be read: {error.message}") from error
@@ -123,7 +123,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
         BusyError: there is no room for the decoded audio.
     """
     blocks, samples = [], 0
-    # Decoders need a path. It is the server's own.
+    # Decoders need a path. This one is chosen by the server.
     with tempfile.TemporaryDirectory(prefix="tiny-audio-") as folder:
         path = Path(folder) / "upload"
         with path.open("wb") as copy:

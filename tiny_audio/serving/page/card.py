@@ -1,4 +1,4 @@
-"""What the web page says about the model: parts and word error rates."""
+"""The model's parts and word error rates, shown on the web page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Card:
-    """What the page says about the model."""
+    """The page's information about the model."""
 
     name: str
     words: bool
@@ -58,7 +58,7 @@ def read_card(name: str, folder: Path, model: TinyAudioModel) -> Card:
     Args:
         name: the name under which the model is served.
         folder: the exported model.
-        model: the same, loaded.
+        model: the loaded model.
     """
     parts = []
     for row in describe_parts(model):
@@ -83,6 +83,6 @@ def _scores(path: Path) -> tuple[Score, ...]:
             for one in results
             if one.metric_type == "wer"
         )
-    # There is no card, or somebody changed it.
+    # There is no card, or it was edited.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
         return ()

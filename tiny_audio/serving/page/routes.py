@@ -1,4 +1,4 @@
-"""The routes of the web page: its files, what it shows of the model, and the subtitles that it offers."""
+"""The routes of the web page: its files, the model's card, and subtitles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny_audio.serving.page.card import Card
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".html": "text/html"}
 _HEADERS = {
-    # The page takes nothing from other hosts, and runs no code from strings.
+    # The page loads nothing from other hosts and runs no code from strings.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; media-src blob:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -31,7 +31,7 @@ _HEADERS = {
     "Cache-Control": "no-cache",
 }
 _MAX_BYTES, _TIMEOUT_S = 4_000_000, 20.0
-"""Limits of a transcript. Two hours of speech have about a megabyte."""
+"""Limits of a transcript that a client sends. Two hours of speech have about one megabyte."""
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
 
 
@@ -53,13 +53,13 @@ class TimedSegment(BaseModel):
 
 
 class TimedText(BaseModel):
-    """A transcript that a client has already."""
+    """A transcript that the client already has."""
 
     segments: tuple[TimedSegment, ...]
 
 
 def files_router() -> APIRouter:
-    """Return the routes of the page's files. They contain nothing secret, so they need no key."""
+    """Return the routes of the page's files. These contain nothing secret, so no key is needed."""
     router = APIRouter(include_in_schema=False)
     folder = files("tiny_audio.serving.page")
     known = {entry.name: entry.read_bytes() for entry in folder.iterdir() if Path(entry.name).suffix in _TYPES}
@@ -91,7 +91,7 @@ def router(card: Card) -> APIRouter:
 
     @router.post("/v1/subtitles/{format}")
     async def subtitles(format: Literal["srt", "vtt"], request: Request) -> PlainTextResponse:
-        """Return a transcript that the client has as subtitles."""
+        """Convert the client's transcript to subtitles."""
         body = await _small_body(request)
         return PlainTextResponse(await asyncio.to_thread(_subtitles, format, body))
 
