@@ -256,7 +256,7 @@ def transcribe(
     audio_track: arg.AudioTrack = None,
     channel: arg.Channel = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace existing transcripts in --output-dir.")] = False,
-    no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
+    no_filters: arg.NoFilters = False,
     as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Transcribe audio files to text, tables or subtitles. Unreadable files are reported and skipped.
@@ -299,7 +299,7 @@ def serve(
     max_streams: Annotated[int, Option(help="Live streams at a time.", min=1)] = 32,
     request_timeout_s: Annotated[float, Option(help="Longest time for a transcription.", min=1)] = 600.0,
     hotwords: arg.Hotwords = None,
-    no_filters: Annotated[bool, Option("--no-filters", help="Turn the hallucination filters off.")] = False,
+    no_filters: arg.NoFilters = False,
     log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,
 ) -> None:
     """Serve a model over HTTP, for clients of OpenAI's audio API. Concurrent requests share batches.

@@ -43,8 +43,9 @@ class AlignmentConfig(Config):
     """The weight falls linearly to 0 over this number of steps, after ``alone_steps``. None keeps it constant."""
     alone_steps: PositiveInt | None = None
     """Number of first steps in which the decoder is left out, so that this loss alone trains the projector. With a CTC
-    head, its loss is added. Such a step takes a small part of the time of other steps, because the decoder needs most
-    of it. The decoder's adapters are trained afterwards. None always uses the decoder."""
+    head, its loss is added. Trainable weights and adapters of the encoder are trained, too, and those of the decoder
+    are trained afterwards. Such a step takes a small part of the time of other steps, because the decoder needs most of
+    it. None always uses the decoder."""
     temperature: PositiveFloat = 0.04
     """The logit of a token is the cosine similarity of audio embedding and token embedding, divided by this value. If
     it is too high, the loss cannot become small, because the embeddings of all tokens are similar. An audio embedding

@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import termios
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,34 @@ def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture
     assert row["truncated"]
     assert main(["transcribe", str(place / "model"), str(clip), "--no-filters"]) == 0
     assert capsys.readouterr().err == f"{clip}{CUT}\n"
+
+
+@pytest.mark.usefixtures("pauses_by_loudness")
+def test_parts_without_text_are_reported(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 s, of which the filters pass the first second only; and 40 s of silence."""
+    hum = np.sin(np.arange(4 * SAMPLE_RATE))
+    sounds = {
+        "part": np.concatenate([hum[:SAMPLE_RATE], np.zeros(35 * SAMPLE_RATE), hum]),
+        "none": np.zeros(40 * 16000),
+    }
+    for name, sound in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * sound, SAMPLE_RATE)
+    monkeypatch.setattr(
+        "tiny_audio.inference.transcriber.non_speech_reason", lambda wave: "tones" if len(wave) > 3e4 else None
+    )
+    monkeypatch.setattr("tiny_audio.inference.transcriber.filter_text", lambda transcript, *_: (transcript.text, None))
+    files = [tmp_path / "part.wav", tmp_path / "none.wav"]
+    assert main(["transcribe", str(place / "model"), *map(str, files)]) == 0
+    none, part = [line for line in capsys.readouterr().err.splitlines() if CUT not in line]
+    assert re.fullmatch(rf"{files[0]}: parts without text: 4\.\d s: .*tones.*; check the audio, .*--no-filters", part)
+    assert re.fullmatch(rf"{files[1]}: no text: .*; check the audio, or add --no-filters", none)
+    rows = json.loads(call(capsys, place / "model", *files, "--json")[1])
+    for row in rows:
+        spans = [(segment["start_s"], segment["end_s"]) for segment in row["segments"]]
+        assert (spans[0][0], spans[-1][1]) == (0.0, 40.0)
+        assert all(after[0] <= before[1] for before, after in pairwise(spans))
 
 
 def test_a_terminal_shows_texts_as_they_grow(

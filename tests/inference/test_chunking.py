@@ -101,6 +101,19 @@ def test_a_brief_pause_is_a_cut_without_an_overlap() -> None:
     assert found[1][0] == found[0][1]
 
 
+@pytest.mark.parametrize("block", [4001, 70 * SAMPLE_RATE])
+def test_with_pauses_nothing_is_left_out(block: int) -> None:
+    """Also a click, pauses that are longer than a chunk, and an incomplete last frame."""
+    waveform = recording([(1.0, 2.0), (0.6, 0.3), (25.0, 5.0), (0.8, 25.0), (12.0, 1.0)])[:-77]
+    waveform[6 * SAMPLE_RATE] = 0.5
+    chunks = list(split_at_pauses(waveform.split(block), DURATIONS, Loudness(), keep_pauses=True))
+    own = [chunk.waveform[: len(chunk.waveform) - chunk.overlap] for chunk in chunks]
+    assert torch.equal(torch.cat(own), waveform)
+    assert all(len(chunk.waveform) <= LONGEST_S * SAMPLE_RATE for chunk in chunks)
+    assert len(chunks) < 15
+    assert chunks[1].start == pytest.approx((3.0 + MARGIN_S) * SAMPLE_RATE, abs=0.04 * SAMPLE_RATE)
+
+
 class Scripted:
     """A level that falls all the time, and speech in some frames."""
 
@@ -113,6 +126,16 @@ class Scripted:
 
     def end(self) -> Frames:
         return []
+
+
+@pytest.mark.parametrize("frames_after", [-10, 3, 40])
+def test_with_pauses_an_overlap_is_in_two_chunks(frames_after: int) -> None:
+    longest = int(LONGEST_S * SAMPLE_RATE / FRAME)
+    speech, waveform = range(50, longest + frames_after), torch.randn(20 * SAMPLE_RATE)
+    chunks = list(split_at_pauses(waveform.split(20 * FRAME), DURATIONS, Scripted(speech), keep_pauses=True))
+    own = [chunk.waveform[: len(chunk.waveform) - chunk.overlap] for chunk in chunks]
+    assert torch.equal(torch.cat(own), waveform)
+    assert all(len(chunk.waveform) <= LONGEST_S * SAMPLE_RATE for chunk in chunks)
 
 
 @pytest.mark.parametrize("frames_after", [-10, 3, 40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -70,7 +71,7 @@ def test_long_recordings_are_cut_and_joined_in_order() -> None:
     waveform = long(14)
     assert len(waveform) / SAMPLE_RATE > found.max_chunk_s
     (result,) = found.transcribe([waveform])
-    assert len(result.segments) == 14
+    assert len(result.segments) == 15, "the last one is the pause at the end"
     assert all(segment.end_s - segment.start_s <= found.max_chunk_s for segment in result.segments)
     starts = [segment.start_s for segment in result.segments]
     assert starts == sorted(starts)
@@ -87,7 +88,7 @@ def test_an_encoder_without_a_limit_gets_chunks_of_30_s() -> None:
     assert found.max_chunk_s == 30.0
     whole, cut = found.transcribe([long(14)[: 29 * SAMPLE_RATE], long(16)])
     assert len(whole.segments) == 1
-    assert len(cut.segments) == 16
+    assert len(cut.segments) == 17
 
 
 @pytest.mark.parametrize("max_padded_s", [0.1, 7.0, 1000.0])
@@ -167,6 +168,17 @@ def test_filters_write_nothing_if_nobody_speaks() -> None:
     assert found[0].segments[0].words == ()
     assert found[0].ctc_text is None
     assert transcriber().transcribe([burst(1.0)])[0].text
+
+
+def test_suppressed_parts_have_seconds_and_a_reason() -> None:
+    segments = [
+        Segment(float(start), start + 1.5, text, None, False, None, None, reason)
+        for start, text, reason in ((0, "one", None), (2, "", "noise"), (4, "", "tones"), (6, "", "noise"))
+    ]
+    assert re.fullmatch(r"3\.0 s: .*noise.*; 1\.5 s: .*tones.*", str(Transcription.of(segments, 8.0).suppressed))
+    assert Transcription.of(segments[:1], 8.0).suppressed is None
+    assert Transcription.of(segments[1:], 8.0).suppressed is None, "why_empty says it"
+    assert Transcription.of([replace(segments[0], suppressed="loop")], 8.0).suppressed is None
 
 
 def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
@@ -276,7 +288,7 @@ def test_later_chunks_of_a_recording_have_no_previous_text(monkeypatch: pytest.M
     monkeypatch.setattr(found, "transcribe_chunks", spy)
     found.transcribe([long(14)], contexts=given)
     in_order = [context for _, context in sorted(seen, key=lambda one: one[0])]
-    assert in_order == [given] + [later] * 13
+    assert in_order == [given] + [later] * 14
 
 
 def test_a_context_that_cannot_be_used_is_refused_before_anything_is_read() -> None:

@@ -267,6 +267,26 @@ def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: P
     assert_close(last[0].weights, alone.weights, 1e-9)
 
 
+@pytest.mark.parametrize("parallel", FSDP_SLOW)
+def test_steps_without_the_decoder(document: Document, tmp_path: Path, parallel: str) -> None:
+    """With adapters in the encoder and two batches a step; a signal stops another training within these steps."""
+    document["encoder"] |= {"freeze": True, "lora": LORA}
+    alignment = {"weight": 0.4, "alone_steps": 2}
+    document = changed(document, alignment=alignment, training__steps=4, execution__parallel=parallel)
+    whole = train(document, tmp_path / "one", dtype=torch.float64)
+    two = in_world(2, lambda world: train(document, tmp_path / "two", world, dtype=torch.float64))
+    assert [loss is None for loss in logged(tmp_path / "one", "decoder_loss")] == [True, True, False, False]
+    for key in ("loss", "ctc_loss", "alignment_loss", "gradient_norm"):
+        assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), abs=1e-9), key
+    assert_close(two[0].weights, whole.weights, 1e-9)
+    stopped = train(document, tmp_path / "parts", dtype=torch.float64, prepare=stop_after(1, 0, ALONE))
+    assert isinstance(stopped.error, Stopped)
+    adapters = [tensor for name, tensor in stopped.weights.items() if "lora_B" in name]
+    assert adapters
+    assert all(tensor.any() for tensor in adapters), "they are trained without the decoder"
+    assert_close(train(document, tmp_path / "parts", dtype=torch.float64).weights, whole.weights, 0.0)
+
+
 def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path: Path) -> None:
     document = changed(document, encoder__dropout=0.2, decoder__dropout=0.2, training__steps=4)
     whole = in_world(2, lambda world: train(document, tmp_path / "whole", world))

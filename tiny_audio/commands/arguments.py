@@ -170,6 +170,9 @@ Channel = Annotated[
         show_default=False,
     ),
 ]
+NoFilters = Annotated[
+    bool, Option("--no-filters", help="Transcribe all audio and suppress no text: no hallucination filters.")
+]
 
 # serve
 ApiKeys = Annotated[

@@ -70,26 +70,33 @@ class Chunk:
     """Number of samples at the end of this chunk that are repeated at the start of the next chunk."""
 
 
-def chunk_recording(blocks: Iterable[Tensor], durations: ChunkDurations) -> Iterator[Chunk]:
+def chunk_recording(
+    blocks: Iterable[Tensor], durations: ChunkDurations, *, keep_pauses: bool = False
+) -> Iterator[Chunk]:
     """Yield a recording of at most the maximum duration as one chunk, or the chunks of a longer recording.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
+        keep_pauses: see :func:`split_at_pauses`.
     """
     iterator, begun, samples = iter(blocks), list[Tensor](), 0
     for block in iterator:
         begun.append(block)
         samples += len(block)
         if samples > durations.max_s * SAMPLE_RATE:
-            yield from split_at_pauses(chain(begun, iterator), durations)
+            yield from split_at_pauses(chain(begun, iterator), durations, keep_pauses=keep_pauses)
             return
     if samples:
         yield Chunk(0, torch.cat(begun))
 
 
 def split_at_pauses(
-    blocks: Iterable[Tensor], durations: ChunkDurations, activity: Activity | None = None
+    blocks: Iterable[Tensor],
+    durations: ChunkDurations,
+    activity: Activity | None = None,
+    *,
+    keep_pauses: bool = False,
 ) -> Iterator[Chunk]:
     """Cut a recording at its pauses, and leave the pauses out.
 
@@ -102,9 +109,10 @@ def split_at_pauses(
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
         activity: finds the pauses. None uses silero-vad if it is installed, else loudness.
+        keep_pauses: leave nothing out. A pause, except its first 0.1 s, is in the chunk of the speech that follows.
     """
     activity = activity or _default_activity()
-    chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s))
+    chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s), keep_pauses)
     held, first, judged = torch.zeros(0), 0, 0  # audio that may still be needed, and the index of its first sample
     endings: list[Tensor | None] = [None]
     for block in chain(_of_a_second(blocks), endings):
@@ -159,8 +167,9 @@ class _Chunker:
 
     longest: int
     usual: int
+    keep_pauses: bool
     start: int | None = None
-    last: int = 0
+    last: int = -1
     """The last frame that may be speech."""
     free_from: int = 0
     """The end of the previous chunk."""
@@ -173,20 +182,25 @@ class _Chunker:
         """Return the first frame that may still become part of a chunk."""
         if self.waiting is not None:
             return self.waiting.start
-        return max(self.free_from, judged - _MARGIN) if self.start is None else self.start
+        return self._start_at(judged) if self.start is None else self.start
+
+    def _start_at(self, index: int) -> int:
+        """Return the first frame of a chunk that begins because of a frame."""
+        return self.free_from if self.keep_pauses else max(self.free_from, index - _MARGIN)
 
     def add_frame(self, index: int, level: float, probability: float) -> Iterator[_Span]:
         """Add the next frame, and yield the chunks that it completes."""
         active = probability >= _MAYBE
         if self.start is None:
-            if not active:
+            if not active and not self.keep_pauses:
                 return
-            self.start = max(self.free_from, index - _MARGIN)
+            self.start = self._start_at(index)
             self.history = [(np.inf, 1.0)] * (index - self.start)
         self.history.append((level, probability))
         if active:
             self.last = index
-        if index - self.last >= _PAUSE:
+        has_own_speech = self.last >= (self.start if self.waiting is None else self.waiting.end)
+        if index - self.last >= _PAUSE and (has_own_speech or not self.keep_pauses):
             yield from self._close(self.last + 1 + _MARGIN)
         elif len(self.history) >= self.longest:
             yield from self._cut()
@@ -194,12 +208,14 @@ class _Chunker:
     def end(self) -> Iterator[_Span]:
         """Yield the last chunk if it is still open at the end of the recording."""
         if self.start is not None:
-            yield from self._close(min(self.last + 1 + _MARGIN, self.start + len(self.history)))
+            end = self.start + len(self.history)
+            yield from self._close(end if self.keep_pauses else min(self.last + 1 + _MARGIN, end))
 
     def _close(self, end: int) -> Iterator[_Span]:
         assert self.start is not None
         is_new = self.waiting is None or self.last >= self.waiting.end
-        if is_new and sum(probability >= _MAYBE for _, probability in self.history) >= _SHORTEST:
+        is_click = sum(probability >= _MAYBE for _, probability in self.history) < _SHORTEST
+        if self.keep_pauses or (is_new and not is_click):
             self.free_from = end
             yield from self._emitted(_Span(self.start, end))
         elif self.waiting is not None:
@@ -242,10 +258,11 @@ class _Chunker:
         levels = self._smooth_levels(_SMOOTHED // 2)
         threshold = speech_level(levels[np.isfinite(levels)])
         pauses, index = [], 0
+        first = self.usual if self.keep_pauses else 1  # a kept pause can be longer than a chunk
         for is_speech, group in itertools.groupby((levels > threshold).tolist()):
             begin, index = index, index + len(list(group))
             if not is_speech and index - begin >= _BRIEF_PAUSE and index > self.usual:
-                pauses.append((max(begin, 1), index))
+                pauses.append((max(begin, first), index))
         return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
 
     def _softest(self, begin: int, end: int) -> int:

@@ -33,7 +33,7 @@ Reason = NonSpeech | Literal["ctc_silent", "ctc_disagrees", "loop"]
 """
 
 EMPTY_BECAUSE: dict[Reason, str] = {
-    "silence": "the recording is silent",
+    "silence": "the audio is silent",
     "noise": "the sound is steady, like noise or a single tone (filter: noise)",
     "tones": "the sound consists of steady tones (filter: tones)",
     "no_voice": "silero-vad finds no voice (filter: no_voice)",

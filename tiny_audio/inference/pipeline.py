@@ -121,8 +121,6 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         context = Context.of(**{name: settings.pop(name, None) for name in _CONTEXT})
         if context is not None:
             forward["context"] = context
-            for warning in Transcriber(self.model, self.tokenizer).encode_context(context).warnings:
-                logger.warning(warning)
         unknown = sorted(settings.keys() - GenerationConfig.model_fields.keys())
         if unknown:
             raise UserError(
@@ -161,6 +159,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         transcriber = Transcriber(
             self.model, self.tokenizer, generation=settings, filter_hallucinations=filter_hallucinations
         )
+        for warning in transcriber.encode_context(context).warnings:
+            logger.warning_once(warning)  # this is called for each batch
         transcriptions = transcriber.transcribe(waveforms, word_timestamps=word_timestamps, contexts=context)
         return {"transcription": transcriptions if isinstance(given, list) else transcriptions[0]}
 
@@ -173,6 +173,8 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             logger.warning(transcription.warning)
         if transcription.why_empty is not None:
             logger.warning("a transcript is empty: %s", transcription.why_empty)
+        if transcription.suppressed is not None:
+            logger.warning("parts of a transcript have no text: %s", transcription.suppressed)
         result: dict[str, Any] = {"text": transcription.text}
         if return_timestamps:
             spoken = [segment for segment in transcription.segments if segment.text]

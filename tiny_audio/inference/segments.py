@@ -63,6 +63,18 @@ class Transcription:
         return "; ".join("the model wrote nothing" if reason is None else EMPTY_BECAUSE[reason] for reason in reasons)
 
     @property
+    def suppressed(self) -> str | None:
+        """The durations of the segments whose text was suppressed, by reason, as a phrase.
+
+        None if no text was suppressed, or if there is no text at all; see :attr:`why_empty`.
+        """
+        seconds: dict[Reason, float] = {}
+        for segment in self.segments:
+            if self.text and not segment.text and segment.suppressed is not None:
+                seconds[segment.suppressed] = seconds.get(segment.suppressed, 0.0) + segment.duration_s
+        return "; ".join(f"{value:.1f} s: {EMPTY_BECAUSE[reason]}" for reason, value in seconds.items()) or None
+
+    @property
     def truncated(self) -> bool:
         """Whether any segment is truncated."""
         return any(segment.truncated for segment in self.segments)

@@ -51,8 +51,9 @@ class Transcriber:
         tokenizer: the model's tokenizer.
         max_padded_s: maximum seconds of audio in a batch, including padding. A longer chunk gets its own batch.
         generation: decoding settings. None uses the model's own settings.
-        filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), and amplify
-            very soft audio. If False, the model's text of every chunk is returned unchanged.
+        filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), amplify very
+            soft audio, and leave the pauses of long recordings out. If False, all audio is transcribed, and the model's
+            text of every chunk is returned unchanged.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class Transcriber:
         Args:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
         """
-        return chunk_recording(blocks, self._durations)
+        return chunk_recording(blocks, self._durations, keep_pauses=not self._filter)
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
         """Yield pools, each with enough chunks for several batches.

@@ -36,6 +36,8 @@ class Outcome:
     """Recordings with a text that was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
     """A message with the reason for each recording without any text."""
+    suppressed: list[str] = field(default_factory=list)
+    """A message with seconds and reasons for each recording of which a part has no text."""
     unusual: list[str] = field(default_factory=list)
     """A warning for each recording that is far shorter than the clips that the model was trained on."""
     left_out: list[str] = field(default_factory=list)
@@ -55,6 +57,8 @@ class Outcome:
             self.unusual.append(f"{recording.title}: {result.warning}")
         if result.why_empty is not None:
             self.empty.append(f"{recording.title}: no text: {result.why_empty}")
+        if result.suppressed is not None:
+            self.suppressed.append(f"{recording.title}: parts without text: {result.suppressed}")
 
 
 def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) -> None:
@@ -81,8 +85,9 @@ def _print_summary(outcome: Outcome, options: Options) -> None:
         print(f"{name}: a text was truncated at max_new_tokens; words may be missing", file=sys.stderr)
     for warning in outcome.unusual:
         print(warning, file=sys.stderr)
-    for why in outcome.empty:
-        print(f"{why}; check the audio, or add --no-filters", file=sys.stderr)
+    hint = "; check the audio, or add --no-filters" if options.filter_hallucinations else "; check the audio"
+    for why in (*outcome.empty, *outcome.suppressed):
+        print(why + hint, file=sys.stderr)
 
 
 def transcribe(

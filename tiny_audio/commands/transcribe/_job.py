@@ -32,8 +32,16 @@ class Result:
 
     truncated: bool = False
     why_empty: str | None = None
+    suppressed: str | None = None
     warning: str | None = None
     error: str | None = None
+
+    @classmethod
+    def of(cls, transcription: Transcription, error: str | None) -> Result:
+        """Return what is reported about a transcription."""
+        return cls(
+            transcription.truncated, transcription.why_empty, transcription.suppressed, transcription.warning, error
+        )
 
 
 class Job:
@@ -132,7 +140,7 @@ class Job:
         elif self._output is None:
             deliver = self._write_in_order if self._world.is_main else self._send
             deliver(index, transcription, error)
-        self.results[index] = Result(transcription.truncated, transcription.why_empty, transcription.warning, error)
+        self.results[index] = Result.of(transcription, error)
 
     def _send(self, index: int, transcription: Transcription, error: str | None) -> None:
         self._world.send_to_main((index, transcription, error))
