@@ -244,12 +244,16 @@ def test_a_failure_of_the_server_is_counted(caplog: pytest.LogCaptureFixture) ->
         raise RuntimeError("on purpose")
 
     caplog.set_level(logging.INFO)
-    with serving() as server, pytest.MonkeyPatch.context() as patch:
+    origin = "https://page.example"
+    with serving(allowed_origins=(origin,)) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(server.engine, "enqueue", fail)
         with pytest.raises(openai.InternalServerError) as caught:
-            ask(server)
+            ask(server, extra_headers={"Origin": origin})
         metrics = server.app.state.service.metrics.text().decode()
     assert caught.value.status_code == 500
+    headers = caught.value.response.headers
+    assert headers["access-control-allow-origin"] == origin
+    assert f"{headers['x-request-id']} failed" in caplog.text
     assert 'tiny_audio_requests_total{path="/v1/audio/transcriptions",status="500"} 1.0' in metrics
     assert "/v1/audio/transcriptions 500" in caplog.text
 

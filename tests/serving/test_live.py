@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import soundfile
@@ -186,6 +187,13 @@ def test_prompt_and_language_are_the_context_of_every_utterance() -> None:
     wanted = found.transcribe(clips, contexts=Context(("one", "two"), "", "de"))
     assert [text for _, _, text in texts] == [one.text for one in wanted]
     assert [text for _, _, text in texts] != [one.text for one in found.transcribe(clips)]
+
+
+def test_a_request_without_a_websocket_is_told_to_upgrade(server: Served) -> None:
+    with pytest.raises(HTTPError, match="426") as found:
+        urllib.request.urlopen(f"{server.url}{live.PATH}")
+    assert found.value.headers["Upgrade"] == "websocket"
+    assert "WebSocket" in json.load(found.value)["error"]["message"]
 
 
 def test_words_need_a_ctc_head() -> None:

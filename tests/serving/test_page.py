@@ -16,6 +16,7 @@ from tests.serving.servers import Served, bursts, encoded, serving, transcriber
 from tests.support.models import assemble
 from tests.support.paths import ROOT
 from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
+from tiny_audio.serving.options import Limits
 from tiny_audio.serving.page.card import Score, read_card
 
 PAGE = ROOT / "tiny_audio" / "serving" / "page"
@@ -138,6 +139,13 @@ def test_subtitles_are_those_of_transcribe(server: Served) -> None:
 def test_texts_without_times_are_refused(server: Served, value: object) -> None:
     with pytest.raises(HTTPError, match=r"4\d\d"):
         post(server, "/v1/subtitles/srt", value)
+
+
+def test_subtitles_are_requests_that_count() -> None:
+    with serving(limits=Limits(max_requests=0)) as server, pytest.raises(HTTPError, match="429") as found:
+        post(server, "/v1/subtitles/srt", {"segments": []})
+    assert found.value.headers["Retry-After"] == "1"
+    assert json.load(found.value)["error"]["code"] == "rate_limit_exceeded"
 
 
 def test_unknown_subtitles_are_refused_in_the_form_of_the_api(server: Served) -> None:

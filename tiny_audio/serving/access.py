@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -14,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tiny_audio.serving.errors import ApiError
+from tiny_audio.serving.errors import ApiError, discard_body
 from tiny_audio.serving.options import Options
 
 OPEN_PATHS = ("/", "/health")
@@ -24,7 +23,6 @@ OPEN_FOLDER = "/page/"
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Browsers cannot set headers of
 a WebSocket. They offer this subprotocol together with another one, which the server accepts."""
-_DISCARDED_BYTES, _DISCARD_S = 1 << 20, 1.0
 
 
 class AccessControl:
@@ -174,20 +172,3 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
         return
     await discard_body(receive)
     await error.response()(scope, receive, send)
-
-
-async def discard_body(receive: Receive) -> None:
-    """Read a small body that is not needed.
-
-    A client that is still sending when the connection is closed often does not see the response.
-    """
-    size = 0
-    try:
-        async with asyncio.timeout(_DISCARD_S):
-            while size < _DISCARDED_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.serving.options import Limits
 
 
@@ -18,14 +19,14 @@ class Ticket:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self.audio_s = 0.0
-        """Seconds of decoded audio that the request holds."""
+        self.samples = 0
+        """Samples of decoded audio that the request holds."""
         self.is_valid = True
         """Whether the request is still being counted."""
 
-    def add_audio(self, seconds: float) -> None:
+    def add_audio(self, samples: int) -> None:
         """Count more decoded audio. See :meth:`Admission.reserve`."""
-        self._admission.reserve(self, seconds)
+        self._admission.reserve(self, samples)
 
 
 class Admission:
@@ -35,8 +36,12 @@ class Admission:
         self._limits, self._lock = limits, threading.Lock()
         self.requests = 0
         """Requests that are received, waiting or running."""
-        self.audio_s = 0.0
+        self._samples = 0
+
+    @property
+    def audio_s(self) -> float:
         """Seconds of decoded audio in memory."""
+        return self._samples / SAMPLE_RATE
 
     @contextmanager
     def enter(self) -> Iterator[Ticket]:
@@ -56,9 +61,9 @@ class Admission:
             with self._lock:
                 ticket.is_valid = False
                 self.requests -= 1
-                self.audio_s -= ticket.audio_s
+                self._samples -= ticket.samples
 
-    def reserve(self, ticket: Ticket, seconds: float) -> None:
+    def reserve(self, ticket: Ticket, samples: int) -> None:
         """Count decoded audio of a request.
 
         Raises:
@@ -67,9 +72,9 @@ class Admission:
         with self._lock:
             if not ticket.is_valid:
                 raise BusyError("the request has ended")
-            if self.audio_s + seconds > self._limits.max_audio_s:
+            if self._samples + samples > self._limits.max_audio_s * SAMPLE_RATE:
                 raise BusyError(
                     f"{self.audio_s:.0f} s of audio are waiting; the limit is {self._limits.max_audio_s:g} s"
                 )
-            self.audio_s += seconds
-            ticket.audio_s += seconds
+            self._samples += samples
+            ticket.samples += samples

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from tiny_audio.serving import live, status, transcriptions
 from tiny_audio.serving.access import AccessControl
 from tiny_audio.serving.engine import Engine
-from tiny_audio.serving.errors import handle_errors
+from tiny_audio.serving.errors import Failures, handle_errors
 from tiny_audio.serving.metrics import Observer
 from tiny_audio.serving.options import Options
 from tiny_audio.serving.page import routes as page
@@ -31,8 +31,9 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
     app.include_router(transcriptions.router(service))
     app.include_router(live.router(service))
     app.include_router(page.files_router())
-    app.include_router(page.router(card))
+    app.include_router(page.router(service, card))
     handle_errors(app)
+    app.add_middleware(Failures)
     app.add_middleware(AccessControl, options=options)
     app.add_middleware(Observer, metrics=service.metrics)  # outermost, so that refused requests are counted too
     return app

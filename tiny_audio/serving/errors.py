@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_LOG = logging.getLogger(__name__)
+_DISCARDED_BYTES, _DISCARD_S = 1 << 20, 1.0
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -48,7 +54,7 @@ class ApiError(Exception):
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer every error with a JSON object, including unknown paths and internal errors."""
+    """Answer every error of a client with a JSON object, including unknown paths."""
 
     @app.exception_handler(ApiError)
     def known(request: Request, error: ApiError) -> JSONResponse:
@@ -64,6 +70,54 @@ def handle_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         return ApiError(400, f"{request.method} {request.url.path}: {first['loc'][-1]}: {first['msg']}").response()
 
-    @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "the server failed; its log has the reason").response()
+
+def failure() -> ApiError:
+    """Return the answer to an internal error."""
+    return ApiError(500, "the server failed; its log has the reason")
+
+
+class Failures:
+    """ASGI middleware that answers internal errors with a JSON object.
+
+    Starlette's own handler is outside of all other middleware. Its responses have no request id, and web pages of other
+    origins cannot read them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        has_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            if has_begun or scope["type"] != "http":
+                raise  # the connection is closed, so that the client notices that the response is incomplete
+            _LOG.exception("%s failed", scope["state"]["request_id"])
+            await failure().response()(scope, receive, send)
+
+
+async def discard_body(receive: Receive) -> None:
+    """Read a small body that is not needed.
+
+    A client that is still sending when the connection is closed often does not see the response.
+    """
+    size = 0
+    try:
+        async with asyncio.timeout(_DISCARD_S):
+            while size < _DISCARDED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

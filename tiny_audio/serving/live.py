@@ -94,6 +94,16 @@ def router(service: Service) -> APIRouter:
             open_streams.discard(websocket)
             LOG.info("%s %d %.3f s", PATH, code, time.monotonic() - started)
 
+    @routes.api_route(PATH, methods=["GET", "POST"])
+    async def without_websocket() -> None:
+        raise ApiError(
+            426,
+            f"{PATH} needs a WebSocket; connect to it as docs/live.md describes, or send a file to "
+            "/v1/audio/transcriptions",
+            code="upgrade_required",
+            headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+        )
+
     return routes
 
 

@@ -99,7 +99,7 @@ class Observer:
         except ClientDisconnect:
             pass  # there is no client to respond to
         except Exception:
-            status = 500  # the response is sent outside this middleware
+            status = 500
             raise
         finally:
             seconds = time.monotonic() - started

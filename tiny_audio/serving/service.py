@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from tiny_audio.serving.admission import Admission
+from fastapi import Request
+
+from tiny_audio.serving.admission import Admission, BusyError, Ticket
 from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.errors import ApiError, discard_body
 from tiny_audio.serving.metrics import Metrics
 from tiny_audio.serving.options import Options
 
 _DECODERS = 8
 """Number of uploads that are decoded at the same time, so that a slow upload does not delay others."""
+_LONGEST_RETRY_S = 60
 
 
 @dataclass
@@ -28,3 +34,21 @@ class Service:
         self.admission = Admission(self.options.limits)
         self.metrics = Metrics(self.engine, self.admission)
         self.decoders = ThreadPoolExecutor(_DECODERS, "decoding")
+
+    async def admit(self, request: Request, stack: AsyncExitStack) -> Ticket:
+        """Count a request until ``stack`` is closed.
+
+        Raises:
+            ApiError: there are too many requests.
+        """
+        try:
+            return stack.enter_context(self.admission.enter())
+        except BusyError as error:
+            await discard_body(request.receive)
+            raise self.busy(error) from error
+
+    def busy(self, error: BusyError) -> ApiError:
+        """Return the answer to a request for which there is no room. It says when to try again."""
+        wait_s = min(_LONGEST_RETRY_S, max(1, math.ceil(self.engine.statistics.wait_s)))
+        headers = {"Retry-After": str(wait_s)}
+        return ApiError(429, f"{error}; try again later", code="rate_limit_exceeded", headers=headers)

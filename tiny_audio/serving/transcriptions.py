@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -13,24 +12,24 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.model.prompt import Context
 from tiny_audio.serving import formats
-from tiny_audio.serving.access import discard_body
 from tiny_audio.serving.admission import BusyError, Ticket
 from tiny_audio.serving.contexts import context_of
-from tiny_audio.serving.errors import ApiError
+from tiny_audio.serving.errors import ApiError, failure
 from tiny_audio.serving.metrics import LOG
 from tiny_audio.serving.parameters import Parameters, parse_parameters
 from tiny_audio.serving.service import Service
 from tiny_audio.serving.uploads import decode, receive_form
 
 T = TypeVar("T")
-_LONGEST_RETRY_S = 60
+SEND_S = 30.0
+"""Maximum time in which a client must receive an event."""
 
 
 def router(service: Service) -> APIRouter:
@@ -42,8 +41,6 @@ def router(service: Service) -> APIRouter:
         try:
             async with AsyncExitStack() as stack:
                 return await _respond(service, request, stack)
-        except BusyError as error:
-            raise _busy(service, error) from error
         except ClientDisconnect:
             return Response(status_code=499)  # nobody receives it
 
@@ -53,11 +50,7 @@ def router(service: Service) -> APIRouter:
 async def _respond(service: Service, request: Request, stack: AsyncExitStack) -> Response:
     """Respond to a request. ``stack`` holds its resources."""
     limits = service.options.limits
-    try:
-        ticket = stack.enter_context(service.admission.enter())
-    except BusyError:
-        await discard_body(request.receive)
-        raise
+    ticket = await service.admit(request, stack)
     form = await receive_form(request, limits)
     stack.push_async_callback(form.close)
     parameters = parse_parameters(form, service.options.model_name)
@@ -91,11 +84,13 @@ async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> t
     stopped = threading.Event()
 
     def work() -> tuple[list[Chunk], float]:
-        waveform = decode(parameters.file.file, service.options.limits, ticket, stopped)
-        return service.engine.chunks([waveform]), len(waveform) / SAMPLE_RATE
+        blocks = decode(parameters.file.file, service.options.limits, ticket, stopped)
+        return service.engine.chunks(blocks), ticket.samples / SAMPLE_RATE
 
     try:
         return await asyncio.get_running_loop().run_in_executor(service.decoders, work)
+    except BusyError as error:
+        raise service.busy(error) from error
     finally:
         stopped.set()
 
@@ -139,12 +134,6 @@ def _timeout() -> ApiError:
     return ApiError(504, "the transcription took too long; send a shorter recording", code="timeout", headers=headers)
 
 
-def _busy(service: Service, error: BusyError) -> ApiError:
-    wait_s = min(_LONGEST_RETRY_S, max(1, math.ceil(service.engine.statistics.wait_s)))
-    headers = {"Retry-After": str(wait_s)}
-    return ApiError(429, f"{error}; try again later", code="rate_limit_exceeded", headers=headers)
-
-
 def _log(service: Service, request: Request, transcription: Transcription) -> None:
     if service.options.log_transcripts:
         LOG.info("%s %.2f s: %s", request.state.request_id, transcription.duration_s, transcription.text)
@@ -158,8 +147,15 @@ class _Events(StreamingResponse):
         self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await send(message)
+            except TimeoutError:
+                raise ClientDisconnect from None  # a client that does not read would keep its place forever
+
         async with self._resources:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
 
 
 async def _events(
@@ -182,11 +178,15 @@ async def _events(
     job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(ready.put_nowait, None))
     before = ""
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            while (segment := await ready.get()) is not None:
-                if segment.text:
-                    yield formats.delta(before + segment.text)
-                    before = " "
+        while True:
+            # A timeout around `yield` would cancel the task that sends the event.
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                segment = await ready.get()
+            if segment is None:
+                break
+            if segment.text:
+                yield formats.delta(before + segment.text)
+                before = " "
         transcription = job.result(0)
         _log(service, request, transcription)
         yield formats.done(transcription)
@@ -194,6 +194,6 @@ async def _events(
         yield formats.error_event(_timeout().body)
     except Exception:
         LOG.exception("%s failed", request.state.request_id)
-        yield formats.error_event(ApiError(500, "the server failed; its log has the reason").body)
+        yield formats.error_event(failure().body)
     finally:
         job.cancel()

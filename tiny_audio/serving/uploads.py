@@ -6,11 +6,10 @@ import asyncio
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 from fastapi import Request
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -20,9 +19,8 @@ from torch import Tensor
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.recording import recording_blocks
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.serving.access import discard_body
 from tiny_audio.serving.admission import Ticket
-from tiny_audio.serving.errors import ApiError
+from tiny_audio.serving.errors import ApiError, discard_body
 from tiny_audio.serving.options import MEGABYTE, Limits
 
 MAX_FIELDS, MAX_FIELD_BYTES = 300, 1 << 14
@@ -109,20 +107,19 @@ def _too_large(limits: Limits) -> ApiError:
     )
 
 
-def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Event) -> Tensor:
-    """Decode an upload to a waveform ``[S]`` at 16 kHz.
+def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Event) -> Iterator[Tensor]:
+    """Decode an upload, and yield it in blocks ``[samples]`` at 16 kHz. Only a few blocks are in memory.
 
     Args:
         file: the upload.
         limits: limits of the duration.
         ticket: counts the decoded audio.
-        stopped: set if the result is no longer needed.
+        stopped: set if the rest is no longer needed.
 
     Raises:
         ApiError: the file cannot be decoded, or is too long.
         BusyError: there is no room for the decoded audio.
     """
-    blocks, samples = [], 0
     # Decoders need a path. This one is chosen by the server.
     with tempfile.TemporaryDirectory(prefix="tiny-audio-") as folder:
         path = Path(folder) / "upload"
@@ -130,9 +127,8 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
             shutil.copyfileobj(file, copy)
         try:
             for block in recording_blocks(path, LABEL):
-                ticket.add_audio(len(block) / SAMPLE_RATE)
-                samples += len(block)
-                if samples > limits.max_duration_s * SAMPLE_RATE:
+                ticket.add_audio(len(block))
+                if ticket.samples > limits.max_duration_s * SAMPLE_RATE:
                     raise ApiError(
                         400,
                         f"the recording is longer than {limits.max_duration_s:g} s; cut it",
@@ -140,8 +136,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
                         code="too_long",
                     )
                 if stopped.is_set():
-                    break
-                blocks.append(block)
+                    return
+                yield block
         except AudioError as error:
             raise ApiError(400, str(error), param="file", code=error.reason) from error
-    return torch.cat(blocks) if blocks else torch.zeros(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
 from tiny_audio.inference.word_times import Word
 from tiny_audio.serving.errors import ApiError
 from tiny_audio.serving.page.card import Card
+from tiny_audio.serving.service import Service
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".html": "text/html"}
 _HEADERS = {
@@ -80,7 +82,7 @@ def files_router() -> APIRouter:
     return router
 
 
-def router(card: Card) -> APIRouter:
+def router(service: Service, card: Card) -> APIRouter:
     """Return the routes of the data that the page shows."""
     router = APIRouter()
 
@@ -92,8 +94,11 @@ def router(card: Card) -> APIRouter:
     @router.post("/v1/subtitles/{format}")
     async def subtitles(format: Literal["srt", "vtt"], request: Request) -> PlainTextResponse:
         """Convert the client's transcript to subtitles."""
-        body = await _small_body(request)
-        return PlainTextResponse(await asyncio.to_thread(_subtitles, format, body))
+        async with AsyncExitStack() as stack:
+            await service.admit(request, stack)
+            body = await _small_body(request)
+            work = asyncio.get_running_loop().run_in_executor(service.decoders, _subtitles, format, body)
+            return PlainTextResponse(await work)
 
     return router
 
