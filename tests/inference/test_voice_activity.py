@@ -44,6 +44,7 @@ def test_the_probabilities_are_those_of_the_published_model() -> None:
         wanted = [published(frame, SAMPLE_RATE).item() for frame in waveform.split(FRAME)]
     found = probabilities(waveform, len(waveform))
     assert found == pytest.approx(wanted, abs=1e-4)
+    assert probabilities(waveform, FRAME, frames_per_step=1) == pytest.approx(wanted, abs=1e-5)
     assert max(found) > 0.2
     assert min(found) < 0.1
 

@@ -130,8 +130,12 @@ def _has_no_voice(waveform: Tensor) -> bool:
     network = silero()
     if network is None:
         return False
-    found = SpeechProbabilities(network)
-    return max([*found.add(boost_quiet(waveform)), *found.end()]) < NO_VOICE
+    found, samples = SpeechProbabilities(network), boost_quiet(waveform)
+    for start in range(0, len(samples), SAMPLE_RATE):
+        # After the first voice, the rest cannot change the result.
+        if max(found.add(samples[start : start + SAMPLE_RATE]), default=0.0) >= NO_VOICE:
+            return False
+    return max(found.end(), default=0.0) < NO_VOICE
 
 
 def _non_speech_reason(samples: Array) -> NonSpeech | None:

@@ -2,7 +2,7 @@
 
 The weights are in the wheel of silero-vad (https://github.com/snakers4/silero-vad, MIT license). The package itself is
 not imported, because it sets the number of threads of the whole process. Only the weights of its TorchScript model are
-used. That model takes one frame per call. The network below takes many frames, which is three times as fast.
+used. That model takes one frame per call. The network below takes many frames, and is several times as fast.
 """
 
 from __future__ import annotations
@@ -74,17 +74,24 @@ class SileroNetwork:
             for layer, stride in enumerate((1, 2, 2, 1)):
                 weight, bias = (self._weights[f"encoder.{layer}.reparam_conv.{name}"] for name in ("weight", "bias"))
                 features = conv1d(features, weight, bias, stride, padding=1).relu()
-            cell = [self._weights[f"decoder.rnn.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            memory, outputs = (state.hidden, state.cell), []
-            for row in features[:, :, 0]:  # [128]
-                memory = torch.lstm_cell(row[None], memory, *cell)
-                outputs.append(memory[0])
+            outputs, memory = self._lstm(features[:, :, 0], (state.hidden, state.cell))
             logits = conv1d(
-                torch.cat(outputs)[:, :, None].relu(),
+                outputs[:, :, None].relu(),
                 self._weights["decoder.decoder.2.weight"],
                 self._weights["decoder.decoder.2.bias"],
             )
         return logits.sigmoid().flatten().tolist(), _State(samples[-_CONTEXT:].clone(), *memory)
+
+    def _lstm(self, rows: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the outputs ``[T, 128]`` for rows ``[T, 128]``, and the hidden and the cell state after the last."""
+        weights = [self._weights[f"decoder.rnn.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        if len(rows) == 1:
+            # torch.lstm converts the weights in each call, which takes longer than one row.
+            memory = torch.lstm_cell(rows, memory, *weights)
+            return memory[0], memory
+        hidden, cell = (one[:, None] for one in memory)  # [1, 1, 128]
+        outputs, hidden, cell = torch.lstm(rows[:, None], (hidden, cell), weights, True, 1, 0.0, False, False, False)
+        return outputs[:, 0], (hidden[0], cell[0])
 
 
 @functools.cache
