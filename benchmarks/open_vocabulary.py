@@ -21,14 +21,11 @@ import json
 import sys
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import Record
-from torch import Tensor
-from torch.nn import functional as F
 from use_of_audio import bits, embed
 
 from tiny_audio.analysis.scoring import normalizer, score
@@ -37,7 +34,7 @@ from tiny_audio.commands.run.state import RunState
 from tiny_audio.data.text import TargetText
 from tiny_audio.evaluation.audio_bits import spread
 from tiny_audio.evaluation.data import DataSet, read_data
-from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.model.alignment import AlignmentLoss
 from tiny_audio.recipe import Recipe
 from tiny_audio.training.checkpoint import read_progress
 
@@ -64,7 +61,9 @@ def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rul
         row = {"name": name, "step": saved.step, "set": data.name, "clips": most, "measured": len(found)}
         row |= {"hours": progress.audio_s / 3600, "minutes": progress.wall_s / 60}
         if labels is not None and alignment is not None:
-            texts = [read(model, tokenizer, clip.audio, labels, alignment.blank_similarity) for clip in found]
+            nearest = AlignmentLoss(alignment, labels).nearest
+            ids = [nearest(model.decoder, clip.audio[None], torch.tensor([len(clip.audio)]))[0] for clip in found]
+            texts = [tokenizer.decode(tokens) for tokens in ids]
             scored = score(references, texts, rule, groups=groups)
             row |= {"projector_wer": scored.wer, "projector_wer_interval": scored.wer_interval}
         if not is_alone:
@@ -72,18 +71,6 @@ def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rul
             row |= {"wer": scored.wer, "wer_interval": scored.wer_interval, **bits(model, tokenizer, found)}
         rows.append(row)
     return rows
-
-
-@torch.no_grad()
-def read(model: TinyAudioModel, tokenizer: Any, audio: Tensor, labels: Sequence[int], blank: float) -> str:
-    """Return the text that is nearest to audio embeddings ``[N, H]``, without the decoder."""
-    ids = torch.tensor(labels)
-    similarity = F.normalize(audio, dim=-1) @ F.normalize(model.decoder.embed(ids), dim=-1).T
-    best, index = similarity.max(-1)
-    tokens = [int(ids[place]) if value > blank else None for value, place in zip(best, index, strict=True)]
-    kept = [token for before, token in pairwise([None, *tokens]) if token is not None and token != before]
-    text: str = tokenizer.decode(kept)
-    return text
 
 
 def chart(title: str, curves: dict[str, list[tuple[float, float]]], top: float, left: float) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.support.projectors import (
+    CARD,
     CONTEXT,
     SMALL,
     assert_equal,
@@ -22,8 +23,11 @@ from tests.support.projectors import (
     shaken,
 )
 from tiny_audio.frames import Frames
+from tiny_audio.projectors import PROJECTORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+MLP_NAMES = [("linear_1", "feedforward.up"), ("linear_2", "feedforward.down")]
 
 
 @pytest.mark.parametrize("family", ["voxtral", "glmasr"])
@@ -43,10 +47,72 @@ def test_mlp_equals_its_original(family: str) -> None:
     else:
         original, ours = GlmAsrMultiModalProjector(config), built("mlp", hidden_dim=2 * CONTEXT.out_dim, bias=True)
     shaken(original)
-    carry_over(original, ours, [("linear_1", "feedforward.up"), ("linear_2", "feedforward.down")])
+    carry_over(original, ours, MLP_NAMES)
     frames = noise(40, 23)
     with torch.no_grad():
         wanted = original(frames.zeroed().values.reshape(2, 10, -1))
+    assert_equal(before_output_norm(ours, frames), wanted)
+
+
+def test_mlp_equals_moss_transcribe_diarize() -> None:
+    from types import SimpleNamespace
+
+    name = "transformers.models.moss_transcribe_diarize.modeling_moss_transcribe_diarize"
+    modeling = pytest.importorskip(name, reason="transformers 5.24 has it")
+    text = SimpleNamespace(hidden_size=CONTEXT.out_dim, rms_norm_eps=1e-6)
+    config = SimpleNamespace(
+        adaptor_input_dim=4 * CONTEXT.in_dim, text_config=text, projector_bias=True, projector_hidden_act="silu"
+    )
+    original = shaken(modeling.MossTranscribeDiarizeMultiModalProjector(config))
+    original.norm = torch.nn.Identity()  # a LayerNorm there, an RMSNorm here
+    ours = built("mlp", activation="silu", bias=True)
+    carry_over(original, ours, MLP_NAMES)
+    frames = noise(40, 23)
+    with torch.no_grad():
+        wanted = original(frames.zeroed().values.reshape(2, 10, -1))
+    assert_equal(before_output_norm(ours, frames), wanted)
+
+
+def test_mlp_of_averages_equals_audio_flamingo_3_on_pooled_frames() -> None:
+    from types import SimpleNamespace
+
+    from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlamingo3MultiModalProjector
+
+    config = SimpleNamespace(
+        audio_config=SimpleNamespace(hidden_size=CONTEXT.in_dim),
+        text_config=SimpleNamespace(hidden_size=CONTEXT.out_dim),
+        projector_bias=True,
+        projector_hidden_act="gelu",
+    )
+    original = shaken(AudioFlamingo3MultiModalProjector(config))
+    ours = built("mlp", merge="average", stack=2, bias=True)
+    carry_over(original, ours, MLP_NAMES)
+    frames = noise(40)
+    with torch.no_grad():
+        wanted = original(F.avg_pool1d(frames.values.transpose(1, 2), 2).transpose(1, 2))
+    assert_equal(before_output_norm(ours, frames), wanted)
+
+
+def test_the_average_of_an_incomplete_stack_has_only_its_frames() -> None:
+    ours = built("mlp", merge="average", stack=4)
+    frames = noise(40, 6)
+    with torch.no_grad():
+        assert_equal(before_output_norm(ours, frames)[1, 1], ours.feedforward(frames.values[1, 4:6].mean(0)))
+
+
+def test_mlp_with_a_hidden_norm_is_tiny_audios_projector_of_2026() -> None:
+    context = replace(CARD, out_dim=1024)
+    with torch.device("meta"):
+        full = PROJECTORS.build(configured("mlp", hidden_dim=2048, hidden_norm=True), context)
+    norms = 2048 + 1024
+    assert sum(tensor.numel() for tensor in full.parameters()) == 4 * 1280 * 2048 + 2048 * 1024 + norms == 12_585_984
+    ours = built("mlp", hidden_norm=True)
+    frames = noise(40)
+    with torch.no_grad():
+        hidden = ours.feedforward.up(frames.values.reshape(1, 10, -1))
+        wanted = ours.feedforward.down(
+            F.gelu(F.rms_norm(hidden, hidden.shape[-1:], ours.feedforward.norm.weight, 1e-6))
+        )
     assert_equal(before_output_norm(ours, frames), wanted)
 
 

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = [
     ("linear", {"stack": 1, "hidden_dim": 16}),
     ("mlp", {"hidden_dim": 30, "bias": True}),
+    ("mlp", {"merge": "average", "hidden_norm": True, "activation": "silu"}),
     ("conv", {"strides": [5], "hidden_dim": 16}),
     ("conv", {"strides": [1, 2, 2], "kernel_sizes": [3, 2, 5], "channels": 8, "hidden_dim": 16}),
     ("qformer", {"mode": "global", **SMALL}),

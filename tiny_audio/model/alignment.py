@@ -44,13 +44,7 @@ class AlignmentLoss(nn.Module):
             audio_lengths: ``[B]``.
             targets: B rows of token ids, each ending in the end token, which is not aligned.
         """
-        precise = torch.promote_types(audio.dtype, torch.float32)
-        with torch.no_grad():
-            table = F.normalize(decoder.embed(self.token_ids).to(precise), dim=-1)
-        with torch.autocast(audio.device.type, enabled=False):
-            # [B, N, H] -> [B, N, K] -> [B, N, 1 + K], with the blank first
-            similarity = F.normalize(audio.to(precise), dim=-1) @ table.T
-            logits = F.pad(similarity, (1, 0), value=self.config.blank_similarity) / self.config.temperature
+        logits = self._logits(decoder, audio)
         found = torch.searchsorted(self.token_ids, torch.cat([row[:-1] for row in targets])) + 1
         labels = [row.tolist() for row in torch.split(found.cpu(), [len(row) - 1 for row in targets])]
         fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
@@ -58,3 +52,25 @@ class AlignmentLoss(nn.Module):
         labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]
         fitting = torch.tensor(fits, device=audio.device)
         return -ctc.log_likelihood(logits, audio_lengths, labels) * fitting, fitting
+
+    @torch.no_grad()
+    def nearest(self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor) -> list[list[int]]:
+        """Return the token ids of B clips without the decoder's layers.
+
+        Each audio embedding becomes the most similar token or the blank. Repeated tokens and blanks are removed.
+
+        Args:
+            decoder, audio, audio_lengths: see :meth:`forward`.
+        """
+        labels = ctc.greedy(self._logits(decoder, audio), audio_lengths)
+        return [self.token_ids[torch.tensor(row, dtype=torch.long) - 1].tolist() for row in labels]
+
+    def _logits(self, decoder: Decoder, audio: Tensor) -> Tensor:
+        """Return the logits ``[B, N, 1 + K]`` of the blank and the tokens."""
+        precise = torch.promote_types(audio.dtype, torch.float32)
+        with torch.no_grad():
+            table = F.normalize(decoder.embed(self.token_ids).to(precise), dim=-1)
+        with torch.autocast(audio.device.type, enabled=False):
+            # [B, N, H] -> [B, N, K] -> [B, N, 1 + K], with the blank first
+            similarity = F.normalize(audio.to(precise), dim=-1) @ table.T
+            return F.pad(similarity, (1, 0), value=self.config.blank_similarity) / self.config.temperature

@@ -44,17 +44,28 @@ def windows(values: Tensor, size: int) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Linear → activation → linear."""
+    """Linear → optional RMSNorm → activation → linear."""
 
     def __init__(
-        self, in_dim: int, hidden_dim: int, out_dim: int, activation: type[nn.Module], *, bias: bool = True
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        activation: type[nn.Module],
+        *,
+        bias: bool = True,
+        hidden_norm: bool = False,
     ) -> None:
         super().__init__()
         self.up = nn.Linear(in_dim, hidden_dim, bias=bias)
+        self.norm = nn.RMSNorm(hidden_dim, eps=1e-6) if hidden_norm else None
         self.activation = activation()
         self.down = nn.Linear(hidden_dim, out_dim, bias=bias)
 
     def forward(self, values: Tensor) -> Tensor:
         """Map ``[..., in_dim]`` to ``[..., out_dim]``."""
-        projected: Tensor = self.down(self.activation(self.up(values)))
+        hidden = self.up(values)
+        if self.norm is not None:
+            hidden = normalize(self.norm, hidden)
+        projected: Tensor = self.down(self.activation(hidden))
         return projected

@@ -1,4 +1,4 @@
-"""Two linear layers on stacked frames. Activation, width and biases differ between papers."""
+"""Two linear layers on stacked or averaged frames. Activation, width, norm and biases differ between papers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiny_audio.projectors._layers import FeedForward, normalize, num_windows, o
 
 
 class StackedProjector(Projector):
-    """Stack k frames → linear → activation → linear → RMSNorm."""
+    """Stack or average k frames → linear → optional RMSNorm → activation → linear → RMSNorm."""
 
     def __init__(
         self,
@@ -20,10 +20,19 @@ class StackedProjector(Projector):
         hidden_dim: int,
         activation: type[nn.Module],
         bias: bool,
+        average: bool = False,
+        hidden_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stack = stack
-        self.feedforward = FeedForward(stack * context.in_dim, hidden_dim, context.out_dim, activation, bias=bias)
+        self.stack, self.average = stack, average
+        self.feedforward = FeedForward(
+            context.in_dim if average else stack * context.in_dim,
+            hidden_dim,
+            context.out_dim,
+            activation,
+            bias=bias,
+            hidden_norm=hidden_norm,
+        )
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
@@ -31,7 +40,15 @@ class StackedProjector(Projector):
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. The last stack is padded with zeros."""
-        # [B, T, D] -> [B, T/k, k·D]
-        stacked = windows(frames.zeroed().values, self.stack).flatten(2)
-        return normalize(self.output_norm, self.feedforward(stacked)), self.max_embeddings(frames.lengths)
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``.
+
+        The last stack is padded with zeros. An average is that of the clip's own frames only.
+        """
+        # [B, T, D] -> [B, T/k, k, D]
+        merged = windows(frames.zeroed().values, self.stack)
+        if self.average:
+            sizes = windows(frames.mask()[..., None].to(merged.dtype), self.stack).sum(2)
+            merged = merged.sum(2) / sizes.clamp(min=1)
+        else:
+            merged = merged.flatten(2)
+        return normalize(self.output_norm, self.feedforward(merged)), self.max_embeddings(frames.lengths)

@@ -1,34 +1,44 @@
-"""Two linear layers with a GELU, on stacked frames (Voxtral, Liu et al. 2025, arXiv 2507.13264)."""
+"""Two linear layers on stacked or averaged frames (Voxtral, Liu et al. 2025, arXiv 2507.13264)."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 
+from tiny_audio.config import LATER
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.projectors._stacked import StackedProjector
 
 
 class MlpConfig(ProjectorConfig):
-    """Two linear layers with a GELU, on stacked frames: Voxtral's and GLM-ASR's projector.
+    """Two linear layers on stacked or averaged frames: the projector of most current models.
 
     Voxtral (Liu et al. 2025, arXiv 2507.13264) stacks four frames of Whisper, which has 50 frames per second. Its
     authors find that 12.5 Hz is the best compromise between quality and length. Voxtral Mini 3B has an average WER of
-    7.05% on the Open ASR Leaderboard (2026-03). Voxtral's layers have the decoder's width and no biases. GLM-ASR's
-    layers are twice as wide and have biases.
+    7.05% on the Open ASR Leaderboard (2026-03). The defaults are those of Voxtral. Others differ in a few fields.
+    GLM-ASR has ``bias: true`` and twice the decoder's width. Tiny Audio (2026) has ``hidden_norm: true``; with
+    ``hidden_dim: 2048`` between 1280 and 1024 channels, that is 12.6 million parameters. MOSS-Transcribe-Diarize (arXiv
+    2601.01554) has ``activation: silu, bias: true``, and a LayerNorm at the output. Audio Flamingo 3 (arXiv 2507.08128)
+    has ``merge: average, stack: 2, bias: true``, and averages before the last norm of the encoder.
     """
 
     name: Literal["mlp"] = "mlp"
     stack: PositiveInt = 4
-    """Number of neighboring encoder frames that are joined into one embedding. 4 in Voxtral and GLM-ASR, which reduces
-    50 Hz to 12.5 Hz."""
+    """Number of neighboring encoder frames that are joined into one embedding. 4 in Voxtral and most others, which
+    reduces 50 Hz to 12.5 Hz."""
+    merge: Literal["concatenate", "average"] = Field(default="concatenate", json_schema_extra=LATER)
+    """How frames are joined. With ``average``, the first layer has fewer parameters, but the order of the frames within
+    a stack is lost."""
     hidden_dim: PositiveInt | None = None
-    """Number of channels between the two layers. None uses the decoder's width, as in Voxtral. GLM-ASR uses twice the
-    decoder's width."""
+    """Number of channels between the two layers. None uses the decoder's width, as in Voxtral."""
+    hidden_norm: bool = Field(default=False, json_schema_extra=LATER)
+    """Whether there is an RMSNorm between the first layer and the activation."""
+    activation: Literal["gelu", "silu"] = Field(default="gelu", json_schema_extra=LATER)
+    """Function between the two layers."""
     bias: bool = False
-    """Whether both layers have biases. False in Voxtral, true in GLM-ASR."""
+    """Whether both layers have biases."""
 
     def min_frames(self) -> int:
         """Return the number of frames in a stack."""
@@ -45,5 +55,12 @@ def build_mlp(config: MlpConfig, context: ProjectorContext) -> Projector:
     """Build the projector with random weights."""
     hidden_dim = context.out_dim if config.hidden_dim is None else config.hidden_dim
     return StackedProjector(
-        config, context, stack=config.stack, hidden_dim=hidden_dim, activation=nn.GELU, bias=config.bias
+        config,
+        context,
+        stack=config.stack,
+        average=config.merge == "average",
+        hidden_dim=hidden_dim,
+        hidden_norm=config.hidden_norm,
+        activation={"gelu": nn.GELU, "silu": nn.SiLU}[config.activation],
+        bias=config.bias,
     )

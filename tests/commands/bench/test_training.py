@@ -17,6 +17,7 @@ from tiny_audio.commands.bench.tables import results_table
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
+from tiny_audio.decoders import Decoder
 from tiny_audio.recipe.limits import ContextLimits
 from tiny_audio.training.loop import Budget
 
@@ -125,6 +126,25 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
     assert EVIL in page.words
 
 
+@pytest.mark.parametrize("without_decoder", [False, True])
+def test_an_alignment_loss_trains_the_projector_first_or_alone(
+    home: Path, tmp_path: Path, without_decoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without_decoder:
+        monkeypatch.setattr(Decoder, "generate", None)
+        monkeypatch.setattr(Decoder, "forward", None)
+    overrides = ("alignment={alone_steps: 3}", "execution.log_every=1")
+    variants = Variants(SMALL.compared[:2])
+    chosen = plan(home, overrides=overrides, variants=variants, without_decoder=without_decoder)
+    results = TrainedBenchmark(chosen, tmp_path / "bench", lambda note: None).complete()
+    # The decoder has no loss in the first three steps.
+    steps = [1, 2, 3, 4, 5, 6] if without_decoder else [4, 5, 6]
+    for variant in results["variants"]:
+        assert [[step for step, _ in curve] for curve in variant["curves"]] == [steps] * 2
+        assert all(loss > 0 for curve in variant["curves"] for _, loss in curve)
+        assert variant["sets"]["held_out"]["wer"] >= 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -151,6 +171,7 @@ def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
             {"overrides": ("data.evaluation={}",)},
             "data.evaluation is empty, so there is nothing to compare on; add a set",
         ),
+        ({"without_decoder": True}, "--without-decoder needs cached frames and the alignment loss"),
         ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
     ],
 )

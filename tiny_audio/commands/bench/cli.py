@@ -56,6 +56,14 @@ def bench_projectors(
     no_feature_cache: Annotated[
         bool, Option("--no-feature-cache", help="With --train: run the encoder at every step.")
     ] = False,
+    without_decoder: Annotated[
+        bool,
+        Option(
+            "--without-decoder",
+            help="With --train: train with the alignment loss alone, and score the tokens that are most similar to the "
+            "audio embeddings. This takes a small part of the time.",
+        ),
+    ] = False,
     output_dir: Annotated[
         Path | None,
         Option(help="Folder for results. Default: runs/bench-<recipe> with --train, otherwise none.", file_okay=False),
@@ -69,6 +77,17 @@ def bench_projectors(
     from tiny_audio.commands.bench.command import Options, bench_projectors
 
     options = Options(
-        variants, durations, batch_sizes, max_time, device, steps, seconds, seeds, baseline, controls, no_feature_cache
+        variants,
+        durations,
+        batch_sizes,
+        max_time,
+        device,
+        steps,
+        seconds,
+        seeds,
+        baseline,
+        controls,
+        no_feature_cache,
+        without_decoder,
     )
     bench_projectors(recipe, overrides or [], options, train=do_train, output_dir=output_dir, as_json=as_json)

@@ -37,10 +37,11 @@ class Options:
     baseline: str | None = None
     controls: bool = False
     no_feature_cache: bool = False
+    without_decoder: bool = False
 
 
 _OF_TIMING = ("durations", "batch_sizes", "max_time", "device")
-_OF_TRAINING = ("steps", "seconds", "seeds", "baseline", "controls", "no_feature_cache")
+_OF_TRAINING = ("steps", "seconds", "seeds", "baseline", "controls", "no_feature_cache", "without_decoder")
 
 
 def bench_projectors(
@@ -117,6 +118,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
         options.baseline,
         options.controls,
         not options.no_feature_cache,
+        options.without_decoder,
     )
     # Progress goes to stderr, because a script may read stdout.
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)

@@ -70,6 +70,8 @@ class Plan:
     """Also train the baseline with other seeds, and the degraded controls."""
     cached: bool = True
     """Compute the encoder's frames once, for all units."""
+    without_decoder: bool = False
+    """Train with the alignment loss alone, and score the tokens that are most similar to the audio embeddings."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,11 @@ class TrainedBenchmark:
         for option in ("compile", "fused_cross_entropy"):
             if getattr(self.recipe.execution, option):
                 raise UserError(f"execution.{option}: a benchmark trains without it; set it to false")
+        if plan.without_decoder and (self.recipe.alignment is None or not plan.cached):
+            raise UserError(
+                "--without-decoder needs cached frames and the alignment loss, which trains the projectors; remove "
+                "--no-feature-cache, and set alignment, such as alignment={weight: 0.3}"
+            )
         if self.recipe.prompt.context is not None:
             raise UserError("prompt.context: a benchmark trains without context; remove it")
         if not self.recipe.data.evaluation:
@@ -234,6 +241,7 @@ class TrainedBenchmark:
             "max_duration_s": dict.fromkeys(self._evaluation_clips, self._longest_evaluation_s),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
+            **({"without_decoder": True} if self.plan.without_decoder else {}),
         }
 
     def _folder(self, unit: _Unit) -> Path:
@@ -252,7 +260,7 @@ class TrainedBenchmark:
         place(model, self.recipe, self._device)
         cache = FeatureCache(model, self.recipe, cache_dir() / "features", self.note)
         evaluation = {name: cache.get(clips) for name, clips in self._evaluation_clips.items()}
-        return CachedClips(cache.get(self._train_clips), evaluation)
+        return CachedClips(cache.get(self._train_clips), evaluation, self.plan.without_decoder)
 
     def _train(self, unit: _Unit) -> str:
         """Train and decode a unit, store its result, and return its word error rates as text."""
@@ -261,7 +269,13 @@ class TrainedBenchmark:
         clips.prepare(model)
         place(model, recipe, self._device)
         try:
-            trained = train(model, recipe, lambda epoch: clips.epoch(model, recipe, target_encoder, epoch), self.budget)
+            trained = train(
+                model,
+                recipe,
+                lambda epoch: clips.epoch(model, recipe, target_encoder, epoch),
+                self.budget,
+                self.plan.without_decoder,
+            )
         except Diverged as error:
             name = f"variant {unit.variant.label}, seed {unit.seed}"
             raise RunFailed(f"{name}: {error}, or leave this variant out") from error
@@ -323,6 +337,7 @@ class TrainedBenchmark:
             "seeds": list(self.plan.seeds),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
+            "without_decoder": self.plan.without_decoder,
             "inputs": self._inputs,
             "normalizer": {"name": rule.name, "version": rule.version},
             "machine": f"{platform.system()} {platform.machine()}",

@@ -21,6 +21,8 @@ from tiny_audio.evaluation import transcribe_clips
 from tiny_audio.evaluation.batches import batched
 from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis
 from tiny_audio.frames import Frames
+from tiny_audio.model.alignment import AlignmentLoss
+from tiny_audio.model.decoding import Transcript
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.splicing import TargetScores
 from tiny_audio.recipe import Recipe
@@ -69,6 +71,8 @@ class CachedClips:
 
     train: Features
     evaluation: Mapping[str, Features]
+    without_decoder: bool = False
+    """Whether hypotheses are the tokens that are most similar to the audio embeddings."""
 
     def prepare(self, model: TinyAudioModel) -> None:
         """Freeze the CTC head, because its logits are cached."""
@@ -106,7 +110,12 @@ class CachedClips:
         rows: dict[str, Hypothesis] = {}
         for batch in batched(features.clips, recipe.execution.evaluate_max_padded_s):
             frames = features.frames([indices[clip.id] for clip in batch], model.device)
-            transcripts = model.transcribe_frames(frames, tokenizer)
+            if self.without_decoder:
+                assert isinstance(model.alignment, AlignmentLoss)
+                ids = model.alignment.nearest(model.decoder, *model.projector(frames))
+                transcripts = [Transcript(tokenizer.decode(row).strip(), None, truncated=False) for row in ids]
+            else:
+                transcripts = model.transcribe_frames(frames, tokenizer)
             rows |= {clip.id: hypothesis(clip, found) for clip, found in zip(batch, transcripts, strict=True)}
         return [rows[clip.id] for clip in features.clips]
 
@@ -156,13 +165,17 @@ class Trained:
     """Seconds of all steps. Building the model and evaluating it are not included."""
     skipped_steps: int
     curve: list[tuple[int, float]]
-    """(step, mean decoder loss per token since the previous entry)."""
+    """(step, mean decoder loss per token since the previous entry). Without the decoder, it is the alignment loss."""
 
 
 def train(
-    model: TinyAudioModel, recipe: Recipe, epochs: Callable[[int], Iterator[TrainingBatch]], budget: Budget
+    model: TinyAudioModel,
+    recipe: Recipe,
+    epochs: Callable[[int], Iterator[TrainingBatch]],
+    budget: Budget,
+    without_decoder: bool = False,
 ) -> Trained:
-    """Train until the budget is spent.
+    """Train until the budget is spent, with the alignment loss alone if ``without_decoder``.
 
     Raises:
         RunFailed: training diverged, a GPU ran out of memory, or no clip can be used.
@@ -170,10 +183,15 @@ def train(
     progress, curve = Progress(), list[tuple[int, float]]()
     optimizer = build_optimizer(model, recipe)
     model.train()
-    loop = TrainingLoop(model, optimizer, recipe, partial(_score, model, recipe, progress), budget, progress)
+    score = partial(_score, model, recipe, progress, without_decoder)
+    loop = TrainingLoop(model, optimizer, recipe, score, budget, progress)
+    alone_steps = 0 if without_decoder or recipe.alignment is None else recipe.alignment.alone_steps or 0
     for _ in loop.steps(_endless(epochs)):
-        if progress.step % recipe.execution.log_every == 0 and progress.window_tokens:
-            curve.append((progress.step, progress.window_decoder_loss / progress.window_tokens))
+        if progress.step <= alone_steps:
+            progress.start_window()  # the decoder has no loss yet
+        elif progress.step % recipe.execution.log_every == 0 and progress.window_tokens:
+            loss = progress.window_alignment_loss if without_decoder else progress.window_decoder_loss
+            curve.append((progress.step, loss / progress.window_tokens))
             progress.start_window()
     return Trained(progress.step, progress.wall_s, progress.skipped_steps, curve)
 
@@ -190,7 +208,9 @@ def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[Train
         epoch += 1
 
 
-def _score(model: TinyAudioModel, recipe: Recipe, progress: Progress, batch: TrainingBatch) -> TargetScores:
+def _score(
+    model: TinyAudioModel, recipe: Recipe, progress: Progress, without_decoder: bool, batch: TrainingBatch
+) -> TargetScores:
     config, alignment = recipe.training, recipe.alignment
     with autocast(config.precision, model.device):
         return model.score_frames(
@@ -198,7 +218,7 @@ def _score(model: TinyAudioModel, recipe: Recipe, progress: Progress, batch: Tra
             batch.targets,
             batch.ctc_targets,
             config.label_smoothing,
-            skip_decoder=alignment is not None and alignment.is_alone(progress.step),
+            skip_decoder=without_decoder or (alignment is not None and alignment.is_alone(progress.step)),
         )
 
 
