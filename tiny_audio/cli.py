@@ -81,7 +81,7 @@ def sweep(
 def compare(
     runs: arg.Runs,
     set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all shared sets.")] = None,
-    common: Annotated[bool, Option("--common", help="If the sets differ, use the clips that all runs have.")] = False,
+    common: Annotated[bool, Option("--common", help="Use only the clips that all runs have.")] = False,
     normalizer: Annotated[
         str | None, Option(help=f"Text normalizer. Default: that of the runs. Or {arg.NORMALIZERS}.")
     ] = None,
@@ -103,7 +103,7 @@ app.add_typer(bench_app, name="bench")
 
 @app.command()
 def validate(recipe: arg.RecipePath, overrides: arg.Overrides = None) -> None:
-    """Check a recipe and report all errors in it. Names fields and allowed values. Needs no network, data or GPU."""
+    """Check a recipe and report all errors in it. Needs no network, data or GPU."""
     from tiny_audio.commands.validate import validate
 
     validate(recipe, overrides or [])
@@ -119,7 +119,7 @@ def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -
 
 @app.command()
 def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
-    """Print a resolved recipe and its parts. Lists class, parameters, trainable parameters, width and frame rate."""
+    """Print a resolved recipe and its parts, with parameter counts, widths and frame rates."""
     from tiny_audio.commands.show import show
 
     show(recipe, overrides or [], as_json=as_json)
@@ -132,7 +132,7 @@ def plan(
     gpu: Annotated[
         str | None, Option(help="A GPU (a40, h100, ...), or cpu for the CPU of this machine. Default: all GPUs.")
     ] = None,
-    price_per_hour: Annotated[float | None, Option(help="US dollars. Default: a list price.")] = None,
+    price_per_hour: Annotated[float | None, Option(help="US dollars per hour. Default: a list price.")] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
     mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum.")] = None,
     as_json: arg.AsJson = False,
@@ -181,7 +181,7 @@ def recipes(name: arg.ShippedRecipe = None, copy: arg.RecipeCopy = None, as_json
 
 @app.command("list")
 def list_parts(kind: arg.PartKind = None, as_json: arg.AsJson = False) -> None:
-    """List the registered parts. Includes those of installed plugins."""
+    """List the registered parts, including those of installed plugins."""
     from tiny_audio.commands.show import list_parts
 
     list_parts(kind, as_json=as_json)
@@ -286,8 +286,8 @@ def transcribe(
 @app.command()
 def serve(
     model: arg.Model,
-    host: Annotated[str, Option(help="Address to listen on. 0.0.0.0: all networks; use --api-key then.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="0: any free one.", min=0, max=65535)] = 8000,
+    host: Annotated[str, Option(help="Address to listen on. 0.0.0.0: all networks; add --api-key.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on. 0: any free port.", min=0, max=65535)] = 8000,
     api_key: arg.ApiKeys = None,
     api_key_file: arg.ApiKeyFile = None,
     allow_origin: arg.AllowedOrigins = None,
@@ -295,9 +295,9 @@ def serve(
     max_padded_s: Annotated[float, Option(help="Seconds of audio in a batch, with padding.", min=1)] = 120.0,
     max_upload_mb: Annotated[float, Option(help="Largest upload.", min=0.001)] = 100.0,
     max_duration_s: Annotated[float, Option(help="Longest recording.", min=1)] = 7200.0,
-    max_requests: Annotated[int, Option(help="Requests at a time. Others get the status 429.", min=1)] = 128,
+    max_requests: Annotated[int, Option(help="Requests at a time. Further requests get status 429.", min=1)] = 128,
     max_streams: Annotated[int, Option(help="Live streams at a time.", min=1)] = 32,
-    request_timeout_s: Annotated[float, Option(help="Longest time for a transcription.", min=1)] = 600.0,
+    request_timeout_s: Annotated[float, Option(help="Maximum time for a transcription.", min=1)] = 600.0,
     hotwords: arg.Hotwords = None,
     no_filters: arg.NoFilters = False,
     log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,
@@ -367,11 +367,10 @@ def rescore(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # Operations that PyTorch does not support on Apple GPUs run on the CPU instead. This must be set before PyTorch is
-    # imported.
+    # Run operations on the CPU that PyTorch does not support on Apple GPUs. Set this before importing PyTorch.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
-    # Expand paths here, because shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.
+    # Shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.
     words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
     return exit_code_of(lambda: app(args=list(words), prog_name="tiny-audio", standalone_mode=False))
 

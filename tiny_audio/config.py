@@ -12,11 +12,11 @@ from pydantic.config import JsonDict
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
 LATER: JsonDict = {"identity": "unless default"}
-"""Marks a field that was added later: its default is the earlier behavior, and leaves existing identities unchanged."""
+"""Marks a field that was added later. Its default is the earlier behavior, so existing identities do not change."""
 
 
 class Config(BaseModel):
-    """Base of every recipe section and every part's config: frozen, without unknown keys, without conversions.
+    """Base of every recipe section and every part's config. It is frozen, rejects unknown keys, and converts nothing.
 
     Field docstrings become the descriptions in the JSON schema and in the generated docs.
     """
@@ -43,15 +43,15 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of all fields that contain a path, or either a path or a hub id. The value is a path on this machine, so it
-must not be part of an identity."""
+"""The type of fields that contain a path, or a path or hub id. Paths differ between machines, so they must not be part of
+an identity."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
     """Return the dumped config without the fields that are marked with :data:`NO_IDENTITY`.
 
-    Fields that have the default None are left out, so that a new optional field does not change existing identities.
-    So are fields that are marked with :data:`LATER` and have their default.
+    Fields whose value is the default None are left out, so that new optional fields do not change existing identities.
+    Fields marked with :data:`LATER` are left out if they have their default.
     """
     found: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
@@ -84,7 +84,7 @@ class TinyAudioError(Exception):
     """An error that a command shows as a message, without a traceback."""
 
     origin: str | None = None
-    """The process that raised the error first and prints it. None if it is this process."""
+    """The process that raised the error, and that prints it. None means this process."""
 
 
 class UserError(TinyAudioError, ValueError):

@@ -33,8 +33,8 @@ class CtcConfig(Config):
 class AlignmentConfig(Config):
     """An auxiliary training loss that aligns audio embeddings with the text: CTC with token embeddings as labels.
 
-    It draws audio embeddings toward the embeddings of the tokens that are spoken. The projector then gets a denser
-    gradient before the decoder uses the audio. The loss has no parameters, and the trained model has no trace of it.
+    It moves audio embeddings toward the embeddings of the spoken tokens. This gives the projector a denser gradient
+    before the decoder has learned to use the audio. The loss has no parameters and is not part of the trained model.
     """
 
     weight: PositiveFloat = 0.3
@@ -42,18 +42,18 @@ class AlignmentConfig(Config):
     steps: PositiveInt | None = None
     """The weight falls linearly to 0 over this number of steps, after ``alone_steps``. None keeps it constant."""
     alone_steps: PositiveInt | None = None
-    """Number of first steps in which the decoder is left out, so that this loss alone trains the projector. With a CTC
-    head, its loss is added. Trainable weights and adapters of the encoder are trained, too, and those of the decoder
-    are trained afterwards. Such a step takes a small part of the time of other steps, because the decoder needs most of
-    it. None always uses the decoder."""
+    """Number of steps at the start without the decoder. Only this loss and the CTC head's loss, if there is a head,
+    train the projector and the encoder's trainable weights and adapters. These steps are much faster, because the
+    decoder takes most of the time of a step. The decoder's weights and adapters are trained afterwards. None uses the
+    decoder in all steps."""
     temperature: PositiveFloat = 0.04
     """The logit of a token is the cosine similarity of audio embedding and token embedding, divided by this value. If
-    it is too high, the loss cannot become small, because the embeddings of all tokens are similar. An audio embedding
-    that equals the embedding of its token gets a probability of 82 % at 0.04 and of 4 % at 0.1 (mean over 20,776 labels
-    of SmolLM2-135M)."""
+    the value is too high, the loss cannot become small, because the embeddings of all tokens are similar. For example,
+    an audio embedding that equals its token's embedding gets a probability of 82 % at 0.04, but only 4 % at 0.1 (mean
+    over 20,776 labels of SmolLM2-135M)."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
-    """Similarity of the blank to every audio embedding. An embedding that is less similar to all tokens is taken as a
-    blank, and may have any direction."""
+    """Cosine similarity of the blank to every audio embedding. An audio embedding that is less similar to every token
+    counts as a blank."""
 
     def weight_at(self, step: int) -> float:
         """Return the weight in a step, counted from 0."""

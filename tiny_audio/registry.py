@@ -36,7 +36,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# Stands for a value without a known name in pydantic's error locations, with brackets like pydantic's own "[key]".
+# Represents a value without a known name in pydantic's error locations. The brackets are like pydantic's own "[key]".
 _BY_NAME = "[name]"
 
 
@@ -151,7 +151,7 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(name).build(config, *context)
 
     def parse(self, data: object) -> ConfigT:
-        """Validate a name alone or a plain mapping, for example from a saved model, and return the typed config.
+        """Validate a name or a plain mapping, for example from a saved model, and return the typed config.
 
         Raises:
             UnknownPartError: the mapping's ``name`` is not registered.
@@ -234,8 +234,8 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # Values without a known name are handled by an extra member of the union. A validator before the union would
-        # not work: it would pass Python objects to the union, whose strict validation rejects lists for tuples.
+        # An extra member of the union handles values without a known name. A validator before the union would not work,
+        # because the strict validation of Python objects rejects lists for tuples.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 

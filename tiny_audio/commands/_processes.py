@@ -12,12 +12,12 @@ from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World, joined
 
 _TIMEOUT = timedelta(days=30)
-"""Timeout of a collective. Processes that have finished their share wait for the slowest one."""
+"""Timeout of a collective. Finished processes wait for the slowest one."""
 
 
 @contextmanager
 def joined_for_inference() -> Iterator[World]:
-    """Join the other processes, if a launcher started several. Errors are as in :func:`joined`.
+    """Join the other processes, if a launcher started several. See :func:`joined`.
 
     Raises:
         Stopped: Ctrl-C or SIGTERM. Only the main process prints this.

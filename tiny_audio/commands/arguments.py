@@ -51,14 +51,14 @@ GroupBy = Annotated[
     str | None,
     Option(
         help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default: the "
-        "recipe's evaluation.group_by, or speaker if every clip has one, or no groups."
+        "recipe's evaluation.group_by, else speaker if every clip has one, else no groups."
     ),
 ]
 GroupByOfHypotheses = Annotated[
     str | None,
     Option(
-        help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default of "
-        "comparisons: speaker, if every clip has one, or no groups."
+        help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default for "
+        "comparisons: speaker if every clip has one, else no groups."
     ),
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
@@ -108,8 +108,8 @@ MergeLora = Annotated[
 Weights = Annotated[
     str | None,
     Option(
-        help="all: all weights. trained: only the trained weights; the base models are downloaded when the model is "
-        "loaded. Default: all."
+        help="all, or trained: only the trained weights; the base models are downloaded when the model is loaded. "
+        "Default: all."
     ),
 ]
 Step = Annotated[
@@ -132,12 +132,10 @@ TranscriptFormat = Annotated[
 ]
 TranscriptFolder = Annotated[
     Path | None,
-    Option(
-        help="Write one file per recording to this folder. Recordings that have a file are skipped.", file_okay=False
-    ),
+    Option(help="Write one file per recording to this folder. Skip recordings that have one.", file_okay=False),
 ]
 Words = Annotated[
-    bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head, and not --format text.")
+    bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head. Not with --format text.")
 ]
 Hotwords = Annotated[
     Path | None,
@@ -156,7 +154,7 @@ AudioTrack = Annotated[
     int | None,
     Option(
         metavar="N",
-        help="Audio track of files with several, from 1. Default: the default track, or else the first.",
+        help="Number of the audio track, from 1. Default: the file's default track, else the first.",
         min=1,
         show_default=False,
     ),
@@ -165,8 +163,8 @@ Channel = Annotated[
     str | None,
     Option(
         metavar="CHANNEL",
-        help="Use one channel: left, right, or its number from 1. Default: the mean of all, or the stronger one if "
-        "they have opposite phases.",
+        help="Use one channel: left, right, or its number from 1. Default: the mean of all channels, or the stronger "
+        "channel if they have opposite phases.",
         show_default=False,
     ),
 ]
@@ -179,8 +177,8 @@ ApiKeys = Annotated[
     list[str] | None,
     Option(
         metavar="KEY",
-        help="A key that clients must send. Can be repeated. Other users of this machine can see it, unless it comes "
-        "from the variable or from --api-key-file. Default: none is needed.",
+        help="A key that clients must send. Can be repeated. Other users of this machine can see keys in arguments; "
+        "use the variable or --api-key-file. Default: no key is needed.",
         envvar="TINY_AUDIO_API_KEY",
         show_default=False,
     ),

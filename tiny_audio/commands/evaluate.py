@@ -80,7 +80,8 @@ def _check_same(sets: Sequence[DataSet], world: World) -> None:
         other = [data.name for data in sets if data.fingerprint != fingerprints.get(data.name)]
         if other:
             raise UserError(
-                f"{world.name} has other clips of {other[0]} than the main process; give all machines the same files"
+                f"{world.name} has different clips in {other[0]} than the main process; give all machines the same "
+                "files"
             )
 
     world.collective(check)
@@ -98,7 +99,7 @@ def _note(text: str) -> None:
 
 
 class _SharedWithTraining:
-    """Compares evaluation sets with training data. Data that several runs were trained on is compared once."""
+    """Compares evaluation sets with training data. Runs with the same training data are compared once."""
 
     def __init__(self, sets: Sequence[DataSet]) -> None:
         self._evaluation = EvaluationSounds({data.name: data.clips for data in sets})
@@ -117,7 +118,7 @@ class _SharedWithTraining:
                 _note(f"comparing with the training data of {target.label}")
                 found = RunClips(recipe, {}, UNBOUNDED_DURATION_S).compare(self._evaluation)
                 self._known[key] = {name: shared.comparison for name, shared in found.items()}
-        except (UserError, RegistryError):  # The training data, or the plugin that reads it, is gone.
+        except (UserError, RegistryError):  # the training data or the plugin that reads it is gone
             return dict.fromkeys(self._evaluation.sets)
         return self._known[key]
 

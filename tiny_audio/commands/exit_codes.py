@@ -27,7 +27,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # Click turns a BrokenPipeError into SystemExit
         discard_unwritable_output()
-        return _fail("stopped: the reader of standard output went away", STOPPED)
+        return _fail("stopped: the reader of standard output has closed it", STOPPED)
     except UserError as error:
         return _fail(error, USER_ERROR, "error: ")
     except (RunFailed, RegistryError) as error:
@@ -41,7 +41,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         if show_usage := getattr(error, "show", None):
             show_usage()
             return int(getattr(error, "exit_code", USER_ERROR))
-        # Handle errors such as a full disk. If a library cannot be loaded, the OSError has neither errno nor filename.
+        # Others are errors such as a full disk. Without errno and filename, a library could not be loaded.
         if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
             discard_unwritable_output()
             return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
@@ -55,7 +55,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that files are completed. Commands that save state set their own handlers."""
+    """Handle SIGTERM like Ctrl-C, so that files are closed. Commands that save state set their own handlers."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -25,7 +25,7 @@ def export(
         folder: where to write; an earlier export there is replaced.
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge adapters into the base weights.
-        weights: the option ``weights`` of the format. None uses the format's default.
+        weights: the format's option ``weights``. None uses the default.
         step: export the checkpoint of this step of the run. None exports the trained model.
 
     Raises:

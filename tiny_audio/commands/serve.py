@@ -73,7 +73,7 @@ def serve(
         live=LiveLimits(max_streams=max_streams),
     )
     if not all(options.api_keys):
-        raise UserError("an API key is empty; give one, or leave it out to need none")
+        raise UserError("an API key is empty; give a key, or leave the option out to need none")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     with listen(host, port) as listening:
         loaded, tokenizer = load_model(folder)
@@ -87,7 +87,7 @@ def serve(
             print(f"warning: {warning}", file=sys.stderr)
         if host not in _LOOPBACK and not options.api_keys:
             print(
-                f"warning: everyone who can reach {host} can use this server, because it has no API key; add --api-key",
+                f"warning: without an API key, everyone who can reach {host} can use this server; add --api-key",
                 file=sys.stderr,
             )
         with Engine(transcriber) as engine:
@@ -104,7 +104,7 @@ def _end_at_once() -> NoReturn:
 
 
 def _name_of(folder: Path) -> str:
-    """Return the name of a model: that of its folder, or of its run."""
+    """Return the name of the model's folder, or of its run."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
 

@@ -24,7 +24,7 @@ from tiny_audio.encoders import FeatureTransform
 from tiny_audio.frames import SAMPLE_RATE, Frames
 
 _MAX_DECAY_S = 10.0
-"""Upper bound of reverberation times. It is about that of a cathedral."""
+"""Maximum reverberation time, about that of a cathedral."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class WaveformAugmentation(Config, ABC):
 
 
 class SilenceConfig(WaveformAugmentation):
-    """Silence of random length before and after the clip. If all training clips start with speech, a model fails on
-    recordings that start with silence. This section prevents that."""
+    """Silence of random length before and after the clip. Without it, a model whose training clips all start with
+    speech fails on recordings that start with silence."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
     """Maximum silence before the clip."""
@@ -70,7 +70,7 @@ class SilenceConfig(WaveformAugmentation):
 
     @property
     def longest_s(self) -> float:
-        """Maximum silence before and after a clip, added up."""
+        """Maximum total silence before and after a clip."""
         return self.max_before_s + self.max_after_s
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
@@ -86,8 +86,8 @@ class ReverberationConfig(WaveformAugmentation):
     """Reverberation: convolution with recorded or simulated impulse responses of rooms (Ko et al., ICASSP 2017)."""
 
     folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """Folder of audio files, at any depth. Each file has one impulse response. Channels are averaged. A run records the
-    names and sizes of the files, because the files affect the weights."""
+    """Folder of audio files, at any depth. Each file is one impulse response. Channels are averaged. A run records the
+    names and sizes of the files, because they affect the weights."""
     probability: float = Field(default=0.3, gt=0, le=1)
     """Share of the clips that get reverberation."""
 
@@ -105,10 +105,10 @@ class SimulatedReverberationConfig(WaveformAugmentation):
     (Polack's statistical model of late reverberation, see Habets 2007)."""
 
     decay_s: tuple[PositiveFloat, PositiveFloat] = (0.1, 0.6)
-    """Lowest and highest reverberation time RT60, in which the sound decays by 60 dB. A living room has about 0.4 s."""
+    """Range of the reverberation time RT60, in which the sound decays by 60 dB. A living room has about 0.4 s."""
     direct_to_reverberant_db: tuple[float, float] = (0.0, 15.0)
-    """Lowest and highest ratio of the energy of the direct sound to that of the reverberation. It falls with the
-    distance to the microphone."""
+    """Range of the ratio of direct sound to reverberation, by energy. Larger distances to the microphone mean lower
+    ratios."""
     probability: float = Field(default=0.3, gt=0, le=1)
     """Share of the clips that get reverberation."""
 
@@ -167,7 +167,7 @@ class NoiseConfig(AddedNoise):
     """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random part of a random file."""
 
     folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """Folder of audio files, at any depth. A run records the names and sizes of the files, because the files affect the
+    """Folder of audio files, at any depth. A run records the names and sizes of the files, because they affect the
     weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
     """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
@@ -256,7 +256,7 @@ class SpecAugmentConfig(FeatureAugmentation):
 
 
 class AugmentationConfig(Config):
-    """Off by default, because heavy augmentation with a frozen encoder makes the results on most test sets worse.
+    """Augmentation of training clips. Off by default: with a frozen encoder, it makes most test results worse.
 
     Speed is changed first. Then the other sections that change waveforms are applied, in the order of the fields.
     Sections that change features, such as SpecAugment, are applied last.
@@ -289,7 +289,7 @@ class AugmentationConfig(Config):
         return max(slowed, min(slowed + added, max_duration_s))
 
     def folders(self) -> dict[str, str]:
-        """Return the folders of sounds, by the name of their section."""
+        """Return the folders of sounds, by section."""
         return {name: part.folder for name, part in self if isinstance(part, ReverberationConfig | NoiseConfig)}
 
     def sections(self) -> list[WaveformAugmentation]:
@@ -354,7 +354,7 @@ def augment_waveform(
     if factor != 1.0:
         import torchaudio
 
-        # Resample as if the clip had another sample rate. Factors are rounded to 1 %, to keep the kernel small.
+        # Resample as if the clip had another sample rate. Round factors to 1 % to keep the kernel small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
     draw = Draw(rng, seed, _loudness(waveform), max_duration_s)
     for section in config.sections():
@@ -378,7 +378,7 @@ def _reverberant(waveform: Tensor, response: Tensor, arrival: int) -> Tensor:
 
 def _ascending(span: tuple[float, float]) -> tuple[float, float]:
     if span[0] > span[1]:
-        raise ValueError(f"is a range [lowest, highest], and {span[0]} is above {span[1]}")
+        raise ValueError(f"must be a range [lowest, highest], but {span[0]} is above {span[1]}")
     return span
 
 

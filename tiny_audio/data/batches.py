@@ -1,4 +1,4 @@
-"""Padded training batches: the items of a planned epoch, loaded, augmented and encoded in loader processes."""
+"""Padded training batches. Loader processes load, augment and encode the clips of a planned epoch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Batch:
     """Planned clips that could not be used."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each tensor that is sent between processes gets its own shared memory, which is slow for a few numbers.
+        # Send short tensors as lists. Each tensor would get its own shared memory, which is slow for a few numbers.
         targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
         return {**self.__dict__, "targets": targets, "lengths": lengths}
 
@@ -164,14 +164,14 @@ class PlannedBatches(Dataset[Batch]):
         except TargetError:
             if len(waveform) >= len(recorded):
                 raise
-        # The text does not fit the sped-up clip. The data is not wrong, so use the recorded speed.
+        # The text fits the clip, but not the sped-up clip. Use the recorded speed.
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """Pad to ``[B, S]``. A loader process returns a :class:`SharedBatches`, which is unpickled as this tensor."""
+    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which is unpickled as this tensor."""
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:

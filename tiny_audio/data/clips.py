@@ -21,7 +21,7 @@ from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 BOUNDS = ("too_short", "too_long")
 """Reasons for dropping clips that are outside data.min_duration_s and data.max_duration_s."""
 
-_EMPTY = "its transcript is empty; data.keep_empty trains on such clips, as clips in which nobody speaks"
+_EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Clip:
             waveform = load_audio(audio, max_duration_s=max_duration_s, name=utterance.id)
         except AudioError as error:
             if error.reason == "too_long" or (error.reason == "too_short" and utterance.duration_s >= MIN_DURATION_S):
-                # According to the index, the clip is within the bounds. So this counts as an error in the data.
+                # The index says that the clip is within the bounds, so this is an error in the data.
                 indexed = f"the index lists {utterance.duration_s:.2f} s; correct the index"
                 raise AudioError("duration_differs", f"{error}; {indexed}") from error
             raise
@@ -54,7 +54,7 @@ class Clip:
             raise AudioError(
                 "duration_differs",
                 f"{utterance.id} lasts {duration_s:.2f} s, but the index lists {utterance.duration_s:.2f} s; "
-                "correct the index, because batches are planned by it",
+                "correct the index, because it determines the batches",
             )
         return waveform
 

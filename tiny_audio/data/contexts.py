@@ -25,7 +25,7 @@ _NUM_CHECKED = 1000
 
 
 def context_settings(config: ContextConfig | None, rewrite: TargetText) -> ContextSettings | None:
-    """Return what a model that is trained with this config knows about contexts. None if it is trained without.
+    """Return the context settings of a model that is trained with this config. None if it is trained without context.
 
     Args:
         config: the recipe's section ``prompt.context``.
@@ -44,7 +44,7 @@ def context_settings(config: ContextConfig | None, rewrite: TargetText) -> Conte
 
 @dataclass(frozen=True)
 class TrainingContexts:
-    """Draws contexts of training clips. Loader processes unpickle it."""
+    """Draws contexts of training clips. Instances can be pickled."""
 
     config: ContextConfig
     encoder: ContextEncoder
@@ -53,7 +53,7 @@ class TrainingContexts:
 
     @classmethod
     def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
-        """Collect the rare words of the training transcripts, which are all read.
+        """Read all training transcripts, and collect their rare words.
 
         Args:
             config: the recipe's section ``prompt.context``.
@@ -77,9 +77,9 @@ class TrainingContexts:
         return frozenset(self.rare_words)
 
     def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
-        """Return the token ids of a clip's context, which are empty if it gets none.
+        """Return the token ids of a clip's context, or none if it gets no context.
 
-        A clip whose context would contain a special token of the decoder gets none.
+        A clip gets no context if its context would contain a special token of the decoder.
 
         Args:
             clips: the training clips.
@@ -104,7 +104,7 @@ class TrainingContexts:
         return found.ids
 
     def _hotwords(self, text: str, rng: random.Random) -> tuple[list[str], set[str]]:
-        """Return a list of hotwords, and those of them that are in the transcript."""
+        """Return a list of hotwords, and the subset that occurs in the transcript."""
         config = self.config.hotwords
         if config is None or rng.random() >= config.probability:
             return [], set()
@@ -135,7 +135,7 @@ class TrainingContexts:
 
 
 def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
-    """Return the words of all texts, without the ``num_common`` most frequent ones, sorted.
+    """Return the words of all texts except the ``num_common`` most frequent words, sorted.
 
     Raises:
         UserError: no word is left.
@@ -143,7 +143,7 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
     counts = Counter[str]()
     for text in texts:
         counts.update(_WORD.findall(text))
-    frequency = Counter[str]()  # upper and lower case count together
+    frequency = Counter[str]()  # case is ignored
     for word, count in counts.items():
         frequency[word.casefold()] += count
     order = sorted(frequency, key=lambda word: (-frequency[word], word))
@@ -161,7 +161,7 @@ def _check_metadata(config: ContextConfig, clips: Clips) -> None:
     """Check that the first clips have the columns that the config names.
 
     Raises:
-        UserError: none of them has.
+        UserError: none of the clips has them.
     """
     rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
     names = sorted({name for row in rows for name in row})

@@ -29,7 +29,7 @@ class DroppedLog:
                     file.truncate(len(whole[0]) + len(whole[1]))
 
     def add(self, dropped: Iterable[Dropped]) -> None:
-        """Append the clips that are not listed yet. The file is only created if there are such clips."""
+        """Append the clips that are not listed yet. Create the file if there are any."""
         fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
@@ -44,7 +44,7 @@ class DroppedLog:
 
 
 def read_dropped(path: Path) -> list[Dropped]:
-    """Read a ``dropped.jsonl``. A missing file counts as empty, and an incomplete last line is ignored."""
+    """Read a ``dropped.jsonl``. Return an empty list if there is no file. Ignore an incomplete last line."""
     if not path.exists():
         return []
     return [Dropped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -122,10 +122,7 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
 
 
 def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEncoder) -> list[str]:
-    """Return the ``ids`` whose clips can be used now or are no longer part of the data.
-
-    Reads the audio of these clips.
-    """
+    """Return the ``ids`` of clips that can be used now, or that are no longer part of the data. Reads their audio."""
     unusable = {drop.id for drop in clips.dropped}.intersection(ids)
     left = set(ids) - unusable
     for clip in clips.clips if left else ():

@@ -10,18 +10,17 @@ from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.sources import Source
 
 UNBOUNDED_DURATION_S = 120.0
-"""Maximum duration of a scored clip if the encoder has no limit."""
+"""Maximum duration of an evaluation clip if the encoder has no limit."""
 
 
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
     """Index one evaluation set.
 
-    The rule: **every clip is scored, except clips that are too long for the model.** There is no lower bound.
-    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out
-    clips that are longer than :mod:`tiny_audio.model.limits` allows. ``evaluate`` compares recognizers with different
-    limits on the same clips, so it leaves out no clip. If a clip is too long for one recognizer, it counts as a failure
-    of that recognizer. ``data.target_text`` does not rewrite these transcripts. In a clip with an empty reference,
-    nobody speaks, so every word of its hypothesis is an error.
+    **Every clip is scored, except clips that are too long for the model.** ``data.min_duration_s`` and
+    ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out clips that are longer than
+    :mod:`tiny_audio.model.limits` allows. ``evaluate`` compares recognizers with different limits on the same clips, so
+    it keeps all clips. A clip that is too long for a recognizer counts as its failure. ``data.target_text`` does not
+    rewrite these transcripts. An empty reference means that nobody speaks, so every word of the hypothesis is an error.
 
     Args:
         name: name of the set. The ids of its clips start with it.
@@ -29,7 +28,7 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
         max_duration_s: maximum duration of a clip for the evaluated model.
 
     Returns:
-        the set. It may have no usable clip, see :meth:`ClipSet.check_any` and :func:`check_group_by`.
+        the set. It may be empty, see :meth:`ClipSet.check_any`.
 
     Raises:
         UserError: the source cannot be read.

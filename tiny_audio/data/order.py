@@ -1,7 +1,7 @@
-"""Plan the batches of an epoch, as a pure function of the clips' columns, the settings, the seed and the epoch.
+"""Plan the batches of an epoch. The plan depends only on the clips' columns, the settings, the seed and the epoch.
 
-Planning is arithmetic on columns, so ten million clips take seconds. Three values are the whole state of a training
-run's data: the hash of the plan, the epoch and the index of the batch.
+Planning is arithmetic on columns, so ten million clips take seconds. To resume, a run needs only the hash of the plan,
+the epoch and the index of the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Last number in the seed of the random phases for weights. It makes them independent of the random order."""
+"""Last number in the seed of the random phases for weights. It makes the phases independent of the random order."""
 
 
 class BatchingConfig(Config):
@@ -29,10 +29,10 @@ class BatchingConfig(Config):
     """Maximum seconds in a batch, padding included: number of clips × longest clip. None sets no limit."""
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
-    shuffling. With 1, batches are random, and clips are only sorted within each batch."""
+    shuffling. With 1, clips are assigned to batches at random."""
     short_first_epochs: PositiveInt | None = None
-    """Number of first epochs in which batches of short clips come first, as in SortaGrad (Amodei et al. 2015, arXiv
-    1512.02595). Each window of ``shuffle_clips`` is sorted by itself. Short clips are easier to align."""
+    """Number of epochs at the start in which batches of short clips come first, because short clips are easier to align
+    (SortaGrad, Amodei et al. 2015, arXiv 1512.02595). Each window of ``shuffle_clips`` is sorted separately."""
     shuffle_clips: PositiveInt = 20_000
     """Parquet files are read by row group, in random order. Consecutive row groups with at least this many clips form
     a window, and clips are shuffled within it. A larger window shuffles better and needs more disk space."""
@@ -143,7 +143,7 @@ def _windows(
     by_group = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[by_group], return_index=True, return_counts=True)
     shuffled = rng.permutation(len(firsts))
-    # A window ends with the group that fills it.
+    # The last group of a window may exceed the size of the window.
     filled = np.cumsum(sizes[shuffled])
     start, done = 0, 0
     while start < len(shuffled):
@@ -182,7 +182,7 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
 
 
 def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
-    """Yield the end of each batch. Batches are filled up to the limits. A clip over a limit is a batch by itself."""
+    """Yield the end of each batch. Batches are filled up to the limits. A clip over a limit gets its own batch."""
     start, longest = 0, 0.0
     for index, duration in enumerate(durations):
         longest = max(longest, duration)

@@ -1,7 +1,7 @@
 """Find overlaps of evaluation sets and training data: the same address, recording, speaker, text or sound.
 
-Only the indexes are read here. :mod:`tiny_audio.data.sound_overlap` compares the audio. Columns are compared by their
-values. So a speaker with two names is not found, and two speakers with the same name count as one.
+This module reads only the indexes. :mod:`tiny_audio.data.sound_overlap` compares the audio. Columns are compared by
+value: a speaker with two names is not found, and two speakers with the same name count as one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""Kinds of overlap in order of priority. A clip only counts under the first kind that applies."""
+"""Kinds of overlap in order of priority. A clip counts only for the first kind that applies."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Shared:
 
     comparison: Comparison
     clips: Mapping[By, Sequence[int]]
-    """Indices of the clips that count under each kind of overlap."""
+    """Indices of the clips that are counted for each kind of overlap."""
 
     def without(self, kinds: Collection[By]) -> tuple[Comparison, set[int]]:
         """Return the comparison with these kinds marked as excluded from the score, and the indices of their clips."""
@@ -69,9 +69,9 @@ def find_overlaps(
     Args:
         training: the training clips.
         evaluation: the evaluation sets by name.
-        sounds: for each set, the indices of clips that sound like training clips, and the training set of each. None if
-            sound was not compared.
-        why_no_sounds: the reason why sound was not compared. None if reports need not state it.
+        sounds: for each evaluation set, the index of each clip that sounds like a training clip, with the name of the
+            training set. None if sound was not compared.
+        why_no_sounds: the reason why sound was not compared. None leaves the reason out of reports.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}
@@ -148,7 +148,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Return a form of the address that is the same for all paths to a folder, and for all commits on the hub."""
+    """Normalize an address, so that different paths to a folder, and different commits on the hub, are the same."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

@@ -26,9 +26,9 @@ class Prefetcher:
     The training process calls :meth:`reached` for each batch. Fetching runs ``ahead_clips`` clips ahead, because a
     batch takes its clips from a whole shuffle window.
 
-    Enter this context after the loader processes have started, and exit it before the next loader processes start. A
-    process that is forked while a thread holds a lock could deadlock, so exiting waits for running fetches. It does not
-    wait if the process is about to end, because a stalled hub may take minutes. Daemon threads end with the process.
+    Enter this context after the loader processes have started, and exit it before the next ones start. A process that
+    is forked while a thread holds a lock could deadlock, so exiting waits for running fetches. If the process is about
+    to end, exiting does not wait, because a stalled hub may take minutes. The threads are daemons and end with it.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.

@@ -1,13 +1,13 @@
-"""Send padded waveforms from loader processes to the training process through shared memory that is reused.
+"""Send padded waveforms from loader processes to the training process through reusable shared memory.
 
-torch allocates new shared memory for every batch. Each page causes a page fault in both processes, which takes longer
-than the copy. Each batch also needs a connection between the processes. Here, every loader process has a few blocks of
-memory. The receiver maps each block once, and marks it as free when no tensor uses it anymore.
+torch allocates new shared memory for every batch. The page faults in both processes take longer than the copy, and each
+batch needs a connection between the processes. Here, every loader process reuses a few blocks of memory. The receiver
+maps each block once, and marks it as free when no tensor uses it anymore.
 
 A block begins with a header of one page. Its first byte is 1 while the receiver uses a batch in the block.
 
-With torch's shared memory, loading and decoding an epoch takes 1.13 times the CPU time (median of 10 pairs, from 0.89
-to 1.32). This was measured with ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores.
+With torch's shared memory instead, loading and decoding an epoch takes 1.13 times the CPU time (median of 10 pairs,
+from 0.89 to 1.32; ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LEAST_BYTES = 1 << 26
 class SharedBatches:
     """Waveforms that are pickled as an address in shared memory, and unpickled as a zero-padded tensor ``[B, S]``.
 
-    A loader process pickles them once. The receiver may keep the tensor and write to it.
+    An instance must be pickled only once. The receiver may keep the tensor and write to it.
 
     Args:
         rows: B waveforms ``[samples]``, float32.
@@ -89,7 +89,7 @@ class _Block:
             os.pwrite(self._descriptor, bytes(stop - start), start)
 
     def announced(self) -> Any:
-        """Mark the block as used. Return its descriptor and size, or None if the receiver already has them."""
+        """Mark the block as used. Return its file descriptor and size, or None if the receiver already has them."""
         self._header[0] = 1
         sent = None if self._known else (DupFd(self._descriptor), self.size)
         self._known = True

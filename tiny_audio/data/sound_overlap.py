@@ -1,8 +1,7 @@
 """Find evaluation clips that sound like training clips, by their audio fingerprints.
 
-The landmarks of the evaluation clips are kept in memory, sorted. Training clips are compared one after the other and
-are not kept. So memory depends on the evaluation sets only (1.5 kB per second of their audio), and time grows with the
-training audio.
+The sorted landmarks of the evaluation clips stay in memory (1.5 kB per second of audio). Training clips are compared
+one by one and are not kept, so memory does not grow with the training data.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from tiny_audio.audio.fingerprint import Landmarks, landmarks
 from tiny_audio.data.clips import Clip
 
 _MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
-"""Thresholds for copies. Two clips are copies if they share at least ``_MIN_SHARED`` landmarks at one offset, and also
-at least ``_CHANCE`` landmarks plus the share ``_MIN_SHARE`` of the landmarks of the clip that has fewer.
+"""Thresholds for copies. Let n be the number of landmarks of the clip that has fewer. Two clips are copies if they
+share at least ``_MIN_SHARED`` landmarks at one offset, and at least ``_CHANCE + _MIN_SHARE * n``.
 ``benchmarks/overlap.py`` measures this on AN4 and LibriSpeech."""
 _LONGEST_S = 86_400.0
 _OFFSETS = 1 << 24
@@ -64,7 +63,7 @@ class SoundIndex:
 
 
 class EvaluationSounds:
-    """The sounds of evaluation sets. They are decoded once, when the first training data is compared with them.
+    """The sounds of evaluation sets. They are decoded once, before the first comparison.
 
     Args:
         sets: the clips of each evaluation set, by name.
@@ -80,11 +79,11 @@ class EvaluationSounds:
     def copies_of(self, training: Sequence[Clip]) -> dict[str, dict[int, str]]:
         """Find evaluation clips that sound like training clips.
 
-        Clips that cannot be decoded are not compared. Training and scoring leave them out as well. Clips with fewer
-        than eight landmarks, such as a clip of half a second, are not found.
+        Clips that cannot be decoded are skipped, as in training and scoring. Clips with fewer than eight landmarks,
+        such as a clip of half a second, are not found.
 
         Returns:
-            for each evaluation set, the indices of these clips, and the training set of each.
+            for each evaluation set, the index of each copy, with the name of the training set.
         """
         places = [(name, row) for name, clips in self.sets.items() for row in range(len(clips))]
         copies: dict[str, dict[int, str]] = {name: {} for name in self.sets}

@@ -37,10 +37,10 @@ class Sounds:
     names: tuple[str, ...]
     """Sorted paths below the folder. Sounds are drawn by their index in this list."""
     fingerprint: str
-    """Hash of names and sizes. If it changes, the same draws may give other sounds."""
+    """Hash of names and sizes. If it changes, the same random numbers may select other sounds."""
 
     def check(self) -> float:
-        """Read the header of every file, to find unusable ones before training.
+        """Read the header of every file, to find unusable files before training.
 
         Returns:
             hours of sound.
@@ -76,7 +76,7 @@ class Sounds:
         try:
             sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
         except AudioError as error:
-            # Only warn. An error would drop the clip, and a single sound must not end a run after hours.
+            # Only warn. An error would drop the clip, and many dropped clips would stop the run.
             _LOG.warning("this sound cannot be decoded, so no sound is mixed into its clips: %s", error)
             sound = None
         _KEPT[path] = sound
@@ -96,7 +96,9 @@ def sounds_in(folder: str) -> Sounds:
     try:
         files = files_below(path, is_audio_name)
     except OSError as error:
-        raise UserError(f"the folder {path} cannot be read: {error.strerror}; it must hold audio files") from error
+        raise UserError(
+            f"the folder {path} cannot be read: {error.strerror}; give a folder with audio files"
+        ) from error
     if not files:
         raise UserError(f"{path} and its subfolders have no audio file; give a folder with audio files")
     sizes = {name: status.st_size for name, status in files.items()}

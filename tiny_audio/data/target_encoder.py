@@ -12,11 +12,10 @@ from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
 
 MAX_CHARACTERS_PER_S = 200.0
-"""Maximum number of characters per second of audio. A longer text cannot be the transcript, since auctioneers speak
-about 50. This is checked before tokenization, because a decoder with a large context takes gigabytes for a text of
-thousands of words."""
+"""Maximum number of characters per second of audio. Even auctioneers speak only about 50, so a longer text is not the
+transcript. It is rejected before tokenization, because a text of thousands of words could need gigabytes."""
 _ANY_CLIP_S = 5.0
-"""Shorter clips may have as many characters as a clip of this duration, because durations in metadata are rounded."""
+"""Minimum duration that a clip counts for in this check, because durations in metadata are rounded."""
 
 
 class TargetError(ValueError):
@@ -29,7 +28,7 @@ class TargetError(ValueError):
 
 
 def too_many_characters(text: str, duration_s: float) -> str | None:
-    """Return a message if a text is too long to be the transcript of a clip of this duration, otherwise None."""
+    """Return a message if a text is too long for a clip of this duration, otherwise None."""
     if len(text) <= MAX_CHARACTERS_PER_S * max(duration_s, _ANY_CLIP_S):
         return None
     return f"{len(text):,} characters in {duration_s:.1f} s are more than {MAX_CHARACTERS_PER_S:g} per second"
@@ -47,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetEncoder:
-    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Loader processes unpickle it."""
+    """Encodes transcripts with the decoder's tokenizer and the CTC head's vocabulary. Instances can be pickled."""
 
     tokenizer: Any
     end_id: int
@@ -59,7 +58,7 @@ class TargetEncoder:
     num_embeddings: int | None = None
     """Number of token ids for which the decoder has embeddings. If None, every token has an embedding."""
     keep_empty: bool = False
-    """Whether empty texts are allowed. Their target is the end token alone."""
+    """Whether empty texts are allowed. Their target is only the end token."""
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -78,8 +77,8 @@ class TargetEncoder:
             num_samples: length of the clip. CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text is empty but ``keep_empty`` is false, contains a special token, is too long for the
-                clip or the decoder, or has a character that the tokenizer, the decoder or the CTC head does not know.
+            TargetError: the text is empty (unless ``keep_empty`` is true), contains a special token, is too long for
+                the clip or the decoder, or has a character that the tokenizer, the decoder or the CTC head lacks.
         """
         if not text and not self.keep_empty:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")
@@ -90,7 +89,7 @@ class TargetEncoder:
         if self.max_ids is not None and len(ids) >= self.max_ids:
             raise TargetError(
                 "text_too_long",
-                f"{len(ids):,} tokens and the end do not fit the decoder, which has room for "
+                f"{len(ids):,} tokens and the end token do not fit the decoder, which has room for "
                 f"{self.max_ids:,} next to the prompt and the longest clip",
             )
         if self.unknown is not None and self.unknown in ids:

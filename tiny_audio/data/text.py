@@ -23,7 +23,7 @@ _REMARKS = (
     "applause breath breathing cough coughing coughs crosstalk foreign inaudible indiscernible laugh laughing laughs "
     "laughter music noise pause sigh sighs silence unclear unintelligible unk"
 )
-"""Remarks that count as markers in round brackets. Other text in round brackets may be spoken words."""
+"""Words in round brackets that count as markers. Other text in round brackets may be spoken."""
 _MARKER = re.compile(
     rf"\s*(?:<[^<>\s][^<>]{{0,40}}>|\[[^\[\]\s][^\[\]]{{0,40}}\]|\((?:{'|'.join(_REMARKS.split())})\))", re.IGNORECASE
 )
@@ -35,7 +35,7 @@ _FILLER = re.compile(
 )
 
 _PRONOUN = re.compile(r"(?<![\w'’.])i(?!\.\w)(?=['’](?:m|d|ll|ve)\b|[^\w'’]|$)")
-# The pattern finds no new sentence after "e.g." in "e.g. this", or after the question in "'Who is it?' she asked".
+# The pattern does not find a sentence start in "e.g. this" or in "'Who is it?' she asked".
 _SENTENCE = re.compile(r"((?:^|(?<!\b\w)\.[\"”’')\]]*\s|[!?]\s)\s*[\"“‘'(\[]*)(\w)")
 _NAMED_DAYS = re.compile(
     r"\b(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|january|february|april|june|july|september|october"
@@ -52,17 +52,15 @@ class TargetTextConfig(Config):
     false, they are treated like other markers."""
     remove_markers: bool = False
     """Remove text in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
-    brackets, such as ``(inaudible)``. If a marker stands for audible words, the model learns to omit words. Remove such
-    clips from the data."""
+    brackets, such as ``(inaudible)``. If a marker replaces audible words, the model learns to omit words, so remove
+    such clips from the data."""
     remove_fillers: bool = False
-    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, also with repeated letters. The answer uh-huh is kept."""
+    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, also spelled like ummm. The answer uh-huh is kept."""
     name: NormalizerName = "none"
-    """One of the normalizers of the evaluation. If ``data.target_text`` is a name instead of a section, it sets this
-    field only."""
+    """One of the normalizers of the evaluation. ``target_text: lower`` is short for ``target_text: {name: lower}``."""
     true_case: bool = False
-    """Add capitals to English text that is all upper or all lower case: at the start of each sentence, in I, and in the
-    names of days and months. All other letters become lower case, even in other names. If a text has both upper and
-    lower case, the same capitals are added, and nothing else changes."""
+    """Add capitals to English text: at the start of each sentence, in I, and in the names of days and months. If a text
+    is all upper case, its other letters become lower case, even in names."""
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
@@ -89,7 +87,7 @@ TargetTextChoice = Annotated[
 
 @dataclass(frozen=True)
 class TargetText:
-    """Rewrites a transcript as target text, which may be empty. Loader processes unpickle it."""
+    """Rewrites a transcript as target text, which may be empty. Instances can be pickled."""
 
     config: TargetTextConfig
 

@@ -28,8 +28,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_y
 from tiny_audio.sources import SOURCES, SourceConfig
 
 _MAX_DURATION_S = 86_400
-"""Upper bound of the limits on clip duration: a day. Longer clips are not realistic, and frame counts stay within 64
-bits."""
+"""Upper bound of the limits on clip duration: a day."""
 _Source = Annotated[SourceConfig, SOURCES]
 _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -51,16 +50,16 @@ class DataConfig(Config):
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
     contractions and removes fillers and remarks in brackets. References of the evaluation are not rewritten."""
     keep_empty: bool = Field(default=False, json_schema_extra=LATER)
-    """Train on clips with an empty transcript, in which nobody speaks. Their target is the end token alone. A few
-    percent of such clips teach a model to write nothing for silence, noise and music. Clips whose transcript becomes
-    empty through ``target_text`` are kept, too, and so are GigaSpeech's segments of silence, music and noise.
-    Evaluation sets always keep clips with an empty reference."""
+    """Train on clips with an empty transcript, in which nobody speaks. Their target is only the end token. A few
+    percent of such clips teach a model to write nothing for silence, noise and music. This also keeps clips whose
+    transcript becomes empty through ``target_text``, and GigaSpeech's segments of silence, music and noise. Evaluation
+    sets always keep clips with an empty reference."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
     """Stop if a larger share of the training clips is unusable. Clips that are too short or too long do not count."""
 
 
 class InitFrom(Config):
-    """Initial weights from another run, instead of the initial weights of the parts."""
+    """Initial weights from another run, instead of those of the parts."""
 
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """A run folder or an exported model. It also provides the decoder's tokenizer and the CTC head's characters."""
@@ -69,17 +68,17 @@ class InitFrom(Config):
 
 
 class KeepBest(Config):
-    """How the best evaluation while training is chosen."""
+    """How the best of the evaluations during training is chosen."""
 
     set: _SetName
-    """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the rates of this
-    set are too good, because it chose the weights. Clips that ``evaluation.exclude_shared`` leaves out of the score are
-    used here."""
+    """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the error rates
+    on this set are too low, because the set was used to choose the weights. Clips that ``evaluation.exclude_shared``
+    leaves out of the score are used here."""
     metric: str = "wer"
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
-    """Stop early, after this number of evaluations in a row without a better value. The learning rate still follows the
-    schedule over ``training.steps``. None trains all steps."""
+    """Stop after this number of evaluations in a row without a better value. The learning rate follows the schedule
+    over ``training.steps`` in any case. None trains all steps."""
 
 
 class TrainingConfig(Config):
@@ -118,16 +117,15 @@ class TrainingConfig(Config):
     init_from: InitFrom | None = None
     """Start from another run's weights. None starts from the weights of the parts."""
     keep_best: KeepBest | None = None
-    """Take the weights of the best evaluation while training. The evaluations are those of
-    ``execution.evaluate_every``, and one after the last step. Of equal values, the earliest is the best. Everything
-    that the evaluations depend on is part of the run's identity then: the set, ``generation``,
-    ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``. None takes the
-    weights of the last step."""
+    """Take the weights of the best evaluation during training. Evaluations are made every ``execution.evaluate_every``
+    steps and after the last step. Of equal values, the earliest is the best. The run's identity then includes the set,
+    ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``. None
+    takes the weights of the last step."""
     average_last: int | None = Field(default=None, ge=2)
     """Average the trainable tensors of this number of checkpoints, with equal weights: the last step, and the newest
-    multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept, and
-    ``execution.checkpoint_every`` is part of the run's identity then. Together with ``keep_best``, the average is
-    scored, too, and is used if it is better than the best checkpoint."""
+    multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept. The run's identity then includes
+    ``execution.checkpoint_every``. With ``keep_best``, the average is also scored, and is used if it is better than the
+    best checkpoint."""
 
 
 class EvaluationConfig(Config):
@@ -139,16 +137,16 @@ class EvaluationConfig(Config):
     """Number of bootstrap resamples for each interval."""
     group_by: str | None = None
     """Metadata column, such as ``speaker``. Clips with the same value are resampled together. None resamples single
-    utterances. Comparisons of systems group by the same column. If it is None, they group by ``speaker``, provided that
-    every clip has a speaker."""
+    utterances. Comparisons of systems use the same column. If it is None, they use ``speaker`` if every clip has a
+    speaker."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
-    """Leave out evaluation clips that share one of these with the training data. Even without this field, the overlap
-    is stated next to the error rate. ``sound`` finds copies of training clips under other names, in other formats, or
+    """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
+    states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
     cut."""
     encoder_system_clips: NonNegativeInt = 200
-    """Compare the model with the recognizers that its encoder has without the decoder: the CTC head, and the recognizer
-    that the encoder's checkpoint was published as, such as Whisper with its own decoder. The checkpoint's recognizer
-    transcribes at most this many clips of each set, spread over the set. 0 leaves the comparison out."""
+    """Compare the model with recognizers that use the encoder but not the decoder: the CTC head, and the encoder's
+    published checkpoint, such as Whisper with its own decoder. The checkpoint transcribes at most this many clips of
+    each set, spread evenly over the set. 0 leaves the comparison out."""
     max_compared_h: NonNegativeFloat = 20.0
     """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. The
     comparison decodes all training audio once. If there are more hours, the report states that sound was not
@@ -156,7 +154,7 @@ class EvaluationConfig(Config):
 
 
 class ExecutionConfig(Config):
-    """How a run is executed. Nothing here affects the weights, so nothing here is part of the run's identity.
+    """How a run is executed. These fields do not affect the weights, so they are not part of the run's identity.
 
     The exceptions are fields that ``training.keep_best`` or ``training.average_last`` uses.
     """
@@ -169,8 +167,8 @@ class ExecutionConfig(Config):
     num_workers: NonNegativeInt = 0
     """Number of processes that load clips. 0 loads them in the main process."""
     cache_frames_gb: PositiveFloat | None = None
-    """Keep the frames of a frozen encoder in a temporary file of at most this many GB, so that later epochs need not
-    compute them. Each process has its own file. An hour of audio takes 0.28 GB for whisper-tiny, and 0.92 GB for
+    """Keep the frames of a frozen encoder in a temporary file of at most this many GB, so that later epochs do not
+    compute them again. Each process has its own file. An hour of audio takes 0.28 GB for whisper-tiny, and 0.92 GB for
     whisper-large (50 frames per second × channels × 4 bytes). None keeps no frames."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
@@ -184,8 +182,8 @@ class ExecutionConfig(Config):
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints. A checkpoint is always written at the end."""
     keep_checkpoints: PositiveInt = 2
-    """Number of newest checkpoints to keep. Checkpoints that ``training.keep_best`` or ``training.average_last`` needs
-    are kept, too."""
+    """Number of newest checkpoints to keep, in addition to those that ``training.keep_best`` or
+    ``training.average_last`` needs."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations while training. None evaluates only at the end."""
     evaluate_set: str | None = None
@@ -195,22 +193,22 @@ class ExecutionConfig(Config):
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Maximum seconds of audio, including padding, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None
-    """Peak TFLOP/s of each process's device at the run's precision. The ledger's utilization is relative to it. None
+    """Peak TFLOP/s of each process's device at the run's precision. The reported utilization is relative to it. None
     uses the table of ``tiny-audio plan``, or measures a matrix product."""
     rated_watts: PositiveFloat | None = None
-    """Maximum power of each process's device. The ledger uses it if the power cannot be measured. None uses the
-    table."""
+    """Maximum power of each process's device. It is used if the power cannot be measured. None uses the table of
+    ``tiny-audio plan``."""
     price_per_hour: NonNegativeFloat | None = None
     """US dollars per hour for all devices of the run. None uses the approximate price in the table, if there is one."""
     grid_gco2_per_kwh: NonNegativeFloat = 445.0
-    """Grams of CO2 per kilowatt-hour of electricity. The default is the world's mean of 2024 (IEA, Electricity
+    """Grams of CO2 per kilowatt-hour of electricity. The default is the global average of 2024 (IEA, Electricity
     2025)."""
     compile: bool = False
     """Compile the layers of encoder and decoder with torch.compile for training. The first steps take minutes, and
     later steps are faster. Needs a C++ compiler on a CPU, and Triton on a GPU."""
     fused_cross_entropy: bool = False
-    """Compute the decoder's loss with liger-kernel. It never stores all logits, which saves memory if the vocabulary is
-    large. Needs a GPU, and a decoder whose head is one matrix product."""
+    """Compute the decoder's loss with liger-kernel. It does not store all logits at once, which saves memory if the
+    vocabulary is large. Needs a GPU, and a decoder whose head is one matrix product."""
 
 
 class Recipe(Config):
@@ -254,7 +252,7 @@ class Recipe(Config):
             identity[kind] = without_path(identity[kind])
         scoring = {section: identity.pop(section) for section in ("generation", "evaluation", "execution")}
         sets = identity["data"].pop("evaluation")
-        used: dict[str, list[str]] = {}  # settings of other sections that decide which weights are taken
+        used: dict[str, list[str]] = {}  # settings of other sections that determine which weights are taken
         if self.training.keep_best is not None:
             identity["generation"] = scoring["generation"]
             identity["data"]["evaluation"] = {self.training.keep_best.set: sets[self.training.keep_best.set]}

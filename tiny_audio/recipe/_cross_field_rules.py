@@ -50,7 +50,7 @@ def _evaluation(recipe: Recipe) -> Errors:
 
 
 def _final_weights(recipe: Recipe) -> Errors:
-    """Check that there are the evaluations and checkpoints from which the final weights are taken."""
+    """Check that the evaluations and checkpoints exist that the final weights are taken from."""
     training, execution = recipe.training, recipe.execution
     if training.average_last is not None:
         last = 1 + (training.steps - 1) // execution.checkpoint_every
@@ -91,8 +91,8 @@ def _final_weights(recipe: Recipe) -> Errors:
     if num_evaluations == 1:
         yield (
             "training.keep_best",
-            f"has no effect, because there is a single evaluation: execution.evaluate_every is "
-            f"{execution.evaluate_every}, and training.steps {training.steps}; lower evaluate_every",
+            f"has no effect with a single evaluation: execution.evaluate_every is {execution.evaluate_every}, and "
+            f"training.steps is {training.steps}; lower evaluate_every",
         )
     elif best.patience is not None and best.patience > num_evaluations - 2:
         yield (
@@ -142,14 +142,14 @@ def _has_gradients(recipe: Recipe, kind: str) -> bool:
 
 
 def _frame_cache(recipe: Recipe) -> Errors:
-    """Check that the encoder's frames are the same in every epoch if they are kept."""
+    """Check that frames are kept only if they are the same in every epoch."""
     if recipe.execution.cache_frames_gb is None:
         return
     place, encoder = "execution.cache_frames_gb", recipe.encoder
     if not encoder.freeze or encoder.lora is not None or encoder.layer == "weighted":
         yield place, "needs an encoder that is not trained; remove it, or set encoder.freeze: true without lora"
     if encoder.dropout:
-        yield place, f"needs the same frames in every epoch, and encoder.dropout is {encoder.dropout}; remove one"
+        yield place, f"needs the same frames in every epoch, but encoder.dropout is {encoder.dropout}; remove one"
     for section, value in recipe.augmentation:
         if value is not None:
             yield place, f"needs the same frames in every epoch, but augmentation.{section} changes them; remove one"
@@ -179,7 +179,7 @@ def _ctc(recipe: Recipe) -> Errors:
     if encoder.layer != "last":
         yield (
             "ctc.init",
-            f"the head was trained on the last layer, and encoder.layer is {encoder.layer}; set it to last",
+            f"the head was trained on the last layer, but encoder.layer is {encoder.layer}; set it to last",
         )
     if taken and "ctc_head" in (taken.parts or ("ctc_head",)):
         yield "ctc.init", "the head already comes from training.init_from; set init: random"

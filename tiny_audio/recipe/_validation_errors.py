@@ -38,8 +38,7 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
-    # Steps in brackets are not in the file: pydantic adds them for keys, and the registry for the two spellings of a
-    # part.
+    # Steps in brackets are not in the file. pydantic adds them for keys. The registry adds them for parts.
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""

@@ -23,13 +23,13 @@ Errors = Iterator[tuple[str, str]]
 """Pairs of (location in the recipe, message)."""
 
 _WIDTH = 64
-"""An arbitrary width, because the number of embeddings does not depend on the widths of encoder and decoder."""
+"""An arbitrary width for the projector. The number of embeddings does not depend on it."""
 
 
 class ContextLimits:
-    """Numbers of positions in the decoder's context, and the limits that follow from them.
+    """Positions in the decoder's context, and the limits that follow from them.
 
-    Creating an instance builds the projector without weights.
+    Creating an instance builds the projector on the meta device.
 
     Args:
         recipe: a valid recipe.
@@ -44,7 +44,7 @@ class ContextLimits:
         self.max_positions = recipe.decoder.max_positions()
         """Number of positions of the decoder. None if it has no limit."""
         self.longest_training_s = recipe.data.max_duration_s / min(*(recipe.augmentation.speed or (1.0,)), 1.0)
-        """Maximum duration of a training clip after it is slowed down by ``augmentation.speed``."""
+        """Maximum duration of a training clip, including slowing down by ``augmentation.speed``."""
         self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
         """Number of positions of the longest training clip."""
         context = recipe.prompt.context
@@ -97,7 +97,7 @@ def limit_errors(recipe: Recipe) -> Errors:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.known_fields():
             raise
-        # These fields are free-form. Only the architecture can check them, and it is not loaded here.
+        # Only the architecture can check these fields, and it is not loaded here.
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",
@@ -115,7 +115,7 @@ def limit_errors(recipe: Recipe) -> Errors:
         sped_up = f", sped up by augmentation.speed to {shortest:.2f} s," if fastest > 1 else ""
         yield (
             f"projector.{recipe.projector.name}",
-            f"needs {recipe.projector.min_frames()} encoder frames, and a clip of data.min_duration_s "
+            f"needs {recipe.projector.min_frames()} encoder frames, but a clip of data.min_duration_s "
             f"{data.min_duration_s} s{sped_up} has {frames}; shrink the projector's window or raise "
             "data.min_duration_s",
         )
@@ -126,7 +126,7 @@ def limit_errors(recipe: Recipe) -> Errors:
 def _context(recipe: Recipe, longest_s: float) -> Errors:
     """Check that the longest clip and its transcript fit into the decoder's context.
 
-    The few tokens of the prompt are not counted, because that would need the tokenizer.
+    The few tokens of the prompt are not counted, because counting them would need the tokenizer.
     """
     try:
         limits = ContextLimits(recipe)
@@ -136,7 +136,7 @@ def _context(recipe: Recipe, longest_s: float) -> Errors:
     if limits.max_positions is not None and limits.needed > limits.max_positions:
         yield (
             f"decoder.{recipe.decoder.name}",
-            f"has {limits.max_positions} positions, and a clip of {longest_s:g} s can need {limits.needed} (audio "
+            f"has {limits.max_positions} positions, but a clip of {longest_s:g} s can need {limits.needed} (audio "
             f"embeddings{', prompt.context.max_tokens' if limits.prompt else ''} and generation.max_new_tokens); lower "
             "data.max_duration_s or max_new_tokens, or merge more frames in the projector",
         )

@@ -110,14 +110,14 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
         (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so the frames of a clip differ each time; set it to 0"),
         (["augmentation.white_noise={}"], "augmentation (white_noise) changes each clip in each epoch"),
         (["augmentation.spec_augment={}"], "augmentation (spec_augment) changes each clip"),
-        (["training.init_from.parts=[encoder]"], "the CTC head has random weights, and it is frozen"),
+        (["training.init_from.parts=[encoder]"], "the CTC head has random weights and is frozen"),
     ],
 )
 def test_features_that_would_be_wrong_are_refused(home: Path, overrides: list[str], message: str) -> None:
     recipe = load_recipe(home / "recipe.yaml", overrides)
     with pytest.raises(UserError, match=re.escape(message)) as refused:
         check_cacheable(recipe)
-    assert "give --no-feature-cache, which runs the encoder at every step" in str(refused.value)
+    assert "add --no-feature-cache to run the encoder at every step" in str(refused.value)
 
 
 def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> None:

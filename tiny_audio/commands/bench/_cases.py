@@ -40,7 +40,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
     backward = case["which"] == "forward_backward"
 
     def step() -> Tensor:
-        """Run one pass and return each clip's number of embeddings. Gradients are freed, so all steps are alike."""
+        """Run one pass and return each clip's number of embeddings."""
         with torch.set_grad_enabled(backward), autocast(case["precision"], device):
             embeddings: Tensor
             lengths: Tensor

@@ -35,7 +35,7 @@ from tiny_audio.training.precision import autocast
 
 
 def check_cacheable(recipe: Recipe) -> None:
-    """Reject a recipe whose training changes the frames of a clip.
+    """Check that training does not change the frames of a clip.
 
     Raises:
         UserError: the frames would change. The message states the cause and the fix.
@@ -58,13 +58,13 @@ def check_cacheable(recipe: Recipe) -> None:
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"
     elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
         wrong = (
-            "the CTC head has random weights, and it is frozen with the encoder; load a trained CTC head with "
+            "the CTC head has random weights and is frozen with the encoder; load a trained head with "
             "training.init_from.parts: [encoder, ctc_head] or ctc.init: pretrained, or remove the ctc section"
         )
     if wrong:
         raise UserError(
-            f"features cannot be computed once for all variants: {wrong}. Or give --no-feature-cache, which runs the "
-            "encoder at every step"
+            f"features cannot be computed once for all variants: {wrong}. Or add --no-feature-cache to run the encoder "
+            "at every step"
         )
 
 

@@ -74,9 +74,9 @@ def time_projectors(
     Frames and weights are random. The CTC labels, which some projectors read, change every second frame on average.
 
     Returns:
-        the machine, the versions and ``cases``. Each case is a row with times in seconds, ``flops`` (a multiply-add
-        counts as two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s``
-        (embeddings per second of audio).
+        the machine, the versions and ``cases``. Each case has times in seconds, ``flops`` (a multiply-add counts as
+        two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s`` (embeddings per
+        second of audio).
 
     Raises:
         UserError: pytest-benchmark is missing, a variant is not valid, or a duration is too short for a variant.

@@ -64,8 +64,8 @@ class Plan:
     budget: Budget | None = None
     """Budget of each unit. None uses the recipe's number of steps."""
     baseline: str | None = None
-    """Label of the variant that the others are compared with. None uses the recipe's projector if it is a variant, and
-    the first variant otherwise."""
+    """Label of the variant that the others are compared with. None uses the recipe's projector if it is a variant, else
+    the first variant."""
     controls: bool = False
     """Also train the baseline with other seeds, and the degraded controls."""
     cached: bool = True
@@ -135,7 +135,7 @@ class TrainedBenchmark:
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with ``changes`` and the budget's steps.
 
-        A benchmark compares the weights of the last step. Evaluation during training, and the choice of other weights,
+        A benchmark compares the weights of the last step. Evaluation during training and the choice of other weights
         are turned off.
         """
         steps = self.plan.budget.steps if self.plan.budget else None
@@ -237,7 +237,7 @@ class TrainedBenchmark:
             "train": inputs.pop("data"),
             **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
-            # Older versions applied the bounds of training clips to evaluation clips. Do not reuse their results.
+            # Do not reuse results of older versions, which applied the duration bounds of training to evaluation.
             "max_duration_s": dict.fromkeys(self._evaluation_clips, self._longest_evaluation_s),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
@@ -348,7 +348,7 @@ class TrainedBenchmark:
             "sets": sets,
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        # Parse the text, so that the caller gets the same types as a reader of the file.
+        # Parse the text, so that the caller gets the same types as from the file.
         text = json.dumps(report, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "results.json", text)
         written: dict[str, Any] = json.loads(text)

@@ -46,7 +46,7 @@ class TrainingBatch:
 
     @property
     def counts(self) -> Counts:
-        """Number of clips, tokens and labels."""
+        """Numbers of clips, tokens and labels."""
         return Counts(len(self.targets), sum(map(len, self.targets)), sum(map(len, self.ctc_targets or [])))
 
 
@@ -162,7 +162,7 @@ class Trained:
 
     steps: int
     wall_s: float
-    """Seconds of all steps. Building the model and evaluating it are not included."""
+    """Total seconds of the steps, without building and evaluating the model."""
     skipped_steps: int
     curve: list[tuple[int, float]]
     """(step, mean decoder loss per token since the previous entry). Without the decoder, it is the alignment loss."""

@@ -49,7 +49,7 @@ class Variants:
 
     compared: tuple[Variant, ...]
     controls: tuple[Variant, ...] = ()
-    """Projectors that are degraded on purpose. A benchmark that does not find them worse cannot be trusted."""
+    """Projectors that are degraded on purpose. If a benchmark does not find them worse, its verdicts are unreliable."""
 
 
 def read_variants(text: str | None) -> Variants:

@@ -60,7 +60,7 @@ def _num_parameters(part: TransformersPartConfig) -> int:
     Raises:
         UserError: the weights are damaged or do not fit the config.
     """
-    # A frozen part takes little memory, because it keeps the data types of the files. Attention is checked separately.
+    # Freeze the part to save memory: it keeps the data types of the files. Attention is checked separately.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())

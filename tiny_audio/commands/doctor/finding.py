@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: its subject, the details, and whether there is a problem or a warning."""
+    """The result of one check."""
 
     what: str
     detail: str

@@ -146,7 +146,7 @@ def _targets(
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """Return at most ``count`` items at even distances, because corpora are often sorted."""
+    """Return at most ``count`` items, spread evenly, because corpora are often sorted."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -162,7 +162,7 @@ def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Fin
     detail = f"{duration_s:.2f} s, {frames} frames: {shown!r}"
     problem = too_many_characters(target, duration_s)
     if problem is None and recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames:
-        problem = "the text has too many characters for the frames of this clip"
+        problem = "the text has more characters than this clip's frames can spell"
     if problem:
         detail += f"; {problem}; check that they belong together"
     return Finding(clip.id, detail, problem is not None)

@@ -17,7 +17,7 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Default share of the memory to leave free, because batches of different lengths fragment memory."""
+"""Default share of the memory to leave free. Batches of different lengths fragment memory."""
 MOST_CLIPS = 512
 _RESOLUTION = 0.05
 """Relative precision of the number of clips. It is finer than the default margin."""
@@ -44,7 +44,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Probe:
-    """The largest batches that fit, and the batching settings that follow from them."""
+    """The largest batches that fit, and the resulting batching settings."""
 
     device: str
     memory_bytes: int
@@ -56,16 +56,16 @@ class Probe:
 
     @property
     def budget_s(self) -> float:
-        """Padded seconds that fit in one process for every bucket. Buckets with :data:`MOST_CLIPS` set no limit."""
+        """Padded seconds that fit into one process in every bucket. Buckets with :data:`MOST_CLIPS` set no limit."""
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
 
     @property
     def max_padded_s(self) -> float:
-        """Padded seconds of a global batch, which is divided among all processes.
+        """Padded seconds of a global batch, which all processes share.
 
-        If n processes share c clips, one process may get ⌈c/n⌉ clips. This can exceed an equal share by up to (n - 1)/n
-        of the longest clip.
+        If n processes share c clips, one process may get ⌈c/n⌉ clips. This exceeds an equal share by up to (n - 1)/n
+        clips.
         """
         others = self.num_processes - 1
         # A global batch that fits into one process is always safe.

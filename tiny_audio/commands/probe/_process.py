@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEPS = 2
-"""Steps per trial. The first step of the process also creates the optimizer's moments."""
+"""Steps per trial. The first step creates the optimizer's moments."""
 _ALLOCATION = {
     # Return freed blocks to the kernel at once, and use one arena for all threads.
     "MALLOC_ARENA_MAX": "1",
@@ -111,7 +111,7 @@ class Process:
         self.memory_bytes, self.allowed_bytes = answer["memory_bytes"], answer["allowed_bytes"]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
-        """Send a question to the process, and return its answer, or None if the process ran out of memory."""
+        """Send a request to the process. Return its response, or None if it ran out of memory."""
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -142,7 +142,7 @@ class Process:
 
 
 def serve() -> None:
-    """Run in the measured process: read questions, one per line, and answer them."""
+    """Run in the measured process: read requests, one per line, and respond to them."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries goes to stderr
 
@@ -199,7 +199,7 @@ class _Bench:
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
         self.optimizer = build_optimizer(self.model, recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # training on noise could make weights non-finite
+            group["lr"] = 0.0  # so that training on noise cannot make weights non-finite
         if recipe.execution.compile:
             compile_layers(self.model, self.device)
 

@@ -65,8 +65,8 @@ class SavedStep:
         """Build the model, and load the checkpoint's weights.
 
         Returns:
-            the model, its tokenizer, and a report as in ``report.json``. Only the report of the step whose weights the
-            final model has contains scores, because a run scores its final model.
+            the model, its tokenizer, and a report as in ``report.json``. The report has scores only if the final model
+            has the weights of this step, because a run scores its final model.
 
         Raises:
             UserError: the checkpoint is damaged, or the weights that training started from are missing or have changed.
@@ -91,7 +91,7 @@ class SavedStep:
         return model.eval().requires_grad_(False), tokenizer, report
 
     def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
-        """Check that the origin of the frozen weights is the same, because they are not in the checkpoint."""
+        """Check that the frozen weights come from the same source. They are not in the checkpoint."""
         recorded = training.inputs
         recipe = pinned(recipe, recorded)
         for name, before, found in (

@@ -129,12 +129,12 @@ class RunClips:
     def scored(self, name: str) -> tuple[ClipSet, Comparison | None]:
         """Return the clips of one evaluation set that are scored, and the set's comparison with the training data.
 
-        Clips that share something that ``evaluation.exclude_shared`` lists are dropped. The comparison is None if the
+        Clips with an overlap that ``evaluation.exclude_shared`` lists are dropped. The comparison is None if the
         training data cannot be read.
 
         Raises:
-            UserError: see :meth:`evaluation`; or clips are to be excluded, and either the training data cannot be read
-                or no clip is left.
+            UserError: see :meth:`evaluation`. With ``evaluation.exclude_shared``, also if the training data cannot be
+                read, or if no clip is left.
         """
         found, excluded = self.evaluation(name), self._recipe.evaluation.exclude_shared
         try:
@@ -148,8 +148,8 @@ class RunClips:
         kept = [row for row in range(len(found.clips)) if row not in shared]
         if not kept:
             raise UserError(
-                f"data.evaluation.{name}: all {len(found.clips)} clips share something with the training data that "
-                "evaluation.exclude_shared lists, so none is left to score; name another set, or exclude less"
+                f"data.evaluation.{name}: evaluation.exclude_shared excludes all {len(found.clips)} clips, because all "
+                "overlap with the training data; name another set, or exclude less"
             )
         dropped = (
             Dropped(found.clips[row].id, "shared_with_training", "see evaluation.exclude_shared")

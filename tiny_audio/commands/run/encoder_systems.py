@@ -1,4 +1,4 @@
-"""The stage that transcribes one evaluation set with the encoder's own recognizers, without the run's decoder."""
+"""The stage that transcribes one evaluation set with recognizers that use the encoder but not the decoder."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tiny_audio.training.precision import autocast
 
 _HEAD = "CTC head"
 _FAIREST: NormalizerName = "whisper_english"
-"""The normalizer for the checkpoint's recognizer. It may write digits, capitals and punctuation, which the references
-may lack, and this normalizer removes such differences."""
+"""The normalizer for the checkpoint's recognizer. Unlike the references, this recognizer may write digits, capitals and
+punctuation, and the normalizer removes these differences."""
 
 
 class EncoderSystemsStage(SetStage):
-    """Records what the encoder recognizes on its own, for the comparison in the report.
+    """Records the hypotheses of these recognizers, for the comparison in the report.
 
     The stage's identity is the identity of the set's scores, the encoder's section of the recipe, and the maximum
-    number of clips. The stage never fails a run: if a recognizer cannot be used, a note says why.
+    number of clips. If a recognizer cannot be used, the stage prints the reason, and the run continues.
     """
 
     @property
@@ -46,7 +46,7 @@ class EncoderSystemsStage(SetStage):
         return content_hash([EvaluateStage(self._run, self._name, self._model).identity(), encoder, self._num_clips])
 
     def is_done(self) -> bool:
-        """Whether the set was transcribed with this identity and the present scores, or there is nothing to do."""
+        """Whether the set was transcribed with this identity and the current scores, or there is nothing to do."""
         recipe = self._run.recipe
         if not self._num_clips or (recipe.ctc is None and recipe.encoder.init == "random"):
             return True
@@ -59,9 +59,9 @@ class EncoderSystemsStage(SetStage):
         overhead = self._model.overhead
         try:
             for system in self._systems():
-                systems.append(system)  # kept even if a later one fails
+                systems.append(system)  # keep it even if a later one fails
         except (UserError, RunFailed) as error:
-            run.callback.note(f"{self._name}: the encoder's own recognizers are not compared: {error}")
+            run.callback.note(f"{self._name}: no comparison with recognizers without the decoder: {error}")
         data = run.state.evaluation[self._name].data
         run.state.encoder_systems[self._name] = EncoderSystemsState(self.identity(), data, systems, overhead.usage())
         run.save()
@@ -74,7 +74,7 @@ class EncoderSystemsStage(SetStage):
         by_id = {clip.id: clip for clip in run.clips.evaluation(self._name).clips}
         rows = read_rows(run.folder / "evaluation" / f"{self._name}.jsonl")
         clips = [by_id[row["id"]] for row in rows if row["id"] in by_id]
-        run.callback.note(f"comparing {self._name} with the encoder's own recognizers")
+        run.callback.note(f"{self._name}: transcribing with the encoder, but without the decoder, for comparison")
         model, tokenizer = self._model.loaded
         timed = _load(spread(clips, NUM_TIMED), model.longest_clip_s(LONGEST_CHUNK_S))
         with autocast(recipe.training.precision, model.device):
@@ -102,7 +102,7 @@ class EncoderSystemsStage(SetStage):
 
 
 def recorded(run: RunContext) -> dict[str, EncoderSystemsState]:
-    """Return what is recorded about the recipe's sets. Empty if the recipe leaves the comparison out."""
+    """Return the recorded states of the recipe's sets. Empty if the recipe leaves the comparison out."""
     states = run.state.encoder_systems if run.recipe.evaluation.encoder_system_clips else {}
     return {name: states[name] for name in run.recipe.data.evaluation if name in states}
 

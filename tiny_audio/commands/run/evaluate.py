@@ -43,7 +43,7 @@ class EvaluationModel:
     @cached_property
     def loaded(self) -> tuple[TinyAudioModel, Any]:
         """The model and its tokenizer."""
-        # With bf16, keep the saved data types. A model that fit into the GPU's memory in training then fits here too.
+        # With bf16, keep the saved data types, so that a model that fit into memory in training also fits here.
         half = self._run.recipe.training.precision == "bf16"
         model, tokenizer = load_model(self._run.model_folder, types_as_saved=half)
         model.to(device_of(self._run.recipe.execution.device))
@@ -77,7 +77,7 @@ class EvaluateStage(SetStage):
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Whether the set was scored with this identity and, if its data is still readable, with the same clips."""
+        """Whether the set was scored with this identity and the same clips. Unreadable data counts as unchanged."""
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
@@ -107,7 +107,7 @@ class EvaluateStage(SetStage):
         run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
         run.save()
         if scores["wer"] is None:
-            run.callback.note(f"{name}: no WER, since every reference is empty")
+            run.callback.note(f"{name}: no WER, because every reference is empty")
         else:
             low, high = scores["wer_interval"]
             run.callback.note(f"{name}: WER {scores['wer']:.2%} (95 % interval {low:.2%} to {high:.2%})")

@@ -15,8 +15,7 @@ from tiny_audio.training.ledger import Overhead
 class ExportStage:
     """Exports the model.
 
-    The stage's identity is the generation settings, which are part of the export. If they change, the model is exported
-    again.
+    The stage's identity is the generation settings. They are part of the export, so a change exports the model again.
     """
 
     def __init__(self, run: RunContext) -> None:

@@ -61,7 +61,7 @@ def _hold(folder: Path, held: ExitStack) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    # A run writes its state first. Without a state, these files do not belong to a run.
+    # A run writes its state first, so files without a state do not belong to a run.
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign:
         raise UserError(

@@ -92,19 +92,19 @@ class EvaluationState:
 
 @dataclass(frozen=True)
 class RecordedSystem:
-    """A recognizer that the encoder has without the decoder, on one evaluation set."""
+    """The hypotheses of a recognizer that uses the encoder but not the decoder, on one evaluation set."""
 
     name: str
     normalizer: NormalizerName
     file: str | None
-    """Name of the file of its hypotheses in ``evaluation/``. None if they are the ``ctc_text`` of the model's file."""
+    """File of the hypotheses in ``evaluation/``. None if they are the ``ctc_text`` in the model's own file."""
     speed: Speed | None
     model_speed: Speed | None
 
 
 @dataclass(frozen=True)
 class EncoderSystemsState:
-    """The recognizers that the encoder has without the decoder, on one evaluation set. The list may be empty."""
+    """The recognizers that use the encoder but not the decoder, on one evaluation set. There may be none."""
 
     identity: str
     data: str
@@ -121,7 +121,7 @@ class RunState:
     """The training identity of the recipe."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
-    """Commit of each data set by repository. A run keeps these commits, even if there are newer commits."""
+    """Commit of each data set by repository. A run keeps using these commits, even if there are newer ones."""
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)

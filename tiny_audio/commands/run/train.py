@@ -150,7 +150,7 @@ class TrainStage:
             if before != after:
                 which = ""
                 if key in ("encoder", "decoder"):
-                    which = f" ({before}), that is, with other weights, or another config, tokenizer or template"
+                    which = f" ({before}): its weights, config, tokenizer or template have changed"
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
                 )
@@ -178,7 +178,7 @@ class TrainStage:
     def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
         """Return the vocabulary learned from the transcripts.
 
-        There may be millions of transcripts, so the state keeps the vocabulary, and a run reads them only once.
+        The state keeps the vocabulary, because reading millions of transcripts takes time.
         """
         training = self._run.state.training
         assert training is not None
@@ -227,7 +227,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
     Raises:
         UserError: an input differs. The message names the first such input.
     """
-    own = replace(own, selection=inputs.selection)  # only the main process needs the evaluation sets
+    own = replace(own, selection=inputs.selection)  # only the main process reads the evaluation sets
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:

@@ -105,10 +105,10 @@ class Sweep:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(index, run)) from None
             except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
-                # Catch RuntimeErrors, because one variant may not fit into the GPU's memory while others do.
+                # A RuntimeError may mean that this variant does not fit into the GPU's memory. Others may fit.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
-                # The messages of our own errors are complete. For other errors, record the traceback.
+                # Our own errors have complete messages. For other errors, record the traceback.
                 known = isinstance(error, RunFailed | UserError)
                 self._record(run, "failed", message if known else traceback.format_exc())
                 return error
@@ -133,7 +133,7 @@ class Sweep:
         for run in finished:
             runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
         variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
-        # If the sweep changes limits on durations, the runs have different clips.
+        # Runs have different clips if the sweep changes limits on durations.
         compared = compare_variants(variants, common=True)
         comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))

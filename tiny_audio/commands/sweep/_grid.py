@@ -128,7 +128,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
         size *= len(choices)
     if size > _MAX_COMBINATIONS:
         raise UserError(
-            f"the grid has {size:,} combinations, and at most {_MAX_COMBINATIONS:,} are allowed; give fewer values"
+            f"the grid has {size:,} combinations, but at most {_MAX_COMBINATIONS:,} are allowed; give fewer values"
         )
     parsed = {
         key: {value: parse_override(f"{key}={value}")[1] for value in grid.get(key, [text])}
@@ -198,7 +198,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         tails = (paths[key][-length:] for length in lengths)
         return next(".".join(end) for end in tails if sum(path[-len(end) :] == end for path in paths.values()) == 1)
 
-    # `name=whisper` would be unclear, so `encoder.name=whisper` is not shortened.
+    # Do not shorten `encoder.name=whisper`, because `name=whisper` would be unclear.
     return {key: key if key.endswith(".name") else tail(key) for key in keys}
 
 

@@ -1,7 +1,7 @@
 """``tiny-audio transcribe``: transcribe audio files, folders and standard input to texts, tables and subtitles.
 
-If a launcher started several processes, each of them transcribes a share of the recordings and writes its files. The
-main process writes the rest: standard output, progress and the summary.
+If a launcher started several processes, each one transcribes a share of the recordings and writes their files. The main
+process writes standard output, progress and the summary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Outcome:
     skipped: int = 0
     """Recordings whose output already existed."""
     truncated: list[str] = field(default_factory=list)
-    """Recordings with a text that was truncated at ``max_new_tokens``."""
+    """Recordings whose text was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
     """A message with the reason for each recording without any text."""
     suppressed: list[str] = field(default_factory=list)

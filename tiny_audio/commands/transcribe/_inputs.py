@@ -67,7 +67,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
         given = argument if os.path.exists(argument) else names.on_disk(argument)
         if str(given) == STDIN:
             if any(recording.name == STDIN for recording in found):
-                raise UserError("- is given twice, and standard input can be read only once; remove one")
+                raise UserError("- is given twice, but standard input can be read only once; remove one")
             if sys.stdin is None:
                 raise UserError("- is standard input, which is closed; give a file, or connect standard input")
             found.append(Recording(_spooled(sys.stdin.buffer, index, stack), STDIN, "stdin", is_stream=True))
@@ -85,7 +85,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
                 found.append(Recording(_spooled(pipe, index, stack), str(given), given.name, is_stream=True))
         else:
             found.append(Recording(given, str(given), given.name))
-    # A file name that is not valid text cannot be printed, so ``name`` has a printable form. ``path`` keeps the bytes.
+    # A file name may not be valid text. ``name`` is a printable form of it, and ``path`` keeps its bytes.
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
@@ -99,7 +99,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
 
 
 def _contents(folder: Path) -> tuple[list[str], str]:
-    """Return the audio files below a folder, and a message about the other files, which is empty if there are none."""
+    """Return the audio files below a folder, and a message about the other files. It is empty if there are none."""
     everything = files_below(folder, lambda name: True)
     audio = [name for name in everything if is_audio_name(name)]
     others = [on_one_line(name) for name in everything if not is_audio_name(name)]

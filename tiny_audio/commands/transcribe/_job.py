@@ -49,7 +49,7 @@ class Job:
 
     Args:
         recordings: all recordings.
-        waiting: indices of the recordings that all processes together transcribe.
+        waiting: indices of the recordings to transcribe. All processes share them.
         output: the output folder. None writes to standard output.
     """
 
@@ -123,7 +123,7 @@ class Job:
             self.receive()
 
     def receive(self) -> None:
-        """Handle what the other processes have sent: seconds of audio that are done, and finished recordings."""
+        """Handle messages of the other processes: finished seconds of audio, and finished recordings."""
         for value in self._world.received():
             if isinstance(value, float):
                 self._report(value)
@@ -153,7 +153,7 @@ class Job:
             self._print(first, *self._finished.pop(first))
 
     def _write_rest(self) -> None:
-        """Write the finished recordings after an interruption, although earlier ones are missing."""
+        """After an interruption, write the finished recordings, even if earlier ones are missing."""
         self.receive()
         for index in sorted(self._finished):
             self._print(index, *self._finished.pop(index))
@@ -181,6 +181,6 @@ class Job:
 
 
 def _durations(recordings: Sequence[Recording], world: World) -> list[float]:
-    """Return the duration of each recording in seconds, or 0 if the header does not state it. This is a collective."""
+    """Return the duration of each recording in seconds, or 0 if the header does not state it. All processes call it."""
     parts = world.gather([duration(one) for one in recordings[world.rank :: world.size]])
     return [parts[index % world.size][index // world.size] for index in range(len(recordings))]

@@ -28,15 +28,15 @@ class Options:
     overwrite: bool = False
     """Transcribe a recording even if its file already exists in ``output_dir``."""
     track: int | None = None
-    """The audio track, from 1. None uses the default track of each file, or else its first."""
+    """The audio track, from 1. None uses each file's default track, else its first."""
     channel: int | None = None
     """The channel, from 1. None averages the channels, or uses the stronger one if they cancel each other."""
 
     context: Context | None = None
-    """What is known about all recordings, such as hotwords."""
+    """The context of all recordings, such as hotwords."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that affect a transcript, as JSON. Without context, there is no entry for it."""
+        """Return the options that affect a transcript, as JSON. The context is left out if there is none."""
         options = {key: value for key, value in asdict(self).items() if key not in _NO_IDENTITY}
         context = options.pop("context")
         return options if context is None else options | {"context": context | {"hotwords": [*context["hotwords"]]}}

@@ -18,8 +18,8 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
-"""Name of the file that records the model and options for each format, and the recording of each transcript. No format
-uses its suffix. Each process has its own file, because appending to one file from several machines can lose lines."""
+"""Name of the log, which records the model and options of each format and the recording of each transcript. Each
+process has its own log, because appending to one file from several machines can lose lines."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -49,7 +49,7 @@ class OutputFolder:
         self._identity = {"model": files, "options": options.identity()}
         logs = {path: self._read_log(path) for path in folder.glob(_LOGS)}
         self._identities = {path: identity for path, (identity, _) in logs.items() if identity is not None}
-        """Identity of the model and options that produced the transcripts of this format, by log."""
+        """For each log, the identity of the model and options that produced the transcripts of this format."""
         self._made: dict[str, list[int]] = {}
         """Size and modification time of the recording of each transcript with this identity."""
         for identity, made in logs.values():
@@ -126,7 +126,7 @@ class OutputFolder:
 
 
 def _facts(recording: Recording) -> list[int] | None:
-    """Return the size and modification time of a recording. They differ if the recording was replaced."""
+    """Return the size and modification time of a recording, which show whether it was replaced."""
     try:
         status = recording.path.stat()
     except OSError:
@@ -135,7 +135,7 @@ def _facts(recording: Recording) -> list[int] | None:
 
 
 def _fitting(stem: str, suffix: str) -> str:
-    """Return a file name. If it would be too long, a hash of the stem replaces the end of the stem."""
+    """Return a file name. If it would be too long, a hash replaces the end of the stem."""
     encoded = os.fsencode(stem)
     if len(encoded) + len(suffix) <= _MAX_NAME_BYTES:
         return stem + suffix
