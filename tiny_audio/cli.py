@@ -119,7 +119,7 @@ def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -
 
 @app.command()
 def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
-    """Print a resolved recipe and its parts, with parameter counts, widths and frame rates."""
+    """Print a resolved recipe and its parts. Lists parameter counts, widths and frame rates."""
     from tiny_audio.commands.show import show
 
     show(recipe, overrides or [], as_json=as_json)
@@ -181,7 +181,7 @@ def recipes(name: arg.ShippedRecipe = None, copy: arg.RecipeCopy = None, as_json
 
 @app.command("list")
 def list_parts(kind: arg.PartKind = None, as_json: arg.AsJson = False) -> None:
-    """List the registered parts, including those of installed plugins."""
+    """List the registered parts, including plugins."""
     from tiny_audio.commands.show import list_parts
 
     list_parts(kind, as_json=as_json)

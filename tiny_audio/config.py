@@ -43,8 +43,8 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of fields that contain a path, or a path or hub id. Paths differ between machines, so they must not be part of
-an identity."""
+"""The type of fields that contain a path, or a path or hub id. Paths differ between machines, so they must not be part
+of an identity."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_a_run_compares_its_model_with_the_encoder_alone(call: Output, tmp_path:
     code, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
     assert code == 0
     assert "scoring" not in out
-    assert "held_out: the encoder's own recognizers are not compared: " in out
+    assert "held_out: no comparison with recognizers without the decoder: " in out
     assert [entry["system"] for entry in read(folder)] == ["CTC head"]
     _, out, _ = call("run", path, "evaluation.encoder_system_clips=0", "--output-dir", folder)
     assert "What the decoder adds" not in out

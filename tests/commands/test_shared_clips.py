@@ -48,4 +48,4 @@ def test_clips_are_left_out_or_stated(call: Output, trained: Path, tmp_path: Pat
 
     code, _, err = call(*command, "evaluation.exclude_shared=[clip, speaker]", "--output-dir", run)
     assert code == 2
-    assert "all 5 clips share something" in err
+    assert "excludes all 5 clips" in err
