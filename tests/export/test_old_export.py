@@ -1,4 +1,7 @@
-"""An export that an earlier version made loads, and gives the texts that it gave then."""
+"""An export that an earlier version made loads, and gives the texts that it gave then.
+
+Without filters, that version left out the pauses of the long recording.
+"""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     import httpx2
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     try:
         references = {str(row["id"]): _text(row) for row in load_dataset(parent, split=split)}
@@ -133,10 +133,12 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     # No network, no such repository, or no access.
     except (OSError, ValueError, httpx2.HTTPError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{repo} and {parent} cannot be downloaded: {reason}; check the network, and that you may read them (hf "
-            "auth login)"
-        ) from error
+        advice = (
+            "the environment variable HF_HUB_OFFLINE forbids downloads; unset it"
+            if constants.HF_HUB_OFFLINE
+            else "check the network, and that you may read them (hf auth login)"
+        )
+        raise UserError(f"{repo} and {parent} cannot be downloaded: {reason}; {advice}") from error
     except KeyError as error:
         raise UserError(f"{parent} has no column {error.args[0]}, so its references cannot be read") from error
     lacking = {"file_name", "parent_id", "chunk_index"} - set(chunks.column_names)

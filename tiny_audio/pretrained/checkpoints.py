@@ -142,10 +142,18 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
         kind = f"{type(error).__name__}: " if isinstance(error, TypeError | AttributeError | LookupError) else ""
         reason = kind + str(cause).strip().split("\n")[0].rstrip(".")
         at = f" at revision {part.revision}" if part.revision else ""
-        advice = (
-            "Repair the folder, or download the checkpoint again."
-            if Path(part.pretrained).is_dir()
-            else "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated "
-            "models."
+        raise UserError(f"{part.name}: cannot read {part.pretrained!r}{at}: {reason}. {_advice(part)}") from error
+
+
+def _advice(part: TransformersPartConfig) -> str:
+    """Say what to do about a checkpoint that cannot be read."""
+    from huggingface_hub import constants
+
+    if Path(part.pretrained).is_dir():
+        return "Repair the folder, or download the checkpoint again."
+    if constants.HF_HUB_OFFLINE:
+        return (
+            "The environment variable HF_HUB_OFFLINE forbids downloads, so only the cache is read. Unset it, or give "
+            "the folder of a checkpoint."
         )
-        raise UserError(f"{part.name}: cannot read {part.pretrained!r}{at}: {reason}. {advice}") from error
+    return "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."

@@ -1,0 +1,95 @@
+"""The scripts in examples/ that make training data out of texts."""
+
+from __future__ import annotations
+
+import ctypes.util
+import gzip
+import json
+import random
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.support.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(script: str, arguments: Sequence[object], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a script as a command, and return its globals."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert end.value.code == 0
+    return functions(script)
+
+
+def functions(script: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / script))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The dog’s bark woke us.  It was two o'clock!", ["the dog's bark woke us", "it was two o'clock"]),
+        ("gen1:1 In the beginning\ngen1:2 And the earth", ["in the beginning", "and the earth"]),
+        ("In 1999 we sang; and then we went home.", ["and then we went home"]),  # digits cost a clause
+        ("We met J. Smith here.", []),
+        ("Well [a remark] now then", ["well now then"]),
+        ("Too few. One two three four five six.", []),  # the second has too many
+    ],
+)
+def test_sentences_of_a_text(text: str, found: list[str]) -> None:
+    assert list(functions("sentences.py")["sentences"](text, 3, 5)) == found
+
+
+def test_sentences_of_files_without_those_of_a_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, test, output = (tmp_path / name for name in ("a.txt", "b.txt.gz", "test.jsonl", "out.txt"))
+    first.write_text("One day we went to the old mill. This line is fine.")
+    second.write_bytes(gzip.compress(b"This line is fine. So is this one. And also that one here."))
+    test.write_text(json.dumps({"text": "ONE DAY WE WENT TO town"}) + "\n")
+    run("sentences.py", [first, second, "--exclude", test, "--output", output], monkeypatch)
+    lines = output.read_text().splitlines()
+    assert sorted(lines) == ["and also that one here", "so is this one", "this line is fine"]
+    run("sentences.py", [first, second, "--most", 1, "--output", output], monkeypatch)
+    assert len(output.read_text().splitlines()) == 2, "of each source"
+
+
+def test_a_debian_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = functions("sentences.py")
+    missing = type("Done", (), {"returncode": 1, "stdout": ""})()
+    monkeypatch.setattr(script["subprocess"], "run", lambda *_, **__: missing)
+    with pytest.raises(SystemExit, match="apt-get install dict-gcide"):
+        list(script["texts"]("debian:dict-gcide"))
+
+
+def test_clips_are_varied_reproducibly() -> None:
+    varied = functions("flite_speech.py")["varied"]
+    tone = 0.3 * np.sin(np.arange(16_000) / 5)
+    found = [varied(tone, index, random.Random(index)) for index in (0, 0, 1)]
+    assert np.array_equal(found[0], found[1])
+    assert len(found[0]) != len(found[2]), "another pitch"
+    for audio in found:
+        assert 16_000 / 1.13 < len(audio) < 16_000 / 0.89
+        assert 0.09 < np.abs(audio).max() < 0.9
+
+
+@pytest.mark.skipif(ctypes.util.find_library("flite") is None, reason="Flite is not installed")
+def test_flite_speaks_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["this is not spoken", "the first sentence", "and the second one"]
+    (tmp_path / "sentences.txt").write_text("".join(f"{text}\n" for text in texts))
+    folder = tmp_path / "flite"
+    run("flite_speech.py", [tmp_path / "sentences.txt", "--first", 1, "--output-dir", folder], monkeypatch)
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts[1:]
+    for row in rows:
+        audio, rate = soundfile.read(folder / row["audio_filepath"])
+        assert (rate, len(audio) / rate) == (16_000, row["duration"])
+        assert 0.5 < row["duration"] < 5
+        assert row["speaker"].startswith("flite-")
