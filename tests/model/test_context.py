@@ -102,6 +102,13 @@ def test_what_does_not_fit_is_reported(tokenizer: Any, most: int) -> None:
         assert str(len(previous) - len(rest)) in counted[-1]
 
 
+def test_a_huge_list_is_not_encoded_as_a_whole(tokenizer: Any) -> None:
+    words = tuple(f"word{number}" for number in range(100_000))
+    found = encoder(tokenizer, 90).encode(Context(words))
+    assert found.ids == encoder(tokenizer, 90).encode(Context(words[:90])).ids
+    assert (found.num_hotwords + len(found.left_out), found.left_out[-1]) == (len(words), words[-1])
+
+
 def test_no_room_at_all(tokenizer: Any) -> None:
     found = encoder(tokenizer, 0).encode(Context(("Ada",)))
     assert (found.ids, len(found.warnings)) == ((), 1)

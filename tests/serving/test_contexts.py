@@ -15,9 +15,11 @@ from tests.support.models import assemble
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.prompt import Context
-from tiny_audio.serving.contexts import context_of
+from tiny_audio.serving.contexts import RequestContext, context_of
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import ApiError
+from tiny_audio.serving.options import Options
+from tiny_audio.serving.service import Service
 
 pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 TRAINED = ContextSettings(hotwords=True, languages=("en", "de"))
@@ -45,14 +47,43 @@ def trained(one_thread: None) -> Iterator[Served]:
 def test_only_what_the_model_was_trained_with_is_used(settings: ContextSettings | None, wanted: Context) -> None:
     with Engine(transcriber(settings or ContextSettings())) as engine:
         given = {"prompt": "three, four", "keywords": ("two",), "language": "en"}
-        assert context_of(engine, ("one",), **given) == wanted  # type: ignore[arg-type]
-        assert context_of(engine) is None
+        assert context_of(engine, ("one",), **given).context == wanted  # type: ignore[arg-type]
+        assert context_of(engine) == RequestContext(None)
 
 
 def test_a_language_that_the_model_was_not_trained_with(trained: Served) -> None:
     with pytest.raises(ApiError, match="'fr'") as caught:
         context_of(trained.engine, language="fr")
     assert caught.value.status == 400
+
+
+def test_hotwords_that_do_not_fit_are_reported(trained: Served) -> None:
+    """The names of the request are reported, and those of the server are not."""
+    words = tuple(f"one {word}" for word in ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+    with Engine(transcriber(TRAINED.model_copy(update={"max_tokens": 60}))) as engine:
+        found = context_of(engine, words[:3], keywords=words[2:], prompt="Ö")
+        assert found.context is not None
+        assert 0 < len(found.left_out) < len(words)
+        assert found.left_out == (*words[-len(found.left_out) + 1 :], "Ö")
+        assert context_of(engine, words, keywords=("one",)).left_out == ("one",)
+        service = Service(engine, Options("tiny", hotwords=words * 100_000))
+        assert service.hotwords == words[: len(service.hotwords)]
+        assert 0 < len(service.hotwords) < len(words)
+    parameters = {"model": "tiny", "prompt": "two, Ö, É"}
+    with trained.client() as client:
+        for response_format in ("text", "srt", "verbose_json"):
+            found = client.audio.transcriptions.with_raw_response.create(
+                file=("a.wav", encoded(noise(0.3))), response_format=response_format, **parameters
+            )
+            assert found.headers["x-hotwords-left-out"] == "2"
+        assert found.http_response.json()["hotwords_left_out"] == ["Ö", "É"]
+        with client.audio.transcriptions.with_streaming_response.create(
+            file=("a.wav", encoded(noise(0.3))), stream=True, **parameters
+        ) as streamed:
+            assert streamed.headers["x-hotwords-left-out"] == "2"
+            streamed.read()
+        found = client.audio.transcriptions.with_raw_response.create(file=("a.wav", encoded(noise(0.3))), model="tiny")
+        assert "x-hotwords-left-out" not in found.headers
 
 
 def test_long_texts_are_refused(trained: Served) -> None:

@@ -8,7 +8,7 @@ from tiny_audio.config import UserError
 from tiny_audio.model.prompt import hotwords_in
 from tiny_audio.runtime.text_files import decoded
 
-_MAX_BYTES = 10_000_000
+_MAX_BYTES = 1_000_000
 
 
 def read_hotwords(path: Path) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ class EncodedContext:
     """Token ids between the prompt's prefix and the audio. Empty without context."""
     num_hotwords: int = 0
     """Number of hotwords in ``ids``. The others were left out."""
+    left_out: tuple[str, ...] = ()
+    """The hotwords that were left out."""
     warnings: tuple[str, ...] = ()
     """Messages about parts that were left out, or that the model was not trained with."""
 
@@ -97,14 +99,16 @@ class ContextEncoder:
                 "the tokenizer of this model has no token for some character of a context, because it was trained on "
                 "transcripts without context; train the model with prompt.context, or give no context"
             )
-        hotwords, previous, language = context.hotwords, context.previous_text.split(), context.language
+        previous, language = context.previous_text.split(), context.language
+        given = {word.lower() if self.settings.lower_case else word: word for word in context.hotwords}
         if self.settings.lower_case:
-            hotwords = tuple(dict.fromkeys(word.lower() for word in hotwords))
             previous = [word.lower() for word in previous]
+        # Each hotword has at least one token. Without this limit, a huge list would be encoded many times.
+        hotwords, rest = tuple(given)[: self.max_tokens], tuple(given)[self.max_tokens :]
         warnings = list(self._untrained(context))
         ids = self._ids(context_text(hotwords, " ".join(previous), language))
-        if len(ids) <= self.max_tokens and self._unknown not in ids:
-            return EncodedContext(ids, len(hotwords), tuple(warnings))
+        if not rest and len(ids) <= self.max_tokens and self._unknown not in ids:
+            return EncodedContext(ids, len(hotwords), warnings=tuple(warnings))
         if unspelled := [word for word in hotwords if not self._can_spell(word)]:
             warnings.append(f"{_named(unspelled)}: left out, because the tokenizer has no token for some character")
             hotwords = tuple(word for word in hotwords if word not in unspelled)
@@ -117,9 +121,10 @@ class ContextEncoder:
             return len(self._ids(text)) <= self.max_tokens
 
         kept = _most(len(hotwords), lambda number: fits(number, 0))
-        if kept < len(hotwords):
+        rest = (*hotwords[kept:], *rest)
+        if rest:
             warnings.append(
-                f"{_named(hotwords[kept:])}: left out, because a context of this model has at most "
+                f"{_named(rest)}: left out, because a context of this model has at most "
                 f"{self.max_tokens:,} tokens; shorten the list"
             )
         num_previous = _most(len(previous), lambda number: fits(kept, number))
@@ -135,7 +140,7 @@ class ContextEncoder:
                 f"the language {language!r} has {len(ids)} tokens, but a context of this model has at most "
                 f"{self.max_tokens}; leave the language out"
             )
-        return EncodedContext(ids, kept, tuple(warnings))
+        return EncodedContext(ids, kept, tuple(given[word] for word in (*unspelled, *rest)), tuple(warnings))
 
     def _check_language(self, language: str | None) -> None:
         known = self.settings.languages

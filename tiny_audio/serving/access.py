@@ -157,7 +157,7 @@ def _with_origin(send: Send, origin: str) -> Send:
             message["headers"] = [
                 *message["headers"],
                 (b"access-control-allow-origin", origin.encode("latin-1")),
-                (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                (b"access-control-expose-headers", b"x-request-id, retry-after, x-hotwords-left-out"),
                 (b"vary", b"Origin"),
             ]
         await send(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tiny_audio.config import UserError
 from tiny_audio.model.prompt import Context, hotwords_in
@@ -14,6 +15,15 @@ MAX_CHARACTERS = 20_000
 millions of characters would delay other requests."""
 
 
+@dataclass(frozen=True)
+class RequestContext:
+    """What the model reads about the recording of a request."""
+
+    context: Context | None
+    left_out: tuple[str, ...] = ()
+    """Hotwords of the request that do not fit into a context, or that the model's tokenizer cannot spell."""
+
+
 def context_of(
     engine: Engine,
     hotwords: Sequence[str] = (),
@@ -21,7 +31,7 @@ def context_of(
     prompt: str | None = None,
     keywords: Sequence[str] = (),
     language: str | None = None,
-) -> Context | None:
+) -> RequestContext:
     """Return the context of a recording.
 
     Many clients always send a prompt and a language. They make the text of a model worse that was not trained with
@@ -47,12 +57,12 @@ def context_of(
             code="context_too_long",
         )
     settings = engine.context_settings
-    if settings.hotwords:
-        hotwords = (*hotwords, *keywords, *hotwords_in(prompt or ""))
+    own = (*keywords, *hotwords_in(prompt or "")) if settings.hotwords else ()
     previous_text = prompt if settings.previous_text and not settings.hotwords else None
-    context = Context.of(hotwords, previous_text, language if settings.languages else None)
+    context = Context.of((*hotwords, *own), previous_text, language if settings.languages else None)
     try:
-        engine.encode_context(context)
+        left_out = frozenset(engine.encode_context(context).left_out)
     except UserError as error:
         raise ApiError(400, str(error), code="context_not_usable") from error
-    return context
+    requested = Context.of(own) or Context()
+    return RequestContext(context, tuple(word for word in requested.hotwords if word in left_out))

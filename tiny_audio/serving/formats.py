@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
@@ -17,8 +17,8 @@ _UNKNOWN_LANGUAGE = "unknown"
 _LEAST_CONFIDENCE = 1e-10
 
 
-def response(transcription: Transcription, parameters: Parameters) -> Response:
-    """Return the response in the requested format."""
+def response(transcription: Transcription, parameters: Parameters, left_out: Sequence[str]) -> Response:
+    """Return the response in the requested format. ``left_out`` are the request's hotwords that were not used."""
     match parameters.response_format:
         case "text":
             return PlainTextResponse(transcription.text + "\n")
@@ -27,7 +27,7 @@ def response(transcription: Transcription, parameters: Parameters) -> Response:
         case "vtt":
             return Response(as_vtt(cues(transcription.segments)), media_type="text/vtt; charset=utf-8")
         case "verbose_json":
-            return JSONResponse(_verbose(transcription, parameters))
+            return JSONResponse(_verbose(transcription, parameters, left_out))
         case _:
             return JSONResponse({"text": transcription.text, "usage": _usage(transcription)})
 
@@ -42,21 +42,21 @@ def done(transcription: Transcription) -> str:
     return _event({"type": "transcript.text.done", "text": transcription.text})
 
 
-def error_event(body: dict[str, Any]) -> str:
+def error_event(body: Mapping[str, object]) -> str:
     """Return the server-sent event for an error that occurs after the response has begun."""
     return _event(body)
 
 
-def _event(value: dict[str, Any]) -> str:
+def _event(value: Mapping[str, object]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _usage(transcription: Transcription) -> dict[str, Any]:
+def _usage(transcription: Transcription) -> dict[str, str | int]:
     return {"type": "duration", "seconds": math.ceil(transcription.duration_s)}
 
 
-def _verbose(transcription: Transcription, parameters: Parameters) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _verbose(transcription: Transcription, parameters: Parameters, left_out: Sequence[str]) -> dict[str, object]:
+    found: dict[str, object] = {
         "task": "transcribe",
         "language": parameters.language or _UNKNOWN_LANGUAGE,
         "duration": round(transcription.duration_s, 3),
@@ -71,10 +71,12 @@ def _verbose(transcription: Transcription, parameters: Parameters) -> dict[str, 
             for segment in spoken
             for word in segment.words or ()
         ]
+    if left_out:
+        found["hotwords_left_out"] = left_out
     return found | {"usage": _usage(transcription)}
 
 
-def _segment(index: int, segment: Segment) -> dict[str, Any]:
+def _segment(index: int, segment: Segment) -> dict[str, object]:
     text = segment.text.encode()
     confidence = 1.0 if segment.confidence is None else segment.confidence
     return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from starlette.datastructures import QueryParams
 from torch import Tensor
 
 from tiny_audio.audio.ffmpeg import has_ffmpeg
@@ -15,9 +17,8 @@ from tiny_audio.inference.live import ENDPOINT_PAUSE_S, LONGEST_UTTERANCE_S, Liv
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.inference.utterances import Utterances, VoiceActivity
 from tiny_audio.inference.voice_activity import SpeechProbabilities, silero
-from tiny_audio.model.prompt import Context
 from tiny_audio.serving.access import KEY_PROTOCOL
-from tiny_audio.serving.contexts import context_of
+from tiny_audio.serving.contexts import RequestContext, context_of
 from tiny_audio.serving.errors import ApiError
 from tiny_audio.serving.live_session import ClientError, LiveSession
 from tiny_audio.serving.metrics import LOG
@@ -35,10 +36,10 @@ class _Query:
 
     encoding: str
     words: bool
-    context: Context | None
+    context: RequestContext
 
     @classmethod
-    def parse(cls, query: Mapping[str, str], service: Service) -> _Query:
+    def parse(cls, query: QueryParams, service: Service) -> _Query:
         """Read the parameters of the address.
 
         Raises:
@@ -47,6 +48,9 @@ class _Query:
         unknown = [name for name in query if name not in _PARAMETERS]
         if unknown:
             raise ClientError(1008, f"unknown parameter {unknown[0]!r}; use {', '.join(_PARAMETERS)}")
+        for name, count in Counter(name for name, _ in query.multi_items()).items():
+            if count > 1:
+                raise ClientError(1008, f"the parameter {name!r} is given {count} times; send it once")
         encoding, words = query.get("encoding", "pcm16"), query.get("words", "false")
         if encoding not in ENCODINGS:
             raise ClientError(1003, f"encoding is {encoding!r}; use {', '.join(ENCODINGS)}")
@@ -58,7 +62,7 @@ class _Query:
             raise ClientError(1008, "words=true needs a model with a CTC head, and this model has none")
         try:
             context = context_of(
-                service.engine, service.options.hotwords, prompt=query.get("prompt"), language=query.get("language")
+                service.engine, service.hotwords, prompt=query.get("prompt"), language=query.get("language")
             )
         except ApiError as error:
             raise ClientError(1008, error.message) from error
@@ -83,13 +87,13 @@ def router(service: Service) -> APIRouter:
             await websocket.close()
         except ClientError as error:
             code = error.code
-            await _close(websocket, code, error.message)
+            await _close(websocket, service, code, error.message)
         except WebSocketDisconnect as gone:
             code = gone.code
         except Exception:
             code = 1011
             LOG.exception("a live stream failed")
-            await _close(websocket, code, "the server failed; its log has the reason")
+            await _close(websocket, service, code, "the server failed; its log has the reason")
         finally:
             open_streams.discard(websocket)
             LOG.info("%s %d %.3f s", PATH, code, time.monotonic() - started)
@@ -125,10 +129,11 @@ async def _transcribe(websocket: WebSocket, service: Service) -> None:
     utterances = Utterances(new_voice_activity(), longest_s=longest_s, pause_s=ENDPOINT_PAUSE_S)
 
     async def decode(waveform: Tensor) -> Transcription:
-        return await service.engine.transcribe(waveform, words=query.words, context=query.context)
+        return await service.engine.transcribe(waveform, words=query.words, context=query.context.context)
 
     session = LiveSession(websocket, LiveStream(utterances), decode, query.words, service.options)
-    await session.send(type="ready", sample_rate=SAMPLE_RATE, max_delay_s=longest_s + ENDPOINT_PAUSE_S)
+    left_out = {"hotwords_left_out": query.context.left_out} if query.context.left_out else {}
+    await session.send(type="ready", sample_rate=SAMPLE_RATE, max_delay_s=longest_s + ENDPOINT_PAUSE_S, **left_out)
     duration_s = await session.run(query.encoding)
     await session.send(type="done", duration_s=duration_s)
 
@@ -139,10 +144,11 @@ def _subprotocol(websocket: WebSocket) -> str | None:
     return next((one for one in offered if not one.startswith(KEY_PROTOCOL)), None)
 
 
-async def _close(websocket: WebSocket, code: int, message: str) -> None:
+async def _close(websocket: WebSocket, service: Service, code: int, message: str) -> None:
     """Send an error, and close. The client may have disconnected."""
     try:
-        await websocket.send_json({"type": "error", "message": message})
-        await websocket.close(code)
-    except (WebSocketDisconnect, RuntimeError):
+        async with asyncio.timeout(service.options.live.send_timeout_s):  # the client may not receive
+            await websocket.send_json({"type": "error", "message": message})
+            await websocket.close(code)
+    except (WebSocketDisconnect, RuntimeError, TimeoutError):
         pass

@@ -57,6 +57,7 @@ class LiveSession:
         self._limits, self._decode_timeout_s = options.live, options.limits.request_timeout_s
         self._log_transcripts = options.log_transcripts
         self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._lock = asyncio.Lock()  # held while the stream is used, because a thread adds the audio
         self._started, self._ended = asyncio.get_running_loop().time(), False
         self._rest = b""  # the first byte of an incomplete sample
 
@@ -101,11 +102,16 @@ class LiveSession:
         while True:
             # Read the state first, because more audio may arrive while texts are sent.
             self._changed.clear()
-            ended, job = self._ended, self._stream.next_job()
+            async with self._lock:
+                ended, job = self._ended, self._stream.next_job()
             if job is not None:
-                self._stream.finish(job, await self._decoded(job.chunk.waveform))
+                transcription = await self._decoded(job.chunk.waveform)
+                async with self._lock:
+                    self._stream.finish(job, transcription)
                 self._room.set()
-            for event in self._stream.take_events():
+            async with self._lock:
+                events = self._stream.take_events()
+            for event in events:
                 await self._send_event(event)
             if job is None:
                 if ended:
@@ -188,7 +194,8 @@ class LiveSession:
             while self._stream.waiting_s > self._limits.max_waiting_s:
                 self._room.clear()
                 await self._room.wait()
-            self._stream.add(samples[start : start + _BLOCK])
+            async with self._lock:  # voice activity takes time, in which other connections are served
+                await asyncio.to_thread(self._stream.add, samples[start : start + _BLOCK])
             self._changed.set()
             elapsed_s = asyncio.get_running_loop().time() - self._started
             await asyncio.sleep(max(0.0, self._stream.duration_s / self._limits.max_speed - elapsed_s - _BURST_S))

@@ -61,7 +61,7 @@ async def opus_decoder(container: str) -> AsyncIterator[OpusDecoder]:
     assert program is not None, "callers check has_ffmpeg"
     process = await asyncio.create_subprocess_exec(
         *(program, "-hide_banner", "-nostdin", "-nostats", "-v", "quiet"),
-        *("-protocol_whitelist", "pipe", "-codec_whitelist", "opus,libopus,vorbis", "-threads", "1"),
+        *("-protocol_whitelist", "pipe", "-codec_whitelist", "opus,libopus", "-threads", "1"),
         *("-f", CONTAINERS[container], "-i", "pipe:0", "-map", "0:a:0"),
         *("-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "pipe:1"),
         stdin=PIPE,

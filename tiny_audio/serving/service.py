@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from tiny_audio.model.prompt import Context
 from tiny_audio.serving.admission import Admission, BusyError, Ticket
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import ApiError, discard_body
@@ -29,11 +30,16 @@ class Service:
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
     decoders: ThreadPoolExecutor = field(init=False)
+    hotwords: tuple[str, ...] = field(init=False)
+    """The server's hotwords that fit into a context. A longer list would be encoded again for each request."""
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.options.limits)
         self.metrics = Metrics(self.engine, self.admission)
         self.decoders = ThreadPoolExecutor(_DECODERS, "decoding")
+        given = Context.of(self.options.hotwords) or Context()
+        left_out = frozenset(self.engine.encode_context(given).left_out)
+        self.hotwords = tuple(word for word in given.hotwords if word not in left_out)
 
     async def admit(self, request: Request, stack: AsyncExitStack) -> Ticket:
         """Count a request until ``stack`` is closed.

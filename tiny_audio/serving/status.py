@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,15 +13,28 @@ from tiny_audio.serving.parameters import check_model
 from tiny_audio.serving.service import Service
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model in the form of OpenAI's API."""
+
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str = "tiny-audio"
+
+
+@dataclass(frozen=True)
+class Models:
+    """A list of models in the form of OpenAI's API."""
+
+    data: tuple[Model, ...]
+    object: Literal["list"] = "list"
+
+
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     routes = APIRouter()
-    model = {
-        "id": service.options.model_name,
-        "object": "model",
-        "created": service.options.created,
-        "owned_by": "tiny-audio",
-    }
+    model = Model(service.options.model_name, service.options.created)
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
@@ -31,11 +45,11 @@ def router(service: Service) -> APIRouter:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model]}
+    async def models() -> Models:
+        return Models((model,))
 
     @routes.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> dict[str, Any]:
+    async def one_model(name: str) -> Model:
         check_model(name, service.options.model_name)
         return model
 

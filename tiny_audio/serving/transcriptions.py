@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.model.prompt import Context
 from tiny_audio.serving import formats
 from tiny_audio.serving.admission import BusyError, Ticket
-from tiny_audio.serving.contexts import context_of
+from tiny_audio.serving.contexts import RequestContext, context_of
 from tiny_audio.serving.errors import ApiError, failure
 from tiny_audio.serving.metrics import LOG
 from tiny_audio.serving.parameters import Parameters, parse_parameters
@@ -62,7 +63,7 @@ async def _respond(service: Service, request: Request, stack: AsyncExitStack) ->
         )
     context = context_of(
         service.engine,
-        service.options.hotwords,
+        service.hotwords,
         prompt=parameters.prompt,
         keywords=parameters.keywords,
         language=parameters.language,
@@ -70,13 +71,20 @@ async def _respond(service: Service, request: Request, stack: AsyncExitStack) ->
     deadline = time.monotonic() + limits.request_timeout_s
     chunks, duration_s = await _while_connected(request, _chunks(service, parameters, ticket), deadline)
     if parameters.stream:
-        events = _events(service, request, chunks, duration_s, context, deadline)
-        return _Events(events, stack.pop_all())
+        events = _events(service, request, chunks, duration_s, context.context, deadline)
+        return _with_left_out(_Events(events, stack.pop_all()), context)
     words = parameters.words or (parameters.response_format in ("srt", "vtt") and service.engine.can_time_words)
-    job = service.engine.enqueue(chunks, duration_s, words=words, context=context)
+    job = service.engine.enqueue(chunks, duration_s, words=words, context=context.context)
     transcription = await _while_connected(request, _result(job.future), deadline)
     _log(service, request, transcription)
-    return formats.response(transcription, parameters)
+    return _with_left_out(formats.response(transcription, parameters, context.left_out), context)
+
+
+def _with_left_out(response: Response, context: RequestContext) -> Response:
+    """Report hotwords that were not used. Most formats have no other place for it than a header."""
+    if context.left_out:
+        response.headers["x-hotwords-left-out"] = str(len(context.left_out))
+    return response
 
 
 async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> tuple[list[Chunk], float]:
@@ -95,10 +103,9 @@ async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> t
         stopped.set()
 
 
-async def _result(future: Any) -> Transcription:
+async def _result(future: Future[Transcription]) -> Transcription:
     """Wait for a job. Canceling this task cancels the job."""
-    found: Transcription = await asyncio.wrap_future(future)
-    return found
+    return await asyncio.wrap_future(future)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
