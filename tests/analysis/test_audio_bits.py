@@ -69,5 +69,5 @@ def test_bits_are_shown_everywhere() -> None:
     card = "\n".join(card_scores({"dev": scores}))
     assert "[0.14, 4.00]" in page.words
     assert any(mark.get("title") == "bits per token from the audio" for mark in page.all("span"))
-    assert "Bits per token from the audio while training" in page.words
+    assert "Bits per token from the audio during training" in page.words
     assert "1.00 | \\[0.14, 4.00\\]" in card

@@ -55,7 +55,7 @@ def test_curves(html):
     assert titles == [
         "Word error rate",
         "Training loss",
-        "Word error rate while training",
+        "Word error rate during training",
         "Learning rate",
         "Gradient norm",
         "Hours of audio per hour",

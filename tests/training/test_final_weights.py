@@ -336,7 +336,7 @@ def test_a_report_states_which_set_chose_the_weights(data: Path, tmp_path: Path)
     chose = {name: len([*warnings_of(scores)]) for name, scores in report["evaluation"].items()}
     assert chose["held_out"] == chose["other"] + 1
     texts = [(folder / name).read_text() for name in ("report.html", "model/README.md")]
-    assert all("these clips chose the weights" in text for text in texts)
+    assert all("these clips were used to choose the weights" in text for text in texts)
     assert f"those of step {best}, the best of 2 by cer on held\\_out." in texts[1]
 
     for step in (2, 4):

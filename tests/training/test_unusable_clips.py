@@ -187,7 +187,7 @@ def test_a_run_over_the_ceiling_goes_on_when_the_data_is_mended(tmp_path: Path) 
     (first, content), *others = held.items()
     first.write_bytes(content)
     callback = run(document, tmp_path / "run")
-    assert "3 clips could not be used, which is too many. They are read again." in callback.notes
+    assert "3 clips could not be used, which is too many; reading them again" in callback.notes
     assert "1 of them can be used now" in callback.notes
     assert f"continuing from step {kept} (step-{kept:09d})" in callback.notes
     assert {drop.id for drop in read_dropped(listed)} == {f"clips/{path.name}" for path, _ in others}

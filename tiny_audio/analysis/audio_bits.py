@@ -1,15 +1,14 @@
-"""Bits from audio: by how much the reference becomes less likely if the model gets the audio of another clip.
+"""Bits from audio: how much less likely the reference becomes if the model gets the audio of another clip.
 
-The decoder of a recognizer is a language model. Before it has learned to use the audio, and on speech that differs much
-from its training data, it writes fluent sentences that nobody spoke. Its loss is then the same with any audio. So the
-loss with the right audio is compared with the loss with the audio of another clip, with a similar duration and another
-reference:
+The decoder of a recognizer is a language model. Before it has learned to use the audio, or on unfamiliar speech, it
+writes fluent sentences that nobody spoke. Its loss is then the same with any audio. So its loss with the clip's own
+audio is compared with its loss with the audio of another clip of similar duration:
 
     ``bits from audio = (loss with another clip's audio - loss with the clip's own audio) / ln 2 / tokens``
 
 Losses are teacher-forced, in nats, and summed over all label tokens of the clips, including the end tokens. A model
-that ignores the audio gets 0. The value is no mutual information: a model that trusts the audio expects the other
-clip's words, so it can lose more bits than the text contains. Values of decoders with different tokenizers cannot be
+that ignores the audio gets 0. The value is not mutual information. It can exceed the information in the text, because a
+model that trusts the audio expects the other clip's words. Values of decoders with different tokenizers cannot be
 compared.
 """
 
@@ -25,14 +24,14 @@ import numpy as np
 from tiny_audio.analysis.significance import Groups, ratio_interval
 
 FEW_BITS = 0.5
-"""If the interval of the bits per token includes a lower value, a warning says that the model hardly uses the audio.
+"""If the interval of the bits per token extends below this value, a warning says that the model hardly uses the audio.
 
-In measurements, models that recognized a set had 4.3 bits or more. Models that did not (WER of 99 % or more), and
-models with untrained projectors, had intervals that start at 0.49 or lower. They can exceed 0, because the number of
-audio embeddings tells the duration. ``benchmarks/use_of_audio.py`` measures these values."""
+In measurements, models that recognized a set had 4.3 bits or more. For models with a WER of 99 % or more, and for
+untrained projectors, the lower end of the interval was at most 0.49. It can exceed 0, because the number of audio
+embeddings reveals the duration. ``benchmarks/use_of_audio.py`` measures these values."""
 
 BITS = ("bits_from_audio", "reference_loss", "reference_loss_with_other_audio")
-"""Keys of the scores that are logged while training."""
+"""Keys of the scores that are logged during training."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def ignores_audio(scores: Mapping[str, Any]) -> bool:
 
 
 def progress_text(scores: Mapping[str, Any]) -> str:
-    """Return the bits per token as the end of a line about an evaluation while training. Empty if not measured."""
+    """Return the bits per token as the end of a line about an evaluation during training. Empty if not measured."""
     bits = scores.get("bits_from_audio")
     if bits is None:
         return ""

@@ -60,8 +60,8 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Draws of a randomization test, per comparison in the family. This is twice the number of draws that is needed to
-detect the clearest difference after Holm's correction."""
+"""Draws of a randomization test, per comparison in the family. Half as many would be enough to detect the clearest
+difference after Holm's correction."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units for an interval of a slice."""
 SPEAKER = "speaker"
@@ -69,7 +69,7 @@ SPEAKER = "speaker"
 
 @dataclass(frozen=True)
 class System:
-    """A system's transcripts of one set, for each training seed. Usually, there is only one seed."""
+    """A system's transcripts of one set, for each training seed. There may be only one seed."""
 
     name: str
     seeds: Sequence[Transcripts]
@@ -128,7 +128,7 @@ class Rates:
 
     name: str
     wer: float | None
-    """None if no reference has a word. The fields below that depend on words are then None or empty."""
+    """None if no reference has a word. Then the other fields that depend on words are None or empty."""
     interval: Interval | None
     num_reference_words: int
     by_seed: tuple[float, ...]
@@ -163,7 +163,7 @@ class Difference:
     mapsswe: MatchedPairs | None = None
     """Result of MAPSSWE. None if either system has several seeds."""
     ctc_difference: float | None = None
-    """Difference between the CTC heads. None unless both systems have a CTC head. There is no verdict about it."""
+    """Difference between the CTC heads, without a verdict. None unless both systems have a CTC head."""
     ctc_interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -229,9 +229,9 @@ class SetComparison:
 
 
 def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[str | None] = ()) -> str | None:
-    """Choose the metadata column whose groups are resampled as a whole. If it is None, utterances are resampled.
+    """Choose the metadata column whose groups are resampled as a whole. None means that utterances are resampled.
 
-    The first of these that exists is chosen:
+    The first of these is chosen that exists:
 
     1. the column that the user named
     2. the column in ``evaluation.group_by`` of the recipes
@@ -263,7 +263,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
-    A set in which no reference has a word has rates of other metrics, but no differences.
+    If no reference of a set has a word, the set has no differences.
 
     Args:
         sets: the sets by name.

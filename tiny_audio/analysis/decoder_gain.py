@@ -1,8 +1,7 @@
-"""What the decoder adds: compare a run's model with the recognizers that its encoder has without the decoder.
+"""Measure the gain from the decoder: compare a run's model with recognizers that use the encoder without the decoder.
 
-These are the model's own CTC head, and the recognizer of the encoder's checkpoint, such as Whisper with its own
-decoder. They are the baselines of the rule in :mod:`tiny_audio.analysis.comparison`. All comparisons of a run are one
-family.
+These are the model's own CTC head, and the encoder's published checkpoint, such as Whisper with its own decoder. They
+are baselines for the rule in :mod:`tiny_audio.analysis.comparison`. All comparisons of a run are one family.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class EncoderSystem:
-    """A recognizer that the encoder has without the decoder, and its hypotheses for one set."""
+    """A recognizer that uses the encoder but not the decoder, and its hypotheses for one set."""
 
     set_name: str
     name: str
@@ -107,7 +106,7 @@ def decoder_gains(
 
 
 def _target(name: str, rows: Sequence[Row]) -> Target:
-    # Without CTC texts, because the comparison is about `pred_text` only.
+    # CTC texts are left out, because only `pred_text` is compared.
     return Target(name, Path(), {row["id"]: {"error": None, **row, "ctc_text": None} for row in rows})
 
 

@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # The average over the run: the peak is measured at each start, and a run may move to another machine.
+        # This is an average, because the peak is measured at each start, and a run may move to another machine.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,

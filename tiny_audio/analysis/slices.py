@@ -16,8 +16,8 @@ _MIN_UTTERANCES = 40
 def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[int]]]:
     """Yield (column, value, indices into ``rows``) for every slice. The slices of a column cover all rows.
 
-    Each row has a ``duration`` in seconds and a dictionary of columns in ``metadata``. If any duration is unknown,
-    there are no slices by duration. A column with only one slice is omitted.
+    Rows have a ``duration`` in seconds, and columns in ``metadata``. If any duration is unknown, there are no slices by
+    duration. A column with only one slice is omitted.
     """
     if len(rows) >= _MIN_UTTERANCES and all(row["duration"] is not None for row in rows):
         yield from _by_duration([row["duration"] for row in rows])

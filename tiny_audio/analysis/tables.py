@@ -78,7 +78,7 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     """Format a table of verdicts, one comparison per row. Holm's correction treats all rows as one family.
 
     Args:
-        baseline: the system with which the other systems are compared.
+        baseline: the system that the others are compared with.
         differences: pairs of set name and difference.
         units: the resampled units, such as ``utterances``.
     """

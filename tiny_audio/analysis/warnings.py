@@ -36,9 +36,9 @@ class Overlap:
     """Clips of an evaluation set that overlap with training clips."""
 
     by: By
-    """The shared property. A clip counts only under the first property that it shares, in this order: ``clip``,
-    ``sound``, ``recording``, ``speaker``. It also counts under ``text`` if it shares its transcript, but neither its
-    address nor its sound."""
+    """The shared property. A clip counts only for the first property that it shares, in the order ``clip``, ``sound``,
+    ``recording``, ``speaker``. It also counts for ``text`` if it shares only its transcript, and not its address or
+    sound."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""
@@ -75,7 +75,7 @@ def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
 
 
 def state_selection(scores: dict[str, Any], set_name: str, final_weights: Mapping[str, Any] | None) -> None:
-    """Add to the scores of a set that this set chose the weights, if it did.
+    """If a set was used to choose the weights, add this fact to its scores.
 
     Args:
         scores: the scores.
@@ -101,7 +101,7 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
         )
     if selection := scores.get(_SELECTION):
         yield (
-            f"these clips chose the weights, the best of {selection['num_evaluations']:,} evaluations by "
+            f"these clips were used to choose the weights, the best of {selection['num_evaluations']:,} evaluations by "
             f"{selection['metric']} (training.keep_best), so the rates are too good; judge the model by another set"
         )
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")

@@ -185,11 +185,11 @@ class ExecutionConfig(Config):
     """Number of newest checkpoints to keep, in addition to those that ``training.keep_best`` or
     ``training.average_last`` needs."""
     evaluate_every: PositiveInt | None = None
-    """Steps between evaluations while training. None evaluates only at the end."""
+    """Steps between evaluations during training. None evaluates only at the end."""
     evaluate_set: str | None = None
-    """The set of ``data.evaluation`` that is scored while training."""
+    """The set of ``data.evaluation`` that is scored during training."""
     evaluate_utterances: PositiveInt = 100
-    """Maximum number of clips of ``evaluate_set`` that are scored while training. They are spread over the set."""
+    """Maximum number of clips of ``evaluate_set`` that are scored during training. They are spread over the set."""
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Maximum seconds of audio, including padding, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None

@@ -67,7 +67,7 @@ def _final_weights(recipe: Recipe) -> Errors:
     if best.metric not in allowed:
         yield (
             "training.keep_best.metric",
-            f"{best.metric!r} is not a metric of evaluations while training; {did_you_mean(best.metric, allowed)}",
+            f"{best.metric!r} is not a metric of evaluations during training; {did_you_mean(best.metric, allowed)}",
         )
     if best.set not in recipe.data.evaluation:
         yield (
@@ -78,13 +78,13 @@ def _final_weights(recipe: Recipe) -> Errors:
     if execution.evaluate_every is None:
         yield (
             "training.keep_best",
-            f"needs evaluations while training; set execution.evaluate_every, and execution.evaluate_set: {best.set}",
+            f"needs evaluations during training; set execution.evaluate_every, and execution.evaluate_set: {best.set}",
         )
         return
     if execution.evaluate_set not in (None, best.set):
         yield (
             "training.keep_best.set",
-            f"{best.set!r} is not execution.evaluate_set, {execution.evaluate_set!r}, which is scored while training; "
+            f"{best.set!r} is not execution.evaluate_set, {execution.evaluate_set!r}, which is scored during training; "
             "set both to the same set",
         )
     num_evaluations = -(-training.steps // execution.evaluate_every)

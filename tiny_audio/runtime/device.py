@@ -29,7 +29,7 @@ def device_of(setting: str) -> torch.device:
         return torch.device("mps")
     if setting in ("cuda", "mps"):
         kind = "CUDA" if setting == "cuda" else "Apple"
-        raise UserError(f"execution.device is {setting}, and this machine has no {kind} GPU; set it to auto or cpu")
+        raise UserError(f"execution.device is {setting}, but this machine has no {kind} GPU; set it to auto or cpu")
     return torch.device("cpu")
 
 
@@ -88,7 +88,7 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
                 f"the GPU ran out of memory with a single clip: {str(error).partition(chr(10))[0]} Check with "
                 "nvidia-smi what else uses it, or take a GPU with more memory."
             ) from error
-    # This must be outside the except block, because the error holds references to the tensors computed so far.
+    # Retry outside the except block, because the error holds references to the tensors computed so far.
     empty_cache()
     middle = len(items) // 2
     return in_parts_that_fit(run, items[:middle]) + in_parts_that_fit(run, items[middle:])

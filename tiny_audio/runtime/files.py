@@ -25,8 +25,8 @@ def cache_dir() -> Path:
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
     """List files at any depth by their relative paths (with ``/``), sorted. Follow links and skip hidden files.
 
-    If several paths lead to a folder, it is listed once: under its own name if that is below ``folder``, else under the
-    first link to it.
+    A folder is listed once, even if several paths lead to it: under its own name if that is below ``folder``, else
+    under the first link.
 
     Args:
         wanted: a function that decides whether to list a file, given its name without folders.
@@ -161,7 +161,7 @@ def commit_folder(aside: Path, final: Path) -> None:
     """
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)
-    # The old folder is renamed before it is deleted, so that a killed process never leaves a partial folder as `final`.
+    # Rename the old folder before deleting it, so that a killed process never leaves a partial folder as `final`.
     replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
@@ -172,9 +172,9 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file. A reader finds either the old or the new content, but never a part of it."""
-    # The process id is part of the name, because another process may write the same file. The file's own name is
-    # replaced by a hash, because it may already have the maximum length.
+    """Replace a small file. A reader finds either the old or the new content, never a mixture."""
+    # The process id prevents conflicts with other processes. A hash replaces the file's own name, because the name may
+    # already have the maximum length.
     aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.writing")
     try:
         aside.write_text(text, encoding="utf-8")

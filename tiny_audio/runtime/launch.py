@@ -77,7 +77,7 @@ def _number(name: str, least: int, most: int | None) -> int:
     if number < least or (most is not None and number > most):
         allowed = f"a whole number from {least} to {most}" if most is not None else "a whole number above 0"
         raise UserError(
-            f"the environment variable {name} is {text!r}, and must be {allowed}; start with torchrun or accelerate "
+            f"the environment variable {name} is {text!r}, but must be {allowed}; start with torchrun or accelerate "
             "launch, or unset WORLD_SIZE"
         )
     return number

@@ -1,4 +1,4 @@
-"""Send values from the other processes to the main process while all of them work."""
+"""Send values from other processes to the main process without waiting for each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _PART_BYTES = 4 * 2**20
-"""Larger values are sent in parts of this size, because PyTorch's store refuses values of more than 8 MiB."""
+"""Larger values are sent in parts of this size, because PyTorch's store rejects values above 8 MiB."""
 
 
 class Mailbox:
@@ -24,7 +24,7 @@ class Mailbox:
         self._store, self._rank = store, rank
         self._done = [0] * size  # parts that this process has sent, or received from each process
         self._parts = [b""] * size
-        # After a restart by torchrun, the store still has what the processes before had sent.
+        # After a restart by torchrun, the store still contains the messages of the previous processes.
         self._start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
     def send(self, value: object) -> None:

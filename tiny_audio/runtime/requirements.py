@@ -1,4 +1,4 @@
-"""List the libraries that a model needs, and report if torch and torchaudio do not work together."""
+"""List the libraries that a model needs, and check that torch and torchaudio work together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.metadata
 from tiny_audio.config import UserError
 
 AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
-"""Versions that work together. torchaudio loads only with some versions of torch, but does not require them."""
+"""Versions that work together. torchaudio does not declare which versions of torch it can be loaded with."""
 SILERO = "silero-vad>=6.2.3"
 """Weights for voice activity. An export also works without them, but then it finds pauses by loudness."""
 REQUIREMENTS = (

@@ -1,4 +1,4 @@
-"""Retry network requests, and read from responses how long servers ask to wait."""
+"""Retry network requests, and read the waiting time that servers ask for."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class TransientError(Exception):
 class RetryPolicy:
     """The number of retries and the waits before them.
 
-    A wait lasts at least as long as the server asks. If it does not ask, the waits double each time, up to a maximum,
-    minus a random part. The random part prevents many clients from retrying at the same time.
+    A wait lasts at least as long as the server asks. Otherwise, the waits double each time, up to a maximum. A random
+    part is subtracted, so that many clients do not retry at the same time.
     """
 
     max_retries: int
@@ -86,8 +86,8 @@ class RetryPolicy:
         asked_s = _error(state).asked_wait_s
         if asked_s is None:
             return wait_s
-        # Wait at least as long as asked, plus a random time, so that clients do not all retry at once. Use `wait_s` if
-        # it is longer, because some servers ask every client to wait 0 s.
+        # Wait as long as asked, plus a random time, so that clients do not all retry at once. Use `wait_s` if it is
+        # longer, because some servers always ask for 0 s.
         return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
 
     def _log(self, state: tenacity.RetryCallState) -> None:

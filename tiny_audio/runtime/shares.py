@@ -9,10 +9,10 @@ from collections.abc import Sequence
 def split_evenly(durations_s: Sequence[float], num_shares: int) -> list[list[int]]:
     """Split items into shares of about the same total duration. The same durations always give the same shares.
 
-    The longest item that is left goes to the share with the shortest total.
+    Items are assigned from the longest to the shortest, each to the share with the smallest total so far.
 
     Args:
-        durations_s: duration of each item. 0 means that it is not known, and the mean of the others is assumed.
+        durations_s: duration of each item. 0 means unknown; the mean of the known durations is assumed.
         num_shares: number of shares. Some are empty if there are fewer items.
 
     Returns:

@@ -25,7 +25,7 @@ class RecipeHeader:
 
 
 def shipped_files() -> dict[str, Path]:
-    """Return the paths of the recipes, and of the files to which they refer, by name, such as ``projectors/linear``."""
+    """Return the paths of the recipes and of the files that they use, by name, such as ``projectors/linear``."""
     package = Path(__file__).parents[1]
     folder = next((one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()), None)
     if folder is None:
@@ -44,7 +44,7 @@ def find_file(given: str, folder: Path = Path(), but: Path | None = None) -> Pat
     Args:
         given: a path or a name. If there is no such file, it is returned as a path.
         folder: the folder to which relative paths refer.
-        but: a file to skip: the recipe that contains ``extends: given``, because it must not extend itself.
+        but: a file to skip. A recipe with ``extends: given`` must not extend itself.
     """
     for path in (folder / given, folder / f"{given}{_SUFFIX}"):
         if os.path.isfile(path) and not (but and _is_shipped(given) and os.path.samefile(path, but)):
@@ -63,7 +63,7 @@ def nearest_recipes(path: Path) -> str:
 
 
 def local_instead_of_shipped(given: str) -> Path | None:
-    """Return the local file that is used for this name instead of a shipped file; None if there is no conflict."""
+    """Return the local file that is used instead of the shipped file of the same name. None if there is no conflict."""
     found, shipped = find_file(given), shipped_files().get(given)
     if shipped is None or os.path.samefile(found, shipped):
         return None

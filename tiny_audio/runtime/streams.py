@@ -1,4 +1,4 @@
-"""Prevent errors of the standard streams, whatever their encoding, even if they are closed or their reader exits."""
+"""Prevent errors of the standard streams: limited encodings, closed streams, and readers that exit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # Occupy the descriptor's number. Otherwise, the next opened file gets this number and the printed output.
+            # Occupy the file descriptor. Otherwise, the next file would get it, and output would go to that file.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None and name != "stdin":
             _closed.add(name)

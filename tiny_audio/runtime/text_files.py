@@ -22,8 +22,8 @@ _MARKS = {
 def encoding_of(head: bytes) -> str:
     """Return the encoding of a text, given its first four bytes.
 
-    A byte order mark determines the encoding. Without a mark, the text is UTF-16 if one of the first two bytes is zero,
-    because the first character is ASCII in every format that is read here. Otherwise, it is UTF-8.
+    A byte order mark determines the encoding. Without a mark, the text is UTF-16 if one of the first two bytes is zero
+    (all formats that are read here start with an ASCII character), else UTF-8.
     """
     marked = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if marked is not None:

@@ -21,8 +21,8 @@ ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 
 _TIMEOUT = timedelta(hours=2)
-"""Timeout of a collective. It is long, because the main process may index a corpus or score a set while the other
-processes wait. The end of a process is detected at once, without this timeout."""
+"""Timeout of a collective. It is long, because the others wait while the main process indexes a corpus or scores a set.
+If a process ends, the others notice it at once."""
 _JOIN_TIMEOUT = timedelta(minutes=2)
 """Time in which all processes must connect. Launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
@@ -33,8 +33,8 @@ _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
 }
-"""Variables that `accelerate launch` sets to turn on an engine, and the engine's name. They are rejected, because
-training has its own ``execution.parallel``, and inference needs no engine."""
+"""Variables with which `accelerate launch` turns on an engine, and the name of the engine. They are rejected: training
+uses ``execution.parallel`` instead, and inference needs no engine."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ class World:
         """Call ``work`` in the main process only, and return its result in all processes.
 
         Raises:
-            Exception: the error that ``work`` raised. The other processes raise an error that :class:`Failure` makes
-                from it.
+            Exception: the error that ``work`` raised. The other processes raise a copy (see :class:`Failure`).
         """
         if self.size == 1:
             return work()
@@ -110,12 +109,12 @@ class World:
         """Call ``work`` in every process. If it fails in any process, all processes raise an error.
 
         Args:
-            meanwhile: called again and again after ``work``, until the other processes have finished their work too,
-                and once after that. A signal interrupts this waiting at once.
+            meanwhile: called repeatedly after ``work`` until all processes have finished their work, and once more at
+                the end. A signal interrupts this wait.
 
         Raises:
             Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
-                raise an error that :class:`Failure` makes from it.
+                raise a copy (see :class:`Failure`).
         """
         if self.size == 1:
             return work()
@@ -161,7 +160,7 @@ class World:
         return self._mailbox.received() if self._mailbox is not None and self.is_main else iter(())
 
     def main_first(self, work: Callable[[], ValueT]) -> ValueT:
-        """Call ``work`` in the first process of each machine, which fills the cache, then in the other processes.
+        """Call ``work`` in the first process of each machine, to fill the cache, and then in the other processes.
 
         Errors are raised as in :meth:`collective`.
         """

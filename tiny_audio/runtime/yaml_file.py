@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _problem("aliases are not supported; write the value out, or use `extends`", event.start_mark)
+            raise _problem("aliases are not supported; repeat the value, or use `extends`", event.start_mark)
         if event.tag is not None:
             raise _problem(f"tags such as {_shown(event.tag)} are not supported; remove it", event.start_mark)
         if self.depth >= MAX_DEPTH:
@@ -70,7 +70,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        # Unicode line breaks and byte order marks must be escaped, and escapes require double quotes.
+        # Unicode line breaks and byte order marks must be escaped, which requires double quotes.
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None)
 
 
@@ -84,13 +84,13 @@ def dump_yaml(document: Document) -> str:
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a mapping from a file and merge it over the base, that is, the file that it ``extends``.
+    """Read a mapping from a file and merge it over its base, the file that it ``extends``.
 
-    Each of the two files is given by a path, or by the name of a recipe that ships with the package. A path in
-    ``extends`` is relative to the folder of the file that contains it.
+    Both files can be paths or names of recipes that ship with the package. A path in ``extends`` is relative to the
+    folder of the file that contains it.
 
-    Mappings are merged key by key. ``null`` removes the base's value, and any other value replaces it. A mapping with
-    the ``name`` of another part replaces the base's mapping, because parts do not share fields.
+    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. A mapping with the
+    ``name`` of another part replaces the base's mapping, because parts do not share fields.
 
     Raises:
         UserError: the file cannot be read, is not a YAML mapping, or extends itself.

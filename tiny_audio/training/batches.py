@@ -39,9 +39,9 @@ class MicroBatch:
     """This process's part of a global batch that has at least one usable clip."""
 
     batch: Batch
-    """The clips of this process. If it has none, a stand-in clip, because all processes must run the same passes."""
+    """The clips of this process. If it has none, a placeholder clip, because all processes must run the same passes."""
     weight: float
-    """Weight of the batch's losses: 1, or 0 for a stand-in."""
+    """Weight of the batch's losses: 1, or 0 for a placeholder."""
     counts: Counts
     plan: EpochPlan
     epoch: int
@@ -94,13 +94,13 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # Check this before loader processes are forked: after a stop, prefetcher threads may still hold locks.
+            # Check this before forking loader processes: after a stop, prefetcher threads may still hold locks.
             if self.world.any(self._stop.requested):
                 yield None
                 return
             plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
             if index and plan.hash != plan_hash:
-                why = f"another version of the code planned epoch {epoch}, so batch {index} has other clips now"
+                why = f"epoch {epoch} was planned by another version of the code, so batch {index} now has other clips"
                 raise self.world.printed_by_main(RunFailed(f"{why}; continue with that version, or start over"))
             if not len(plan):
                 num_empty += 1
@@ -141,8 +141,8 @@ class Batches:
         weights = self.clips.clips.weights
         total = len(self.clips.clips) if weights is None else float(weights.sum())
         return (
-            f"the weights in data.train leave {_MOST_EMPTY_EPOCHS:,} epochs in a row without a clip, up to epoch "
-            f"{epoch}: they add up to {total:g} clips per epoch; raise them"
+            f"{_MOST_EMPTY_EPOCHS:,} epochs in a row, up to epoch {epoch}, have no clip, because the weights in "
+            f"data.train add up to {total:g} clips per epoch; raise them"
         )
 
     def _is_stopping(self) -> bool:
@@ -191,7 +191,7 @@ class Batches:
         return Counts(clips, tokens, labels), dropped
 
     def _stand_in(self) -> Batch:
-        """Return a batch of one clip: faint noise of the shortest allowed duration."""
+        """Return a placeholder batch of one clip: faint noise of the shortest allowed duration."""
         samples = int(self.recipe.data.min_duration_s * SAMPLE_RATE)
         noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
         return Batch(
@@ -247,7 +247,7 @@ _STOP = StopSignal()
 class _FailuresAsValues(Dataset[Batch | Failure]):
     """A dataset that returns a :class:`Failure` if a batch cannot be loaded.
 
-    It does not raise the error, because the DataLoader would change its type.
+    The DataLoader would change the type of a raised error.
     """
 
     def __init__(self, batches: PlannedBatches) -> None:
@@ -269,10 +269,10 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Handle signals in a loader process. At the first signal, it stops waiting, but does not exit.
+    """Handle signals in a loader process. The first signal ends waiting, but not the process.
 
-    Ctrl-C and many schedulers signal every process. The training process must still save. After that, it ends the
-    loader processes, with SIGTERM if needed.
+    Ctrl-C and many schedulers signal every process. The training process saves first, and then ends the loader
+    processes, with SIGTERM if needed.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

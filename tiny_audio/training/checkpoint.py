@@ -37,7 +37,7 @@ class Saved:
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    """The optimizer's tensors. A key is the parameter's index and the tensor's name, such as ``0.exp_avg``."""
+    """The optimizer's tensors. Keys are the parameter's index and the tensor's name, such as ``0.exp_avg``."""
     groups: list[dict[str, Any]]
     rng: dict[str, Any]
     progress: Progress
@@ -200,8 +200,8 @@ def check_whole(checkpoint: Path) -> None:
 def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[str, Tensor]:
     """Read the weights of a checkpoint, or the averages of several.
 
-    Trainable tensors are averaged with equal weights, in float64, and rounded to their type. Buffers, such as the
-    statistics of batch norms, are those of the last step.
+    Trainable tensors are averaged with equal weights in float64, and rounded to their type. Buffers, such as batch norm
+    statistics, come from the last step.
 
     Args:
         folder: folder of the checkpoints.
@@ -218,7 +218,7 @@ def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[s
         if problem is not None:
             raise UserError(
                 f"{_of_step(folder, step)}, which the final model needs, is missing or damaged ({problem}); restore "
-                "it, or delete the checkpoints of this and of all later steps. Then the same command trains them again."
+                "it, or delete the checkpoints of this and all later steps. Then the same command trains these again."
             )
     weights = load_file(_of_step(folder, steps[-1]) / _WEIGHTS)
     _check_fits(_of_step(folder, steps[-1]), shapes, weights)
@@ -251,7 +251,7 @@ def _of_step(folder: Path, step: int) -> Path:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Store ``saved`` in ``found``, and return its values for one message. The tensors are broadcast one by one."""
+    """Store ``saved`` in ``found``. Return its values for one message. The tensors follow one by one."""
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
 
@@ -296,7 +296,7 @@ def _damage(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
         if _sum_of(path)[1] != total:
-            return f"{name} has other content than was written"
+            return f"the content of {name} has changed since it was written"
     return None
 
 

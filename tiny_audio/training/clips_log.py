@@ -11,7 +11,7 @@ from tiny_audio.training.metrics import read_metrics
 
 
 class ClipsLog:
-    """Appends one line per batch. The file helps to find clips that make the loss jump.
+    """Appends one line per batch. The file helps to find clips that cause jumps of the loss.
 
     Args:
         path: the file.

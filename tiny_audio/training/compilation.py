@@ -17,8 +17,8 @@ from tiny_audio.pretrained.packing import exclude_rows_from_compilation
 def compile_layers(model: nn.Module, device: torch.device) -> int:
     """Compile each layer in place, and return the number of layers. Equal layers share one compilation.
 
-    The model is not compiled as a whole, because control flow between the layers depends on lengths. Sizes are dynamic,
-    because they differ between batches.
+    Only layers are compiled, because control flow between them depends on lengths. Sizes are dynamic, because they
+    differ between batches.
 
     Raises:
         UserError: the compiler or Triton is missing.
@@ -28,7 +28,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(
-            f"execution.compile needs a C++ compiler on a CPU, and there is no {compiler}; install one, or set "
+            f"execution.compile needs a C++ compiler on a CPU, but there is no {compiler}; install one, or set "
             "execution.compile: false"
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
@@ -36,7 +36,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     layers = [
         module
         for module in model.modules()
-        # Skip the convolutions of front ends. They are also of this class, but each has a different shape.
+        # Skip the convolutions of front ends. They have the same class, but each has a different shape.
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]

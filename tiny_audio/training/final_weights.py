@@ -1,4 +1,4 @@
-"""The weights of the final model: of the last step, of the best evaluation, or an average of the last checkpoints."""
+"""The final model's weights: those of the last step or of the best evaluation, or an average of checkpoints."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tiny_audio.training.progress import Progress
 
 
 def check_metric(best: KeepBest, clips: Sequence[Clip], normalizer_name: NormalizerName) -> None:
-    """Check before training that the metric has a value on the clips that are scored while training.
+    """Check that the metric is defined on the clips that are scored during training.
 
     Raises:
-        UserError: it has none.
+        UserError: it is not.
     """
     references = [clip.utterance.text for clip in clips]
     durations_s = [clip.utterance.duration_s for clip in clips]
-    # Whether there is a value does not depend on the hypotheses.
+    # Any hypotheses will do, because they do not affect whether there is a value.
     transcripts = Transcripts(references, references, normalizer(normalizer_name), durations_s=durations_s)
     _check_value(best, measure(transcripts)[best.metric])
 
@@ -35,7 +35,7 @@ def check_metric(best: KeepBest, clips: Sequence[Clip], normalizer_name: Normali
 def _check_value(best: KeepBest, value: float | None) -> float:
     if value is None:
         raise UserError(
-            f"training.keep_best: {best.metric} has no value on the clips of {best.set} that are scored while "
+            f"training.keep_best: {best.metric} has no value on the clips of {best.set} that are scored during "
             "training; choose another metric or set"
         )
     return float(value)
@@ -43,25 +43,22 @@ def _check_value(best: KeepBest, value: float | None) -> float:
 
 @dataclass(frozen=True)
 class FinalWeights:
-    """Where the weights of the final model come from. A report has it as ``training.final_weights``."""
+    """The origin of the final model's weights. Reports contain it as ``training.final_weights``."""
 
     steps: tuple[int, ...]
-    """The step, or the steps whose checkpoints are averaged."""
+    """The step, or several steps whose checkpoints are averaged."""
     selected_on: str | None = None
     """The set whose scores chose the weights. None if no scores were used."""
     metric: str | None = None
     """The metric that was compared."""
     value: float | None = None
-    """Its value for the chosen weights, on the clips that were scored while training."""
+    """Value of the metric for the chosen weights, on the clips that were scored during training."""
     num_evaluations: int = 0
-    """Number of weights that were compared."""
+    """Number of evaluations that were compared."""
     stopped_early: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry ``final_weights`` of a report's training section.
-
-        There is none if the weights are simply those of the last step.
-        """
+        """Return the entry ``final_weights`` of a report's training section. Empty for the weights of the last step."""
         if self.selected_on is None and len(self.steps) == 1:
             return {}
         return {"final_weights": {**asdict(self), "steps": list(self.steps)}}
@@ -70,8 +67,8 @@ class FinalWeights:
 class Selection:
     """Follows the evaluations of a run (``training.keep_best``) and chooses the final weights.
 
-    Its state is in :class:`Progress`, so it is saved in every checkpoint. Steps that are repeated after a kill repeat
-    their evaluations.
+    Its state is in :class:`Progress`, and thus in every checkpoint. If steps are repeated after a kill, so are their
+    evaluations.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -89,7 +86,7 @@ class Selection:
         return step % every == 0 or (self.best is not None and step == self._config.steps)
 
     def add(self, progress: Progress, scores: dict[str, Any]) -> dict[str, Any]:
-        """Count an evaluation of the current step. Return the values that the log has in addition to the scores."""
+        """Count an evaluation of the current step. Return the values to log in addition to the scores."""
         value = self._value(scores) if self.best else None
         progress.evaluated_step = progress.step
         progress.num_evaluations += 1
@@ -126,7 +123,7 @@ class Selection:
         return {progress.best_step, *self._averaged(progress.step)}
 
     def _averaged(self, last: int) -> tuple[int, ...]:
-        """Return the steps whose checkpoints are averaged after the last step. Without an average, only that step."""
+        """Return the steps whose checkpoints are averaged at the end, or only the last step if there is no average."""
         count = self._config.average_last
         planned = range(self._execution.checkpoint_every, last, self._execution.checkpoint_every)
         return (*planned[1 - count :], last) if count else (last,)
@@ -149,7 +146,7 @@ class Selection:
             evaluate: scores the model.
 
         Raises:
-            UserError: a checkpoint that is needed is missing or damaged.
+            UserError: a required checkpoint is missing or damaged.
         """
         last = progress.step
         averaged = self._averaged(last)

@@ -28,12 +28,12 @@ class _Entry:
 class FrameCache:
     """Frames of clips, found by a hash of their waveforms.
 
-    Each clip is encoded alone, so its frames do not depend on the other clips of a batch. Therefore training is the
-    same, bit for bit, whether frames come from the file or not. A continued run starts with an empty file. The file has
-    no name, so it also disappears if the process is killed.
+    Each clip is encoded alone, so its frames do not depend on its batch. Therefore training is bit-identical whether
+    frames come from the file or not. A continued run starts with an empty file. The file has no name, so it disappears
+    even if the process is killed.
 
-    If the file is full, the frames of further clips are not kept. Replacing others would not help, because each epoch
-    uses every clip once.
+    When the file is full, no more frames are kept. Replacing old frames would not help, because each epoch uses every
+    clip once.
 
     Args:
         encoder: a frozen encoder without dropout.
@@ -89,7 +89,7 @@ class FrameCache:
             self._file.seek(self._size)
             self._file.write(values.view(torch.uint8).numpy().tobytes())
             self._file.flush()
-        except OSError:  # the disk is full: training goes on with the frames that are kept
+        except OSError:  # the disk is full; training continues with the frames in the file
             self._limit_bytes = self._size
             return
         self._entries[key] = _Entry(self._size, values.shape, values.dtype)

@@ -22,7 +22,7 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
     """
     if device.type != "cuda":
         raise UserError(
-            f"execution.fused_cross_entropy needs a CUDA GPU, and the device is {device.type}; set it to false"
+            f"execution.fused_cross_entropy needs a CUDA GPU, but the device is {device.type}; set it to false"
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError(

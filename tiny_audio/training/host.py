@@ -34,18 +34,16 @@ class Host:
     price_per_hour: float | None
     """US dollars for all processes, from the table. None if unknown."""
     joules: Callable[[], float] | None
-    """Reads the energy meter of this process's device. Only differences between its values have a meaning.
-
-    None if the device has no meter.
-    """
+    """Reads the energy meter of this process's device. Only differences between values are meaningful. None if there is
+    no meter."""
 
     @classmethod
     def of(
         cls, device: torch.device, execution: ExecutionConfig, training: TrainingConfig, num_processes: int = 1
     ) -> Host:
-        """Take each figure from the settings if it is set there, otherwise from the table of GPUs.
+        """Take each figure from the settings, else from the table of GPUs.
 
-        If neither has the peak, it is measured, which takes a fraction of a second.
+        If neither has the peak, it is measured in a fraction of a second.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)
@@ -114,7 +112,7 @@ def nvml_meter(uuid: str) -> Callable[[], float] | None:
     Returns None if ``nvidia-ml-py`` is not installed, or if the GPU has no meter.
 
     Args:
-        uuid: identifies the GPU. An index is not enough, because NVML also counts GPUs that this process cannot use.
+        uuid: identifies the GPU. NVML's indices also count GPUs that this process cannot use.
     """
     try:
         import pynvml

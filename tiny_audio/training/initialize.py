@@ -84,8 +84,7 @@ class StartingPoint:
     def load_into(self, model: TinyAudioModel) -> None:
         """Copy the weights of the wanted parts.
 
-        If a part has no adapters in this model, the recipe may add new ones. The part may have merged adapters or
-        fully trained weights.
+        If a part has no adapters in this model, for example because they were merged, the recipe may add new ones.
 
         Raises:
             UserError: the adapters differ, or a tensor is missing, unexpected, or has another shape.
@@ -107,7 +106,7 @@ class StartingPoint:
         self._check_fits(saved, {name: model.get_parameter_or_buffer(target) for name, target in own.items()})
         for name, target in own.items():
             there, here = saved[name], model.get_parameter_or_buffer(target)
-            # Keep the higher precision: rounding to half precision could remove the small changes of merged adapters.
+            # Keep the higher precision, because half precision could round away the small changes of merged adapters.
             here.data = there.to(here.device, torch.promote_types(there.dtype, here.dtype))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -133,7 +132,7 @@ class StartingPoint:
                 continue
             settings = ", ".join(f"{key}: {value}" for key, value in _adapters(there).items())
             yield (
-                f"  {kind}.lora: that model has adapters ({settings}), and this recipe has "
+                f"  {kind}.lora: that model has adapters ({settings}), but this recipe has "
                 f"{'others' if here else 'none'}. Set {kind}.lora to the same values to train them further. Or merge "
                 f"them with `tiny-audio export {self.folder} DIR --merge-lora`, and start from DIR"
             )

@@ -36,7 +36,7 @@ class Amounts:
     flops: float = 0.0
     """FLOPs that the clips need, without padding."""
     joules: float = 0.0
-    """Joules measured since the previous step. 0 if there is no meter."""
+    """Joules since the previous step. 0 if there is no meter."""
 
     def __add__(self, other: Amounts) -> Amounts:
         return Amounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -58,12 +58,12 @@ class Ledger:
         self.progress, self._host, self._work, self._clock = progress, host, work, clock
         self._joules = host.joules() if host.joules else 0.0
         self._ended = clock()
-        # Checkpoints of older versions do not have the sums at the last line of the log.
+        # Checkpoints of older versions lack the sums at the last line of the log.
         if not progress.logged:
             progress.logged = self._sums()
 
     def amounts(self, batches: Sequence[Batch], skip_decoder: bool = False) -> Amounts:
-        """Return the amounts of this process's batches in a step, in which the decoder may have been left out."""
+        """Return the amounts of this process's batches in a step."""
         seconds = [length / SAMPLE_RATE for batch in batches for length in batch.lengths.tolist()]
         tokens = [len(row) for batch in batches for row in batch.targets]
         contexts = [len(row) for batch in batches for row in batch.contexts or [()] * len(batch.targets)]

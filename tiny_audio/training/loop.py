@@ -59,7 +59,7 @@ class Budget:
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
         """Return the current step of the learning rate schedule.
 
-        With a budget in seconds, it is proportional to the time of the steps so far.
+        With a budget in seconds, it is proportional to the time spent in steps.
         """
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)
@@ -73,7 +73,7 @@ class Step(Generic[BatchT]):
     batches: list[BatchT]
     result: StepResult
     wall_s: float
-    """Seconds from the wait for the batches to the end of the update."""
+    """Seconds from the start of the wait for the batches to the end of the update."""
 
 
 class Diverged(RunFailed):
@@ -148,7 +148,7 @@ class TrainingLoop(Generic[BatchT]):
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate(config, scheduled_step, settings["peak"])
         if self.world.size > 1:
-            # Seed every step anew, because a checkpoint may be continued with another number of processes.
+            # Seed every step, because a checkpoint may be continued with another number of processes.
             seed_all(_step_seed(config.seed, progress.step, self.world.rank))
         before = rng_state()
         try:

@@ -18,7 +18,7 @@ class MetricsLog:
     Args:
         run_dir: folder of the file.
         step: the step that training continues from. Rows of later steps are removed, because these steps run again.
-        trackers: what also gets the numbers. Their names are ``kind/name``.
+        trackers: they also receive the numbers, under names such as ``kind/name``.
     """
 
     def __init__(self, run_dir: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:

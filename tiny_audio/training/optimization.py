@@ -15,7 +15,7 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
     """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights. Weight decay applies to matrices only.
 
-    Each group has a ``peak`` learning rate: that of the part if it is set, otherwise that of the recipe.
+    Each group has a ``peak`` learning rate: the part's own, else the recipe's.
     """
     config = recipe.training
     return torch.optim.AdamW(

@@ -25,7 +25,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
         model: the model, on the CPU, the same in every process.
         device: the device of the shards.
     """
-    # Some layers return a view. An in-place operation on it would be wrong, but no model of this package does one.
+    # Some layers return a view. In-place operations on it would be wrong, but no model of this package uses them.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in _layers(model):
@@ -44,7 +44,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
-    """Run a forward and a backward pass in this context. Gradients are synchronized in the ``last`` one of a step."""
+    """Run a forward and a backward pass in this context. Gradients are synchronized in the ``last`` pass of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
@@ -67,8 +67,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-            # Restore PyTorch's default: after a forward pass, the outermost module is not resharded, because the
-            # backward pass needs it right away.
+            # Restore PyTorch's default: the outermost module is not resharded after a forward pass, because the
+            # backward pass needs it at once.
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 

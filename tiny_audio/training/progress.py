@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Position and sums of a training run. The order of clips is planned, so the data has no other state."""
+    """Position and sums of a training run. The data needs no other state, because the order of clips is planned."""
 
     step: int = 0
     """Number of finished optimizer steps, including skipped steps."""
@@ -21,7 +21,7 @@ class Progress:
     padded_s: float = 0.0
     tokens: int = 0
     wall_s: float = 0.0
-    """Seconds of all steps. A step lasts from the wait for its batches to the end of the update."""
+    """Seconds of all steps. A step includes the wait for its batches and ends with the update."""
     waited_s: float = 0.0
     """Seconds of ``wall_s`` in which training waited for batches."""
     beside_s: float = 0.0
@@ -33,24 +33,24 @@ class Progress:
     measured_j: float = 0.0
     """Joules measured by a meter."""
     rated_j: float = 0.0
-    """Estimate of the joules if there is no meter: the devices are assumed to always use their rated power."""
+    """Estimated joules if there is no meter, assuming that the devices always use their rated power."""
     peak_memory_bytes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     unaligned_clips: int = 0
     """Clips with more tokens than audio embeddings, which have no alignment loss. Counted once per epoch."""
     evaluated_step: int = 0
-    """The last step that was evaluated while training."""
+    """The last step that was evaluated during training."""
     num_evaluations: int = 0
-    """Number of evaluations while training."""
+    """Number of evaluations during training."""
     best_step: int = 0
     """Step of the best evaluation, if the recipe has ``training.keep_best``. 0 before the first evaluation."""
     best_value: float = 0.0
     """The value of the metric at ``best_step``."""
     evaluations_since_best: int = 0
     window_decoder_loss: float = 0.0
-    """Sum over all processes since the last line of the log, without skipped steps. The next four fields are similar
-    sums."""
+    """Sum over all processes since the last line of the log, without skipped steps. The same holds for the next four
+    fields."""
     window_ctc_loss: float = 0.0
     window_alignment_loss: float = 0.0
     window_tokens: int = 0

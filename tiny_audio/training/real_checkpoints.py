@@ -31,7 +31,7 @@ def check_recipe(recipe: Recipe) -> ContextLimits:
     """
     recipe = with_limits(recipe)
     taken = recipe.training.init_from
-    # The decoder of ``init_from`` comes with its tokenizer.
+    # A decoder from ``init_from`` comes with its tokenizer.
     is_taken = taken is not None and "decoder" in (taken.parts or ("decoder",))
     if recipe.decoder.tokenizer is not None or is_taken:
         return ContextLimits(recipe)
@@ -102,7 +102,7 @@ def check_front_end(encoder: EncoderConfig) -> None:
     """
     found = read_json(encoder, "preprocessor_config.json")
     if found is None:
-        # A processor that was saved as a whole has this file instead.
+        # If the whole processor was saved, it has this file instead.
         processor = read_json(encoder, "processor_config.json") or {}
         found = processor.get("feature_extractor")
     for name, used in encoder.front_end().items():
@@ -114,7 +114,7 @@ def check_front_end(encoder: EncoderConfig) -> None:
                 else "choose a checkpoint with the usual front end"
             )
             raise UserError(
-                f"{encoder.name}: the preprocessor_config.json of {encoder.pretrained!r} has {name}: {said}, and the "
+                f"{encoder.name}: the preprocessor_config.json of {encoder.pretrained!r} has {name}: {said}, but the "
                 f"recipe's encoder uses {used}; {advice}"
             )
 
@@ -137,14 +137,14 @@ def fitting_prompt(recipe: Recipe, tokenizer: Any) -> tuple[Prompt, ContextLimit
     if lost:
         names = ", ".join(repr(tokenizer.convert_ids_to_tokens(index)) for index in lost)
         raise UserError(
-            f"prompt: the tokenizer of {recipe.decoder.pretrained!r} has {len(tokenizer):,} tokens and its model has "
-            f"embeddings for {rows:,}, and the prompt uses {names} beyond them; resize the embeddings and train these "
+            f"prompt: the tokenizer of {recipe.decoder.pretrained!r} has {len(tokenizer):,} tokens, but its model has "
+            f"only {rows:,} embeddings, and none for {names} in the prompt; resize the embeddings and train these "
             "tokens, or use a chat template without them"
         )
     limits = ContextLimits(recipe, len(ids) - 1)
     if limits.max_positions is not None and limits.needed > limits.max_positions:
         raise UserError(
-            f"decoder.{recipe.decoder.name}: {recipe.decoder.pretrained!r} has {limits.max_positions:,} positions, and "
+            f"decoder.{recipe.decoder.name}: {recipe.decoder.pretrained!r} has {limits.max_positions:,} positions, but "
             f"a clip of {limits.longest_training_s:g} s can need {limits.needed:,}: {limits.prompt} of the prompt, "
             f"{limits.audio} audio embeddings and generation.max_new_tokens {recipe.generation.max_new_tokens}; lower "
             "data.max_duration_s or max_new_tokens, shorten the prompt, or merge more frames in the projector"

@@ -47,7 +47,7 @@ class StopSignal:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        # Code that handles every Exception of a library may report the stop as an error in a file.
+        # Library code that catches every Exception may have turned the stop into an error about a file.
         cause: BaseException | None = error if isinstance(error, UserError) else None
         while cause is not None and not isinstance(cause, Stopped):
             cause = cause.__cause__ or cause.__context__
@@ -59,7 +59,7 @@ class StopSignal:
         """Defer signals. The caller checks :attr:`requested` between steps.
 
         Args:
-            lost: returns a text about the work that is lost by exiting at once.
+            lost: returns a text about the work that would be lost by exiting at once.
         """
         self._lost = lost
         try:

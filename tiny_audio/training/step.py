@@ -35,7 +35,7 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        """Whether losses and gradient norm are finite. Only then were the weights updated."""
+        """Whether losses and gradient norm are finite. If not, the weights were not updated."""
         return all(map(math.isfinite, (self.decoder_loss, self.ctc_loss, self.alignment_loss, self.gradient_norm)))
 
 
@@ -92,7 +92,7 @@ def take_step(
     """
 
     def differentiate() -> StepResult:
-        # This is a function, so that the scores and their graphs are freed before the update.
+        # In a function, so that the scores and their graphs are freed before the update.
         decoder_losses, ctc_losses, alignment_losses, unaligned = [], [], [], []
         for index, forward in enumerate(forwards):
             with synchronizing(model, index == len(forwards) - 1):

@@ -1,4 +1,4 @@
-"""Where numbers are shown as curves: TensorBoard, and Weights & Biases if the recipe names a project."""
+"""Trackers show a run's numbers as curves: TensorBoard, and Weights & Biases if the recipe names a project."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """Sends points to Weights & Biases. Its variables, such as ``WANDB_MODE`` and ``WANDB_ENTITY``, work as usual.
 
-    No failure ends the run. If the service does not answer or nobody is logged in, the points are written to the run's
-    subfolder ``wandb/``, and ``wandb sync`` sends them later. A continued run continues its curves.
+    Failures never end the run. If the service does not respond or nobody is logged in, the points are written to the
+    run's subfolder ``wandb/``, and ``wandb sync`` can send them later. A continued run continues its curves.
 
     Args:
         project: the project.
@@ -76,7 +76,7 @@ class WeightsAndBiases:
             self._run = self._open(project, run_dir, config)
         except TinyAudioError:  # a signal
             raise
-        except Exception as error:  # of the network, the account, the service's process, …
+        except Exception as error:  # the network, the account, or the service's process may fail
             self._give_up(error)
 
     def _open(self, project: str, run_dir: Path, config: dict[str, Any]) -> Any:
@@ -114,7 +114,7 @@ class WeightsAndBiases:
             )
             wandb.teardown()  # releases the id
             run = wandb.init(**options, mode="offline")
-        # Steps that run again after a kill have points already. With a metric for the step, they may come again.
+        # Steps that are repeated after a kill already have points. Points of a custom step metric may be repeated.
         run.define_metric("*", step_metric="step")
         return run
 
@@ -139,7 +139,7 @@ class WeightsAndBiases:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         self._note(
-            f"Weights & Biases failed ({_line(error)}); the run goes on without it. `wandb sync` may send the rest."
+            f"Weights & Biases failed ({_line(error)}); the run continues without it. `wandb sync` may send the rest."
         )
 
 

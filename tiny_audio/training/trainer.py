@@ -68,7 +68,7 @@ class Trainer:
         callback: receives the progress.
         evaluate: scores the model during training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
             process, or in all processes if the model is sharded.
-        work: computes the FLOPs of clips for the ledger. If None, FLOPs are not counted.
+        work: computes the FLOPs of clips. If None, FLOPs are not counted.
         world: the processes.
     """
 
@@ -101,7 +101,7 @@ class Trainer:
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
             # Buffers do not change in training, because batch norms are frozen.
-            # In some steps, no gradient reaches the decoder's adapters.
+            # In steps without the decoder, its adapters get no gradient.
             unused = recipe.alignment is not None and recipe.alignment.alone_steps is not None
             self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
@@ -147,7 +147,7 @@ class Trainer:
                 self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
-                # Closing fails if the disk is full. Then an earlier write has already failed and was reported.
+                # Closing fails if the disk is full, but then an earlier write has already reported it.
                 with suppress(OSError):
                     self._metrics.close()
         return self.progress
@@ -178,7 +178,7 @@ class Trainer:
         )
         try:
             if self._selection.best and self._selection.is_due(progress):
-                self._monitor()  # an error ended an earlier start after this step and before its evaluation
+                self._monitor()  # an earlier start ended after this step, but before its evaluation
             steps = loop.steps(batches)
             while not self._selection.stops_early(progress) and (step := next(steps, None)):
                 self._after_step(step)
@@ -202,7 +202,7 @@ class Trainer:
         except OutOfMemory as error:
             raise self._out_of_memory(error) from error
         except UserError as error:
-            # All processes raise this error, between steps.
+            # All processes raise this error between steps.
             self._save()
             if isinstance(error, LoadingFailed):
                 raise self.world.printed_by_main(LoadingFailed(f"{error}\n{self._kept()}")) from error
@@ -263,11 +263,11 @@ class Trainer:
         return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
 
     def _usable_again(self) -> list[str]:
-        """Read dropped clips again if there were too many of them. Return the ids of the clips that are usable now."""
+        """If too many clips were dropped, read them again. Return the ids of the clips that are usable now."""
         ids = self._dropped.over_ceiling()
         if not ids:
             return []
-        self.callback.note(f"{len(ids)} clips could not be used, which is too many. They are read again.")
+        self.callback.note(f"{len(ids)} clips could not be used, which is too many; reading them again")
         usable = usable_again(self.clips, ids, self.target_encoder)
         if usable:
             self._dropped_log.remove(set(usable))
@@ -347,7 +347,7 @@ class Trainer:
         """Score the model. All processes return the scores of the main process."""
         self.bare_model.eval()
         if self.is_sharded:
-            # All processes must run the same passes, because a sharded model counts them to know what to gather.
+            # All processes must run the same passes, because each pass of a sharded model is a collective.
             with gathered(self.bare_model):
                 own = self.world.collective(self._scores)
             scores = self.world.broadcast_from_main(lambda: own)
@@ -358,7 +358,7 @@ class Trainer:
 
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None
-        # Frozen parts in bf16 and trainable parts in fp32 work together only under autocast.
+        # A model with frozen parts in bf16 and trainable parts in fp32 needs autocast.
         compiled = self.recipe.execution.compile
         with autocast(self.config.precision, self.device), uncompiled() if compiled else nullcontext():
             return self.evaluate(self.bare_model)
@@ -380,12 +380,12 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
-        """Return the part of a message that states which work is kept by a stop between steps."""
+        """Return the part of a message about the work that is kept."""
         step = self.progress.step
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Return the part of a message that states which work is lost by an exit within a step or while saving."""
+        """Return the part of a message about the work that is lost by an exit within a step or while saving."""
         if self._saved_step:
             return f"everything after step {self._saved_step} is lost; the same command continues from there"
         return "no step is saved; the same command starts from the beginning"

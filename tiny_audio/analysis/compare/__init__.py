@@ -39,7 +39,7 @@ class Comparison:
 
     @property
     def baseline(self) -> str:
-        """Name of the variant with which the other variants are compared."""
+        """Name of the variant that the others are compared with."""
         return self.variants[0].name
 
     @property

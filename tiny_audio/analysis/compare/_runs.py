@@ -99,7 +99,7 @@ class Variant:
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read the runs. Each run is named by the shortest end of its path that is unique.
+    """Read the runs. The name of a run is the shortest unique end of its path.
 
     If a folder is given more than once, a number is added to the name.
     """
@@ -139,7 +139,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     """Pair the rows of all runs. Paired rows have the same id, reference and duration.
 
     Args:
-        common: use only the utterances that all runs have. If this is not set, different utterances are an error.
+        common: use only the utterances that all runs have. Otherwise, different utterances are an error.
 
     Returns:
         the rows of each run, in the same order, and the number of utterances that were left out.
@@ -155,7 +155,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     left_out = len(set().union(*tables)) - len(ids)
     if not ids:
         raise UserError(
-            f"{set_name}: no utterance with the same reference and length is in all of these runs; score them on the "
+            f"{set_name}: these runs have no utterance in common with the same reference and length; score them on the "
             "same clips"
         )
     if left_out and not common:
@@ -169,7 +169,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
 
 
 def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
-    """Yield warnings if the runs may have been scored on different audio, even though their utterances agree.
+    """Yield warnings if runs may have been scored on different audio, although their utterances are the same.
 
     Args:
         set_name: the name of the set.
@@ -192,7 +192,7 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
         if run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (
                 f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
-                "references and lengths of the clips agree; other clips of the set, or its revision, differ"
+                "references and lengths of the compared clips agree; other clips of the set, or its revision, differ"
             )
 
 

@@ -50,7 +50,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """Sentences on which the first run of a variant differs from that of the baseline. Large changes come first."""
+    """Sentences on which the first runs of a variant and of the baseline differ. Large changes come first."""
 
     name: str
     num_improved: int
@@ -177,7 +177,7 @@ def _changed(paired: PairedSet, index: int) -> Changed:
     words = paired.aligned.words
 
     def most(sign: int) -> list[Sentence]:
-        # Among sentences with equal gains, short ones come first: the gain is a larger share of their words.
+        # Among sentences with equal gains, short ones come first, because the gain is a larger share of their words.
         chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
         chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
         return [

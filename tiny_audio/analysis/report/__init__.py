@@ -53,7 +53,7 @@ def render_report(
         hypotheses: the rows of each set, with ``id``, ``text`` and ``pred_text``. They may also have ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
         read_audio: a function that returns the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or the reason why there
-            is none. It is called for a few rows of each set. The clips are embedded in the page.
+            is none. It is called for the few rows of each set whose clips are embedded in the page.
 
     Raises:
         UserError: a set's ``normalizer`` is unknown.
@@ -130,8 +130,8 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
     )
     charts = [
         line_chart("Training loss", loss, may_be_log=True),
-        line_chart("Word error rate while training", wer, _share),
-        line_chart("Bits per token from the audio while training", bits),
+        line_chart("Word error rate during training", wer, _share),
+        line_chart("Bits per token from the audio during training", bits),
         line_chart("Learning rate", [Series("learning rate", _points(train, "learning_rate"))]),
         line_chart("Gradient norm", [Series("gradient norm", _points(train, "gradient_norm"))], may_be_log=True),
         line_chart("Hours of audio per hour", [Series("throughput", _points(train, "audio_hours_per_hour"))]),
@@ -192,7 +192,7 @@ def _resampled(values: Mapping[str, Any]) -> str:
 
 
 def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per part. Parts that are only in ``parameters``, such as a CTC head, come last."""
+    """Return one row per part. Parts that occur only in ``parameters``, such as a CTC head, come last."""
     rows = [dict(part) for part in report.get("parts") or ()]
     known = {row.get("part") for row in rows}
     for name, sizes in (report.get("parameters") or {}).items():

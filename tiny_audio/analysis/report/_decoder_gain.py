@@ -1,4 +1,4 @@
-"""The section of a run's page that compares the model with the encoder's own recognizers."""
+"""The section of a run's page that compares the model with recognizers that use the encoder without the decoder."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def decoder_gain(entries: Sequence[Mapping[str, Any]]) -> list[Markup]:
         for entry in entries
     ]
     note = (
-        "The encoder's own recognizers are the model's CTC head, and the recognizer that the encoder's checkpoint was "
-        "published as, which this run has not trained. Both systems of a comparison have the same clips and the same "
-        "normalizer. FLOPs are per second of audio, and time is the median for one clip that is transcribed alone "
+        "The model is compared with its own CTC head and with the encoder's published checkpoint, which this run has "
+        "not trained. Both systems of a comparison have the same clips and the same normalizer. FLOPs are per second "
+        "of audio. The time is the median for one clip that is transcribed alone "
         f"({_timed(entries)} clips of each set)."
     )
     return [

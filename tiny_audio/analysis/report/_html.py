@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 DASH = "–"
 
-# A page must not load external content. All content is escaped, and in addition, this policy blocks requests.
+# A page must not load external content. All content is escaped. This policy also blocks requests.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
@@ -68,7 +68,7 @@ def page(title: str, *body: object) -> str:
 
 
 def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) -> Iterator[Markup]:
-    """Yield a list of links, then the elements ``between``, then the sections. Sections without content are omitted."""
+    """Yield links to the sections, the elements ``between``, and the sections. Sections without content are omitted."""
     present = [(title, content) for title, content in parts if content]
     yield tag("nav", *(tag("a", title, href=f"#section-{index}") for index, (title, _) in enumerate(present)))
     yield join(between)

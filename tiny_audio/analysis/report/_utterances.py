@@ -13,7 +13,7 @@ from tiny_audio.analysis.scoring import Alignment, Normalizer, align, confusions
 
 _NUM_WORST = 10
 _NUM_RANDOM = 3
-_NUM_AUDIBLE = 5  # how many of the worst utterances have audio; each clip adds a few hundred kilobytes to the page
+_NUM_AUDIBLE = 5  # number of the worst utterances that get audio; a clip adds a few hundred kilobytes to the page
 _NUM_CONFUSIONS = 12
 _MAX_PAIRS = 300  # maximum number of word pairs shown; a looping hypothesis can have thousands of words
 

@@ -13,7 +13,7 @@ from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 MAX_CLIP_BYTES = 2 << 20
 """Maximum size of a clip that is embedded in a page: about one minute of FLAC at 16 kHz."""
 MAX_PAGE_BYTES = 24 << 20
-"""Maximum size of all clips of a page together. Base64 encoding then makes them a third larger."""
+"""Maximum total size of a page's clips, before Base64 encoding makes them a third larger."""
 
 FULL = "no audio: the page is full"
 NOT_CACHED = "no audio: the clip is not in the cache of its data set"

@@ -1,12 +1,12 @@
 """Raw hypotheses -> scores and verdicts, without a model, audio or torch.
 
-A target, which is one system's file of hypotheses, is scored on the clips for which it has a hypothesis. A failed clip
-(see :data:`Row`) affects only the failure rate, so read WER and failure rate together. If there are several targets,
-the first is the baseline, and each is scored only on the clips for which every target has a hypothesis. Verdicts follow
-the rule of :mod:`tiny_audio.analysis.comparison`.
+A target is one system's file of hypotheses. It is scored on the clips for which it has a hypothesis. Failed clips (see
+:data:`Row`) affect only the failure rate, so read WER and failure rate together. If there are several targets, the
+first is the baseline, and only clips for which every target has a hypothesis are scored. Verdicts follow the rule of
+:mod:`tiny_audio.analysis.comparison`.
 
     ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. 100 means a hundred
-    times faster than real time. Programs differ in the steps that are included in a row's ``time``.
+    times faster than real time. What a row's ``time`` includes depends on the program that wrote it.
 """
 
 from __future__ import annotations

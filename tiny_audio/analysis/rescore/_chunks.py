@@ -1,4 +1,4 @@
-"""Join the chunks of recordings that were transcribed in chunks, but have one reference per recording.
+"""Join chunks that were transcribed separately, but share the reference of their recording.
 
 The set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard is an example. Each row has the id of the recording in
 ``parent_id``, a ``chunk_index``, and the reference of the whole recording.

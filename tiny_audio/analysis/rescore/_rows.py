@@ -59,7 +59,7 @@ class Target:
 
 
 def read_targets(paths: Sequence[Path]) -> list[Target]:
-    """Read the files. Each target is named by the shortest end of its path that is unique.
+    """Read the files. The name of a target is the shortest unique end of its path.
 
     Raises:
         UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; or a clip or a
@@ -68,7 +68,7 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
     absolute = [Path(os.path.abspath(path)) for path in paths]
     twice = next((path for index, path in enumerate(paths) if absolute[index] in absolute[:index]), None)
     if twice is not None:
-        raise UserError(f"{twice} is given twice; give each file of hypotheses once")
+        raise UserError(f"{twice} is given twice; give each file only once")
     whole = [path.with_suffix("") if path.suffix in (".jsonl", ".json") else path for path in absolute]
     if len(set(whole)) < len(whole):
         whole = absolute
@@ -123,12 +123,12 @@ def _row(line: str, location: str) -> Row:
         raise UserError(
             f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add it"
         )
-    # The same file name may be in different Unicode forms on different computers.
+    # The same file name may have different Unicode forms on different computers.
     row["id"] = unicodedata.normalize("NFC", str(row["id"] if row["id"] is not None else row["audio_filepath"]))
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
         if isinstance(row[key], str):
-            # Programs that shorten texts can leave half of a surrogate pair, which cannot be encoded.
+            # Programs that truncate texts can leave half of a surrogate pair, which cannot be encoded.
             row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if key == "text":
                 row[key] = unicodedata.normalize("NFC", row[key])
@@ -187,7 +187,7 @@ def common_ids(targets: Sequence[Target]) -> list[str]:
             for target, rows in zip(targets, answered, strict=True)
         )
         raise UserError(
-            f"there is no clip for which {'each target' if len(targets) > 1 else targets[0].name} has a hypothesis "
+            f"there is no clip for which {'every target' if len(targets) > 1 else targets[0].name} has a hypothesis "
             f"({listed}); clips are matched by `id`, or else by `audio_filepath`"
         )
     return ids

@@ -72,8 +72,8 @@ MIN_BOOTSTRAP = 100
 class Score(Config):
     """Pooled error rates of one set: the errors of all utterances divided by the words of all references.
 
-    Every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts is an attribute. The
-    fields below are declared because code reads them by name.
+    Every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts is an attribute.
+    Fields that code reads by name are declared below.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -140,9 +140,9 @@ def score(
         normalizer: the normalizer of references and hypotheses.
         num_bootstrap: number of resamples for the interval.
         seed: seed of the resampling.
-        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together, because
-            their errors are correlated. Without groups, the interval is too narrow. An utterance whose label is
-            ``None`` is a group of its own.
+        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together. Their errors
+            are correlated, so the interval would be too narrow without groups. An utterance with the label ``None`` is
+            a separate group.
         cost: the costs of edits. None uses the normalizer's costs.
         durations_s: duration of each utterance in seconds, or None if it is unknown. Rates per hour need it.
 
@@ -254,7 +254,7 @@ def score_set(
     return entry
 
 
-_normalizer = normalizer  # for functions that have an argument with this name
+_normalizer = normalizer  # for functions with an argument of this name
 
 
 def _check(

@@ -30,7 +30,7 @@ class Alignment:
 
     pairs: tuple[Pair, ...]
     num_joined: int = 0
-    """Number of reference words that do not count, because they were joined to another word (cost ``joined``)."""
+    """Number of reference words that are not counted, because they were joined to another word (cost ``joined``)."""
 
     @property
     def hits(self) -> int:
@@ -54,7 +54,7 @@ class Alignment:
 
     @property
     def substitutions(self) -> int:
-        """Number of reference words for which the hypothesis has another word."""
+        """Number of reference words that are replaced by another word in the hypothesis."""
         return self.errors - self.deletions - self.insertions
 
     @property

@@ -53,8 +53,8 @@ def check_scorer(cost: Cost) -> None:
         scorer(cost)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"scoring with the cost {cost!r}, which normalizers of the Open ASR Leaderboard use, needs the package "
-            "kaldialign: pip install kaldialign (it needs a C++ compiler where PyPI has no wheel)"
+            f"the cost {cost!r}, which normalizers of the Open ASR Leaderboard use, needs the package kaldialign: pip "
+            "install kaldialign (this needs a C++ compiler if PyPI has no wheel for your platform)"
         ) from None
 
 
@@ -105,8 +105,8 @@ def compound_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[
 def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[Pair], int]:
     """Join words where the two texts differ only in spaces, then align them with :func:`compound_pairs`.
 
-    Return the pairs, and the number of reference words that do not count because they were joined to another word. The
-    pairs contain all reference words, so that systems can be compared word by word.
+    Return the pairs, and the number of reference words that are not counted because they were joined to another word.
+    The pairs contain all reference words, so that systems can be compared word by word.
     """
     groups: list[list[str]] = []
     words: list[str] = []
@@ -170,11 +170,10 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
 def _choices(
     reference: NDArray[np.int64], hypothesis: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return two tables of bits, packed eight per byte: cells that are reached diagonally, or by an insertion.
+    """Return two tables of bits, packed eight per byte: which cells are reached diagonally, and which by an insertion.
 
-    In a row, each cell depends on the cell to its left, because of insertions. To compute a row with vector operations,
-    the cost of inserting every word up to a cell (``ramp``) is subtracted from that cell. A running minimum then gives
-    the row.
+    Because of insertions, each cell of a row depends on the cell to its left. To compute a row with vector operations,
+    subtract from each cell the cost of inserting all words up to it (``ramp``), and take the running minimum.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

@@ -43,7 +43,7 @@ _JOINED = {
         )
     },
 }
-"""Words, each with the phrases that it replaces."""
+"""Words, each with the phrases that are replaced by it."""
 
 _SPELLING = {**SPELLING, "etcetera": "etc", "flyer": "flier", "kay": "okay", "ok": "okay"}
 
@@ -68,7 +68,7 @@ sherry: cheri sheri sherrie; simon: symon; stacy: stacey stacie; steven: stephen
 teresa: theresa; terry: terri; thomas: tomas; toby: tobey; tony: toni; tracy: tracey tracie; veronica: veronika;
 victor: viktor; victoria: viktoria; walter: walther; yousef: yusef yusuf; zach: zak; zachary: zachery zackary
 """
-"""Given names, each with the variants that it replaces."""
+"""Given names, each with the variants that are replaced by it."""
 
 
 def leaderboard_rule() -> Callable[[str], str]:
@@ -85,8 +85,8 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls the next two functions one after the other. Words are joined before the first function. Names
-    # are replaced and letters are joined in the second function.
+    # The package calls the next two functions in a row. Join words before the first one. Replace names and join letters
+    # in the second one.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(
         [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]

@@ -5,8 +5,7 @@ It uses the package ``whisper-normalizer``. The rules differ from Whisper's Engl
 
 - An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard also has rules for letters separated by spaces and for letters followed by "'s". These rules are included
-  but seldom apply.
+  leaderboard's rules for letters separated by spaces and for letters followed by "'s" are included, but seldom apply.
 - kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 
@@ -73,7 +72,7 @@ def leaderboard_2025_rule() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
-    # A pattern that matches nothing. _FIRST has removed the fillers. An "um" that remains is the abbreviation "u.m.".
+    # A pattern that matches nothing: _FIRST has removed the fillers, so a remaining "um" is the abbreviation "u.m.".
     whisper.ignore_patterns = r"(?!)"
     for word in NOT_WRITTEN_OUT:
         del whisper.replacers[rf"\b{word}\b"]

@@ -1,6 +1,6 @@
 """The table of metrics shown in the terminal, JSON, HTML pages and model cards.
 
-To add a metric, add one :class:`Metric` to :data:`METRICS`. Read the table through the functions below.
+To add a metric, add one :class:`Metric` to :data:`METRICS`. Other modules read the table through the functions below.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Metric:
     is_failure: bool = False
     """Whether the metric counts failures. The terminal lists failures below the table, unless their value is 0."""
     has_line: bool = False
-    """Whether the terminal shows the metric on a line below the table, because the table has no room for it."""
+    """Whether the terminal shows the metric below the table, which has no room for it."""
 
     def text(self, value: float | None) -> str:
         """Format a value. None becomes an empty string."""
@@ -202,7 +202,7 @@ def metric_columns(
     grouped_by: str | None = None,
     all_metrics: bool = True,
 ) -> Iterator[Column]:
-    """Yield the columns of every metric for which any of the ``entries`` has a value, and of its intervals.
+    """Yield the columns of every metric for which any of the ``entries`` has a value, with its intervals.
 
     Args:
         entries: the scores of each row, by key.

@@ -1,9 +1,9 @@
 """The statistics of a comparison: intervals and p-values over utterances and over seeds.
 
 A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the training seed.
-Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. There are too
-few seeds for resampling: with three seeds, two variants with equal distributions would be called different in one of
-ten cases. So the variation between seeds is drawn from the t distribution of Welch's test.
+Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are too
+few to be resampled: with three seeds, this would find a difference between equal variants in one of ten cases. So the
+variation between seeds is drawn from the t distribution of Welch's test.
 
 A difference is the other variant's rate minus the baseline's rate. If it is below 0, the other variant is better. The
 module :mod:`tiny_audio.analysis.comparison` turns these statistics into a verdict.
@@ -153,10 +153,9 @@ def difference_p_value(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p-values of a family of comparisons for the number of comparisons. Return them in the same order.
 
-    This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). If adjusted values below 0.05 are
-    called differences, at most 5 % of families contain a false difference. For the smallest p-value, the correction is
-    the same as Bonferroni's. For other p-values, it is less strict. It remains valid if the comparisons depend on each
-    other.
+    This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). With a threshold of 0.05 for
+    adjusted values, at most 5 % of families contain a false difference. For the smallest p-value, the correction equals
+    Bonferroni's. For other p-values, it is less strict. It is also valid if the comparisons depend on each other.
     """
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -188,8 +187,8 @@ def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[f
 
     The spread of a variant with one seed cannot be measured. The pooled spread of the other variants is used instead.
 
-    The spread between seeds also contains random variation of utterances, which resampling already covers. This part is
-    counted twice, which makes the test slightly too strict.
+    The spread between seeds includes random variation of utterances, which resampling also covers. This part is counted
+    twice, which makes the test slightly too strict.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
         (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)
