@@ -10,14 +10,19 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from tests.conftest import changed, tiny_recipe, write_clips
 from tests.support.models import assemble
 from tests.support.processes import finish, fork
+from tests.support.training import RecordingCallback
+from tiny_audio.commands.run import Run
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.model.context import ContextSettings
+from tiny_audio.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +86,45 @@ def test_context(tmp_path: Path) -> None:
     assert "other words against no list, in points: rare words " in printed
     assert "| loud noise, filters | " in printed
     assert printed.strip() in page.read_text()
+
+
+@pytest.mark.slow
+def test_open_vocabulary(tmp_path: Path) -> None:
+    """The first step is without the decoder, so only the projector's own text is scored."""
+    document = changed(
+        tiny_recipe(write_clips(tmp_path / "data", 6).parent),
+        alignment={"alone_steps": 1},
+        training__steps=2,
+        training__warmup_steps=0,
+        execution__checkpoint_every=1,
+        execution__keep_checkpoints=2,
+        generation__max_new_tokens=5,
+        data__evaluation={},
+    )
+    Run(Recipe.model_validate_json(json.dumps(document)), "run", tmp_path / "run", RecordingCallback()).complete()
+    kept, image = tmp_path / "kept.jsonl", tmp_path / "plot.svg"
+    data = ["--data", str(tmp_path / "data/manifest.jsonl"), "--clips", "4", "--kept", str(kept), "--plot", str(image)]
+    printed = run_in_a_fork("benchmarks/open_vocabulary.py", f"first={tmp_path / 'run'}:1,2", *data)
+    assert printed.count("| first | ") == 2
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [("wer" in row, "projector_wer" in row) for row in rows] == [(False, True), (True, True)]
+    assert image.read_text().count("<circle") == 2 + 1 + 1, "the projector's rates, a rate, and the bits"
+
+
+def test_text_of_embeddings_and_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks/open_vocabulary.py"))
+    model, tokenizer = assemble()
+    one, two = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ("n", "x"))
+    audio = model.decoder.embed(torch.tensor([one, one, one, two])).detach()
+    audio[2] *= -1  # like no token
+    assert script["read"](model, tokenizer, audio, [one, two], 0.5) == tokenizer.decode([one, two])
+    rows = [{"name": "a<b", "step": 1, "set": "s", "clips": 2, "measured": 2, "hours": 0.5, "minutes": 3.0}]
+    rows += [{**rows[0], "wer": 0.25, "wer_interval": (0.2, 0.3)}]
+    assert script["shown"](rows[0])[-3:] == ("", "", "")
+    assert script["shown"](rows[1])[-3:] == ("25.0 % [20.0, 30.0]", "", "")
+    image = ElementTree.fromstring(script["plot"](rows, "s"))
+    assert [element.text for element in image.iter("{http://www.w3.org/2000/svg}title")] == ["a<b"]
 
 
 @pytest.mark.slow
