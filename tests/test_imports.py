@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -117,6 +118,12 @@ def is_private(name: str) -> bool:
 
 
 NAMES = [name for name in modules() if name]
+
+
+def test_the_code_map_lists_every_entry_in_this_order() -> None:
+    rows = re.findall(r"^\| (`.*`) \|", (ROOT.parent / "docs" / "code_map.md").read_text(), re.MULTILINE)
+    listed = [name.removesuffix(".py").rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert listed == ORDER
 
 
 def test_the_order_lists_the_first_level_exactly() -> None:

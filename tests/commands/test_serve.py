@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 import pytest
@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from tests.commands.conftest import Output
 from tests.commands.transcribing import call as transcribe
-from tests.support.processes import Process, begin, finish
+from tests.support.processes import Process, begin, finish, wait_until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,6 +34,14 @@ def running(*arguments: object) -> Iterator[tuple[Process, str]]:
             yield process, found[1]
         finally:
             process.kill()
+
+
+def is_listening(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def ask(address: str, clip: Path, key: str = "none") -> Any:
@@ -64,10 +72,10 @@ def test_ctrl_c_ends_it_and_a_second_one_at_once(place: Path) -> None:
         with socket.create_connection((host, int(port))) as connection:
             head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
             connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
-            time.sleep(0.3)
+            metrics = f"{address}/metrics"
+            assert wait_until(process, lambda: b"\ntiny_audio_active_requests 1.0" in urlopen(metrics).read())
             process.send_signal(signal.SIGINT)
-            time.sleep(0.5)
-            assert process.poll() is None  # a request is running
+            assert wait_until(process, lambda: not is_listening(host, int(port))), "a request is running"
             process.send_signal(signal.SIGINT)
             code, _, err = finish(process)
     assert code == 3

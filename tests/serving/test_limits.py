@@ -6,7 +6,6 @@ import json
 import logging
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -152,11 +151,9 @@ def test_large_uploads_are_refused_while_they_arrive(limited: Served, is_stated:
 def test_long_recordings_are_refused_however_small_the_file(limited: Served) -> None:
     bomb = encoded(np.zeros(600 * 16_000, np.float32), "FLAC")
     assert len(bomb) < LIMITS.max_upload_bytes
-    started = time.monotonic()
     with pytest.raises(openai.BadRequestError) as caught:
         ask(limited, bomb)
     assert caught.value.code == "too_long"
-    assert time.monotonic() - started < 5
 
 
 def test_slow_uploads_end(limited: Served) -> None:
@@ -165,22 +162,27 @@ def test_slow_uploads_end(limited: Served) -> None:
     assert (status, body["error"]["code"]) == (408, "upload_timeout")
 
 
-def test_silent_clients_are_not_waited_for(limited: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_clients_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "IDLE_S", 0.05)
-    started = time.monotonic()
-    with connected(limited, HEAD, length=100_000) as connection:
+    limits = Limits(upload_timeout_s=600.0)
+    with serving(limits=limits) as server, connected(server, HEAD, length=100_000) as connection:
         assert answer(connection)[0] == 408
-    assert time.monotonic() - started < 0.9
 
 
 def test_slow_heads_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "HEAD_S", 0.05)
-    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        connection.sendall(b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost:")
-        assert connection.recv(1) == b""
-        with connected(server, HEAD, CLIP, END) as other:
-            time.sleep(0.15)
-            assert answer(other)[0] == 200
+    with serving() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(server_module, "HEAD_S", 0.05)
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+                connection.sendall(b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost:")
+                assert connection.recv(1) == b""
+        with connected(server, HEAD, CLIP, END) as running:
+            with held(server):
+                wait_until(lambda: _active(server) == 1)
+                (protocol,) = server.server.server_state.connections
+                for _ in range(2):  # as its timer does
+                    protocol.loop.call_soon_threadsafe(protocol._check)  # type: ignore[union-attr]
+            assert answer(running)[0] == 200
 
 
 def test_a_request_that_takes_too_long_is_given_up() -> None:

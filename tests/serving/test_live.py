@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-from tests.serving.servers import Served, serving, transcriber
+from tests.serving.servers import Served, serving, transcriber, wait_until
 from tests.support.models import assemble
 from tests.support.paths import ROOT, SHARED
 from tests.support.voice import Loudness, bursts
@@ -244,12 +244,12 @@ def test_streams_are_limited_and_ended_ones_do_not_count() -> None:
                 assert sent(first, END)[-1]["type"] == "done"
         with connected(server) as lost:
             assert json.loads(lost.recv())["type"] == "ready"
-        for _ in range(100):
+
+        def is_free() -> bool:
             with connected(server) as socket:
-                if json.loads(socket.recv())["type"] == "ready":
-                    return
-            time.sleep(0.02)
-        pytest.fail("a closed stream still counts")
+                return bool(json.loads(socket.recv())["type"] == "ready")
+
+        wait_until(is_free)
 
 
 def test_audio_that_comes_too_fast_has_to_wait() -> None:
@@ -365,11 +365,7 @@ def test_ffmpeg_ends_with_the_connection(server: Served) -> None:
     with connected(server, "?encoding=webm") as socket:
         socket.send(encoded(SPEECH, "webm")[:2000])
         assert json.loads(socket.recv())["type"] == "ready"
-    for _ in range(100):
-        if ffmpeg_children() == 0:
-            return
-        time.sleep(0.02)
-    pytest.fail("FFmpeg is still running")
+    wait_until(lambda: ffmpeg_children() == 0)
 
 
 def test_opus_without_ffmpeg_is_an_error(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,14 @@ def test_uploads_are_decoded_in_blocks() -> None:
         assert first + sum(map(len, blocks)) == ticket.samples == samples
 
 
+def test_a_recording_that_is_too_long_is_not_decoded_to_its_end() -> None:
+    limits, sizes = Limits(max_duration_s=20.0), list[int]()
+    file = io.BytesIO(encoded(torch.zeros(600 * 16_000).numpy(), "FLAC"))
+    with Admission(limits).enter() as ticket, pytest.raises(ApiError):
+        sizes.extend(len(block) for block in decode(file, limits, ticket, threading.Event()))
+    assert sum(sizes) < 150 * 16_000
+
+
 @pytest.mark.parametrize(("last", "error"), [("large", ApiError), ("slow", ApiError), ("gone", ClientDisconnect)])
 def test_files_of_incomplete_uploads_are_closed(
     last: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
