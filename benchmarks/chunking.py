@@ -5,8 +5,8 @@
 
 The clips are joined as they are, and with the pauses within and between them cut out, so that every chunk that reaches
 its maximum duration must be cut within speech. The recording is transcribed in chunks, with pauses by silero-vad and by
-loudness, with and without the durations of the training clips. Words that a cut loses or doubles are deletions and
-insertions beyond those of the clips one by one.
+loudness, with and without the durations of the training clips, and with cuts that the model chooses. Words that a cut
+loses or doubles are deletions and insertions beyond those of the clips one by one.
 
 It also measures how likely silero-vad finds speech and sounds without speech.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,23 +70,28 @@ def row(name: str, references: list[str], hypotheses: list[str], chunks: object 
 
 def recording(record: Record, recognizer: Transcriber, known: ClipDurations | None, title: str, clips: Clips) -> None:
     references, waves = [text for _, text in clips], [wave for wave, _ in clips]
-    rows = [row("one by one", references, texts(recognizer, waves))]
+    rows = [[*row("one by one", references, texts(recognizer, waves)), ""]]
     whole = torch.from_numpy(np.concatenate(waves))
-    for durations, learned in ((None, False), (None, True), (known, False), (known, True)):
-        if durations is None and known is None and learned:
-            continue
+    settings = [(None, False, False)]
+    if known is not None:
+        settings += [(None, True, False), (known, False, False), (known, True, False), (known, True, True)]
+    for durations, learned, recuts in settings:
         recognizer._model.config.clip_durations = None if durations is None else vars(durations)
         own = Transcriber(recognizer._model, recognizer._tokenizer)
+        own._recutter = own._recutter if recuts else None
         network, chunking.silero = chunking.silero, chunking.silero if learned else lambda: None
+        started = time.process_time()
         (result,) = own.transcribe([whole])
+        busy_s = time.process_time() - started
         chunking.silero = network
         name = f"{'silero-vad' if learned else 'loudness'}, {'known' if durations else 'unknown'} durations"
+        name += ", cuts by the model" if recuts else ""
         suppressed = sum(segment.suppressed is not None for segment in result.segments)
-        rows.append(row(name, references, [result.text], len(result.segments), suppressed))
+        rows.append([*row(name, references, [result.text], len(result.segments), suppressed), f"{busy_s:.1f}"])
     recognizer._model.config.clip_durations = None if known is None else vars(known)
     seconds = len(whole) / SAMPLE_RATE
     record.say(f"## {title}: {len(clips)} clips, {seconds:.0f} s\n")
-    record.table(["", "WER", "substituted", "deleted", "inserted", "chunks", "suppressed"], rows)
+    record.table(["", "WER", "substituted", "deleted", "inserted", "chunks", "suppressed", "processor seconds"], rows)
     rates = [float(str(cells[1]).rstrip("%")) for cells in (rows[0], rows[-1])]
     record.bar("WER at most twice that of the clips one by one", rates[1] <= MAX_WER_RATIO * rates[0])
 
@@ -139,6 +145,7 @@ def main() -> int:
     parser.add_argument("--manifest", type=Path, help="JSONL of clips; default: sentences of the quickstart")
     parser.add_argument("--clips", type=int, help="number of clips of the manifest")
     parser.add_argument("--clips-of", type=Path, help="JSONL of the training clips, if the export has no durations")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the sentences of the quickstart")
     parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()
     record = Record("Chunks of a recording without pauses", arguments.output)
@@ -147,7 +154,7 @@ def main() -> int:
     model.config.clip_durations = None if known is None else vars(known)
     recognizer = Transcriber(model, tokenizer)
     given = arguments.manifest
-    clips = sentences(NUM_SENTENCES, SEED) if given is None else from_manifest(given, arguments.clips)
+    clips = sentences(NUM_SENTENCES, arguments.seed) if given is None else from_manifest(given, arguments.clips)
     recording(record, recognizer, known, "Clips joined as they are", clips)
     dense = [(without_pauses(wave), text) for wave, text in clips]
     recording(record, recognizer, known, "Pauses cut out", dense)

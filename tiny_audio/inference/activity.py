@@ -142,6 +142,12 @@ class _Powers:
         return np.array([(rest**2).sum() / FRAME]) if len(rest) else rest
 
 
+def levels_of(waveform: Tensor) -> Levels:
+    """Return the level of each frame of a waveform ``[S]``. An incomplete last frame is padded with zeros."""
+    powers = _Powers()
+    return _decibels(np.concatenate([powers.add(waveform), powers.end()]))
+
+
 def _decibels(powers: Levels) -> Levels:
     return np.asarray(10 * np.log10(np.maximum(powers, 10 ** (_QUIETEST_DB / 10))))
 

@@ -15,6 +15,7 @@ from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.inference.chunking import Chunk, ChunkDurations, chunk_recording
 from tiny_audio.inference.filters import Reason, boost_quiet, filter_text, non_speech_reason
 from tiny_audio.inference.joining import Joiner
+from tiny_audio.inference.recutting import ModelScorer, Recutter
 from tiny_audio.inference.segments import Segment, Transcription
 from tiny_audio.inference.word_times import Spelling, align, evenly_spread, shifted
 from tiny_audio.model.context import ContextSettings, EncodedContext
@@ -72,7 +73,10 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._filter = filter_hallucinations
-        self._durations = _chunk_durations(model)
+        self._durations, self._recutter = _chunk_durations(model), None
+        if model.ctc_head is not None and model.clip_durations is not None:
+            limits = model.clip_durations.min_s, self.max_chunk_s
+            self._recutter = Recutter(ModelScorer(model, tokenizer, max_padded_s), *limits)
         self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
 
     @property
@@ -209,10 +213,13 @@ class Transcriber:
     def chunks(self, blocks: Iterable[Tensor]) -> Iterator[Chunk]:
         """Cut a recording into chunks that suit the model.
 
+        The model itself chooses cuts within speech, see :mod:`tiny_audio.inference.recutting`.
+
         Args:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
         """
-        return chunk_recording(blocks, self._durations, keep_pauses=not self._filter)
+        chunks = chunk_recording(blocks, self._durations, keep_pauses=not self._filter)
+        return chunks if self._recutter is None else self._recutter(chunks)
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
         """Yield pools, each with enough chunks for several batches.

@@ -1,0 +1,144 @@
+"""Cuts within speech that the model chooses."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.models import assemble
+from tiny_audio import ctc
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.activity import Loudness
+from tiny_audio.inference.chunking import Chunk, ChunkDurations, split_at_pauses
+from tiny_audio.inference.recutting import ModelScorer, Recutter, Score
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.inference.word_times import Spelling
+
+SHORTEST_S, LONGEST_S = 0.5, 3.0
+SENTENCES_S = [1.5, 2.1, 0.8, 2.6, 1.2, 1.9, 2.4, 1.1] * 4
+BAD, GOOD = 300.0, 1.0
+
+
+def speech() -> Tensor:
+    """Sentences without pauses. Each has a loudness of its own, a soft moment at its end and others within."""
+    parts = []
+    for index, seconds in enumerate(SENTENCES_S):
+        part = np.full(round(seconds * SAMPLE_RATE), 0.5 + 0.01 * index)
+        for softer in (0.2, 0.45, 0.7):
+            begin = round(softer * len(part))
+            part[begin : begin + 800] *= 0.4
+        part[-800:] *= 0.5
+        parts.append(part)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], sum(map(len, parts)))
+    return torch.from_numpy(np.concatenate(parts) * signs).float()
+
+
+class OneSentence:
+    """A scorer for which whole single sentences are good. Counts the calls and the waveforms."""
+
+    def __init__(self, always: float | None = None) -> None:
+        self.calls, self.waveforms, self._always = 0, 0, always
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> list[Score]:
+        self.calls, self.waveforms = self.calls + 1, self.waveforms + len(waveforms)
+        costs = [self._cost(waveform) if self._always is None else self._always for waveform in waveforms]
+        return [Score(cost, cost, 10) for cost in costs]
+
+    def _cost(self, waveform: Tensor) -> float:
+        levels, counts = torch.unique(waveform.abs().mul(100).round(), return_counts=True)
+        main = levels[(levels >= 50) & (counts > 1600)]
+        if len(main) != 1:
+            return BAD
+        wanted = SENTENCES_S[int(main) - 50] * SAMPLE_RATE
+        return GOOD if abs(len(waveform) - wanted) < 1600 else BAD
+
+
+def plain(waveform: Tensor) -> list[Chunk]:
+    durations = ChunkDurations(LONGEST_S, LONGEST_S, LONGEST_S / 2)
+    return list(split_at_pauses(waveform.split(5000), durations, Loudness()))
+
+
+def recut(chunks: list[Chunk], scorer: OneSentence) -> list[Chunk]:
+    return list(Recutter(scorer, SHORTEST_S, LONGEST_S)(chunks))
+
+
+def test_chunks_that_were_cut_within_sentences_are_cut_between_them() -> None:
+    waveform = speech()
+    before = plain(waveform)
+    assert any(chunk.overlap for chunk in before)
+    found = recut(before, OneSentence())
+    starts = np.cumsum([0.0, *SENTENCES_S[:-1]])
+    assert [chunk.start / SAMPLE_RATE for chunk in found] == pytest.approx(starts.tolist(), abs=0.1)
+    for chunk, following in itertools.pairwise([*found, None]):
+        end = chunk.start + len(chunk.waveform)
+        assert chunk.overlap == 0
+        assert end == (len(waveform) if following is None else following.start)
+        assert torch.equal(chunk.waveform, waveform[chunk.start : end])
+
+
+def test_chunks_with_good_scores_stay() -> None:
+    chunks = plain(speech())
+    scorer = OneSentence(GOOD)
+    assert recut(chunks, scorer) == chunks
+    assert scorer.waveforms < 2 * len(chunks)
+
+
+def test_chunks_between_pauses_are_not_scored() -> None:
+    one = speech()[: 2 * SAMPLE_RATE]
+    chunks = plain(torch.cat([one, torch.zeros(SAMPLE_RATE)] * 3))
+    scorer = OneSentence(BAD)
+    assert recut(chunks, scorer) == chunks
+    assert scorer.calls == 0
+
+
+def test_a_model_that_does_not_know_the_speech_is_asked_less_and_less() -> None:
+    """Such as music or another language."""
+    pause = torch.zeros(SAMPLE_RATE)
+    one = torch.cat([pause, speech()[: 5 * SAMPLE_RATE], pause])
+    chunks = plain(torch.cat([one] * 15))
+    scorer, single = OneSentence(BAD), OneSentence(BAD)
+    assert recut(chunks, scorer) == chunks
+    recut(plain(one), single)
+    assert scorer.calls == 4 * single.calls  # stretches 1, 3, 7 and 15
+
+
+@torch.no_grad()
+def test_scores_are_losses_and_do_not_depend_on_the_batch() -> None:
+    model, tokenizer = assemble()
+    generator = torch.Generator().manual_seed(0)
+    clips = [0.1 * torch.randn(size, generator=generator) for size in (16000, 24000, 9000)]
+    scores = ModelScorer(model.eval(), tokenizer, 2.0)(clips)
+    vocabulary = model.ctc_vocabulary
+    assert vocabulary is not None
+    for clip, score in zip(clips, scores, strict=True):
+        frames = model.encode(clip[None], torch.tensor([len(clip)]))
+        assert frames.ctc_logits is not None
+        (transcript,) = model.transcribe_frames(frames, tokenizer)
+        labels = Spelling.of(transcript.text, vocabulary).labels
+        ids = tokenizer.encode(transcript.text, add_special_tokens=False)
+        losses = model.score_frames(frames, [torch.tensor([*ids, model.config.end_token_id])], [labels])
+        own = ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc.greedy(frames.ctc_logits, frames.lengths))
+        assert losses.ctc_loss is not None
+        above_own = max(0.0, float(losses.ctc_loss + own))
+        assert score.cost == pytest.approx(float(losses.decoder_loss + losses.ctc_loss), rel=1e-3)
+        assert score.excess == pytest.approx(float(losses.decoder_loss) + above_own, rel=1e-3)
+        assert score.num_characters == len(labels)
+
+
+@pytest.mark.usefixtures("pauses_by_loudness")
+@pytest.mark.parametrize(("head", "known"), [(True, True), (True, False), (False, True)])
+def test_a_model_chooses_cuts_if_it_has_a_ctc_head_and_known_durations(head: bool, known: bool) -> None:
+    model, tokenizer = assemble(ctc=head)
+    durations = {"min_s": 0.5, "median_s": 1.0, "p95_s": 2.0, "max_s": 2.5}
+    model.config.clip_durations = durations if known else None
+    waveform = speech()[: 4 * SAMPLE_RATE]
+    recognizer = Transcriber(model, tokenizer)
+    whole, in_blocks = list(recognizer.chunks([waveform])), list(recognizer.chunks(waveform.split(7777)))
+    assert (recognizer._recutter is not None) == (head and known)
+    assert [(one.start, len(one.waveform)) for one in whole] == [(one.start, len(one.waveform)) for one in in_blocks]
+    assert max(len(one.waveform) for one in whole) <= recognizer.max_chunk_s * SAMPLE_RATE

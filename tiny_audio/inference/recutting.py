@@ -1,0 +1,224 @@
+"""Cut speech without pauses where the model's own scores are best.
+
+A model that was trained on whole sentences only writes words that were not spoken if a chunk begins or ends within a
+sentence. So if most chunks of such speech have bad scores, other cuts are tried. Those with the best total score of the
+decoder and the CTC head are chosen, which is the likeliest segmentation together with its texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tiny_audio import ctc
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.activity import FRAME, levels_of
+from tiny_audio.inference.chunking import Chunk
+from tiny_audio.inference.filters import boost_quiet
+from tiny_audio.inference.word_times import Spelling
+from tiny_audio.model.decoding import GenerationConfig
+from tiny_audio.model.model import TinyAudioModel
+from tiny_audio.runtime.device import in_parts_that_fit
+
+_STRETCH = 6
+"""Speech without pauses is treated in stretches of this many times the maximum duration of a chunk."""
+_BAD = 1.0
+"""A chunk is bad if its text fits it worse than this many nats per character. In 60 sentences of the quickstart that
+were joined without pauses, right texts had up to 0.7, and wrong texts 1.3 or more."""
+_SPACING = 24
+"""Two cuts are at least this part of the maximum duration of a chunk apart. With twice as many candidates, more words
+of the same recording are wrong, because the model finds texts for parts of words."""
+_ENDS = 12
+"""Number of ends that are tried for each start of a chunk. In the same recording, more ends change nothing."""
+_MARGIN = 20.0
+"""A start is not tried if its cost, in nats, is more than this above that of a later one. In the same recording, a
+higher value changes nothing."""
+_SMOOTHED = 7
+"""Number of frames in the moving average that finds soft moments."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How badly the model's text of a chunk fits the chunk."""
+
+    cost: float
+    """Negative log-likelihood of the text under the decoder and the CTC head, in nats. The costs of all chunks of a
+    recording can be added."""
+    excess: float
+    """The part of the cost that is above that of the CTC head's own text under the head alone."""
+    num_characters: int
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the text was probably not spoken, or only in part."""
+        return self.excess > _BAD * (self.num_characters + 1)
+
+
+class Scorer(Protocol):
+    """Scores chunks with a model."""
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> list[Score]:
+        """Return the score of each waveform ``[S]``."""
+        ...
+
+
+class ModelScorer:
+    """The scores of greedy texts.
+
+    Args:
+        model: a model with a CTC head.
+        tokenizer: the model's tokenizer.
+        max_padded_s: maximum seconds of audio in a batch, including padding.
+    """
+
+    def __init__(self, model: TinyAudioModel, tokenizer: Any, max_padded_s: float) -> None:
+        self._model, self._tokenizer, self._max_padded_s = model, tokenizer, max_padded_s
+        self._greedy = GenerationConfig(max_new_tokens=model.generation.max_new_tokens)
+
+    @torch.no_grad()
+    def __call__(self, waveforms: Sequence[Tensor]) -> list[Score]:
+        """See :class:`Scorer`."""
+        scores: dict[int, Score] = {}
+        waiting = sorted(range(len(waveforms)), key=lambda index: -len(waveforms[index]))
+        while waiting:
+            size = max(1, int(self._max_padded_s * SAMPLE_RATE / len(waveforms[waiting[0]])))
+            batch, waiting = waiting[:size], waiting[size:]
+            found = in_parts_that_fit(lambda part: self._scores([waveforms[index] for index in part]), batch)
+            scores |= zip(batch, found, strict=True)
+        return [scores[index] for index in range(len(waveforms))]
+
+    def _scores(self, waveforms: Sequence[Tensor]) -> list[Score]:
+        model, vocabulary = self._model, self._model.ctc_vocabulary
+        assert vocabulary is not None
+        clips = [boost_quiet(waveform) for waveform in waveforms]
+        lengths = torch.tensor([len(clip) for clip in clips], device=model.device)
+        frames = model.encode(pad_sequence(clips, batch_first=True).to(model.device), lengths)
+        assert frames.ctc_logits is not None
+        texts = [one.text for one in model.transcribe_frames(frames, self._tokenizer, settings=self._greedy)]
+        rows = [[*self._tokenizer.encode(text, add_special_tokens=False), model.config.end_token_id] for text in texts]
+        labels = [Spelling.of(text, vocabulary, read_numbers=False).labels for text in texts]
+        losses = model.score_frames(frames, [torch.tensor(row, device=model.device) for row in rows], labels)
+        assert losses.ctc_loss is not None
+        own = ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc.greedy(frames.ctc_logits, frames.lengths))
+        costs = losses.decoder_loss + losses.ctc_loss
+        excesses = losses.decoder_loss + (losses.ctc_loss + own).clamp(min=0)
+        found = zip(costs.tolist(), excesses.tolist(), labels, strict=True)
+        return [Score(cost, excess, len(row)) for cost, excess, row in found]
+
+
+@dataclass(frozen=True)
+class Recutter:
+    """Replaces chunks that were cut within speech if they have bad scores."""
+
+    scorer: Scorer
+    shortest_s: float
+    """Minimum duration of a chunk."""
+    longest_s: float
+    """Maximum duration of a chunk."""
+
+    def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
+
+        Other cuts are tried if at least half of the chunks of a stretch are bad. If this is still so with the best
+        cuts, the model does not know this kind of speech. Then the chunks stay, and fewer and fewer stretches are
+        tried.
+        """
+        stretch: list[Chunk] = []
+        to_skip = failures = 0
+        for chunk in itertools.chain(chunks, [None]):
+            if stretch and (chunk is None or chunk.start > _end(stretch[-1]) or self._is_full(stretch)):
+                was_cut_in_speech = any(one.overlap for one in stretch)
+                if was_cut_in_speech and to_skip:
+                    to_skip -= 1
+                elif was_cut_in_speech and self._are_bad(stretch):
+                    better = self._best(stretch)
+                    stretch, failures = (stretch, failures + 1) if better is None else (better, 0)
+                    to_skip = 2**failures - 1
+                # The end of a full stretch may be a cut within speech. If so, its last chunk begins the next stretch.
+                num_done = len(stretch) - (stretch[-1].overlap > 0)
+                yield from stretch[:num_done]
+                stretch = stretch[num_done:]
+            if chunk is not None:
+                stretch.append(chunk)
+
+    def _is_full(self, stretch: Sequence[Chunk]) -> bool:
+        return len(stretch) > 1 and _end(stretch[-1]) - stretch[0].start > _STRETCH * self.longest_s * SAMPLE_RATE
+
+    def _are_bad(self, stretch: Sequence[Chunk]) -> bool:
+        return _are_bad(self.scorer([chunk.waveform for chunk in stretch]))
+
+    def _best(self, stretch: Sequence[Chunk]) -> list[Chunk] | None:
+        """Return the best chunks of a stretch, or None if at least half of them are bad."""
+        waveform, overlap = _joined(stretch), stretch[-1].overlap
+        places, levels = self._soft_moments(waveform, len(waveform) - overlap)
+        path = self._best_path(waveform, places, levels)
+        if not path or _are_bad([score for _, _, score in path]):
+            return None
+        return [
+            Chunk(stretch[0].start + start, waveform[start:end].clone(), overlap if end == len(waveform) else 0)
+            for start, end, _ in path
+        ]
+
+    def _best_path(
+        self, waveform: Tensor, places: Sequence[int], levels: Sequence[float]
+    ) -> list[tuple[int, int, Score]]:
+        """Return the starts, ends and scores of the best chunks. None of them if no chunks have a finite cost.
+
+        Args:
+            waveform: ``[S]``.
+            places: samples at which chunks may start and end, beginning with 0 and ending with S.
+            levels: the level at each of them.
+        """
+        costs = [0.0, *[math.inf] * (len(places) - 1)]
+        before: dict[int, tuple[int, Score]] = {}
+        for first, start in enumerate(places[:-1]):
+            if math.isinf(costs[first]) or costs[first] > min(costs[first:]) + _MARGIN:
+                continue
+            ends = [
+                index
+                for index in range(first + 1, len(places))
+                if self.shortest_s <= (places[index] - start) / SAMPLE_RATE <= self.longest_s
+            ]
+            ends = sorted(ends, key=lambda index: levels[index])[:_ENDS]
+            for last, score in zip(ends, self.scorer([waveform[start : places[end]] for end in ends]), strict=True):
+                if costs[first] + score.cost < costs[last]:
+                    costs[last], before[last] = costs[first] + score.cost, (first, score)
+        path, last = list[tuple[int, int, Score]](), len(places) - 1
+        while last in before:
+            first, score = before[last]
+            path.append((places[first], places[last], score))
+            last = first
+        return path[::-1]
+
+    def _soft_moments(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
+        """Return the samples and levels of the moments that are softer than all around them, and of both ends."""
+        levels = levels_of(waveform)
+        padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
+        smooth = np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, "valid")
+        half = max(1, round(self.longest_s * SAMPLE_RATE / FRAME / _SPACING))
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, half, mode="edge"), 2 * half + 1)
+        soft = np.flatnonzero(smooth == around.min(1))
+        soft = soft[(soft > 0) & (soft * FRAME <= min(last_start, len(waveform) - 1))]
+        return [0, *(soft * FRAME).tolist(), len(waveform)], [math.inf, *smooth[soft].tolist(), -math.inf]
+
+
+def _are_bad(scores: Sequence[Score]) -> bool:
+    return 2 * sum(score.is_bad for score in scores) >= len(scores)
+
+
+def _end(chunk: Chunk) -> int:
+    return chunk.start + len(chunk.waveform)
+
+
+def _joined(stretch: Sequence[Chunk]) -> Tensor:
+    """Return the waveform of chunks that overlap or follow each other directly."""
+    own = [chunk.waveform[: len(chunk.waveform) - chunk.overlap] for chunk in stretch[:-1]]
+    return torch.cat([*own, stretch[-1].waveform])
