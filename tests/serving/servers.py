@@ -68,7 +68,7 @@ def serving(
     """Serve until the end of the context."""
     engine = engine or Engine(transcriber(ctc=ctc))
     listening = listen("127.0.0.1", 0)
-    card = read_card("tiny", Path("no model card"), model(ctc=ctc)[0])
+    card = read_card("tiny", Path("no model card"), engine._transcriber._model)
     app = create_app(engine, Options(**{"model_name": "tiny", "limits": limits or Limits()} | options), card)
     server = Server(app)
     thread = threading.Thread(target=server.run, args=([listening],))

@@ -16,6 +16,7 @@ from tests.serving.servers import Served, bursts, encoded, serving, transcriber
 from tests.support.models import assemble
 from tests.support.paths import ROOT
 from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
+from tiny_audio.model.context import ContextSettings
 from tiny_audio.serving.options import Limits
 from tiny_audio.serving.page.card import Score, read_card
 
@@ -82,6 +83,13 @@ def test_a_card_has_parts_and_word_error_rates(tmp_path: Path) -> None:
     assert sum(part.parameters for part in card.parts) == sum(tensor.numel() for tensor in model.parameters())
     assert card.scores == (Score("phones", 12.5, (9.0, 16.25), 40, "lower (1)"),)
     assert not read_card("tiny", tmp_path, assemble(ctc=False)[0]).words
+    assert card.prompt is None
+    for settings, prompt in (
+        (ContextSettings(hotwords=True, previous_text=True), "hotwords"),
+        (ContextSettings(previous_text=True), "previous_text"),
+        (ContextSettings(languages=("en",)), None),
+    ):
+        assert read_card("tiny", tmp_path, assemble(context=settings)[0]).prompt == prompt
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,16 @@ import numpy as np
 import pysubs2
 import pytest
 import soundfile
+import torch
 import webvtt
 
 from tests.serving.servers import Served, bursts, encoded, serving, text_of
+from tests.support.models import assemble
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.context import ContextSettings
+from tiny_audio.model.prompt import Context
+from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.options import Limits
 from tiny_audio.sources import SOURCES, SourceContext
 
@@ -236,6 +242,57 @@ def test_live_text_is_that_of_its_samples(page: Any, speech: np.ndarray[Any, Any
     for segment in segments:
         samples = waveform[round(segment["start"] * SAMPLE_RATE) : round(segment["end"] * SAMPLE_RATE)]
         assert segment["text"] == text_of(encoded(samples))
+
+
+def test_names_to_expect_are_sent_with_files_and_recordings(context: Any) -> None:
+    found = Transcriber(*assemble(context=ContextSettings(hotwords=True)), filter_hallucinations=False)
+    with serving(engine=Engine(found)) as server:
+        page = opened(context, server)
+        page.get_by_label("Names and rare words").fill("two, three, Ö")
+        wanted = found.transcribe([torch.from_numpy(LONG)], contexts=Context(("two", "three")))[0].text
+        assert transcribe(page, encoded(LONG)) == wanted != found.transcribe([torch.from_numpy(LONG)])[0].text
+        assert "Ö" in page.inner_text("#transcript-hint")
+        begin(page)
+        page.wait_for_selector("#final span")
+        waveform, text = end(page)
+        assert "Ö" in page.inner_text("#transcript-hint")
+        segments = json.loads(download(page, "json")[1])["segments"]
+        spans = [slice(*(round(one[name] * SAMPLE_RATE) for name in ("start", "end"))) for one in segments]
+        clips = [torch.from_numpy(waveform[span]) for span in spans]
+        assert text == " ".join(one.text for one in found.transcribe(clips, contexts=Context(("two", "three"))))
+
+
+HELD_MICROPHONE = """
+  const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  const allowed = new Promise((resolve) => { window.allow = resolve; });
+  navigator.mediaDevices.getUserMedia = async (options) => {
+    await allowed;
+    return (window.opened = await open(options));
+  };
+"""
+RELEASED = """async () => {
+  while (window.opened?.getTracks()[0].readyState !== "ended") await new Promise((resolve) => setTimeout(resolve, 20));
+}"""
+
+
+def test_a_canceled_question_and_a_disconnected_microphone(context: Any, server: Served) -> None:
+    context.add_init_script(HELD_MICROPHONE)
+    context.grant_permissions(["microphone"])
+    page = opened(context, server)
+    page.click("#record")
+    page.click("#cancel")
+    playwright.expect(page.locator("#record")).to_be_enabled()
+    page.evaluate("allow()")
+    page.evaluate(RELEASED)
+    assert page.get_attribute("body", "data-state") == "idle"
+    page.focus("#record")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-state=recording]")
+    playwright.expect(page.locator("#record")).to_be_focused()
+    page.wait_for_timeout(500)
+    page.evaluate("opened.getTracks()[0].dispatchEvent(new Event('ended'))")
+    page.wait_for_selector("#result:not([hidden])")
+    playwright.expect(page.locator("#record")).to_be_focused()
 
 
 def test_a_recording_without_live_text(context: Any, server: Served) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 from yaml import YAMLError
 
+from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 
@@ -44,6 +46,8 @@ class Card:
     name: str
     words: bool
     """Whether the model can give the times of words."""
+    prompt: Literal["hotwords", "previous_text"] | None
+    """What the server takes a prompt for. None if the model was trained with neither."""
     parts: tuple[Part, ...]
     scores: tuple[Score, ...]
     """From the model card. Empty if there is none, or if the model was not evaluated."""
@@ -67,7 +71,11 @@ def read_card(name: str, folder: Path, model: TinyAudioModel) -> Card:
         # The path of a local folder may be private.
         start = (Path(base).name if Path(base).is_absolute() else base) if base else "random weights"
         parts.append(Part(_NAMES.get(row["part"], row["part"]), row["name"] or "", start, row["total"]))
-    return Card(name, model.ctc_head is not None, tuple(parts), _scores(folder / "README.md"))
+    known = ContextSettings.model_validate(model.config.context or {}, strict=False)
+    prompt: Literal["hotwords", "previous_text"] | None = "previous_text" if known.previous_text else None
+    if known.hotwords:
+        prompt = "hotwords"
+    return Card(name, model.ctc_head is not None, prompt, tuple(parts), _scores(folder / "README.md"))
 
 
 def _scores(path: Path) -> tuple[Score, ...]:

@@ -10,13 +10,15 @@ const BUTTERWORTH = [0.5098, 0.6013, 0.9, 2.5629];
  *
  * @param {(samples: Int16Array) => void} onSamples called with each 100 ms of audio
  * @param {() => void} onLost called if the device disappears
+ * @param {(paused: boolean) => void} onPause called when the browser or the device pauses or continues the audio
  * @returns {Promise<() => Promise<void>>} stops the microphone, after the last samples were delivered
  */
-export async function openMicrophone(onSamples, onLost) {
+export async function openMicrophone(onSamples, onLost, onPause) {
   const stream = await navigator.mediaDevices.getUserMedia({
     // Filters for calls remove parts of the speech that a recognizer needs.
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
   });
+  const [track] = stream.getAudioTracks();
   const release = () => stream.getTracks().forEach((track) => track.stop());
   let context;
   try {
@@ -29,16 +31,26 @@ export async function openMicrophone(onSamples, onLost) {
     });
     // Some browsers run only nodes that lead to the loudspeaker. This one writes silence.
     source.connect(worklet).connect(context.destination);
-    await context.resume();
-    stream.getAudioTracks()[0].onended = onLost;
-    // A phone whose screen turns off stops the microphone.
-    const awake = await navigator.wakeLock?.request("screen").catch(() => null);
+    if (track.readyState === "ended") throw new DOMException("it was disconnected", "AbortError");
+    // A phone call or another app can pause the audio, and a phone whose screen turns off stops the microphone.
+    let awake;
+    const keepRunning = () => {
+      context.resume().catch(() => {}); // It may wait until the user comes back.
+      awake = navigator.wakeLock?.request("screen").catch(() => null);
+    };
+    keepRunning();
+    context.onstatechange = () => onPause(context.state !== "running");
+    document.addEventListener("visibilitychange", keepRunning);
+    track.onended = onLost;
     return async () => {
+      context.onstatechange = track.onended = null;
+      document.removeEventListener("visibilitychange", keepRunning);
+      awake?.then((lock) => lock?.release());
       worklet.port.postMessage("end");
-      // A phone call can suspend the context, which then answers nothing.
+      // A paused context answers nothing.
       await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 1000))]);
       release();
-      await Promise.all([context.close(), awake?.release()]);
+      context.close();
     };
   } catch (error) {
     release();

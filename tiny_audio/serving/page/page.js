@@ -7,9 +7,8 @@ const player = $("player");
 const transcript = new Transcript($("transcript"), player);
 
 let card = null; // what the server says about its model
-let microphone = null; // stops the microphone
-let live = null; // connection for live text
-let recorded = []; // samples of the recording
+let recording = null; // {chunks, samples, status, stop (stops the microphone), live (connection for live text)}
+let refocus = false; // whether Record had the focus, which a disabled button loses
 let running = null; // AbortController of a request
 let last = null; // {audio, name} that was transcribed last, for another try
 let result = null; // transcript on the page
@@ -20,18 +19,25 @@ function enter(state, status) {
   document.body.dataset.state = state;
   $("status").textContent = status;
   $("clock").textContent = "";
-  const recording = state === "recording";
-  $("record-label").textContent = recording ? "Stop" : "Record";
-  $("record").disabled = !(recording || (state === "idle" && canRecord()));
+  const isRecording = state === "recording";
+  $("record-label").textContent = isRecording ? "Stop" : "Record";
+  refocus ||= document.activeElement === $("record");
+  $("record").disabled = !(isRecording || (state === "idle" && canRecord()));
+  if (!$("record").disabled) {
+    if (refocus && document.activeElement === document.body) $("record").focus();
+    refocus = false;
+  }
   $("choose").disabled = state !== "idle";
-  $("cancel").hidden = !["finishing", "transcribing"].includes(state);
-  if (!recording) $("record").style.removeProperty("--level");
+  $("cancel").hidden = !["starting", "finishing", "transcribing"].includes(state);
+  if (!isRecording) $("record").style.removeProperty("--level");
 }
 
 const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode);
 const READY = canRecord()
   ? "Press Record and speak, or choose a file."
   : "Choose a file. To record, open this page over HTTPS or at localhost: browsers give the microphone to no other pages.";
+
+const prompt = () => (card?.prompt ? $("prompt").value.trim() : "");
 
 function showError(text, retry = null) {
   $("error-text").textContent = text;
@@ -65,26 +71,39 @@ function whyNoMicrophone(error) {
 async function record() {
   reset();
   enter("starting", "Waiting for the microphone…");
-  recorded = [];
-  let samples = 0;
+  const own = (recording = { chunks: [], samples: 0, status: "Recording", stop: null, live: null });
   try {
-    microphone = await openMicrophone(
+    own.stop = await openMicrophone(
       (chunk) => {
-        recorded.push(chunk);
-        samples += chunk.length;
-        live?.send(chunk);
-        showRecording(chunk, samples / RATE);
+        own.chunks.push(chunk);
+        own.samples += chunk.length;
+        own.live?.send(chunk);
+        showRecording(chunk, own.samples / RATE);
       },
-      () => stop(),
+      () => stop("The microphone was disconnected. Finishing…"),
+      (paused) => showStatus(paused ? "The device paused the recording." : own.status),
     );
   } catch (error) {
+    if (recording !== own) return; // canceled
     enter("idle", READY);
     showError(whyNoMicrophone(error));
     return;
   }
-  live = openLive(card?.words ?? false, showLive, onLiveLost);
-  recorded.forEach((chunk) => live.send(chunk));
-  enter("recording", "Recording");
+  if (recording !== own) {
+    own.stop(); // canceled while the browser asked for permission
+    return;
+  }
+  own.live = openLive(
+    { words: card?.words ?? false, prompt: prompt() },
+    (text) => recording === own && showLive(text),
+    () => showStatus((own.status = "Recording. The text follows when you stop.")),
+  );
+  own.chunks.forEach((chunk) => own.live.send(chunk));
+  enter("recording", own.status);
+}
+
+function showStatus(status) {
+  if (document.body.dataset.state === "recording") $("status").textContent = status;
 }
 
 function showRecording(chunk, seconds) {
@@ -93,11 +112,6 @@ function showRecording(chunk, seconds) {
   const power = chunk.reduce((sum, value) => sum + value * value, 0) / chunk.length;
   const decibels = 10 * Math.log10(power / 32768 ** 2 + 1e-10);
   $("record").style.setProperty("--level", Math.max(0, Math.min(1, 1 + decibels / 50)).toFixed(2));
-}
-
-function onLiveLost() {
-  // The recording is sent as a file at its end.
-  if (document.body.dataset.state === "recording") $("status").textContent = "Recording. The text follows when you stop.";
 }
 
 function showLive({ final, stable, partial }) {
@@ -115,17 +129,16 @@ function showLive({ final, stable, partial }) {
   $("live").scrollTop = $("live").scrollHeight;
 }
 
-async function stop() {
+async function stop(status = "Finishing…") {
   if (document.body.dataset.state !== "recording") return;
-  enter("finishing", "Finishing…");
-  const connection = live;
-  await microphone();
-  const audio = wavFile(recorded);
-  recorded = [];
-  last = { audio, name: "recording.wav", recorded: true };
-  const found = await connection.end();
-  if (live !== connection) return; // canceled
-  live = null;
+  const own = recording;
+  enter("finishing", status);
+  await own.stop();
+  if (recording !== own) return; // canceled
+  last = { audio: wavFile(own.chunks), name: "recording.wav", recorded: true };
+  const found = await own.live.end();
+  if (recording !== own) return;
+  recording = null;
   // Without a connection for live text, the recording is sent as a file.
   if (found) showResult(found);
   else await transcribeLast();
@@ -146,7 +159,7 @@ async function transcribeLast() {
   const begun = performance.now();
   const timer = setInterval(() => ($("clock").textContent = clock((performance.now() - begun) / 1000)), 1000);
   try {
-    const options = { model: card?.name ?? "", words: card?.words ?? false, signal: running.signal };
+    const options = { model: card?.name ?? "", words: card?.words ?? false, prompt: prompt(), signal: running.signal };
     const found = await transcribe(last.audio, last.name, options);
     clearInterval(timer);
     showResult(found);
@@ -158,8 +171,10 @@ async function transcribeLast() {
 }
 
 function report(error, retry) {
-  if (!(error instanceof ServerError)) throw error;
-  if (error.status === 401) {
+  if (!(error instanceof ServerError)) {
+    console.error(error);
+    showError(`The answer of the server cannot be read: ${error.message}`, retry);
+  } else if (error.status === 401) {
     askForKey(retry);
   } else if (error.status === 429) {
     const when = error.retryAfterS ? `in ${error.retryAfterS} s` : "in a moment";
@@ -172,8 +187,8 @@ function report(error, retry) {
 
 function cancel() {
   running?.abort();
-  live?.close();
-  live = null;
+  recording?.live?.close();
+  recording = null;
   reset();
   enter("idle", READY);
 }
@@ -205,6 +220,9 @@ function showResult(found) {
     const unit = found.words?.length ? "word" : "segment";
     $("transcript-hint").textContent = `Select a ${unit} to play from there. With the keyboard: ← and → move, Space plays.`;
   }
+  if (found.hotwords_left_out) {
+    $("transcript-hint").textContent += ` Names that the model cannot use: ${found.hotwords_left_out.join(", ")}.`;
+  }
 }
 
 async function download(format) {
@@ -228,7 +246,12 @@ async function download(format) {
 }
 
 async function copy() {
-  await navigator.clipboard.writeText(result.text);
+  try {
+    await navigator.clipboard.writeText(result.text);
+  } catch {
+    showError("The browser did not allow copying. Download the text instead.");
+    return;
+  }
   $("copy").textContent = "Copied";
   setTimeout(() => ($("copy").textContent = "Copy text"), 1500);
 }
@@ -245,6 +268,9 @@ async function loadCard() {
   $("model-name").textContent = card.name;
   $("model-name").title = card.name;
   $("model-name").hidden = false;
+  $("prompt-field").hidden = !card.prompt;
+  $("prompt-label").textContent = { hotwords: "Names and rare words to expect", previous_text: "Text before the recording" }[card.prompt];
+  $("prompt-hint").hidden = card.prompt !== "hotwords";
   const whole = (value) => value.toLocaleString("en-US");
   fill(
     $("parts"),
@@ -289,7 +315,7 @@ function askForKey(retry) {
     setKey($("key").value.trim());
     $("key-form").hidden = true;
     if (!card) await loadCard();
-    if (card && retry !== loadCard) await retry();
+    if (card && retry !== loadCard && document.body.dataset.state === "idle") await retry();
   };
 }
 

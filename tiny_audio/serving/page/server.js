@@ -27,17 +27,18 @@ async function request(path, options = {}) {
   throw new ServerError(answer.status, message, Number(answer.headers.get("Retry-After")) || null);
 }
 
-/** Return what the server says about its model: `name`, `words` (whether it times words), `parts` and `scores`. */
+/** Return what the server says about its model: `name`, `words` (whether it times words), `prompt` (what it takes one for), `parts` and `scores`. */
 export const readCard = async () => (await request("v1/card")).json();
 
 /** Transcribe a file: `text`, `duration`, `segments` and, if the model times words, `words`. */
-export async function transcribe(audio, name, { model, words, signal }) {
+export async function transcribe(audio, name, { model, words, prompt, signal }) {
   const form = new FormData();
   form.append("file", audio, name);
   form.append("model", model);
   form.append("response_format", "verbose_json");
   form.append("timestamp_granularities[]", "segment");
   if (words) form.append("timestamp_granularities[]", "word");
+  if (prompt) form.append("prompt", prompt);
   return (await request("v1/audio/transcriptions", { method: "POST", body: form, signal })).json();
 }
 
@@ -61,17 +62,18 @@ export async function subtitles(format, transcript) {
 /**
  * Open a connection that transcribes while audio arrives.
  *
- * @param {boolean} words ask for the times of words
+ * @param {{words: boolean, prompt: string}} options whether to ask for the times of words, and the prompt
  * @param {(text: {final: string[], stable: string, partial: string}) => void} onText called when the text changes:
  *   final texts never change, the stable part rarely, and the partial one often
  * @param {() => void} onLost called if the connection fails
  * @returns {{send: (samples: Int16Array) => void, end: () => Promise<object | null>, close: () => void}} `end` gives the
  *   transcript as `transcribe` does, or null if the connection failed
  */
-export function openLive(words, onText, onLost) {
+export function openLive({ words, prompt }, onText, onLost) {
   const url = new URL("v1/audio/live", document.baseURI);
   url.protocol = url.protocol.replace("http", "ws");
   if (words) url.searchParams.set("words", "true");
+  if (prompt) url.searchParams.set("prompt", prompt);
   // Browsers cannot set headers of a WebSocket. The server answers with the first protocol.
   let socket;
   try {
@@ -83,6 +85,7 @@ export function openLive(words, onText, onLost) {
   }
   const utterances = [];
   let early = []; // what is sent before the server is ready
+  let leftOut; // names that the model cannot use
   let done = false;
   let finish;
   const finished = new Promise((resolve) => (finish = resolve));
@@ -108,6 +111,7 @@ export function openLive(words, onText, onLost) {
     const message = JSON.parse(data);
     if (timer) expectMessage();
     if (message.type === "ready") {
+      leftOut = message.hotwords_left_out;
       const waiting = early;
       early = null;
       waiting.forEach(send);
@@ -118,7 +122,7 @@ export function openLive(words, onText, onLost) {
       show();
     } else if (message.type === "done") {
       done = true;
-      finish(transcriptOf(utterances, message.duration_s, words));
+      finish(transcriptOf(utterances, message.duration_s, words, leftOut));
       socket.close();
     } else if (message.type === "error") {
       socket.close();
@@ -148,7 +152,7 @@ export function openLive(words, onText, onLost) {
   };
 }
 
-function transcriptOf(utterances, duration, words) {
+function transcriptOf(utterances, duration, words, leftOut) {
   const spoken = utterances.filter(({ text }) => text);
   return {
     text: spoken.map(({ text }) => text).join(" "),
@@ -159,5 +163,6 @@ function transcriptOf(utterances, duration, words) {
         (utterance.words ?? []).map(({ word, start_s, end_s }) => ({ word, start: start_s, end: end_s })),
       ),
     }),
+    ...(leftOut && { hotwords_left_out: leftOut }),
   };
 }

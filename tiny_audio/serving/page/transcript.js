@@ -93,7 +93,7 @@ export class Transcript {
       const unit = this.units[Math.max(0, this.indexAt(this.player.currentTime + 1e-3) + steps[event.key])];
       if (unit) this.seek(unit);
     } else if (event.key === " " || event.key === "Enter") {
-      if (this.player.paused) this.player.play();
+      if (this.player.paused) this.player.play().catch(() => {}); // The page says what cannot be played.
       else this.player.pause();
     } else {
       return;
