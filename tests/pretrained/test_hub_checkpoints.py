@@ -78,7 +78,7 @@ def test_the_revision_decides_what_is_read(hub: str, monkeypatch: pytest.MonkeyP
     *offline, not_read = read("tiny/hubert@v1", "tiny/hubert@main", "tiny/other")
     assert offline == ["0.0", "1.0"]
     assert not_read.startswith("hubert: cannot read 'tiny/other': ")
-    assert "HF_HUB_OFFLINE forbids downloads" in not_read
+    assert "HF_HUB_OFFLINE prevents downloads" in not_read
     assert "check the network" not in not_read
 
 

@@ -40,7 +40,7 @@ def test_without_a_key(monkeypatch: pytest.MonkeyPatch, name: str, value: str | 
     monkeypatch.delenv(VARIABLES[name], raising=False)
     if value is not None:
         monkeypatch.setenv(VARIABLES[name], value)
-    message = rf"provider {name} needs a key, and the environment variable {VARIABLES[name]} is not set; .*export"
+    message = rf"provider {name} needs a key, but the environment variable {VARIABLES[name]} is not set; .*export"
     with pytest.raises(UserError, match=message):
         PROVIDERS.build(PROVIDERS.parse(name))
 
@@ -48,7 +48,9 @@ def test_without_a_key(monkeypatch: pytest.MonkeyPatch, name: str, value: str | 
 @pytest.mark.parametrize("key", ["sk-two\nlines", "sk with a blank", "sk-ключ"])
 def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", key)
-    with pytest.raises(UserError, match="DEEPGRAM_API_KEY contains characters that no key has; set it again") as caught:
+    with pytest.raises(
+        UserError, match="DEEPGRAM_API_KEY contains characters that keys never have; set it again"
+    ) as caught:
         PROVIDERS.build(PROVIDERS.parse("deepgram"))
     assert key not in str(caught.value)
 
@@ -56,7 +58,7 @@ def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, key: str) -> 
 def test_the_variable_of_a_compatible_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     fields = {"name": "openai_compatible", "base_url": "http://localhost/v1", "model": "a", "key_variable": "MY_KEY"}
-    with pytest.raises(UserError, match="openai_compatible needs a key, and the environment variable MY_KEY"):
+    with pytest.raises(UserError, match="openai_compatible needs a key, but the environment variable MY_KEY"):
         PROVIDERS.build(PROVIDERS.parse(fields))
 
 

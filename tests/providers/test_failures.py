@@ -117,9 +117,9 @@ def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytes
         ("<html>hello</html>", r"answered 200 without JSON: '<html>hello</html>'"),
         ('{"text": "Hello wor', r"answered 200 without JSON: '\{\"text\": \"Hello wor'"),
         ("", "answered 200 without JSON: ''"),
-        ("{}", r"returned an answer that is not as documented: \w+: Field required"),
-        ("[]", r"returned an answer that is not as documented: Input should be"),
-        ('{"error": "on purpose"}', r"returned an answer that is not as documented: \w+: Field required"),
+        ("{}", r"returned a response that does not match its documentation: \w+: Field required"),
+        ("[]", r"returned a response that does not match its documentation: Input should be"),
+        ('{"error": "on purpose"}', r"returned a response that does not match its documentation: \w+: Field required"),
     ],
     ids=["HTML", "half", "nothing", "no field", "a list", "an error"],
 )

@@ -136,7 +136,7 @@ def test_names_in_another_unicode_form_are_found(place: Path, form: Literal["NFC
         ("[" * 100_000, "not_json", "not JSON"),
         ("[1]", "not_an_object", "not a JSON object, but [1]"),
         (b'{"file_name": "a.wav", "text": "\xff"}', "bad_unicode", "not UTF-8"),
-        ('{"file_name": "a.wav", "text": "\\ud800"}', "bad_unicode", "holds half a character"),
+        ('{"file_name": "a.wav", "text": "\\ud800"}', "bad_unicode", "contains half a character"),
         ('{"file_name": "a.wav", "text": 3}', "text_missing", "'text' must be a text, not 3"),
         ('{"file_name": ["a.wav"], "text": "yes"}', "audio_missing", "not ['a.wav']"),
     ],
@@ -157,7 +157,7 @@ def test_files_without_a_row_are_said(place: Path) -> None:
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
     index = folder(place).index()
     assert dropped(index) == dict.fromkeys(("b.wav", "deep/c.ogg", "e.m4a"), "row_missing")
-    assert index.dropped[0].detail == "b.wav: no row of metadata.csv names this file"
+    assert index.dropped[0].detail == "b.wav: metadata.csv has no row with this file"
 
 
 def test_which_column_is_the_text(place: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_is_no_such_folder(place: Path) -> None:
     (place / "metadata.csv").write_bytes(b"")
     refused(f"{place}/metadata.csv is empty; its first line must name its columns", "")
     write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
-    refused("metadata.csv names a column twice: file_name, text, text; ", "")
+    refused("metadata.csv has two columns with the same name: file_name, text, text; ", "")
     write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
     refused("metadata.csv, line 3: unexpected end of data; put a cell with commas or quotes in quotes", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")

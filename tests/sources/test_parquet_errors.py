@@ -190,13 +190,15 @@ def test_files_that_change_after_they_were_indexed(tmp_path: Path) -> None:
     source = SOURCES.build(ParquetConfig(path=str(path)), SourceContext(tmp_path / "cache"))
     last = source.index().utterances[-1]
     write_parquet(path, [simple()])
-    with pytest.raises(UserError, match=r"/x.parquet, row group 0, row 2 does not exist: the file was changed after"):
+    with pytest.raises(
+        UserError, match=r"/x.parquet, row group 0, row 2 does not exist, because the file was changed after"
+    ):
         source.encoded(last)
     other = write_parquet(tmp_path / "y.parquet", [simple(number) for number in range(3)])
     source = SOURCES.build(ParquetConfig(path=str(other)), SourceContext(tmp_path / "cache"))
     last = source.index().utterances[-1]
     other.unlink()
-    with pytest.raises(UserError, match=r"y.parquet was removed after it was indexed; put it back, or start again$"):
+    with pytest.raises(UserError, match=r"y.parquet was removed after it was indexed; restore it, or start again$"):
         source.encoded(last)
 
 

@@ -154,7 +154,9 @@ def test_a_side_without_sentences(tmp_path: Path) -> None:
     }
     held_out = make(written(tmp_path, "\n".join(words)), tmp_path / "cache", sentences="held_out")
     assert {utterance.text for utterance in held_out.utterances} <= set(sides["held_out"])
-    with pytest.raises(UserError, match="sentences: train leaves none of its sentences, 2; set sentences: all"):
+    with pytest.raises(
+        UserError, match="none of its 2 sentences is on the side that `sentences: train` uses; set sentences: all"
+    ):
         make(written(tmp_path, "\n".join(sides["held_out"][:2])), tmp_path / "cache", sentences="train")
 
 

@@ -17,8 +17,8 @@ class ExportConfig(Config, ABC):
 
     name: str
     files: ClassVar[tuple[str, ...]]
-    """Patterns of the names of all files and folders of an export. Only these are replaced by a new export and uploaded
-    by ``push``."""
+    """Patterns for the names of all files and folders of an export. A new export replaces only these, and ``push``
+    uploads only these."""
 
     @classmethod
     @abstractmethod
@@ -37,8 +37,8 @@ class ExportConfig(Config, ABC):
 
 Exporter = Callable[[Any, Any, Path, str | None], None]
 """A function that writes a model to a folder. Its arguments are the TinyAudioModel, its tokenizer, the folder, and the
-text of a model card or None. The caller has checked the folder with :func:`check_replaceable`. If the export is
-interrupted, an earlier export in the folder must stay unchanged."""
+text of a model card or None. The caller has checked the folder with :func:`check_replaceable`. An interruption must
+leave an earlier export in the folder unchanged."""
 
 EXPORTS: Registry[ExportConfig, Exporter] = Registry(
     "export format", ExportConfig, package=__name__, entry_points="tiny_audio.exports"
@@ -64,6 +64,6 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
     )
     if foreign:
         raise UserError(
-            f"{folder} holds an exported model and {foreign[0]!r}, which an export would delete; move it, or give "
-            "another folder"
+            f"{folder} contains an exported model, but also {foreign[0]!r}, which an export would delete; move it, or "
+            "give another folder"
         )

@@ -100,7 +100,7 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
 
 
 def _final_weights(training: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where the weights come from, if they are not simply those of the last step."""
+    """Yield the origin of the weights, unless they are those of the last step."""
     final = training.get("final_weights")
     if final is None:
         return
@@ -124,7 +124,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
             task_name="Automatic Speech Recognition",
             dataset_type=str(source.get("repo") or source["name"]),
             dataset_name=name,
-            dataset_split=name,  # Results of one source with the same split get one name.
+            dataset_split=name,  # without this, results of the same source and split would share one name
             metric_type=metric,
             metric_name=metric.upper(),
             metric_value=round(100 * scores[metric], 2),
@@ -192,7 +192,7 @@ def _parts(report: Mapping[str, Any]) -> Iterator[str]:
     sums = (f"{sum(part[key] for part in report['parts']):,}" for key in ("total", "trainable"))
     yield from _table(("part", "kind", "initialized from", "parameters", "trained"), [*rows, ["all", "", "", *sums]])
     if recipe["training"]["init_from"]:
-        yield from ("", "Weights of an earlier run replaced these before training.")
+        yield from ("", "Before training, these weights were replaced by weights of an earlier run.")
 
 
 def _data(report: Mapping[str, Any]) -> Iterator[str]:
@@ -223,7 +223,7 @@ def _origin(source: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     sets = report["evaluation"]
-    yield "It learned the languages, voices and recording conditions of its training data. Others were not " + (
+    yield "It learned the languages, voices and recording conditions of its training data. Other ones were not " + (
         f"tested, except in the set{'s' * (len(sets) > 1)} above." if sets else "tested."
     )
     durations = report["training"].get("clip_durations")
@@ -238,7 +238,7 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]
         yield f"On {_text(name)}, {looping} of {scores['num_utterances']} hypotheses loop and {empty} are empty."
     yield (
-        "Its decoder is a language model and can write words that nobody spoke. Check its transcripts if an error "
+        "Its decoder is a language model and can write words that nobody spoke. Check its transcripts if errors "
         "could do harm."
     )
 

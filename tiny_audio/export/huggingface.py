@@ -69,8 +69,8 @@ class HuggingFaceConfig(ExportConfig):
         for kind in config.get("base_weights") or {}:
             if Path(config[kind]["pretrained"]).is_dir():
                 raise UserError(
-                    f"{folder}: the {kind}'s weights are in the local folder {config[kind]['pretrained']}, which "
-                    "nobody else can read; export it with --weights all"
+                    f"{folder}: the {kind}'s weights are in the local folder {config[kind]['pretrained']}, which other "
+                    "users cannot read; export it with --weights all"
                 )
 
 
@@ -157,7 +157,7 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> bool:
         torch.promote_types, {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
     )
     for kind in ("encoder", "decoder"):
-        # The run's attention kernel may not be available on other machines, but `auto` works on all machines.
+        # The run's attention kernel may be missing on other machines, but `auto` works everywhere.
         setattr(config, kind, {**getattr(config, kind), "attention": "auto"})
     main = flat_name(MODEL)
     config.auto_map = {
@@ -183,7 +183,7 @@ def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
     from_checkpoint = set(found.get("decoder", {}).get("names", ()))
     quantized = {f"decoder.{path}.weight" for path in quantizable(model.decoder)}
     if _quantization(config) is not None and not quantized <= from_checkpoint:
-        # Quantized weights that come from another stage are written as restored weights, which are not quantized again.
+        # Quantized weights from an earlier training are written as restored weights, which are not quantized again.
         config.decoder = (config.decoder or {}) | {"quantization": None}
         found = _references(config, tensors)
     config.base_weights = found
@@ -212,6 +212,6 @@ def _check_imports(folder: Path, files: dict[str, str]) -> None:
         for needed in get_relative_imports(folder / name):
             if f"{needed}.py" not in files:
                 raise UserError(
-                    f"{name}: transformers takes a line of this module for an import of {needed!r}, which does not "
+                    f"{name}: transformers mistakes a line of this module for an import of {needed!r}, which does not "
                     "exist; reword the line (perhaps in a docstring) that begins with `from .` or `import .`"
                 )

@@ -77,7 +77,7 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
         raise UserError(f"{folder}: the weights do not match config.json: {found}; copy or export the model again")
     if types_as_saved:
         _restore_types(model, folder, saved.get("base_weights") or {})
-    # All parameters are frozen, because transformers does not save which weights were frozen in training.
+    # Freeze all parameters, because transformers does not save which weights were frozen in training.
     return model.eval().requires_grad_(False), load_exported_tokenizer(folder)
 
 
@@ -112,7 +112,7 @@ def model_folder(folder: Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if (folder / "progress.json").is_file():
-        raise UserError(f"{folder}: a checkpoint; make a model of it with `tiny-audio export {folder} DIR`")
+        raise UserError(f"{folder}: this is a checkpoint; export it with `tiny-audio export {folder} DIR`")
     if (folder / "state.json").is_file():
         saved = sorted(int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("step-*"))
         steps = f", or export a checkpoint with --step (saved steps: {', '.join(map(str, saved))})" if saved else ""
@@ -134,7 +134,7 @@ def check_exported(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != TinyAudioConfig.model_type:
         raise UserError(
-            f"{folder}: not a model of Tiny Audio: config.json has model_type {kind!r} instead of "
+            f"{folder}: this is not a model of Tiny Audio: config.json has model_type {kind!r} instead of "
             f"{TinyAudioConfig.model_type!r}; give the folder of a model that tiny-audio exported"
         )
     return dict(config)

@@ -47,9 +47,9 @@ class Plan:
     worst: DryRunResult
     """The dry run of the batch that needs the most memory."""
     mean: DryRunResult
-    """The dry run of a clip of mean length. The time is computed from its FLOPs."""
+    """The dry run of a clip of mean length. Its FLOPs determine the time."""
     training_audio_hours: float
-    """Hours of audio of all steps, with repetitions and without padding."""
+    """Hours of audio in all steps, including repetitions, without padding."""
     padding_share: float
     """Share of padding in the audio that is computed."""
     utilization: float

@@ -54,7 +54,7 @@ class AutocastEmulation(TorchFunctionMode):
 
     def __enter__(self) -> AutocastEmulation:
         super().__enter__()  # type: ignore[no-untyped-call]
-        # Replace torch.autocast, because it rejects the meta device. Parts use it to disable autocast for some layers.
+        # Replace torch.autocast, which some layers use to disable autocast, because it rejects the meta device.
         self._autocast = torch.autocast
         torch.autocast = lambda *_, enabled=True, **__: _Region(self, enabled)  # type: ignore[assignment, misc]
         return self
@@ -70,7 +70,7 @@ class AutocastEmulation(TorchFunctionMode):
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass.
 
-        ``loss.backward()`` is not used, because function modes would not see the recomputation of layers inside it.
+        In ``loss.backward()``, function modes would not see the recomputation of layers.
         """
         self._keeps_weights = False  # each recomputed layer enters its own autocast
         engine = torch.autograd.Variable._execution_engine
@@ -146,7 +146,7 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Make a part's transformers models use a stand-in for Flash Attention 2. The package need not be installed.
+    """Make a part's transformers models use an emulation of Flash Attention 2, which need not be installed.
 
     Attention runs only on real positions, so no layer creates or keeps a mask. ``varlen`` is emulated in the same way.
     """

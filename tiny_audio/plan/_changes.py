@@ -38,9 +38,9 @@ class Change:
 
 
 def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Find changes that are enough by themselves, beginning with changes that do not affect the batch.
+    """Find single changes that make the recipe fit, beginning with changes that do not affect the batch.
 
-    If no single change is enough, combine several changes.
+    If no single change is enough, combine several.
     """
     found: list[Change] = []
     for fields in _single(recipe, worst, machine):
@@ -91,8 +91,8 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         lora = getattr(recipe, part).lora
         if lora is None or lora.rank <= _LOW_RANK:
             continue
-        # A parameter takes 16 bytes: its value, its gradient and two moments. 8 more bytes are an estimate for
-        # activations. If it is too high, this only costs one dry run.
+        # A parameter takes 16 bytes: its value, its gradient and two moments. Assume 8 more bytes for activations.
+        # A wrong estimate only costs one more dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}

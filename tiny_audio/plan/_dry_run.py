@@ -1,9 +1,9 @@
 """The dry run: count the bytes and FLOPs of a model that runs without storage.
 
 The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no data. Its
-bytes are counted from its creation until its last reference is released. So no formulas are needed for saved
-activations, recomputation, gradients and temporary tensors. Lengths, ids and masks are real tensors on the CPU, because
-control flow depends on them.
+bytes are counted from its creation until its last reference is released. This covers saved activations, recomputation,
+gradients and temporary tensors without formulas. Lengths, ids and masks are real tensors on the CPU, because control
+flow depends on them.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ _MAX_LAYOUTS = 50_000
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator on meta tensors.
 
-    PyTorch computes the shapes of most results in Python, which takes most of the time of a dry run. Layers repeat, so
-    the layouts of results are kept.
+    Most of the time of a dry run is spent in PyTorch's Python code for the shapes of results. Layers repeat, so the
+    layouts of results are reused.
     """
     key = func, _without_values(args), _without_values(tuple(kwargs.items()))
     try:
@@ -245,7 +245,7 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _without_values(value: Any) -> Any:
-    """Return what decides the shapes of results: layouts of tensors, and other arguments with their types."""
+    """Return everything that determines the shapes of results: layouts of tensors, and other arguments with types."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):

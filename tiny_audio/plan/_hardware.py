@@ -13,7 +13,7 @@ from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.memory import machine_bytes
 
 GIB = 2**30
-PRICES = "rough, of one GPU rented by the hour without a commitment; providers differ twofold, and prices fall"
+PRICES = "rough, for one GPU rented by the hour without a commitment; prices fall, and differ twofold between providers"
 """Origin of the approximate prices in the table."""
 
 CONTEXT_BYTES = int(0.6 * GIB)
@@ -33,7 +33,7 @@ class Machine:
     """Memory reported by PyTorch. It is less than the nominal size, because error correction and the driver use
     memory."""
     bf16_tflops: float
-    """Peak of dense matrix products, accumulated in fp32. The larger numbers in datasheets are for sparse matrices."""
+    """Peak of dense matrix products with fp32 accumulation. Larger numbers in datasheets are for sparse matrices."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None

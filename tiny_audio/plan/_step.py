@@ -32,7 +32,7 @@ CHARACTERS_PER_S = 15
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
 """Characters per token: for the tokenizer of a large language model, for trained BPE, and for single characters."""
 _CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
-"""Characters per word, including separators. Hotwords count more, because rare words have more tokens."""
+"""Characters per word, including separators. The number is larger for hotwords, because rare words have more tokens."""
 _MAX_CLIPS = 10_000
 """Maximum number of clips in a batch. The dry run creates a length and a transcript for each clip."""
 TEMPLATE_TOKENS = 30
@@ -102,7 +102,7 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
 
     if budget is None or most * longest <= budget:
         return [Shape(most, lasting(longest))]
-    # A batch of many short clips may need more, because it has more prompts and more text.
+    # A batch of many short clips may need more memory, because it has more prompts and text.
     return [Shape(int(budget // longest), lasting(longest)), Shape(most, lasting(budget / most))]
 
 

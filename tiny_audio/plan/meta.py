@@ -1,4 +1,4 @@
-"""Build a recipe's model with the real shapes and names, but without data. On the meta device, it has no weights."""
+"""Build a recipe's model from its configs alone, with the real shapes and names, for example on the meta device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MetaModel:
 
 @dataclass(frozen=True)
 class _StandInTokenizer:
-    """Stands in for a tokenizer that is not trained yet."""
+    """A placeholder for a tokenizer that is not trained yet."""
 
     size: int
     pad_token_id: int = 0
@@ -104,7 +104,7 @@ def build_stand_in(
         if recipe.decoder.quantization:
             quantize(model.decoder, recipe.decoder.quantization)
     if recipe.alignment is not None:
-        # The labels are the tokens of the training transcripts, which are not known here. They are at most all tokens.
+        # The labels are the tokens of the training transcripts. These are unknown here, so assume all tokens.
         vocab_size = recipe.decoder.num_embeddings() if tokenizer is None else len(tokenizer)
         if vocab_size is not None:
             model.alignment = AlignmentLoss(recipe.alignment, range(vocab_size))

@@ -75,7 +75,7 @@ _KNOWN: dict[str, Work] = {}
 def _fit(recipe: Recipe, device: Device) -> Work:
     longest = recipe.data.max_duration_s
     shortest = max(recipe.data.min_duration_s, longest / 8)
-    # The middle clip has twice the text. Otherwise, FLOPs per position and per token could not be separated.
+    # The middle clip has twice the text, so that FLOPs per position and per token can be separated.
     points = [
         dry_run(recipe, Shape(1, seconds), device, text_share=share, context_tokens=0)
         for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))
@@ -96,8 +96,7 @@ def _fit(recipe: Recipe, device: Device) -> Work:
 
 
 def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return the number of positions that the decoder reads for each clip. It predicts the end token, but does not
-    read it."""
+    """Return the number of positions that the decoder reads for each clip. It does not read the end token."""
     positions: np.ndarray = prompt_tokens + embeddings_per_s * seconds + tokens - 1
     return positions
 

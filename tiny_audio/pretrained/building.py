@@ -1,4 +1,4 @@
-"""Build the transformers model of a part: its config, its attention, and its weights, of which every key is checked."""
+"""Build the transformers model of a part: its config, its attention and its weights. Every key is checked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def transformers_config(
                 "choose the part of that family, or another checkpoint"
             )
         fields["model_type"] = config_class.model_type
-        # Do not read the checkpoint to rebuild a part, because its folder may be on another machine.
+        # To rebuild a part, do not read its checkpoint, which may be on another machine.
         if architecture is None:
             config = read_checkpoint(part, config_class.from_dict, fields)
         else:
@@ -207,13 +207,13 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
     ]
     if damaged:
         raise UserError(
-            f"{part.name}: {len(damaged)} tensors of {part.pretrained!r} hold NaN or infinite values: "
+            f"{part.name}: {len(damaged)} tensors of {part.pretrained!r} have NaN or infinite values: "
             f"{', '.join(damaged[:3])}{', …' if len(damaged) > 3 else ''}; download the checkpoint again, or choose "
             "another one"
         )
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # If one value is NaN, so are both results. Unlike a check of every value, this allocates no mask.
+    # A NaN makes both results NaN. Unlike a check of every value, this allocates no mask.
     least, most = torch.aminmax(tensor.detach()) if tensor.numel() else (tensor.new_zeros(()),) * 2
     return bool(least.isfinite() and most.isfinite())

@@ -1,4 +1,4 @@
-"""Read a checkpoint's config and its other JSON files. Every failure is reported in one message."""
+"""Read a checkpoint's config and other JSON files. Every failure becomes one message."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def _read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None
             return None
         path = Path(found)
     if not path.is_file():
-        raise ValueError(f"{name} is a folder, and a file is needed")
+        raise ValueError(f"{name} is a folder, but a file is needed")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{name} holds no JSON object, but a {type(fields).__name__}")
+        raise ValueError(f"{name} has a {type(fields).__name__} instead of a JSON object")
     return fields
 
 
@@ -138,7 +138,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
         ArithmeticError,
     ) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
-        # The text of these errors may be only a key or a number, so add the type.
+        # The text of these errors may be just a key or a number, so add the type.
         kind = f"{type(error).__name__}: " if isinstance(error, TypeError | AttributeError | LookupError) else ""
         reason = kind + str(cause).strip().split("\n")[0].rstrip(".")
         at = f" at revision {part.revision}" if part.revision else ""
@@ -153,7 +153,7 @@ def _advice(part: TransformersPartConfig) -> str:
         return "Repair the folder, or download the checkpoint again."
     if constants.HF_HUB_OFFLINE:
         return (
-            "The environment variable HF_HUB_OFFLINE forbids downloads, so only the cache is read. Unset it, or give "
+            "The environment variable HF_HUB_OFFLINE prevents downloads, so only the cache is read. Unset it, or give "
             "the folder of a checkpoint."
         )
     return "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."

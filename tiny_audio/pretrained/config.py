@@ -40,8 +40,8 @@ class LoraConfig(Config):
     targets: tuple[str, ...] = Field(min_length=1)
     """Names of the linear layers, such as ``q_proj``; every layer whose path ends in one is adapted."""
     dora: bool = Field(default=False, json_schema_extra=LATER)
-    """Also train the length of each row of the adapted weights (DoRA, Liu et al. 2024, arXiv 2402.09353). This adds one
-    parameter per output. Training is slower, because each pass computes the lengths of all rows."""
+    """Also train the norm of each row of the adapted weights (DoRA, Liu et al. 2024, arXiv 2402.09353). This adds one
+    parameter per output. Training is slower, because each pass computes the norms of all rows."""
     rslora: bool = Field(default=False, json_schema_extra=LATER)
     """Scale by alpha / √rank, so that a higher rank does not weaken the adapters (Kalajdzievski 2023, arXiv
     2312.03732)."""
@@ -55,13 +55,13 @@ class TransformersPartConfig(Config):
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()
-    """Fields of a whole model's ``config.json`` that lead to this part's fields, from the outside in. Fields that a
-    checkpoint does not have are skipped."""
+    """Path to this part's fields in the ``config.json`` of a whole model, from the outside in. Sections that are
+    missing in a checkpoint are skipped."""
     other_model_types: ClassVar[tuple[str, ...]] = ()
     """Names of the family in its publisher's own format, in addition to transformers' ``model_type``."""
     prefix: ClassVar[str | None] = None
-    """Regular expression for the start of this part's keys in the checkpoint of a whole model. With it, only this
-    part's tensors are read. None if transformers' model class finds them."""
+    """Regular expression for the start of this part's keys in the checkpoint of a whole model, so that only its tensors
+    are read. None if transformers' model class finds them."""
 
     name: str
     pretrained: str
@@ -79,9 +79,9 @@ class TransformersPartConfig(Config):
     attention: Attention = "auto"
     """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding.
     In half precision on a GPU, it uses PyTorch's kernel; otherwise it runs clip by clip. ``flash_attention_2`` does the
-    same and needs a GPU, half precision and the flash-attn package. On a CPU, decoders with ``varlen`` compute the
-    start of the prompt, which is the same in all clips, only once per batch. With ``auto``, all decoders except
-    ``causal_lm`` do so in training if the start has at least 8 tokens and the decoder has no dropout."""
+    same and needs a GPU, half precision and the flash-attn package. On a CPU, decoders with ``varlen`` compute the part
+    of the prompt before the audio only once per batch, because it is the same in all clips. With ``auto``, all decoders
+    except ``causal_lm`` also do this in training if that part has at least 8 tokens and the decoder has no dropout."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. Takes a third more time and far less
     memory."""

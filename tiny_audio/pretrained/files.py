@@ -38,9 +38,9 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
                 "merge it into its model with peft's merge_and_unload, and give the folder of the result"
             )
         raise UserError(
-            f"{part.name}: {part.pretrained!r} holds a PEFT adapter (adapter_config.json) beside a model, and which of "
-            "them is meant is not clear. Move adapter_config.json and adapter_model.* to another folder to use the "
-            "weights without the adapter, or merge it into the weights with peft's merge_and_unload"
+            f"{part.name}: {part.pretrained!r} has a PEFT adapter (adapter_config.json) next to a model, so it is not "
+            "clear which weights to use. To use the model without the adapter, move adapter_config.json and "
+            "adapter_model.* to another folder. To use both, merge them with peft's merge_and_unload"
         )
     if fields.get("model_type") is None:
         raise UserError(
@@ -91,8 +91,8 @@ def check_weight_files(part: TransformersPartConfig) -> None:
         others = sorted(path.name for end in _OTHER_FORMATS for path in folder.glob(f"*.{end}"))
         held = f"It holds {', '.join(others[:3])}{', …' if len(others) > 3 else ''}. " if others else ""
         raise UserError(
-            f"{part.name}: {folder} holds no weights that transformers reads, that is, no model.safetensors and no "
-            f"pytorch_model.bin. {held}Download the whole checkpoint, or convert it to the format of transformers"
+            f"{part.name}: {folder} has no weights that transformers reads (model.safetensors or pytorch_model.bin). "
+            f"{held}Download the whole checkpoint, or convert it to the format of transformers"
         )
     missing = [path.name for path in files if not path.exists()]
     if missing:
@@ -103,7 +103,7 @@ def check_weight_files(part: TransformersPartConfig) -> None:
     for path in files:
         problem = _problem(path)
         if problem is not None:
-            # The hub's client takes a file in its cache for whole, so it does not download it again.
+            # The hub's client assumes that files in its cache are complete, so it does not download them again.
             advice = "" if local is part else ". It is in the hub's cache: delete it first"
             raise UserError(f"{part.name}: {path} {problem}{advice}")
 
@@ -119,8 +119,8 @@ def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise UserError(
-            f"{part.name}: the weights of {part.pretrained!r} are quantized ({method or 'quantization_config'}), and "
-            "parts need ordinary ones in float32, float16 or bfloat16; give the checkpoint that they were made from"
+            f"{part.name}: the weights of {part.pretrained!r} are quantized ({method or 'quantization_config'}), but "
+            "parts need float32, float16 or bfloat16; give the checkpoint that was quantized"
         )
 
 
@@ -151,16 +151,16 @@ def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
 def _problem(path: Path) -> str | None:
     """Describe what is wrong with a weight file, as the end of a sentence; None if the file looks complete."""
     if path.is_dir():
-        return "is a folder, and a file of weights is needed"
+        return "is a folder, but a file of weights is needed"
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(200)
         if not start:
             return "is empty; download it again"
         if start.startswith(_LFS):
-            return "is a Git LFS pointer and holds no weights; run `git lfs pull` in its folder, or download it again"
+            return "is a Git LFS pointer, not weights; run `git lfs pull` in its folder, or download it again"
         if start.lstrip()[:1] == b"<":
-            return "is a web page and holds no weights; download it again, and check `hf auth login` for gated models"
+            return "is a web page, not weights; download it again, and check `hf auth login` for gated models"
         if path.suffix != ".safetensors":
             # Before torch 1.6, checkpoints were pickles without an archive. These can be checked only by loading them.
             if start.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -168,7 +168,7 @@ def _problem(path: Path) -> str | None:
             return None
         header_size = int.from_bytes(start[:8], "little")
         if len(start) < 8 or header_size > _LARGEST_HEADER:
-            return "is no safetensors file; download it again"
+            return "is not a safetensors file; download it again"
         file.seek(8)
         try:
             header = json.loads(file.read(header_size))
@@ -180,7 +180,5 @@ def _problem(path: Path) -> str | None:
     if size < expected:
         return f"is cut off: it has {size:,} of {expected:,} bytes; download it again"
     if any(name.startswith("F8") for name in types):
-        return (
-            "holds 8-bit floating-point weights, and parts need float32, float16 or bfloat16; give another checkpoint"
-        )
+        return "has 8-bit floating-point weights, but parts need float32, float16 or bfloat16; give another checkpoint"
     return None

@@ -1,4 +1,4 @@
-"""Compute the identity of a checkpoint: a commit on the hub, or a hash of all files of a folder that affect the model.
+"""Compute the identity of a checkpoint: a commit on the hub, or a hash of the files of a folder that affect the model.
 
 The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is not part of it
 either, because decoding settings come from the recipe. JSON files are compared by their values, without fields that
@@ -45,8 +45,8 @@ _DIGESTS = "file_digests.json"
 _LARGE_BYTES = 1 << 20
 """Digests of files of at least this size are kept in the cache folder."""
 _FRESH_NS = 2_000_000_000
-"""The digest of a file that was changed more recently than this is not kept, because the file could change again
-without a change of its time stamp."""
+"""The digest of a file is not kept if the file was changed more recently than this, because it could change again
+without a new time stamp."""
 
 
 def is_local(pretrained: str) -> bool:

@@ -1,4 +1,4 @@
-"""Read the tensors of one part from the checkpoint of a whole model, such as an encoder's from a speech language model.
+"""Read the tensors of one part from the checkpoint of a whole model, such as the encoder of a speech language model.
 
 The other tensors are not loaded, and files on the hub that contain only other tensors are not downloaded.
 """
@@ -60,7 +60,7 @@ def _files(part: TransformersPartConfig) -> dict[str, str]:
             return dict.fromkeys(file.keys(), _SINGLE)
     index = read_json(part, _INDEX)
     if index is None:
-        raise FileNotFoundError(f"there is no {_SINGLE} and no {_INDEX}, and this part needs safetensors files")
+        raise FileNotFoundError(f"there is no {_SINGLE} and no {_INDEX}, but this part needs safetensors files")
     return dict(index["weight_map"])
 
 

@@ -1,8 +1,8 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then compute no padding, and attention needs no mask, which the fast kernels do not support. A prefix that all
-rows share, such as the start of the prompt, is packed only once, with the first row. All other rows attend to it, and
-its gradient is the sum over the rows.
+Layers then compute no padding, and attention needs no mask. (The fast kernels support no masks.) A prefix that all rows
+share, such as the start of the prompt, is packed only once, with the first row. All other rows attend to it, and its
+gradient is the sum over the rows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Packing:
     offsets: Tensor
     """``[B + 1]`` int32, the start of each row in the packed sequence, followed by T."""
     key_offsets: Tensor
-    """``[B + 1]`` int32, the same if each row had its own copy of the shared prefix."""
+    """``[B + 1]`` int32, the offsets if each row had its own copy of the shared prefix."""
     longest: int
     """Number of real positions of the longest row."""
 
@@ -50,8 +50,8 @@ class Packing:
 
         Args:
             mask: ``[B, L]`` bool. Padding may be on either side.
-            num_shared: number of first positions, P, whose content is the same in all rows. They are packed once. If
-                there are any, padding must be on the right side.
+            num_shared: number of positions at the start (P) that are the same in all rows. They are packed once. If P
+                is above 0, padding must be on the right side.
         """
         sizes, computed = mask.sum(1), mask
         key_offsets = offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
@@ -107,8 +107,8 @@ def attend(
     """Implement transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``.
 
     Keys and values may have fewer heads. Without ``cu_seq_lens_q``, the rows are padded, as in generation, and the
-    result equals that of ``attention: sdpa``. If rows have more keys than queries, their first keys are the first keys
-    of the first row.
+    result equals that of ``attention: sdpa``. If a row has more keys than queries, its first keys are those of the
+    shared prefix, which is stored in the first row.
 
     Raises:
         UserError: the model changes its attention scores in a way that the kernel does not support.
@@ -173,7 +173,7 @@ def attend_by_kernel(
 def exclude_rows_from_compilation() -> None:
     """Exclude attention row by row from ``torch.compile``, which would compile it once for each number of rows.
 
-    This is no decorator, because it imports the compiler. That takes longer than all other work of ``validate``.
+    This is not a decorator, because it imports the compiler, which takes longer than the rest of ``validate``.
     """
     global _attend_row_by_row
     _attend_row_by_row = torch.compiler.disable(_attend_row_by_row)  # type: ignore[no-untyped-call]

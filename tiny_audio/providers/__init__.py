@@ -58,7 +58,7 @@ class ProviderConfig(Config, ABC):
 
     name: str
     concurrency: PositiveInt = Field(default=4, json_schema_extra=NO_IDENTITY)
-    """Number of requests at a time. Your plan with the provider may limit it."""
+    """Number of requests at a time. Your plan with the provider may limit this number."""
     usd_per_hour: float | None = Field(default=None, ge=0, json_schema_extra=NO_IDENTITY)
     """US dollars for an hour of audio under your plan. None uses the list price, if it is known."""
 

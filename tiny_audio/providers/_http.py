@@ -1,4 +1,4 @@
-"""Requests to providers over HTTP: keys, timeouts, retries as the official clients do them, and checked answers."""
+"""Requests to providers over HTTP: keys, timeouts, retries like those of official clients, and checked responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LONGEST_BACKOFF_S = 60.0
 
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
 _EMPTY_ACCOUNT = "insufficient_quota"
-"""Error code of OpenAI's responses with status 429 if an account has no money left. Waiting does not help then."""
+"""Error code in OpenAI's responses with status 429 if an account has no money left. A retry would not help."""
 _MAX_SHOWN = 300
 
 
@@ -37,7 +37,7 @@ class HttpConfig(ProviderConfig):
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {}
     """List price of an hour of audio, by model."""
     price_source: ClassVar[str] = ""
-    """Web page of the list prices, and the month in which the prices were read."""
+    """Web page of the list prices, and the month in which they were read."""
 
     base_url: str
     """Address of the API."""
@@ -50,8 +50,8 @@ class HttpConfig(ProviderConfig):
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
     """Retries after a temporary failure: rate limits, server errors, broken connections."""
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
-    """Seconds before the first retry. Each further pause is twice as long, up to a minute. Each pause is shortened by a
-    random part."""
+    """Seconds before the first retry. Each further pause is twice as long, up to a minute. A random part of each pause
+    is left out."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
     """Longest pause, in seconds, that a server may ask for. A clip fails if the server asks for a longer pause."""
 
@@ -88,11 +88,11 @@ def read_key(variable: str, provider: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
-            f"provider {provider} needs a key, and the environment variable {variable} is not set; get a key from the "
+            f"provider {provider} needs a key, but the environment variable {variable} is not set; get a key from the "
             f"provider and run: export {variable}=..."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"the environment variable {variable} contains characters that no key has; set it again")
+        raise UserError(f"the environment variable {variable} contains characters that keys never have; set it again")
     return key
 
 
@@ -115,7 +115,7 @@ class Api:
         self._client.close()
 
     def ask(self, answer: type[AnswerT], method: str, path: str, **request: Any) -> AnswerT:
-        """Send a request, with retries, and check the answer.
+        """Send a request, with retries, and check the response.
 
         Args:
             answer: model of the JSON body of a successful response.
@@ -193,10 +193,12 @@ class Api:
         try:
             return answer.model_validate(body)
         except ValidationError as error:
-            raise self.problem(f"returned an answer that is not as documented: {problems(error)}") from None
+            raise self.problem(
+                f"returned a response that does not match its documentation: {problems(error)}"
+            ) from None
 
     def _shown(self, words: str) -> str:
-        """Hide the key, which some servers repeat when they refuse it, and shorten long bodies."""
+        """Hide the key, which some servers repeat when they reject it, and shorten long bodies."""
         words = words.replace(self._secret, "(the key)") if self._secret else words
         return words if len(words) <= _MAX_SHOWN else f"{words[:_MAX_SHOWN]} ..."
 

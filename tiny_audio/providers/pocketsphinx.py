@@ -14,13 +14,13 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
-"""The dictionary's marker of a further pronunciation of a word, such as ``(2)``."""
+"""The dictionary marks alternative pronunciations of a word, for example with ``(2)``."""
 _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
 """Dictionary entries for silence, breath and noise."""
 
 
 class PocketSphinxConfig(ProviderConfig):
-    """CMU PocketSphinx: speech recognition from before neural networks. Offline and free.
+    """CMU PocketSphinx: an offline and free recognizer without neural networks.
 
     It uses the package's own US English model with about 130,000 words. Every clip is decoded with a fresh state, so
     its text does not depend on earlier clips.

@@ -149,10 +149,10 @@ class SourceContext:
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
     """Commits of branches on the hub. A source uses the given commits and adds each commit that it looks up. A run
-    stores the commits. It then sees the same data even if the cache folder is deleted and a branch has moved on."""
+    stores them, so that it sees the same data even if the cache folder is deleted and a branch has new commits."""
     keep_empty: bool = False
-    """Whether these clips are trained on, with ``data.keep_empty``. If so, clips that the corpus marks as clips without
-    speech have an empty transcript. If not, a source drops them, because they are not scored either."""
+    """Whether ``data.keep_empty`` is set for training clips. If so, clips that the corpus marks as not speech get an
+    empty transcript. If not, the source drops them. They are never scored."""
 
 
 class Source(ABC):
@@ -170,7 +170,7 @@ class Source(ABC):
     def encoded(self, utterance: Utterance) -> Path | bytes:
         """Return the clip's encoded audio, as a file or as bytes.
 
-        This is called in processes that load clips, so a source must be picklable.
+        Processes that load clips call this, so a source must be picklable.
         """
 
 

@@ -28,7 +28,7 @@ class HubFile:
     repo: str
     """Name of the dataset, as ``owner/name``."""
     revision: str
-    """A commit, so that the same file is found later."""
+    """A commit, so that the content never changes."""
     path: str
     """Path within the repository."""
 

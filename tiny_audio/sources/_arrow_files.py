@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_arrow(path: Path) -> pa.Table | None:
-    """Return the table, memory-mapped. Return None if the file does not exist or was cut short, such as by a crash."""
+    """Return the table, memory-mapped. Return None if the file is missing or incomplete, for example after a crash."""
     import pyarrow as pa
 
     try:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _FULL = 0.95
-"""Old files are deleted until this share of the size limit is in use, so that scans of the folder are infrequent."""
+"""Old files are deleted until only this share of the size limit is in use, so that the folder is rarely scanned."""
 _POLL_S = 0.005
-"""Seconds between attempts to acquire a lock. The value is small, because the folder's lock is held only briefly."""
+"""Seconds between attempts to acquire a lock. Short, because the folder's lock is held only briefly."""
 _SCANNED: set[Path] = set()
 """Folders that this process or its parent has scanned. A forked process inherits the set."""
 
@@ -52,9 +52,9 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. The total size of all files, including files that are being written, never
-    exceeds ``max_bytes``, because a process adds the size of a file to a count before it writes the file. The folder's
-    lock protects the count. If a file is deleted while another process has it mapped, that process can still read it.
+    Several processes may share a folder. The total size of all files never exceeds ``max_bytes``: before a process
+    writes a file, it adds the size of the file to a count, which the folder's lock protects. If a file is deleted while
+    another process has it mapped, that process can still read it.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class DiskCache:
         with contextlib.ExitStack() as stack:
             with self._writing():
                 stack.enter_context(self._writer_lock(name))
-            clips = read_mapped(path)  # another process may have fetched it while this one waited for the lock
+            clips = read_mapped(path)  # another process may have fetched it during the wait for the lock
             if clips is None:
                 fetched = fetch()
                 self._write(name, fetched)

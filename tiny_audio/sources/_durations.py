@@ -1,4 +1,4 @@
-"""Durations of audio files from their headers. Each header is read once. Its duration is kept in the cache folder."""
+"""Durations of audio files from their headers. The cache folder keeps them, so that each header is read only once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _LOG = logging.getLogger(__name__)
 _THREADS = 8
 """Number of threads that read headers. With a network disk, they spend most of the time waiting."""
 _SAVED_EVERY = 50_000
-"""The results are saved each time this number of files has been read. An interrupted run continues from the last
-save."""
+"""The results are saved after each group of this many files, so that an interrupted run can continue."""
 
 
 UNREADABLE = "unreadable"
-"""Code of :class:`AudioError` for files that could not be read but may be good. Such files are read again."""
+"""Code of :class:`AudioError` for files that may be good, but could not be read. They are read again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,8 @@ def write_index(
 ) -> None:
     """Write the tables of all shards, in order, to a folder. The folder is created atomically.
 
-    Only one shard is in memory at a time. If several processes call this, one process writes and the others wait. If an
-    id repeats, the shard, row group and row of the clip are appended to every occurrence except the first. The
+    Only one shard is in memory at a time. If several processes call this, one process writes and the others wait.
+    Repeated ids are made unique by appending the shard, row group and row to all occurrences except the first. The
     fingerprint is a hash of ``identity`` and of all usable rows.
 
     Args:
@@ -102,7 +102,7 @@ def _lock(key: str, folder: Path) -> FileLock:
 def _sweep(folder: Path) -> None:
     """Delete the parts of this index, and leftovers of killed processes in the same folder.
 
-    Recent parts of other indexes are kept, because interrupted indexing continues from them.
+    Recent parts of other indexes are kept, so that interrupted indexing can continue.
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
@@ -133,7 +133,7 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class FileAddresses:
-    """Addresses of clips that are single files. A metadata column contains the names of the files."""
+    """Addresses of clips that are single files. Their names are in a metadata column."""
 
     folder: Path
     column: str
@@ -185,7 +185,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"the cached index {folder} is damaged ({error}); delete the folder to index again") from error
-    # Rows of a row group are adjacent, so a new group begins where one of the two columns changes.
+    # Rows of a row group are adjacent, so a new group begins where its shard or its index changes.
     ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
     return Index(
         utterances,

@@ -20,7 +20,7 @@ from tiny_audio.sources._shared import shown
 
 _MAX_LINE = 1_000_000
 _MAX_BAD_LINES = 100
-"""Number of lines after which a file without any JSON object is rejected."""
+"""A file is rejected if none of this many lines is a JSON object."""
 
 _EXPECTED = 'expected one JSON object per line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
 
@@ -98,7 +98,7 @@ def read_manifest(path: Path, columns: Columns) -> Index:
 
 
 def fingerprint(utterances: Iterable[Utterance]) -> str:
-    """Return the SHA-256 of ids, durations and texts. The order matters, because plans use positions of utterances."""
+    """Return the SHA-256 of ids, durations and texts, in order, because plans refer to utterances by index."""
     digest = hashlib.sha256()
     for utterance in utterances:
         row = json.dumps([utterance.id, utterance.duration_s, utterance.text])
@@ -153,11 +153,11 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files:
         (text + name).encode()
     except UnicodeEncodeError as error:
         raise _BadRowError(
-            "bad_unicode", f"{columns.text!r} or {columns.audio!r} holds half a character: {error}"
+            "bad_unicode", f"{columns.text!r} or {columns.audio!r} contains half a character: {error}"
         ) from error
     offset = row.get("offset")
     if offset:
-        # The text is the transcript of only a part of the file.
+        # The text is the transcript of a part of the file.
         raise _BadRowError(
             "offset", f"parts of files are not supported (offset {shown(offset)}): cut the audio into files"
         )
@@ -165,7 +165,7 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files:
     try:
         audio = files.find(wanted)
     except OSError as error:
-        raise UserError(f"the folder {wanted.parent} cannot be read: {error.strerror}; see to the disk") from error
+        raise UserError(f"the folder {wanted.parent} cannot be read: {error.strerror}; check the disk") from error
     if audio is None:
         raise _BadRowError("audio_missing", f"there is no file {wanted}")
     return Utterance(

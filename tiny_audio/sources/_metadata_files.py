@@ -38,7 +38,7 @@ Row = Mapping[str, object] | BadRow
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """An entry of the index: a row of a table, or a file that no row names."""
+    """An entry of the index: a row of a table, or a file without a row."""
 
     file: str
     """Path relative to the folder of the audio. It is also the id of the clip."""
@@ -83,7 +83,7 @@ def file_index(
 ) -> Index:
     """Return the index of clips that are single files.
 
-    The index is written to ``folder`` unless it exists. If some files could not be read, it is written again.
+    The index is written to ``folder`` unless it exists. It is written again if some files could not be read.
 
     Args:
         make: returns the rows and the columns of their metadata.
@@ -122,7 +122,7 @@ def _json_row(line: str) -> Row:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        return BadRow("bad_unicode", f"holds half a character: {error}")
+        return BadRow("bad_unicode", f"contains half a character: {error}")
     return row
 
 
@@ -130,7 +130,7 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
     rows = _cells(path)
     _, header = next(rows)
     if len(set(header)) < len(header):
-        raise UserError(f"{path} names a column twice: {', '.join(header)}; give each column its own name")
+        raise UserError(f"{path} has two columns with the same name: {', '.join(header)}; rename one of them")
     for line_number, cells in rows:
         if len(cells) != len(header):
             hint = "" if path.suffix == ".tsv" else "; put texts with commas in quotes"

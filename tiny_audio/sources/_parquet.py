@@ -39,14 +39,18 @@ def index_shard(
 ) -> pa.Table:
     """Return the rows of a shard as an index table.
 
-    Its columns are ``id``, ``duration_s`` and ``text``; ``shard`` (an index), ``row_group`` and ``row`` (within the row
-    group); ``reason`` and ``detail`` (null if the row can be used); and ``metadata.…`` as texts.
+    Its columns are:
+
+    - ``id``, ``duration_s`` and ``text``
+    - ``shard`` (an index), ``row_group``, and ``row`` (within the row group)
+    - ``reason`` and ``detail``, which are null if the row can be used
+    - ``metadata.…``, as texts
 
     Args:
         shard: name of the shard, for ids and messages.
         shard_index: index of the shard among all shards.
         audio: reads the encoded clips of a row group. Called only if there is no column of durations.
-        keep_silence: keep clips that are marked as clips without speech, with an empty transcript.
+        keep_silence: keep clips that are marked as not speech, with an empty transcript.
 
     Raises:
         UserError: columns are missing, or the shard is broken.
@@ -115,7 +119,7 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
         UserError: the row does not exist.
     """
     if row >= len(clips):
-        raise UserError(f"{place} does not exist: the file was changed after it was indexed; start again")
+        raise UserError(f"{place} does not exist, because the file was changed after it was indexed; start again")
     value = clips[row].as_py()
     if not isinstance(value, bytes):
         raise AudioError(
@@ -137,7 +141,7 @@ def read_error(error: Exception, where: str) -> UserError:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
-            f"{where}: cannot be read: {one_line(error)}; check the disk; the clips may be good and are not dropped"
+            f"{where}: cannot be read: {one_line(error)}; check the disk (clips that may be good are not dropped)"
         )
     return AudioError("undecodable", f"{where}: cannot be read: {one_line(error)}")
 
@@ -188,7 +192,9 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems, keep_silence:
         if keep_silence:
             return pc.if_else(silent, "", trimmed)
         for row in _where(silent):
-            detail = f"{columns.text!r} is {trimmed[row].as_py()}: a clip without speech; data.keep_empty trains on it"
+            detail = (
+                f"{columns.text!r} is {trimmed[row].as_py()}, so nobody speaks; data.keep_empty trains on such clips"
+            )
             problems.add(row, "no_speech", detail)
     return trimmed
 

@@ -1,7 +1,6 @@
 """Read encoded clips of parquet files, on disk or on the hub, by row group.
 
-Row groups are cached on disk and in memory. Parquet can read a column of a row group only as a whole, so neighboring
-clips are read together.
+Row groups are cached on disk and in memory, because parquet can read a column of a row group only as a whole.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 2**20
 """Size limit of the cache in memory, in each process that loads clips."""
 MAX_COUNT = 32
-"""Maximum number of row groups in the cache in memory. Mapped files take no memory, but a deleted file takes up disk
-space as long as it is mapped."""
+"""Maximum number of row groups in the cache in memory. Mapped files take no memory, but a deleted file keeps its disk
+space while it is mapped."""
 _OPEN = 32
 """Number of shards on the hub that a process keeps open."""
 _ANYWHERE_BYTES = 2 * 10**9
-"""Size limit of the disk cache that :func:`read_cell_anywhere` adds row groups to."""
+"""Size limit of the disk cache of :func:`read_cell_anywhere`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,7 @@ def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, Disk
     """Return a thread-safe function that reads row groups and keeps the most recently used ones in memory."""
 
     def size(cached_clips: CachedClips) -> int:
-        # With the upper bound, a row group of any size fits into the cache. The lower bound limits the number of row
-        # groups.
+        # The upper bound lets a row group of any size fit into the cache. The lower bound limits the number of groups.
         return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
 
     @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())
@@ -103,7 +101,7 @@ def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
     try:
         clips = read_row_group(RowGroup(file, cell.row_group, cell.column), cache).clips
     except FileNotFoundError as error:
-        raise UserError(f"{file} was removed after it was indexed; put it back, or start again") from error
+        raise UserError(f"{file} was removed after it was indexed; restore it, or start again") from error
     except (pa.ArrowException, OSError) as error:
         raise read_error(error, where) from error
     return clip_bytes(clips, cell.row, where)
@@ -153,5 +151,5 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_OPEN)
 def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
-    """Open a shard and keep it open. Opening it again for each row group would take two more requests each time."""
+    """Open a shard and keep it open, because opening it for each row group would take two more requests each time."""
     return open_on_hub(file, pre_buffer=False)

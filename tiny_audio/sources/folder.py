@@ -36,7 +36,7 @@ class FolderConfig(SourceConfig):
 
     The layout is that of `audiofolder` in Hugging Face's `datasets`: the column `file_name` holds a path relative to
     the folder of the table, and subfolders may have tables, too. Further columns become metadata. Durations are read
-    from the files' headers, at the first start. Files without a row and rows without a file are listed as dropped. If
+    from the files' headers at the first start. Files without a row and rows without a file are listed as dropped. If
     the data has several splits, give the folder of one split, such as `data/train`.
     """
 
@@ -119,7 +119,7 @@ class FolderSource(Source):
         """Yield the rows of all tables, then the files that no row names."""
         audio = {name: status for name, status in files.items() if name not in tables}
         headers = read_headers(self.path, audio, self.cache_dir)
-        # Unicode has two forms of an accented letter: one character or two. A row and its file may use different forms.
+        # In Unicode, an accented letter can be one character or two. A row and its file may use different forms.
         names = {unicodedata.normalize("NFC", name): name for name in audio} | {name: name for name in audio}
         named = set()
         for table_index, table in enumerate(tables):
@@ -129,7 +129,7 @@ class FolderSource(Source):
                 yield clip
         for file in audio:
             if file not in named:
-                detail = f"{file}: no row of {', '.join(tables)} names this file"
+                detail = f"{file}: {', '.join(tables)} has no row with this file"
                 yield ClipRow(file, bad=BadRow("row_missing", detail))
 
 

@@ -18,7 +18,7 @@ COLUMNS = Columns(
     metadata=("audio_id",),
     silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
 )
-"""Columns of the corpus. The metadata contains the recording instead of the speaker, because few speakers are known."""
+"""Columns of the corpus. The metadata has the recording instead of the speaker, because few speakers are known."""
 
 
 class GigaSpeechConfig(HubSourceConfig):
@@ -29,8 +29,7 @@ class GigaSpeechConfig(HubSourceConfig):
     `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`. `data.target_text` converts these markers to punctuation or removes them.
     Segments whose text is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. With
     `data.keep_empty`, they are kept for training, with an empty transcript. In evaluation sets they are always dropped.
-    Metadata: `audio_id`, the recording. Set `evaluation.group_by` to it, because
-    speakers are unknown.
+    Metadata: `audio_id`, the recording. Speakers are unknown, so set `evaluation.group_by: audio_id`.
     """
 
     name: Literal["gigaspeech"] = "gigaspeech"

@@ -9,7 +9,7 @@ from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
-"""Columns of the corpus. Unknown speakers and sexes are null in the corpus and left out of the metadata."""
+"""Columns of the corpus. Unknown speakers and sexes are null. The metadata leaves them out."""
 
 
 class LoquaciousConfig(HubSourceConfig):

@@ -34,7 +34,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class MixedConfig(Config):
     """A source in a mix."""
 
-    # Defer the schema, because the registry is complete only after all sources, including this one, are imported.
+    # Defer the schema until all sources, including this one, are registered.
     model_config = ConfigDict(defer_build=True)
 
     source: Annotated[SourceConfig, SOURCES]
@@ -51,12 +51,11 @@ class MixedConfig(Config):
 class MixConfig(SourceConfig):
     """Several sources as one, each with a weight and an optional cap.
 
-    A cap keeps a random part of a source. The part is the same in every epoch and on every machine. A larger cap keeps
-    everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are drawn,
-    so that only audio of used row groups is fetched. A cap counts clips before `data.min_duration_s` and
-    `data.max_duration_s` are applied. If a capped source drops clips, only the same share of the dropped clips is
-    listed. The ids of a source's clips begin with the name of the source. The name is also the clips' metadata column
-    `source`, unless they already have a column of that name.
+    A cap keeps a random part of a source. The part is the same in every epoch and on every machine, and a larger cap
+    keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are
+    drawn, so that no other audio is fetched. A cap counts clips before `data.min_duration_s` and `data.max_duration_s`
+    are applied. The list of dropped clips is reduced by the same share. The ids of a source's clips begin with the name
+    of the source. The name is also the clips' metadata column `source`, unless they already have this column.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -105,7 +104,7 @@ class Mixed:
             drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(groups.max(initial=-1) + 1)[groups]))
         count = len(drawn)
         if self.max_hours is not None:
-            # Rounded, since sums of floats are inexact.
+            # Rounded, because sums of floats are inexact.
             seconds = np.round(np.cumsum(durations_s[drawn]), 6)
             count = int(np.searchsorted(seconds, self.max_hours * 3600, side="right"))
         if self.max_clips is not None:
@@ -245,7 +244,7 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """Yield a random share of the dropped clips. ``share`` is that of the clips that the caps keep."""
+    """Yield a random share of the dropped clips: the share of clips that the caps keep."""
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < share * 2**64:

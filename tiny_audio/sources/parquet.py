@@ -32,7 +32,7 @@ _MAGIC = b"PAR1"
 
 
 class ParquetConfig(ColumnsConfig):
-    """Local parquet files that hold the audio itself, as Hugging Face's datasets do."""
+    """Local parquet files that contain the audio, as in Hugging Face's datasets."""
 
     name: Literal["parquet"] = "parquet"
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
@@ -40,8 +40,8 @@ class ParquetConfig(ColumnsConfig):
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
     """Maximum gigabytes on disk for cached row groups of this path. Parquet files can be read only by whole row groups,
-    but single clips can be read from the cache. If the cache is smaller than the clips that are shuffled together, row
-    groups are read many times. In a mix, the limits of all paths add up."""
+    but single clips can be read from the cache. If the clips that are shuffled together do not fit into the cache, row
+    groups are read many times. Each path of a mix has its own limit."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -66,7 +66,7 @@ class ParquetSource(Source):
         folder = self.cache_dir / "parquet" / cache_key(identity)
         if not folder.exists():
             _LOG.info("indexing %d parquet files in %s", len(shards), root)
-            # Column names determine the content of the index, but are not part of the data's fingerprint.
+            # Column names affect the index, but are not part of the data's fingerprint.
             write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
         index = read_index(folder, CellAddresses(root.joinpath, self.columns.audio))
         return check_any_usable(index, str(self.path))

@@ -1,7 +1,7 @@
 """Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that is hard to record.
 
-The sentences come from a text file or from small grammars. Voices and sentences have a fixed split into a training side
-and a held-out side. A recipe can train on one side and evaluate on the other.
+The sentences come from a text file or from small grammars. Voices and sentences are split into a training side and a
+held-out side. A recipe can train on one side and evaluate on the other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAIN
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 _MIN_SHARE = 20
-"""Minimum number of utterances per worker process. Synthesizing them takes about as long as starting a process."""
+"""Minimum number of utterances per worker process. Synthesizing fewer is faster than starting a process."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 _SENTENCES = "sentences.tsv"
 
@@ -60,8 +60,8 @@ class SyntheticConfig(SourceConfig):
     sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """Text file with one sentence per line, which is spoken instead of the grammars. Each sentence is spoken once
     before any is repeated. The transcript is the line as written. espeak-ng reads digits as cardinal numbers, so write
-    years and telephone numbers in words. Repeated lines count once. The content of the file affects the data, and its
-    path does not."""
+    years and telephone numbers in words. Repeated lines count once. Only the content of the file, and not its path,
+    affects the data."""
     sentences: Literal["train", "held_out", "all"] = "train"
     """The side of the fixed split of sentences. About a tenth of all sentences is held out and never used in training.
     ``all`` uses both sides, for example if another file is used for evaluation."""
@@ -160,8 +160,8 @@ class SyntheticSource(Source):
         index = read_manifest(folder / "manifest.jsonl", Columns())
         if len(index.utterances) != self.config.num_utterances:
             raise UserError(
-                f"the cache {folder} is damaged: {len(index.utterances):,} of {self.config.num_utterances:,} "
-                "utterances are there; delete the folder to make it again"
+                f"the cache {folder} is damaged: it has {len(index.utterances):,} of {self.config.num_utterances:,} "
+                "utterances; delete the folder to synthesize them again"
             )
         return index
 
@@ -187,8 +187,8 @@ def _sentences(config: SyntheticConfig) -> list[str] | None:
     own = [sentence for sentence in sentences if is_held_out(sentence) == (config.sentences == "held_out")]
     if not own:
         raise UserError(
-            f"{path}: sentences: {config.sentences} leaves none of its sentences, {len(sentences)}; set sentences: "
-            "all, or add sentences"
+            f"{path}: none of its {len(sentences)} sentences is on the side that `sentences: {config.sentences}` uses; "
+            "set sentences: all, or add sentences"
         )
     return own
 
@@ -260,7 +260,7 @@ def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> Non
                     env=environment,
                 )
             workers.append(worker)
-            # A worker that dies at once is reported below, with its error output.
+            # If a worker dies at once, this is reported below, with its error output.
             with contextlib.suppress(BrokenPipeError):
                 _stdin(worker).write(json.dumps(job | {"worker": index}).encode() + b"\n")
         for index, worker in enumerate(workers):

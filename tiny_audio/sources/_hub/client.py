@@ -13,14 +13,14 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""Retries of requests to the hub. Each wait is logged as a warning, because all waits together can exceed half a
-minute, or take longer if the hub asks for it."""
+"""Retries of requests to the hub. Each wait is logged as a warning, because the waits can add up to more than half a
+minute, or longer if the hub asks for it."""
 _MAX_CONNECT_RETRIES = 2
 """Maximum number of retries if the hub cannot be reached. It is small, so that a missing network is reported soon."""
 
 
 def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_RETRIES) -> ResultT:
-    """Call a function that sends requests to the hub. Repeat it after transient failures.
+    """Call a function that sends requests to the hub, and retry after transient failures.
 
     Args:
         connect_retries: maximum number of retries if the hub cannot be reached.
@@ -69,7 +69,7 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
     page = f"{constants.ENDPOINT}/datasets/{repo}"
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(
-            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids fetching it; unset it for the first run"
+            f"{repo} is not in the cache, and HF_HUB_OFFLINE prevents a download; unset it for the first run"
         )
     if isinstance(error, GatedRepoError):
         login = "" if get_token() else ", then log in with `hf auth login`, or set HF_TOKEN"

@@ -70,7 +70,7 @@ def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     pin = pin_of(asdict(split))
     shards = _kept(pin)
     if commit is not None and (shards is None or shards.commit != commit):
-        pin = pin_of(asdict(split), commit)  # a separate file, because the other file may hold another commit
+        pin = pin_of(asdict(split), commit)  # a separate file, because the first one may name another commit
         shards = _kept(pin)
     if shards is not None:
         return shards
@@ -108,7 +108,7 @@ def _asked(split: Split, revision: str) -> Shards:
 
 
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
-    """Find the split's parquet files as ``datasets`` does: by the dataset card, or else by the names of the files."""
+    """Find the split's parquet files as ``datasets`` does: by the dataset card, else by file names."""
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 
     if split.revision == _CONVERTED:
@@ -168,7 +168,7 @@ def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
     if not configs:
         if split.config not in (None, "default"):
             raise UserError(
-                f"{split.repo} has no configs, and config is {split.config!r}; leave it out. Or: {_TRY_CONVERTED}"
+                f"{split.repo} has no configs, but config is {split.config!r}; leave it out. Or: {_TRY_CONVERTED}"
             )
         return {}
     name = split.config or configs.get_default_config_name()

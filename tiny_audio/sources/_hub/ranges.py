@@ -1,8 +1,8 @@
 """A file on the hub, read by range requests.
 
-The hub limits how often the location of a file is looked up (a few thousand times in five minutes), but not how often
-the location is read. The file system of huggingface_hub looks up the location for every range. This module looks it up
-once, and again if the location expires.
+The hub limits how often the location of a file may be looked up (a few thousand times in five minutes), but not how
+often the file is read. The file system of huggingface_hub looks up the location for every range. This module looks it
+up once, and again only if the location has expired.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RangeFile(SeekableBytes):
             raise explained(error, self._file.repo, self._file.revision) from error
         assert found.size is not None, "the hub states the size of every file"
         self.size, self._location = found.size, found.location
-        # A signed location on another host needs no token and must not get it.
+        # A signed location on another host needs no token. Do not send the token there.
         same_host = urlsplit(url).netloc == urlsplit(found.location).netloc
         self._headers = headers if same_host else {}
 

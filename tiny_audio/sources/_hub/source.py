@@ -40,12 +40,11 @@ class HubSourceConfig(SourceConfig):
     """A branch, a tag or a commit. The commit of a branch is looked up once and kept in the cache folder, so that all
     runs on a machine see the same data. To use the same data on another machine, set the commit here."""
     max_shards: PositiveInt | None = None
-    """Maximum number of files of the split to use. None uses all files. The used files are spread evenly over the
-    split, because corpora are often sorted."""
+    """Maximum number of files of the split to use, spread evenly over the split. None uses all files."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Gigabytes of fetched audio to keep on disk for this split of this dataset. In a mix, the limits of all splits add
-    up. If the cache holds at least two windows of `batching.shuffle_clips` clips (20,000 clips of 10 s are 6 GB), audio
-    is fetched once per epoch. If it holds the whole split, audio is fetched only once."""
+    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. If the cache
+    holds at least two windows of `batching.shuffle_clips` clips (20,000 clips of 10 s are 6 GB), audio is fetched once
+    per epoch. If it holds the whole split, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)

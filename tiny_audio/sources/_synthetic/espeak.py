@@ -1,8 +1,8 @@
 """espeak-ng through ctypes. Only the synthesis worker uses it, because the library is GPL-3.
 
 espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. The
-audio of a sentence therefore depends on the sentences before it. To get the same audio for the same sentences, the
-library must be freshly loaded and its random seed fixed, because ``espeak_Initialize`` takes the seed from the clock.
+audio of a sentence therefore depends on the sentences before it. For reproducible audio, the library is freshly loaded,
+and its random seed is fixed, because ``espeak_Initialize`` takes the seed from the clock.
 """
 
 from __future__ import annotations

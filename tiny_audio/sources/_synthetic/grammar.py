@@ -1,7 +1,7 @@
-"""The sentences of the synthetic source: small grammars of English, each a function from a random generator to a line.
+"""The sentences of the synthetic source. Each grammar is a function that makes a line from random numbers.
 
 A line is a sequence of words separated by spaces. Spelled letters are upper case. :func:`written` returns the label.
-:func:`spoken` returns the text for espeak-ng, in which words that it would mispronounce are spelled differently.
+:func:`spoken` returns the text for espeak-ng, with other spellings for words that it would mispronounce.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from tiny_audio.sources._synthetic.words import (
 )
 
 VERSION = 5
-"""Increase this after a change that gives other sentences or audio for the same seed, so that old caches are not
-used."""
+"""Version of sentences and audio. Increase it if the same seed gives other ones, so that old caches are not used."""
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -71,11 +70,10 @@ def spoken(line: str) -> str:
 def is_held_out(text: str) -> bool:
     """Whether a label is on the held-out side of the split. Held-out sentences never occur in training.
 
-    A hash selects half of the sentences. Of this half, three kinds of sentences still stay in training: single words,
+    A hash selects half of the sentences. Three kinds of sentences in this half stay in training: single words,
     sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent
-    in the other half. Every word and every pair of words in a held-out sentence therefore occurs in training, and only
-    the whole sentence is new. The hash selects half of the sentences, because with a tenth, for example, the same few
-    held-out sentences would be drawn many times.
+    in the other half. Therefore every word and every pair of words in a held-out sentence occurs in training, and only
+    the whole sentence is new. If the hash selected only a tenth, the same few held-out sentences would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False
@@ -95,8 +93,8 @@ class _Sample:
     frequent: frozenset[str]
     """Sentences that each make up more than ``_MAX_SENTENCE_SHARE`` of the sample."""
     phrases: frozenset[str]
-    """Words and pairs of words that occur often in lines that the hash leaves in training. The number of these lines is
-    at least ``_MIN_PHRASE_SHARE`` of the sample."""
+    """Words and pairs of words that are frequent in lines that the hash leaves in training: those lines are at least
+    ``_MIN_PHRASE_SHARE`` of the sample."""
 
 
 @cache

@@ -19,7 +19,7 @@ _MAX_LINE = 1_000_000
 _MAX_LISTED = 5
 """Number of unusable lines that a message lists."""
 _PUNCTUATION = frozenset(".,;:!?'\"()-–—…’‘“”&%")
-"""Characters that espeak-ng skips or reads as one would expect. It reads "$5" as "dollar five", for example."""
+"""Characters that espeak-ng skips or reads correctly. It reads "$5" as "dollar five", so $ is not one of them."""
 _EXPECTED = "expected a text file with one English sentence per line"
 _HELD_OUT_SHARE = 0.1
 
@@ -66,7 +66,7 @@ def read_sentences(path: Path) -> list[str]:
 
 
 def is_held_out(sentence: str) -> bool:
-    """Whether a sentence is on the held-out side of the split, which has about a tenth of all sentences.
+    """Whether a sentence is on the held-out side of the split. About a tenth of all sentences is on this side.
 
     The hash depends on the letters and digits only. Sentences that differ in case or punctuation are on the same side.
     """
@@ -77,7 +77,7 @@ def is_held_out(sentence: str) -> bool:
 def spoken(sentence: str) -> str:
     """Return the text of a sentence for espeak-ng.
 
-    A sentence without lower-case letters is changed to lower case, because espeak-ng spells words such as "US". The
+    A sentence without lower-case letters is changed to lower case, because espeak-ng spells out words such as "US". The
     letter A among other single letters is given as phonemes, because espeak-ng would read it as the article.
     """
     words = (sentence.lower() if sentence.isupper() else sentence).split(" ")
@@ -106,7 +106,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _problem(sentence: str) -> str | None:
     """Return why espeak-ng cannot speak a sentence, or None."""
     if len(sentence) > MAX_CHARACTERS:
-        return f"{len(sentence):,} characters, and the limit is {MAX_CHARACTERS}"
+        return f"{len(sentence):,} characters, but the limit is {MAX_CHARACTERS}"
     strange = next((character for character in sentence if not _is_allowed(character)), None)
     if strange is not None:
         is_text = not 0xD800 <= ord(strange) <= 0xDFFF

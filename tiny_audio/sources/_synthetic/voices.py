@@ -1,8 +1,8 @@
 """espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
-side. No held-out voice is close to a training voice. Distance is measured in mean and spread of the cepstra, and is
-more than twice the distance that a change of 20 on espeak-ng's pitch scale causes."""
+side. No held-out voice is close to a training voice: the mean and spread of their cepstra differ more than twice as
+much as after a change of 20 on espeak-ng's pitch scale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACCENTS: dict[str, str] = {
     "en-gb-x-gbcwmd": "gmw/en-GB-x-gbcwmd",
     "en-029": "gmw/en-029",
 }
-"""Accent -> espeak-ng's voice file. With the name of the file, espeak-ng does not search through all languages."""
+"""Accent -> espeak-ng's voice file. The file name saves a search through all languages."""
 
 HELD_OUT_VOICES: tuple[str, ...] = (
     # female
@@ -59,4 +59,4 @@ UNNATURAL_VOICES: tuple[str, ...] = (
     *("caleb", "whisper", "whisperf"),
     "Mr serious",
 )
-"""Robots, effects and whispers. They are on neither side of the split, but can be chosen by name."""
+"""Robots, effects and whispers. They are not part of the split, but can be chosen by name."""

@@ -1,9 +1,9 @@
 """The synthesis process: ``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC
 files.
 
-It is a separate process because espeak-ng is GPL-3. It is not a multiprocessing worker, so that the caller's script
-needs no guarded ``__main__`` and neither torch nor the caller's modules are loaded. When the parent process ends, stdin
-is closed and this process ends, too.
+It is a separate process because espeak-ng is GPL-3. Unlike a multiprocessing worker, it does not load torch or the
+caller's modules, and the caller's script needs no guarded ``__main__``. When the parent process ends, stdin is closed
+and this process ends too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Job:
     sentences: str
     """``train``, ``held_out`` or ``all``. It selects the sentences of the grammars."""
     sentence_file: str | None
-    """File in the folder that is used instead of the grammars. Each line has a label, a tab and text for espeak-ng."""
+    """File in the folder to use instead of the grammars. Each line has a label, a tab, and text for espeak-ng."""
     rate_wpm: tuple[int, int]
     pitch: tuple[int, int]
     pitch_range: tuple[int, int]
@@ -118,7 +118,7 @@ def make(
 
 def _line(job: Job, rng: random.Random) -> str:
     make_line = grammar.GRAMMARS[rng.choice(job.grammars)]
-    # Several percent of a grammar's lines are held out, so 10,000 draws find a line of either side if there is one.
+    # Several percent of a grammar's lines are held out, so 10,000 draws find lines of both sides.
     for _ in range(10_000):
         line = make_line(rng)
         if job.sentences == "all" or grammar.is_held_out(grammar.written(line)) == (job.sentences == "held_out"):
@@ -129,7 +129,7 @@ def _line(job: Job, rng: random.Random) -> str:
 def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Resample from 22,050 to 16,000 Hz in the frequency domain.
 
-    The result is exact, and torch, which takes seconds to import, is not needed.
+    The result is exact. Importing torch for this would take seconds.
     """
     # A block of 441 samples becomes 320 samples. The transform is fast if the number of blocks has no large prime
     # factors.
