@@ -53,7 +53,7 @@ def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rul
     assert state.training.spelling is not None
     labels = state.training.spelling.vocabulary.token_ids
     progress, rule, rewrite = read_progress(saved.folder), normalizer(rule_name), TargetText.of(recipe.data.target_text)
-    is_alone = alignment is not None and alignment.is_alone(saved.step - 1)
+    is_alone = saved.step <= recipe.alone_steps
     rows = []
     for data in sets:
         found = embed(model, tokenizer, spread(data.clips, most), rewrite, decodes=not is_alone)

@@ -126,6 +126,11 @@ def test_the_code_map_lists_every_entry_in_this_order() -> None:
     assert listed == ORDER
 
 
+def test_no_module_is_long() -> None:
+    long = [path.name for path in ROOT.rglob("*.py") if len(path.read_text(encoding="utf-8").splitlines()) > 400]
+    assert not long, "divide a module where its responsibilities separate"
+
+
 def test_the_order_lists_the_first_level_exactly() -> None:
     assert set(ORDER) == {top(name) for name in NAMES}, "add a new folder to ORDER as high as its imports allow"
 

@@ -61,10 +61,6 @@ class AlignmentConfig(Config):
             return self.weight
         return self.weight * min(1.0, max(0.0, 1 - (step - (self.alone_steps or 0)) / self.steps))
 
-    def is_alone(self, step: int) -> bool:
-        """Whether the decoder is left out in a step, counted from 0."""
-        return step < (self.alone_steps or 0)
-
 
 @dataclass(frozen=True)
 class CtcVocabulary:

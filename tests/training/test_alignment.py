@@ -66,6 +66,13 @@ def test_embeddings_of_the_tokens_have_a_small_loss() -> None:
     assert float(aligned.max()) < 0.1 < 10 < float(other.min())
 
 
+def test_the_nearest_tokens_have_no_repeats_and_no_blanks() -> None:
+    one, two = IDS[:2]
+    audio = MODEL.decoder.embed(torch.tensor([[one, one, one, two, two]])).detach()
+    audio[0, 1] *= -1  # like no token
+    assert AlignmentLoss(AlignmentConfig(), IDS).nearest(MODEL.decoder, audio, torch.tensor([4])) == [[one, one, two]]
+
+
 def test_a_clip_with_too_few_embeddings_is_left_out() -> None:
     audio = embeddings(6).requires_grad_()
     losses, fits = AlignmentLoss(AlignmentConfig(), IDS)(MODEL.decoder, audio, torch.tensor([6, 3]), TARGETS)
@@ -103,8 +110,6 @@ def test_the_weight_falls_to_zero() -> None:
 def test_the_weight_falls_after_the_steps_without_the_decoder() -> None:
     config = AlignmentConfig(weight=0.5, steps=10, alone_steps=4)
     assert [config.weight_at(step) for step in (0, 3, 4, 9, 14)] == [0.5, 0.5, 0.5, 0.25, 0.0]
-    assert [config.is_alone(step) for step in (0, 3, 4)] == [True, True, False]
-    assert not AlignmentConfig().is_alone(0)
 
 
 # --- runs

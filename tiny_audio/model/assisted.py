@@ -17,9 +17,34 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tiny_audio.config import UserError
 from tiny_audio.decoders import Decoder, DecoderCache
 from tiny_audio.frames import length_mask
+from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.streamer import OnIds
+
+
+def uses_draft(settings: GenerationConfig, decoder: Decoder, *, has_ctc_head: bool) -> bool:
+    """Whether the CTC head's text is used as a draft (see ``GenerationConfig.draft``).
+
+    Raises:
+        UserError: ``draft: ctc`` is set, but there is no CTC head, or the decoder's cache cannot be rewound.
+    """
+    can_rewind = decoder.cache() is not None
+    if settings.draft == "ctc" and not has_ctc_head:
+        raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
+    if settings.draft == "ctc" and not can_rewind:
+        raise UserError(
+            "generation.draft: drafts need a cache that can be rewound, and that of this model's decoder cannot; leave "
+            "draft out"
+        )
+    if settings.draft is not None:
+        return settings.draft == "ctc"
+    in_half = any(
+        tensor.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(tensor.device.type)
+        for tensor in decoder.parameters()
+    )
+    return has_ctc_head and settings.num_beams == 1 and can_rewind and not in_half
 
 
 class Draft(Protocol):

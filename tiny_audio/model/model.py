@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from tiny_audio import ctc
-from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DecoderConfig
 from tiny_audio.encoders import EncoderConfig, FeatureTransform
 from tiny_audio.frames import Frames
-from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted
+from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted, uses_draft
 from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.context import ContextSettings, EncodedContext
@@ -288,23 +287,9 @@ class TinyAudioModel(SavedModel):
         """Whether :meth:`transcribe` uses the CTC head's text as a draft (see ``GenerationConfig.draft``).
 
         Raises:
-            UserError: ``draft: ctc`` is set, but there is no CTC head, or the decoder's cache cannot be rewound.
+            UserError: see :func:`tiny_audio.model.assisted.uses_draft`.
         """
-        settings = settings or self.generation
-        can_rewind = self.decoder.cache() is not None
-        if settings.draft == "ctc" and self.ctc_head is None:
-            raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
-        if settings.draft == "ctc" and not can_rewind:
-            raise UserError(
-                f"generation.draft: drafts need a cache that can be rewound, and that of the decoder "
-                f"{self.config.decoder['name']!r} cannot; leave draft out"
-            )
-        if settings.draft is None:
-            in_half = torch.is_autocast_enabled(self.device.type) or any(
-                tensor.dtype in (torch.bfloat16, torch.float16) for tensor in self.decoder.parameters()
-            )
-            return self.ctc_head is not None and settings.num_beams == 1 and can_rewind and not in_half
-        return settings.draft == "ctc"
+        return uses_draft(settings or self.generation, self.decoder, has_ctc_head=self.ctc_head is not None)
 
     @torch.no_grad()
     def transcribe(

@@ -228,6 +228,11 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
+    @property
+    def alone_steps(self) -> int:
+        """Number of first steps without the decoder, see :attr:`tiny_audio.ctc.AlignmentConfig.alone_steps`."""
+        return (self.alignment and self.alignment.alone_steps) or 0
+
     def run_id(self) -> str:
         """Return eight hex digits of a hash of everything that affects the weights.
 

@@ -102,12 +102,11 @@ class Trainer:
         if world.size > 1 and not self.is_sharded:
             # Buffers do not change in training, because batch norms are frozen.
             # In steps without the decoder, its adapters get no gradient.
-            unused = recipe.alignment is not None and recipe.alignment.alone_steps is not None
+            unused = recipe.alone_steps > 0
             self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
             compile_layers(model, self.device)
-        fused = recipe.execution.fused_cross_entropy
-        self.linear_cross_entropy = fused_cross_entropy(self.device) if fused else None
+        self.linear_cross_entropy = fused_cross_entropy(self.device) if recipe.execution.fused_cross_entropy else None
         limit_gb = recipe.execution.cache_frames_gb
         self._frame_cache = FrameCache(model.encoder, int(limit_gb * 1e9), run_dir) if limit_gb else None
         self.progress = Progress()
@@ -185,8 +184,7 @@ class Trainer:
                 step.batches.clear()  # frees their memory for saving
                 if self.world.any(self.stop.requested):
                     break
-                is_planned = progress.step % self.recipe.execution.checkpoint_every == 0
-                if is_planned or progress.step == progress.best_step:
+                if progress.step % self.recipe.execution.checkpoint_every == 0 or progress.step == progress.best_step:
                     self._save()
             if progress.step == self.config.steps == progress.skipped_steps:
                 message = (
@@ -226,12 +224,9 @@ class Trainer:
                 linear_cross_entropy=self.linear_cross_entropy,
                 frames=frames,
                 contexts=batch.contexts,
-                skip_decoder=self._skips_decoder(self.progress.step),
+                skip_decoder=self.progress.step < self.recipe.alone_steps,
             )
         return scores.weighted(micro_batch.weight)
-
-    def _skips_decoder(self, step: int) -> bool:
-        return self.recipe.alignment is not None and self.recipe.alignment.is_alone(step)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
         """Update the counts, then log and evaluate if this step requires it."""
@@ -239,14 +234,13 @@ class Trainer:
         last = step.batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
         used = [micro_batch.batch for micro_batch in step.batches if micro_batch.weight]
-        own = self.ledger.amounts(used, self._skips_decoder(progress.step - 1))
+        own = self.ledger.amounts(used, skip_decoder=progress.step <= self.recipe.alone_steps)
         sums = self.world.sum([own.audio_s, own.padded_s, own.tokens, own.flops, own.joules])
         audio_s, padded_s, tokens, flops, joules = sums
         self.ledger.add_step(Amounts(audio_s, padded_s, int(tokens), flops, joules), step.wall_s)
         if execution.log_clips:
             self._write(lambda: self._log_clips(step.batches))
-        alone_steps = self.recipe.alignment.alone_steps if self.recipe.alignment else None
-        if progress.step % execution.log_every == 0 or progress.step in (alone_steps, self.config.steps):
+        if progress.step % execution.log_every == 0 or progress.step in (self.recipe.alone_steps, self.config.steps):
             self._write(lambda: self._log(step.result.gradient_norm))
             progress.start_window()
         if self._selection.is_due(progress):
@@ -321,7 +315,7 @@ class Trainer:
         values = {
             "epoch": progress.epoch,
             "loss": loss,
-            "decoder_loss": None if self._skips_decoder(progress.step - 1) else decoder_loss,
+            "decoder_loss": None if progress.step <= self.recipe.alone_steps else decoder_loss,
             "ctc_loss": ctc_loss,
             **aligned,
             "learning_rate": learning_rate(self.config, progress.step - 1),
@@ -397,10 +391,9 @@ class Trainer:
             self._save()
         largest = max((micro_batch.batch for micro_batch in error.batches), key=lambda batch: batch.padded_s)
         clips = len(largest.lengths)
-        longest_s = largest.padded_s / clips
         message = (
             f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips and "
-            f"{largest.padded_s:.1f} s with padding (longest clip: {longest_s:.1f} s): {error.detail}\n"
+            f"{largest.padded_s:.1f} s with padding (longest clip: {largest.padded_s / clips:.1f} s): {error.detail}\n"
             f"{self._kept() if is_whole else self._lost()}. Use a GPU with more memory, or find what fits with "
             "`tiny-audio probe` and set batching.max_padded_s in a new run."
         )

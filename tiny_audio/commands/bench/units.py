@@ -185,7 +185,7 @@ def train(
     model.train()
     score = partial(_score, model, recipe, progress, without_decoder)
     loop = TrainingLoop(model, optimizer, recipe, score, budget, progress)
-    alone_steps = 0 if without_decoder or recipe.alignment is None else recipe.alignment.alone_steps or 0
+    alone_steps = 0 if without_decoder else recipe.alone_steps
     for _ in loop.steps(_endless(epochs)):
         if progress.step <= alone_steps:
             progress.start_window()  # the decoder has no loss yet
@@ -211,14 +211,14 @@ def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[Train
 def _score(
     model: TinyAudioModel, recipe: Recipe, progress: Progress, without_decoder: bool, batch: TrainingBatch
 ) -> TargetScores:
-    config, alignment = recipe.training, recipe.alignment
+    config = recipe.training
     with autocast(config.precision, model.device):
         return model.score_frames(
             batch.frames(),
             batch.targets,
             batch.ctc_targets,
             config.label_smoothing,
-            skip_decoder=without_decoder or (alignment is not None and alignment.is_alone(progress.step)),
+            skip_decoder=without_decoder or progress.step < recipe.alone_steps,
         )
 
 
