@@ -51,6 +51,7 @@ def tiny_recipe(folder: Path) -> Document:
         "data": {"train": {"clips": source}, "evaluation": {"held_out": dict(source)}, "max_duration_s": 10.0},
         "batching": {"max_clips": 4},
         "training": {"steps": 20, "learning_rate": 1e-3, "warmup_steps": 2},
+        "generation": {"max_new_tokens": 12},  # a model that has learned nothing never ends
         "evaluation": {"encoder_system_clips": 0},
         "execution": {"device": "cpu", "log_every": 5},
     }

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.models import assemble
-from tests.support.paths import ROOT
-from tests.support.tutorial import EACH_COMMAND
+from tests.support.tutorial import EACH_COMMAND, python
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.runtime.requirements import AUDIO_PAIR, audio_pair_problem
 
@@ -40,11 +37,18 @@ def fake(folder: Path, cause: str) -> Path:
     return folder
 
 
-def run(code: str, argument: str, *path: Path) -> str:
-    """Run code with these folders first on the path."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, argument]
-    done = subprocess.run(command, cwd=path[0], env=environment, capture_output=True, text=True, timeout=120)
+AFRESH = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+    del sys.modules[name]
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+CONFIG_MAPPING._extra_content.clear()  # our classes
+"""
+
+
+def run(code: str, argument: str, site: Path) -> str:
+    """Run code with this folder first on the path."""
+    done = python(site, AFRESH + code, argument)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -72,7 +76,7 @@ def test_a_good_pair_is_no_problem() -> None:
 def test_commands_print_one_message_and_no_traceback(tmp_path: Path) -> None:
     commands = [["--help"], ["validate", "quickstart"], ["transcribe", "model", "clip.wav"], ["run", "quickstart"]]
     commands += [["show", "quickstart"], ["export", "model", "to"], ["doctor", "quickstart"]]
-    *fast, doctor = json.loads(run(EACH_COMMAND, json.dumps(commands), fake(tmp_path, "symbol"), ROOT))
+    *fast, doctor = json.loads(run(EACH_COMMAND, json.dumps(commands), fake(tmp_path, "symbol")))
     for arguments, (code, out, err) in zip(commands, fast, strict=False):
         if arguments[0] in {"--help", "validate"}:
             assert (code, err) == (0, "")

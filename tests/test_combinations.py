@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,20 @@ def check(names: Names, folder: Path) -> None:
         assert torch.equal(loaded.generate(*batch()), generated)
 
 
+def in_turn() -> list[Names]:
+    """Few combinations with every part in one of them."""
+    names = (ENCODERS.names(), PROJECTORS.names(), DECODERS.names())
+    most = max(map(len, names))
+    return list(zip(*(islice(cycle(column), most) for column in names), strict=True))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("names", in_turn(), ids="-".join)
+def test_parts(names: Names, tmp_path: Path) -> None:
+    check(names, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("names", PAIRWISE, ids="-".join)
 def test_pairs(names: Names, tmp_path: Path) -> None:

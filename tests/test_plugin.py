@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tutorial import ROOT, call, tiny_audio
+from tests.support.tutorial import ROOT, call, python, tiny_audio
 
 PACKAGE = ROOT / "examples" / "tiny-audio-conv-projector"
 MODULE = "tiny_audio_conv_projector"
@@ -97,10 +97,11 @@ def test_without_the_package_its_name_is_unknown() -> None:
 
 def test_it_keeps_the_contract(site: Path) -> None:
     code = (
+        "import warnings; warnings.simplefilter('error'); "
         f"from tiny_audio.testing import check_projector; from {MODULE} import StridedConvConfig as Config; "
         "check_projector(Config.tiny()); check_projector(Config(stride=2, hidden_dim=16)); print('kept')"
     )
-    done = call(site, "-W", "error", "-c", code)
+    done = python(site, code)
     assert done.stdout == "kept\n", done.stderr
 
 

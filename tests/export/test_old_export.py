@@ -6,7 +6,6 @@ Without filters, that version left out the pauses of the long recording.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.support.remote_code import offline, run
+from tests.support.remote_code import offline, run_here
 from tiny_audio.cli import main
 from tiny_audio.export.load import load_model
 
@@ -84,4 +83,4 @@ def test_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.Capture
 def test_pipeline_with_its_own_code(tmp_path: Path) -> None:
     np.savez(tmp_path / "waveforms.npz", **waveforms())
     arguments = (FOLDER / "model", tmp_path / "waveforms.npz")
-    assert run(sys.executable, [], PIPELINE, *arguments, cwd=tmp_path, **offline(tmp_path)) == EXPECTED["pipeline"]
+    assert run_here(PIPELINE, *arguments, cwd=tmp_path, **offline(tmp_path)) == EXPECTED["pipeline"]

@@ -147,7 +147,7 @@ def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
     return expected
 
 
-@pytest.mark.parametrize("most", [3, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [1, pytest.param(None, marks=pytest.mark.slow)])
 def test_loads_without_this_package(tmp_path: Path, most: int | None) -> None:
     expected = export_several(tmp_path, most)
     site = only(INSTALLED, tmp_path / "site")

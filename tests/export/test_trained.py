@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.encoder_checkpoints import original
 from tests.support.hub_cache import COMMIT, repository_in, use_cache
 from tests.support.models import GREEDY, TRANSCRIPTS, assemble, change_config, losses, outputs
-from tests.support.remote_code import offline, only, run
+from tests.support.remote_code import offline, run_here
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
@@ -302,8 +301,7 @@ def test_merged_and_trained_alone(tmp_path: Path, bases: dict[str, str]) -> None
 
 LOAD = """
 import json, sys
-site, *folders = sys.argv[1:]
-sys.path.append(site)
+folders = sys.argv[1:]
 from transformers import AutoModel, AutoTokenizer
 import importlib.util, numpy as np
 for absent in ("tiny_audio", "peft"):
@@ -314,6 +312,7 @@ results = []
 for folder in folders:
     from transformers import AutoProcessor
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     batch = processor(clips)
     texts = [[t.text, t.ctc_text, t.truncated] for t in model.transcribe(**batch, tokenizer=processor.tokenizer)]
@@ -337,8 +336,7 @@ def test_without_this_package_and_without_peft(tmp_path: Path, bases: dict[str, 
     folders = [tmp_path / "merged", tmp_path / "frozen"]
     expected = [outputs(*load_model(folder)) for folder in folders]
     installed = ["torch", "torchaudio", "transformers", "pydantic", "soundfile"]
-    site = only(installed, tmp_path / "site")
-    results = run(sys.executable, ["-I", "-S"], LOAD, site, *folders, cwd=tmp_path, **offline(tmp_path))
+    results = run_here(LOAD, *folders, cwd=tmp_path, installed=installed, **offline(tmp_path))
     assert results == expected
     assert not marker.exists()
 

@@ -20,11 +20,22 @@ from tiny_audio.providers import (
 )
 from tiny_audio.runtime.retries import asked_wait_s
 
+
+def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
+    """Every provider with the first case, and the first provider with every case. The slow tests have the rest."""
+    rows = []
+    for index, (case, label) in enumerate(zip(cases, ids, strict=True)):
+        for name in OVER_HTTP:
+            marks = () if index == 0 or name == OVER_HTTP[0] else pytest.mark.slow
+            values = (name, *case) if isinstance(case, tuple) else (name, case)
+            rows.append(pytest.param(*values, id=f"{label}-{name}", marks=marks))
+    return pytest.mark.parametrize(f"name,{parameter}", rows)
+
+
 # --- bad days
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
-@pytest.mark.parametrize(
+@crossed(
     "fault",
     [
         limited(retry_after="0"),
@@ -62,8 +73,7 @@ def test_errors_without_an_end(server: Vendors, make: Any, name: str) -> None:
     assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
-@pytest.mark.parametrize("status", [400, 413, 415, 422])
+@crossed("status", [400, 413, 415, 422], ["400", "413", "415", "422"])
 def test_a_clip_that_is_refused_is_not_sent_again(server: Vendors, make: Any, name: str, status: int) -> None:
     server.faults = [Fault("status", status)]
     with pytest.raises(ProviderError, match=rf"answered {status}: .*on purpose") as caught:
@@ -72,8 +82,7 @@ def test_a_clip_that_is_refused_is_not_sent_again(server: Vendors, make: Any, na
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
-@pytest.mark.parametrize(
+@crossed(
     "fault",
     [
         *(Fault("status", status) for status in (401, 402, 403, 404)),
@@ -110,9 +119,8 @@ def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytes
         assert "Incorrect API key provided: (the key)." in str(caught.value)
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
-@pytest.mark.parametrize(
-    ("body", "message"),
+@crossed(
+    "body,message",
     [
         ("<html>hello</html>", r"answered 200 without JSON: '<html>hello</html>'"),
         ('{"text": "Hello wor', r"answered 200 without JSON: '\{\"text\": \"Hello wor'"),

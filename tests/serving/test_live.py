@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
@@ -33,7 +35,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.prompt import Context
-from tiny_audio.serving import live
+from tiny_audio.serving import live, live_session
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.options import LiveLimits
 
@@ -261,11 +263,16 @@ def test_audio_that_comes_too_fast_has_to_wait() -> None:
         assert_equal_to_transcriber(server, from_pcm16(pcm16(waveform)), found)
 
 
-def test_the_speed_of_audio_is_limited() -> None:
-    with serving(live=LiveLimits(max_speed=4.0)) as server, connected(server) as socket:
-        started = time.monotonic()
+def test_the_speed_of_audio_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(live_session, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+    with serving(live=LiveLimits(max_speed=0.01)) as server, connected(server) as socket:
         assert sent(socket, pcm16(torch.zeros(10 * SAMPLE_RATE)), END)[-1]["duration_s"] == 10.0
-        assert time.monotonic() - started >= 10.0 / 4.0 - 2.0 - 0.1  # the server starts a little earlier
+    assert 900 < waits[-1] <= 10.0 / 0.01, "less what has passed, and a burst"
 
 
 def test_a_server_that_ends_closes_its_streams() -> None:

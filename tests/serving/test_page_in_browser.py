@@ -35,7 +35,7 @@ LONG = bursts(17)  # so long that it is cut into chunks
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray[Any, Any]:
     """Some spoken commands, with pauses between them."""
-    config = SOURCES.parse({"name": "synthetic", "num_utterances": 3, "grammars": ["home"]})
+    config = SOURCES.parse({"name": "synthetic", "num_utterances": 3, "grammars": ["home"], "sentences": "all"})
     source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
     pause = np.zeros(SAMPLE_RATE, np.float32)
     waves = [soundfile.read(str(one.audio), dtype="float32")[0] for one in source.index().utterances]

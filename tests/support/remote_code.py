@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers.dynamic_module_utils
 from filelock import FileLock
 from packaging.requirements import Requirement
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.support.processes import finish, fork
 
 INSTALLED = ["torch", "torchaudio", "transformers", "peft", "pydantic", "soundfile"]
 """All that an exported model may import."""
+_STANDARD = {Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("stdlib")) / "lib-dynload"}
 
 
 def run(
@@ -35,6 +43,33 @@ def run(
     )
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_here(
+    code: str, *arguments: str | Path, cwd: Path, installed: Sequence[str] = INSTALLED, **environment: str
+) -> Any:
+    """As :func:`run`, in a fork of the test, where these packages are installed and no other one can be imported.
+
+    The fork has imported already what a new interpreter would import for seconds.
+    """
+    site = only(installed, cwd / "site")
+
+    def work() -> None:
+        os.environ.update(environment)
+        kept = {path.stem for path in site.iterdir()} | sys.stdlib_module_names | {"__main__"}
+        for name in [name for name in sys.modules if name.partition(".")[0] not in kept]:
+            del sys.modules[name]
+        sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
+        sys.path[:] = [path for path in sys.path if Path(path) in _STANDARD] + [str(site)]
+        importlib.invalidate_caches()
+        CONFIG_MAPPING._extra_content.clear()  # our classes
+        transformers.dynamic_module_utils.HF_MODULES_CACHE = environment["HF_MODULES_CACHE"]
+        sys.argv = ["-c", *map(str, arguments)]
+        exec(code, {"__name__": "__main__"})
+
+    returncode, out, err = finish(fork(work, cwd=cwd))
+    assert returncode == 0, err[-6000:]
+    return json.loads(out.strip().splitlines()[-1])
 
 
 def only(requirements: Sequence[str], site: Path) -> Path:

@@ -243,7 +243,7 @@ def streamed(one_thread: None, streaming: Document, tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("fault", ["error", "stall"])
+@pytest.mark.parametrize("fault", ["error", pytest.param("stall", marks=pytest.mark.slow)])
 def test_a_hub_that_goes_away(
     hub: Hub,
     streaming: Document,

@@ -106,7 +106,7 @@ def progress(folder: Path) -> checkpoint.Progress:
     return checkpoint._read(last).progress
 
 
-@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_the_first_gradients_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
     """Each process computes the start of the prompt once for its clips. With ``sdpa``, each clip has its own."""
     one_step = {"training__steps": 1, "training__warmup_steps": 0, "training__max_gradient_norm": 1e9}

@@ -73,8 +73,14 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("default")  # the package's own
 @pytest.mark.parametrize(
     "environment",
-    [{"WANDB_MODE": "offline"}, {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}],
-    ids=["offline", "unreachable"],
+    [
+        pytest.param({"WANDB_MODE": "offline"}, id="offline"),
+        pytest.param(
+            {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40},
+            id="unreachable",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_the_real_package_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]

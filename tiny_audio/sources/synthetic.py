@@ -130,7 +130,7 @@ class SyntheticConfig(SourceConfig):
     @classmethod
     def tiny(cls) -> Self:
         """Return a config with a few short utterances, for tests."""
-        return cls(num_utterances=6, grammars=("digits",), accents=("en-us",))
+        return cls(num_utterances=6, grammars=("digits",), accents=("en-us",), sentences="all")
 
 
 _BOUNDS: dict[str, tuple[float, float]] = {
