@@ -133,7 +133,7 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
     if without_decoder:
         monkeypatch.setattr(Decoder, "generate", None)
         monkeypatch.setattr(Decoder, "forward", None)
-    overrides = ("alignment={alone_steps: 3}", "execution.log_every=1")
+    overrides = ("execution.log_every=1", *(() if without_decoder else ("alignment={alone_steps: 3}",)))
     variants = Variants(SMALL.compared[:2])
     chosen = plan(home, overrides=overrides, variants=variants, without_decoder=without_decoder)
     results = TrainedBenchmark(chosen, tmp_path / "bench", lambda note: None).complete()
@@ -171,7 +171,7 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
             {"overrides": ("data.evaluation={}",)},
             "data.evaluation is empty, so there is nothing to compare on; add a set",
         ),
-        ({"without_decoder": True}, "--without-decoder needs cached frames and the alignment loss"),
+        ({"without_decoder": True, "cached": False}, "--without-decoder and --no-feature-cache exclude each other"),
         ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
     ],
 )

@@ -170,7 +170,7 @@ def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     for index in range(num_charts):
         chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]
         series = [Series(variant["label"], _mean_curve(variant["curves"])) for variant in chosen]
-        charts.append(line_chart("Decoder's loss per token, averaged over seeds", series, may_be_log=True))
+        charts.append(line_chart("Loss per token, averaged over seeds", series, may_be_log=True))
     drawn = [chart for chart in charts if chart]
     return [tag("div", *drawn, class_="charts")] if drawn else []
 

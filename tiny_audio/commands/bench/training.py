@@ -120,11 +120,8 @@ class TrainedBenchmark:
         for option in ("compile", "fused_cross_entropy"):
             if getattr(self.recipe.execution, option):
                 raise UserError(f"execution.{option}: a benchmark trains without it; set it to false")
-        if plan.without_decoder and (self.recipe.alignment is None or not plan.cached):
-            raise UserError(
-                "--without-decoder needs cached frames and the alignment loss, which trains the projectors; remove "
-                "--no-feature-cache, and set alignment, such as alignment={weight: 0.3}"
-            )
+        if plan.without_decoder and not plan.cached:
+            raise UserError("--without-decoder and --no-feature-cache exclude each other; remove one of the two")
         if self.recipe.prompt.context is not None:
             raise UserError("prompt.context: a benchmark trains without context; remove it")
         if not self.recipe.data.evaluation:
@@ -142,6 +139,8 @@ class TrainedBenchmark:
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         fixed |= {"training.keep_best": None, "training.average_last": None}
+        if self.plan.without_decoder:
+            fixed |= {"alignment.alone_steps": None}  # all steps are
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
