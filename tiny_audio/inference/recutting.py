@@ -31,16 +31,17 @@ from tiny_audio.runtime.device import in_parts_that_fit
 _STRETCH = 6
 """Speech without pauses is treated in stretches of this many times the maximum duration of a chunk."""
 _BAD = 1.0
-"""A chunk is bad if its text fits it worse than this many nats per character. In 60 sentences of the quickstart that
-were joined without pauses, right texts had up to 0.7, and wrong texts 1.3 or more."""
+"""A chunk is bad if its text fits it worse than this many nats per character. In sentences of the quickstart that were
+joined without pauses, most right texts had at most 0.7, a few above 2, and wrong texts usually 1.3 or more."""
 _SPACING = 24
-"""Two cuts are at least this part of the maximum duration of a chunk apart. With twice as many candidates, more words
-of the same recording are wrong, because the model finds texts for parts of words."""
+"""Two cuts are at least this part of the maximum duration of a chunk apart. With more candidates, more words were wrong
+(6.0 % instead of 3.8 % of 183 words in 32 of these sentences)."""
 _ENDS = 12
-"""Number of ends that are tried for each start of a chunk. In the same recording, more ends change nothing."""
+"""Number of ends that are tried for each start of a chunk. In the same sentences, 8 ends gave 4.9 %, and more than 12 the
+same 3.8 %."""
 _MARGIN = 20.0
-"""A start is not tried if its cost, in nats, is more than this above that of a later one. In the same recording, a
-higher value changes nothing."""
+"""A start is not tried if its cost, in nats, is more than this above that of a later one. In the same sentences,
+10 gave 5.5 %, and any higher value than 20 the same 3.8 %."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds soft moments."""
 
