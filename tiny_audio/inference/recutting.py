@@ -37,7 +37,7 @@ _SPACING = 24
 """Two cuts are at least this part of the maximum duration of a chunk apart. With more candidates, more words were wrong
 (6.0 % instead of 3.8 % of 183 words in 32 of these sentences)."""
 _ENDS = 12
-"""Number of ends that are tried for each start of a chunk. In the same sentences, 8 ends gave 4.9 %, and more than 12 the
+"""Number of ends that are tried for each start. In the same sentences, 8 ends gave 4.9 %, and more than 12 gave the
 same 3.8 %."""
 _MARGIN = 20.0
 """A start is not tried if its cost, in nats, is more than this above that of a later one. In the same sentences,
