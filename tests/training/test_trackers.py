@@ -101,9 +101,12 @@ def test_the_real_package_without_a_network(
     assert all("cannot be used now" in note for note in notes)
 
 
-def test_tensorboard_hides_steps_that_run_again(tmp_path: Path) -> None:
+def test_tensorboard_hides_steps_that_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files of one second are read in the order of their numbers as text: the tenth of a process before the ninth.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for start in (0, 2):
         log = MetricsLog(tmp_path, start, [TensorBoard(tmp_path, start)])
         for step in range(start + 1, start + 4):
