@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Levels, Loudness, speech_level
+from tiny_audio.inference.filters import NonSpeech
 from tiny_audio.inference.voice_activity import MARGIN_S, silero
 
 PAUSE_S = 0.5
@@ -68,6 +69,8 @@ class Chunk:
     """``[S]`` float32 at 16 kHz."""
     overlap: int = 0
     """Number of samples at the end of this chunk that are repeated at the start of the next chunk."""
+    non_speech: NonSpeech | None = None
+    """The class of a sound that is certainly not speech. It is not decoded."""
 
 
 def chunk_recording(

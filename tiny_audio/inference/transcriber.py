@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -211,7 +211,7 @@ class Transcriber:
                     done = []
 
     def chunks(self, blocks: Iterable[Tensor]) -> Iterator[Chunk]:
-        """Cut a recording into chunks that suit the model.
+        """Cut a recording into chunks that suit the model, and classify their sounds.
 
         The model itself chooses cuts within speech, see :mod:`tiny_audio.inference.recutting`.
 
@@ -219,7 +219,8 @@ class Transcriber:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
         """
         chunks = chunk_recording(blocks, self._durations, keep_pauses=not self._filter)
-        return chunks if self._recutter is None else self._recutter(chunks)
+        for chunk in chunks if self._recutter is None else self._recutter(chunks):
+            yield replace(chunk, non_speech=non_speech_reason(chunk.waveform)) if self._filter else chunk
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
         """Yield pools, each with enough chunks for several batches.
@@ -271,11 +272,10 @@ class Transcriber:
         segments: dict[int, Segment] = {}
         waiting = []
         for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
-            reason = non_speech_reason(chunks[index].waveform) if self._filter else None
-            if reason is None and len(chunks[index].waveform):
+            if chunks[index].non_speech is None and len(chunks[index].waveform):
                 waiting.append(index)
             else:
-                segments[index] = _without_text(chunks[index], None, reason)
+                segments[index] = _without_text(chunks[index], None, chunks[index].non_speech)
                 report(segments[index].duration_s)
         while waiting:
             size = self.batch_size(chunks[waiting[0]])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from tiny_audio.config import UserError
@@ -126,6 +127,12 @@ class _Item:
         return len(self.chunk.waveform) / SAMPLE_RATE
 
 
+def use_threads(number: int) -> None:
+    """Let torch use this number of threads for what the calling thread computes."""
+    torch.get_num_threads()  # the first use in a thread takes the number that any thread has set last
+    torch.set_num_threads(number)
+
+
 class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
@@ -145,6 +152,7 @@ class Engine:
         self._queue: list[_Item] = []
         self._statistics = Statistics()
         self._closed = False
+        self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="transcription", daemon=True)
         self._thread.start()
 
@@ -262,6 +270,7 @@ class Engine:
             self._queue = [item for item in self._queue if item.job is not job]
 
     def _work(self) -> None:
+        use_threads(self._num_threads)
         while batch := self._next_batch():
             started = time.monotonic()
             self._transcribe(batch)
