@@ -1,7 +1,8 @@
-"""Measure the memory of the machine and of this process on Linux, macOS and Windows."""
+"""Measure the memory of the machine and of this process on Linux, macOS and Windows, and release freed memory."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -33,3 +34,14 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_freed_memory() -> None:
+    """Return freed memory to the system.
+
+    On Linux, glibc keeps much of the memory that a process has freed, in pieces between those in use. If the sizes of
+    the tensors vary, this grows over time. On other systems, this function does nothing.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # other C libraries do not have this function
+            ctypes.CDLL(None).malloc_trim(0)
