@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,4 +77,12 @@ def test_silence_is_not_speech() -> None:
 
 def test_without_silero_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert silero.__wrapped__() is None
+
+
+def test_weights_of_another_network_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = silero()
+    assert network is not None
+    other = {f"_model.{name}": value for name, value in network._weights.items() if "encoder.3" not in name}
+    monkeypatch.setattr(torch.jit, "load", lambda path, map_location: SimpleNamespace(state_dict=lambda: other))
     assert silero.__wrapped__() is None

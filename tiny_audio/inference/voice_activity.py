@@ -29,6 +29,17 @@ _CONTEXT = 64
 _WEIGHTS = "silero_vad.jit"
 _PREFIX = "_model."
 """Prefix of the names of the weights for 16 kHz."""
+_SHAPES = {
+    "stft.forward_basis_buffer": (258, 1, 256),
+    **{
+        f"encoder.{layer}.reparam_conv.weight": shape
+        for layer, shape in enumerate([(128, 129, 3), (64, 128, 3), (64, 64, 3), (128, 64, 3)])
+    },
+    "decoder.rnn.weight_ih": (512, 128),
+    "decoder.rnn.weight_hh": (512, 128),
+    "decoder.decoder.2.weight": (1, 128, 1),
+}
+"""Shapes of the weights of silero-vad 6. Another version may have another network."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,11 @@ class SileroNetwork:
 
 @functools.cache
 def silero() -> SileroNetwork | None:
-    """Return silero-vad's network, or None if the package or its weights are not installed. It is loaded once."""
+    """Return silero-vad's network. It is loaded once.
+
+    Returns:
+        None if the package or its weights are not installed, or if the weights are those of another network.
+    """
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or spec.origin is None:
         return None
@@ -106,9 +121,9 @@ def silero() -> SileroNetwork | None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
         weights = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-    return SileroNetwork(
-        {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
-    )
+    weights = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    return SileroNetwork(weights) if _SHAPES.items() <= found.items() else None
 
 
 class SpeechProbabilities:
