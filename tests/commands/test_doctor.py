@@ -136,7 +136,7 @@ def not_finite(path: Path) -> None:
         ),
         (Path.unlink, 0, "✓ encoder: somebody/hubert can be read; its weights are not checked, because they are not d"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), 2, "✗ encoder: hubert: PATH is cut off: "),
-        (lambda path: path.write_text("<html>"), 2, "✗ encoder: hubert: PATH is a web page "),
+        (lambda path: path.write_text("<html>"), 2, "✗ encoder: hubert: PATH is a web page"),
         (not_finite, 2, "✗ encoder: hubert: "),
     ],
     ids=["whole", "not downloaded", "cut off", "web page", "not finite"],

@@ -197,7 +197,7 @@ def test_a_failure_of_one_process_is_printed_by_it(place: Path, tmp_path: Path) 
     first, second = in_processes(2, work)
     assert first == (2, "", "")
     assert second[0] == 2
-    assert second[2].startswith("error: process 1 has other clips of manifest than the main process")
+    assert second[2].startswith("error: process 1 has different clips in manifest than the main process")
 
 
 @pytest.mark.slow

@@ -184,9 +184,9 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         assert message in str(caught.value)
 
     gone = tmp_path / "gone"
-    refused(noisy(gone), f"augmentation.noise.folder: the folder {gone} cannot be read: No such file or directory; it ")
+    refused(noisy(gone), f"augmentation.noise.folder: the folder {gone} cannot be read: No such file or directory; ")
     refused(roomy(gone), "augmentation.reverberation.folder: the folder ")
-    refused(noisy(folder / "hum.wav"), "cannot be read: Not a directory; it must hold audio files")
+    refused(noisy(folder / "hum.wav"), "cannot be read: Not a directory; give a folder with audio files")
     gone.mkdir()
     (gone / "a.txt").write_text("no sound")
     refused(

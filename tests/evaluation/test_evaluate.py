@@ -161,7 +161,7 @@ def test_a_missing_key_is_said_before_anything_is_heard(
     targets = [trained / "run", "provider:deepgram"]
     code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert (code, out) == (2, "")
-    assert err.startswith("error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not")
+    assert err.startswith("error: provider deepgram needs a key, but the environment variable DEEPGRAM_API_KEY is not")
     assert not list(tmp_path.rglob("hypotheses.jsonl"))
 
 
@@ -249,7 +249,8 @@ def test_a_provider_that_answers_nothing(call: Output, server: Vendors, trained:
     server.asked.clear()
     code, _, err = call(deepgram(server, concurrency=2), "--data", trained / "many.jsonl", "--output-dir", tmp_path)
     assert code == 1
-    assert "no answer for 20 clips in a row, the last: deepgram: POST " in err
+    assert "20 clips in a row" in err
+    assert "deepgram: POST " in err
     assert len(server.asked) <= 24
 
 

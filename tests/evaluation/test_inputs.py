@@ -190,7 +190,7 @@ def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch:
     code, out, err = call("provider:deepgram", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert (code, out) == (2, "")
     assert err == (
-        "error: provider deepgram needs a key, and the environment variable DEEPGRAM_API_KEY is not set; get a key "
+        "error: provider deepgram needs a key, but the environment variable DEEPGRAM_API_KEY is not set; get a key "
         "from the provider and run: export DEEPGRAM_API_KEY=...\n"
     )
 

@@ -47,7 +47,7 @@ def test_other_files_in_an_export_are_not_deleted(tmp_path: Path, name: str) -> 
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     (tmp_path / "model" / name).mkdir()
-    with pytest.raises(UserError, match=rf"model holds .*'{re.escape(name)}'"):
+    with pytest.raises(UserError, match=rf"model contains .*'{re.escape(name)}'"):
         export_model(model, tokenizer, tmp_path / "model")
     assert (tmp_path / "model" / name).exists()
 

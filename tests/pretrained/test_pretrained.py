@@ -276,7 +276,7 @@ def test_a_folder_that_holds_no_checkpoint(tmp_path: Path) -> None:
     [
         ("config.json", b'{"model_type": "hubert", "hidden_size": "wide"}', "'hidden_size'"),
         ("config.json", b"{", "JSON"),
-        ("config.json", b"[]", "JSON object.*list"),
+        ("config.json", b"[]", "config\\.json.*list"),
         ("config.json", b"", "JSON"),
         ("model.safetensors", b"abc", "safetensors"),
         ("model.safetensors", None, r"model\.safetensors"),

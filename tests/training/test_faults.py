@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_left_out(
     (folder / "model").rename(folder / "gone")
     callback = run(document, folder)
     first, second = (note for note in callback.notes if "step-" in note)
-    assert re.fullmatch(rf"step-000000008 .*\({problem}\).* damaged-step-000000008", first)
+    assert re.fullmatch(rf"step-000000008 .*\(.*{problem}\).* damaged-step-000000008", first)
     assert second == "continuing from step 6 (step-000000006)"
     assert exported(folder) == undisturbed
     assert steps_kept(folder) == [6, 8]

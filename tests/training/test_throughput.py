@@ -213,7 +213,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++-of-another-machine")
     with pytest.raises(
         UserError,
-        match=r"execution\.compile needs a C\+\+ compiler on a CPU, and there is no g\+\+-of-another-machine; i",
+        match=r"execution\.compile needs a C\+\+ compiler on a CPU, but there is no g\+\+-of-another-machine; i",
     ):
         compile_layers(model, torch.device("cpu"))
 

@@ -69,7 +69,7 @@ def test_too_many_unusable_clips_stop_the_run(mixed: Path, tmp_path: Path) -> No
         make_trainer(mixed_recipe(mixed, 0.25), tmp_path / "run").run()
     message = str(refusal.value)
     assert message.startswith("5 of 19 training clips are unusable (26.3%; data.max_dropped_share is 25.0%):\n  ")
-    assert "\n  text_missing: 1, such as clips/clip000.wav:19: its transcript is empty; data.keep_empty " in message
+    assert "\n  text_missing: 1, such as clips/clip000.wav:19: its transcript is empty; " in message
     listed = [drop.reason for drop in read_dropped(tmp_path / "run" / "dropped.jsonl")]
     assert len(listed) == 6
     assert "too_long" in listed  # and not counted
