@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +27,7 @@ BAD, GOOD = 300.0, 1.0
 
 
 def speech() -> Tensor:
-    """Sentences without pauses. Each has a loudness of its own, a soft moment at its end and others within."""
+    """Sentences without pauses. Each has a loudness of its own, a quiet point at its end and others within."""
     parts = []
     for index, seconds in enumerate(SENTENCES_S):
         part = np.full(round(seconds * SAMPLE_RATE), 0.5 + 0.01 * index)
@@ -63,8 +65,8 @@ def plain(waveform: Tensor) -> list[Chunk]:
     return list(split_at_pauses(waveform.split(5000), durations, Loudness()))
 
 
-def recut(chunks: list[Chunk], scorer: OneSentence) -> list[Chunk]:
-    return list(Recutter(scorer, SHORTEST_S, LONGEST_S)(chunks))
+def recut(chunks: list[Chunk], scorer: OneSentence, most_calls: float = math.inf) -> list[Chunk]:
+    return list(Recutter(scorer, SHORTEST_S, LONGEST_S)(chunks, lambda: scorer.calls >= most_calls))
 
 
 def test_chunks_that_were_cut_within_sentences_are_cut_between_them() -> None:
@@ -96,6 +98,14 @@ def test_chunks_between_pauses_are_not_scored() -> None:
     assert scorer.calls == 0
 
 
+@pytest.mark.parametrize("calls", [0, 1, 5])
+def test_a_stopped_search_tries_no_more_cuts(calls: int) -> None:
+    chunks = plain(speech())
+    scorer = OneSentence(BAD)
+    assert recut(chunks, scorer, calls) == chunks
+    assert scorer.calls == calls
+
+
 def test_a_model_that_does_not_know_the_speech_is_asked_less_and_less() -> None:
     """Such as music or another language."""
     pause = torch.zeros(SAMPLE_RATE)
@@ -112,7 +122,7 @@ def test_scores_are_losses_and_do_not_depend_on_the_batch() -> None:
     model, tokenizer = assemble()
     generator = torch.Generator().manual_seed(0)
     clips = [0.1 * torch.randn(size, generator=generator) for size in (16000, 24000, 9000)]
-    scores = ModelScorer(model.eval(), tokenizer, 2.0)(clips)
+    scores = ModelScorer(model.eval(), tokenizer, 2.0, threading.Lock())(clips)
     vocabulary = model.ctc_vocabulary
     assert vocabulary is not None
     for clip, score in zip(clips, scores, strict=True):

@@ -191,12 +191,6 @@ def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
     return frames
 
 
-@pytest.mark.parametrize(("filters", "kind"), [(True, "silence"), (False, None)])
-def test_chunks_have_the_class_of_their_sound(filters: bool, kind: str | None) -> None:
-    (chunk,) = transcriber(filters=filters).chunks([pause(1)])
-    assert chunk.non_speech == kind
-
-
 @pytest.mark.parametrize(
     ("ctc_text", "decoder_text", "text", "reason"),
     [

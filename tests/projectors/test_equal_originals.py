@@ -30,6 +30,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MLP_NAMES = [("linear_1", "feedforward.up"), ("linear_2", "feedforward.down")]
 
 
+def assert_equal_on_stacks(ours: Any, original: Any) -> None:
+    """Check that both map stacks of four frames to the same embeddings."""
+    carry_over(original, ours, MLP_NAMES)
+    frames = noise(40, 23)
+    with torch.no_grad():
+        wanted = original(frames.zeroed().values.reshape(2, 10, -1))
+    assert_equal(before_output_norm(ours, frames), wanted)
+
+
 @pytest.mark.parametrize("family", ["voxtral", "glmasr"])
 def test_mlp_equals_its_original(family: str) -> None:
     from types import SimpleNamespace
@@ -47,11 +56,7 @@ def test_mlp_equals_its_original(family: str) -> None:
     else:
         original, ours = GlmAsrMultiModalProjector(config), built("mlp", hidden_dim=2 * CONTEXT.out_dim, bias=True)
     shaken(original)
-    carry_over(original, ours, MLP_NAMES)
-    frames = noise(40, 23)
-    with torch.no_grad():
-        wanted = original(frames.zeroed().values.reshape(2, 10, -1))
-    assert_equal(before_output_norm(ours, frames), wanted)
+    assert_equal_on_stacks(ours, original)
 
 
 def test_mlp_equals_moss_transcribe_diarize() -> None:
@@ -66,11 +71,7 @@ def test_mlp_equals_moss_transcribe_diarize() -> None:
     original = shaken(modeling.MossTranscribeDiarizeMultiModalProjector(config))
     original.norm = torch.nn.Identity()  # a LayerNorm there, an RMSNorm here
     ours = built("mlp", activation="silu", bias=True)
-    carry_over(original, ours, MLP_NAMES)
-    frames = noise(40, 23)
-    with torch.no_grad():
-        wanted = original(frames.zeroed().values.reshape(2, 10, -1))
-    assert_equal(before_output_norm(ours, frames), wanted)
+    assert_equal_on_stacks(ours, original)
 
 
 def test_mlp_of_averages_equals_audio_flamingo_3_on_pooled_frames() -> None:

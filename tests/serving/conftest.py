@@ -1,4 +1,4 @@
-"""One server for the tests of a module."""
+"""Fixtures of the server's tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serving.servers import Served, serving
+from tests.support.voice import Loudness
+from tiny_audio.serving import live
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +16,11 @@ def server(one_thread: None, pauses_by_loudness: None) -> Iterator[Served]:
     """A server without a key. Tests must leave it idle."""
     with serving() as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def live_by_loudness() -> Iterator[None]:
+    """Noise counts as speech in live text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "new_voice_activity", Loudness)
+        yield

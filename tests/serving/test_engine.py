@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,8 @@ from tiny_audio.config import UserError
 from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.segments import Segment
 from tiny_audio.inference.transcriber import Transcriber
-from tiny_audio.serving.engine import Engine, use_threads
+from tiny_audio.serving import engine as engine_module
+from tiny_audio.serving.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 
@@ -188,23 +189,13 @@ def test_the_end_cancels_what_is_waiting() -> None:
         engine.submit(wave(1.0))
 
 
-def test_other_threads_do_not_change_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded, seen, number = Recorded(), list[int](), torch.get_num_threads()
-    transcribe = recorded.transcribe_chunks
-
-    def spy(chunks: Sequence[Chunk], **options: Any) -> list[Segment]:
-        seen.append(torch.get_num_threads())
-        return transcribe(chunks, **options)
-
-    monkeypatch.setattr(recorded, "transcribe_chunks", spy)
-    with Engine(recorded) as engine:
-        try:
-            with ThreadPoolExecutor(1, initializer=use_threads, initargs=(number + 1,)) as other:
-                chunks = other.submit(engine.chunks, [wave(1.0)]).result(60)
-            engine.enqueue(chunks, 1.0).result(60)
-        finally:
-            torch.set_num_threads(number)  # for threads that start later
-    assert seen == [number]
+def test_freed_memory_is_released_after_every_fourth_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, released_after = Recorded(), list[int]()
+    monkeypatch.setattr(engine_module, "release_freed_memory", lambda: released_after.append(len(recorded.batches)))
+    with Engine(recorded, gather_s=0.0) as engine:
+        for _ in range(9):
+            engine.submit(wave(0.2)).result(60)
+    assert released_after == [4, 8]
 
 
 def test_words_need_a_head() -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from torch import Tensor
 
 from tests.serving.servers import Served, encoded, noise, serving, text_of, transcriber, wait_until
+from tiny_audio.inference.chunking import Chunk
 from tiny_audio.serving import server as server_module
 from tiny_audio.serving import uploads
 from tiny_audio.serving.engine import Engine
@@ -194,6 +196,21 @@ def test_a_request_that_takes_too_long_is_given_up() -> None:
         wait_until(lambda: server.engine.statistics.waiting_chunks == 0)
         with pytest.raises(openai.APIError, match="too long"):
             ask(server, stream=True)
+
+
+def test_cuts_are_not_searched_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_ended = threading.Event()
+
+    def search(blocks: Iterable[Tensor], is_stopped: Callable[[], bool]) -> list[Chunk]:
+        wait_until(is_stopped)
+        has_ended.set()
+        return []
+
+    with serving(limits=Limits(request_timeout_s=0.2)) as server:
+        monkeypatch.setattr(server.engine, "chunks", search)
+        with pytest.raises(openai.InternalServerError):
+            ask(server)
+        assert has_ended.wait(30)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import os
-import subprocess
 import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +15,14 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
+from tests.serving.live_client import END, SPEECH, Message, connected, finals, from_pcm16, parts, pcm16, received, sent
 from tests.serving.servers import Served, serving, transcriber, wait_until
 from tests.support.models import assemble
 from tests.support.paths import ROOT, SHARED
 from tests.support.voice import Loudness, bursts
-from tiny_audio.audio.ffmpeg import has_ffmpeg
 from tiny_audio.audio.load import load_audio
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
@@ -38,60 +32,8 @@ from tiny_audio.serving import live, live_session
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.options import LiveLimits
 
-Message = dict[str, Any]
-SPEECH = bursts(0.4, 0.6, 0.7, 0.3, 0.2, 0.2, 0.6)
-END = '{"type":"end"}'
+pytestmark = pytest.mark.usefixtures("live_by_loudness")
 LEARNED_VOICE_ACTIVITY = live.new_voice_activity
-
-
-@contextmanager
-def connected(server: Served, query: str = "", **options: Any) -> Iterator[ClientConnection]:
-    with connect(f"ws://127.0.0.1:{server.port}{live.PATH}{query}", compression=None, **options) as socket:
-        yield socket
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loudness() -> Iterator[None]:
-    """Noise counts as speech."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "new_voice_activity", Loudness)
-        yield
-
-
-def pcm16(waveform: Tensor) -> bytes:
-    return (waveform * 32768).round().to(torch.int16).numpy().astype("<i2").tobytes()
-
-
-def from_pcm16(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.int16).float() / 32768
-
-
-def parts(data: bytes, size: int = 6401) -> list[bytes]:
-    return [data[start : start + size] for start in range(0, len(data), size)]
-
-
-def received(socket: ClientConnection) -> list[Message]:
-    """Return all messages until the server closes the connection."""
-    found = []
-    try:
-        while True:
-            found.append(json.loads(socket.recv(timeout=20)))
-    except ConnectionClosed:
-        return found
-
-
-def sent(socket: ClientConnection, *messages: bytes | str) -> list[Message]:
-    """Send messages, and return all answers."""
-    try:
-        for message in messages:
-            socket.send(message)
-    except ConnectionClosed:
-        pass
-    return received(socket)
-
-
-def finals(messages: list[Message]) -> list[Message]:
-    return [message for message in messages if message["type"] == "final"]
 
 
 def assert_equal_to_transcriber(server: Served, waveform: Tensor, found: list[Message]) -> None:
@@ -326,60 +268,6 @@ def test_web_pages_of_other_origins_are_refused(server: Served) -> None:
         pass
     with connected(server, origin=Origin(server.url)) as socket:
         assert json.loads(socket.recv())["type"] == "ready"
-
-
-def encoded(waveform: Tensor, container: str, codec: str = "libopus") -> bytes:
-    wav = io.BytesIO()
-    soundfile.write(wav, waveform.numpy(), SAMPLE_RATE, format="WAV")
-    command = ["ffmpeg", "-v", "error", "-i", "pipe:0", "-c:a", codec, "-b:a", "64k", "-f", container, "pipe:1"]
-    return subprocess.run(command, input=wav.getvalue(), capture_output=True, check=True).stdout
-
-
-def ffmpeg_children() -> int:
-    listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "comm="], capture_output=True, text=True)
-    return listed.stdout.split().count("ffmpeg")
-
-
-needs_ffmpeg = pytest.mark.skipif(not has_ffmpeg(), reason="needs the FFmpeg program")
-
-
-@needs_ffmpeg
-@pytest.mark.parametrize("container", ["webm", "ogg"])
-def test_opus_is_decoded_while_it_arrives(server: Served, container: str) -> None:
-    data = encoded(SPEECH, container)
-    with connected(server, f"?encoding={container}") as socket:
-        found = sent(socket, *parts(data, 1000), END)
-    assert len(finals(found)) == 2
-    assert found[-1]["type"] == "done"
-    assert found[-1]["duration_s"] == pytest.approx(len(SPEECH) / SAMPLE_RATE, abs=0.1)
-    assert finals(found)[0]["start_s"] == pytest.approx(0.3, abs=0.1)
-    assert ffmpeg_children() == 0
-
-
-@needs_ffmpeg
-def test_other_data_than_opus_is_an_error(server: Served) -> None:
-    vorbis = encoded(SPEECH, "webm", "libvorbis")
-    for data in (b"no audio " * 3000, encoded(SPEECH, "ogg"), vorbis):
-        with connected(server, "?encoding=webm") as socket:
-            *_, error = sent(socket, *parts(data, 1000), END)
-            assert (error["type"], socket.close_code) == ("error", 1007)
-    assert ffmpeg_children() == 0
-
-
-@needs_ffmpeg
-def test_ffmpeg_ends_with_the_connection(server: Served) -> None:
-    with connected(server, "?encoding=webm") as socket:
-        socket.send(encoded(SPEECH, "webm")[:2000])
-        assert json.loads(socket.recv())["type"] == "ready"
-    wait_until(lambda: ffmpeg_children() == 0)
-
-
-def test_opus_without_ffmpeg_is_an_error(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "has_ffmpeg", lambda: False)
-    with connected(server, "?encoding=webm") as socket:
-        (error,) = received(socket)
-        assert "FFmpeg" in error["message"]
-        assert socket.close_code == 1003
 
 
 def test_the_client_in_the_documentation_works(

@@ -24,7 +24,6 @@ from tests.support.training import (
     train,
 )
 from tests.support.worlds import in_processes, in_world
-from tiny_audio.cli import main
 from tiny_audio.commands.run import Run
 from tiny_audio.config import RunFailed, Stopped, TinyAudioError, UserError
 from tiny_audio.data.dropped import read_dropped
@@ -32,7 +31,7 @@ from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export.load import load_model
 from tiny_audio.projectors import PROJECTORS
-from tiny_audio.runtime.world import World, joined
+from tiny_audio.runtime.world import World
 from tiny_audio.training import checkpoint
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.trainer import Trainer
@@ -378,55 +377,3 @@ def test_processes_with_other_clips_are_refused(document: Document, data: Path, 
     assert str(second).startswith("process 1 has another set of training clips (")
     assert str(second).endswith("); give all machines the same files")
     assert_printed_once(second, first)
-
-
-def test_a_variable_that_was_left_behind_is_mentioned_once(
-    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    callback = RecordingCallback()
-    one_step = {"training__steps": 1, "training__warmup_steps": 0}
-    Run(parse(changed(document, **one_step)), "run", tmp_path / "run", callback).complete()
-    assert len([note for note in callback.notes if "LOCAL_RANK" in note]) == 1
-
-
-@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: str) -> None:
-    def work(rank: int) -> Any:
-        os.environ[f"ACCELERATE_USE_{engine}"] = "true"
-        return Run(parse(document), "run", tmp_path / "run", RecordingCallback()).complete()
-
-    first, second = in_processes(2, work)
-    assert str(first) == str(second)
-    assert isinstance(first, UserError)
-    assert "accelerate launch" in str(first)
-    assert "execution.parallel" in str(first)
-
-
-def test_more_processes_than_gpus_are_refused() -> None:
-    def work(rank: int) -> Any:
-        with joined(torch.device("cuda")):
-            raise AssertionError("there is no GPU for it")
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    first, second = in_processes(2, work)
-    assert isinstance(first, UserError)
-    assert isinstance(second, UserError)
-    assert str(second).startswith("process 1 ")
-
-
-@pytest.mark.parametrize("command", ["sweep", "bench"])
-def test_what_works_alone_refuses_company(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    recipe = str(ROOT / "recipes" / "quickstart.yaml")
-    arguments = {"sweep": [recipe, "training.seed=0,1"], "bench": ["projectors", recipe, "--train"]}[command]
-    assert main([command, *arguments, "--output-dir", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: tiny-audio {command} ")
-    assert "WORLD_SIZE is 4" in message
-    assert not (tmp_path / "out").exists()

@@ -373,31 +373,3 @@ def test_data_may_be_mended_before_anything_is_trained(
     bad.write_text(json.dumps(row | {"text": "yes"}) + "\n")
     assert main(command) == 0
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
-
-
-def test_a_folder_of_something_else_is_left_alone(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run" / "model").mkdir(parents=True)
-    (tmp_path / "run" / "model" / "mine.txt").write_text("precious")
-    assert main(["run", str(recipe), "--output-dir", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'run'} ")
-    assert "state.json" in error
-    assert " model," in error
-    assert (tmp_path / "run" / "model" / "mine.txt").read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("evaluation.group_by=accent", "evaluation.group_by: no clip has a column 'accent' (columns: speaker); name"),
-        ("data.evaluation.held_out.path=none.jsonl", "none.jsonl does not exist"),
-    ],
-)
-def test_what_could_not_be_scored_is_refused_before_training(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
-) -> None:
-    assert main(["run", str(recipe), override, "--output-dir", str(tmp_path / "run")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "run" / "checkpoints").exists()

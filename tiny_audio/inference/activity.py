@@ -46,14 +46,10 @@ class LearnedActivity:
 
     def __init__(self, network: SileroNetwork) -> None:
         self._powers, self._probabilities = _Powers(), SpeechProbabilities(network)
-        self._waiting, self._next = (
-            np.zeros(0),
-            0,
-        )  # powers without a probability so far, and the index of the first one
-        self._known, self._first = (
-            np.zeros(0),
-            0,
-        )  # probabilities that may still be needed, and the index of the first one
+        # Powers without a probability so far, and the index of the first one.
+        self._waiting, self._next = np.zeros(0), 0
+        # Probabilities that may still be needed, and the index of the first one.
+        self._known, self._first = np.zeros(0), 0
 
     def add(self, block: Tensor) -> Frames:
         """See :class:`Activity`."""

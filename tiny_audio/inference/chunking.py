@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Levels, Loudness, speech_level
-from tiny_audio.inference.filters import NonSpeech
 from tiny_audio.inference.voice_activity import MARGIN_S, silero
 
 PAUSE_S = 0.5
@@ -32,7 +31,7 @@ _SHORTEST_S = 0.03
 _MAX_OVERLAP_S, _MAX_SHARED = 2.0, 0.25
 """Maximum overlap of two chunks, in seconds, and as a share of a chunk's maximum duration."""
 _SMOOTHED = 11
-"""Number of frames in the moving average that finds the softest moment (0.11 s)."""
+"""Number of frames in the moving average that finds the quietest point (0.11 s)."""
 
 
 def _frames(seconds: float) -> int:
@@ -69,8 +68,6 @@ class Chunk:
     """``[S]`` float32 at 16 kHz."""
     overlap: int = 0
     """Number of samples at the end of this chunk that are repeated at the start of the next chunk."""
-    non_speech: NonSpeech | None = None
-    """The class of a sound that is certainly not speech. It is not decoded."""
 
 
 def chunk_recording(
@@ -104,8 +101,8 @@ def split_at_pauses(
     """Cut a recording at its pauses, and leave the pauses out.
 
     A pause of 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest brief pause
-    after the usual duration. If there is none, it is cut at a soft moment, and the next chunk begins at an earlier soft
-    moment. The two chunks overlap, so that each word near the cut is complete in one of them. The division into blocks
+    after the usual duration. If there is none, it is cut at a quiet point, and the next chunk begins at an earlier
+    one. The two chunks overlap, so that each word near the cut is complete in one of them. The division into blocks
     does not affect the chunks. Only a few minutes of audio are in memory.
 
     Args:
@@ -229,15 +226,15 @@ class _Chunker:
         self.start = None
 
     def _cut(self) -> Iterator[_Span]:
-        """Cut the chunk at a brief pause, or at a soft moment with an overlap."""
+        """Cut the chunk at a brief pause, or at a quiet point with an overlap."""
         assert self.start is not None
         pause = self._longest_brief_pause()
         if pause is not None:
-            cut = next_start = self._softest(*pause)
+            cut = next_start = self._quietest(*pause)
         else:
             overlap = min(_frames(_MAX_OVERLAP_S), int(self.longest * _MAX_SHARED))
-            cut = self._softest(self.longest - overlap // 2, self.longest)
-            next_start = self._softest(cut - overlap, cut - overlap // 2)
+            cut = self._quietest(self.longest - overlap // 2, self.longest)
+            next_start = self._quietest(cut - overlap, cut - overlap // 2)
         span = _Span(self.start, self.start + cut, cut - next_start)
         yield from self._emitted(span)
         self.history = self.history[next_start:]
@@ -268,8 +265,8 @@ class _Chunker:
                 pauses.append((max(begin, first), index))
         return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
 
-    def _softest(self, begin: int, end: int) -> int:
-        """Return the frame in the middle of the softest moment within a span of the history."""
+    def _quietest(self, begin: int, end: int) -> int:
+        """Return the frame in the middle of the quietest point within a span of the history."""
         return max(1, begin + int(self._smooth_levels(_SMOOTHED)[begin:end].argmin()))
 
     def _smooth_levels(self, num_frames: int) -> Levels:

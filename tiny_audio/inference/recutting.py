@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ _MARGIN = 20.0
 """A start is not tried if its cost, in nats, is more than this above that of a later one. In the same sentences,
 10 gave 5.5 %, and any higher value than 20 the same 3.8 %."""
 _SMOOTHED = 7
-"""Number of frames in the moving average that finds soft moments."""
+"""Number of frames in the moving average that finds quiet points."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,11 @@ class ModelScorer:
         model: a model with a CTC head.
         tokenizer: the model's tokenizer.
         max_padded_s: maximum seconds of audio in a batch, including padding.
+        lock: held while the model is used.
     """
 
-    def __init__(self, model: TinyAudioModel, tokenizer: Any, max_padded_s: float) -> None:
-        self._model, self._tokenizer, self._max_padded_s = model, tokenizer, max_padded_s
+    def __init__(self, model: TinyAudioModel, tokenizer: Any, max_padded_s: float, lock: threading.Lock) -> None:
+        self._model, self._tokenizer, self._max_padded_s, self._lock = model, tokenizer, max_padded_s, lock
         self._greedy = GenerationConfig(max_new_tokens=model.generation.max_new_tokens)
 
     @torch.no_grad()
@@ -92,7 +94,8 @@ class ModelScorer:
         while waiting:
             size = max(1, int(self._max_padded_s * SAMPLE_RATE / len(waveforms[waiting[0]])))
             batch, waiting = waiting[:size], waiting[size:]
-            found = in_parts_that_fit(lambda part: self._scores([waveforms[index] for index in part]), batch)
+            with self._lock:
+                found = in_parts_that_fit(lambda part: self._scores([waveforms[index] for index in part]), batch)
             scores |= zip(batch, found, strict=True)
         return [scores[index] for index in range(len(waveforms))]
 
@@ -125,12 +128,16 @@ class Recutter:
     longest_s: float
     """Maximum duration of a chunk."""
 
-    def __call__(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
         Other cuts are tried if at least half of the chunks of a stretch are bad. If this is still so with the best
         cuts, the model does not know this kind of speech. Then the chunks stay, and fewer and fewer stretches are
         tried.
+
+        Args:
+            chunks: the chunks in order.
+            is_stopped: whether the chunks are no longer needed. Then no more cuts are tried.
         """
         stretch: list[Chunk] = []
         to_skip = failures = 0
@@ -139,8 +146,8 @@ class Recutter:
                 was_cut_in_speech = any(one.overlap for one in stretch)
                 if was_cut_in_speech and to_skip:
                     to_skip -= 1
-                elif was_cut_in_speech and self._are_bad(stretch):
-                    better = self._best(stretch)
+                elif was_cut_in_speech and not is_stopped() and self._are_bad(stretch):
+                    better = self._best(stretch, is_stopped)
                     stretch, failures = (stretch, failures + 1) if better is None else (better, 0)
                     to_skip = 2**failures - 1
                 # The end of a full stretch may be a cut within speech. If so, its last chunk begins the next stretch.
@@ -156,11 +163,11 @@ class Recutter:
     def _are_bad(self, stretch: Sequence[Chunk]) -> bool:
         return _are_bad(self.scorer([chunk.waveform for chunk in stretch]))
 
-    def _best(self, stretch: Sequence[Chunk]) -> list[Chunk] | None:
-        """Return the best chunks of a stretch, or None if at least half of them are bad."""
+    def _best(self, stretch: Sequence[Chunk], is_stopped: Callable[[], bool]) -> list[Chunk] | None:
+        """Return the best chunks of a stretch. None if at least half of them are bad, or the search was stopped."""
         waveform, overlap = _joined(stretch), stretch[-1].overlap
-        places, levels = self._soft_moments(waveform, len(waveform) - overlap)
-        path = self._best_path(waveform, places, levels)
+        places, levels = self._quiet_points(waveform, len(waveform) - overlap)
+        path = self._best_path(waveform, places, levels, is_stopped)
         if not path or _are_bad([score for _, _, score in path]):
             return None
         return [
@@ -169,18 +176,21 @@ class Recutter:
         ]
 
     def _best_path(
-        self, waveform: Tensor, places: Sequence[int], levels: Sequence[float]
+        self, waveform: Tensor, places: Sequence[int], levels: Sequence[float], is_stopped: Callable[[], bool]
     ) -> list[tuple[int, int, Score]]:
-        """Return the starts, ends and scores of the best chunks. None of them if no chunks have a finite cost.
+        """Return the starts, ends and scores of the best chunks. Empty if no chunks cover the waveform, or if stopped.
 
         Args:
             waveform: ``[S]``.
             places: samples at which chunks may start and end, beginning with 0 and ending with S.
             levels: the level at each of them.
+            is_stopped: see :meth:`__call__`.
         """
         costs = [0.0, *[math.inf] * (len(places) - 1)]
         before: dict[int, tuple[int, Score]] = {}
         for first, start in enumerate(places[:-1]):
+            if is_stopped():
+                return []
             if math.isinf(costs[first]) or costs[first] > min(costs[first:]) + _MARGIN:
                 continue
             ends = [
@@ -199,16 +209,16 @@ class Recutter:
             last = first
         return path[::-1]
 
-    def _soft_moments(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
-        """Return the samples and levels of the moments that are softer than all around them, and of both ends."""
+    def _quiet_points(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
+        """Return the samples and levels of the quietest points of their surroundings, and of both ends."""
         levels = levels_of(waveform)
         padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
         smooth = np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, "valid")
         half = max(1, round(self.longest_s * SAMPLE_RATE / FRAME / _SPACING))
         around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, half, mode="edge"), 2 * half + 1)
-        soft = np.flatnonzero(smooth == around.min(1))
-        soft = soft[(soft > 0) & (soft * FRAME <= min(last_start, len(waveform) - 1))]
-        return [0, *(soft * FRAME).tolist(), len(waveform)], [math.inf, *smooth[soft].tolist(), -math.inf]
+        quiet = np.flatnonzero(smooth == around.min(1))
+        quiet = quiet[(quiet > 0) & (quiet * FRAME <= min(last_start, len(waveform) - 1))]
+        return [0, *(quiet * FRAME).tolist(), len(waveform)], [math.inf, *smooth[quiet].tolist(), -math.inf]
 
 
 def _are_bad(scores: Sequence[Score]) -> bool:

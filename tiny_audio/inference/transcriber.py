@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,10 +74,12 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._filter = filter_hallucinations
+        # In a server, the threads of uploads choose cuts while another one transcribes.
+        self._lock = threading.Lock()
         self._durations, self._recutter = _chunk_durations(model), None
         if model.ctc_head is not None and model.clip_durations is not None:
             limits = model.clip_durations.min_s, self.max_chunk_s
-            self._recutter = Recutter(ModelScorer(model, tokenizer, max_padded_s), *limits)
+            self._recutter = Recutter(ModelScorer(model, tokenizer, max_padded_s, self._lock), *limits)
         self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
 
     @property
@@ -210,17 +213,17 @@ class Transcriber:
                     yield index, Transcription.of(done, item.duration_s, warning)
                     done = []
 
-    def chunks(self, blocks: Iterable[Tensor]) -> Iterator[Chunk]:
-        """Cut a recording into chunks that suit the model, and classify their sounds.
+    def chunks(self, blocks: Iterable[Tensor], is_stopped: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:
+        """Cut a recording into chunks that suit the model.
 
         The model itself chooses cuts within speech, see :mod:`tiny_audio.inference.recutting`.
 
         Args:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
+            is_stopped: whether the chunks are no longer needed.
         """
         chunks = chunk_recording(blocks, self._durations, keep_pauses=not self._filter)
-        for chunk in chunks if self._recutter is None else self._recutter(chunks):
-            yield replace(chunk, non_speech=non_speech_reason(chunk.waveform)) if self._filter else chunk
+        return chunks if self._recutter is None else self._recutter(chunks, is_stopped)
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
         """Yield pools, each with enough chunks for several batches.
@@ -272,10 +275,11 @@ class Transcriber:
         segments: dict[int, Segment] = {}
         waiting = []
         for index in sorted(range(len(chunks)), key=lambda index: -len(chunks[index].waveform)):
-            if chunks[index].non_speech is None and len(chunks[index].waveform):
+            reason = non_speech_reason(chunks[index].waveform) if self._filter else None
+            if reason is None and len(chunks[index].waveform):
                 waiting.append(index)
             else:
-                segments[index] = _without_text(chunks[index], None, chunks[index].non_speech)
+                segments[index] = _without_text(chunks[index], None, reason)
                 report(segments[index].duration_s)
         while waiting:
             size = self.batch_size(chunks[waiting[0]])
@@ -285,7 +289,8 @@ class Transcriber:
                 on_row_text = None if on_text is None else lambda row, text: on_text(part[row], text)
                 return self._transcribe_batch([(chunks[index], own[index]) for index in part], on_row_text)
 
-            decoded = in_parts_that_fit(decode, batch)
+            with self._lock:
+                decoded = in_parts_that_fit(decode, batch)
             segments |= zip(batch, decoded, strict=True)
             report(sum(segment.duration_s for segment in decoded))
         return [segments[index] for index in range(len(chunks))]

@@ -34,8 +34,8 @@ def context_of(
 ) -> RequestContext:
     """Return the context of a recording.
 
-    Many clients always send a prompt and a language. They make the text of a model worse that was not trained with
-    them. Therefore only the kinds of context that the model was trained with are used.
+    Many clients always send a prompt and a language. A model that was not trained with them writes worse texts if it
+    reads them. Therefore only the kinds of context that the model was trained with are used.
 
     Args:
         engine: the engine with the model.

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from tiny_audio.config import UserError
@@ -130,12 +129,6 @@ class _Item:
         return len(self.chunk.waveform) / SAMPLE_RATE
 
 
-def use_threads(number: int) -> None:
-    """Let torch use this number of threads for what the calling thread computes."""
-    torch.get_num_threads()  # the first use in a thread takes the number that any thread has set last
-    torch.set_num_threads(number)
-
-
 class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
@@ -155,7 +148,6 @@ class Engine:
         self._queue: list[_Item] = []
         self._statistics = Statistics()
         self._closed = False
-        self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="transcription", daemon=True)
         self._thread.start()
 
@@ -213,9 +205,12 @@ class Engine:
         chunks, duration_s = self.chunks([waveform]), len(waveform) / SAMPLE_RATE
         return self.enqueue(chunks, duration_s, words=words, context=context, on_segment=on_segment)
 
-    def chunks(self, blocks: Iterable[Tensor]) -> list[Chunk]:
-        """Cut a recording into chunks for :meth:`enqueue`. This may take seconds for a recording of an hour."""
-        return list(self._transcriber.chunks(blocks))
+    def chunks(self, blocks: Iterable[Tensor], is_stopped: Callable[[], bool] = lambda: False) -> list[Chunk]:
+        """Cut a recording into chunks for :meth:`enqueue`. See :meth:`Transcriber.chunks`.
+
+        This may take seconds for a recording of an hour, and minutes if the model has to choose the cuts.
+        """
+        return list(self._transcriber.chunks(blocks, is_stopped))
 
     def enqueue(
         self,
@@ -273,7 +268,6 @@ class Engine:
             self._queue = [item for item in self._queue if item.job is not job]
 
     def _work(self) -> None:
-        use_threads(self._num_threads)
         while batch := self._next_batch():
             started = time.monotonic()
             self._transcribe(batch)

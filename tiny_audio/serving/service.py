@@ -11,7 +11,7 @@ from fastapi import Request
 
 from tiny_audio.model.prompt import Context
 from tiny_audio.serving.admission import Admission, BusyError, Ticket
-from tiny_audio.serving.engine import Engine, use_threads
+from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import ApiError, discard_body
 from tiny_audio.serving.metrics import Metrics
 from tiny_audio.serving.options import Options
@@ -36,8 +36,7 @@ class Service:
     def __post_init__(self) -> None:
         self.admission = Admission(self.options.limits)
         self.metrics = Metrics(self.engine, self.admission)
-        # With several threads each, they would slow down the engine.
-        self.decoders = ThreadPoolExecutor(_DECODERS, "decoding", use_threads, (1,))
+        self.decoders = ThreadPoolExecutor(_DECODERS, "decoding")
         given = Context.of(self.options.hotwords) or Context()
         left_out = frozenset(self.engine.encode_context(given).left_out)
         self.hotwords = tuple(word for word in given.hotwords if word not in left_out)

@@ -93,7 +93,7 @@ async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> t
 
     def work() -> tuple[list[Chunk], float]:
         blocks = decode(parameters.file.file, service.options.limits, ticket, stopped)
-        return service.engine.chunks(blocks), ticket.samples / SAMPLE_RATE
+        return service.engine.chunks(blocks, stopped.is_set), ticket.samples / SAMPLE_RATE
 
     try:
         return await asyncio.get_running_loop().run_in_executor(service.decoders, work)

@@ -17,7 +17,7 @@ from tiny_audio.commands.bench.tables import results_table
 from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.config import RunFailed, UserError
-from tiny_audio.decoders import Decoder
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe.limits import ContextLimits
 from tiny_audio.training.loop import Budget
 
@@ -131,8 +131,8 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
     home: Path, tmp_path: Path, without_decoder: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if without_decoder:
-        monkeypatch.setattr(Decoder, "generate", None)
-        monkeypatch.setattr(Decoder, "forward", None)
+        monkeypatch.setattr(TinyAudioModel, "score_embeddings", None)
+        monkeypatch.setattr(TinyAudioModel, "transcribe_frames", None)
     overrides = ("execution.log_every=1", *(() if without_decoder else ("alignment={alone_steps: 3}",)))
     variants = Variants(SMALL.compared[:2])
     chosen = plan(home, overrides=overrides, variants=variants, without_decoder=without_decoder)
@@ -183,6 +183,16 @@ def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str
 def test_the_bounds_of_evaluation_clips_are_part_of_a_unit(home: Path, tmp_path: Path) -> None:
     bench = TrainedBenchmark(plan(home), tmp_path, lambda note: None)
     assert bench._inputs["max_duration_s"] == {"held_out": ContextLimits(bench.recipe).longest_evaluation_s}
+
+
+def test_results_with_and_without_the_decoder_are_kept_apart(home: Path, tmp_path: Path) -> None:
+    overrides = ("alignment={}",)
+    with_it, without_it = (
+        TrainedBenchmark(plan(home, overrides=overrides, without_decoder=without), tmp_path, lambda note: None)
+        for without in (False, True)
+    )
+    assert with_it.recipe == without_it.recipe
+    assert with_it._inputs != without_it._inputs
 
 
 def test_clips_that_are_also_training_clips_can_be_left_out(home: Path, tmp_path: Path) -> None:
