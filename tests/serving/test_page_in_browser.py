@@ -238,7 +238,8 @@ def test_live_text_is_that_of_its_samples(page: Any, speech: np.ndarray[Any, Any
     waveform, text = end(page)
     assert similarity(waveform, speech) > 0.9
     segments = json.loads(download(page, "json")[1])["segments"]
-    assert " ".join(segment["text"] for segment in segments) == text
+    # A page shows several spaces, which this random model writes, as one.
+    assert " ".join(segment["text"] for segment in segments).split() == text.split()
     for segment in segments:
         samples = waveform[round(segment["start"] * SAMPLE_RATE) : round(segment["end"] * SAMPLE_RATE)]
         assert segment["text"] == text_of(encoded(samples))
@@ -307,7 +308,7 @@ def test_a_recording_without_live_text(context: Any, server: Served) -> None:
     begin(page)
     page.wait_for_timeout(1000)
     waveform, text = end(page)
-    assert text == text_of(encoded(waveform))
+    assert text.split() == text_of(encoded(waveform)).split()
 
 
 def test_a_browser_that_does_not_resample_the_microphone(context: Any, server: Served, speech: Any) -> None:
