@@ -1,7 +1,7 @@
-"""Which attributes of which classes the package reads, inferred from annotations without running anything.
+"""Find which attributes of which classes the package reads, from annotations, without running the code.
 
-Types are sets of class names. A container has the type of its items, so that ``recipe.data.train.values()`` has the
-type ``SourceConfig``. An expression whose type is not known reads nothing.
+A type is a set of class names. A container has the type of its items, so ``recipe.data.train.values()`` has the type
+``SourceConfig``. Reads of an expression of unknown type are not recorded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 Types = frozenset[str]
 NOTHING: Types = frozenset()
 _PASSES = 2
-"""Attributes that are assigned in one method may be read in another, whose result is assigned again."""
+"""Number of passes. The second pass sees the types that the first pass inferred for attributes."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """``something.attribute``, where ``something`` is a ``cls``."""
+    """A read of ``something.attribute``, where ``something`` is an instance of ``cls``."""
 
     cls: str
     attribute: str
     inside: str
-    """The class in whose body the read stands; empty outside of classes."""
+    """The class whose body contains the read. Empty outside of classes."""
     function: str
 
 
@@ -36,7 +36,7 @@ class _Class:
 
 
 class AttributeReads:
-    """The reads in some source files."""
+    """All attribute reads in some source files."""
 
     def __init__(self, sources: Iterable[str]) -> None:
         self._trees = [ast.parse(source) for source in sources]
@@ -62,14 +62,14 @@ class AttributeReads:
 
     @classmethod
     def of_package(cls, folder: Path) -> AttributeReads:
-        """The reads in all files below a folder."""
+        """Return the reads in all files in a folder and its subfolders."""
         return cls(path.read_text() for path in sorted(folder.rglob("*.py")))
 
     def is_read(self, names: Iterable[str], attribute: str) -> bool:
         """Whether the attribute of a class is read outside the class's own private methods.
 
         Args:
-            names: the class and all that inherit the attribute from it, or that it inherits the attribute from.
+            names: the class, its base classes that define the attribute, and the subclasses that inherit it.
         """
         names = set(names)
         return any(
@@ -80,22 +80,22 @@ class AttributeReads:
         )
 
     def is_class(self, name: str) -> bool:
-        """Whether the sources define it."""
+        """Whether the sources define this class."""
         return name in self._classes
 
     def returned(self, function: str) -> Types:
-        """What a function returns."""
+        """Return the types that a function returns."""
         return self._functions[function]
 
     def annotated(self, annotation: ast.expr | None) -> Types:
-        """All classes that an annotation names."""
+        """Return all classes in an annotation."""
         found: set[str] = set()
         for name in _names(annotation):
             found |= {name} if name in self._classes else self._aliases.get(name, NOTHING)
         return frozenset(found)
 
     def attribute(self, types: Types, name: str) -> Types:
-        """The type of an attribute, or of what a method returns."""
+        """Return the type of an attribute, or the type that a method returns."""
         return frozenset().union(*(self._attribute(cls, name, set()) for cls in types))
 
     def _attribute(self, cls: str, name: str, seen: set[str]) -> Types:
@@ -106,13 +106,13 @@ class AttributeReads:
         return found or frozenset().union(*(self._attribute(base, name, seen | {cls}) for base in known.bases))
 
     def fields(self, types: Types) -> Types:
-        """The types of all attributes together, for ``getattr`` with a name that is not known."""
+        """Return the types of all attributes, for ``getattr`` with an unknown name."""
         return frozenset().union(
             *(value for cls in types if cls in self._classes for value in self._classes[cls].attributes.values())
         )
 
     def assign(self, cls: str, name: str, types: Types) -> None:
-        """An attribute has these types as well."""
+        """Add types to an attribute."""
         if cls in self._classes:
             self._classes[cls].attributes[name] |= types
 
@@ -131,7 +131,7 @@ class AttributeReads:
 
 
 def _names(node: ast.expr | None) -> Iterator[str]:
-    """Bare names in an annotation, quoted ones included."""
+    """Yield the bare names in an annotation, including quoted ones."""
     for child in ast.walk(node) if node is not None else ():
         if isinstance(child, ast.Name):
             yield child.id
@@ -146,17 +146,17 @@ def _names(node: ast.expr | None) -> Iterator[str]:
 
 @dataclass
 class _Scope:
-    """A function's body, a class's, or a module's."""
+    """The body of a function, class or module."""
 
     index: AttributeReads
     types: dict[str, Types]
     words: dict[str, set[str]]
-    """Strings that a variable may hold, for ``getattr``."""
+    """Possible strings of each variable, for ``getattr``."""
     cls: str
     function: str
 
     def run(self, body: list[ast.stmt]) -> None:
-        """Infer and record, in the order of the lines."""
+        """Infer types and record reads, statement by statement."""
         for statement in body:
             self.statement(statement)
 
@@ -187,7 +187,7 @@ class _Scope:
                 self.of(child)
             elif isinstance(child, ast.stmt):
                 self.statement(child)
-            else:  # handlers, cases, with items
+            else:  # exception handlers, match cases, items of with
                 for inner in ast.iter_child_nodes(child):
                     if isinstance(inner, ast.stmt):
                         self.statement(inner)
@@ -243,7 +243,7 @@ class _Scope:
                     self.index.assign(cls, target.attr, types)
 
     def of(self, node: ast.expr | None) -> Types:
-        """The type of an expression; records the reads in it."""
+        """Return the type of an expression, and record the reads in it."""
         match node:
             case None | ast.Constant():
                 return NOTHING
@@ -305,7 +305,7 @@ class _Scope:
             return frozenset({name})
         if name == "cast":
             return self.index.annotated(node.args[0])
-        # Builtins such as `sorted`, `zip` and `next` return what they are given.
+        # Builtins such as `sorted`, `zip` and `next` return their arguments' types.
         return self.index.returned(name) or self.types.get(name, NOTHING) or arguments
 
     def _getattr(self, types: Types, name: ast.expr) -> Types:

@@ -1,4 +1,4 @@
-"""Small tokenizers in the formats of published ones, with templates that do what theirs do."""
+"""Small tokenizers and chat templates that work like those of published models."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ R1 = (
 
 
 def _byte_level(special: Sequence[str]) -> Tokenizer:
-    """As GPT-2's descendants have it: SmolLM, Qwen, Llama 3."""
+    """Create a tokenizer like those of GPT-2, SmolLM, Qwen and Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r"'s|'t| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -106,7 +106,8 @@ def _byte_level(special: Sequence[str]) -> Tokenizer:
 
 
 def _sentencepiece(special: Sequence[str], *, prefix: bool) -> Tokenizer:
-    """Spaces as ``▁`` and unknown characters as bytes: Llama 2 and Mistral with a space in front, Gemma without."""
+    """Create a tokenizer with ``▁`` for spaces and bytes for unknown characters. Llama 2 and Mistral add a space at the
+    start (``prefix``), and Gemma does not."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     replace = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
@@ -116,7 +117,7 @@ def _sentencepiece(special: Sequence[str], *, prefix: bool) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", *special, *pieces], show_progress=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no piece spans words
     tokenizer.train_from_iterator([line.replace(" ", "▁") for line in (*CORPUS, "[INST] a [/INST]")], trainer)
-    # Bytes are pieces of the vocabulary, and no special tokens.
+    # The tokens for bytes are in the vocabulary, but are not special tokens.
     fields = json.loads(tokenizer.to_str())
     fields["pre_tokenizer"] = None
     fields["added_tokens"] = [token for token in fields["added_tokens"] if not token["content"].startswith("<0x")]
@@ -140,7 +141,7 @@ def _built(family: str) -> Any:
     headers = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     gemma = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
     match family:
-        case "smollm2":  # its pad is its end
+        case "smollm2":  # the pad token is the end of turn
             tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
             return _finish(_byte_level(turn), CHATML, **tokens)
         case "smollm3":
@@ -149,7 +150,7 @@ def _built(family: str) -> Any:
         case "qwen3":
             tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
             return _finish(_byte_level([*turn, "<think>", "</think>"]), QWEN3, **tokens)
-        case "llama":  # no pad at all, and its end of text is not its end of turn
+        case "llama":  # no pad token, and the end of text is not the end of turn
             tokens = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
             return _finish(_byte_level(headers), LLAMA3, adds_bos=True, **tokens)
         case "gemma3" | "gemma2":
@@ -165,12 +166,12 @@ def _built(family: str) -> Any:
         case "r1":
             tokens = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
             return _finish(_byte_level(["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]), R1, **tokens)
-        case "pythia":  # no template, and one token for all
+        case "pythia":  # no template, and one special token for everything
             return _finish(_byte_level(turn[:1]), None, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     raise AssertionError(family)
 
 
 def chat_tokenizer(family: str, folder: Path) -> Any:
-    """The tokenizer, written to ``folder`` and read back as a checkpoint's is."""
+    """Write the tokenizer to ``folder`` and load it like a checkpoint's tokenizer."""
     _built(family).save_pretrained(folder)
     return load_tokenizer(str(folder))

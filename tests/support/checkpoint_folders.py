@@ -1,6 +1,6 @@
-"""Checkpoint folders as people have them: whole ones in all formats, and ones that are damaged or do not fit.
+"""Checkpoint folders of users: valid ones in all formats, and ones that are damaged or unsuitable.
 
-Each is written by libraries of today at a tiny size. Damage is done to their files afterwards.
+Libraries write tiny checkpoints. Damage is then done to their files.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ LLAMA = {
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint folder, the recipe that names it, and what must come of it."""
+    """A checkpoint folder, a recipe that uses it, and the expected result."""
 
     name: str
     kind: str
     """``encoder`` or ``decoder``."""
     part: str
-    """Name of the part in the recipe."""
+    """Name of the part in the registry."""
     write: Callable[[Path], object]
-    """Writes the folder."""
+    """A function that writes the folder."""
     rejected: tuple[str, ...] = ()
-    """Words of the message, in order, if the folder must be rejected; empty if it works."""
+    """Words that the error message contains, in this order. Empty if the folder works."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of the recipe, by their dotted paths."""
+    """Other fields of the recipe, by dotted path."""
 
 
 # --- changes to folders
@@ -62,7 +62,7 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
 
 
 def to_pickle(folder: Path) -> Path:
-    """Replace the weights by a ``pytorch_model.bin``."""
+    """Replace the weights with a ``pytorch_model.bin``."""
     path = folder / "pytorch_model.bin"
     torch.save(load_file(folder / "model.safetensors"), path)
     (folder / "model.safetensors").unlink()
@@ -77,12 +77,12 @@ def cut(path: Path) -> None:
 
 
 def encoder(name: str, **fields: Any) -> Callable[[Path], None]:
-    """Writes a whole encoder checkpoint in one file."""
+    """Return a function that writes a complete encoder checkpoint in one file."""
     return lambda folder: original(name, **fields).save_pretrained(folder)
 
 
 def after(write: Callable[[Path], object], change: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Writes a folder, and then changes it."""
+    """Return a function that writes a folder and then changes it."""
 
     def both(folder: Path) -> None:
         write(folder)
@@ -103,7 +103,7 @@ def sharded(name: str) -> Callable[[Path], None]:
 
 
 def language_model(config: Any = None, tokenizer: str = "smollm2", **fields: Any) -> Callable[[Path], Any]:
-    """Writes a causal language model, a Llama by default, and its tokenizer."""
+    """Return a function that writes a causal language model, by default a Llama, and its tokenizer."""
 
     def write(folder: Path) -> Any:
         torch.manual_seed(0)
@@ -138,12 +138,12 @@ def in_half(folder: Path) -> None:
 
 
 def adapter(folder: Path) -> None:
-    """As peft's ``save_pretrained`` writes into the folder of the model."""
+    """Write an adapter into the folder of its model, as peft's ``save_pretrained`` does."""
     import peft
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    with warnings.catch_warnings():  # peft reads names that this version of transformers is about to drop
+    with warnings.catch_warnings():  # peft uses names that this version of transformers deprecates
         warnings.simplefilter("ignore", FutureWarning)
         peft.get_peft_model(model, config).save_pretrained(folder)
 
@@ -155,7 +155,7 @@ def only_adapter(folder: Path) -> None:
 
 
 def pad_token(folder: Path) -> None:
-    """One more token than embeddings, which nothing uses: fine-tuned Llamas have a pad token like this."""
+    """Add an unused pad token without an embedding, as in fine-tuned Llamas."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
@@ -203,7 +203,7 @@ def config_folder(folder: Path) -> None:
 
 
 def other_weights(name: str) -> Callable[[Path], None]:
-    """The weights under another name, in a format of another program."""
+    """Return a function that replaces the weights with a file in the format of another program."""
 
     def change(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
@@ -221,7 +221,7 @@ def model_type(name: str) -> Callable[[Path], None]:
 
 
 def whole() -> Iterator[Case]:
-    """Folders that work."""
+    """Yield the folders that work."""
     yield Case("hubert with a CTC head", "encoder", "hubert", encoder("hubert"))
     strides = {"conv_stride": [5, 2, 2, 2, 2, 2, 4]}
     yield Case("wav2vec2 with other strides", "encoder", "wav2vec2", encoder("wav2vec2", **strides))
@@ -250,7 +250,7 @@ def whole() -> Iterator[Case]:
 
 
 def rejected() -> Iterator[Case]:
-    """Folders that no run can use."""
+    """Yield the folders that are rejected."""
     llama, hubert, whisper = language_model(), encoder("hubert"), encoder("whisper")
 
     def decoder(name: str, change: Callable[[Path], object], *words: str, part: str = "llama") -> Case:
@@ -318,7 +318,7 @@ def rejected() -> Iterator[Case]:
 
 
 def write_once(case: Case, folder: Path) -> Path:
-    """The case's folder below ``folder``, which is written if it is not there."""
+    """Write the case's folder below ``folder``, unless it exists, and return its path."""
     path = folder / case.name.replace(" ", "_")
     if not path.exists():
         path.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every encoder family, as transformers writes them."""
+"""Tiny checkpoints of every encoder family, written by transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Of whole models whose decoder is a language model."""
+"""Config fields of the language model in whole models that have one."""
 QFORMER = {
     "model_type": "blip_2_qformer",
     "hidden_size": 16,
@@ -41,15 +41,16 @@ QFORMER = {
 }
 
 DEPTH_FIELDS = {"whisper": "encoder_layers", "qwen3-asr": "encoder_layers", "granite-speech": "num_layers"}
-"""Names of the field with the number of layers, where it is not ``num_hidden_layers``."""
+"""Field with the number of layers, by family. Other families use ``num_hidden_layers``."""
 
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 
 
 def original(name: str, head: str | None = None, **fields: Any) -> Any:
-    """A whole random transformers model with what the released ones have on top; ``head`` is its class.
+    """Create a random transformers model as published checkpoints contain it, with its decoder or with the class
+    ``head``.
 
-    Norms and biases are drawn too: as initialized, ones and zeros would hide that they are not loaded.
+    Noise is added to all weights, because norms and biases that keep their initial values would hide loading errors.
     """
     torch.manual_seed(0)
     overrides = ENCODERS.entry(name).config.tiny().overrides | fields  # type: ignore[attr-defined]
@@ -93,14 +94,14 @@ def original(name: str, head: str | None = None, **fields: Any) -> Any:
 
 @cache
 def _config_class(name: str) -> Any:
-    """The class of transformers' config in our encoder."""
+    """Return the class of the transformers config that our encoder uses."""
     with torch.random.fork_rng(devices=[]):
         encoder: Any = ENCODERS.build(ENCODERS.entry(name).config.tiny(), EncoderContext())
     return type(encoder.model.config)
 
 
 def bare(name: str, model: Any) -> Any:
-    """The encoder in a whole model."""
+    """Return the encoder in a whole model."""
     if name in ("whisper", "granite-speech"):
         return model.model.encoder
     if name == "qwen3-asr":
@@ -109,18 +110,18 @@ def bare(name: str, model: Any) -> Any:
 
 
 def build(name: str, folder: Path, **fields: Any) -> Encoder:
-    """Our encoder from a checkpoint."""
+    """Build our encoder from a checkpoint."""
     return ENCODERS.build(ENCODERS.parse({"name": name, "pretrained": str(folder), **fields}), EncoderContext()).eval()
 
 
 def speech(seconds: float, seed: int = 0) -> np.ndarray[Any, Any]:
-    """A swelling noise with an offset, which normalization has to take out."""
+    """Create noise with changing volume and an offset, which normalization must remove."""
     samples = np.arange(round(seconds * SAMPLE_RATE))
     noise = np.random.default_rng(seed).normal(0, 0.1, len(samples))
     return (0.05 + noise * (1.1 + np.sin(samples / 1000))).astype(np.float32)
 
 
 def assert_equal(found: Tensor, wanted: Tensor) -> None:
-    """The largest difference within 1e-5 of the root mean square."""
+    """Check that the largest difference is at most 1e-5 of the root mean square."""
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.pow(2).mean().sqrt())

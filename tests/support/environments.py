@@ -1,4 +1,4 @@
-"""Fresh virtual environments of every Python that this machine has, filled by a plain resolver, without constraints."""
+"""New virtual environments for every Python on this machine. pip selects the versions, without constraints."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def pythons() -> dict[str, str]:
-    """The interpreters that this package supports and this machine has, by minor version; the running one first."""
+    """Return the supported interpreters on this machine by minor version. The running one is first."""
     found = {f"3.{sys.version_info.minor}": sys.executable}
     for minor in range(11, 20):
         names = [shutil.which(f"python3.{minor}"), *Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")]
         for path in [str(name) for name in names if name]:
-            # A name on the path can be a stand-in of a version manager that starts nothing.
+            # The command can be a shim of a version manager without an installed Python.
             if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
                 found.setdefault(f"3.{minor}", path)
     return found
 
 
 def lowest(requirements: list[str]) -> list[str]:
-    """The same packages at the lowest versions that the requirements allow."""
+    """Replace the requirements with the lowest versions that they allow."""
     return [re.sub(r">=([^,]+).*", r"==\1", requirement) for requirement in requirements]
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment, and a folder beside it where its programs run."""
+    """A virtual environment, and the working folder of its programs."""
 
     folder: Path
 
     @classmethod
     def create(cls, python: str, folder: Path, *requirements: str) -> Environment:
-        """Install the requirements, with pip alone to choose versions."""
+        """Create an environment and install the requirements with pip."""
         folder.mkdir()
         subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
         (folder / "work").mkdir()
@@ -51,7 +51,7 @@ class Environment:
         return environment
 
     def run(self, program: str, *arguments: str) -> str:
-        """Run a program of the environment, which must succeed, and return its standard output."""
+        """Run a program of the environment and return its standard output. It must succeed."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TINY_AUDIO"))}
         own = {"PIP_CONSTRAINT": os.devnull, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.folder / "home")}
         done = subprocess.run(
@@ -66,7 +66,7 @@ class Environment:
         return done.stdout
 
     def remove(self) -> None:
-        """Free the disk: an environment takes gigabytes."""
+        """Delete the environment, because it takes gigabytes."""
         shutil.rmtree(self.folder)
 
 

@@ -1,4 +1,4 @@
-"""Nested values that hold tensors."""
+"""Comparison of nested values that contain tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def assert_equal(ours: Any, theirs: Any, place: str) -> None:
-    """Both have the same structure, types, values and bits; ``place`` is what a failure calls them."""
+    """Check that both have the same structure, types, values and bits. ``place`` names them in error messages."""
     assert type(ours) is type(theirs), place
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs), place

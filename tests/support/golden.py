@@ -1,4 +1,4 @@
-"""Golden files of prose: one for each family of messages, compared whole."""
+"""Golden files of messages, one file per family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_audio.sources import SOURCES
 
 
 def check_golden(path: Path, text: str) -> None:
-    """The file holds this text; with ``REGENERATE=1`` in the environment it is written instead."""
+    """Compare the text with the file. With ``REGENERATE=1`` in the environment, write the file first."""
     text = without_part_names(text)
     if os.environ.get("REGENERATE"):
         path.write_text(text, encoding="utf-8")
@@ -27,14 +27,14 @@ def check_golden(path: Path, text: str) -> None:
 
 
 def without_part_names(text: str) -> str:
-    """The text without lists of all registered parts, because a new part should not change a golden file."""
+    """Remove lists of all registered parts from the text, so that a new part does not change golden files."""
     for registry in (ENCODERS, PROJECTORS, DECODERS, SOURCES, PROVIDERS, EXPORTS):
         text = text.replace(f"Allowed: {', '.join(registry.names())}", f"Allowed: (every {registry.kind})")
     return text
 
 
 def raised(title: str, function: Callable[..., object], *args: Any, **kwargs: Any) -> str:
-    """Call a function, and return a paragraph with the title and the error that it raises."""
+    """Call a function and return a paragraph with the title and the error that it raised."""
     try:
         function(*args, **kwargs)
     except (ValueError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""Reads the pages that the package writes, and texts that try to break them."""
+"""A parser of the package's HTML pages, and texts that need escaping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _VOID = {"meta"}
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed, and gathers elements and text."""
+    """Checks that every element is closed, and collects elements and text."""
 
     def __init__(self, html):
         super().__init__()

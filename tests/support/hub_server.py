@@ -1,7 +1,8 @@
-"""A hub on this machine: the part of the Hugging Face hub's protocol that reading a dataset or a model takes.
+"""A local server with the parts of the Hugging Face hub's protocol that are needed to read datasets and models.
 
-Repository information, trees, ``resolve`` with a redirect to signed places on another host, ranges, gates, and, on
-demand, what a real one does on a bad day: limits with reset headers, errors, cut connections, signatures that expire.
+It serves repository information, file trees, ``resolve`` with redirects to signed addresses on another host, byte
+ranges, and gated repositories. On demand, it simulates faults: rate limits with reset headers, errors, cut connections
+and expired signatures.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Repo:
     card: dict[str, Any] = field(default_factory=dict)
     """The YAML at the top of its README."""
     gated: bool = False
-    """Files only for those who send a token."""
+    """Whether files need a token."""
     converted: Repo | None = None
-    """What the hub made of it, on a branch of its own."""
+    """The hub's conversion to Parquet, on its own branch."""
     before: Repo | None = None
-    """The commit that it follows."""
+    """The previous commit."""
 
     def at(self, revision: str) -> Repo | None:
         if revision in ("main", self.commit):
@@ -55,14 +56,14 @@ class Repo:
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asked for, and got."""
+    """A request and its response."""
 
     method: str
     path: str
     token: str | None
     status: int
     sent: int
-    """Bytes of the answer's body."""
+    """Bytes of the response body."""
     range: tuple[int, int] | None = None
 
     @property
@@ -71,22 +72,22 @@ class Request:
 
 
 class Hub:
-    """Repositories, what was asked of them, and what goes wrong."""
+    """Repositories, received requests, and simulated faults."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.fault: Callable[[int, str], Fault | None] = lambda number, path: None
-        """Number of the request and its path -> what goes wrong with it."""
+        """Maps the number and path of a request to its fault."""
         self.signature = 0
-        """Of places; another number refuses those that were given out."""
+        """Signature of file addresses. Changing it invalidates the addresses that were given out."""
         self.reset_s = 0
-        """How long a limit says that it lasts."""
+        """Seconds until the rate limit resets, as sent in its headers."""
         self.refusal: tuple[int, bytes, dict[str, str]] | None = None
-        """The answer to all that asks for a repository."""
+        """The response to all requests about repositories, if set."""
         self.knows_ranges = True
         self.released = threading.Event()
-        """Ends what stalls; until then, nothing comes over the open connection."""
+        """Ends stalled responses. Until then, they send nothing and keep the connection open."""
         self.port = 0
         self._lock = threading.Lock()
         self._count = 0
@@ -101,13 +102,13 @@ class Hub:
             return self._count
 
     def forget_requests(self) -> None:
-        """The next one is the first, so that faults come where a test expects them, whichever test was before."""
+        """Restart the numbering of requests, so that faults do not depend on earlier tests."""
         with self._lock:
             self.requests.clear()
             self._count = 0
 
     def bytes_sent(self) -> int:
-        """Of files, from the places they lie at."""
+        """Return the number of bytes of files that were sent."""
         return sum(request.sent for request in self.requests if request.is_place)
 
 
@@ -143,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         if steps[0] == "places":
             self._place("/".join(steps[1:3]), "/".join(steps[3:]), parse_qs(url.query), cut)
             return
-        before = {"api": 2, "datasets": 1}.get(steps[0], 0)  # a model's files are at /owner/name/resolve/...
+        before = {"api": 2, "datasets": 1}.get(steps[0], 0)  # a model's path has no prefix: /owner/name/resolve/...
         name = "/".join(steps[before : before + 2])
         repo = self.hub.repos.get(name)
         if repo is None:
@@ -239,7 +240,7 @@ def _tree(repo: Repo, folder: str, query: dict[str, list[str]]) -> list[dict[str
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    """A hub that answers at ``hub.endpoint``."""
+    """Start a hub. Its address is ``hub.endpoint``."""
     hub = Hub()
     with serving(type("Handler", (_Handler,), {"hub": hub})) as hub.port:
         try:
@@ -250,7 +251,7 @@ def running_hub() -> Iterator[Hub]:
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
-    """Requests to this machine are answered at the port."""
+    """Start a local server with this handler, and yield its port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -264,7 +265,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Point the libraries to a hub, with short waits."""
+    """Use a hub in all libraries, with short waits between retries."""
     from tiny_audio.sources._hub import client, ranges
 
     point_to_hub(monkeypatch, endpoint)
@@ -275,13 +276,13 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Point the libraries, which read ``HF_ENDPOINT`` when they are imported, to a hub; no token."""
+    """Use a hub in all libraries, without a token. They read ``HF_ENDPOINT`` only when they are imported."""
     import datasets.config
     import transformers.utils.hub
     from huggingface_hub import HfFileSystem, constants
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    # transformers keeps a client, which stays with the endpoint that it was made for.
+    # transformers caches a client that keeps its endpoint.
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
@@ -292,7 +293,7 @@ def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def forget() -> None:
-    """What a new process would not know."""
+    """Clear the caches that a new process would not have."""
     from tiny_audio.sources import _row_groups
     from tiny_audio.sources._hub import source
 

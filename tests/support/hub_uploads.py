@@ -1,7 +1,7 @@
-"""A hub that takes uploads: the part of the Hugging Face hub's protocol that a commit of files takes.
+"""A local server with the parts of the Hugging Face hub's protocol that are needed to upload files.
 
-Repositories are made, cards are checked, large files go through Git LFS, and a commit comes as lines of JSON. A request
-that the client of huggingface_hub would not send is answered with an error.
+It creates repositories, validates cards, receives large files through Git LFS, and reads commits as lines of JSON. It
+rejects requests that the client in huggingface_hub would not send.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ TOKEN = "hf_atoken"
 
 @dataclass
 class UploadHub:
-    """Repositories, and what is refused."""
+    """Repositories, and simulated refusals."""
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """By name. That of a Space begins with ``spaces/``."""
+    """Files by repository. Names of Spaces start with ``spaces/``."""
     private: dict[str, bool] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
-    """Headers of the commits: ``summary`` and ``description``."""
+    """Headers of the commits, with ``summary`` and ``description``."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """By the last step of a path, such as ``create`` or ``commit``: status and words."""
+    """Status and message of refusals, by the last step of the path, such as ``create`` or ``commit``."""
     refused_spaces: bool = False
     stored: dict[str, bytes] = field(default_factory=dict)
     """LFS objects by SHA-256."""
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def upload_hub() -> Iterator[UploadHub]:
-    """A hub that answers at ``hub.endpoint``."""
+    """Start a hub. Its address is ``hub.endpoint``."""
     hub = UploadHub()
     with serving(type("Handler", (_Handler,), {"hub": hub})) as hub.port:
         yield hub

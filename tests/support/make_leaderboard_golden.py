@@ -1,8 +1,8 @@
-"""Writes ``leaderboard_golden.json.gz``: texts, and what the scorer of the Open ASR Leaderboard makes of them.
+"""Write ``leaderboard_golden.json.gz``: texts, and the results of the Open ASR Leaderboard's scorer for them.
 
 Run it as ``python -m tests.support.make_leaderboard_golden CLONE HYPOTHESES…`` with a clone of
 github.com/huggingface/open_asr_leaderboard and hypotheses of the quickstart. The environment needs kaldialign,
-num2words and regex. Sentences are of our own grammars and word lists, so that nobody else's words are in the file.
+num2words and regex. The sentences come from our own grammars and word lists, so the file contains no text by others.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _WORDS = {
 
 
 def rewritten(text: str, rng: random.Random) -> str:
-    """The text with spellings that the leaderboard's rules may treat as equal."""
+    """Change spellings to others that the leaderboard's rules may treat as equal."""
     words = text.split()
     for _ in range(rng.randint(0, 3)):
         words.insert(rng.randrange(len(words) + 1), rng.choice(rng.choice(_FORMS)))
@@ -69,7 +69,8 @@ def rewritten(text: str, rng: random.Random) -> str:
 
 
 def english(hypotheses: Sequence[Path]) -> list[tuple[str, str]]:
-    """Hypotheses of a model, and sentences with the same or other spellings and with errors."""
+    """Return pairs of reference and hypothesis: a model's hypotheses, and sentences with changed spellings and
+    errors."""
     rng = random.Random(2026)
     rows = [json.loads(line) for path in hypotheses for line in path.read_text(encoding="utf-8").splitlines()]
     pairs = [(row["text"], row["pred_text"]) for row in rng.sample(rows, 200)]
@@ -87,7 +88,7 @@ def english(hypotheses: Sequence[Path]) -> list[tuple[str, str]]:
 
 
 def other_language(language: str) -> list[tuple[str, str]]:
-    """Random words of the language; hypotheses have errors and other spaces."""
+    """Return pairs of random words of the language. Hypotheses have errors and different spaces."""
     rng = random.Random(language)
     words = _WORDS[language].split()
     pairs = []
@@ -102,7 +103,7 @@ def other_language(language: str) -> list[tuple[str, str]]:
 
 
 def chunks(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Rows of six recordings in chunks, out of order. Every row has the reference of the whole recording."""
+    """Return rows of six recordings in chunks, out of order. Every row has the reference of the whole recording."""
     rng = random.Random(6)
     rows = []
     for number in range(6):
@@ -134,7 +135,8 @@ def scored(clone: Path, sets: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
 
 
 def per_row(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """Insertions, deletions, substitutions and reference words of each English row, by the leaderboard's scorer."""
+    """Return insertions, deletions, substitutions and reference words of each English row, counted by the leaderboard's
+    scorer."""
     scorer, data = (importlib.import_module(f"normalizer.{name}") for name in ("eval_utils", "data_utils"))
     found = []
     for row in rows:
@@ -145,7 +147,7 @@ def per_row(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 def golden(clone: Path, hypotheses: Sequence[Path]) -> dict[str, Any]:
-    """The content of the file."""
+    """Return the content of the file."""
     pairs = {"english": english(hypotheses), **{name: other_language(name) for name in _WORDS}}
     sets = {
         name: [{"text": reference, "pred_text": hypothesis} for reference, hypothesis in rows]
@@ -163,5 +165,5 @@ def golden(clone: Path, hypotheses: Sequence[Path]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     content = golden(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
-    # No time in the file: the same content is the same bytes.
+    # Leave out the time, so that the same content gives the same bytes.
     GOLDEN.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))

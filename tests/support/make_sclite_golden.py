@@ -1,7 +1,7 @@
-"""Writes ``sclite_golden.json.gz``: texts, and what NIST's sclite and sc_stats make of them.
+"""Write ``sclite_golden.json.gz``: texts, and the results of NIST's sclite and sc_stats for them.
 
-Run it where Debian's package ``sctk`` is installed: ``python -m tests.support.make_sclite_golden``. The same texts
-come from the same seed; sentences are of our own grammars, so that nobody else's words are in the file.
+Debian's package ``sctk`` must be installed. Run ``python -m tests.support.make_sclite_golden``. The texts are always
+the same, because the seed is fixed. The sentences come from our own grammars, so the file contains no text by others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tiny_audio.sources._synthetic.grammar import dates, home, numbers, phone
 GOLDEN = Path(__file__).with_name("sclite_golden.json.gz")
 NORMALIZERS: tuple[NormalizerName, ...] = ("none", "whisper_english", "open_asr_leaderboard_2025_04")
 _PARTS = [(0, 650), *((start, start + 50) for start in range(0, 650, 50))]
-"""Rows that the matched-pairs test is made of: of all of them p is too small to be printed."""
+"""Rows for the matched-pairs test. For all rows together, p is too small to be printed."""
 _FILLERS = (
     "uh",
     "um",
@@ -40,7 +40,7 @@ _FILLERS = (
 
 
 def sentences(rng: random.Random, size: int) -> list[str]:
-    """As people write them: capitals, commas, fillers, numbers."""
+    """Create sentences with capitals, commas, fillers and numbers."""
     made = []
     for _ in range(size):
         words = " ".join(
@@ -54,13 +54,13 @@ def sentences(rng: random.Random, size: int) -> list[str]:
 
 
 def tokens(rng: random.Random, size: int) -> list[str]:
-    """Strings of few different words, whose alignments have many ties."""
+    """Create strings of few different words, whose alignments have many ties."""
     words = "abcdefgh"
     return [" ".join(rng.choices(words[: rng.randint(1, 8)], k=rng.randint(1, 14))) for _ in range(size)]
 
 
 def rows() -> list[dict[str, str]]:
-    """400 sentences and 250 strings of tokens, with what two recognizers heard."""
+    """Return 400 sentences and 250 strings of tokens, each with two hypotheses."""
     rng = random.Random(2026)
     made = []
     for texts in (sentences(rng, 400), tokens(rng, 250)):
@@ -72,7 +72,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def golden() -> dict[str, Any]:
-    """The content of the file."""
+    """Return the content of the file."""
     made = rows()
     content: dict[str, Any] = {
         "made_by": subprocess.run(
@@ -100,5 +100,5 @@ def golden() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # No time in the file: the same content is the same bytes.
+    # Leave out the time, so that the same content gives the same bytes.
     GOLDEN.write_bytes(gzip.compress(json.dumps(golden(), ensure_ascii=False).encode(), mtime=0))

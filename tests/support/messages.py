@@ -1,10 +1,10 @@
-"""Checks of messages by the values that they name, not by their prose."""
+"""Checks of the values in a message, but not of its prose."""
 
 from __future__ import annotations
 
 
 def assert_names(error: BaseException, *values: str) -> None:
-    """The message names every word of ``values``, in this order."""
+    """Check that the message contains every word of ``values``, in this order."""
     message, start = str(error), 0
     for word in " ".join(values).split():
         found = message.find(word, start)

@@ -1,4 +1,4 @@
-"""As much of the hub's protocol as reading a checkpoint takes."""
+"""A local server with the parts of the hub's protocol that are needed to read a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as reading a checkpoint takes."""
+    """Serves the files of commits."""
 
     revisions: ClassVar[dict[str, str]] = {}
     """Branch or tag -> commit."""
@@ -62,4 +62,4 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *args: object) -> None:
-        """Silence."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Tiny random models that write some text, and what they give for two clips."""
+"""Tiny random models that generate text, and their outputs for two clips."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def assemble(
     overrides: dict[str, Any] | None = None,
     context: ContextSettings | None = None,
 ) -> tuple[TinyAudioModel, Any]:
-    """A model and its tokenizer.
+    """Build a model and its tokenizer.
 
     Args:
         encoder, projector: names of parts; their ``tiny()`` configs are used.
-        decoder: likewise, or the fields of its config.
-        transcripts: the tokenizer and the CTC head are made for their characters.
+        decoder: name of a part, or the fields of its config.
+        transcripts: texts whose characters the tokenizer and the CTC head know.
         prompt: the user's message.
         lora: freeze encoder and decoder, and add adapters.
         ctc: whether there is a CTC head.
-        generation: the model's settings.
-        hidden_size: of the encoder, instead of that of its tiny config.
-        overrides: further fields of the encoder's architecture.
-        context: what the model knows about contexts; its tokenizer can then encode them.
+        generation: the model's generation settings.
+        hidden_size: hidden size of the encoder. None uses the size of its ``tiny()`` config.
+        overrides: further config fields of the encoder.
+        context: the model's context settings. The tokenizer can then encode contexts.
     """
     torch.manual_seed(0)
     encoder_config: Any = ENCODERS.entry(encoder).config.tiny()  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def assemble(
         generation=generation,
         context=context,
     )
-    # With the usual initialization, a tiny model repeats one special token, and adapters do nothing.
+    # With the usual initialization, a tiny model repeats one special token, and adapters have no effect.
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.4 if "lora" not in name else 0.1)
@@ -86,14 +86,14 @@ def assemble(
 
 
 def with_lora(config: Any, part: nn.Module) -> Any:
-    """The same part, frozen, with adapters on its most frequent kind of linear layer."""
+    """Return the config with the part frozen, and with adapters on its most frequent kind of linear layer."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in part.named_modules() if isinstance(module, nn.Linear))
     lora = {"rank": 2, "alpha": 4.0, "targets": [names.most_common(1)[0][0]]}
     return type(config).model_validate({**config.model_dump(), "freeze": True, "lora": lora}, strict=False)
 
 
 def batch(*sizes: int, extra: int = 0) -> tuple[Tensor, Tensor]:
-    """Waveforms with loud noise beyond each length, and the lengths."""
+    """Return waveforms with loud noise beyond each length, and the lengths."""
     waveforms = 10 * torch.randn(len(sizes), max(sizes) + extra, generator=torch.Generator().manual_seed(1))
     for row, size in zip(waveforms, sizes, strict=True):
         row[:size] = clip(size)
@@ -110,7 +110,7 @@ def two_clips() -> list[np.ndarray[Any, Any]]:
 
 
 def outputs(model: TinyAudioModel, tokenizer: Any) -> dict[str, Any]:
-    """A model's token ids and transcripts of :func:`two_clips`, as JSON values."""
+    """Return a model's token ids and transcripts of :func:`two_clips`, as JSON values."""
     inputs = TinyAudioProcessor(tokenizer)(two_clips())
     transcripts = model.transcribe(**inputs, tokenizer=tokenizer)
     return {
@@ -120,7 +120,7 @@ def outputs(model: TinyAudioModel, tokenizer: Any) -> dict[str, Any]:
 
 
 def losses(model: TinyAudioModel, tokenizer: Any) -> Tensor:
-    """Teacher-forced losses of :func:`two_clips`, ``[2, B]``: decoder and CTC head."""
+    """Return teacher-forced losses of :func:`two_clips`, ``[2, B]``: decoder and CTC head."""
     texts = TRANSCRIPTS[:2]
     targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in texts]
     labels = [CtcVocabulary.of(TRANSCRIPTS).encode(text) or [] for text in texts]

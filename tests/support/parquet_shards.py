@@ -26,7 +26,7 @@ LOQUACIOUS = pa.schema(
         "text": pa.string(),
     }
 )
-"""Of ``speechbrain/LoquaciousSet``."""
+"""Columns of ``speechbrain/LoquaciousSet``."""
 LIBRISPEECH = pa.schema(
     {
         "file": pa.string(),
@@ -37,7 +37,7 @@ LIBRISPEECH = pa.schema(
         "id": pa.string(),
     }
 )
-"""Of ``openslr/librispeech_asr``."""
+"""Columns of ``openslr/librispeech_asr``."""
 
 GIGASPEECH = pa.schema(
     {
@@ -55,11 +55,11 @@ GIGASPEECH = pa.schema(
         "original_full_path": pa.string(),
     }
 )
-"""Of ``speechcolab/gigaspeech``."""
+"""Columns of ``speechcolab/gigaspeech``."""
 
 
 def encoded_clip(number: int, seconds: float, container: str = "WAV") -> bytes:
-    """A tone of its own for each number, in noise."""
+    """Return an encoded tone in noise. Each number has a different frequency."""
     samples = round(seconds * SAMPLE_RATE)
     rng = np.random.default_rng(number)
     hz = 200 + 37 * (number % 40)

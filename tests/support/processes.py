@@ -1,4 +1,4 @@
-"""Commands in processes of their own, and what tests do to them."""
+"""Commands in separate processes, and signals to them."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def start(recipe: Path, folder: Path, *overrides: str) -> Process:
-    """Begin ``tiny-audio run``."""
+    """Start ``tiny-audio run``."""
     return begin("run", recipe, *overrides, "--output-dir", folder)
 
 
 def begin(*arguments: object, **options: Any) -> Process:
-    """Begin ``tiny-audio`` with these arguments, as :func:`fork` does."""
+    """Start ``tiny-audio`` with these arguments; see :func:`fork`."""
     return fork(lambda: main([str(argument) for argument in arguments]), **options)
 
 
 def fork(work: Callable[[], int | None], **options: Any) -> Process:
-    """Begin a process that does this work and exits with what it returns.
+    """Start a process that does some work and exits with its result.
 
-    It is a fork of the test, which has imported already what a new interpreter would import for seconds, and it keeps
-    what the test has patched. It has streams, signals and an exit code of its own. ``options`` are those of
+    The process is a fork of the test. So nothing has to be imported again, which would take seconds, and patches by the
+    test remain. It has its own streams, signals and exit code. ``options`` are those of
     :class:`subprocess.Popen`, apart from ``env``.
     """
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -55,11 +55,11 @@ def fork(work: Callable[[], int | None], **options: Any) -> Process:
 
 
 def _work_and_exit(work: Callable[[], int | None]) -> None:
-    """Do the work instead of the program that Popen would start in this process next."""
+    """Do the work in the new process, in place of the program that Popen would execute."""
     code = 1
     try:
-        # The test's files are not closed, because its objects would then close other files of the same numbers.
-        # One of these files is a pipe of Popen, which waits until the pipe ends.
+        # The test's files stay open, because closing their numbers here could close other files later. One of them is a
+        # pipe by which Popen waits for the new process.
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in map(int, os.listdir("/dev/fd")):
             if number > 2 and number != nowhere:
@@ -69,7 +69,7 @@ def _work_and_exit(work: Callable[[], int | None]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logging.getLogger().handlers.clear()
-        warnings.resetwarnings()  # to those that Python ignores from the start
+        warnings.resetwarnings()  # to the filters that Python starts with
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
         torch.set_num_threads(1)
@@ -82,13 +82,13 @@ def _work_and_exit(work: Callable[[], int | None]) -> None:
 
 
 def finish(process: Process) -> tuple[int, str, str]:
-    """Wait for the end: exit code, standard output, standard error."""
+    """Wait for the process to end. Return its exit code, standard output and standard error."""
     out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
 def wait_until(process: Process, happened: Callable[[], bool], pause_s: float = 0.002) -> bool:
-    """Wait until something happens; False if the process ended first."""
+    """Wait until something happens. Return False if the process ended first."""
     deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None:
         if happened():
@@ -99,7 +99,7 @@ def wait_until(process: Process, happened: Callable[[], bool], pause_s: float = 
 
 
 def is_writing(checkpoints: Path) -> bool:
-    """Whether a checkpoint is being written, or was when the process was killed."""
+    """Whether a checkpoint is being written, or was incomplete when the process was killed."""
     try:
         with os.scandir(checkpoints) as entries:
             return any(entry.name.startswith(".writing-step-") for entry in entries)
@@ -108,7 +108,7 @@ def is_writing(checkpoints: Path) -> bool:
 
 
 def last_step(folder: Path) -> int:
-    """The last step that the metrics of a run folder have."""
+    """Return the last step in the metrics of a run folder."""
     rows = read_metrics(folder / "metrics.jsonl")
     return rows[-1]["step"] if rows else 0
 

@@ -1,4 +1,4 @@
-"""Small projectors, frames with noise in their padding, and comparisons."""
+"""Small projectors, frames with noise in the padding, and comparisons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CARD = ProjectorContext(in_dim=1280, out_dim=2048, frame_rate=50.0, embedding_rm
 SMALL = {"dim": 16, "num_heads": 4, "feedforward_dim": 32}
 ENTRIES = PROJECTORS.entries()
 CONTENT_DECIDES = {"ctc_compress"}
-"""Projectors whose ``max_embeddings`` is an upper bound."""
+"""Projectors whose number of embeddings depends on the content. Their ``max_embeddings`` is an upper bound."""
 
 
 def configured(name: str, **fields: Any) -> ProjectorConfig:
@@ -30,7 +30,7 @@ def built(name: str, context: ProjectorContext = CONTEXT, **fields: Any) -> Any:
 
 
 def shaken(module: nn.Module) -> Any:
-    """Off the initial values, where norms are ones and biases zeros."""
+    """Add noise to all weights, because norms start as ones and biases as zeros."""
     numbers = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -39,7 +39,7 @@ def shaken(module: nn.Module) -> Any:
 
 
 def noise(*lengths: int, logits: Tensor | None = None, dim: int = CONTEXT.in_dim) -> Frames:
-    """Frames with loud garbage beyond each length."""
+    """Return frames with large values beyond each length."""
     numbers = torch.Generator().manual_seed(1)
     values = torch.randn(len(lengths), max(lengths), dim, generator=numbers)
     values[~length_mask(torch.tensor(lengths), max(lengths))] = 50.0
@@ -54,7 +54,7 @@ def embed(projector: Projector, frames: Frames) -> tuple[Tensor, list[int]]:
 
 @torch.no_grad()
 def before_output_norm(projector: Any, frames: Frames) -> Tensor:
-    """What the last norm gets, once it is sure that the norm is all that is left."""
+    """Return the input of the output norm, and check that the norm is the last step."""
     taken: list[Tensor] = []
     with projector.output_norm.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0])):
         embeddings, _ = projector(frames)
@@ -70,11 +70,12 @@ def assert_equal(found: Tensor, wanted: Tensor) -> None:
 
 
 def carry_over(source: nn.Module, target: nn.Module, names: Sequence[tuple[str, str]]) -> None:
-    """Load ``target`` with the tensors of ``source``, renamed by regular expressions; every key counts, both ways."""
+    """Load the tensors of ``source`` into ``target``, renamed by regular expressions. No key may be missing or left
+    over."""
     own, state = target.state_dict(), {}
     for name, tensor in source.state_dict().items():
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
-        state[name] = tensor.reshape(own[name].shape)  # theirs may have a dimension of 1 for the clips
+        state[name] = tensor.reshape(own[name].shape)  # the source may have an extra dimension of 1 for the batch
     assert own.keys() - state.keys() == {"output_norm.weight"}
     target.load_state_dict(own | state)

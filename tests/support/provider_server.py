@@ -1,8 +1,8 @@
-"""The providers' APIs on this machine: requests are checked against their documentation, and answered as it says.
+"""A local server with the providers' APIs. It checks requests against the documentation.
 
-Method, path, key, types and names of what is sent are checked; anything else is refused as the provider itself does,
-with its own form of error. `test_providers_sdks.py` holds the official clients against the same server. On demand it
-does what a real one does on a bad day. Nothing but the standard library is needed.
+It checks the method, path, key, and the types and names of fields. It rejects other requests with the error format of
+the provider. `test_providers_sdks.py` tests the official clients with the same server. On demand, the server simulates
+faults. It uses only the standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 KEY = "sk-Key0fTheTests"
 TEXT = "Hello, world."
 
-# What the reference pages list, less what only other tasks take.
+# Fields in the reference pages, without those of other tasks than transcription.
 OPENAI_FIELDS = {
     *("file", "model", "language", "languages[]", "prompt", "response_format", "temperature", "stream", "include[]"),
     *("timestamp_granularities[]", "chunking_strategy", "keywords[]"),
@@ -42,11 +42,11 @@ ELEVENLABS_FIELDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request."""
+    """A simulated fault of one request."""
 
     kind: Literal["status", "stall", "cut", "body"]
     status: int = 500
-    """Of `status` and `body`."""
+    """Status of the kinds `status` and `body`."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = '{"error": "on purpose"}'
 
@@ -57,18 +57,18 @@ def limited(**headers: str) -> Fault:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    """By lower-case name."""
+    """Headers by lower-case name."""
     form: dict[str, Any]
-    """Fields of a form or of JSON, without the file."""
+    """Fields of the form or JSON, without the file."""
     audio: bytes | None
     at: float
-    """By the monotonic clock."""
+    """Time of the monotonic clock."""
 
 
 class RefusalError(Exception):
@@ -78,17 +78,17 @@ class RefusalError(Exception):
 
 
 class Vendors:
-    """What was asked, what is answered, and what goes wrong."""
+    """Received requests, prepared responses, and faults."""
 
     def __init__(self) -> None:
         self.url = ""
         self.asked: list[Asked] = []
         self.faults: list[Fault] = []
-        """One for each of the next requests."""
+        """Faults of the next requests, one each."""
         self.texts: dict[bytes, str] = {}
-        """What is said in a clip, by its bytes; TEXT in others."""
+        """Transcripts by the bytes of the clip. Other clips have TEXT."""
         self.statuses = ["queued", "processing", "completed"]
-        """AssemblyAI's, one for each look; the last stays."""
+        """AssemblyAI's status for each poll. The last one repeats."""
         self.uploads: dict[str, bytes] = {}
         self.jobs: dict[str, tuple[bytes, int]] = {}
         self.lock = threading.Lock()
@@ -215,7 +215,7 @@ class Vendors:
 
 
 def timed(text: str) -> list[tuple[str, float, float]]:
-    """Words, a second for each."""
+    """Return words, with one second for each."""
     return [(word, float(number), number + 0.5) for number, word in enumerate(text.split())]
 
 
@@ -231,7 +231,7 @@ def check_fields(given: Mapping[str, Any], known: set[str], needed: set[str]) ->
 
 
 def error_body(path: str, refusal: RefusalError) -> dict[str, Any]:
-    """As each provider writes it."""
+    """Return an error in the provider's format."""
     if path.startswith("/v1/audio"):
         kind = "invalid_request_error"
         return {"error": {"message": refusal.words, "type": kind, "param": None, "code": None}}
@@ -291,7 +291,7 @@ class Handler(BaseHTTPRequestHandler):
         return Asked(self.command, parts.path, query, headers, form, audio, time.monotonic())
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 def parse_form(kind: str, content: bytes) -> tuple[dict[str, Any], bytes | None]:
@@ -314,12 +314,12 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is nothing to tell of."""
+        """Ignore clients that have disconnected."""
 
 
 @contextmanager
 def vendors() -> Iterator[Vendors]:
-    """Start all of them at one address."""
+    """Start the APIs of all providers at one address."""
     state = Vendors()
     server = Server(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"vendors": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}"

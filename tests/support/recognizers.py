@@ -1,4 +1,4 @@
-"""Tiny recognizers with random weights, as transformers saves them."""
+"""Tiny recognizers with random weights, saved by transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def save_whisper(folder: Path) -> Path:
-    """Save a tiny Whisper of two languages, with random weights, as transformers saves it; the folder."""
+    """Save a tiny Whisper of two languages with random weights, and return its folder."""
     from transformers import (
         GenerationConfig,
         WhisperConfig,
@@ -67,8 +67,8 @@ def save_whisper(folder: Path) -> Path:
     )
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "positions" not in name:
-            torch.nn.init.normal_(parameter, std=0.4)  # so large that it says something
-    with torch.no_grad():  # letters win over the many tokens that are none
+            torch.nn.init.normal_(parameter, std=0.4)  # large enough to generate text
+    with torch.no_grad():  # prefer letters to the many other tokens
         model.get_input_embeddings().weight[: len(letters)] *= 3
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -76,7 +76,7 @@ def save_whisper(folder: Path) -> Path:
 
 
 def save_ctc_model(folder: Path) -> Path:
-    """Save a tiny CTC model of transformers, with random weights; the folder."""
+    """Save a tiny CTC model of transformers with random weights, and return its folder."""
     from transformers import (
         Wav2Vec2Config,
         Wav2Vec2CTCTokenizer,

@@ -1,4 +1,4 @@
-"""What the contract tests of all kinds ask of a registered part's config."""
+"""Checks that all registered parts must pass, whatever their kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.registry import Entry, Registry
 
 
 def parts(registry: Registry[Any, Any]) -> list[Entry[Any, Any]]:
-    """All of them, never a list that somebody has to keep."""
+    """Return all parts, read from the registry."""
     entries = registry.entries()
     assert entries, f"no {registry.kind} is registered"
     return entries
@@ -22,7 +22,7 @@ def names(entries: Iterable[Entry[Any, Any]]) -> list[str]:
 
 
 def check_config(entry: Entry[Any, Any]) -> None:
-    """A summary, a ``tiny()`` config that survives JSON, and a docstring for every field."""
+    """Check the summary, a ``tiny()`` config that survives JSON, and a docstring for every field."""
     assert entry.summary, f"{entry.config.__qualname__} has no docstring; `tiny-audio list` shows its first line"
     tiny = entry.config.tiny()
     assert type(tiny) is entry.config

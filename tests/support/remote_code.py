@@ -1,4 +1,4 @@
-"""Exported models in processes where this package is not installed."""
+"""Exported models in processes in which this package is not installed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from tests.support.processes import finish, fork
 
 INSTALLED = ["torch", "torchaudio", "transformers", "peft", "pydantic", "soundfile"]
-"""All that an exported model may import."""
+"""All packages that an exported model may import."""
 _STANDARD = {Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("stdlib")) / "lib-dynload"}
 
 
 def run(
     python: Path | str, flags: Sequence[str], code: str, *arguments: str | Path, cwd: Path, **environment: str
 ) -> Any:
-    """Run code in its own process, and return the last line of its output, which is JSON."""
+    """Run code in a new process, and return the last line of its output, parsed as JSON."""
     env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     done = subprocess.run(
         [str(python), *flags, "-c", code, *map(str, arguments)],
@@ -48,9 +48,9 @@ def run(
 def run_here(
     code: str, *arguments: str | Path, cwd: Path, installed: Sequence[str] = INSTALLED, **environment: str
 ) -> Any:
-    """As :func:`run`, in a fork of the test, where these packages are installed and no other one can be imported.
+    """Run code as :func:`run` does, but in a fork of the test. Only ``installed`` packages can be imported.
 
-    The fork has imported already what a new interpreter would import for seconds.
+    A fork saves the seconds that a new interpreter would need for imports.
     """
     site = only(installed, cwd / "site")
 
@@ -62,7 +62,7 @@ def run_here(
         sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
         sys.path[:] = [path for path in sys.path if Path(path) in _STANDARD] + [str(site)]
         importlib.invalidate_caches()
-        CONFIG_MAPPING._extra_content.clear()  # our classes
+        CONFIG_MAPPING._extra_content.clear()  # remove our classes
         transformers.dynamic_module_utils.HF_MODULES_CACHE = environment["HF_MODULES_CACHE"]
         sys.argv = ["-c", *map(str, arguments)]
         exec(code, {"__name__": "__main__"})
@@ -73,7 +73,7 @@ def run_here(
 
 
 def only(requirements: Sequence[str], site: Path) -> Path:
-    """A folder like site-packages that holds these packages, their requirements, and nothing else."""
+    """Create a folder like site-packages with only these packages and their requirements."""
     site.mkdir()
     waiting, seen = list(requirements), set()
     while waiting:
@@ -92,7 +92,8 @@ def only(requirements: Sequence[str], site: Path) -> Path:
 
 
 def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new virtual environment with :data:`INSTALLED`; one for all tests and workers of a session."""
+    """Return the Python of a new virtual environment with :data:`INSTALLED`, shared by all tests and workers of a
+    session."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -108,5 +109,5 @@ def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def offline(folder: Path) -> dict[str, str]:
-    """Environment of a process without a network, with caches of its own."""
+    """Return the environment variables of a process without a network, with its own caches."""
     return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}

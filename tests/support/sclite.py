@@ -1,4 +1,4 @@
-"""NIST's sclite and sc_stats, run on texts: what the golden file is made by, and the live tests."""
+"""Run NIST's sclite and sc_stats on texts, for the golden file and for tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RESULT = re.compile(
 
 
 def run_sclite(folder: Path, references: Sequence[str], *hypotheses: Sequence[str]) -> list[list[str]]:
-    """The edits of each utterance (one letter a word: C, S, I, D), for each system; ``-s``: case counts."""
+    """Return the edits of each utterance for each system, one letter per word: C, S, I or D. Case matters (``-s``)."""
     command = _sclite(folder, references, hypotheses)
     found = []
     for page in _run(f"{command} -o sgml stdout", folder).split("<SYSTEM ")[1:]:
@@ -34,8 +34,8 @@ def run_sclite(folder: Path, references: Sequence[str], *hypotheses: Sequence[st
 def run_mapsswe(
     folder: Path, references: Sequence[str], baseline: Sequence[str], other: Sequence[str]
 ) -> dict[str, float]:
-    """``num_segments, mean, standard_deviation, z, p_value``, with the three decimals that sc_stats prints; a
-    ``p_value`` of 0 is less than 0.001."""
+    """Return ``num_segments, mean, standard_deviation, z, p_value`` with the three decimals that sc_stats prints. A
+    ``p_value`` of 0 means less than 0.001."""
     command = f"{_sclite(folder, references, (baseline, other))} -o sgml stdout -f 0 | sctk sc_stats -p -t mapsswe"
     segments, *values = map(float, _RESULT.findall(_run(f"{command} -v -n -", folder))[0])
     p_value = re.findall(r"\|\s+MP\s+\|\|.*?[~\w.]+\s+(<?\d\.\d+)", _run(f"{command} -u -n -", folder))[0]
@@ -58,12 +58,12 @@ def _sclite(folder: Path, references: Sequence[str], hypotheses: Sequence[Sequen
 
 
 def _run(command: str, folder: Path) -> str:
-    """In the folder, since they leave files where they run."""
+    """Run a command in the folder, because the programs leave files in their working folder."""
     return subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=folder).stdout
 
 
 def corrupted(text: str, rng: random.Random, rate: float, words: Sequence[str]) -> str:
-    """What a recognizer might have made of it: words swapped, lost, doubled, split, run together; now and then all."""
+    """Return a hypothesis with errors: words replaced, deleted, repeated, split or joined. Some are empty."""
     if rng.random() < rate / 10:
         return ""
     heard: list[str] = []

@@ -1,4 +1,4 @@
-"""Runs and trainers of tiny models, and what a test looks at after them."""
+"""Runs and trainers of tiny models, and their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
 class RecordingCallback:
-    """Remembers the notes and logged steps of a run."""
+    """Records the notes and logged steps of a run."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -51,7 +51,7 @@ class RecordingCallback:
 
 
 class ActingCallback(RecordingCallback):
-    """Acts when a step is logged."""
+    """Calls a function when a given step is logged."""
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class ActingCallback(RecordingCallback):
 
 
 def recipe_on(folder: Path) -> Document:
-    """A recipe of two steps, with a pretrained, frozen decoder with adapters."""
+    """Return a recipe of two steps with a pretrained, frozen decoder with adapters."""
     write_clips(folder, 8)
     tiny: Any = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
     tokenizer = build_tokenizer(tiny, ["stop now", "go on", "turn right", "left", "yes"])
@@ -96,14 +96,14 @@ def gather(recipe: Recipe) -> ClipSet:
 
 
 def run(document: Document, folder: Path, callback: RecordingCallback | None = None) -> RecordingCallback:
-    """A whole run; its callback."""
+    """Run a recipe, and return its callback."""
     callback = callback or RecordingCallback()
     Run(parse(document), "run", folder, callback).complete()
     return callback
 
 
 def run_in_two_parts(document: Document, folder: Path) -> None:
-    """A whole run that a signal stops after its first step, and that is continued."""
+    """Run a recipe in two parts: a signal stops it after the first step, and then it continues."""
     with pytest.raises(Stopped):
         run(document, folder, ActingCallback(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
     run(document, folder)
@@ -153,7 +153,7 @@ def logged(folder: Path, key: str) -> list[Any]:
 
 
 def first_gradients(folder: Path) -> list[Tensor]:
-    """Gradients of a run of one step, from AdamW's first average, which is a tenth of them."""
+    """Return the gradients of a run of one step. AdamW's first average is a tenth of them."""
     saved = checkpoint.latest(folder / "checkpoints")
     assert saved is not None
     state = torch.load(saved / "optimizer.pt", weights_only=True)["state"]
@@ -168,12 +168,13 @@ EXACT_DECODER = {
     "tokenizer": {"kind": "characters"},
     "freeze": False,
 }
-"""A decoder that computes in float64 where its weights are; Llama's norms always compute in float32."""
+"""A decoder that computes in float64 if its weights are float64. Llama is unsuitable, because its norms always compute
+in float32."""
 
 
 @dataclass
 class Trained:
-    """The outcome of a training in one of its processes."""
+    """The result of a training in one process."""
 
     weights: dict[str, Tensor]
     notes: list[str]
@@ -189,7 +190,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     prepare: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trained:
-    """Train as one of the processes of ``world``."""
+    """Train in one of the processes of ``world``."""
     if dtype == torch.float64:
         document = {**document, "decoder": EXACT_DECODER}
     recipe, callback = parse(document), RecordingCallback()
@@ -198,7 +199,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
         trainer = Trainer(recipe, model.to(dtype), clips, target_encoder, folder, stop, callback, world=world)
-        if dtype == torch.float64:  # mel bands, too
+        if dtype == torch.float64:  # including mel filters
             trainer.bare_model.encoder.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
         sharded = all(isinstance(tensor, DTensor) for tensor in trainer.bare_model.parameters())
         prepare(trainer)

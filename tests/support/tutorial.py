@@ -1,4 +1,4 @@
-"""Pages that teach how to write a part: their files, installed, and their commands."""
+"""Tutorial pages about writing a part: install their files and run their commands."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and text of each block of code in a page of docs/."""
+    """Return the language and text of each code block of a page in docs/."""
     return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 def install(code: list[tuple[str, str]], folder: Path, package: str) -> Path:
-    """The page's Python files in a folder of packages, with the page's entry point."""
+    """Write the page's Python files to a folder of packages, with the page's entry point."""
     for kind, text in code:
         if kind == "python":
             name = re.match(r"# (\w+\.py)\n", text)
@@ -40,7 +40,7 @@ def install(code: list[tuple[str, str]], folder: Path, package: str) -> Path:
 
 
 def call(site: Path | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python with the folder's packages."""
+    """Run Python with the packages in the folder."""
     paths = os.pathsep.join([str(site), str(ROOT)] if site else [str(ROOT)])
     return subprocess.run(
         [sys.executable, *arguments],
@@ -66,7 +66,8 @@ print(json.dumps(results))
 
 
 def called(site: Path | None, work: Callable[[], int | None]) -> subprocess.CompletedProcess[str]:
-    """Do work where the folder's packages are installed, in a fork, which imports this package anew, but not torch."""
+    """Do work in a fork in which the folder's packages are installed. The fork imports this package again, but not
+    torch."""
 
     def with_site() -> int | None:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("tiny_audio", "tests")]:
@@ -91,7 +92,7 @@ def python(site: Path | None, code: str, *arguments: str) -> subprocess.Complete
 
 
 def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.CompletedProcess[str]]:
-    """Run each command line in one process."""
+    """Run each command line, all in one process."""
     done = python(site, EACH_COMMAND, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     results = zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True)
@@ -99,13 +100,13 @@ def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.
 
 
 def contract(site: Path, tests: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """The page's own tests."""
+    """Run the page's own tests."""
     arguments = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, *options, str(site / tests)]
     return called(site, lambda: pytest.main(arguments))
 
 
 def broken(site: Path, folder: Path, module: str, right: str, wrong: str) -> Path:
-    """The page's files with a mistake in one."""
+    """Copy the page's files, with an error in one of them."""
     for path in site.glob("*.py"):
         (folder / path.name).write_text(path.read_text())
     code = (site / module).read_text()

@@ -1,4 +1,4 @@
-"""A stand-in for the package wandb, which needs an account or a network for most of what it does."""
+"""A substitute for the package wandb, most of which needs an account or a network."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 
 
 class Error(Exception):
-    """As ``wandb.errors.Error``."""
+    """Replaces ``wandb.errors.Error``."""
 
 
 @dataclass
 class Service:
-    """What the package was asked for, and when it fails."""
+    """Records the calls, and can fail."""
 
     online: bool = True
     """Whether the service can be reached."""
     fails_after: int = sys.maxsize
-    """Number of points after which its process is gone."""
+    """Number of points after which logging fails."""
     opened: list[dict[str, Any]] = field(default_factory=list)
     points: list[dict[str, float]] = field(default_factory=list)
     finished: int = 0
@@ -43,7 +43,7 @@ class Service:
 
 
 def install(patch: pytest.MonkeyPatch, service: Service) -> None:
-    """Make ``import wandb`` give a module with this service."""
+    """Make ``import wandb`` return a module with this service."""
     module: Any = ModuleType("wandb")
     module.__spec__ = ModuleSpec("wandb", None)
     module.init, module.Settings, module.teardown = service.init, SimpleNamespace, lambda: None

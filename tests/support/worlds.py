@@ -1,4 +1,4 @@
-"""Several processes of one training, forked from the test: real ones that meet over gloo."""
+"""Several training processes, forked from the test and connected by gloo."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def free_port() -> int:
 
 
 def place(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun would put into the environment of a process."""
+    """Return the environment variables that torchrun would set."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
 
 
 def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
-    """What ``work`` gives in each process of a world of ``size``, by rank.
+    """Run ``work`` in each process of a world of ``size``, and return the results by rank.
 
     Raises:
-        Exception: what the first of them raised that did.
+        Exception: the error of the failed process with the lowest rank.
     """
 
     def joining(rank: int) -> Any:
@@ -50,7 +50,7 @@ def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
 
 
 def in_processes(size: int, work: Callable[[int], Any]) -> list[Any]:
-    """What ``work`` gives or raises in each of ``size`` processes that could meet, by rank."""
+    """Run ``work`` in ``size`` processes that can connect, and return the results or errors by rank."""
     context, port = multiprocessing.get_context("fork"), free_port()
     ends, processes = [], []
     for rank in range(size):
@@ -82,7 +82,8 @@ def _member(rank: int, size: int, port: int, work: Callable[[int], Any], end: Co
         found = error
         error.add_note(traceback.format_exc())
     try:
-        end.send_bytes(pickle.dumps(found))  # a Connection's own pickles share tensors with a process that ends here
+        # The pickles of Connection would share tensors with a process that ends here.
+        end.send_bytes(pickle.dumps(found))
     finally:
         end.close()
         os._exit(0)

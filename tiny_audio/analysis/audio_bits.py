@@ -27,8 +27,8 @@ FEW_BITS = 0.5
 """If the interval of the bits per token extends below this value, a warning says that the model hardly uses the audio.
 
 In measurements, models that recognized a set had 4.3 bits or more. For models with a WER of 99 % or more, and for
-untrained projectors, the lower end of the interval was at most 0.49. It can exceed 0, because the number of audio
-embeddings reveals the duration. ``benchmarks/use_of_audio.py`` measures these values."""
+untrained projectors, the lower end of the interval was at most 0.49. It was above 0 for some of them, because the
+number of audio embeddings reveals the duration. ``benchmarks/use_of_audio.py`` measures these values."""
 
 BITS = ("bits_from_audio", "reference_loss", "reference_loss_with_other_audio")
 """Keys of the scores that are logged during training."""
@@ -82,7 +82,7 @@ def ignores_audio(scores: Mapping[str, Any]) -> bool:
 
 
 def progress_text(scores: Mapping[str, Any]) -> str:
-    """Return the bits per token as the end of a line about an evaluation during training. Empty if not measured."""
+    """Return the bits per token, to be appended to a log line. Empty if they were not measured."""
     bits = scores.get("bits_from_audio")
     if bits is None:
         return ""

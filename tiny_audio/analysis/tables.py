@@ -36,7 +36,7 @@ def scores_table(
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
         grouped_by: the column whose groups were resampled for a second interval.
-        after: heads of further columns, which contain counts, by the key of the count in the scores.
+        after: further columns, which contain counts: the key of the count in the scores, and the head of its column.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, all_metrics=False)

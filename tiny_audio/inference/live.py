@@ -78,8 +78,8 @@ class LiveStream:
     """Turns one stream into partial and final texts.
 
     There is at most one job at a time, so a slow machine produces fewer partial texts. Utterances that have ended are
-    decoded before the one that is being spoken. Between two partial texts, the stream waits at least as long as the
-    first one took to decode. Events are in the order of their utterances.
+    decoded before the one that is being spoken. After a partial text, the stream waits at least as long as the text
+    took to decode. Events are in the order of their utterances.
 
     Args:
         utterances: finds the utterances. It must not be shared with other streams.

@@ -23,8 +23,8 @@ class Word:
     start_s: float
     end_s: float
     confidence: float | None
-    """Geometric mean of the probabilities that the CTC head gives the word's characters. Each character counts with its
-    best frame in the likeliest alignment of the whole text. None if the head cannot spell the word."""
+    """Geometric mean of the CTC head's probabilities of the word's characters. The probability of a character is the
+    highest one among its frames in the most likely alignment. None if the head cannot spell the word."""
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ class TransformersPartConfig(Config):
     """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding.
     In half precision on a GPU, it uses PyTorch's kernel; otherwise it runs clip by clip. ``flash_attention_2`` does the
     same and needs a GPU, half precision and the flash-attn package. On a CPU, decoders with ``varlen`` compute the part
-    of the prompt before the audio only once per batch, because it is the same in all clips. With ``auto``, all decoders
-    except ``causal_lm`` also do this in training if that part has at least 8 tokens and the decoder has no dropout."""
+    of the prompt before the audio only once per batch, because it is the same in all clips. All decoders except
+    ``causal_lm`` also do this with ``auto``, but only in training, if that part has at least 8 tokens and the decoder
+    has no dropout."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. Takes a third more time and far less
     memory."""

@@ -21,8 +21,8 @@ ValueT = TypeVar("ValueT")
 ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 
 _TIMEOUT = timedelta(hours=2)
-"""Timeout of a collective. It is long, because the others wait while the main process indexes a corpus or scores a set.
-If a process ends, the others notice it at once."""
+"""Timeout of a collective. It is long, because the other processes wait while the main process indexes a corpus or
+scores a set. If a process ends, the others notice it at once."""
 _JOIN_TIMEOUT = timedelta(minutes=2)
 """Time in which all processes must connect. Launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
@@ -135,7 +135,7 @@ class World:
         raise first.to_error()
 
     def _wait(self, meanwhile: Callable[[], None]) -> None:
-        """Wait until all processes wait.
+        """Wait until all processes have called this method. Call ``meanwhile`` repeatedly.
 
         Raises:
             RunFailed: a process has ended.

@@ -194,7 +194,7 @@ class LiveSession:
             while self._stream.waiting_s > self._limits.max_waiting_s:
                 self._room.clear()
                 await self._room.wait()
-            async with self._lock:  # voice activity takes time, in which other connections are served
+            async with self._lock:  # finding speech takes time; a thread lets other connections be served meanwhile
                 await asyncio.to_thread(self._stream.add, samples[start : start + _BLOCK])
             self._changed.set()
             elapsed_s = asyncio.get_running_loop().time() - self._started

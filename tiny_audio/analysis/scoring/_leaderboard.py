@@ -85,8 +85,8 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls the next two functions in a row. Join words before the first one. Replace names and join letters
-    # in the second one.
+    # The package calls these two functions one after the other. Words are joined before numbers are replaced. Names are
+    # replaced, and letters are joined, after spellings are replaced.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(
         [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]

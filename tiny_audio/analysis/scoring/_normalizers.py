@@ -37,8 +37,8 @@ class Normalizer:
         return " ".join(self.rule(unicodedata.normalize("NFC", text)).split())
 
 
-# Normalized texts are cached. Each text is normalized several times (words, characters, report), and normalizing takes
-# up to 0.3 ms.
+# Scoring normalizes each text several times (words, characters, report), which takes up to 0.3 ms each time. So the
+# results are cached.
 _memoized = lru_cache(maxsize=1 << 17)
 
 
@@ -58,8 +58,8 @@ def normalizer(name: NormalizerName) -> Normalizer:
       :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
       The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause. The rules
       recognize only straight apostrophes: "it's" -> "it is". A curly apostrophe becomes a space: "it’s" -> "it s".
-    - ``open_asr_leaderboard``: the present English rules of the Open ASR Leaderboard; see :mod:`._leaderboard`. The
-      alignment matches compounds (cost ``compounds``).
+    - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard since April 2026; see
+      :mod:`._leaderboard`. The alignment matches compounds (cost ``compounds``).
     - ``open_asr_leaderboard_2025_04``: the leaderboard's English rules from April 2025 until April 2026; see
       :mod:`._leaderboard_2025`.
     - ``open_asr_leaderboard_de``, ``_es``, ``_fr``, ``_it``, ``_pt``: the leaderboard's rules for German, Spanish,
@@ -112,8 +112,8 @@ def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """Whether ``normalizer`` joins several number words of this reference into one.
 
     One wrong digit then makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
-    were spoken. To find out, the text is compared with its words normalized one by one, which joins nothing. Only
-    differences in numbers count.
+    were spoken. To detect this, the words are also normalized one by one, so that nothing is joined. Only differences
+    in numbers count.
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):
